@@ -1,0 +1,58 @@
+# `make demo` and `make test` are all that a fresh clone needs; both install what is missing and can be repeated.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+DEMO := runs/demo
+OPERATOR_SOURCES := setup.py $(shell find src/ops/csrc -type f 2>/dev/null)
+
+.PHONY: help install ops demo demo-again test test-all test-gpu lint types format benchmark clean
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+install: $(INSTALLED) ## Make .venv, install the project in it and compile the operator
+
+$(INSTALLED): pyproject.toml constraints.txt $(OPERATOR_SOURCES)
+	@test -x $(BIN)/python || { echo "==> making $(VENV)"; $(PYTHON) -m venv $(VENV); }
+	@echo "==> installing PyTorch and build tools (once; about 6 GB)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt setuptools wheel ninja torch torchvision
+	@echo "==> installing the project and compiling the operator"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e ".[dev]"
+	@touch $@
+
+ops: ## Compile the operator again after a change in src/ops/csrc
+	@$(BIN)/python setup.py build_ext --inplace
+
+demo: $(DEMO)/.done ## Train, evaluate and predict on toy data (minutes on a laptop); prints where the pictures are
+	@cat $(DEMO)/.done
+
+demo-again: ## Run the demo from scratch although it has been run
+	@rm -rf $(DEMO) && $(MAKE) --no-print-directory demo
+
+test: $(INSTALLED) ## Run the tests (minutes)
+	@$(BIN)/python -m pytest -q -m "not slow and not gpu"
+
+test-all: $(INSTALLED) ## Run all tests, the slow ones too
+	@$(BIN)/python -m pytest -q -m "not gpu"
+
+test-gpu: $(INSTALLED) ## Run the tests that need a CUDA device
+	@$(BIN)/python -m pytest -q -m gpu
+
+lint: $(INSTALLED) types ## Check style and types
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: $(INSTALLED)
+	@$(BIN)/mypy
+
+format: $(INSTALLED) ## Put the code into the house format
+	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+benchmark: $(INSTALLED) ## Time the operator against the plain PyTorch path
+	@$(BIN)/python benchmarks/op_cpu.py
+
+clean: ## Remove builds, caches and runs (not data, not .venv)
+	rm -rf build dist *.egg-info src/ops/*.so runs .pytest_cache .mypy_cache .ruff_cache
