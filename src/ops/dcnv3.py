@@ -1,0 +1,169 @@
+"""Deformable convolution v3 (DCNv3), the operator of InternImage: public function, schema, autograd and dispatch.
+
+Source: InternImage (CVPR 2023, arXiv 2211.05778), eq. 2. Schema, shape inference, autograd, autocast and the plain
+fallback live here; compiled libraries only add kernels for ``internimage::dcnv3`` and ``internimage::dcnv3_backward``
+under their device key, and win over the fallback by being there. There is no second derivative.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import reference
+from ._arguments import Pair, check_tensors, output_size
+from ._load import LIBRARIES
+from .reference import Window, make_window
+
+_WINDOW_SCHEMA = (
+    "int groups, int[2] kernel_size, int[2] stride, int[2] padding, int[2] dilation, "
+    "float offset_scale, bool remove_center, bool mask_softmax"
+)
+_TAGS = (torch.Tag.needs_fixed_stride_order, torch.Tag.pt2_compliant_tag)
+
+
+def dcnv3(
+    input: Tensor,  # noqa: A002
+    offset: Tensor,
+    mask: Tensor,
+    *,
+    groups: int,
+    kernel_size: int | Pair = 3,
+    stride: int | Pair = 1,
+    padding: int | Pair = 1,
+    dilation: int | Pair = 1,
+    offset_scale: float = 1.0,
+    remove_center: bool = False,
+    mask_softmax: bool = False,
+) -> Tensor:
+    """Sample ``input`` at learned positions and sum the samples with learned weights, per group.
+
+    For group ``g`` and output pixel ``(oy, ox)`` the result is ``sum_p mask[g, p] * bilinear(input_g, position_p)``
+    with ``x = ox * stride_w - pad_w + half_w + (i * dilation_w - half_w + dx) * offset_scale`` (``y`` alike),
+    ``half = dilation * (kernel - 1) // 2``. Points run over the kernel with the width index ``i`` slow and the height
+    index fast. Pixels outside the image count as zero; a point counts only if ``-1 < x < W`` and ``-1 < y < H``, so
+    NaN offsets contribute nothing. There is no weight and no bias.
+
+    Works under autocast (``input`` is cast, see ``offset``), ``torch.compile(fullgraph=True)`` and ``torch.export``.
+    Results on the CPU are bitwise the same for every number of threads.
+
+    Args:
+        input: Values of shape ``(N, H, W, C)``, channels last, float64, float32, float16 or bfloat16; ``N`` may be 0.
+        offset: Displacements in pixels, shape ``(N, H_out, W_out, groups * P * 2)``, pairs ``(dx, dy)``, with
+            ``P = kernel_h * kernel_w - remove_center``. Dtype of ``input``, or float32 beside a 16-bit ``input``. May
+            be a slice of a wider tensor along the last axis; no copy is made.
+        mask: Weights of the points, shape ``(N, H_out, W_out, groups * P)``; dtype and slices as ``offset``.
+        groups: Number of channel groups, a divisor of ``C``.
+        kernel_size: Window size ``(height, width)`` or one integer for both, at least 1.
+        stride: Step of the window in pixels, at least 1.
+        padding: Virtual zero padding in pixels, at least 0.
+        dilation: Distance between neighbouring points in pixels, at least 1.
+        offset_scale: Factor on the whole point grid, the regular part included.
+        remove_center: Leave out the centre point; needs an odd square kernel.
+        mask_softmax: ``mask`` holds logits and the softmax over the ``P`` points of each group is part of the operator.
+
+    Returns:
+        Tensor of shape ``(N, H_out, W_out, C)``, dtype of ``input`` (under autocast: the autocast dtype).
+
+    Raises:
+        ValueError: If shapes, devices or window arguments do not fit.
+        TypeError: If a dtype is not accepted.
+        OpNotBuiltError: With ``INTERNIMAGE_OPS=compiled`` where there is no compiled kernel.
+    """
+    window = make_window(
+        input, groups, kernel_size, stride, padding, dilation, offset_scale, remove_center, mask_softmax
+    )
+    device_type = input.device.type
+    if torch.is_autocast_enabled(device_type) and input.dtype != torch.float64:
+        input = input.to(torch.get_autocast_dtype(device_type))  # noqa: A001
+    size = output_size(input.shape[1:3], *window[1:5])
+    check_tensors(input, offset, mask, groups, window.points, size)
+    return torch.ops.internimage.dcnv3.default(input, offset, mask, *window)
+
+
+torch.library.define(
+    "internimage::dcnv3",
+    f"(Tensor input, Tensor offset, Tensor mask, {_WINDOW_SCHEMA}) -> Tensor",
+    tags=_TAGS,
+)
+torch.library.define(
+    "internimage::dcnv3_backward",
+    f"(Tensor grad, Tensor input, Tensor offset, Tensor mask, {_WINDOW_SCHEMA}, bool[3] output_mask)"
+    " -> (Tensor, Tensor, Tensor)",
+    tags=_TAGS,
+)
+
+
+@torch.library.register_kernel("internimage::dcnv3", None)
+def _fallback(input: Tensor, offset: Tensor, mask: Tensor, *window: Any) -> Tensor:  # noqa: A002, ANN401
+    LIBRARIES.on_fallback(input.device.type)
+    return reference.forward(input, offset, mask, _as_window(window))
+
+
+@torch.library.register_kernel("internimage::dcnv3_backward", None)
+def _fallback_backward(
+    grad: Tensor,
+    input: Tensor,  # noqa: A002
+    offset: Tensor,
+    mask: Tensor,
+    *args: Any,  # noqa: ANN401
+) -> tuple[Tensor, Tensor, Tensor]:
+    LIBRARIES.on_fallback(input.device.type)
+    return reference.backward(grad, input, offset, mask, _as_window(args[:-1]), tuple(args[-1]))
+
+
+@torch.library.register_fake("internimage::dcnv3")
+def _fake(input: Tensor, offset: Tensor, mask: Tensor, *args: Any) -> Tensor:  # noqa: A002, ANN401
+    window = _as_window(args)
+    n, h, w, c = input.shape
+    h_out, w_out = output_size((h, w), *window[1:5])
+    for tensor, values in ((offset, 2), (mask, 1)):
+        expected = (n, h_out, w_out, window.groups * window.points * values)
+        for have, want in zip(tensor.shape, expected, strict=True):
+            torch._check(have == want)
+    return input.new_empty(n, h_out, w_out, c)
+
+
+@torch.library.register_fake("internimage::dcnv3_backward")
+def _fake_backward(
+    grad: Tensor,
+    input: Tensor,  # noqa: A002
+    offset: Tensor,
+    mask: Tensor,
+    *args: Any,  # noqa: ANN401
+) -> tuple[Tensor, Tensor, Tensor]:
+    tensors = zip((input, offset, mask), args[-1], strict=True)
+    grads = [tensor.new_empty(tensor.shape if needed else 0) for tensor, needed in tensors]
+    return grads[0], grads[1], grads[2]
+
+
+def _as_window(args: tuple[Any, ...]) -> Window:
+    groups, *pairs = args[:5]
+    return Window(groups, *(tuple(pair) for pair in pairs), *args[5:])
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ANN401
+    ctx.save_for_backward(*inputs[:3])
+    ctx.window = inputs[3:]
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+    output_mask = ctx.needs_input_grad[:3]
+    grads = torch.ops.internimage.dcnv3_backward.default(
+        grad, *ctx.saved_tensors, *ctx.window, output_mask
+    )
+    needed = (g if is_needed else None for g, is_needed in zip(grads, output_mask, strict=True))
+    return *needed, *(None for _ in ctx.window)
+
+
+def _double_backward(ctx: Any, *grads: Tensor) -> None:  # noqa: ANN401
+    raise RuntimeError(
+        "DCNv3 has no second derivative; take gradients of it with create_graph=False, or use "
+        "src.ops.dcnv3_reference, which autograd can differentiate twice."
+    )
+
+
+torch.library.register_autograd("internimage::dcnv3", _backward, setup_context=_setup_context)
+torch.library.register_autograd("internimage::dcnv3_backward", _double_backward)

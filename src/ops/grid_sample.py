@@ -1,0 +1,92 @@
+"""DCNv3 built on ``torch.nn.functional.grid_sample``: the baseline of the benchmark.
+
+The formulation most PyTorch ports use: pad the image, build a normalised sampling grid, sample every group as its own
+image of shape (N*G, Cg, H, W), weight and sum over the points. It needs no compiled code of ours and exports where
+``grid_sample`` does.
+
+It is not the oracle. Differences from :func:`src.ops.dcnv3`: positions are normalised and denormalised, so offsets that
+are exact integers may land on either side (the value is the same, the offset gradient is not); NaN offsets sample
+position -1 of the grid instead of contributing zero; pixels outside the image enter as 0 * weight.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from ._arguments import Pair, check_tensors, output_size
+from .reference import Window, make_window
+
+
+def dcnv3_grid_sample(
+    input: Tensor,  # noqa: A002
+    offset: Tensor,
+    mask: Tensor,
+    *,
+    groups: int,
+    kernel_size: int | Pair = 3,
+    stride: int | Pair = 1,
+    padding: int | Pair = 1,
+    dilation: int | Pair = 1,
+    offset_scale: float = 1.0,
+    remove_center: bool = False,
+    mask_softmax: bool = False,
+) -> Tensor:
+    """DCNv3 through ``grid_sample``; arguments as :func:`src.ops.dcnv3`, all tensors of one dtype."""
+    window = make_window(
+        input, groups, kernel_size, stride, padding, dilation, offset_scale, remove_center, mask_softmax
+    )
+    n, h, w, c = input.shape
+    h_out, w_out = output_size((h, w), *window[1:5])
+    check_tensors(input, offset, mask, groups, window.points, (h_out, w_out))
+    pixels, points = h_out * w_out, window.points
+
+    weights = mask.reshape(n, pixels, groups, points)
+    if mask_softmax:
+        weights = weights.softmax(-1)
+    pad_h, pad_w = window.padding
+    padded = F.pad(input, [0, 0, pad_w, pad_w, pad_h, pad_h])  # (N, H+, W+, C)
+    h_pad, w_pad = padded.shape[1:3]
+
+    size = torch.tensor([w_pad, h_pad], dtype=offset.dtype, device=offset.device)
+    centres = _centres(h_out, w_out, window, offset) / size  # (L, 1, 1, 2)
+    taps = _taps(window, offset) * window.offset_scale / size  # (P, 2)
+    shifts = offset.reshape(n, pixels, groups, points, 2) * (window.offset_scale / size)
+    grid = 2 * (centres + taps + shifts) - 1  # (N, L, G, P, 2), -1 and 1 are the outer edges
+
+    images = padded.reshape(n, h_pad * w_pad, groups, -1).permute(0, 2, 3, 1)
+    images = images.reshape(n * groups, -1, h_pad, w_pad)  # (N*G, Cg, H+, W+)
+    grid = grid.transpose(1, 2).flatten(0, 1)  # (N*G, L, P, 2)
+    samples = F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+    weights = weights.transpose(1, 2).reshape(n * groups, 1, pixels, points)
+    output = (samples * weights).sum(-1).view(n, c, pixels)  # (N, C, L)
+    return output.transpose(1, 2).reshape(n, h_out, w_out, c).contiguous()
+
+
+def _centres(h_out: int, w_out: int, window: Window, like: Tensor) -> Tensor:
+    """Centre of every window in pixels of the padded image; 0.5 is the centre of the first pixel."""
+    axes = [
+        torch.arange(count, dtype=like.dtype, device=like.device) * window.stride[axis]
+        + (window.dilation[axis] * (window.kernel_size[axis] - 1)) // 2
+        + 0.5
+        for axis, count in ((0, h_out), (1, w_out))
+    ]
+    y, x = torch.meshgrid(*axes, indexing="ij")
+    return torch.stack((x, y), dim=-1).reshape(-1, 1, 1, 2)
+
+
+def _taps(window: Window, like: Tensor) -> Tensor:
+    """Displacement of every point from the window centre in pixels: width slow, height fast."""
+    axes = [
+        torch.arange(count, dtype=like.dtype, device=like.device) * window.dilation[axis]
+        - (window.dilation[axis] * (count - 1)) // 2
+        for axis, count in enumerate(window.kernel_size)
+    ]
+    x, y = torch.meshgrid(axes[1], axes[0], indexing="ij")
+    taps = torch.stack((x, y), dim=-1).reshape(-1, 2)
+    if window.remove_center:
+        centre = taps.shape[0] // 2
+        taps = torch.cat((taps[:centre], taps[centre + 1 :]))
+    return taps
