@@ -1,0 +1,1 @@
+"""Heads: modules that turn backbone maps into predictions."""

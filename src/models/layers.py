@@ -1,0 +1,210 @@
+"""Building blocks of InternImage: linear layers with their initialisation, MLP, DCNv3 module.
+
+Source: Wang et al., "InternImage: Exploring Large-Scale Vision Foundation Models with Deformable
+Convolutions", CVPR 2023, section 3 (arXiv 2211.05778); initial values are those of the official
+code. Feature maps are channels-last, ``(N, H, W, C)``, in every function here.
+
+Each module that owns parameters initialises them in ``reset_parameters``, so a network made on
+the meta device gets the same start after ``to_empty`` as one made on a real device.
+
+This file knows nothing about stages or variants (``internimage.py``) and holds no operator
+(``src.ops``).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from src.errors import UserError
+from src.ops import dcnv3
+
+LAYER_NORM_EPS = 1e-6
+
+
+class Linear(nn.Linear):
+    """``nn.Linear`` that starts from a truncated normal of std 0.02 and bias 0."""
+
+    def reset_parameters(self) -> None:
+        """Set the start values."""
+        self._reset_weight()
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def _reset_weight(self) -> None:
+        nn.init.trunc_normal_(self.weight, std=0.02)
+
+
+class XavierLinear(Linear):
+    """``nn.Linear`` that starts Xavier uniform with bias 0 (projections of DCNv3)."""
+
+    def _reset_weight(self) -> None:
+        nn.init.xavier_uniform_(self.weight)
+
+
+class ZeroLinear(Linear):
+    """``nn.Linear`` that starts at zero (offsets and mask of DCNv3: a plain regular grid)."""
+
+    def _reset_weight(self) -> None:
+        nn.init.zeros_(self.weight)
+
+
+def layer_norm(channels: int) -> nn.LayerNorm:
+    """LayerNorm over the last axis with the epsilon of every InternImage norm, 1e-6."""
+    return nn.LayerNorm(channels, eps=LAYER_NORM_EPS)
+
+
+def conv_nhwc(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """Apply a convolution to a channels-last map without copying it.
+
+    A contiguous ``(N, H, W, C)`` tensor seen as ``(N, C, H, W)`` is exactly PyTorch's
+    channels-last memory format, so both permutations are views.
+
+    Args:
+        conv: Convolution with ``in_channels == C``.
+        x: Map of shape ``(N, H, W, C)``.
+
+    Returns:
+        Map of shape ``(N, H', W', C')``.
+    """
+    out: Tensor = conv(x.permute(0, 3, 1, 2))  # (N, C', H', W')
+    return out.permute(0, 2, 3, 1)  # (N, H', W', C')
+
+
+class MLP(nn.Module):
+    """Two linear layers with an exact GELU between them, on the last axis.
+
+    Args:
+        channels: Input and output width.
+        hidden_channels: Width between the two layers.
+        drop_rate: Dropout probability after each layer, in [0, 1).
+    """
+
+    def __init__(self, channels: int, hidden_channels: int, drop_rate: float = 0.0) -> None:
+        super().__init__()
+        self.fc1 = Linear(channels, hidden_channels)
+        self.act = nn.GELU()
+        self.fc2 = Linear(hidden_channels, channels)
+        self.drop = nn.Dropout(drop_rate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(..., C) -> (..., C)``."""
+        out: Tensor = self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
+        return out
+
+
+class DCNv3(nn.Module):
+    """Deformable convolution v3 with its projections (paper, equation 2 and figure 3).
+
+    The values come from ``input_proj(x)``; offsets, mask logits and the optional centre scale come
+    from a depthwise convolution of the *unprojected* input. ``offset`` and ``mask`` are two
+    parameters (they have different learning-rate rules) but one matrix product: their weights are
+    concatenated and the operator reads its two arguments as strided views of the result. Hooks on
+    these two submodules therefore never fire.
+
+    Args:
+        channels: Width ``C`` of the map, a multiple of ``groups``.
+        groups: Number of groups ``G`` with their own offsets and mask.
+        kernel_size: Odd side of the sampling grid.
+        dw_kernel_size: Odd side of the depthwise convolution; ``None`` means ``kernel_size``.
+        offset_scale: Factor on the grid and on the offsets, in pixels.
+        center_feature_scale: Blend the output with the projected input by a learned gate per group.
+        remove_center: Leave out the centre point of the grid.
+
+    Raises:
+        UserError: If ``channels`` is no multiple of ``groups`` or a kernel size is even.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        groups: int,
+        kernel_size: int = 3,
+        dw_kernel_size: int | None = None,
+        offset_scale: float = 1.0,
+        center_feature_scale: bool = False,
+        remove_center: bool = False,
+    ) -> None:
+        super().__init__()
+        dw_kernel_size = kernel_size if dw_kernel_size is None else dw_kernel_size
+        if channels % groups:
+            raise UserError(
+                f"DCNv3 needs channels to be a multiple of groups, got channels={channels} and "
+                f"groups={groups}; change `groups` or `channels` of that stage."
+            )
+        for name, size in (("kernel_size", kernel_size), ("dw_kernel_size", dw_kernel_size)):
+            if size < 1 or size % 2 == 0:
+                raise UserError(f"DCNv3 needs an odd positive {name}, got {size}; use 3, 5 or 7.")
+        self.channels = channels
+        self.groups = groups
+        self.kernel_size = kernel_size
+        self.offset_scale = offset_scale
+        self.remove_center = remove_center
+        self.num_points = kernel_size**2 - int(remove_center)
+        self.dw_conv = nn.Conv2d(
+            channels, channels, dw_kernel_size, padding=dw_kernel_size // 2, groups=channels
+        )
+        self.dw_norm = layer_norm(channels)
+        self.act = nn.GELU()
+        self.offset = ZeroLinear(channels, groups * self.num_points * 2)
+        self.mask = ZeroLinear(channels, groups * self.num_points)
+        self.input_proj = XavierLinear(channels, channels)
+        self.output_proj = XavierLinear(channels, channels)
+        self.center_feature_scale_proj_weight: nn.Parameter | None = None
+        self.center_feature_scale_proj_bias: nn.Parameter | None = None
+        if center_feature_scale:
+            self.center_feature_scale_proj_weight = nn.Parameter(torch.empty(groups, channels))
+            self.center_feature_scale_proj_bias = nn.Parameter(torch.empty(groups))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Zero the gate, so that it starts at one half; the submodules reset themselves."""
+        for parameter in self.parameters(recurse=False):
+            nn.init.zeros_(parameter)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, H, W, C) -> (N, H, W, C)``."""
+        values = self.input_proj(x)
+        guide = self.act(self.dw_norm(conv_nhwc(self.dw_conv, x)))
+        offset, mask_logits = self._offset_and_mask(guide)
+        out = dcnv3(
+            values,
+            offset,
+            mask_logits,
+            groups=self.groups,
+            kernel_size=self.kernel_size,
+            padding=self.kernel_size // 2,
+            offset_scale=self.offset_scale,
+            remove_center=self.remove_center,
+            mask_softmax=True,
+        )
+        if self.center_feature_scale_proj_weight is not None:
+            out = self._blend_center(out, values, guide)
+        result: Tensor = self.output_proj(out)
+        return result
+
+    def _offset_and_mask(self, guide: Tensor) -> tuple[Tensor, Tensor]:
+        weight = torch.cat([self.offset.weight, self.mask.weight])
+        bias = torch.cat([self.offset.bias, self.mask.bias])
+        offset, mask_logits = F.linear(guide, weight, bias).split(
+            [self.offset.out_features, self.mask.out_features], dim=-1
+        )
+        return offset, mask_logits
+
+    def _blend_center(self, out: Tensor, values: Tensor, guide: Tensor) -> Tensor:
+        weight, bias = self.center_feature_scale_proj_weight, self.center_feature_scale_proj_bias
+        assert weight is not None
+        gate = F.linear(guide, weight, bias).sigmoid()  # (N, H, W, G)
+        grouped = (*out.shape[:3], self.groups, self.channels // self.groups)
+        blended = torch.lerp(
+            out.view(grouped), values.view(grouped), gate.unsqueeze(-1).to(out.dtype)
+        )
+        return blended.view_as(out)
+
+    def extra_repr(self) -> str:
+        """Arguments shown by ``print``."""
+        return (
+            f"channels={self.channels}, groups={self.groups}, kernel_size={self.kernel_size}, "
+            f"offset_scale={self.offset_scale}, remove_center={self.remove_center}"
+        )
