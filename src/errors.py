@@ -1,6 +1,7 @@
 """The error that the person at the keyboard caused and can fix.
 
-The command line prints a `UserError` as one sentence without a traceback. Programming mistakes stay ordinary exceptions.
+The command line prints a `UserError` as one sentence without a traceback. Programming mistakes stay
+ordinary exceptions.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ import re
 class UserError(ValueError):
     """The user gave something wrong: a path, a file, a value.
 
-    The message is one or two complete sentences: what was wrong, which file or value, what is accepted, how to fix it.
+    The message is one or two complete sentences: what was wrong, which file or value, what is
+    accepted, how to fix it.
 
-    A loader worker can only hand its parent the text of a traceback: PyTorch raises the same class again with that text as
-    its message. The constructor takes the sentence back out, so that the user reads the same words whether the
-    pictures are read in the main process or in a worker.
+    A loader worker can only hand its parent the text of a traceback: PyTorch raises the same class
+    again with that text as its message. The constructor takes the sentence back out, so that the
+    user reads the same words whether the pictures are read in the main process or in a worker.
 
     Args:
         message: The sentence, or PyTorch's account of a `UserError` in a worker.
@@ -26,7 +28,7 @@ class UserError(ValueError):
 
 
 def _sentence(message: str, name: str) -> str:
-    """Cut the last ``<module>.<name>: sentence`` out of a worker's traceback; other text is returned as it is."""
+    """Cut ``<module>.<name>: sentence`` out of a worker's traceback; return other text as it is."""
     if not message.startswith(f"Caught {name} in "):
         return message
     starts = list(re.finditer(rf"^(?:[\w.]+\.)?{name}: ", message, flags=re.MULTILINE))

@@ -1,0 +1,26 @@
+"""Data modules, plain data sets, transforms, toy data, and the prepare and verify commands.
+
+The data modules are imported on first use, so that ``python -m src prepare`` and ``verify`` need
+not wait for Lightning. To have their short names in YAML, import them by name: ``from src.data
+import ImageNetDataModule``.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from src.data.base import BaseDataModule
+    from src.data.imagenet import ImageNetDataModule
+
+__all__ = ["BaseDataModule", "ImageNetDataModule"]
+
+_MODULES = {"BaseDataModule": "src.data.base", "ImageNetDataModule": "src.data.imagenet"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a data module when it is first asked for."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_MODULES[name]), name)

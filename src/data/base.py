@@ -1,0 +1,142 @@
+"""What all data modules share: loaders, batch sizes, the classes, the report of skipped pictures.
+
+A data module knows files and transforms; it knows neither the model nor the loss. Samplers for
+several devices are Lightning's, and so is the seeding of the workers (``seed_everything`` in the
+configuration).
+"""
+
+from __future__ import annotations
+
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from lightning import LightningDataModule
+from torch.utils.data import DataLoader, Dataset
+
+from src.errors import UserError
+
+
+class BaseDataModule(LightningDataModule, ABC):
+    """Base of all data modules.
+
+    Args:
+        batch_size: Training pictures per device and step.
+        num_workers: Loader processes per device; 0 loads in the main process.
+        eval_batch_size: Pictures per device in validation, test and prediction; default
+            ``batch_size``.
+
+    Raises:
+        UserError: If a number is out of range.
+    """
+
+    def __init__(
+        self, batch_size: int, num_workers: int, eval_batch_size: int | None = None
+    ) -> None:
+        super().__init__()
+        check(batch_size >= 1, "batch_size", batch_size, "an integer of at least 1")
+        check(num_workers >= 0, "num_workers", num_workers, "0 (no extra process) or more")
+        check(
+            eval_batch_size is None or eval_batch_size >= 1,
+            "eval_batch_size",
+            eval_batch_size,
+            "null (the same as batch_size) or an integer of at least 1",
+        )
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.eval_batch_size = eval_batch_size or batch_size
+        self._datasets: dict[str, Dataset[Any]] = {}
+        self._reported: dict[str, int] = {}
+        self._epoch = 0
+
+    @property
+    @abstractmethod
+    def class_names(self) -> list[str]:
+        """Readable class names in label order."""
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes; the command line hands it to the model."""
+        return len(self.class_names)
+
+    def loader(
+        self,
+        split: str,
+        *,
+        train: bool = False,
+        collate_fn: Callable[[list[Any]], Any] | None = None,
+    ) -> DataLoader[Any]:
+        """Loader of one of the data sets that `setup` has made.
+
+        Training loaders shuffle and drop the last incomplete batch, unless it is the only one, so
+        that Mixup meets even batches.
+
+        Args:
+            split: Key of the data set.
+            train: Whether this is a training loader.
+            collate_fn: How samples become a batch; default is PyTorch's.
+        """
+        dataset = self._datasets[split]
+        devices = self.trainer.world_size if self.trainer else 1
+        size = self.batch_size if train else self.eval_batch_size
+        per_device = -(-len(dataset) // devices)  # type: ignore[arg-type]
+        return DataLoader(
+            dataset,
+            batch_size=size,
+            shuffle=train,
+            drop_last=train and per_device > size,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            collate_fn=collate_fn,
+        )
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Report the pictures that were skipped in the epoch that has just ended."""
+        epoch = self.trainer.current_epoch if self.trainer else 0
+        if epoch != self._epoch:
+            self._epoch = epoch
+            self._report_skipped()
+        return batch
+
+    def teardown(self, stage: str) -> None:
+        """Report the pictures that were skipped since the last report."""
+        self._report_skipped()
+
+    def _report_skipped(self) -> None:
+        for split, dataset in self._datasets.items():
+            if not isinstance(dataset, _RemembersBroken):
+                continue
+            paths = dataset.broken_paths
+            if len(paths) > self._reported.get(split, 0):
+                self._reported[split] = len(paths)
+                warnings.warn(_skip_report(split, paths, len(dataset)), stacklevel=2)  # type: ignore[arg-type]
+
+
+@runtime_checkable
+class _RemembersBroken(Protocol):
+    @property
+    def broken_paths(self) -> list[str]: ...
+
+
+def _skip_report(split: str, paths: list[str], total: int) -> str:
+    shown = ", ".join(paths[:5]) + (", ..." if len(paths) > 5 else "")
+    return f"{len(paths)} of {total} {split} pictures cannot be read and were skipped: {shown}"
+
+
+def check(accepted: bool, name: str, value: object, accepts: str) -> None:
+    """Refuse a value of a data argument in one sentence.
+
+    Args:
+        accepted: Whether the value is fine.
+        name: Argument of the data module.
+        value: What was given.
+        accepts: What is accepted, as it reads after "accepts".
+
+    Raises:
+        UserError: If ``accepted`` is false.
+    """
+    if not accepted:
+        raise UserError(f"data.{name} accepts {accepts}, got {value!r}.")

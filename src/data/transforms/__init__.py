@@ -1,0 +1,5 @@
+"""Builders of transforms: arguments in, a callable on PIL pictures out."""
+
+from src.data.transforms.classification import eval_transform, train_transform
+
+__all__ = ["eval_transform", "train_transform"]
