@@ -1,0 +1,124 @@
+"""Learning-rate schedules that count optimizer steps and know how long the training is.
+
+``WarmupCosine`` follows timm's ``CosineLRScheduler`` (one cycle, ``t_in_epochs=False``, ``warmup_prefix=False``): a
+linear warm-up, then the cosine read at the *absolute* step. Rates are computed from the step alone, so resuming needs
+nothing but the step and the configuration always decides. What is not here: schedules that look at a metric.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from typing import Any
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+
+class StepSchedule(LRScheduler):
+    """Base of schedules over the whole training, stepped after every optimizer step.
+
+    The length of training is known only when Lightning asks for the optimizer, so a schedule is made in two steps: the
+    configuration makes it, the task calls :meth:`plan`. Until then the learning rates stay as they are.
+    """
+
+    interval = "step"
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        """Attach to ``optimizer``, whose current learning rates are the base rates."""
+        self.total_steps = 0  # 0 = not planned yet
+        self.steps_per_epoch = 0
+        self.rate_scale = 1.0
+        super().__init__(optimizer)
+
+    def plan(self, total_steps: int, steps_per_epoch: int, rate_scale: float = 1.0) -> None:
+        """Tell the length of training and set the learning rate of the current step.
+
+        Args:
+            total_steps: Optimizer steps of the whole training, at least 1.
+            steps_per_epoch: Optimizer steps of one epoch, at least 1.
+            rate_scale: Factor on the absolute rates of the schedule (global batch / reference batch).
+
+        Raises:
+            ValueError: If a count is below 1.
+        """
+        if total_steps < 1 or steps_per_epoch < 1:
+            raise ValueError(
+                f"a schedule needs at least one step, got {total_steps=} and {steps_per_epoch=}"
+            )
+        self.total_steps, self.steps_per_epoch, self.rate_scale = total_steps, steps_per_epoch, rate_scale
+        self.apply()
+
+    def apply(self) -> None:
+        """Write the learning rates of the current step into the optimizer."""
+        self._last_lr = self.get_lr()
+        for group, rate in zip(self.optimizer.param_groups, self._last_lr, strict=True):
+            group["lr"] = rate
+
+    def get_lr(self) -> list[float]:
+        """Learning rate of every group at the current step."""
+        if not self.total_steps:
+            return [group["lr"] for group in self.optimizer.param_groups]
+        return [self.rate(float(base), self.last_epoch) for base in self.base_lrs]
+
+    @abstractmethod
+    def rate(self, base: float, step: int) -> float:
+        """Learning rate at optimizer step ``step`` (0 = first) of a group whose base rate is ``base``."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Only the step: everything else belongs to the configuration."""
+        return {"last_epoch": self.last_epoch}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue at the saved step."""
+        self.last_epoch = int(state_dict["last_epoch"])
+        self.apply()
+
+
+class WarmupCosine(StepSchedule):
+    """Linear warm-up, then half a cosine down to ``min_lr`` at the last step.
+
+    Args:
+        optimizer: Optimizer whose learning rates are the peak rates.
+        warmup_epochs: Length of the warm-up in epochs (fractions allowed), 0 or more.
+        warmup_steps: Length of the warm-up in optimizer steps; overrules ``warmup_epochs``.
+        warmup_lr: Rate of the very first step, per reference batch, the same for every group.
+        min_lr: Rate at the end, per reference batch, the same for every group.
+
+    Raises:
+        ValueError: If a value is negative.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        warmup_epochs: float = 0.0,
+        warmup_steps: int | None = None,
+        warmup_lr: float = 0.0,
+        min_lr: float = 0.0,
+    ) -> None:
+        """See the class."""
+        settings = {"warmup_epochs": warmup_epochs, "warmup_lr": warmup_lr, "min_lr": min_lr}
+        settings["warmup_steps"] = warmup_steps or 0
+        for name, value in settings.items():
+            if value < 0:
+                raise ValueError(f"{name} of WarmupCosine must be 0 or more, got {value}")
+        self.warmup_epochs, self.requested_warmup_steps = warmup_epochs, warmup_steps
+        self.warmup_lr, self.min_lr = warmup_lr, min_lr
+        super().__init__(optimizer)
+
+    @property
+    def num_warmup_steps(self) -> int:
+        """Optimizer steps of warm-up."""
+        if self.requested_warmup_steps is not None:
+            return self.requested_warmup_steps
+        return int(self.warmup_epochs * self.steps_per_epoch)
+
+    def rate(self, base: float, step: int) -> float:
+        """Learning rate at ``step``."""
+        warmup_lr, min_lr = self.warmup_lr * self.rate_scale, self.min_lr * self.rate_scale
+        if step < self.num_warmup_steps:
+            return warmup_lr + step * (base - warmup_lr) / self.num_warmup_steps
+        if step >= self.total_steps:
+            return min_lr
+        return min_lr + 0.5 * (base - min_lr) * (1 + math.cos(math.pi * step / self.total_steps))

@@ -1,0 +1,6 @@
+"""Lightning modules: one task each. They know networks and batches, never datasets."""
+
+from src.tasks.base import BaseTask
+from src.tasks.classification import ClassificationTask
+
+__all__ = ["BaseTask", "ClassificationTask"]

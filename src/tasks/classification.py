@@ -1,0 +1,113 @@
+"""Image classification: mixup, soft targets, top-1 and top-5, named predictions.
+
+The recipe is the official InternImage one, which is timm's: ``timm.data.Mixup`` when one of its
+strengths is set (label smoothing then happens inside it), else cross entropy with label smoothing.
+Augmentation of single pictures belongs to the data module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from timm.data import Mixup
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics import MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
+
+from src.errors import UserError
+from src.models import InternImage
+from src.tasks.base import BaseTask
+from src.types import ClassificationBatch
+
+
+class ClassificationTask(BaseTask):
+    """Train and evaluate an image classifier.
+
+    Args:
+        network: Makes the classifier; called with ``num_classes``.
+        num_classes: Number of classes, taken from the data module on the command line.
+        mixup_alpha: Strength of mixup, 0 is off.
+        cutmix_alpha: Strength of CutMix, 0 is off.
+        mixup_prob: Probability that a batch is mixed, in [0, 1].
+        mixup_switch_prob: Probability of CutMix where both are on, in [0, 1].
+        label_smoothing: Share of the target spread evenly over all classes, in [0, 1).
+        kwargs: See :class:`BaseTask`.
+    """
+
+    monitor: ClassVar[str] = "val/top1"
+    monitor_mode: ClassVar[str] = "max"
+
+    def __init__(
+        self,
+        network: Callable[[int], InternImage] = InternImage,
+        num_classes: int = 1000,
+        mixup_alpha: float = 0.0,
+        cutmix_alpha: float = 0.0,
+        mixup_prob: float = 1.0,
+        mixup_switch_prob: float = 0.5,
+        label_smoothing: float = 0.1,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(network=network, num_classes=num_classes, **kwargs)
+        self.label_smoothing = label_smoothing
+        self.mixup: Mixup | None = None
+        if mixup_alpha > 0 or cutmix_alpha > 0:
+            self.mixup = Mixup(
+                mixup_alpha=mixup_alpha,
+                cutmix_alpha=cutmix_alpha,
+                prob=mixup_prob,
+                switch_prob=mixup_switch_prob,
+                mode="batch",
+                label_smoothing=label_smoothing,
+                num_classes=num_classes,
+            )
+
+    def build_loss(self) -> nn.Module:
+        """Cross entropy; with mixup the smoothing is already in the soft targets."""
+        return nn.CrossEntropyLoss(label_smoothing=0.0 if self.mixup else self.label_smoothing)
+
+    def build_metrics(self) -> MetricCollection:
+        """Top-1 and top-5 accuracy in [0, 1] over all pictures."""
+        return MetricCollection(
+            {
+                f"top{k}": MulticlassAccuracy(
+                    self.num_classes, top_k=min(k, self.num_classes), average="micro"
+                )
+                for k in (1, 5)
+            }
+        )
+
+    def training_step(self, batch: ClassificationBatch, batch_idx: int) -> Tensor:
+        """Loss of a batch."""
+        image, target = batch["image"], batch["label"]
+        if self.mixup is not None:
+            image, target = self.mixup(image, target)
+        loss: Tensor = self.criterion(self.network(image), target)
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(image))
+        return loss
+
+    def evaluation_step(
+        self, network: nn.Module, batch: ClassificationBatch, stage: str, suffix: str
+    ) -> None:
+        """Update and log loss, top-1 and top-5."""
+        logits, label = network(batch["image"]).float(), batch["label"]
+        metrics = self.metrics[stage + suffix]
+        metrics.update(logits, label)
+        loss = F.cross_entropy(logits, label)
+        size = len(label)
+        self.log(f"{stage}/loss{suffix}", loss, batch_size=size, sync_dist=True, prog_bar=True)
+        self.log_dict(metrics, batch_size=size, prog_bar=True)
+
+    def predict_step(self, batch: ClassificationBatch, batch_idx: int) -> dict[str, Any]:
+        """Five best classes of every picture.
+
+        Returns:
+            ``path`` (``N`` strings), ``index`` and ``probability`` of shape ``(N, k)``, best first,
+            with ``k`` = 5 or the number of classes if that is smaller.
+        """
+        probabilities = self.evaluation_network(batch["image"]).float().softmax(dim=-1)
+        best = probabilities.topk(min(5, self.num_classes), dim=-1)
+        return {"path": batch["path"], "index": best.indices, "probability": best.values}
