@@ -1,0 +1,71 @@
+"""The rooms of the project depend on each other in one direction only (docs/architecture.md)."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCES = sorted((ROOT / "src").rglob("*.py"))
+
+# A room may import from itself, from `errors`, and from the rooms listed here.
+MAY_IMPORT = {
+    "ops": set(),
+    "types": set(),
+    "errors": set(),
+    "losses": {"types"},
+    "metrics": {"types"},
+    "optim": {"types"},
+    "models": {"ops", "types", "losses"},
+    "data": {"types"},
+    "visualization": {"types"},
+    "environment": {"ops"},
+    "distributed": {"models"},
+    "tasks": {"models", "losses", "metrics", "optim", "types", "distributed"},
+    "callbacks": {"tasks", "types", "visualization", "optim", "environment"},
+}
+ONLY_THERE = {
+    "lightning": {"cli", "tasks", "callbacks", "data"},
+    "albumentations": {"data"},
+    "pycocotools": {"data", "metrics"},
+}
+ENTRY_POINTS = {"cli", "__main__", "__init__"}
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(ROOT / "src").parts[0].removesuffix(".py")
+
+
+def imports_of(path: Path) -> set[str]:
+    """Dotted names of everything a file imports, relative imports resolved."""
+    package = ["src", *path.relative_to(ROOT / "src").parts[:-1]]
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            names |= {f"{module}.{alias.name}" for alias in node.names}
+    return names
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_rooms_import_only_what_they_may(path: Path) -> None:
+    room = room_of(path)
+    imported = imports_of(path)
+    if room not in ENTRY_POINTS:
+        rooms = {name.split(".")[1] for name in imported if name.startswith("src.")}
+        assert rooms <= MAY_IMPORT[room] | {room, "errors"}
+    for library, allowed in ONLY_THERE.items():
+        if any(name.split(".")[0] == library for name in imported):
+            assert room in allowed, f"only {sorted(allowed)} may import {library}"
+
+
+def test_the_operator_needs_nothing_but_torch() -> None:
+    import sys
+
+    standard = set(sys.stdlib_module_names)
+    for path in (ROOT / "src" / "ops").rglob("*.py"):
+        foreign = {name.split(".")[0] for name in imports_of(path)} - standard - {"torch", "src"}
+        assert not foreign, f"{path.name} imports {foreign}"
