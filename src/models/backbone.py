@@ -10,8 +10,8 @@ memory. The classifier is in ``internimage.py``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -118,20 +118,18 @@ class InternImageBackbone(nn.Module):
                 downsample=i < len(depths) - 1,
             )
             self.levels.append(stage)
-        for stage in self.levels[:frozen_stages]:
-            stage.requires_grad_(False)
+        self.levels[:frozen_stages].requires_grad_(False)
         self.set_grad_checkpointing(grad_checkpointing)
 
     def train(self, mode: bool = True) -> InternImageBackbone:
         """Set training mode; frozen stages stay in evaluation mode."""
         super().train(mode)
-        for stage in self.levels[: self.frozen_stages]:
-            stage.eval()
+        self.levels[: self.frozen_stages].eval()
         return self
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Switch recomputation of the blocks in the backward pass on or off."""
-        for stage in self.levels:
+        for stage in cast("Iterable[Stage]", self.levels):
             stage.grad_checkpointing = enable
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:

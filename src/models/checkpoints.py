@@ -1,0 +1,241 @@
+"""Find and read the files that released InternImage weights come in.
+
+Accepted are ``.pth`` files (plain, or training checkpoints with a configuration object inside),
+``.safetensors`` files, sharded safetensors with their index, folders that hold one of these, and
+the names of published files on the Hugging Face hub.
+
+Nothing in a file is executed: tensors are read by PyTorch's restricted unpickler, and every other
+class that the file names (yacs configurations, schedulers, numpy scalars) becomes an inert stub.
+
+The meaning of the tensors is the business of ``weights.py``.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from src.errors import UserError
+
+HUB_REPO = "OpenGVLab/InternImage"
+HUB_FILES = (
+    "internimage_t_1k_224",
+    "internimage_s_1k_224",
+    "internimage_b_1k_224",
+    "internimage_l_22k_192to384",
+    "internimage_l_22kto1k_384",
+    "internimage_xl_22k_192to384",
+    "internimage_xl_22kto1k_384",
+    "internimage_h_jointto22k_384",
+    "internimage_h_22kto1k_640",
+    "internimage_g_pretrainto22k_384",
+    "internimage_g_22kto1k_512",
+)
+"""Names of the classification files in `HUB_REPO`, without ``.pth``."""
+
+_CONTAINERS = ("model", "module", "state_dict")
+_EMA_CONTAINERS = ("model_ema", "state_dict_ema", "ema")
+_FOLDER_FILES = ("model.safetensors", "model.safetensors.index.json")
+_DICT_LIKE = ("yacs.config.CfgNode", "mmcv.utils.config.ConfigDict", "addict.addict.Dict")
+
+
+class _Inert:
+    """Stands in for a class of the checkpoint that is not needed and must not run."""
+
+    def __new__(cls, *_: Any, **__: Any) -> _Inert:
+        return super().__new__(cls)
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        return
+
+    def __setstate__(self, state: Any) -> None:
+        return
+
+
+def resolve(source: str | Path) -> Path:
+    """Turn a path or a hub name into a local file, downloading it if need be.
+
+    A path that exists wins over a hub name of the same spelling.
+
+    Args:
+        source: Local file or folder; a published file (``"internimage_t_1k_224"``, with or without
+            ``.pth``); or a hub repository (``"OpenGVLab/internimage_t_1k_224"``).
+
+    Returns:
+        Path of a file that `read` understands.
+
+    Raises:
+        UserError: If there is no such file, or the hub cannot be reached.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return _file_in_folder(path)
+    if path.is_file():
+        return path
+    name = str(source)
+    stem = name.removesuffix(".pth")
+    if stem in HUB_FILES:
+        return _download(HUB_REPO, f"{stem}.pth")
+    if name.startswith("OpenGVLab/") and name.count("/") == 1:
+        return _download_repository(name)
+    raise UserError(
+        f"There is no weight file '{source}'. Give a .pth or .safetensors file, a folder with "
+        f"model.safetensors, a hub repository such as OpenGVLab/internimage_t_1k_224, or one of "
+        f"{', '.join(HUB_FILES)}."
+    )
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Read a file as it is, on the CPU.
+
+    Args:
+        path: A ``.pth``, ``.safetensors`` or ``.safetensors.index.json`` file.
+
+    Returns:
+        The content, with all tensors in the file's own dtype.
+
+    Raises:
+        UserError: If the file is damaged, incomplete, unsafe or of another kind.
+    """
+    try:
+        if path.name.endswith(".index.json"):
+            return _read_shards(path)
+        if path.suffix == ".safetensors":
+            return _read_safetensors(path)
+        content = _read_pickle(path)
+    except UserError:
+        raise
+    except Exception as error:  # a damaged file can fail anywhere in the readers
+        size = path.stat().st_size if path.exists() else 0
+        reason = (
+            str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+        )
+        raise UserError(
+            f"The weight file {path} ({size:,} bytes) cannot be read; it is damaged, incomplete or "
+            f"no PyTorch or safetensors file ({reason}). Download or copy it again."
+        ) from error
+    if not isinstance(content, Mapping):
+        raise UserError(
+            f"The weight file {path} holds a {type(content).__name__}, not a dictionary of tensors."
+        )
+    return dict(content)
+
+
+def tensors_of(
+    content: Mapping[str, Any], source: str, prefer_ema: bool = False
+) -> dict[str, Tensor]:
+    """Take the state dict out of its container.
+
+    Args:
+        content: What `read` returned, or a state dict.
+        source: Name of the file for messages.
+        prefer_ema: Take the averaged weights where the file has both.
+
+    Returns:
+        The tensors by their names in the file.
+
+    Raises:
+        UserError: If there are no tensors.
+    """
+    order = _EMA_CONTAINERS + _CONTAINERS if prefer_ema else _CONTAINERS + _EMA_CONTAINERS
+    for _ in range(3):  # containers may be nested, as in {"model": {"state_dict": ...}}
+        if any(isinstance(value, Tensor) for value in content.values()):
+            break
+        inner = next((content[k] for k in order if isinstance(content.get(k), Mapping)), None)
+        if inner is None:
+            break
+        content = inner
+    tensors = {str(k): v for k, v in content.items() if isinstance(v, Tensor)}
+    if not tensors:
+        raise UserError(
+            f"{source} holds no tensors; its entries are {_shorten(content)}. Accepted are state "
+            f"dicts, raw or under {', '.join(_CONTAINERS)} or model_ema."
+        )
+    return tensors
+
+
+def _shorten(names: Any, limit: int = 5) -> str:
+    names = [str(name) for name in names]
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return (", ".join(names[:limit]) or "none") + more
+
+
+def _file_in_folder(folder: Path) -> Path:
+    for name in _FOLDER_FILES:
+        if (folder / name).is_file():
+            return folder / name
+    files = sorted(p for p in folder.iterdir() if p.suffix in {".pth", ".safetensors"})
+    if len(files) == 1:
+        return files[0]
+    raise UserError(
+        f"The folder {folder} holds {len(files)} weight files ({_shorten(p.name for p in files)}) "
+        f"where model.safetensors, its index, or exactly one .pth or .safetensors is expected; "
+        f"name the file itself."
+    )
+
+
+def _download(repo: str, filename: str) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(repo, filename))
+    except Exception as error:  # the hub client raises several unrelated classes
+        raise UserError(
+            f"{filename} is not on this machine and could not be downloaded from "
+            f"https://huggingface.co/{repo} ({type(error).__name__}). Fetch "
+            f"https://huggingface.co/{repo}/resolve/main/{filename} where there is a connection "
+            f"and give the path of the file instead."
+        ) from error
+
+
+def _download_repository(repo: str) -> Path:
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    try:
+        return _download(repo, "model.safetensors")
+    except UserError as error:
+        absent = isinstance(error.__cause__, EntryNotFoundError)
+        if not absent or isinstance(error.__cause__, LocalEntryNotFoundError):
+            raise
+    index = _download(repo, "model.safetensors.index.json")
+    for shard in _shards(index):
+        _download(repo, shard)
+    return index
+
+
+def _shards(index: Path) -> list[str]:
+    return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+
+
+def _read_shards(index: Path) -> dict[str, Any]:
+    tensors: dict[str, Any] = {}
+    for shard in _shards(index):
+        path = index.parent / shard
+        if not path.is_file():
+            raise UserError(
+                f"{index} lists the shard {shard}, which is missing from {index.parent}; download "
+                f"all shards next to the index."
+            )
+        tensors |= _read_safetensors(path)
+    return tensors
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    from safetensors.torch import load_file
+
+    return dict(load_file(path))
+
+
+def _read_pickle(path: Path) -> Any:
+    is_zip = zipfile.is_zipfile(path)
+    named = torch.serialization.get_unsafe_globals_in_checkpoint(path) if is_zip else _DICT_LIKE
+    stubs: list[Any] = [(OrderedDict if name in _DICT_LIKE else _Inert, name) for name in named]
+    with torch.serialization.safe_globals(stubs):
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
