@@ -1,0 +1,100 @@
+"""`python -m src prepare`: make data folders in the layouts that the data modules read.
+
+`toy` draws the toy data; `imagenet-val` sorts the flat ImageNet validation pictures into class
+folders. Nothing is
+downloaded: ImageNet has to be fetched from its makers, under their terms.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from src.data.toy import SHAPES
+from src.data.toy_layouts import ToySettings, write_toy_imagenet
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        argv: Arguments after ``prepare``; default is those of the process.
+
+    Returns:
+        Exit status 0.
+
+    Raises:
+        UserError: If folders, files or values are not what the command needs.
+    """
+    args = _parser().parse_args(argv)
+    args.run(args)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m src prepare", description="Make data folders that the data modules read."
+    )
+    commands = parser.add_subparsers(required=True, metavar="DATA")
+    _add_toy(commands.add_parser("toy", help="draw the toy data (seconds, no download)"))
+    _add_imagenet_val(
+        commands.add_parser(
+            "imagenet-val", help="sort the flat ImageNet validation pictures into class folders"
+        )
+    )
+    return parser
+
+
+def _add_toy(parser: argparse.ArgumentParser) -> None:
+    default = ToySettings()
+    add = parser.add_argument
+    add("--root", type=Path, default=Path("data/toy"), help="writes ROOT/imagenet (%(default)s)")
+    add("--seed", type=int, default=default.seed, help="another one, other pictures (%(default)s)")
+    add("--train", type=int, default=default.train, help="pictures per class (%(default)s)")
+    add("--val", type=int, default=default.val, help="pictures per class (%(default)s)")
+    add("--predict", type=int, default=default.predict, help="unlabelled pictures (%(default)s)")
+    add("--size", type=int, default=default.size, help="side in pixels (%(default)s)")
+    add("--force", action="store_true", help="replace toy data of other settings")
+    parser.set_defaults(run=_toy)
+
+
+def _add_imagenet_val(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--images", type=Path, required=True, help="folder of ILSVRC2012_val_*.JPEG")
+    add(
+        "--labels",
+        type=Path,
+        required=True,
+        help="lines `ILSVRC2012_val_00000001.JPEG 65` (index or synset), LOC_val_solution.csv, or "
+        "the devkit's ILSVRC2012_validation_ground_truth.txt with meta.mat beside it",
+    )
+    add("--root", type=Path, default=Path("data/imagenet"), help="writes ROOT/val (%(default)s)")
+    add(
+        "--mode",
+        choices=("symlink", "hardlink", "copy", "move"),
+        default="symlink",
+        help="how the pictures get into the class folders (%(default)s)",
+    )
+    parser.set_defaults(run=_imagenet_val)
+
+
+def _toy(args: argparse.Namespace) -> None:
+    settings = ToySettings(args.seed, args.train, args.val, args.predict, args.size)
+    folder = args.root / "imagenet"
+    drawn = write_toy_imagenet(folder, settings, force=args.force)
+    print(
+        f"{folder}: {'drew' if drawn else 'already there,'} {len(SHAPES)} classes with "
+        f"{settings.train} train and {settings.val} val pictures each, {settings.predict} to "
+        "predict"
+    )
+
+
+def _imagenet_val(args: argparse.Namespace) -> None:
+    # Imported here, because the class names come from timm, whose import takes seconds.
+    from src.data.imagenet_val import arrange_val, read_val_labels
+
+    target = args.root / "val"
+    placed, before = arrange_val(args.images, read_val_labels(args.labels), target, args.mode)
+    print(f"{target}: {placed} pictures placed by {args.mode}, {before} were there before")
+    print(f"check with `python -m src verify imagenet --root {args.root}`")
