@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +23,7 @@ from src.errors import UserError
 
 _RECORD = "toy.json"
 _DRAWING_VERSION = 1  # raise it when the drawings change, so that old toy data is noticed
+_WORTH_PROCESSES = 500  # pictures; fewer are drawn sooner than processes start
 _SPLITS = ("train", "val", "predict")
 
 
@@ -70,29 +74,55 @@ def write_toy_imagenet(folder: Path, settings: ToySettings, *, force: bool = Fal
     record = {"drawing": _DRAWING_VERSION, **asdict(settings)}
     if folder.exists() and _is_there(folder, record, force):
         return False
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    for label, shape in enumerate(SHAPES):
-        for split, count in (("train", settings.train), ("val", settings.val)):
-            target = partial / split / shape
-            target.mkdir(parents=True)
-            for number in range(count):
-                _draw(target / f"{shape}_{number:04d}.jpg", split, label, number, settings)
-    (partial / "predict").mkdir()
-    for number in range(settings.predict):
-        path = partial / "predict" / f"picture_{number:02d}.jpg"
-        _draw(path, "predict", number % len(SHAPES), number, settings)
-    (partial / _RECORD).write_text(json.dumps(record, indent=1) + "\n")
+    unfinished = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    _draw_all(list(_pictures(unfinished, settings)), settings)
+    (unfinished / _RECORD).write_text(json.dumps(record, indent=1) + "\n")
     if folder.exists():
         shutil.rmtree(folder)
-    partial.rename(folder)
+    unfinished.rename(folder)
     return True
 
 
-def _draw(path: Path, split: str, label: int, number: int, settings: ToySettings) -> None:
-    rng = np.random.default_rng([settings.seed, _SPLITS.index(split), label, number])
-    scene = draw_scene([list(SHAPES)[label]], (settings.size, settings.size), rng)
-    Image.fromarray(scene.image).save(path, quality=92)
+@dataclass(frozen=True)
+class _Picture:
+    """One file to draw; split, label and number seed its generator."""
+
+    path: Path
+    split: str
+    label: int
+    number: int
+
+
+def _pictures(folder: Path, settings: ToySettings) -> Iterator[_Picture]:
+    for label, shape in enumerate(SHAPES):
+        for split, count in (("train", settings.train), ("val", settings.val)):
+            for number in range(count):
+                path = folder / split / shape / f"{shape}_{number:04d}.jpg"
+                yield _Picture(path, split, label, number)
+    for number in range(settings.predict):
+        path = folder / "predict" / f"picture_{number:02d}.jpg"
+        yield _Picture(path, "predict", number % len(SHAPES), number)
+
+
+def _draw_all(pictures: list[_Picture], settings: ToySettings) -> None:
+    for folder in {picture.path.parent for picture in pictures}:
+        folder.mkdir(parents=True)
+    draw = partial(_draw, settings=settings)
+    if len(pictures) < _WORTH_PROCESSES:
+        for picture in pictures:
+            draw(picture)
+        return
+    with ProcessPoolExecutor() as pool:
+        for _ in pool.map(draw, pictures, chunksize=32):
+            pass  # taking the results raises what went wrong in a process
+
+
+def _draw(picture: _Picture, settings: ToySettings) -> None:
+    seed = [settings.seed, _SPLITS.index(picture.split), picture.label, picture.number]
+    shape, size = list(SHAPES)[picture.label], (settings.size, settings.size)
+    scene = draw_scene([shape], size, np.random.default_rng(seed))
+    Image.fromarray(scene.image).save(picture.path, quality=92)
 
 
 def _is_there(folder: Path, record: dict[str, int], force: bool) -> bool:
