@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NotRequired, TypedDict
+from dataclasses import dataclass
+from typing import Any, NotRequired, TypedDict
 
 from torch import Tensor
 
@@ -19,3 +20,58 @@ class ClassificationBatch(TypedDict):
     image: Tensor
     label: NotRequired[Tensor]
     path: list[str]
+
+
+class DetectionTarget(TypedDict):
+    """The objects of one picture.
+
+    Attributes:
+        boxes: ``x1, y1, x2, y2`` in pixels of the network's input, float32, shape ``(G, 4)``.
+        labels: Class indices in ``[0, num_classes)``, int64, shape ``(G,)``.
+        masks: 0 and 1, uint8, shape ``(G, H, W)`` with the padded size of the batch.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    masks: Tensor
+
+
+class DetectionBatch(TypedDict):
+    """Pictures of a detector and what is known about them.
+
+    Attributes:
+        image: Normalised RGB pictures, padded at the right and at the bottom with zeros, float32,
+            shape ``(N, 3, H, W)``.
+        size: Height and width of each picture without padding.
+        original_size: Height and width of each picture in its file.
+        image_id: Number of each picture in its annotation file; in prediction its position.
+        path: The file of each picture.
+        target: Objects to learn from. Only in training.
+        annotations: COCO annotations of each picture as they are in the file, except that
+            ``category_id`` is the class index. Only in evaluation.
+    """
+
+    image: Tensor
+    size: list[tuple[int, int]]
+    original_size: list[tuple[int, int]]
+    image_id: list[int]
+    path: list[str]
+    target: NotRequired[list[DetectionTarget]]
+    annotations: NotRequired[list[list[dict[str, Any]]]]
+
+
+@dataclass
+class Detections:
+    """What a detector found in one picture, best score first.
+
+    Attributes:
+        boxes: ``x1, y1, x2, y2`` in pixels of the original picture, shape ``(D, 4)``.
+        scores: Probabilities, shape ``(D,)``.
+        labels: Class indices, int64, shape ``(D,)``.
+        masks: Bool, shape ``(D, height, width)`` of the original picture.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+    masks: Tensor
