@@ -94,6 +94,7 @@ torch.library.define(
     " -> (Tensor, Tensor, Tensor)",
     tags=_TAGS,
 )
+torch.library.define("internimage::cpu_capability", "() -> str")  # which instruction set a library chose
 
 
 @torch.library.register_kernel("internimage::dcnv3", None)

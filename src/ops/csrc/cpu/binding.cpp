@@ -1,0 +1,305 @@
+// internimage::dcnv3 and internimage::dcnv3_backward on the CPU, on the LibTorch stable ABI.
+//
+// Checks that memory accesses stay in bounds (messages for users are Python's), chooses the instruction set, converts
+// 16-bit tensors, and divides the work so that results do not depend on the number of threads.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "kernels.h"
+
+namespace internimage::cpu {
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using Pair = std::vector<int64_t>;
+
+// (pixel, group) rows that are worth a thread of their own.
+constexpr int64_t kRowsPerThread = 2048;
+
+const Kernels& choose_kernels() {
+#ifdef INTERNIMAGE_X86
+  const char* wish = std::getenv("ATEN_CPU_CAPABILITY");
+  const auto allows = [wish](const char* name) { return wish == nullptr || std::strcmp(wish, name) == 0; };
+  const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                        __builtin_cpu_supports("f16c");
+  const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+                          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw");
+  if (has_avx512 && allows("avx512")) return AVX512::kernels;
+  if (has_avx2 && (allows("avx2") || allows("avx512"))) return AVX2::kernels;
+#endif
+  return DEFAULT::kernels;
+}
+
+const Kernels& active_kernels() {
+  static const Kernels& kernels = choose_kernels();
+  return kernels;
+}
+
+template <typename T>
+const KernelsFor<T>& kernels_for() {
+  if constexpr (std::is_same_v<T, double>) {
+    return active_kernels().f64;
+  } else {
+    return active_kernels().f32;
+  }
+}
+
+void check_pair(const Pair& pair, int64_t least, const char* name) {
+  STD_TORCH_CHECK(pair.size() == 2 && pair[0] >= least && pair[1] >= least, name, " must be two integers of at least ",
+                  least);
+}
+
+Problem make_problem(const Tensor& input, const Tensor& offset, const Tensor& mask, int64_t groups,
+                     const Pair& kernel_size, const Pair& stride, const Pair& padding, const Pair& dilation,
+                     double offset_scale, bool remove_center, bool mask_softmax) {
+  check_pair(kernel_size, 1, "kernel_size");
+  check_pair(stride, 1, "stride");
+  check_pair(padding, 0, "padding");
+  check_pair(dilation, 1, "dilation");
+  STD_TORCH_CHECK(input.dim() == 4 && offset.dim() == 4 && mask.dim() == 4,
+                  "input, offset and mask must have four axes");
+  Problem p{};
+  p.batch = input.size(0);
+  p.height = input.size(1);
+  p.width = input.size(2);
+  p.channels = input.size(3);
+  p.groups = groups;
+  p.out_height = (p.height + 2 * padding[0] - dilation[0] * (kernel_size[0] - 1) - 1) / stride[0] + 1;
+  p.out_width = (p.width + 2 * padding[1] - dilation[1] * (kernel_size[1] - 1) - 1) / stride[1] + 1;
+  p.kernel_h = kernel_size[0];
+  p.kernel_w = kernel_size[1];
+  p.stride_h = stride[0];
+  p.stride_w = stride[1];
+  p.pad_h = padding[0];
+  p.pad_w = padding[1];
+  p.dilation_h = dilation[0];
+  p.dilation_w = dilation[1];
+  p.offset_scale = offset_scale;
+  p.remove_center = remove_center;
+  p.mask_softmax = mask_softmax;
+  STD_TORCH_CHECK(groups >= 1 && p.channels % groups == 0, "groups must divide the channels of input");
+  STD_TORCH_CHECK(p.points() >= 1 && p.points() <= kMaxPoints, "kernel_size must give 1 to ", kMaxPoints, " points");
+  STD_TORCH_CHECK(p.height >= 1 && p.width >= 1 && p.out_height >= 1 && p.out_width >= 1, "the window does not fit");
+  constexpr int64_t limit = int64_t{1} << 31;
+  STD_TORCH_CHECK(p.height < limit / p.width && p.channels < limit / p.width,
+                  "input must have fewer than 2^31 pixels per image and elements per row");
+  const auto check_rows = [&p](const Tensor& t, int64_t values, const char* name) {
+    STD_TORCH_CHECK(t.size(0) == p.batch && t.size(1) == p.out_height && t.size(2) == p.out_width &&
+                        t.size(3) == p.groups * p.points() * values,
+                    name, " does not have the shape that input and window ask for");
+  };
+  check_rows(offset, 2, "offset");
+  check_rows(mask, 1, "mask");
+  return p;
+}
+
+// A dense tensor of the computing dtype; converted once for 16-bit tensors.
+Tensor dense_as(const Tensor& t, ScalarType dtype) {
+  Tensor out = t.scalar_type() == dtype ? t : torch::stable::to(t, dtype);
+  return out.is_contiguous() ? out : torch::stable::contiguous(out);
+}
+
+// As above, but rows (last axis) may be spread evenly over a wider tensor; `stride` is their distance.
+Tensor rows_as(const Tensor& t, ScalarType dtype, int64_t* stride) {
+  if (t.scalar_type() == dtype && t.stride(3) == 1) {
+    const int64_t step = t.stride(2);
+    const bool is_even = (t.size(1) == 1 || t.stride(1) == step * t.size(2)) &&
+                         (t.size(0) <= 1 || t.stride(0) == step * t.size(1) * t.size(2));
+    if (t.size(2) > 1 && is_even) {
+      *stride = step;
+      return t;
+    }
+  }
+  *stride = t.size(3);
+  return dense_as(t, dtype);
+}
+
+bool is_double(const Tensor& input) { return input.scalar_type() == ScalarType::Double; }
+
+Tensor back_to(Tensor result, ScalarType dtype) {
+  return result.scalar_type() == dtype ? std::move(result) : torch::stable::to(result, dtype);
+}
+
+template <typename T>
+Tensor run_forward(const Problem& p, const Tensor& input, const Tensor& offset, const Tensor& mask, ScalarType dtype) {
+  Forward<T> call{};
+  call.problem = p;
+  const Tensor x = dense_as(input, dtype);
+  const Tensor o = rows_as(offset, dtype, &call.offset_stride);
+  const Tensor m = rows_as(mask, dtype, &call.mask_stride);
+  Tensor output = torch::stable::new_empty(x, {p.batch, p.out_height, p.out_width, p.channels});
+  call.input = x.const_data_ptr<T>();
+  call.offset = o.const_data_ptr<T>();
+  call.mask = m.const_data_ptr<T>();
+  call.output = output.mutable_data_ptr<T>();
+  const auto run = kernels_for<T>().forward;
+  const int64_t grain = std::max<int64_t>(1, kRowsPerThread / p.groups);
+  torch::stable::parallel_for(0, p.batch * p.out_pixels(), grain,
+                              [&](int64_t begin, int64_t end) { run(call, begin, end); });
+  return output;
+}
+
+Tensor dcnv3(const Tensor input, const Tensor offset, const Tensor mask, int64_t groups, Pair kernel_size, Pair stride,
+             Pair padding, Pair dilation, double offset_scale, bool remove_center, bool mask_softmax) {
+  const Problem p = make_problem(input, offset, mask, groups, kernel_size, stride, padding, dilation, offset_scale,
+                                 remove_center, mask_softmax);
+  const Tensor output = is_double(input) ? run_forward<double>(p, input, offset, mask, ScalarType::Double)
+                                         : run_forward<float>(p, input, offset, mask, ScalarType::Float);
+  return back_to(output, input.scalar_type());
+}
+
+// Sets the gradient of groups [group_begin, group_end) of one image to zero.
+template <typename T>
+void clear_groups(const Problem& p, T* grad_image, int64_t group_begin, int64_t group_end) {
+  const int64_t pixels = p.height * p.width;
+  const int64_t first = group_begin * p.group_channels();
+  const int64_t count = (group_end - group_begin) * p.group_channels();
+  if (count == p.channels) {
+    std::fill_n(grad_image, pixels * p.channels, T(0));
+    return;
+  }
+  for (int64_t i = 0; i < pixels; ++i) std::fill_n(grad_image + i * p.channels + first, count, T(0));
+}
+
+// Threads own (image, group) pairs: nobody else writes their part of the input gradient.
+template <typename T>
+void backward_by_groups(const Backward<T>& call) {
+  const Problem& p = call.problem;
+  const auto run = kernels_for<T>().backward;
+  const int64_t grain = std::max<int64_t>(1, kRowsPerThread / p.out_pixels());
+  torch::stable::parallel_for(0, p.batch * p.groups, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t pair = begin; pair < end;) {
+      const int64_t image = pair / p.groups, group = pair % p.groups;
+      const int64_t group_end = std::min(p.groups, group + end - pair);
+      T* grad_image = nullptr;
+      if (call.grad_input != nullptr) {
+        grad_image = call.grad_input + image * p.height * p.width * p.channels;
+        clear_groups(p, grad_image, group, group_end);
+      }
+      run(call, Region{image, group, group_end, 0, p.out_pixels()}, grad_image);
+      pair += group_end - group;
+    }
+  });
+}
+
+// For few images and large maps. The number of bands of output rows per image depends on sizes alone; every band adds
+// to a buffer of the input rows that it samples, and the buffers are summed in the order of the bands.
+template <typename T>
+void backward_by_bands(const Backward<T>& call, int64_t bands) {
+  const Problem& p = call.problem;
+  const KernelsFor<T>& kernels = kernels_for<T>();
+  const int64_t row_size = p.width * p.channels;
+  struct Band {
+    Region region;
+    int64_t first, last;
+    std::vector<T> rows;
+  };
+  std::vector<Band> all(p.batch * bands);
+  torch::stable::parallel_for(0, p.batch * bands, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      Band& band = all[i];
+      const int64_t number = i % bands;
+      band.region = Region{i / bands, 0, p.groups, number * p.out_height / bands * p.out_width,
+                           (number + 1) * p.out_height / bands * p.out_width};
+      T* grad_image = nullptr;
+      if (call.grad_input != nullptr) {
+        kernels.sampled_rows(call, band.region, &band.first, &band.last);
+        band.rows.assign(std::max<int64_t>(0, band.last - band.first + 1) * row_size, T(0));
+        grad_image = band.rows.data() - band.first * row_size;
+      }
+      kernels.backward(call, band.region, grad_image);
+    }
+  });
+  if (call.grad_input == nullptr) return;
+  torch::stable::parallel_for(0, p.batch * p.height, 8, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t image = i / p.height, y = i % p.height;
+      T* out = call.grad_input + i * row_size;
+      std::fill_n(out, row_size, T(0));
+      for (int64_t number = 0; number < bands; ++number) {
+        const Band& band = all[image * bands + number];
+        if (y < band.first || y > band.last) continue;
+        const T* row = band.rows.data() + (y - band.first) * row_size;
+        for (int64_t c = 0; c < row_size; ++c) out[c] += row[c];
+      }
+    }
+  });
+}
+
+// Bands per image, 1 for none. Never a function of the number of threads.
+int64_t choose_bands(const Problem& p) {
+  constexpr int64_t kMinPixels = 8192, kMinRows = 16, kTasks = 16;
+  if (p.batch == 0 || p.out_pixels() < kMinPixels) return 1;
+  return std::max<int64_t>(1, std::min(kTasks / p.batch, p.out_height / kMinRows));
+}
+
+template <typename T>
+std::tuple<Tensor, Tensor, Tensor> run_backward(const Problem& p, const Tensor& grad, const Tensor& input,
+                                                const Tensor& offset, const Tensor& mask, ScalarType dtype,
+                                                const std::vector<bool>& output_mask) {
+  Backward<T> call{};
+  call.problem = p;
+  const Tensor g = dense_as(grad, dtype);
+  const Tensor x = dense_as(input, dtype);
+  const Tensor o = rows_as(offset, dtype, &call.offset_stride);
+  const Tensor m = rows_as(mask, dtype, &call.mask_stride);
+  const auto result = [&x](const Tensor& like, bool wanted) {
+    return torch::stable::new_empty(x, wanted ? like.sizes() : torch::headeronly::IntHeaderOnlyArrayRef({0}));
+  };
+  Tensor grad_input = result(input, output_mask[0]);
+  Tensor grad_offset = result(offset, output_mask[1]);
+  Tensor grad_mask = result(mask, output_mask[2]);
+  call.grad = g.const_data_ptr<T>();
+  call.input = x.const_data_ptr<T>();
+  call.offset = o.const_data_ptr<T>();
+  call.mask = m.const_data_ptr<T>();
+  call.grad_input = output_mask[0] ? grad_input.mutable_data_ptr<T>() : nullptr;
+  call.grad_offset = output_mask[1] ? grad_offset.mutable_data_ptr<T>() : nullptr;
+  call.grad_mask = output_mask[2] ? grad_mask.mutable_data_ptr<T>() : nullptr;
+  const int64_t bands = choose_bands(p);
+  if (bands > 1) {
+    backward_by_bands<T>(call, bands);
+  } else if (p.batch > 0) {
+    backward_by_groups<T>(call);
+  }
+  return {back_to(grad_input, input.scalar_type()), back_to(grad_offset, offset.scalar_type()),
+          back_to(grad_mask, mask.scalar_type())};
+}
+
+std::tuple<Tensor, Tensor, Tensor> dcnv3_backward(const Tensor grad, const Tensor input, const Tensor offset,
+                                                  const Tensor mask, int64_t groups, Pair kernel_size, Pair stride,
+                                                  Pair padding, Pair dilation, double offset_scale, bool remove_center,
+                                                  bool mask_softmax, std::vector<bool> output_mask) {
+  const Problem p = make_problem(input, offset, mask, groups, kernel_size, stride, padding, dilation, offset_scale,
+                                 remove_center, mask_softmax);
+  STD_TORCH_CHECK(grad.dim() == 4 && grad.size(0) == p.batch && grad.size(1) == p.out_height &&
+                      grad.size(2) == p.out_width && grad.size(3) == p.channels,
+                  "grad does not have the shape of the output");
+  STD_TORCH_CHECK(output_mask.size() == 3, "output_mask must have three entries");
+  return is_double(input)
+             ? run_backward<double>(p, grad, input, offset, mask, ScalarType::Double, output_mask)
+             : run_backward<float>(p, grad, input, offset, mask, ScalarType::Float, output_mask);
+}
+
+std::string cpu_capability() { return active_kernels().name; }
+
+}  // namespace
+}  // namespace internimage::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(internimage, CPU, m) {
+  m.impl("dcnv3", TORCH_BOX(&internimage::cpu::dcnv3));
+  m.impl("dcnv3_backward", TORCH_BOX(&internimage::cpu::dcnv3_backward));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(internimage, CompositeExplicitAutograd, m) {
+  m.impl("cpu_capability", TORCH_BOX(&internimage::cpu::cpu_capability));
+}

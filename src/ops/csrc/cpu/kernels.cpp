@@ -1,0 +1,17 @@
+// The CPU kernels of one instruction set. Built once per set with -DCPU_CAPABILITY=<set> and its compiler flags; at::vec
+// headers refuse TORCH_TARGET_VERSION, so the stable-ABI binding is a unit of its own.
+#include "backward.h"
+#include "forward.h"
+
+#define INTERNIMAGE_STRING(x) #x
+#define INTERNIMAGE_NAME(x) INTERNIMAGE_STRING(x)
+
+namespace internimage::cpu::CPU_CAPABILITY {
+
+const Kernels kernels = {
+    INTERNIMAGE_NAME(CPU_CAPABILITY),
+    {forward<float>, backward<float>, sampled_rows<float>},
+    {forward<double>, backward<double>, sampled_rows<double>},
+};
+
+}  // namespace internimage::cpu::CPU_CAPABILITY

@@ -1,0 +1,130 @@
+// Small vector helpers on top of at::vec that the DCNv3 kernels need and at::vec lacks.
+//
+// Everything is generic over the vector width; the reductions have shuffles for AVX2 and AVX-512 floats, as they sit in
+// the innermost loop of the backward.
+#pragma once
+
+#include <ATen/cpu/vec/vec.h>
+
+#include <cmath>
+#include <cstdint>
+
+namespace internimage::cpu::CPU_CAPABILITY {
+
+template <typename T>
+using Vec = at::vec::Vectorized<T>;
+template <typename T>
+using IntOf = at::vec::int_same_size_t<T>;
+template <typename T>
+using IntVec = at::vec::Vectorized<IntOf<T>>;
+template <typename T>
+constexpr int64_t kLanes = Vec<T>::size();
+
+// Comparison results are lanes of all ones or all zeros.
+template <typename T>
+inline IntVec<T> as_int(const Vec<T>& mask) {
+  return at::vec::cast<IntOf<T>, T>(mask);
+}
+
+template <typename T>
+inline T lane_sum(const Vec<T>& v) {
+  T lanes[kLanes<T>];
+  v.store(lanes);
+  T sum = 0;
+  for (int64_t i = 0; i < kLanes<T>; ++i) sum += lanes[i];
+  return sum;
+}
+
+// out[0..3] = lane sums of four vectors.
+template <typename T>
+inline void lane_sums(const Vec<T>& a, const Vec<T>& b, const Vec<T>& c, const Vec<T>& d, T* out) {
+  out[0] = lane_sum(a);
+  out[1] = lane_sum(b);
+  out[2] = lane_sum(c);
+  out[3] = lane_sum(d);
+}
+
+#if defined(CPU_CAPABILITY_AVX2) || defined(CPU_CAPABILITY_AVX512)
+
+inline float lane_sum_128(__m128 v) {
+  v = _mm_add_ps(v, _mm_movehl_ps(v, v));
+  return _mm_cvtss_f32(_mm_add_ss(v, _mm_movehdup_ps(v)));
+}
+
+inline __m128 fold_256(__m256 v) {
+  return _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+}
+
+// Transposed reduction: lane i of the result is the lane sum of the i-th argument.
+inline __m128 lane_sums_256(__m256 a, __m256 b, __m256 c, __m256 d) {
+  const __m256 ab = _mm256_add_ps(_mm256_blend_ps(a, b, 0xCC), _mm256_shuffle_ps(a, b, 0x4E));
+  const __m256 cd = _mm256_add_ps(_mm256_blend_ps(c, d, 0xCC), _mm256_shuffle_ps(c, d, 0x4E));
+  const __m256 sums =
+      _mm256_add_ps(_mm256_shuffle_ps(ab, cd, 0x88), _mm256_shuffle_ps(ab, cd, 0xDD));
+  return fold_256(sums);
+}
+
+#endif
+#if defined(CPU_CAPABILITY_AVX2)
+
+template <>
+inline float lane_sum<float>(const Vec<float>& v) {
+  return lane_sum_128(fold_256(v));
+}
+
+template <>
+inline void lane_sums<float>(const Vec<float>& a, const Vec<float>& b, const Vec<float>& c,
+                             const Vec<float>& d, float* out) {
+  _mm_storeu_ps(out, lane_sums_256(a, b, c, d));
+}
+
+#elif defined(CPU_CAPABILITY_AVX512)
+
+inline __m256 fold_512(__m512 v) {
+  return _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
+}
+
+template <>
+inline float lane_sum<float>(const Vec<float>& v) {
+  return lane_sum_128(fold_256(fold_512(v)));
+}
+
+template <>
+inline void lane_sums<float>(const Vec<float>& a, const Vec<float>& b, const Vec<float>& c,
+                             const Vec<float>& d, float* out) {
+  _mm_storeu_ps(out, lane_sums_256(fold_512(a), fold_512(b), fold_512(c), fold_512(d)));
+}
+
+#endif
+
+// exp for |x| <= kExpLimit, within 2 units in the last place.
+template <typename T>
+constexpr T kExpLimit = 32;
+
+template <typename T>
+inline Vec<T> exp_limited(const Vec<T>& x) {
+  T lanes[kLanes<T>];
+  x.store(lanes);
+  for (int64_t i = 0; i < kLanes<T>; ++i) lanes[i] = std::exp(lanes[i]);
+  return Vec<T>::loadu(lanes);
+}
+
+// x = n ln2 + r with |r| <= ln2 / 2; a polynomial for exp(r) and the exponent field for 2^n.
+template <>
+inline Vec<float> exp_limited<float>(const Vec<float>& x) {
+  using V = Vec<float>;
+  const V n = (x * V(1.44269504f)).round();
+  V r = at::vec::fnmadd(n, V(0.693359375f), x);  // ln2 in two parts, the first exact in few bits
+  r = at::vec::fnmadd(n, V(-2.12194440e-4f), r);
+  V p = at::vec::fmadd(r, V(1.98412698e-4f), V(1.38888889e-3f));
+  p = at::vec::fmadd(r, p, V(8.33333333e-3f));
+  p = at::vec::fmadd(r, p, V(4.16666667e-2f));
+  p = at::vec::fmadd(r, p, V(1.66666667e-1f));
+  p = at::vec::fmadd(r, p, V(0.5f));
+  p = at::vec::fmadd(r, p, V(1.0f));
+  p = at::vec::fmadd(r, p, V(1.0f));
+  const IntVec<float> exponent = at::vec::convert_to_int_of_same_size(n) + IntVec<float>(127);
+  return p * at::vec::cast<float, int32_t>(exponent << IntVec<float>(23));
+}
+
+}  // namespace internimage::cpu::CPU_CAPABILITY
