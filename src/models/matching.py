@@ -280,7 +280,7 @@ def _check_parts(
     for key in targets:
         trunk = next((t for t in trunks if key.startswith(t)), "")
         if not key.startswith(tuple(trunk + part for part in TRUNK)):
-            parts.setdefault(trunk + key.removeprefix(trunk).split(".")[0], []).append(key)
+            parts.setdefault(_part(trunks, key), []).append(key)
     absent = []
     for part, keys in parts.items():
         missing = [k for k in keys if k not in match.state]
@@ -298,10 +298,16 @@ def _check_parts(
                 f"same network, or change its arguments to those of the file."
             )
     if absent:
-        match.notes.append(f"Not loaded from {source}, start values stay: {_shorten(absent)}.")
+        match.notes.append(f"{source} has no {_shorten(absent)}; the start values stay.")
     if match.unused:
-        spare = dict.fromkeys(k.split(".")[0] for k in match.unused)
-        match.notes.append(f"Not used from {source}: {_shorten(spare)}.")
+        spare = dict.fromkeys(_part(trunks, key) for key in match.unused)
+        match.notes.append(f"{source} also holds {_shorten(spare)}, which is not used.")
+
+
+def _part(trunks: list[str], key: str) -> str:
+    """First name of a key, not counting the prefix of a trunk."""
+    trunk = next((t for t in trunks if key.startswith(t)), "")
+    return key.removeprefix(trunk).split(".")[0]
 
 
 def _shorten(names: Iterable[str], limit: int = 4) -> str:

@@ -83,7 +83,7 @@ def load_official(
         UserError: If the file cannot be found or read, or does not fit.
     """
     if isinstance(source, Mapping):
-        name, content = "The given state dict", dict(source)
+        name, content = "the given state dict", dict(source)
     else:
         path = checkpoints.resolve(source)
         name, content = str(path), checkpoints.read(path)
@@ -114,8 +114,8 @@ def convert_state_dict(state_dict: Mapping[str, Any], module: nn.Module) -> dict
     Raises:
         UserError: As in `load_official`.
     """
-    tensors = checkpoints.tensors_of(state_dict, "The checkpoint")
-    match = match_tensors(module, tensors, "The checkpoint")
+    tensors = checkpoints.tensors_of(state_dict, "the checkpoint")
+    match = match_tensors(module, tensors, "the checkpoint")
     for note in match.notes:
         logger.warning(note)
     return {**module.state_dict(), **match.state}
