@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
+from src.models.heads.fcn import FCNHead
+from src.models.heads.upernet import UPerHead
 from src.models.internimage import InternImage, InternImageBackbone
 from src.models.layers import DCNv3
+from src.models.segmentors import Segmentor
 from src.models.variants import ARCHITECTURES
 
-__all__ = ["ARCHITECTURES", "DCNv3", "InternImage", "InternImageBackbone"]
+__all__ = [
+    "ARCHITECTURES",
+    "DCNv3",
+    "FCNHead",
+    "InternImage",
+    "InternImageBackbone",
+    "Segmentor",
+    "UPerHead",
+]

@@ -37,8 +37,14 @@ HUB_FILES = (
     "internimage_h_22kto1k_640",
     "internimage_g_pretrainto22k_384",
     "internimage_g_22kto1k_512",
+    "upernet_internimage_t_512_160k_ade20k",
+    "upernet_internimage_s_512_160k_ade20k",
+    "upernet_internimage_b_512_160k_ade20k",
+    "upernet_internimage_l_640_160k_ade20k",
+    "upernet_internimage_xl_640_160k_ade20k",
+    "upernet_internimage_h_896_160k_ade20k",
 )
-"""Names of the classification files in `HUB_REPO`, without ``.pth``."""
+"""Names of published files in `HUB_REPO`, without ``.pth``."""
 
 _CONTAINERS = ("model", "module", "state_dict")
 _EMA_CONTAINERS = ("model_ema", "state_dict_ema", "ema")

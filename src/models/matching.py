@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from src.errors import UserError
 from src.models.backbone import InternImageBackbone
+from src.models.heads.conv import ClassConv2d
 from src.models.internimage import InternImage
 from src.models.layers import DCNv3
 from src.models.official_names import official_names
@@ -149,6 +150,8 @@ def _adapt(module: nn.Module, match: Match, source: str, remap_22k: bool) -> Non
             _adapt_image_channels(child, prefix, match, source)
             if isinstance(child, InternImage):
                 _fit_classes(child, prefix, match, source, remap_22k)
+        elif isinstance(child, ClassConv2d):
+            _fit_pixel_classes(child, prefix, match, source)
     if dropped:
         match.notes.append(f"{source} samples the centre; its rows for the centre are left out.")
     if filled:
@@ -202,6 +205,21 @@ def _fit_classes(
     match.notes.append(
         f"{source} has {rows} classes, the network {network.num_classes}: the head starts fresh."
     )
+
+
+def _fit_pixel_classes(layer: ClassConv2d, prefix: str, match: Match, source: str) -> None:
+    own = {f"{prefix}{key}": value for key, value in layer.state_dict().items()}
+    given = {key: match.state[key] for key in own if key in match.state}
+    weight = given.get(f"{prefix}weight")
+    if weight is None or weight.shape[1:] != layer.weight.shape[1:]:
+        return
+    if len(given) == len(own) and len(weight) != layer.out_channels:
+        match.state |= own
+        match.fresh += own
+        match.notes.append(
+            f"{source} has {len(weight)} classes, the network {layer.out_channels}: "
+            f"{prefix.removesuffix('.')} starts fresh."
+        )
 
 
 def _check_trunk(

@@ -11,6 +11,7 @@ import re
 from torch import nn
 
 from src.models.backbone import InternImageBackbone
+from src.models.heads.upernet import UPerHead
 
 RENAMES: dict[type[nn.Module], tuple[tuple[str, str], ...]] = {
     InternImageBackbone: (
@@ -27,6 +28,7 @@ RENAMES: dict[type[nn.Module], tuple[tuple[str, str], ...]] = {
         (r"^(clip_projector\.norm1_[qkv])\.", r"\1.0."),
         (r"^fc_norm\.", "fc_norm.0."),
     ),
+    UPerHead: ((r"^(psp_modules\.\d+)\.", r"\1.1."),),
 }
 """Per module type: patterns on its own names and the official spelling; the first match counts."""
 

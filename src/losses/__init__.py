@@ -1,0 +1,1 @@
+"""Training losses that PyTorch and timm do not have."""
