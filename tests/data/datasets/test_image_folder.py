@@ -1,0 +1,94 @@
+import pytest
+import torch
+from torch.utils.data import DataLoader
+from torchvision.transforms.functional import to_tensor
+
+from src.data.datasets import ImageFilesDataset, ImageFolderDataset
+from src.errors import UserError
+
+
+def test_samples_come_in_class_and_file_order(make_tree):
+    root = make_tree({"val": {"b": 1, "a": 2}}) / "val"
+    data = ImageFolderDataset(root, to_tensor)
+    assert [(data[i]["label"], data[i]["path"]) for i in range(len(data))] == [
+        (0, str(root / "a" / "0.png")),
+        (0, str(root / "a" / "1.png")),
+        (1, str(root / "b" / "0.png")),
+    ]
+    assert data[0]["image"].shape == (3, 16, 20)
+
+
+def test_labels_go_by_name_when_a_class_is_missing(make_tree):
+    root = make_tree({"val": {"b": 1, "d": 1}}) / "val"
+    data = ImageFolderDataset(root, to_tensor, folders=["a", "b", "c", "d"])
+    assert data.labels.tolist() == [1, 3]
+
+
+def test_names_with_any_letters_survive(make_tree):
+    root = make_tree({"val": {"größe 猫": 1}}) / "val"
+    assert ImageFolderDataset(root, to_tensor)[0]["path"] == str(root / "größe 猫" / "0.png")
+
+
+def test_folders_that_cannot_be_used_are_named(make_tree, tmp_path):
+    root = make_tree({"val": {"a": 1, "empty": 0}}) / "val"
+    with pytest.raises(UserError, match=r"class folder .*empty holds no pictures"):
+        ImageFolderDataset(root, to_tensor)
+    with pytest.raises(UserError, match=r"val/a has no label.*'a'"):
+        ImageFolderDataset(root, to_tensor, folders=["empty"])
+    with pytest.raises(UserError, match=r"absent does not exist"):
+        ImageFolderDataset(tmp_path / "absent", to_tensor)
+    with pytest.raises(UserError, match=r"a has no class folders"):
+        ImageFolderDataset(root / "a", to_tensor)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_broken_picture_is_one_sentence_from_any_process(make_tree, truncate, num_workers):
+    root = make_tree({"val": {"a": 3}}) / "val"
+    broken = truncate(root / "a" / "1.png")
+    with pytest.raises(UserError) as caught:
+        list(DataLoader(ImageFolderDataset(root, to_tensor), num_workers=num_workers))
+    message = str(caught.value)
+    assert message.startswith(f"The picture {broken} cannot be read: ")
+    assert message.endswith("--data.broken_images skip.")
+    assert "Traceback" not in message
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_skipping_takes_the_next_picture_and_remembers(make_tree, truncate, num_workers):
+    root = make_tree({"val": {"a": 3, "b": 2}}) / "val"
+    broken = [str(truncate(root / "a" / "2.png")), str(truncate(root / "b" / "1.png"))]
+    data = ImageFolderDataset(root, to_tensor, broken_images="skip")
+    for _ in range(2):
+        loader = DataLoader(data, batch_size=5, num_workers=num_workers)
+        (batch,) = list(loader)
+        assert batch["label"].tolist() == [0, 0, 1, 1, 0]
+    assert data.broken_paths == broken
+
+
+def test_skipping_ends_when_nothing_can_be_read(make_tree, truncate):
+    root = make_tree({"val": {"a": 2}}) / "val"
+    for path in sorted((root / "a").iterdir()):
+        truncate(path)
+    with pytest.raises(UserError, match=r"2 pictures in a row .*0\.png.*verify imagenet"):
+        ImageFolderDataset(root, to_tensor, broken_images="skip")[0]
+
+
+def test_files_come_from_a_folder_at_any_depth_or_are_a_single_one(make_tree):
+    root = make_tree({"x": {"y": 2}})
+    (root / "notes.txt").touch()
+    assert [sample["path"] for sample in ImageFilesDataset(root, to_tensor)] == [
+        str(root / "x" / "y" / "0.png"),
+        str(root / "x" / "y" / "1.png"),
+    ]
+    odd = (root / "x" / "y" / "0.png").rename(root / "picture.from_phone")
+    (sample,) = ImageFilesDataset(odd, to_tensor)
+    assert sample["path"] == str(odd)
+    assert set(sample) == {"image", "path"}
+    assert isinstance(sample["image"], torch.Tensor)
+
+
+def test_nothing_to_predict_is_said(tmp_path):
+    with pytest.raises(UserError, match=r"absent does not exist"):
+        ImageFilesDataset(tmp_path / "absent", to_tensor)
+    with pytest.raises(UserError, match=r"holds no pictures"):
+        ImageFilesDataset(tmp_path, to_tensor)

@@ -1,0 +1,30 @@
+import pytest
+from torch.utils.data import DataLoader, Dataset
+
+from src.errors import UserError
+
+SENTENCE = "The file cat.jpg is broken: see line 3.\nReplace it."
+
+
+class Failing(Dataset):
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        raise UserError(SENTENCE)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_the_sentence_survives_a_loader_worker(num_workers):
+    with pytest.raises(UserError) as caught:
+        next(iter(DataLoader(Failing(), num_workers=num_workers)))
+    assert str(caught.value) == SENTENCE
+
+
+def test_a_user_error_is_a_value_error():
+    with pytest.raises(ValueError, match=r"not a number"):
+        raise UserError("not a number")
+
+
+def test_a_sentence_that_only_looks_like_a_worker_report_is_kept():
+    assert str(UserError("Caught UserError in the act")) == "Caught UserError in the act"
