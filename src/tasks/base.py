@@ -9,13 +9,14 @@ the moving average itself (``src.callbacks.ema``).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from torch import nn
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MetricCollection
@@ -32,8 +33,8 @@ class BaseTask(LightningModule):
     """Network, loss, metrics and optimizer of one task.
 
     Args:
-        network: Makes the network; called with ``num_classes``.
         num_classes: Number of classes, taken from the data module on the command line.
+        network: Makes the network; called with ``num_classes``.
         weights: Published or own weights to start from: a file or a hub name. ``None`` keeps the
             network's own initialisation. Ignored when a checkpoint is given, which has its weights.
         optimizer: Makes the optimizer from parameter groups. Its learning rate is for
@@ -55,8 +56,8 @@ class BaseTask(LightningModule):
 
     def __init__(
         self,
-        network: Callable[[int], nn.Module],
         num_classes: int,
+        network: Callable[[int], nn.Module],
         weights: str | None = None,
         optimizer: OptimizerFactory = lambda params: torch.optim.AdamW(
             params, lr=5e-4, weight_decay=0.05
@@ -80,6 +81,8 @@ class BaseTask(LightningModule):
         self.layer_decay, self.dcn_lr_scale = layer_decay, dcn_lr_scale
         self.network: nn.Module | None = None
         self._averaged: tuple[nn.Module, ...] = ()  # a tuple, so that it is not a submodule
+        self._group_settings: list[dict[str, Any]] = []
+        self._save_plain_hyperparameters()
 
     # ---------------------------------------------------------------- building
 
@@ -113,6 +116,16 @@ class BaseTask(LightningModule):
     def build_metrics(self) -> MetricCollection:
         """Make the metrics of one evaluation, with bare names such as ``top1``."""
         raise TypeError(f"{type(self).__name__} must define build_metrics()")
+
+    def _save_plain_hyperparameters(self) -> None:
+        """Keep the settings in checkpoints for ``load_from_checkpoint``.
+
+        From the command line they are the plain configuration. Factories that were given as Python
+        objects are left out: a checkpoint must be readable without running code.
+        """
+        self.save_hyperparameters()
+        for name in [name for name, value in self.hparams.items() if callable(value)]:
+            del self.hparams[name]
 
     # -------------------------------------------------------------- evaluation
 
@@ -184,19 +197,29 @@ class BaseTask(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Optimizer with grouped, scaled learning rates, and its schedule."""
-        optimizer = self.optimizer_factory(self.parameter_groups())
-        total_steps = self.trainer.estimated_stepping_batches  # also prepares the training loader
+        trainer = self.trainer
+        trainer.fit_loop.setup_data()  # the number of steps and the batch size come from the loader
         scale = 1.0
         if self.reference_batch_size is not None:
             scale = self.global_batch_size() / self.reference_batch_size
+        optimizer = self.optimizer_factory(self.parameter_groups())
         for group in optimizer.param_groups:
             group["lr"] = group["lr"] * group["lr_scale"] * scale
+        self._group_settings = [_settings(group) for group in optimizer.param_groups]
         if self.lr_scheduler_factory is None:
             return optimizer
         scheduler = self.lr_scheduler_factory(optimizer)
         if not isinstance(scheduler, StepSchedule):
             config = {"scheduler": scheduler, "interval": self.lr_interval}
             return {"optimizer": optimizer, "lr_scheduler": config}
+        self._plan(scheduler, scale)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+    def _plan(self, scheduler: StepSchedule, scale: float) -> None:
+        total_steps = self.trainer.estimated_stepping_batches
         if math.isinf(total_steps):
             raise UserError(
                 "The length of training is unknown, so the learning-rate schedule cannot be"
@@ -205,7 +228,75 @@ class BaseTask(LightningModule):
         batches = self.trainer.num_training_batches
         per_epoch = max(1, math.ceil(batches / self.trainer.accumulate_grad_batches))
         scheduler.plan(int(total_steps), per_epoch, scale)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
-        }
+
+    # ---------------------------------------------------------------- resuming
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse weights of another network; continue without an average if none is kept now.
+
+        Raises:
+            UserError: If names or shapes of the weights differ.
+        """
+        if "current_model_state" in checkpoint and self._is_fitting and not self._averaged:
+            rank_zero_warn(
+                "The checkpoint has a moving average but the EMA callback is not used now: training"
+                " goes on with the weights in training and the average is lost."
+            )
+            checkpoint["state_dict"] = checkpoint["current_model_state"]
+        mismatch = describe_mismatch(checkpoint["state_dict"], self.state_dict())
+        if mismatch:
+            raise UserError(
+                f"The checkpoint does not fit this network: {mismatch}. Use the config.yaml of the"
+                " run that wrote it; to start another network from published weights use"
+                " model.init_args.weights."
+            )
+        if self._is_fitting:
+            self._check_optimizer_groups(checkpoint)
+
+    @property
+    def _is_fitting(self) -> bool:
+        return self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
+
+    def _check_optimizer_groups(self, checkpoint: dict[str, Any]) -> None:
+        saved = [len(g["params"]) for g in checkpoint["optimizer_states"][0]["param_groups"]]
+        now = [len(group["params"]) for group in self.parameter_groups()]
+        if saved != now:
+            raise UserError(
+                f"The checkpoint groups the parameters for the optimizer as {saved}, these settings"
+                f" as {now}. Keep layer_decay, dcn_lr_scale and frozen parts as they were, or start"
+                " from the weights alone with model.init_args.weights."
+            )
+
+    def on_train_start(self) -> None:
+        """Let the configuration decide where the checkpoint brought other optimizer settings."""
+        if self.trainer.ckpt_path is None:
+            return
+        schedulers = [config.scheduler for config in self.trainer.lr_scheduler_configs]
+        if not all(isinstance(scheduler, StepSchedule) for scheduler in schedulers):
+            return  # a foreign schedule keeps its own state in the groups
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        for group, settings in zip(optimizer.param_groups, self._group_settings, strict=True):
+            group.update(settings, initial_lr=settings["lr"])
+        for scheduler in schedulers:
+            scheduler.apply()
+
+
+def _settings(group: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in group.items() if name != "params"}
+
+
+def describe_mismatch(saved: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
+    """Say how two state dicts differ in names and shapes; empty if they do not."""
+    missing = [name for name in wanted if name not in saved]
+    unknown = [name for name in saved if name not in wanted]
+    reshaped = [n for n in wanted if n in saved and wanted[n].shape != saved[n].shape]
+    parts = []
+    if missing:
+        parts.append(f"{len(missing)} weights are missing (first: {missing[0]})")
+    if unknown:
+        parts.append(f"{len(unknown)} have no place (first: {unknown[0]})")
+    if reshaped:
+        name = reshaped[0]
+        shapes = f"{tuple(saved[name].shape)} in the file, {tuple(wanted[name].shape)} here"
+        parts.append(f"{len(reshaped)} have another shape (first: {name}, {shapes})")
+    return ", ".join(parts)

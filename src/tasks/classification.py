@@ -27,8 +27,8 @@ class ClassificationTask(BaseTask):
     """Train and evaluate an image classifier.
 
     Args:
-        network: Makes the classifier; called with ``num_classes``.
         num_classes: Number of classes, taken from the data module on the command line.
+        network: Makes the classifier; called with ``num_classes``.
         mixup_alpha: Strength of mixup, 0 is off.
         cutmix_alpha: Strength of CutMix, 0 is off.
         mixup_prob: Probability that a batch is mixed, in [0, 1].
@@ -42,8 +42,8 @@ class ClassificationTask(BaseTask):
 
     def __init__(
         self,
+        num_classes: int,
         network: Callable[[int], InternImage] = InternImage,
-        num_classes: int = 1000,
         mixup_alpha: float = 0.0,
         cutmix_alpha: float = 0.0,
         mixup_prob: float = 1.0,
@@ -51,7 +51,7 @@ class ClassificationTask(BaseTask):
         label_smoothing: float = 0.1,
         **kwargs: Any,
     ) -> None:
-        super().__init__(network=network, num_classes=num_classes, **kwargs)
+        super().__init__(num_classes=num_classes, network=network, **kwargs)
         self.label_smoothing = label_smoothing
         self.mixup: Mixup | None = None
         if mixup_alpha > 0 or cutmix_alpha > 0:

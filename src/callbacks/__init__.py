@@ -1,0 +1,18 @@
+"""Lightning callbacks: checkpoints, moving average, reproducible epochs, run folder, predictions."""
+
+from src.callbacks.checkpoint import AtomicCheckpointIO, Checkpoint
+from src.callbacks.ema import EMA
+from src.callbacks.epoch_seed import EpochSeed
+from src.callbacks.predictions import ClassPredictionWriter
+from src.callbacks.run_folder import RunFolder
+from src.callbacks.throughput import Throughput
+
+__all__ = [
+    "EMA",
+    "AtomicCheckpointIO",
+    "Checkpoint",
+    "ClassPredictionWriter",
+    "EpochSeed",
+    "RunFolder",
+    "Throughput",
+]

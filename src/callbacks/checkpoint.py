@@ -1,0 +1,125 @@
+"""Checkpoints: the best by the task's metric, the last after every epoch, and one on an exception.
+
+Differences to Lightning's ``ModelCheckpoint``: the monitored value is the task's own unless another
+is named, ``last.ckpt`` is written after every epoch even if the epoch was not the best, a resumed
+run remembers the best of the run it continues, and files appear whole or not at all.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities import rank_zero_info
+
+from src.tasks import BaseTask
+
+
+class Checkpoint(ModelCheckpoint):
+    """Write ``best-epoch=N.ckpt`` and ``last.ckpt`` into the ``checkpoints`` of the run folder.
+
+    Args:
+        monitor: Logged value that decides which epoch is best; default is the task's
+            (classification: ``val/top1``).
+        mode: Whether the larger or the smaller value is better; default is the task's.
+        save_top_k: Number of best checkpoints to keep; 0 keeps none, -1 all.
+        every_n_epochs: Epochs between checkpoints.
+        every_n_train_steps: Also write ``last.ckpt`` after this many optimizer steps; useful where
+            an epoch takes hours.
+        save_on_exception: Write ``last.ckpt`` when training stops with an error or with Ctrl-C
+            (on one device only: with several, the others may be beyond reach).
+        filename: Name of the best checkpoints, without suffix.
+    """
+
+    def __init__(
+        self,
+        monitor: str | None = None,
+        mode: Literal["max", "min"] | None = None,
+        save_top_k: int = 1,
+        every_n_epochs: int = 1,
+        every_n_train_steps: int | None = None,
+        save_on_exception: bool = True,
+        filename: str = "best-{epoch}",
+    ) -> None:
+        super().__init__(
+            filename=filename,
+            monitor=monitor or "val/loss",
+            mode=mode or "min",
+            save_last=True,
+            save_top_k=save_top_k,
+            every_n_epochs=every_n_epochs,
+            save_on_exception=save_on_exception,
+            enable_version_counter=False,
+        )
+        self.requested_monitor, self.requested_mode = monitor, mode
+        self.last_every_n_steps = every_n_train_steps
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Take monitor and mode from the task where they were not given."""
+        if isinstance(pl_module, BaseTask):
+            self.monitor = self.requested_monitor or pl_module.monitor
+            self.mode = self.requested_mode or pl_module.monitor_mode
+            self.kth_value = torch.tensor(torch.inf if self.mode == "min" else -torch.inf)
+        super().setup(trainer, pl_module, stage)
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Write the last checkpoint where it is due in the middle of an epoch."""
+        every, step = self.last_every_n_steps, trainer.global_step
+        if every and step % every == 0 and not self._should_skip_saving_checkpoint(trainer):
+            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the best and the last checkpoint of the epoch, after its validation."""
+        due = (trainer.current_epoch + 1) % self._every_n_epochs == 0
+        if not due or trainer.fast_dev_run:
+            return
+        candidates = self._monitor_candidates(trainer)
+        if self.monitor in candidates:
+            self._save_topk_checkpoint(trainer, candidates)
+        self._save_last_checkpoint(trainer, candidates)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Wait for the end of the epoch: resuming from the middle of a validation is not exact."""
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Save what has been learnt since the last checkpoint."""
+        if trainer.world_size > 1 or not trainer.training or trainer.fit_loop.skip:
+            return
+        if self._should_save_on_exception(trainer):
+            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+            rank_zero_info(f"Saved the interrupted training to {self.last_model_path}")
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Remember the best of the continued run, also from another run folder."""
+        super().load_state_dict(state_dict | {"dirpath": self.dirpath})
+        self.last_model_path = ""
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Write to a temporary name beside the file, then rename: a kill never leaves half a file."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
+    ) -> None:
+        """Save ``checkpoint`` to ``path``; remote paths are left to Lightning."""
+        if "://" in str(path):
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(path.name + ".part")
+        torch.save(checkpoint, part)
+        part.replace(path)

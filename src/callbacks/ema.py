@@ -1,0 +1,105 @@
+"""Exponential moving average of the weights, as timm's first ``ModelEma`` computes it.
+
+Every parameter *and* buffer follows ``average = decay * average + (1 - decay) * weight`` after each
+optimizer step; the average starts at the initial weights and the decay is constant. It is stored as
+Lightning's weight averaging stores it: ``state_dict`` of a checkpoint holds the average and
+``current_model_state`` the weights in training. Unlike Lightning's callback, weights are never
+swapped: validation evaluates both networks. What is not here: decay warm-up, sharded weights.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import WeightAveraging
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from src.errors import UserError
+from src.tasks import BaseTask
+
+_SHARDING = ("FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy")
+
+
+class EMA(WeightAveraging):
+    """Keep an exponential moving average and evaluate with it.
+
+    While fitting, ``val/<metric>`` is measured with the average and ``val/<metric>_raw`` with the
+    weights in training. After fitting the task carries the average.
+
+    Args:
+        decay: Share of the old average kept at each step, in [0, 1]. About ``1 / (1 - decay)``
+            steps are averaged.
+        device: Where the average lives; default is the device of the training.
+
+    Raises:
+        UserError: If ``decay`` is outside [0, 1]; at the start, if the strategy shards the weights
+            or the precision is not 32 bit or mixed.
+    """
+
+    def __init__(self, decay: float = 0.9999, device: str | None = None) -> None:
+        if not 0 <= decay <= 1:
+            raise UserError(f"The decay of EMA must be in [0, 1], got {decay}.")
+        super().__init__(device=device, use_buffers=True, multi_avg_fn=get_ema_multi_avg_fn(decay))
+        self.decay = decay
+
+    @property
+    def average(self) -> AveragedModel | None:
+        """The averaged copy of the task while fitting."""
+        return self._average_model
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Start the average at the current weights."""
+        if stage != "fit":
+            return
+        _check_supported(trainer)
+        if not isinstance(pl_module, BaseTask):
+            raise UserError(f"EMA works with a BaseTask, got {type(pl_module).__name__}.")
+        pl_module.configure_model()
+        self._average_model = AveragedModel(
+            pl_module,
+            device=self._device or trainer.strategy.root_device,
+            use_buffers=self._use_buffers,
+            **self._kwargs,
+        )
+        # Otherwise the first update would copy the weights instead of averaging them.
+        self._average_model.n_averaged.fill_(1)
+        network = self._average_model.module.evaluation_network
+        pl_module.set_averaged_network(network.eval().requires_grad_(False))
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Swap nothing: the task evaluates both networks."""
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Swap nothing: the task evaluates both networks."""
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep the weights apart until the last checkpoint is written."""
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Restore the average; outside of fit the checkpoint's own weights are already it."""
+        if self._average_model is not None:
+            super().on_load_checkpoint(trainer, pl_module, checkpoint)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Hand the average to the task."""
+        if stage == "fit" and self._average_model is not None and isinstance(pl_module, BaseTask):
+            self._copy_average_to_current(pl_module)
+            pl_module.set_averaged_network(None)
+            self._average_model = None
+
+
+def _check_supported(trainer: Trainer) -> None:
+    strategy = type(trainer.strategy).__name__
+    if strategy in _SHARDING:
+        raise UserError(
+            f"EMA keeps a full copy of the weights, which {strategy} shards over the devices;"
+            " remove the EMA callback or use the strategy ddp."
+        )
+    if trainer.precision not in ("32-true", "16-mixed", "bf16-mixed"):
+        raise UserError(
+            f"EMA needs 32-bit weights, which precision {trainer.precision!r} has not;"
+            " use 32-true, 16-mixed or bf16-mixed, or remove the EMA callback."
+        )

@@ -1,0 +1,77 @@
+"""Make every epoch reproducible by itself, so that a resumed run sees what it would have seen.
+
+At the start of each epoch all random generators are seeded from (seed, epoch, rank). Shuffling,
+augmentation, mixup and drop path of an epoch therefore do not depend on the epochs before it. A run
+that continues in the middle of an epoch passes over the batches that were already used.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+from torch.utils.data import DataLoader
+
+
+def seed_epoch(seed: int, epoch: int, rank: int) -> None:
+    """Seed Python, NumPy and PyTorch from three numbers that give unrelated streams."""
+    words = np.random.SeedSequence([seed, epoch, rank]).generate_state(3)
+    random.seed(int(words[0]))
+    np.random.seed(int(words[1]))  # noqa: NPY002  timm's Mixup draws from the global generator
+    torch.manual_seed(int(words[2]))
+
+
+class EpochSeed(Callback):
+    """Seed every training epoch.
+
+    Args:
+        seed: Any non-negative number.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self._is_resumed = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find out whether this run continues another, perhaps in the middle of an epoch."""
+        self._is_resumed = trainer.ckpt_path is not None
+        progress = trainer.fit_loop.epoch_loop.batch_progress
+        if self._is_resumed and not progress.is_last_batch and progress.current.completed:
+            self._start(trainer)
+            self._pass_over(trainer, progress.current.completed)
+            self._is_resumed = False
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Seed the epoch that starts."""
+        self._start(trainer)
+        self._is_resumed = False
+
+    def _start(self, trainer: Trainer) -> None:
+        seed_epoch(self.seed, trainer.current_epoch, trainer.global_rank)
+        fit_loop = trainer.fit_loop
+        # Lightning has no public way to start a training epoch's loader anew.
+        for loader in _loaders(fit_loop._combined_loader):
+            # Persistent workers would carry the generators of earlier epochs along.
+            loader._iterator = None
+            if hasattr(loader.sampler, "set_epoch"):
+                loader.sampler.set_epoch(trainer.current_epoch)
+        if self._is_resumed:
+            # Made before the checkpoint was read, thus with the order of another epoch.
+            iter(fit_loop._data_fetcher)
+
+    def _pass_over(self, trainer: Trainer, num_batches: int) -> None:
+        rank_zero_info(
+            f"Passing over the {num_batches} batches of epoch {trainer.current_epoch} that were"
+            " already used"
+        )
+        batches = trainer.fit_loop._data_fetcher.iterator
+        for _ in range(num_batches):
+            next(batches)
+
+
+def _loaders(combined: Any) -> list[DataLoader[Any]]:
+    return [loader for loader in combined.flattened if isinstance(loader, DataLoader)]

@@ -1,0 +1,123 @@
+"""Write what ``predict`` finds: a table of all files and annotated pictures."""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch.distributed as dist
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from PIL import Image, ImageOps
+
+from src.callbacks.run_folder import run_folder
+from src.visualization import draw_classes
+
+
+class Row(NamedTuple):
+    """Best classes of one file, most probable first."""
+
+    path: str
+    names: list[str]
+    probabilities: list[float]
+
+
+class ClassPredictionWriter(Callback):
+    """Write ``predictions.csv`` and ``pictures/*.png`` into the run folder after ``predict``.
+
+    The table has one row per file: ``path``, then class and probability of the best five.
+
+    Args:
+        folder: Where to write; default is the run folder.
+        max_pictures: Number of files to draw, in the order of the table; -1 draws all, 0 none.
+    """
+
+    def __init__(self, folder: str | None = None, max_pictures: int = 200) -> None:
+        self.folder, self.max_pictures = folder, max_pictures
+        self._rows: list[Row] = []
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget earlier predictions."""
+        self._rows = []
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Collect the rows of a batch."""
+        if not isinstance(outputs, dict) or not {"path", "index", "probability"} <= outputs.keys():
+            return  # another task: its own writer takes care
+        names = class_names(trainer)
+        indices, values = outputs["index"].tolist(), outputs["probability"].tolist()
+        for path, index, probability in zip(outputs["path"], indices, values, strict=True):
+            found = [names[i] if i < len(names) else str(i) for i in index]
+            self._rows.append(Row(path, found, probability))
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Bring the rows of all devices together and write them."""
+        rows = _gather(self._rows)
+        if not trainer.is_global_zero or not rows:
+            return
+        folder = Path(self.folder) if self.folder else run_folder(trainer)
+        folder.mkdir(parents=True, exist_ok=True)
+        rows = sorted({row.path: row for row in rows}.values())
+        table = folder / "predictions.csv"
+        write_table(rows, table)
+        rank_zero_info(f"Predictions: {table} ({len(rows)} files)")
+        chosen = rows if self.max_pictures < 0 else rows[: self.max_pictures]
+        if chosen:
+            count = draw_pictures(chosen, folder / "pictures")
+            rank_zero_info(f"Pictures:    {folder / 'pictures'} ({count} of {len(rows)} files)")
+
+
+def class_names(trainer: Trainer) -> list[str]:
+    """Readable class names of the data module in use, or an empty list."""
+    return list(getattr(trainer.datamodule, "class_names", []))  # type: ignore[attr-defined]
+
+
+def write_table(rows: list[Row], path: Path) -> None:
+    """Write one line per file; every file has the same number of classes."""
+    columns = [f"{kind}_{i + 1}" for i in range(len(rows[0].names)) for kind in ("class", "prob")]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", *columns])
+        for row in rows:
+            pairs = zip(row.names, row.probabilities, strict=True)
+            cells = [cell for name, value in pairs for cell in (name, f"{value:.6f}")]
+            writer.writerow([row.path, *cells])
+
+
+def draw_pictures(rows: list[Row], folder: Path) -> int:
+    """Draw the rows; returns how many pictures were written. Unreadable files are reported."""
+    folder.mkdir(parents=True, exist_ok=True)
+    stems = Counter(Path(row.path).stem for row in rows)
+    used: Counter[str] = Counter()
+    count = 0
+    for row in rows:
+        stem = Path(row.path).stem
+        used[stem] += 1
+        name = f"{stem}.png" if stems[stem] == 1 else f"{stem}_{used[stem]}.png"
+        try:
+            with Image.open(row.path) as image:
+                picture = ImageOps.exif_transpose(image)
+        except OSError as error:
+            rank_zero_warn(f"No picture is drawn for {row.path}: {error}")
+            continue
+        draw_classes(picture, row.names, row.probabilities).save(folder / name)
+        count += 1
+    return count
+
+
+def _gather(rows: list[Row]) -> list[Row]:
+    if not (dist.is_available() and dist.is_initialized()):
+        return rows
+    parts: list[list[Row]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(parts, rows)
+    return [row for part in parts for row in part]

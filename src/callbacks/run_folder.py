@@ -1,0 +1,145 @@
+"""The folder of one run: what was asked (config.yaml), with what (env.txt), and where results are."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities import rank_zero_info
+
+from src import ops
+from src.environment import report
+from src.tasks import BaseTask
+
+
+def next_run_folder(parent: Path, prefix: str) -> Path:
+    """First folder ``<parent>/<prefix>_<n>`` above all numbers in use; nothing is created."""
+    pattern = re.compile(rf"{re.escape(prefix)}_(\d+)")
+    found = [pattern.fullmatch(p.name) for p in parent.iterdir()] if parent.is_dir() else []
+    return parent / f"{prefix}_{max((int(m[1]) for m in found if m), default=-1) + 1}"
+
+
+def run_folder(trainer: Trainer) -> Path:
+    """Folder for results: that of the `RunFolder` callback, else the logger's or the trainer's."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, RunFolder):
+            return callback.path
+    return Path(trainer.log_dir or trainer.default_root_dir)
+
+
+class RunFolder(Callback):
+    """Write ``config.yaml`` and ``env.txt``, and tell at the start and the end what happens where.
+
+    Args:
+        path: Folder of the run; made at the start.
+        config: Text of ``config.yaml``: gives the same run again.
+        resumed_from: Checkpoint that the run starts from, for the report.
+    """
+
+    def __init__(self, path: Path, config: str, resumed_from: str | None = None) -> None:
+        self.path, self.config, self.resumed_from = path, config, resumed_from
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Agree on the folder over all processes and write the two files."""
+        self.path = trainer.strategy.broadcast(self.path)
+        if trainer.is_global_zero and not trainer.fast_dev_run:
+            self.path.mkdir(parents=True, exist_ok=True)
+            (self.path / "config.yaml").write_text(self.config, encoding="utf-8")
+            origin = f"continues  {self.resumed_from}\n" if self.resumed_from else ""
+            (self.path / "env.txt").write_text(f"{origin}{report()}\n", encoding="utf-8")
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Tell what is going to be trained."""
+        self._announce(trainer, pl_module, "Training")
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Tell what is going to be validated, unless it is a part of training."""
+        if trainer.state.fn == "validate":
+            self._announce(trainer, pl_module, "Validating")
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Tell what is going to be tested."""
+        self._announce(trainer, pl_module, "Testing")
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Tell what is going to be predicted."""
+        self._announce(trainer, pl_module, "Predicting")
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log at least once per epoch, however short the epochs are."""
+        batches = trainer.num_training_batches
+        interval = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        trainer.log_every_n_steps = int(max(1, min(interval, batches)))  # type: ignore[attr-defined]
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the curves of the epoch to disk, so that a killed run keeps them."""
+        for lightning_logger in trainer.loggers:
+            if isinstance(lightning_logger, CSVLogger):
+                lightning_logger.save()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Tell where the results are."""
+        if trainer.fast_dev_run:
+            return
+        rank_zero_info(f"\nResults:     {self.path}")
+        for callback in trainer.checkpoint_callbacks if stage == "fit" else ():
+            if isinstance(callback, ModelCheckpoint):
+                _announce_checkpoints(callback)
+
+    def _announce(self, trainer: Trainer, pl_module: LightningModule, verb: str) -> None:
+        rows = {
+            verb: _describe_task(pl_module),
+            "Data": _describe_data(trainer),
+            "Device": _describe_device(trainer),
+            "Operator": _describe_operator(pl_module.device.type),
+            "Results": "none (fast_dev_run)" if trainer.fast_dev_run else str(self.path),
+        }
+        if self.resumed_from:
+            epoch = f", from epoch {trainer.current_epoch}" if verb == "Training" else ""
+            rows["Checkpoint"] = f"{self.resumed_from}{epoch}"
+        text = "\n".join(f"{name + ':':<12} {value}" for name, value in rows.items())
+        rank_zero_info(f"\n{text}\n")
+
+
+def _describe_task(task: LightningModule) -> str:
+    if not isinstance(task, BaseTask):
+        return type(task).__name__
+    network = task.evaluation_network
+    millions = sum(p.numel() for p in network.parameters()) / 1e6
+    return (
+        f"{type(task).__name__}: {type(network).__name__},"
+        f" {millions:.1f} M parameters, {task.num_classes} classes"
+    )
+
+
+def _describe_data(trainer: Trainer) -> str:
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    if data is None:
+        return "given loaders"
+    root = getattr(data, "predict_dir" if trainer.predicting else "root", None)
+    return f"{type(data).__name__}" + (f", {root}" if root is not None else "")
+
+
+def _describe_device(trainer: Trainer) -> str:
+    device = trainer.strategy.root_device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    threads = f" with {torch.get_num_threads()} threads" if device.type == "cpu" else ""
+    return f"{trainer.world_size} x {name}{threads}, precision {trainer.precision}"
+
+
+def _describe_operator(device: str) -> str:
+    backends = ops.backends()
+    return f"DCNv3 {backends.get(device, f'reference (no kernel for {device})')}"
+
+
+def _announce_checkpoints(callback: ModelCheckpoint) -> None:
+    if callback.best_model_path and callback.best_model_score is not None:
+        score = f"{callback.monitor} {float(callback.best_model_score):.4f}"
+        rank_zero_info(f"Best:        {callback.best_model_path} ({score})")
+    if callback.last_model_path:
+        rank_zero_info(f"Last:        {callback.last_model_path}")

@@ -1,0 +1,140 @@
+"""The command line: ``python -m src <command>``, and the same thing for notebooks and tests.
+
+`main` runs a command and turns mistakes of the user into one sentence and exit code 2. `build`
+makes task, data module and trainer from the same arguments without running anything. Lightning is
+imported only by the commands that need it.
+"""
+
+from __future__ import annotations
+
+import linecache
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from src.errors import UserError
+
+if TYPE_CHECKING:
+    from src.cli.app import TrainingCLI
+
+TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
+_TOOLS = {
+    "env": "src.environment",
+    "profile": "src.models.profile",
+    "prepare": "src.data.prepare",
+    "verify": "src.data.verify",
+}
+_OVERVIEW = """\
+InternImage on PyTorch Lightning. Commands of python -m src:
+
+  fit       train or fine-tune          fit --config configs/<recipe>.yaml
+  validate  metrics on the val split    validate --config runs/<name>/version_0/config.yaml \
+--ckpt_path last
+  test      metrics on the test split   like validate
+  predict   table and pictures          like validate, with --data.predict_dir FOLDER
+  prepare   make or unpack data         prepare toy --root data/toy
+  verify    check a data set            verify imagenet --root data/imagenet
+  profile   size, cost and speed        profile --model internimage_t
+  env       versions and operators      env
+
+Every setting of a recipe can be changed on the line: --trainer.max_epochs 5 --data.batch_size 32.
+<command> --help lists the settings; docs/configuration.md explains how recipes are put together."""
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        args: Command and arguments; default is the command line.
+
+    Returns:
+        0; 2 if the user gave something wrong; 1 if the program failed; 130 after Ctrl-C.
+    """
+    given = list(sys.argv[1:] if args is None else args)
+    if not given or given[0] in ("-h", "--help", "help"):
+        print(_OVERVIEW)
+        return 0
+    try:
+        return _command(given[0])(given[1:])
+    except KeyboardInterrupt:
+        print("Interrupted. To go on: the same command with --ckpt_path last", file=sys.stderr)
+        return 130
+    except Exception as error:
+        mistake = _mistake_of_user(error)
+        if mistake is None or os.environ.get("INTERNIMAGE_TRACEBACK") == "1":
+            traceback.print_exc()
+        else:
+            print(f"error: {mistake}", file=sys.stderr)
+        return 1 if mistake is None else 2
+
+
+def build(args: Sequence[str]) -> TrainingCLI:
+    """Make task, data module and trainer from command-line arguments, without a command.
+
+    Args:
+        args: For example ``["--config", "configs/x.yaml", "--data.batch_size", "8"]``.
+
+    Returns:
+        Object with ``model`` (the task, whose ``network`` is the plain module), ``datamodule`` and
+        ``trainer``; ``trainer.fit(model, datamodule)`` trains.
+
+    Raises:
+        UserError: If a setting is wrong.
+    """
+    from src.cli.app import TrainingCLI
+
+    cli = TrainingCLI.create(list(args), run=False)
+    cli.model.configure_model()
+    return cli
+
+
+def _command(name: str) -> Callable[[list[str]], int]:
+    if name in TRAINER_COMMANDS:
+        return lambda args: _train([name, *args])
+    if name in _TOOLS:
+        run: Callable[[list[str]], int | None] = import_module(_TOOLS[name]).main
+        return lambda args: run(args) or 0
+    from src.cli.explain import suggest
+
+    known = [*TRAINER_COMMANDS, *_TOOLS]
+    raise UserError(f"There is no command {name!r}; known: {', '.join(known)}.{suggest(name, known)}")
+
+
+def _train(args: list[str]) -> int:
+    from src.cli.app import TrainingCLI
+
+    try:
+        TrainingCLI.create(args, run=True)
+    except SystemExit as stop:  # --help and --print_config
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    return 0
+
+
+def _mistake_of_user(error: BaseException) -> BaseException | None:
+    """The error about what the user gave, which other packages may have wrapped, or ``None``.
+
+    That is every `UserError`, and a `ValueError` or a missing operator that the project's own code
+    raises on purpose: packages below the command line need not know `UserError`.
+    """
+    if isinstance(error, UserError) or _is_raised_here(error):
+        return error
+    return None if error.__cause__ is None else _mistake_of_user(error.__cause__)
+
+
+def _is_raised_here(error: BaseException) -> bool:
+    frames = traceback.extract_tb(error.__traceback__)
+    if not frames or not isinstance(error, (ValueError, _not_built_error())):
+        return False
+    source = Path(__file__).resolve().parents[1]
+    line = linecache.getline(frames[-1].filename, frames[-1].lineno or 0).strip()
+    return Path(frames[-1].filename).is_relative_to(source) and line.startswith("raise ")
+
+
+def _not_built_error() -> type[Exception]:
+    from src.ops import OpNotBuiltError
+
+    return OpNotBuiltError

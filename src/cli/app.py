@@ -1,0 +1,253 @@
+"""LightningCLI of this project: which classes, which defaults, which run folder, which checkpoint.
+
+Task and data module are chosen in the configuration (subclass mode); the number of classes goes
+from the data to the task. Checkpoints never change the configuration: what the user asks for
+counts, and only weights and states come from the file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import (
+    LearningRateMonitor,
+    ModelCheckpoint,
+    ProgressBar,
+    RichModelSummary,
+)
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.plugins.io import CheckpointIO
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from src.callbacks import (
+    AtomicCheckpointIO,
+    Checkpoint,
+    ClassPredictionWriter,
+    EpochSeed,
+    RunFolder,
+)
+from src.callbacks.progress import default_progress
+from src.callbacks.run_folder import next_run_folder
+from src.cli.checkpoints import resolve_checkpoint
+from src.cli.explain import explain
+from src.cli.noise import quieten
+from src.data.base import BaseDataModule
+from src.data.imagenet import ImageNetDataModule  # noqa: F401  gives its short name to YAML
+from src.errors import UserError
+from src.models import InternImage  # noqa: F401  gives its short name to YAML
+from src.tasks import BaseTask
+
+_SWITCHABLE = {
+    "checkpoint": Checkpoint,
+    "lr_monitor": LearningRateMonitor,
+    "model_summary": RichModelSummary,
+    "predictions": ClassPredictionWriter,
+}
+
+
+class Parser(LightningArgumentParser):
+    """Parser that answers a mistake with one sentence instead of pages."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise what is wrong as a `UserError`; parsers that only try something stay as they are."""
+        if not self.exit_on_error:
+            super().error(message, ex)
+        raise UserError(explain(message, getattr(ex, "subcommand_parser", None) or self)) from ex
+
+
+class TrainingCLI(LightningCLI):
+    """Task, data module and trainer from the command line; made by `create`."""
+
+    @classmethod
+    def create(cls, args: list[str], *, run: bool) -> TrainingCLI:
+        """Parse ``args`` and make everything; with ``run`` the first argument is the command."""
+        quieten()
+        argv, sys.argv = sys.argv, sys.argv[:1]  # Lightning warns when there are two sources
+        try:
+            return cls(
+                BaseTask,
+                BaseDataModule,
+                subclass_mode_model=True,
+                subclass_mode_data=True,
+                save_config_callback=None,  # RunFolder does it
+                seed_everything_default=0,
+                parser_class=Parser,
+                parser_kwargs={"prog": "python -m src"},
+                auto_configure_optimizers=False,
+                args=args,
+                run=run,
+            )
+        finally:
+            sys.argv = argv
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the run name and the callbacks that are on by default but can be changed."""
+        parser.add_argument(
+            "--name",
+            type=str | None,
+            default=None,
+            help="Name of the run folder: runs/<name>. Default: name of the last config file.",
+        )
+        for key, callback in _SWITCHABLE.items():
+            parser.add_lightning_class_args(callback, key)
+        parser.callback_keys.clear()  # `instantiate_trainer` takes those that fit the other flags
+        parser.set_defaults({"model_summary.max_depth": 2})
+        parser.link_arguments(
+            "data.num_classes", "model.init_args.num_classes", apply_on="instantiate"
+        )
+
+    def _parse_ckpt_path(self) -> None:
+        """Do not let the hyperparameters of a checkpoint replace what the user asked for."""
+
+    @property
+    def run_config(self) -> Any:
+        """Settings of the command, without the command's name in front."""
+        return self.config[self.subcommand] if self.subcommand else self.config
+
+    @property
+    def run_name(self) -> str:
+        """Name of the run: given, or that of the last configuration file."""
+        if self.run_config.name:
+            return str(self.run_config.name)
+        files = [Path(str(file)) for file in self.run_config.config or []]
+        return files[-1].stem if files else "unnamed"
+
+    @property
+    def runs(self) -> Path:
+        """Folder of all runs of this name."""
+        return Path(self.run_config.trainer.default_root_dir or "runs") / self.run_name
+
+    def before_instantiate_classes(self) -> None:
+        """Find and check the checkpoint before anything is built."""
+        if self.run_config.model.get("init_args", {}).get("num_classes") is not None:
+            raise UserError(
+                "model.num_classes cannot be set: it is the number of classes of the data. Remove"
+                " it; data.class_names names classes that have no folder."
+            )
+        self.checkpoint: Path | None = None
+        given = self.run_config.get("ckpt_path")
+        if given:
+            self.checkpoint = resolve_checkpoint(str(given), self.runs)
+            self.run_config["ckpt_path"] = str(self.checkpoint)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Make the trainer with this project's loggers, callbacks and folder."""
+        config = self._get(self.config_init, "trainer")
+        reserve = self.subcommand is not None and not config.fast_dev_run
+        self._folder = folder = self._choose_folder(reserve=reserve)
+        callbacks = list(_as_list(config.callbacks))
+        callbacks += self._default_callbacks(config, callbacks, folder)
+        kwargs = {"default_root_dir": self.runs, "callbacks": callbacks, **kwargs}
+        if config.logger in (None, True):
+            kwargs["logger"] = [
+                CSVLogger(self.runs.parent, self.run_name, folder.name),
+                TensorBoardLogger(self.runs.parent, self.run_name, folder.name),
+            ]
+        plugins = _as_list(config.plugins)
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            kwargs["plugins"] = [*plugins, AtomicCheckpointIO()]
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (MisconfigurationException, ValueError, TypeError) as error:
+            _remove_if_empty(folder)
+            raise UserError(f"The settings in `trainer` do not work together: {error}") from error
+
+    def _choose_folder(self, *, reserve: bool) -> Path:
+        # Processes that Lightning starts for further devices learn the folder from RunFolder.
+        prefix = "version" if self.subcommand in (None, "fit") else self.subcommand
+        folder = next_run_folder(self.runs, prefix)
+        while reserve and rank_zero_only.rank == 0:
+            try:
+                folder.mkdir(parents=True)
+                break
+            except FileExistsError:  # another run has just taken it
+                folder = next_run_folder(self.runs, prefix)
+        return folder
+
+    def _default_callbacks(
+        self, config: Any, given: list[Callback], folder: Path
+    ) -> list[Callback]:
+        has_logger = config.logger is not False and not config.fast_dev_run
+        wanted: dict[str, bool] = {
+            "checkpoint": config.enable_checkpointing is not False and not config.fast_dev_run,
+            "lr_monitor": has_logger and self.subcommand in (None, "fit"),
+            "model_summary": config.enable_model_summary is not False,
+            "predictions": True,
+        }
+        callbacks = [self._get(self.config_init, key) for key, wants in wanted.items() if wants]
+        for callback in callbacks:
+            if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+                callback.dirpath = str(folder / "checkpoints")
+        if config.enable_progress_bar is not False and not _any(given, ProgressBar):
+            callbacks.append(default_progress())
+        seed = self.run_config.seed_everything
+        callbacks.append(EpochSeed(seed if isinstance(seed, int) else 0))
+        resumed = str(self.checkpoint) if self.checkpoint else None
+        callbacks.append(RunFolder(folder, self._config_text(), resumed))
+        return callbacks
+
+    def _config_text(self) -> str:
+        """The configuration as YAML: complete, and starting from the beginning when replayed."""
+        parser = self._parser(self.subcommand)
+        config = self.run_config.clone()
+        config["name"] = self.run_name
+        if "ckpt_path" in config:
+            config["ckpt_path"] = None
+        return str(parser.dump(config, skip_none=False))
+
+    def fit(self, **kwargs: Any) -> None:
+        """Train."""
+        self._run("fit", kwargs)
+
+    def validate(self, **kwargs: Any) -> None:
+        """Evaluate on the validation split."""
+        self._run("validate", kwargs)
+
+    def test(self, **kwargs: Any) -> None:
+        """Evaluate on the test split."""
+        self._run("test", kwargs)
+
+    def predict(self, **kwargs: Any) -> None:
+        """Predict without keeping every output in memory; the writers have what they need."""
+        self._run("predict", kwargs | {"return_predictions": False})
+
+    def _run(self, command: str, kwargs: dict[str, Any]) -> None:
+        if self.checkpoint is not None:
+            self.model.weights = None  # the checkpoint replaces them anyway
+        elif command != "fit" and self.model.weights is None:
+            rank_zero_warn(
+                f"{command} uses an untrained network: neither --ckpt_path nor"
+                " model.init_args.weights is given."
+            )
+        try:
+            getattr(self.trainer, command)(**kwargs)
+        except MisconfigurationException as error:
+            raise UserError(f"The settings do not work together: {error}") from error
+        except SystemExit as stop:  # Lightning's answer to Ctrl-C, after it has saved and tidied up
+            raise KeyboardInterrupt from stop
+        finally:
+            _remove_if_empty(self._folder)
+
+
+def _as_list(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):  # it has files, was never made, or another process did it
+        folder.rmdir()
+        folder.parent.rmdir()
+
+
+def _any(callbacks: list[Callback], kind: type) -> bool:
+    return any(isinstance(callback, kind) for callback in callbacks)
+
+

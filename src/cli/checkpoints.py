@@ -1,0 +1,67 @@
+"""Finding the checkpoint that a run continues from, and checking it before anything is started."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from pathlib import Path
+
+import torch
+
+from src.errors import UserError
+
+KEYWORDS = ("last", "best")
+
+
+def resolve_checkpoint(given: str, runs: Path) -> Path:
+    """Turn ``--ckpt_path`` into a file or folder that is a checkpoint of this project.
+
+    Args:
+        given: A path, or ``last`` or ``best`` for the newest such file of any run in ``runs``.
+        runs: Folder with the ``version_*`` folders of one run name.
+
+    Raises:
+        UserError: If there is none, or it cannot be read.
+    """
+    if given in KEYWORDS:
+        path = _newest(given, runs)
+    else:
+        path = Path(given)
+        if not path.exists():
+            raise UserError(
+                f"The checkpoint {given} does not exist; give a .ckpt file, or 'last' or 'best' to"
+                f" take the newest of {runs}."
+            )
+    if path.is_file():
+        _check_readable(path)
+    return path
+
+
+def _newest(keyword: str, runs: Path) -> Path:
+    found = list(runs.glob(f"version_*/checkpoints/{keyword}*.ckpt"))
+    if not found:
+        raise UserError(
+            f"There is no {keyword!r} checkpoint in {runs}/version_*/checkpoints to continue from;"
+            " leave --ckpt_path out to start anew, or give the file, or the run's --name."
+        )
+    return max(found, key=lambda path: (path.stat().st_mtime_ns, path.parts))
+
+
+def _check_readable(path: Path) -> None:
+    # The table of contents stands at the end of the file, so a truncated one has none.
+    if not zipfile.is_zipfile(path):
+        raise UserError(
+            f"The checkpoint {path} cannot be read: it is truncated or not a PyTorch file. Take an"
+            " older checkpoint, or copy it again."
+        )
+    try:
+        # Mapping the file reads its structure only, whatever the size of the weights.
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        text = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")[:160]
+        raise UserError(f"The checkpoint {path} cannot be read: {text}.") from error
+    if not isinstance(content, dict) or "pytorch-lightning_version" not in content:
+        raise UserError(
+            f"{path} is not a checkpoint of a training run; to start from published weights use"
+            f" --model.init_args.weights {path} instead of --ckpt_path."
+        )

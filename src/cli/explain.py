@@ -1,0 +1,220 @@
+"""From pages of parser output to one sentence: what is wrong, under which key, what is accepted.
+
+jsonargparse reports every alternative that it tried, with the whole value that it was given. The
+functions here read that report and say the cause. A report that is not recognised is shortened,
+never swallowed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import re
+from collections.abc import Callable, Iterable
+from importlib import import_module
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+_KEY = re.compile(r'Parser key "([^"]+)"')
+_CLASS_PATH = re.compile(r"class_path '([\w.]+)'|class_path='([\w.]+)'")
+_PLAIN = {"NoneType": "null", "str": "text", "int": "an integer", "float": "a number"}
+_MAX_LENGTH = 400
+_MAX_LIST = 20
+_FILLED_IN = {"self", "num_classes", "params"}  # arguments that the program gives itself
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """Sentence with the closest known name, starting with a blank; empty if none is close."""
+    last = name.split(".")[-1]
+    by_last = {option.split(".")[-1]: option for option in known}
+    close = difflib.get_close_matches(last, by_last, n=1, cutoff=0.6)
+    return f" Did you mean {by_last[close[0]]!r}?" if close else ""
+
+
+def explain(message: str, parser: Any) -> str:
+    """Say in one or two sentences what a parser error is about.
+
+    Args:
+        message: Text of the error.
+        parser: Parser that found it; knows the accepted options.
+
+    Returns:
+        Text without line breaks.
+    """
+    for reader in _READERS:
+        sentence = reader(message, parser)
+        if sentence:
+            return sentence
+    text = " ".join(message.split())
+    return text if len(text) <= _MAX_LENGTH else text[:_MAX_LENGTH] + " ..."
+
+
+def _missing_file(message: str, parser: Any) -> str | None:
+    match = re.search(r"File does not exist: '?([^'\n]+)'?", message)
+    return f"The configuration file {match[1]} does not exist." if match else None
+
+
+def _broken_yaml(message: str, parser: Any) -> str | None:
+    if "Problems parsing config" not in message:
+        return None
+    problem = " ".join(message.split("Problems parsing config:")[1].split())
+    return f"A configuration file is not valid YAML: {problem.replace('<unicode string>', 'file')}."
+
+
+def _unknown_setting(message: str, parser: Any) -> str | None:
+    match = re.search(r"Option '([\w.]+)' is not accepted", message)
+    if not match:
+        return None
+    name, owner = match[1], _innermost_class(message)
+    known = sorted(setting_names(owner)) if owner is not None else []
+    subject = owner.__name__ if owner is not None else "This class"
+    accepts = f" It has: {', '.join(known)}." if known else ""
+    return f"{subject} has no setting {_join(message, name)!r}.{suggest(name, known)}{accepts}"
+
+
+def _unknown_option(message: str, parser: Any) -> str | None:
+    match = re.search(r"does not accept option '([\w.]+)'", message)
+    match = match or re.search(r"unrecognized arguments: -*([\w.]+)", message)
+    if not match:
+        return None
+    groups = sorted({key.split(".")[0] for key in parser.get_defaults().keys()})
+    group = match[1].split(".")[0]
+    inside = [key for key in parser.get_defaults().keys() if key.startswith(f"{group}.")]
+    accepts = "" if inside else f" Settings begin with: {', '.join(groups)}."
+    return f"There is no setting {match[1]!r}.{suggest(match[1], inside or groups)}{accepts}"
+
+
+def _unknown_class(message: str, parser: Any) -> str | None:
+    match = re.search(r"Expected a dot import path string: ([\w.]+)", message)
+    if not match:
+        match = re.search(r"(?:Unexpected import path format|No module named) '?([\w.]+)", message)
+    base = _wanted_class(message)
+    if not match or base is None:
+        return None
+    known = sorted({cls.__name__ for cls in _subclasses(base)} - {"BaseTask"})
+    names = f"Known: {', '.join(known)}; others" if len(known) <= _MAX_LIST else "Others can be given"
+    return (
+        f"{_join(message)}: there is no class {match[1]!r}.{suggest(match[1], known)}"
+        f" {names} by their import path."
+    )
+
+
+def _missing_setting(message: str, parser: Any) -> str | None:
+    match = re.search(r"the following arguments are required: ([\w., ]+)", message)
+    if not match:
+        return None
+    owner = _innermost_class(message)
+    if owner is None:
+        names = [name.split(".")[-1] for name in match[1].split(", ")]
+        return (
+            f"{' and '.join(sorted(names))} must be given: name a recipe with"
+            " --config configs/<recipe>.yaml."
+        )
+    return f"{_join(message)}: {owner.__name__} needs a value for {match[1]}."
+
+
+def _wrong_value(message: str, parser: Any) -> str | None:
+    wanted = re.findall(r"Expected an? (.+?)(?:\. Got value|\n|$)", message)
+    given = re.findall(r"Got value: ([^\n]+?)(?:\. Got value|\n|$)", message)
+    given = given or re.findall(r"Given value: ([^\n]+)", message)
+    if not wanted or not given:
+        return None
+    keys, owner = list(dict.fromkeys(_KEY.findall(message))), _innermost_class(message)
+    annotation = _annotation(owner, keys[-1]) if owner is not None and len(keys) > 1 else None
+    text = " or ".join(dict.fromkeys(_readable_type(name) for name in wanted))
+    text = text if annotation is None else _readable_annotation(annotation)
+    return f"{_join(message)} must be {text}, got {given[0].strip()!r}."
+
+
+_READERS: tuple[Callable[[str, Any], str | None], ...] = (
+    _missing_file,
+    _broken_yaml,
+    _unknown_setting,
+    _unknown_option,
+    _unknown_class,
+    _missing_setting,
+    _wrong_value,
+)
+
+
+def setting_names(owner: type) -> set[str]:
+    """Names of the constructor arguments of a class, followed through ``**kwargs``."""
+    names: set[str] = set()
+    for cls in inspect.getmro(owner):
+        if "__init__" not in vars(cls):
+            continue
+        parameters = inspect.signature(cls.__init__).parameters.values()
+        names |= {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+        if all(p.kind is not p.VAR_KEYWORD for p in parameters):
+            break
+    return names - _FILLED_IN
+
+
+def _join(message: str, name: str = "") -> str:
+    """Full key of the setting that a report is about."""
+    keys = dict.fromkeys(_KEY.findall(message))  # in order, each once
+    return ".".join([*keys, name] if name else keys) or "the configuration"
+
+
+def _innermost_class(message: str) -> type | None:
+    found = [path for pair in _CLASS_PATH.findall(message) for path in pair if path]
+    return _load(found[-1]) if found else None
+
+
+def _wanted_class(message: str) -> type | None:
+    """The class that a value had to be a kind of."""
+    keys, owner = list(dict.fromkeys(_KEY.findall(message))), _innermost_class(message)
+    if owner is not None and len(keys) > 1:
+        return _class_in(_annotation(owner, keys[-1]))
+    found = re.findall(r"Subtypes: \[(?:list\[|<class ')([\w.]+)", message)
+    return _load(found[0]) if found else None
+
+
+def _annotation(owner: type, setting: str) -> Any:
+    """Annotation of a constructor argument, or ``None``."""
+    for cls in inspect.getmro(owner):
+        if "__init__" in vars(cls) and setting in inspect.signature(cls.__init__).parameters:
+            return get_type_hints(cls.__init__).get(setting)
+    return None
+
+
+def _class_in(annotation: Any) -> type | None:
+    """First class in an annotation; of a callable, what it returns."""
+    if get_origin(annotation) is Callable:
+        return _class_in(get_args(annotation)[-1])
+    found = (_class_in(part) for part in get_args(annotation))
+    return annotation if isinstance(annotation, type) else next((c for c in found if c), None)
+
+
+def _load(path: str) -> type | None:
+    module, _, name = path.rpartition(".")
+    try:
+        found = getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError):
+        return None
+    return found if isinstance(found, type) else None
+
+
+def _subclasses(base: type) -> Iterable[type]:
+    for cls in (base, *(sub for child in base.__subclasses__() for sub in _subclasses(child))):
+        if not inspect.isabstract(cls) and not cls.__name__.startswith("_"):
+            yield cls
+
+
+def _readable_type(text: str) -> str:
+    text = re.sub(r"<class '(?:[\w.]+\.)?(\w+)'>", r"\1", text.strip())
+    if text.startswith("typing.Literal"):
+        return "one of " + text[len("typing.Literal[") : -1]
+    return _PLAIN.get(text, text.replace("typing.", ""))
+
+
+def _readable_annotation(annotation: Any) -> str:
+    parts = get_args(annotation)
+    if not parts:
+        return _readable_type(f"<class '{getattr(annotation, '__name__', annotation)}'>")
+    if get_origin(annotation) is Literal:
+        return "one of " + ", ".join(map(repr, parts))
+    names = [_readable_annotation(part) for part in parts if part is not Ellipsis]
+    if get_origin(annotation) in (list, tuple):
+        more = ", ..." if Ellipsis in parts or get_origin(annotation) is list else ""
+        return f"[{', '.join(names)}{more}]"
+    return " or ".join(names)

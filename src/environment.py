@@ -1,0 +1,111 @@
+"""``python -m src env``: versions, devices and operator backends, to read or to paste into an issue.
+
+Nothing here imports Lightning, so that the answer comes in seconds.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from src import ops
+
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "lightning",
+    "jsonargparse",
+    "timm",
+    "torchmetrics",
+    "albumentations",
+    "pycocotools",
+    "numpy",
+    "pillow",
+)
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Print the report.
+
+    Args:
+        args: No arguments are known.
+
+    Returns:
+        Exit code.
+    """
+    if args:
+        print("usage: python -m src env    (takes no arguments)")
+        return 0 if {"-h", "--help"} & set(args) else 2
+    print(report())
+    return 0
+
+
+def report() -> str:
+    """Versions, devices, operator backends and source revision as aligned lines."""
+    rows = [
+        ("system", f"{platform.platform()}, Python {platform.python_version()}"),
+        ("command", " ".join(sys.argv)),
+        ("source", revision()),
+        *((name, package_version(name)) for name in PACKAGES),
+        ("cpu", f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, {cpu_capability()}"),
+        *(("gpu", device) for device in gpus()),
+        *((f"dcnv3 on {device}", text) for device, text in ops.backends().items()),
+        ("INTERNIMAGE_OPS", os.environ.get("INTERNIMAGE_OPS", "auto (not set)")),
+    ]
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+
+def package_version(name: str) -> str:
+    """Installed version of a package, or a note that it is missing."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def cpu_capability() -> str:
+    """The widest instruction set that PyTorch uses on this processor."""
+    return torch.backends.cpu.get_cpu_capability()
+
+
+def gpus() -> list[str]:
+    """One description per visible GPU, or why there is none."""
+    if torch.version.cuda is None:
+        return ["none (this PyTorch is built without CUDA)"]
+    if not torch.cuda.is_available():
+        return [f"none visible (PyTorch is built for CUDA {torch.version.cuda})"]
+    properties = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    return [
+        f"{p.name}, {p.total_memory / 2**30:.0f} GiB, compute {p.major}.{p.minor},"
+        f" CUDA {torch.version.cuda}"
+        for p in properties
+    ]
+
+
+def revision() -> str:
+    """Git commit of the source, marked when files were changed, or a note that there is none."""
+    root = Path(__file__).resolve().parents[1]
+    if not (root / ".git").exists():
+        return "not a git checkout"
+    commit = _git(root, "rev-parse", "--short=12", "HEAD")
+    if not commit:
+        return "unknown (git is not available)"
+    changed = _git(root, "status", "--porcelain", "--untracked-files=no")
+    return f"git {commit}" + (" with local changes" if changed else "")
+
+
+def _git(root: Path, *arguments: str) -> str:
+    try:
+        command = ["git", "-C", str(root), *arguments]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return result.stdout.strip()
