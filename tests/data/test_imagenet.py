@@ -194,7 +194,7 @@ def test_seeded_workers_repeat_the_augmentation(toy_imagenet):
     assert not torch.equal(first_batch(1), first_batch(2))
 
 
-@pytest.mark.filterwarnings("ignore:.*instantiate_classes")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_every_argument_can_be_given_on_the_command_line(toy_imagenet):
     parser = ArgumentParser()
     parser.add_subclass_arguments(BaseDataModule, "data")
