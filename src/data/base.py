@@ -7,16 +7,18 @@ configuration).
 
 from __future__ import annotations
 
-import warnings
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from lightning import LightningDataModule
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from src.errors import UserError
+
+_log = logging.getLogger(__name__)
 
 
 class BaseDataModule(LightningDataModule, ABC):
@@ -67,6 +69,7 @@ class BaseDataModule(LightningDataModule, ABC):
         *,
         train: bool = False,
         collate_fn: Callable[[list[Any]], Any] | None = None,
+        sampler: Sampler[int] | None = None,
     ) -> DataLoader[Any]:
         """Loader of one of the data sets that `setup` has made.
 
@@ -77,6 +80,7 @@ class BaseDataModule(LightningDataModule, ABC):
             split: Key of the data set.
             train: Whether this is a training loader.
             collate_fn: How samples become a batch; default is PyTorch's.
+            sampler: Which samples, in which order; only for evaluation. Default is all of them.
         """
         dataset = self._datasets[split]
         devices = self.trainer.world_size if self.trainer else 1
@@ -86,6 +90,7 @@ class BaseDataModule(LightningDataModule, ABC):
             dataset,
             batch_size=size,
             shuffle=train,
+            sampler=sampler,
             drop_last=train and per_device > size,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
@@ -112,7 +117,7 @@ class BaseDataModule(LightningDataModule, ABC):
             paths = dataset.broken_paths
             if len(paths) > self._reported.get(split, 0):
                 self._reported[split] = len(paths)
-                warnings.warn(_skip_report(split, paths, len(dataset)), stacklevel=2)  # type: ignore[arg-type]
+                _log.warning(_skip_report(split, paths, len(dataset)))  # type: ignore[arg-type]
 
 
 @runtime_checkable

@@ -111,4 +111,6 @@ def _reason(path: str | Path, error: Exception) -> str:
         return "the file is empty"
     if isinstance(error, UnidentifiedImageError):
         return "its content is not a picture that PIL knows"
+    if "truncated" in str(error).lower():
+        return "the file is truncated"
     return str(error).strip().rstrip(".") or type(error).__name__
