@@ -7,6 +7,9 @@ from typing import Any, NotRequired, TypedDict
 
 from torch import Tensor
 
+IGNORE_LABEL = 255
+"""Label of pixels that count nowhere, neither in losses nor in metrics."""
+
 
 class ClassificationBatch(TypedDict):
     """Pictures and, unless they are to be predicted, their classes.
@@ -75,3 +78,37 @@ class Detections:
     scores: Tensor
     labels: Tensor
     masks: Tensor
+
+
+class SegmentationBatch(TypedDict):
+    """Pictures to learn segmentation from.
+
+    Attributes:
+        image: Normalised RGB pictures, float32, shape ``(N, 3, H, W)``.
+        label: Class of every pixel in ``[0, num_classes)``, or 255 where it counts nowhere, int64,
+            shape ``(N, H, W)``.
+        path: The file of each picture.
+    """
+
+    image: Tensor
+    label: Tensor
+    path: list[str]
+
+
+class SegmentationEvalBatch(TypedDict):
+    """Pictures of different sizes to segment at their own size.
+
+    Attributes:
+        views: For each picture its prepared views, float32, each of shape ``(3, h, w)``.
+        flipped: Which views are mirrored left to right; the same for all pictures.
+        size: Height and width of each picture in its file.
+        label: As in `SegmentationBatch`, at the size of the file, one ``(H, W)`` for each picture.
+            Absent in prediction. A picture that another process counts has only 255.
+        path: The file of each picture.
+    """
+
+    views: list[list[Tensor]]
+    flipped: list[bool]
+    size: list[tuple[int, int]]
+    label: NotRequired[list[Tensor]]
+    path: list[str]

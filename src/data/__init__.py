@@ -11,12 +11,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from src.data.ade20k import ADE20KDataModule
     from src.data.base import BaseDataModule
     from src.data.imagenet import ImageNetDataModule
 
-__all__ = ["BaseDataModule", "ImageNetDataModule"]
+__all__ = ["ADE20KDataModule", "BaseDataModule", "ImageNetDataModule"]
 
-_MODULES = {"BaseDataModule": "src.data.base", "ImageNetDataModule": "src.data.imagenet"}
+_MODULES = {
+    "ADE20KDataModule": "src.data.ade20k",
+    "BaseDataModule": "src.data.base",
+    "ImageNetDataModule": "src.data.imagenet",
+}
 
 
 def __getattr__(name: str) -> Any:

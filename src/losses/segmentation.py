@@ -14,9 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from src.errors import UserError
-
-IGNORE = 255
-"""Label of pixels that count nowhere."""
+from src.types import IGNORE_LABEL
 
 
 def pixel_cross_entropy(
@@ -26,16 +24,16 @@ def pixel_cross_entropy(
 
     Args:
         logits: Scores of shape ``(N, K, H, W)``.
-        label: Classes in ``[0, K)`` or `IGNORE`, int64, shape ``(N, H, W)``.
+        label: Classes in ``[0, K)`` or 255, int64, shape ``(N, H, W)``.
         average: Divide by the number of all pixels (official) or of the labelled ones.
 
     Returns:
         Scalar; 0, with zero gradients, if no pixel is labelled.
     """
-    total = F.cross_entropy(logits, label, ignore_index=IGNORE, reduction="sum")
+    total = F.cross_entropy(logits, label, ignore_index=IGNORE_LABEL, reduction="sum")
     if average == "all":
         return total / label.numel()
-    return total / (label != IGNORE).sum().clamp(min=1)
+    return total / (label != IGNORE_LABEL).sum().clamp(min=1)
 
 
 class SegmentationLoss(nn.Module):
@@ -65,7 +63,7 @@ class SegmentationLoss(nn.Module):
 
         Args:
             outputs: Logits ``out`` and, optionally, ``aux``, each ``(N, K, H, W)``.
-            label: Classes or `IGNORE`, int64, shape ``(N, H, W)``.
+            label: Classes or 255, int64, shape ``(N, H, W)``.
 
         Returns:
             Scalars ``loss_decode`` and, with ``aux``, ``loss_aux``; training minimises their sum.

@@ -2,5 +2,6 @@
 
 from src.tasks.base import BaseTask
 from src.tasks.classification import ClassificationTask
+from src.tasks.segmentation import SegmentationTask
 
-__all__ = ["BaseTask", "ClassificationTask"]
+__all__ = ["BaseTask", "ClassificationTask", "SegmentationTask"]

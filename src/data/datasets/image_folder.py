@@ -167,7 +167,7 @@ class ImageFilesDataset(_Pictures):
     def __init__(
         self, source: str | Path, transform: Transform, broken_images: BrokenImages = "error"
     ) -> None:
-        super().__init__(_files(Path(source)), transform, broken_images)
+        super().__init__(files_to_predict(source), transform, broken_images)
 
     def __getitem__(self, index: int) -> Sample | None:
         """Read one picture; None if it is broken and broken pictures are skipped."""
@@ -190,7 +190,13 @@ def _class_folders(root: Path) -> list[str]:
     return folders
 
 
-def _files(source: Path) -> list[str]:
+def files_to_predict(source: str | Path) -> list[str]:
+    """The picture itself, or every picture under a folder, sorted.
+
+    Raises:
+        UserError: If the source is missing or a folder without pictures.
+    """
+    source = Path(source)
     if source.is_file():
         return [str(source)]
     if not source.is_dir():

@@ -1,0 +1,264 @@
+"""ADE20K for semantic segmentation, or any data set of pictures and label maps in two folders.
+
+The defaults are the official recipe for 512 pixels; the larger models change ``image_scale`` and
+``crop_size``. What the official code does in its data pipeline is in
+``transforms/segmentation.py``, reading of the files in ``datasets/segmentation_folder.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+from src.data.base import BaseDataModule, check
+from src.data.classes import read_class_names
+from src.data.datasets.image_folder import files_to_predict
+from src.data.datasets.segmentation_folder import (
+    EvalSample,
+    SegmentationEvalDataset,
+    SegmentationFilesDataset,
+    SegmentationTrainDataset,
+    find_pairs,
+)
+from src.data.label_maps import MAX_CLASSES
+from src.data.palettes import ADE20K_NAMES, Colour, ade20k_palette, distinct_palette
+from src.data.samplers import CountOnceSampler
+from src.data.transforms.protocols import ViewsTransform
+from src.errors import UserError
+
+Triple = tuple[float, float, float]
+
+
+class ADE20KDataModule(BaseDataModule):
+    """Reads ``root/images/*`` and ``root/annotations/*`` as ADEChallengeData2016 has them.
+
+    Another data set in two folders needs no code, only the names of its folders and classes.
+
+    Args:
+        root: Folder that the other folders are in.
+        train_images: Folder of training pictures, searched at any depth.
+        train_labels: Folder of their label maps, in the same subfolders.
+        val_images: Folder of validation pictures.
+        val_labels: Folder of their label maps.
+        test_images: Folder of pictures for ``test``; default is the validation pictures.
+        test_labels: Folder of their label maps.
+        image_suffix: End of the picture names, for example ``_leftImg8bit.png``; default is any
+            file ending of a picture.
+        label_suffix: What replaces it in the name of the label map.
+        reduce_zero_label: Label maps count classes from 1, and 0 means unlabelled.
+        class_names: Names of the classes in label order: a list, a text file with one name a line,
+            or ``"ade20k"``.
+        palette: Red, green and blue of each class, 0 to 255. Default: ADE20K's for its classes,
+            else generated.
+        image_scale: Largest long and short side in pixels that pictures are scaled to.
+        ratio_range: Smallest and largest random factor on ``image_scale`` in training.
+        crop_size: Height and width of the training crop in pixels.
+        cat_max_ratio: Crops in which one class has this share of the labelled pixels are drawn
+            again, up to ten times; 1 is off.
+        hflip: Probability of a horizontal flip in training.
+        photometric: Whether to change brightness, contrast, saturation and hue in training.
+        size_divisor: Evaluation pictures are stretched to sides that are multiples of this.
+        tta: Test-time augmentation: evaluate and predict at the sizes ``tta_ratios``, each as it is
+            and mirrored, and average the probabilities.
+        tta_ratios: Sizes relative to ``image_scale``.
+        mean: Mean of each RGB channel, of values in [0, 1].
+        std: Standard deviation of each RGB channel.
+        batch_size: Training pictures per device and step.
+        num_workers: Loader processes per device; 0 loads in the main process.
+        eval_batch_size: Pictures per device in evaluation. Those of equal size are segmented
+            together; sizes are never made equal by padding, so the numbers do not depend on it.
+        predict_dir: A folder of pictures, searched at any depth, or a single picture, for
+            ``predict``.
+
+    Raises:
+        UserError: If a value is out of range; later, if files are missing or do not fit.
+    """
+
+    def __init__(
+        self,
+        root: str = "data/ADEChallengeData2016",
+        train_images: str = "images/training",
+        train_labels: str = "annotations/training",
+        val_images: str = "images/validation",
+        val_labels: str = "annotations/validation",
+        test_images: str | None = None,
+        test_labels: str | None = None,
+        image_suffix: str | None = None,
+        label_suffix: str = ".png",
+        reduce_zero_label: bool = True,
+        class_names: list[str] | str = "ade20k",
+        palette: list[tuple[int, int, int]] | None = None,
+        image_scale: tuple[int, int] = (2048, 512),
+        ratio_range: tuple[float, float] = (0.5, 2.0),
+        crop_size: tuple[int, int] = (512, 512),
+        cat_max_ratio: float = 0.75,
+        hflip: float = 0.5,
+        photometric: bool = True,
+        size_divisor: int = 32,
+        tta: bool = False,
+        tta_ratios: tuple[float, ...] = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75),
+        mean: tuple[float, float, float] = (0.485, 0.456, 0.406),
+        std: tuple[float, float, float] = (0.229, 0.224, 0.225),
+        batch_size: int = 2,
+        num_workers: int = 4,
+        eval_batch_size: int | None = 1,
+        predict_dir: str | None = None,
+    ) -> None:
+        super().__init__(batch_size, num_workers, eval_batch_size)
+        sides = "two positive numbers of pixels"
+        check(min(image_scale) >= 1, "image_scale", image_scale, sides)
+        check(min(crop_size) >= 1, "crop_size", crop_size, sides)
+        check(
+            0 < ratio_range[0] <= ratio_range[1],
+            "ratio_range",
+            ratio_range,
+            "two positive factors, the smaller one first",
+        )
+        check(0 < cat_max_ratio <= 1, "cat_max_ratio", cat_max_ratio, "a share in (0, 1]")
+        check(0 <= hflip <= 1, "hflip", hflip, "a probability from 0 to 1")
+        check(size_divisor >= 1, "size_divisor", size_divisor, "an integer of at least 1")
+        check(
+            bool(tta_ratios) and min(tta_ratios) > 0, "tta_ratios", tta_ratios, "positive factors"
+        )
+        check(min(std) > 0, "std", std, "three positive numbers")
+        check(
+            (test_images is None) == (test_labels is None),
+            "test_labels",
+            test_labels,
+            "a folder together with data.test_images, or null for both",
+        )
+        self.root = Path(root)
+        self.folders = {
+            "train": (train_images, train_labels),
+            "val": (val_images, val_labels),
+            "test": (test_images or val_images, test_labels or val_labels),
+        }
+        self.suffixes = (image_suffix, label_suffix)
+        self.reduce_zero_label = reduce_zero_label
+        self.predict_dir = predict_dir
+        self._given_names, self._given_palette = class_names, palette
+        self._normalization = {"mean": mean, "std": std}
+        self._train_options = {
+            "crop_size": crop_size,
+            "scale": image_scale,
+            "ratio_range": ratio_range,
+            "cat_max_ratio": cat_max_ratio,
+            "hflip": hflip,
+            "photometric": photometric,
+        }
+        self._eval_options = {
+            "scale": image_scale,
+            "size_divisor": size_divisor,
+            "ratios": tta_ratios if tta else (1.0,),
+            "flip": tta,
+        }
+
+    @cached_property
+    def _names(self) -> list[str]:
+        if self._given_names == "ade20k":
+            return list(ADE20K_NAMES)
+        names = read_class_names(self._given_names)
+        check(len(names) <= MAX_CLASSES, "class_names", len(names), f"up to {MAX_CLASSES} names")
+        return names
+
+    @property
+    def class_names(self) -> list[str]:
+        """Readable class names in label order."""
+        return list(self._names)
+
+    @cached_property
+    def palette(self) -> list[Colour]:
+        """Red, green and blue of each class, 0 to 255."""
+        if self._given_palette is None:
+            is_ade20k = self._names == list(ADE20K_NAMES)
+            return ade20k_palette() if is_ade20k else distinct_palette(self.num_classes)
+        colours = [tuple(colour) for colour in self._given_palette]
+        values = [value for colour in colours for value in colour]
+        if len(colours) != self.num_classes or not all(0 <= value <= 255 for value in values):
+            raise UserError(
+                f"data.palette accepts {self.num_classes} colours, one for each class, of values "
+                f"from 0 to 255; got {len(colours)} colours."
+            )
+        return colours  # type: ignore[return-value]
+
+    @cached_property
+    def eval_transform(self) -> ViewsTransform:
+        """Preparation of pictures for evaluation and prediction."""
+        # Imported here, because albumentations takes seconds and `--help` does not need it.
+        from src.data.transforms.segmentation import EvalTransform
+
+        return EvalTransform(**self._eval_options, **self._normalization)  # type: ignore[arg-type]
+
+    def setup(self, stage: str) -> None:
+        """List the files that a stage needs.
+
+        Raises:
+            UserError: If a folder or a label map is missing.
+        """
+        if stage == "fit":
+            from src.data.transforms.segmentation import TrainTransform
+
+            transform = TrainTransform(**self._train_options, **self._normalization)  # type: ignore[arg-type]
+            self._datasets["train"] = SegmentationTrainDataset(
+                self._pairs("train"),
+                transform,
+                self.num_classes,
+                reduce_zero_label=self.reduce_zero_label,
+            )
+        if stage in ("fit", "validate"):
+            self._datasets["val"] = self._labelled("val")
+        if stage == "test":
+            self._datasets["test"] = self._labelled("test")
+        if stage == "predict":
+            if self.predict_dir is None:
+                raise UserError(
+                    "predict needs pictures: give a folder or a picture with --data.predict_dir."
+                )
+            files = files_to_predict(self.predict_dir)
+            self._datasets["predict"] = SegmentationFilesDataset(files, self.eval_transform)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Shuffled, augmented training batches (`src.types.SegmentationBatch`)."""
+        return self.loader("train", train=True)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """Every validation picture once (`src.types.SegmentationEvalBatch`)."""
+        return self._eval_loader("val")
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """Every picture of the test folder once."""
+        return self._eval_loader("test")
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """Every picture to predict once, without ``label``."""
+        return self.loader("predict", collate_fn=self._collate)
+
+    def _pairs(self, split: str) -> list[tuple[str, str]]:
+        images, labels = self.folders[split]
+        return find_pairs(self.root / images, self.root / labels, *self.suffixes)
+
+    def _labelled(self, split: str) -> SegmentationEvalDataset:
+        return SegmentationEvalDataset(
+            self._pairs(split),
+            self.eval_transform,
+            self.num_classes,
+            reduce_zero_label=self.reduce_zero_label,
+        )
+
+    def _eval_loader(self, split: str) -> DataLoader[Any]:
+        sampler = None
+        if self.trainer is not None and self.trainer.world_size > 1:
+            sampler = CountOnceSampler(
+                self._datasets[split], self.trainer.world_size, self.trainer.global_rank
+            )
+        return self.loader(split, collate_fn=self._collate, sampler=sampler)
+
+    def _collate(self, samples: Sequence[EvalSample]) -> dict[str, Any]:
+        batch: dict[str, Any] = {"flipped": self.eval_transform.flipped}
+        for key in samples[0]:
+            batch[key] = [sample[key] for sample in samples]  # type: ignore[literal-required]
+        return batch

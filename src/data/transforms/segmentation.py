@@ -1,0 +1,287 @@
+"""Transforms of the official ADE20K recipe, through albumentations.
+
+Source: the pipelines of the official InternImage configurations (mmsegmentation 0.27): random
+resize, crop that no class dominates, flip, photometric distortion, normalisation, padding; in
+evaluation a resize that keeps the shape and then rounds the sides up. All resizes are OpenCV's
+bilinear ones without antialiasing, as officially.
+
+albumentations is not maintained any more, so nothing outside this file knows it: the data sets use
+the protocols of ``protocols.py``. Importing this file takes seconds; do it late.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+from collections.abc import Sequence
+from typing import Any
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else it asks PyPI at every start
+
+import albumentations as A
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from src.types import IGNORE_LABEL
+
+Array = NDArray[Any]
+Triple = tuple[float, float, float]
+
+# The loader's processes use the cores already; OpenCV's own threads would only get in their way.
+cv2.setNumThreads(0)
+
+
+def fit_size(size: tuple[int, int], scale: tuple[int, int]) -> tuple[int, int]:
+    """Size of a picture that is scaled to fit, keeping its shape.
+
+    Args:
+        size: Height and width in pixels.
+        scale: Largest long side and largest short side in pixels, in any order.
+
+    Returns:
+        Height and width, at least 1, rounded half up.
+    """
+    height, width = size
+    factor = min(max(scale) / max(size), min(scale) / min(size))
+    return max(1, int(height * factor + 0.5)), max(1, int(width * factor + 0.5))
+
+
+def resize(image: Array, size: tuple[int, int], interpolation: int = cv2.INTER_LINEAR) -> Array:
+    """Resize ``(H, W)`` or ``(H, W, 3)`` to height and width ``size``."""
+    if image.shape[:2] == size:
+        return image
+    return np.asarray(cv2.resize(image, (size[1], size[0]), interpolation=interpolation))
+
+
+class RandomRatioResize(A.DualTransform):
+    """Scale to fit ``scale * ratio`` with a random ratio; labels take the nearest pixel."""
+
+    def __init__(self, scale: tuple[int, int], ratio_range: tuple[float, float]) -> None:
+        super().__init__(p=1.0)
+        self.scale = scale
+        self.ratio_range = ratio_range
+
+    def get_params_dependent_on_data(
+        self, params: dict[str, Any], data: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Draw the size of the result."""
+        ratio = self.random_generator.uniform(*self.ratio_range)
+        bounds = (int(self.scale[0] * ratio), int(self.scale[1] * ratio))
+        return {"size": fit_size(data["image"].shape[:2], bounds)}
+
+    def apply(self, img: Array, size: tuple[int, int], **_: Any) -> Array:
+        """Resize the picture."""
+        return resize(img, size)
+
+    def apply_to_mask(self, mask: Array, size: tuple[int, int], **_: Any) -> Array:
+        """Resize the labels."""
+        return resize(mask, size, cv2.INTER_NEAREST)
+
+
+class RandomCategoryCrop(A.DualTransform):
+    """Random crop, drawn again while one class has too large a share of its labelled pixels.
+
+    Smaller pictures are not padded here. After ten tries the next crop is taken as it is.
+    """
+
+    tries = 10
+
+    def __init__(self, size: tuple[int, int], max_share: float) -> None:
+        super().__init__(p=1.0)
+        self.size = size
+        self.max_share = max_share
+
+    def get_params_dependent_on_data(
+        self, params: dict[str, Any], data: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Draw the window."""
+        label = data["mask"]
+        window = self._window(label)
+        if self.max_share < 1:
+            for _ in range(self.tries):
+                if self._is_varied(label[window]):
+                    break
+                window = self._window(label)
+        return {"window": window}
+
+    def _window(self, label: Array) -> tuple[slice, slice]:
+        rows, columns = (
+            slice(start, start + side)
+            for start, side in (
+                (int(self.random_generator.integers(max(full - side, 0) + 1)), side)
+                for full, side in zip(label.shape[:2], self.size, strict=True)
+            )
+        )
+        return rows, columns
+
+    def _is_varied(self, label: Array) -> bool:
+        counts = np.bincount(label.ravel(), minlength=IGNORE_LABEL + 1)
+        counts[IGNORE_LABEL] = 0
+        return bool((counts > 0).sum() > 1 and counts.max() < self.max_share * counts.sum())
+
+    def apply(self, img: Array, window: tuple[slice, slice], **_: Any) -> Array:
+        """Crop the picture or the labels."""
+        return img[window]
+
+    def apply_to_mask(self, mask: Array, window: tuple[slice, slice], **_: Any) -> Array:
+        """Crop the labels."""
+        return mask[window]
+
+
+class PhotometricDistortion(A.ImageOnlyTransform):
+    """Brightness, contrast, saturation and hue, each with probability 1/2.
+
+    Contrast comes first or last, at random. Every step rounds down to 8 bits. Ranges as officially:
+    brightness ±32, contrast and saturation 0.5 to 1.5, hue ±18 of 180.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(p=1.0)
+
+    def get_params_dependent_on_data(
+        self, params: dict[str, Any], data: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Draw the strength of every step; None leaves it out."""
+        rng = self.random_generator
+        draw = {
+            "brightness": rng.uniform(-32, 32),
+            "contrast": rng.uniform(0.5, 1.5),
+            "saturation": rng.uniform(0.5, 1.5),
+            "hue": int(rng.integers(-18, 18)),
+        }
+        chosen = {name: value if rng.random() < 0.5 else None for name, value in draw.items()}
+        return {**chosen, "contrast_first": bool(rng.integers(2))}
+
+    def apply(
+        self,
+        img: Array,
+        brightness: float | None,
+        contrast: float | None,
+        saturation: float | None,
+        hue: int | None,
+        contrast_first: bool,
+        **_: Any,
+    ) -> Array:
+        """Distort an RGB picture."""
+        if brightness is not None:
+            img = _lookup(img, offset=brightness)
+        if contrast is not None and contrast_first:
+            img = _lookup(img, factor=contrast)
+        if saturation is not None or hue is not None:
+            hsv = cv2.cvtColor(img, cv2.COLOR_RGB2HSV)
+            if saturation is not None:
+                hsv[..., 1] = _lookup(hsv[..., 1], factor=saturation)
+            if hue is not None:
+                turned = (np.arange(256) + hue) % 180
+                hsv[..., 0] = turned.astype(np.uint8)[hsv[..., 0]]
+            img = np.asarray(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB))
+        if contrast is not None and not contrast_first:
+            img = _lookup(img, factor=contrast)
+        return img
+
+
+def _lookup(values: Array, factor: float = 1.0, offset: float = 0.0) -> Array:
+    """``values * factor + offset``, clipped to 8 bits and rounded down."""
+    table = np.clip(np.arange(256, dtype=np.float32) * factor + offset, 0, 255).astype(np.uint8)
+    return np.asarray(cv2.LUT(np.ascontiguousarray(values), table))
+
+
+class TrainTransform:
+    """Random resize, crop, flip and distortion of a picture and its labels.
+
+    Args:
+        crop_size: Height and width of the result in pixels.
+        scale: Largest long and short side that ratio 1 scales to.
+        ratio_range: Smallest and largest ratio.
+        cat_max_ratio: Share of a crop's labelled pixels that one class should stay below; 1 is off.
+        hflip: Probability of a horizontal flip.
+        photometric: Whether to change brightness, contrast, saturation and hue.
+        mean: Mean of each RGB channel, of values in [0, 1].
+        std: Standard deviation of each RGB channel.
+    """
+
+    def __init__(
+        self,
+        crop_size: tuple[int, int],
+        *,
+        scale: tuple[int, int],
+        ratio_range: tuple[float, float],
+        cat_max_ratio: float,
+        hflip: float,
+        photometric: bool,
+        mean: Triple,
+        std: Triple,
+    ) -> None:
+        steps = [
+            RandomRatioResize(scale, ratio_range),
+            RandomCategoryCrop(crop_size, cat_max_ratio),
+            A.HorizontalFlip(p=hflip),
+            *([PhotometricDistortion()] if photometric else []),
+            A.Normalize(mean, std),
+            A.PadIfNeeded(*crop_size, position="top_left", fill=0, fill_mask=IGNORE_LABEL),
+        ]
+        self._compose = A.Compose(steps)
+
+    def __call__(
+        self, image: NDArray[np.uint8], label: NDArray[np.uint8], seed: int
+    ) -> tuple[Tensor, Tensor]:
+        """See `PairTransform`."""
+        # One generator for all steps: seeding each step alike would tie their draws together.
+        self._compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
+        done = self._compose(image=image, mask=label)
+        return _to_tensor(done["image"]), torch.from_numpy(done["mask"].astype(np.int64))
+
+
+class EvalTransform:
+    """Resize to fit, round the sides up, normalise; optionally several sizes and mirrored.
+
+    Args:
+        scale: Largest long and short side of a picture, of ratio 1.
+        size_divisor: Sides are stretched to multiples of this.
+        ratios: Sizes of the views relative to ``scale``.
+        flip: Whether every view comes mirrored as well.
+        mean: Mean of each RGB channel, of values in [0, 1].
+        std: Standard deviation of each RGB channel.
+    """
+
+    def __init__(
+        self,
+        *,
+        scale: tuple[int, int],
+        size_divisor: int,
+        ratios: Sequence[float] = (1.0,),
+        flip: bool = False,
+        mean: Triple,
+        std: Triple,
+    ) -> None:
+        self.scales = [(int(scale[0] * ratio), int(scale[1] * ratio)) for ratio in ratios]
+        self.size_divisor = size_divisor
+        self.flip = flip
+        self._normalize = A.Normalize(mean, std)
+
+    @property
+    def flipped(self) -> list[bool]:
+        """Which of the views are mirrored left to right."""
+        return [mirror for _ in self.scales for mirror in ([False, True] if self.flip else [False])]
+
+    def __call__(self, image: NDArray[np.uint8]) -> list[Tensor]:
+        """See `ViewsTransform`."""
+        views = []
+        for scale in self.scales:
+            # Two resizes, not one to the final size: the official pipeline rounds in between.
+            fitted = resize(image, fit_size(image.shape[:2], scale))
+            divisor = self.size_divisor
+            rounded = [math.ceil(side / divisor) * divisor for side in fitted.shape[:2]]
+            view = resize(fitted, (rounded[0], rounded[1]))
+            tensor = _to_tensor(self._normalize(image=view)["image"])
+            views += [tensor, tensor.flip(-1)] if self.flip else [tensor]
+        return views
+
+
+def _to_tensor(image: Array) -> Tensor:
+    """``(H, W, 3)`` float32 to a contiguous ``(3, H, W)`` tensor."""
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))

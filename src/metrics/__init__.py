@@ -1,0 +1,1 @@
+"""Metrics: torchmetrics with the official definitions, exact over processes."""

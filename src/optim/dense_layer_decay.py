@@ -1,0 +1,98 @@
+"""Layer-wise learning rates of the official detection and segmentation recipes.
+
+They differ from the classification rule (``param_groups.py``): the whole backbone is one stack of
+blocks from the stem on, everything outside it trains at the full rate, and a few names fall where
+the official code puts them by accident. Those are kept, because published weights were trained so:
+
+- ``levels.2.post_norms.j`` gets the rate of block ``j`` of that stage;
+- ``backbone.cb_modules.*`` (the composite backbone) gets the full rate, hence no decay at all.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from src.optim.param_groups import LrScale
+
+_BLOCK = re.compile(r"^backbone\.levels\.(\d+)\.(?:blocks|post_norms)\.(\d+)\.")
+_BETWEEN = re.compile(r"^backbone\.levels\.(\d+)\.(?:downsample|norm)\.")
+_FIRST = re.compile(r"^backbone\.patch_embed\.|level_embeds")
+_FIRST_OF_SEGMENTATION = re.compile(
+    r"^decode_head\.(?:mask_embed|cls_embed|level_embed|query_embed|query_feat)"
+    r"|^backbone\.cb_modules\.0\.patch_embed\."
+)
+_OFFSETS = ("sampling_offsets", "reference_points")
+_NO_DECAY = ("relative_position", "norm", "sampling_offsets")
+
+
+def dense_layer_id(name: str, depths: Sequence[int], *, segmentation: bool = False) -> int:
+    """Position of a parameter between the stem (0) and the heads (number of blocks + 1).
+
+    Args:
+        name: Parameter name of a detector or segmentor, with prefix ``backbone.``.
+        depths: Blocks per stage.
+        segmentation: Whether the rule of the segmentation code applies, which puts the queries and
+            embeddings of Mask2Former to the stem.
+
+    Returns:
+        Layer number.
+    """
+    if match := _BLOCK.match(name):
+        return 1 + int(match[2]) + sum(depths[: int(match[1])])
+    if match := _BETWEEN.match(name):
+        return 1 + sum(depths[: min(int(match[1]) + 1, 3)])
+    if _FIRST.search(name) or (segmentation and _FIRST_OF_SEGMENTATION.search(name)):
+        return 0
+    return sum(depths) + 1
+
+
+def dense_lr_scale(
+    depths: Sequence[int],
+    layer_decay: float,
+    *,
+    offset_lr_scale: float = 1.0,
+    segmentation: bool = False,
+) -> LrScale:
+    """Learning-rate scale by parameter name: ``layer_decay ** (blocks + 1 - layer)``.
+
+    Args:
+        depths: Blocks per stage of the backbone.
+        layer_decay: Ratio between neighbouring layers, in (0, 1]; 1 is off.
+        offset_lr_scale: Extra factor of ``sampling_offsets`` and ``reference_points`` (DINO); in
+            the segmentation rule only inside the backbone, where no network has them.
+        segmentation: See `dense_layer_id`.
+
+    Returns:
+        A function from parameter name to learning-rate scale.
+
+    Raises:
+        ValueError: If ``layer_decay`` is outside (0, 1] or ``offset_lr_scale`` is negative.
+    """
+    if not 0 < layer_decay <= 1:
+        raise ValueError(f"layer_decay must be in (0, 1], got {layer_decay}; 1 switches it off")
+    if offset_lr_scale < 0:
+        raise ValueError(f"offset_lr_scale must be 0 or more, got {offset_lr_scale}")
+    last = sum(depths) + 1
+
+    def scale(name: str) -> float:
+        depth = layer_decay ** (last - dense_layer_id(name, depths, segmentation=segmentation))
+        is_offset = any(key in name for key in _OFFSETS)
+        if segmentation:
+            is_offset &= "backbone" in name
+        return depth * offset_lr_scale if is_offset else depth
+
+    return scale
+
+
+def has_dense_weight_decay(name: str, ndim: int) -> bool:
+    """Whether the official detection and segmentation recipes decay a parameter.
+
+    Args:
+        name: Parameter name.
+        ndim: Number of its dimensions; vectors never decay.
+
+    Returns:
+        False for vectors, biases, norms and sampling offsets.
+    """
+    return ndim > 1 and not name.endswith(".bias") and not any(key in name for key in _NO_DECAY)

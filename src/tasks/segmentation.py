@@ -1,0 +1,190 @@
+"""Semantic segmentation: cross entropy of two heads, mIoU at the size of the pictures, label maps.
+
+The recipe is the official InternImage one for ADE20K (mmsegmentation 0.27). Evaluation sees every
+picture at its own size: probabilities of whole pictures or of sliding windows, averaged over the
+views that the data module prepares (test-time augmentation).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar, Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import MetricCollection
+
+from src.errors import UserError
+from src.losses.segmentation import SegmentationLoss
+from src.metrics.segmentation import SegmentationMetric
+from src.models.segmentors import Segmentor, SlidingWindow, picture_probabilities
+from src.optim.dense_layer_decay import dense_lr_scale, has_dense_weight_decay
+from src.optim.param_groups import LrScale, parameter_groups
+from src.optim.poly import WarmupPoly
+from src.tasks.base import BaseTask, OptimizerFactory, SchedulerFactory
+from src.types import IGNORE_LABEL, SegmentationBatch, SegmentationEvalBatch
+
+
+class SegmentationTask(BaseTask):
+    """Train and evaluate a segmentor.
+
+    Args:
+        num_classes: Number of classes, taken from the data module on the command line.
+        network: Makes the segmentor; called with ``num_classes``.
+        loss_average: Pixels that the mean loss counts: ``all`` (official: ignored ones too) or the
+            ``labelled`` ones.
+        aux_weight: Weight of the auxiliary head's loss.
+        sliding_window: Evaluate windows of this size and step one after the other instead of whole
+            pictures.
+        optimizer: See :class:`BaseTask`.
+        lr_scheduler: See :class:`BaseTask`.
+        reference_batch_size: See :class:`BaseTask`.
+        layer_decay: Ratio of the learning rates of neighbouring blocks of the backbone, in (0, 1];
+            ``None`` is off.
+        kwargs: See :class:`BaseTask`. ``dcn_lr_scale`` does not exist in the official
+            segmentation recipe and is refused.
+    """
+
+    monitor: ClassVar[str] = "val/mIoU"
+    monitor_mode: ClassVar[str] = "max"
+
+    def __init__(
+        self,
+        num_classes: int,
+        network: Callable[[int], Segmentor] = Segmentor,
+        loss_average: Literal["all", "labelled"] = "all",
+        aux_weight: float = 0.4,
+        sliding_window: SlidingWindow | None = None,
+        optimizer: OptimizerFactory = lambda params: torch.optim.AdamW(
+            params, lr=6e-5, weight_decay=0.05
+        ),
+        lr_scheduler: SchedulerFactory | None = WarmupPoly,
+        reference_batch_size: int | None = 16,
+        layer_decay: float | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            num_classes=num_classes,
+            network=network,
+            optimizer=optimizer,
+            lr_scheduler=lr_scheduler,
+            reference_batch_size=reference_batch_size,
+            layer_decay=layer_decay,
+            **kwargs,
+        )
+        if self.dcn_lr_scale is not None:
+            raise UserError(
+                "dcn_lr_scale belongs to the classification recipe; leave it null in "
+                "SegmentationTask."
+            )
+        self.loss_average, self.aux_weight = loss_average, aux_weight
+        self.sliding_window = sliding_window
+        self.class_scores: dict[str, Tensor] = {}
+
+    def build_loss(self) -> nn.Module:
+        """Cross entropy per pixel of both heads."""
+        return SegmentationLoss(self.loss_average, self.aux_weight)
+
+    def build_metrics(self) -> MetricCollection:
+        """Counts of all pixels, and mIoU, mAcc and aAcc from them."""
+        return MetricCollection({"pixels": SegmentationMetric(self.num_classes)})
+
+    def lr_scale(self) -> LrScale | None:
+        """Learning-rate scale by parameter name, or ``None`` for one rate."""
+        if self.layer_decay is None:
+            return None
+        depths = getattr(getattr(self.network, "backbone", None), "depths", None)
+        if depths is None:
+            raise UserError(
+                f"layer_decay={self.layer_decay} needs a network whose backbone has `depths`; set "
+                "layer_decay to null."
+            )
+        return dense_lr_scale(depths, self.layer_decay, segmentation=True)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Optimizer groups of the network, by the rule of the official segmentation recipe."""
+        named = list((self.network or self.evaluation_network).named_parameters())
+        no_decay = {n for n, p in named if not has_dense_weight_decay(n, p.ndim)}
+        return parameter_groups(named, lr_scale=self.lr_scale(), no_decay=no_decay)
+
+    def training_step(self, batch: SegmentationBatch, batch_idx: int) -> Tensor:
+        """Loss of a batch."""
+        label = batch["label"]
+        outputs = {name: logits.float() for name, logits in self.network(batch["image"]).items()}  # type: ignore[misc]
+        losses = cast("SegmentationLoss", self.criterion)(outputs, label)
+        loss = torch.stack(list(losses.values())).sum()
+        size = len(label)
+        self.log("train/loss", loss, prog_bar=True, batch_size=size)
+        self.log_dict({f"train/{name}": value for name, value in losses.items()}, batch_size=size)
+        return loss
+
+    def evaluation_step(
+        self, network: nn.Module, batch: SegmentationEvalBatch, stage: str, suffix: str
+    ) -> None:
+        """Count the pixels of every picture, and log the loss per labelled pixel."""
+        for index, probability in self._segment(network, batch):
+            label = batch["label"][index]
+            self._metrics_of(stage + suffix).update(probability.argmax(0), label)
+            labelled = label != IGNORE_LABEL
+            right = probability.gather(0, label.clamp(max=self.num_classes - 1)[None])[0]
+            loss = -right[labelled].clamp(min=1e-12).log().mean() if labelled.any() else 0.0
+            # The weight makes this the mean over all labelled pixels of all pictures.
+            weight = int(labelled.sum())
+            self.log(f"{stage}/loss{suffix}", loss, batch_size=weight, sync_dist=True)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log mIoU, mAcc and aAcc of the validation pictures."""
+        for suffix in ("", "_raw") if self._averaged else ("",):
+            self._log_scores("val", suffix)
+
+    def on_test_epoch_end(self) -> None:
+        """Log mIoU, mAcc and aAcc of the test pictures."""
+        self._log_scores("test", "")
+
+    def predict_step(self, batch: SegmentationEvalBatch, batch_idx: int) -> dict[str, Any]:
+        """Most probable class of every pixel.
+
+        Returns:
+            ``path`` (``N`` strings) and ``label_map``: for each picture a uint8 tensor of classes
+            at its own size, ``(H, W)``, on the CPU.
+        """
+        label_maps = {
+            index: probability.argmax(0).to(torch.uint8).cpu()
+            for index, probability in self._segment(self.evaluation_network, batch)
+        }
+        return {
+            "path": batch["path"],
+            "label_map": [label_maps[index] for index in range(len(batch["path"]))],
+        }
+
+    def _segment(
+        self, network: nn.Module, batch: SegmentationEvalBatch
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Probabilities ``(K, H, W)`` of every picture, those of equal sizes computed together."""
+        alike: dict[Any, list[int]] = defaultdict(list)
+        for index, views in enumerate(batch["views"]):
+            height, width = batch["size"][index]
+            alike[(int(height), int(width)), tuple(view.shape for view in views)].append(index)
+        for (size, shapes), members in alike.items():
+            views = [
+                torch.stack([batch["views"][i][number] for i in members])
+                for number in range(len(shapes))
+            ]
+            probabilities = picture_probabilities(
+                network, views, size, flipped=batch["flipped"], window=self.sliding_window
+            )
+            yield from zip(members, probabilities, strict=True)
+
+    def _metrics_of(self, key: str) -> MetricCollection:
+        return cast("MetricCollection", self.metrics[key])
+
+    def _log_scores(self, stage: str, suffix: str) -> None:
+        metrics = self._metrics_of(stage + suffix)
+        scores: dict[str, Tensor] = metrics.compute()
+        metrics.reset()
+        scalars = {name: value for name, value in scores.items() if value.ndim == 0}
+        # Every process has the same numbers; sync_dist only says so to Lightning.
+        self.log_dict(scalars, prog_bar=True, sync_dist=True)
+        if not suffix:
+            self.class_scores = {key: scores[f"{stage}/{key}"] for key in ("IoU", "Acc")}
