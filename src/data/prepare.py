@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from src.data.toy import SHAPES
+from src.data.toy_ade20k import scenes, write_toy_ade20k
 from src.data.toy_layouts import ToySettings, write_toy_imagenet
 
 
@@ -49,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_toy(parser: argparse.ArgumentParser) -> None:
     default = ToySettings()
     add = parser.add_argument
-    add("--root", type=Path, default=Path("data/toy"), help="writes ROOT/imagenet (%(default)s)")
+    add("--root", type=Path, default=Path("data/toy"), help="holds the layouts (%(default)s)")
     add("--seed", type=int, default=default.seed, help="another one, other pictures (%(default)s)")
     add("--train", type=int, default=default.train, help="pictures per class (%(default)s)")
     add("--val", type=int, default=default.val, help="pictures per class (%(default)s)")
@@ -86,6 +87,13 @@ def _toy(args: argparse.Namespace) -> None:
     print(
         f"{folder}: {'drew' if drawn else 'already there,'} {len(SHAPES)} classes with "
         f"{settings.train} train and {settings.val} val pictures each, {settings.predict} to "
+        "predict"
+    )
+    folder = args.root / "ade20k"
+    drawn = write_toy_ade20k(folder, settings, force=args.force)
+    print(
+        f"{folder}: {'drew' if drawn else 'already there,'} {scenes(settings, 'train')} training "
+        f"and {scenes(settings, 'val')} validation scenes with label maps, {settings.predict} to "
         "predict"
     )
 

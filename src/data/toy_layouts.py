@@ -1,4 +1,4 @@
-"""Toy scenes on disk in the layouts of the real data sets. So far: ImageNet class folders.
+"""Toy scenes on disk as ImageNet class folders, and what the other layouts share.
 
 Every picture has a random generator of its own, seeded by (seed, split, class, number), so the
 files do not depend on each other or on the order in which they are drawn. A folder appears under
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -71,12 +71,37 @@ def write_toy_imagenet(folder: Path, settings: ToySettings, *, force: bool = Fal
         UserError: If the folder holds something else, or toy data of other settings without
             ``force``.
     """
+    return write_layout(
+        folder,
+        settings,
+        lambda unfinished: _draw_all(list(_pictures(unfinished, settings)), settings),
+        force=force,
+    )
+
+
+def write_layout(
+    folder: Path, settings: ToySettings, draw: Callable[[Path], None], *, force: bool = False
+) -> bool:
+    """Fill a folder if it is not there yet; it appears only when it is complete.
+
+    Args:
+        folder: Folder to make.
+        settings: What determines the pictures; kept beside them.
+        draw: Fills the folder that it is given.
+        force: Replace toy data of other settings.
+
+    Returns:
+        True if the pictures were drawn, False if they were there already.
+
+    Raises:
+        UserError: See `write_toy_imagenet`.
+    """
     record = {"drawing": _DRAWING_VERSION, **asdict(settings)}
     if folder.exists() and _is_there(folder, record, force):
         return False
     unfinished = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(unfinished, ignore_errors=True)
-    _draw_all(list(_pictures(unfinished, settings)), settings)
+    draw(unfinished)
     (unfinished / _RECORD).write_text(json.dumps(record, indent=1) + "\n")
     if folder.exists():
         shutil.rmtree(folder)
