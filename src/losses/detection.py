@@ -1,0 +1,73 @@
+"""Losses of two-stage detectors, each a sum over boxes divided by a given number.
+
+Constants and averages follow mmdet 2.x. The box losses are L1, smooth L1 (Girshick, "Fast R-CNN",
+2015) and GIoU (Rezatofighi et al., CVPR 2019).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_SMALL_AREA = 1e-6
+# Added to every divisor, as officially; it also makes an empty loss 0 instead of 0/0.
+_EPS = torch.finfo(torch.float32).eps
+
+
+def average(total: Tensor, number: float) -> Tensor:
+    """Divide a sum by the number of boxes that it is meant for."""
+    return total / (number + _EPS)
+
+
+def l1_loss(predicted: Tensor, target: Tensor, number: float) -> Tensor:
+    """Sum of absolute differences over ``number``."""
+    return average((predicted - target).abs().sum(), number)
+
+
+def smooth_l1_loss(predicted: Tensor, target: Tensor, number: float, beta: float = 1 / 9) -> Tensor:
+    """Like `l1_loss`, but quadratic below a difference of ``beta``."""
+    return average(F.smooth_l1_loss(predicted, target, reduction="sum", beta=beta), number)
+
+
+def giou_loss(predicted: Tensor, target: Tensor, number: float) -> Tensor:
+    """Sum of ``1 - GIoU`` of paired boxes over ``number``.
+
+    Args:
+        predicted: Boxes ``x1, y1, x2, y2`` of shape ``(N, 4)``.
+        target: Boxes of shape ``(N, 4)``.
+        number: Divisor.
+
+    Returns:
+        Scalar.
+    """
+    overlap = _area(
+        torch.maximum(predicted[:, :2], target[:, :2]),
+        torch.minimum(predicted[:, 2:], target[:, 2:]),
+    )
+    hull = _area(
+        torch.minimum(predicted[:, :2], target[:, :2]),
+        torch.maximum(predicted[:, 2:], target[:, 2:]),
+    ).clamp(min=_SMALL_AREA)
+    areas = (box[:, 2:] - box[:, :2] for box in (predicted, target))
+    union = (sum(area.prod(dim=1) for area in areas) - overlap).clamp(min=_SMALL_AREA)
+    giou = overlap / union - (hull - union) / hull
+    return average((1 - giou).sum(), number)
+
+
+def _area(corner1: Tensor, corner2: Tensor) -> Tensor:
+    return (corner2 - corner1).clamp(min=0).prod(dim=1)
+
+
+def mask_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Mean binary cross entropy of masks ``(N, h, w)``; 0 with a gradient path if there are none."""
+    if not len(logits):
+        return logits.sum()
+    return F.binary_cross_entropy_with_logits(logits, target)
+
+
+def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Percentage of rows of ``logits (N, C)`` whose largest entry is the label; 0 without rows."""
+    if not len(logits):
+        return logits.new_zeros(())
+    return (logits.argmax(dim=1) == labels).to(logits.dtype).mean() * 100
