@@ -90,8 +90,8 @@ Problem make_problem(const Tensor& input, const Tensor& offset, const Tensor& ma
   STD_TORCH_CHECK(p.points() >= 1 && p.points() <= kMaxPoints, "kernel_size must give 1 to ", kMaxPoints, " points");
   STD_TORCH_CHECK(p.height >= 1 && p.width >= 1 && p.out_height >= 1 && p.out_width >= 1, "the window does not fit");
   constexpr int64_t limit = int64_t{1} << 31;
-  STD_TORCH_CHECK(p.height < limit / p.width && p.channels < limit / p.width,
-                  "input must have fewer than 2^31 pixels per image and elements per row");
+  STD_TORCH_CHECK(p.channels == 0 || p.height * p.width < limit / p.channels,
+                  "input must have fewer than 2^31 elements per image");
   const auto check_rows = [&p](const Tensor& t, int64_t values, const char* name) {
     STD_TORCH_CHECK(t.size(0) == p.batch && t.size(1) == p.out_height && t.size(2) == p.out_width &&
                         t.size(3) == p.groups * p.points() * values,

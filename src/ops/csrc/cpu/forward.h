@@ -1,8 +1,6 @@
 // DCNv3 forward on the CPU.
 #pragma once
 
-#include <memory>
-
 #include "tile.h"
 
 namespace internimage::cpu::CPU_CAPABILITY {
@@ -10,27 +8,28 @@ namespace internimage::cpu::CPU_CAPABILITY {
 // Points of geometry to keep in cache between the two phases.
 constexpr int64_t kForwardPoints = 288;
 
-// kVecs vectors of channels (the last `tail` lanes only if tail > 0) of one (pixel, group) row.
-template <typename T, int kVecs, int kPoints>
-inline void sample_channels(const T* base, int64_t channels, const T* zeros, const Tile<T>& tile, int64_t t,
-                            int64_t points, T scale, T* out, int64_t tail) {
+// kVecs vectors of channels (the first `count` lanes of each) of one (pixel, group) row.
+template <typename T, int kVecs, int kPoints, bool kInterior>
+INTERNIMAGE_INLINE inline void sample_channels(const T* base, const Problem& problem, const T* zeros,
+                                               const Tile<T>& tile, int64_t t, int64_t points, T scale, T* out,
+                                               int64_t count) {
   using V = Vec<T>;
   // Four chains per vector hide the latency of the multiply-add; fewer where registers are short.
   constexpr int kChains = kVecs >= 4 ? 2 : 4;
-  const int64_t count = tail > 0 ? tail : kLanes<T>;
   V sum[kChains][kVecs];
   for (auto& chain : sum) {
     for (auto& v : chain) v = V(0);
   }
+  const int64_t step_x = problem.channels, step_y = problem.channels * problem.width;
   const int64_t n = kPoints > 0 ? kPoints : points;
 #pragma GCC unroll 9
-  for (int64_t p = t; p < t + n; ++p) {
-    const auto pixel = tile.pixel[p];
+  for (int64_t k = 0; k < n; ++k) {
+    const int64_t p = t + k;
     const T* corner[4];
-    corner[0] = pixel >= 0 ? base + static_cast<int64_t>(pixel) * channels : zeros;
-    corner[1] = corner[0] + tile.step_x[p];
-    corner[2] = corner[0] + tile.step_y[p];
-    corner[3] = corner[1] + tile.step_y[p];
+    corner[0] = kInterior ? base + tile.element[p] : select(base, zeros, tile.element[p]);
+    corner[1] = corner[0] + (kInterior ? step_x : tile.step_x[p]);
+    corner[2] = corner[0] + (kInterior ? step_y : tile.step_y[p]);
+    corner[3] = corner[2] + (kInterior ? step_x : tile.step_x[p]);
     for (int i = 0; i < 4; ++i) {
       const V weight(tile.weight[i][p]);
       for (int v = 0; v < kVecs; ++v) {
@@ -48,20 +47,24 @@ inline void sample_channels(const T* base, int64_t channels, const T* zeros, con
 
 // All channels of a row. kVecs > 0: the group has exactly kVecs vectors of channels.
 template <typename T, int kVecs, int kPoints>
-inline void sample_row(const T* base, const Problem& p, const T* zeros, const Tile<T>& tile, int64_t t,
-                       int64_t points, T scale, T* out) {
+INTERNIMAGE_INLINE inline void sample_row(const T* base, const Problem& p, const T* zeros, const Tile<T>& tile,
+                                          int64_t t, int64_t points, T scale, T* out) {
+  constexpr int64_t lanes = kLanes<T>;
   if constexpr (kVecs > 0) {
-    sample_channels<T, kVecs, kPoints>(base, p.channels, zeros, tile, t, points, scale, out, 0);
-  } else {
-    constexpr int64_t lanes = kLanes<T>;
-    const int64_t count = p.group_channels();
-    int64_t c = 0;
-    for (; c + 4 * lanes <= count; c += 4 * lanes) {
-      sample_channels<T, 4, kPoints>(base + c, p.channels, zeros, tile, t, points, scale, out + c, 0);
+    if (is_interior(tile.edge + t, points)) {
+      sample_channels<T, kVecs, kPoints, true>(base, p, zeros, tile, t, points, scale, out, lanes);
+    } else {
+      sample_channels<T, kVecs, kPoints, false>(base, p, zeros, tile, t, points, scale, out, lanes);
     }
-    for (; c < count; c += lanes) {
-      const int64_t tail = count - c < lanes ? count - c : 0;
-      sample_channels<T, 1, kPoints>(base + c, p.channels, zeros, tile, t, points, scale, out + c, tail);
+  } else {
+    const int64_t channels = p.group_channels();
+    int64_t c = 0;
+    for (; c + 4 * lanes <= channels; c += 4 * lanes) {
+      sample_channels<T, 4, kPoints, false>(base + c, p, zeros, tile, t, points, scale, out + c, lanes);
+    }
+    for (; c < channels; c += lanes) {
+      const int64_t count = std::min(lanes, channels - c);
+      sample_channels<T, 1, kPoints, false>(base + c, p, zeros, tile, t, points, scale, out + c, count);
     }
   }
 }
@@ -71,69 +74,46 @@ void forward_pixels(const Forward<T>& call, int64_t begin, int64_t end) {
   const Problem& p = call.problem;
   const int64_t points = kPoints > 0 ? kPoints : p.points();
   const int64_t group_channels = p.group_channels();
-  const std::unique_ptr<Grid<T>> grid(new Grid<T>(p, p.groups));
-  const std::unique_ptr<Tile<T>> tile(new Tile<T>);  // not zeroed
-  const auto zeros = std::make_unique<T[]>(group_channels);
-  const T* zero = zeros.get();
-  for (int64_t group = 0; group < p.groups; group += grid->tile_groups) {
-    const int64_t groups = std::min(grid->tile_groups, p.groups - group);
-    const int64_t pixel_points = groups * points;
-    const int64_t tile_pixels = std::max<int64_t>(1, kForwardPoints / pixel_points);
-    for (int64_t pixel = begin; pixel < end; pixel += tile_pixels) {
-      const int64_t pixels = std::min(tile_pixels, end - pixel);
-      int64_t x = pixel % p.out_width;
-      int64_t y = pixel / p.out_width % p.out_height;
-      for (int64_t i = 0; i < pixels; ++i) {
-        const T* offset = call.offset + (pixel + i) * call.offset_stride + group * points * 2;
-        const T* mask = call.mask + (pixel + i) * call.mask_stride + group * points;
-        const int64_t at = i * pixel_points;
-        if (p.mask_softmax) {
-          exponentiate<T>(mask, pixel_points, points, tile->exp + at);
-          mask = tile->exp + at;
-        }
-        locate<T>(*grid, offset, mask, pixel_points, static_cast<T>(x * p.stride_w - p.pad_w + p.half_w()),
-                  static_cast<T>(y * p.stride_h - p.pad_h + p.half_h()), *tile, at);
-        if (++x == p.out_width) {
-          x = 0;
-          if (++y == p.out_height) y = 0;
-        }
-      }
-      for (int64_t i = 0; i < pixels; ++i) {
-        const int64_t image = (pixel + i) / p.out_pixels();
+  const Grid<T> grid(p, p.groups);
+  const Array<T> zeros(group_channels);
+  Tile<T> tile;
+  for (int64_t group = 0; group < p.groups; group += grid.groups) {
+    Span span{begin, 0, group, std::min(grid.groups, p.groups - group)};
+    const int64_t n = span.groups * points;
+    const int64_t tile_pixels = std::max<int64_t>(1, kForwardPoints / n);
+    for (; span.first < end; span.first += span.pixels) {
+      span.pixels = std::min(tile_pixels, end - span.first);
+      const T* mask = call.mask + span.first * call.mask_stride + group * points;
+      if (p.mask_softmax) exponentiate<T>(grid, call.mask, call.mask_stride, span, tile);
+      locate<T>(grid, call.offset, call.offset_stride, p.mask_softmax ? tile.exp : mask,
+                p.mask_softmax ? n : call.mask_stride, span, tile);
+      for (int64_t i = 0; i < span.pixels; ++i) {
+        const int64_t image = (span.first + i) / p.out_pixels();
         const T* base = call.input + image * p.height * p.width * p.channels;
-        T* out = call.output + (pixel + i) * p.channels;
-        for (int64_t g = 0; g < groups; ++g) {
-          const int64_t t = i * pixel_points + g * points;
+        T* out = call.output + (span.first + i) * p.channels;
+        for (int64_t g = 0; g < span.groups; ++g) {
+          const int64_t t = i * n + g * points;
           const int64_t c = (group + g) * group_channels;
-          const T scale = p.mask_softmax ? T(1) / row_sum<T>(tile->exp + t, points) : T(1);
-          sample_row<T, kVecs, kPoints>(base + c, p, zero, *tile, t, points, scale, out + c);
+          const T scale = p.mask_softmax ? T(1) / row_sum<T>(tile.exp + t, points) : T(1);
+          sample_row<T, kVecs, kPoints>(base + c, p, zeros.data, tile, t, points, scale, out + c);
         }
       }
     }
   }
 }
 
-template <typename T, int kPoints>
-void forward_for_points(const Forward<T>& call, int64_t begin, int64_t end) {
-  const int64_t channels = call.problem.group_channels();
-  if (channels == kLanes<T>) return forward_pixels<T, 1, kPoints>(call, begin, end);
-  if (channels == 2 * kLanes<T>) return forward_pixels<T, 2, kPoints>(call, begin, end);
-  if (channels == 4 * kLanes<T>) return forward_pixels<T, 4, kPoints>(call, begin, end);
-  return forward_pixels<T, 0, kPoints>(call, begin, end);
-}
-
 // float32 has loops of constant length for the sizes that released models use.
 template <typename T>
 void forward(const Forward<T>& call, int64_t begin, int64_t end) {
-  if constexpr (!std::is_same_v<T, float>) return forward_pixels<T, 0, 0>(call, begin, end);
-  switch (call.problem.points()) {
-    case 9:
-      return forward_for_points<T, 9>(call, begin, end);
-    case 8:
-      return forward_for_points<T, 8>(call, begin, end);
-    default:
-      return forward_for_points<T, 0>(call, begin, end);
+  if constexpr (std::is_same_v<T, float>) {
+    if (call.problem.points() == 9) {
+      const int64_t channels = call.problem.group_channels();
+      if (channels == kLanes<T>) return forward_pixels<T, 1, 9>(call, begin, end);
+      if (channels == 2 * kLanes<T>) return forward_pixels<T, 2, 9>(call, begin, end);
+      if (channels == 4 * kLanes<T>) return forward_pixels<T, 4, 9>(call, begin, end);
+    }
   }
+  return forward_pixels<T, 0, 0>(call, begin, end);
 }
 
 }  // namespace internimage::cpu::CPU_CAPABILITY

@@ -5,14 +5,18 @@
 //
 // A point on the border has corners outside the image. Along an axis with only one side inside, both sides are made
 // the inside pixel and share its weight. So every address is valid and no pixel outside the image is ever multiplied
-// by a zero weight (0 * inf would be NaN). Points that do not count at all have pixel -1.
+// by a zero weight (0 * inf would be NaN). Points that do not count at all have element -1.
 #pragma once
 
 #include <algorithm>
+#include <cstdlib>
 #include <limits>
+#include <new>
 
 #include "kernels.h"
 #include "vec.h"
+
+#define INTERNIMAGE_INLINE __attribute__((always_inline))
 
 namespace internimage::cpu::CPU_CAPABILITY {
 
@@ -21,99 +25,138 @@ constexpr int64_t kTableSize = kMaxPoints + 48;
 
 template <typename T>
 struct Tile {
-  IntOf<T> pixel[kTableSize];                         // number of the top left corner, -1: does not count
-  IntOf<T> step_x[kTableSize], step_y[kTableSize];    // elements to the right and lower corner, or 0
-  T exp[kTableSize];                                  // mask, or exp of the shifted logit
-  T weight[4][kTableSize];                            // bilinear weight * mask of the four corners
+  IntOf<T> element[kTableSize];                     // of the top left corner's pixel in its image, -1: does not count
+  IntOf<T> step_x[kTableSize], step_y[kTableSize];  // elements to the right and lower corner, or 0
+  T edge[kTableSize];                               // zero if all four corners are inside
+  T exp[kTableSize];                                // mask, or exp of the shifted logit
+  T weight[4][kTableSize];                          // bilinear weight * mask of the four corners
 };
 
 // What the gradients need on top.
 template <typename T>
 struct GradTile : Tile<T> {
-  T prob[kTableSize];                                 // mask, normalised
-  T value_x[2][kTableSize], value_y[2][kTableSize];   // bilinear weights of the two sides
-  T slope_x[2][kTableSize], slope_y[2][kTableSize];   // their derivatives
-  T dot[4 * kTableSize];                              // <corner, grad> of the four corners of each point
-  T product[kTableSize];                              // prob * d(mask)
+  T prob[kTableSize];                                // mask, normalised
+  T value_x[2][kTableSize], value_y[2][kTableSize];  // bilinear weights of the two sides
+  T slope_x[2][kTableSize], slope_y[2][kTableSize];  // their derivatives
+  T dot[4 * kTableSize];                             // <corner, grad> of the four corners of each point
+  T product[kTableSize];                             // prob * d(mask)
 };
 
 // Constants of a call, and the positions of the taps relative to the window centre for a few groups in a row.
 template <typename T>
 struct Grid {
-  int64_t points, channels, width;
-  int64_t tile_groups;  // groups of one pixel that a tile can hold
-  T scale, last_x, last_y, size_x, size_y;
+  const Problem& problem;
+  int64_t points;
+  int64_t groups;  // groups of one pixel that a tile can hold
   T tap_x[kTableSize], tap_y[kTableSize];
 
-  Grid(const Problem& p, int64_t groups)
-      : points(p.points()),
-        channels(p.channels),
-        width(p.width),
-        tile_groups(std::min(groups, std::max<int64_t>(1, kMaxPoints / p.points()))),
-        scale(static_cast<T>(p.offset_scale)),
-        last_x(static_cast<T>(p.width - 2)),
-        last_y(static_cast<T>(p.height - 2)),
-        size_x(static_cast<T>(p.width)),
-        size_y(static_cast<T>(p.height)) {
+  Grid(const Problem& p, int64_t wanted_groups)
+      : problem(p),
+        points(p.points()),
+        groups(std::min(wanted_groups, std::max<int64_t>(1, kMaxPoints / p.points()))) {
     int64_t q = 0;
-    for (int64_t g = 0; g < tile_groups; ++g) {
-      for (int64_t i = 0; i < p.kernel_w; ++i) {
-        for (int64_t j = 0; j < p.kernel_h; ++j) {
-          if (p.remove_center && i == p.kernel_w / 2 && j == p.kernel_h / 2) continue;
-          tap_x[q] = static_cast<T>((i * p.dilation_w - p.half_w()) * p.offset_scale);
-          tap_y[q] = static_cast<T>((j * p.dilation_h - p.half_h()) * p.offset_scale);
-          ++q;
-        }
+    for (int64_t i = 0; i < p.kernel_w; ++i) {
+      for (int64_t j = 0; j < p.kernel_h; ++j) {
+        if (p.remove_center && i == p.kernel_w / 2 && j == p.kernel_h / 2) continue;
+        tap_x[q] = static_cast<T>((i * p.dilation_w - p.half_w()) * p.offset_scale);
+        tap_y[q] = static_cast<T>((j * p.dilation_h - p.half_h()) * p.offset_scale);
+        ++q;
       }
+    }
+    for (; q < groups * points; ++q) {
+      tap_x[q] = tap_x[q - points];
+      tap_y[q] = tap_y[q - points];
     }
   }
 };
 
+// Zeroed memory of a length known at run time.
+template <typename T>
+struct Array {
+  explicit Array(int64_t n) : data(static_cast<T*>(std::calloc(n, sizeof(T)))) {
+    if (data == nullptr) throw std::bad_alloc();
+  }
+  Array(const Array&) = delete;
+  Array& operator=(const Array&) = delete;
+  ~Array() { std::free(data); }
+
+  T* const data;
+};
+
+// Output pixels [first, first + pixels) of the batch, a few groups from `group` on.
+struct Span {
+  int64_t first, pixels, group, groups;
+};
+
+// `base` plus `element`, or `other` for element -1, without a branch: which points fall outside is unpredictable.
+template <typename T>
+INTERNIMAGE_INLINE inline T* select(T* base, T* other, int64_t element) {
+  const auto outside = reinterpret_cast<intptr_t>(other);
+  const auto distance = reinterpret_cast<intptr_t>(base) - outside;
+  const intptr_t bytes = distance + element * static_cast<int64_t>(sizeof(T));
+  return reinterpret_cast<T*>(outside + (bytes & ~(element >> 63)));
+}
+
 // Calls body(first, count) for pieces of [0, n) of one vector each. The last piece overlaps the one before if it can,
 // so `body` must be free of accumulation; `count` is short of a vector only for n below one vector.
 template <typename T, typename Body>
-inline void for_each_vector(int64_t n, const Body& body) {
+INTERNIMAGE_INLINE inline void for_each_vector(int64_t n, const Body& body) {
   constexpr int64_t lanes = kLanes<T>;
   if (n < lanes) {
-    if (n > 0) body(0, n);
+    body(0, n);
     return;
   }
-  int64_t q = 0;
-  for (; q + lanes <= n; q += lanes) body(q, lanes);
-  if (q < n) body(n - lanes, lanes);
+  for (int64_t q = 0; q < n; q += lanes) body(std::min(q, n - lanes), lanes);
 }
 
-// exp of the logits of consecutive rows of `points`, not normalised. A row is shifted by its maximum only if it holds
-// a large value, which depends on the row alone: the same bits whichever tile a row falls into.
+// Two vectors of (x, y) pairs as a vector of x and one of y; `count` pairs are read.
 template <typename T>
-inline void exponentiate(const T* logits, int64_t n, int64_t points, T* out) {
-  using V = Vec<T>;
-  V is_small = V(0) == V(0);
-  for_each_vector<T>(n, [&](int64_t q, int64_t count) {
-    const V x = V::loadu(logits + q, count);
-    is_small = is_small & (x.abs() < V(kExpLimit<T>));  // false for NaN
-    exp_limited<T>(x).store(out + q);
-  });
-  T lanes[kLanes<T>];
-  (is_small & V(1)).store(lanes);
-  bool all_small = true;
-  for (int64_t i = 0; i < kLanes<T>; ++i) all_small &= lanes[i] == T(1);
-  if (all_small) return;
+INTERNIMAGE_INLINE inline std::pair<Vec<T>, Vec<T>> load_pairs(const T* pairs, int64_t count) {
+  constexpr int64_t lanes = kLanes<T>;
+  return at::vec::deinterleave2(Vec<T>::loadu(pairs, std::min(lanes, 2 * count)),
+                                Vec<T>::loadu(pairs + lanes, std::max<int64_t>(0, 2 * count - lanes)));
+}
+
+template <typename T>
+inline void exponentiate_slowly(const T* logits, int64_t n, int64_t points, T* out) {
   for (int64_t row = 0; row < n; row += points) {
     T largest = -std::numeric_limits<T>::infinity();
-    bool small = true;
+    bool is_small = true;
     for (int64_t p = 0; p < points; ++p) {
       const T x = logits[row + p];
-      small &= std::abs(x) < kExpLimit<T>;
+      is_small &= std::abs(x) < kExpLimit<T>;
       largest = std::max(largest, x);
     }
-    if (small) continue;
+    if (is_small) continue;
     for (int64_t p = 0; p < points; ++p) out[row + p] = std::exp(logits[row + p] - largest);
   }
 }
 
+// exp of the logits of a span into tile.exp, not normalised. A row is shifted by its maximum only if it holds a large
+// value, which depends on the row alone: the same bits whichever tile a row falls into.
 template <typename T>
-inline T row_sum(const T* row, int64_t points) {
+inline void exponentiate(const Grid<T>& grid, const T* logits, int64_t stride, const Span& span, Tile<T>& tile) {
+  using V = Vec<T>;
+  const int64_t n = span.groups * grid.points;
+  logits += span.first * stride + span.group * grid.points;
+  V largest(0);
+  for (int64_t i = 0; i < span.pixels; ++i) {
+    for_each_vector<T>(n, [&](int64_t q, int64_t count) INTERNIMAGE_INLINE {
+      const V x = V::loadu(logits + i * stride + q, count);
+      largest = at::vec::maximum(largest, x.abs());
+      exp_limited<T>(x).store(tile.exp + i * n + q);
+    });
+  }
+  T lanes[kLanes<T>];
+  V::blendv(V(0), V(1), largest < V(kExpLimit<T>)).store(lanes);  // 0 for NaN, which maximum() keeps
+  if (std::count(lanes, lanes + kLanes<T>, T(1)) == kLanes<T>) return;
+  for (int64_t i = 0; i < span.pixels; ++i) {
+    exponentiate_slowly<T>(logits + i * stride, n, grid.points, tile.exp + i * n);
+  }
+}
+
+template <typename T>
+INTERNIMAGE_INLINE inline T row_sum(const T* row, int64_t points) {
   T sum = 0;
   int64_t p = 0;
   for (; p + kLanes<T> <= points; p += kLanes<T>) sum += lane_sum<T>(Vec<T>::loadu(row + p));
@@ -122,12 +165,28 @@ inline T row_sum(const T* row, int64_t points) {
   return sum;
 }
 
+// Whether all points of a row have all their corners inside the image.
+template <typename T>
+INTERNIMAGE_INLINE inline bool is_interior(const T* edge, int64_t points) {
+  constexpr int64_t lanes = kLanes<T>;
+  constexpr int all = static_cast<int>((int64_t{1} << lanes) - 1);
+  int64_t p = 0;
+  for (; p + lanes <= points; p += lanes) {
+    if (Vec<T>::loadu(edge + p).zero_mask() != all) return false;
+  }
+  if (lanes > 8 && p < points) return Vec<T>::loadu(edge + p, points - p).zero_mask() == all;
+  for (; p < points; ++p) {
+    if (edge[p] != T(0)) return false;
+  }
+  return true;
+}
+
 // One axis of a position inside (-1, size): the lower side's pixel and how the two sides enter.
 template <typename T>
 struct Axis {
   Vec<T> pixel, both, value[2], is_lower_inside;
 
-  Axis(const Vec<T>& x, const Vec<T>& last) {
+  INTERNIMAGE_INLINE Axis(const Vec<T>& x, const Vec<T>& last) {
     const Vec<T> lower = x.floor();
     const Vec<T> upper_value = x - lower;
     const Vec<T> lower_value = Vec<T>(1) - upper_value;
@@ -140,56 +199,68 @@ struct Axis {
   }
 
   // Derivatives of the two values, as they are shared on the border.
-  void slopes(Vec<T>& lower, Vec<T>& upper) const {
+  INTERNIMAGE_INLINE void store_slopes(T* lower, T* upper) const {
     const Vec<T> shared = Vec<T>::blendv(Vec<T>(0.5), Vec<T>(-0.5), is_lower_inside);
-    lower = Vec<T>::blendv(shared, Vec<T>(-1), both);
-    upper = Vec<T>::blendv(shared, Vec<T>(1), both);
+    Vec<T>::blendv(shared, Vec<T>(-1), both).store(lower);
+    Vec<T>::blendv(shared, Vec<T>(1), both).store(upper);
   }
 };
 
-// Fills the tables of a tile from `at` on for the n points of one output pixel with window centre (x, y).
+// Fills the tables of a tile for a span. `mask` is the first value of the span, in rows of `mask_stride`.
 template <typename T, typename TileType>
-inline void locate(const Grid<T>& grid, const T* offset, const T* mask, int64_t n, T centre_x, T centre_y,
-                   TileType& tile, int64_t at) {
+inline void locate(const Grid<T>& grid, const T* offset, int64_t offset_stride, const T* mask, int64_t mask_stride,
+                   const Span& span, TileType& tile) {
   using V = Vec<T>;
   using I = IntVec<T>;
-  constexpr int64_t lanes = kLanes<T>;
-  for_each_vector<T>(n, [&](int64_t q, int64_t count) {
-    const int64_t second = std::max<int64_t>(0, 2 * count - lanes);
-    const auto [dx, dy] = at::vec::deinterleave2(V::loadu(offset + 2 * q, std::min(lanes, 2 * count)),
-                                                 V::loadu(offset + 2 * q + lanes, second));
-    V x = at::vec::fmadd(dx, V(grid.scale), V::loadu(grid.tap_x + q) + V(centre_x));
-    V y = at::vec::fmadd(dy, V(grid.scale), V::loadu(grid.tap_y + q) + V(centre_y));
-    const V counts = (x > V(-1)) & (x < V(grid.size_x)) & (y > V(-1)) & (y < V(grid.size_y));
-    x = x & counts;
-    y = y & counts;
-    const Axis<T> ax(x, V(grid.last_x)), ay(y, V(grid.last_y));
-    const int64_t t = at + q;
-    const I row = at::vec::convert_to_int_of_same_size(ay.pixel);
-    const I pixel = row * I(grid.width) + at::vec::convert_to_int_of_same_size(ax.pixel);
-    (pixel | (as_int<T>(counts) ^ I(-1))).store(tile.pixel + t);
-    (as_int<T>(ax.both & counts) & I(grid.channels)).store(tile.step_x + t);
-    (as_int<T>(ay.both & counts) & I(grid.channels * grid.width)).store(tile.step_y + t);
-    const V m = V::loadu(mask + q, count) & counts;
-    const V upper = ay.value[0] * m, lower = ay.value[1] * m;
-    (ax.value[0] * upper).store(tile.weight[0] + t);
-    (ax.value[1] * upper).store(tile.weight[1] + t);
-    (ax.value[0] * lower).store(tile.weight[2] + t);
-    (ax.value[1] * lower).store(tile.weight[3] + t);
-    if constexpr (std::is_same_v<TileType, GradTile<T>>) {
-      V slope[2];
-      for (int side = 0; side < 2; ++side) {
-        ax.value[side].store(tile.value_x[side] + t);
-        ay.value[side].store(tile.value_y[side] + t);
+  const Problem& p = grid.problem;
+  const int64_t n = span.groups * grid.points;
+  const V scale(static_cast<T>(p.offset_scale));
+  const V last_x(static_cast<T>(p.width - 2)), last_y(static_cast<T>(p.height - 2));
+  const V size_x(static_cast<T>(p.width)), size_y(static_cast<T>(p.height));
+  const I width(p.width), channels(p.channels), row_elements(p.width * p.channels);
+  offset += span.first * offset_stride + span.group * grid.points * 2;
+  int64_t out_x = span.first % p.out_width, out_y = span.first / p.out_width % p.out_height;
+  for (int64_t i = 0; i < span.pixels; ++i) {
+    const V centre_x(static_cast<T>(out_x * p.stride_w - p.pad_w + p.half_w()));
+    const V centre_y(static_cast<T>(out_y * p.stride_h - p.pad_h + p.half_h()));
+    for_each_vector<T>(n, [&](int64_t q, int64_t count) INTERNIMAGE_INLINE {
+      const auto [dx, dy] = load_pairs(offset + 2 * q, count);
+      V x = at::vec::fmadd(dx, scale, V::loadu(grid.tap_x + q) + centre_x);
+      V y = at::vec::fmadd(dy, scale, V::loadu(grid.tap_y + q) + centre_y);
+      const V counts = (x > V(-1)) & (x < size_x) & (y > V(-1)) & (y < size_y);  // false for NaN
+      x = x & counts;
+      y = y & counts;
+      const Axis<T> ax(x, last_x), ay(y, last_y);
+      const int64_t t = i * n + q;
+      const I element = at::vec::convert_to_int_of_same_size(ay.pixel) * row_elements +
+                        at::vec::convert_to_int_of_same_size(ax.pixel) * channels;
+      const V both_x = ax.both & counts, both_y = ay.both & counts;
+      (element | (as_int<T>(counts) ^ I(-1))).store(tile.element + t);
+      (as_int<T>(both_x) & channels).store(tile.step_x + t);
+      (as_int<T>(both_y) & row_elements).store(tile.step_y + t);
+      V::blendv(V(1), V(0), both_x & both_y).store(tile.edge + t);
+      const V m = V::loadu(mask + q, count) & counts;
+      const V upper = ay.value[0] * m, lower = ay.value[1] * m;
+      (ax.value[0] * upper).store(tile.weight[0] + t);
+      (ax.value[1] * upper).store(tile.weight[1] + t);
+      (ax.value[0] * lower).store(tile.weight[2] + t);
+      (ax.value[1] * lower).store(tile.weight[3] + t);
+      if constexpr (std::is_same_v<TileType, GradTile<T>>) {
+        for (int side = 0; side < 2; ++side) {
+          ax.value[side].store(tile.value_x[side] + t);
+          ay.value[side].store(tile.value_y[side] + t);
+        }
+        ax.store_slopes(tile.slope_x[0] + t, tile.slope_x[1] + t);
+        ay.store_slopes(tile.slope_y[0] + t, tile.slope_y[1] + t);
       }
-      ax.slopes(slope[0], slope[1]);
-      slope[0].store(tile.slope_x[0] + t);
-      slope[1].store(tile.slope_x[1] + t);
-      ay.slopes(slope[0], slope[1]);
-      slope[0].store(tile.slope_y[0] + t);
-      slope[1].store(tile.slope_y[1] + t);
+    });
+    offset += offset_stride;
+    mask += mask_stride;
+    if (++out_x == p.out_width) {
+      out_x = 0;
+      if (++out_y == p.out_height) out_y = 0;
     }
-  });
+  }
 }
 
 }  // namespace internimage::cpu::CPU_CAPABILITY
