@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from src.models.detectors.boxes import full_precision
 from src.models.convolutions import ConvUnit, Linear
+from src.models.detectors.boxes import full_precision
 
 ROI_SIDE = 7
 

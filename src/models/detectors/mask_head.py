@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
-from src.models.detectors.boxes import clip, full_precision
 from src.models.convolutions import Conv2d, ConvUnit, Upsample2x
+from src.models.detectors.boxes import clip, full_precision
 
 ROI_SIDE = 14
 MASK_SIDE = 28

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from src.losses.detection import average
+from src.models.convolutions import Conv2d
 from src.models.detectors.anchors import AnchorGenerator, Size
 from src.models.detectors.boxes import BoxCoder, full_precision
-from src.models.convolutions import Conv2d
 from src.models.detectors.matching import MaxIoUAssigner, RandomSampler
 from src.models.detectors.nms import grouped_nms
 
