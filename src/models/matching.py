@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from src.errors import UserError
 from src.models.backbone import InternImageBackbone
-from src.models.heads.conv import ClassConv2d
+from src.models.heads.segmentation import ClassConv2d
 from src.models.internimage import InternImage
 from src.models.layers import DCNv3
 from src.models.official_names import official_names

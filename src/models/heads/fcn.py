@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from src.errors import UserError
-from src.models.heads.conv import ClassConv2d, ConvNormAct
+from src.models.heads.segmentation import ClassConv2d, SegmentationHead, conv_norm_relu
 
 
-class FCNHead(nn.Module):
+class FCNHead(SegmentationHead):
     """Class scores from the map of one stage.
 
     Args:
@@ -51,19 +51,12 @@ class FCNHead(nn.Module):
         self.in_index = in_index
         widths = [in_channels[in_index], *[channels] * num_convs]
         self.convs = nn.Sequential(
-            *(ConvNormAct(widths[i], widths[i + 1], 3) for i in range(num_convs))
+            *(conv_norm_relu(widths[i], widths[i + 1], 3) for i in range(num_convs))
         )
         self.dropout = nn.Dropout2d(dropout)
         self.conv_seg = ClassConv2d(channels, num_classes)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """Score every pixel of the stage.
-
-        Args:
-            features: One map per stage, finest first, ``(N, C_i, H_i, W_i)``.
-
-        Returns:
-            Logits of shape ``(N, num_classes, H_k, W_k)`` with ``k = in_index``.
-        """
+        """See `SegmentationHead`; logits have the size of map ``in_index``."""
         logits: Tensor = self.conv_seg(self.dropout(self.convs(features[self.in_index])))
         return logits

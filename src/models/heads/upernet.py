@@ -14,17 +14,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from src.errors import UserError
-from src.models.heads.conv import ClassConv2d, ConvNormAct
+from src.models.heads.segmentation import (
+    ClassConv2d,
+    SegmentationHead,
+    conv_norm_relu,
+    resize,
+)
 
 
-def resize(x: Tensor, size: tuple[int, int], align_corners: bool = False) -> Tensor:
-    """Bilinear resize of ``(N, C, H, W)`` to ``(N, C, *size)``; the same tensor if it fits."""
-    if tuple(x.shape[-2:]) == tuple(size):
-        return x
-    return F.interpolate(x, size=size, mode="bilinear", align_corners=align_corners)
-
-
-class UPerHead(nn.Module):
+class UPerHead(SegmentationHead):
     """Class scores from the maps of all stages.
 
     Args:
@@ -59,11 +57,11 @@ class UPerHead(nn.Module):
         *finer, last = in_channels
         self.pool_scales = tuple(pool_scales)
         self.align_corners = align_corners
-        self.psp_modules = nn.ModuleList(ConvNormAct(last, channels, 1) for _ in pool_scales)
-        self.bottleneck = ConvNormAct(last + len(pool_scales) * channels, channels, 3)
-        self.lateral_convs = nn.ModuleList(ConvNormAct(width, channels, 1) for width in finer)
-        self.fpn_convs = nn.ModuleList(ConvNormAct(channels, channels, 3) for _ in finer)
-        self.fpn_bottleneck = ConvNormAct(len(in_channels) * channels, channels, 3)
+        self.psp_modules = nn.ModuleList(conv_norm_relu(last, channels, 1) for _ in pool_scales)
+        self.bottleneck = conv_norm_relu(last + len(pool_scales) * channels, channels, 3)
+        self.lateral_convs = nn.ModuleList(conv_norm_relu(width, channels, 1) for width in finer)
+        self.fpn_convs = nn.ModuleList(conv_norm_relu(channels, channels, 3) for _ in finer)
+        self.fpn_bottleneck = conv_norm_relu(len(in_channels) * channels, channels, 3)
         self.dropout = nn.Dropout2d(dropout)
         self.conv_seg = ClassConv2d(channels, num_classes)
 
@@ -94,13 +92,6 @@ class UPerHead(nn.Module):
         return out
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """Score every pixel.
-
-        Args:
-            features: One map per stage, finest first, ``(N, C_i, H_i, W_i)``.
-
-        Returns:
-            Logits of shape ``(N, num_classes, H_0, W_0)``.
-        """
+        """See `SegmentationHead`; logits have the size of the finest map."""
         logits: Tensor = self.conv_seg(self.dropout(self.fuse(features)))
         return logits

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from src.errors import UserError
-from src.models.heads.upernet import resize
+from src.models.heads.segmentation import resize
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 
 from src.models.backbone import InternImageBackbone
 from src.models.heads.fcn import FCNHead
-from src.models.heads.upernet import UPerHead, resize
-
-HeadFactory = Callable[[list[int], int], nn.Module]
+from src.models.heads.segmentation import SegmentationHead, resize
+from src.models.heads.upernet import UPerHead
 
 
 class Segmentor(nn.Module):
@@ -35,8 +34,8 @@ class Segmentor(nn.Module):
         self,
         num_classes: int = 150,
         backbone: Callable[[], InternImageBackbone] = InternImageBackbone,
-        decode_head: Callable[[list[int], int], nn.Module] = UPerHead,
-        auxiliary_head: Callable[[list[int], int], nn.Module] | None = FCNHead,
+        decode_head: Callable[[list[int], int], SegmentationHead] = UPerHead,
+        auxiliary_head: Callable[[list[int], int], SegmentationHead] | None = FCNHead,
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
@@ -44,7 +43,7 @@ class Segmentor(nn.Module):
         stages = self.backbone.out_indices
         widths = [int(self.backbone.feature_info[i]["num_chs"]) for i in stages]
         self.decode_head = decode_head(in_channels=widths, num_classes=num_classes)  # type: ignore[call-arg]
-        self.auxiliary_head: nn.Module | None = None
+        self.auxiliary_head: SegmentationHead | None = None
         if auxiliary_head is not None:
             self.auxiliary_head = auxiliary_head(in_channels=widths, num_classes=num_classes)  # type: ignore[call-arg]
 
