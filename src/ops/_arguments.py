@@ -1,10 +1,12 @@
 """Argument rules of the DCNv3 operator, shared by every implementation.
 
-The window geometry (pairs, number of points, output size) and the checks whose messages users read. Sizes may be
-symbolic (``torch.SymInt``), so nothing here turns them into plain integers.
+Runs at every call, in microseconds, so it is written plainly and the messages are made only when they are needed.
+Sizes may be symbolic (``torch.SymInt``), so nothing here turns them into plain integers.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -13,96 +15,137 @@ Pair = tuple[int, int]
 
 FLOATING_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 HALF_DTYPES = (torch.float16, torch.bfloat16)
+MAX_POINTS = 1024  # kMaxPoints in csrc/dcnv3.h
 
 
-def to_pair(value: int | tuple[int, int], name: str) -> Pair:
-    """Expand an integer to ``(height, width)``; a pair is returned as it is."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value, value
-    if isinstance(value, (tuple, list)) and len(value) == 2:
-        return value[0], value[1]
-    raise ValueError(f"{name} must be an integer or a (height, width) pair, got {value!r}.")
+class Window(NamedTuple):
+    """Everything of a DCNv3 call that is not a tensor, in the order of the operator's schema."""
+
+    groups: int
+    kernel_size: Pair
+    stride: Pair
+    padding: Pair
+    dilation: Pair
+    offset_scale: float
+    remove_center: bool
+    mask_softmax: bool
+
+    @property
+    def points(self) -> int:
+        """Sampling points per group and output pixel."""
+        return self.kernel_size[0] * self.kernel_size[1] - self.remove_center
 
 
-def num_points(kernel_size: Pair, remove_center: bool) -> int:
-    """Sampling points per group and output pixel."""
-    return kernel_size[0] * kernel_size[1] - int(remove_center)
-
-
-def output_size(size: Pair, kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair) -> Pair:
-    """Output height and width of a window sliding over ``size``, as for a convolution."""
-    height, width = (
-        (size[i] + 2 * padding[i] - dilation[i] * (kernel_size[i] - 1) - 1) // stride[i] + 1
-        for i in (0, 1)
+def make_window(
+    groups: int,
+    kernel_size: int | Pair,
+    stride: int | Pair,
+    padding: int | Pair,
+    dilation: int | Pair,
+    offset_scale: float,
+    remove_center: bool,
+    mask_softmax: bool,
+) -> Window:
+    """Expand integers to pairs and raise ``ValueError`` for a window that does not exist."""
+    kernel = to_pair(kernel_size, "kernel_size", 1)
+    window = Window(
+        groups,
+        kernel,
+        to_pair(stride, "stride", 1),
+        to_pair(padding, "padding", 0),
+        to_pair(dilation, "dilation", 1),
+        float(offset_scale),
+        bool(remove_center),
+        bool(mask_softmax),
     )
-    return height, width
-
-
-def check_window(
-    kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair, remove_center: bool
-) -> None:
-    """Raise ``ValueError`` for a window that does not exist."""
-    for name, pair, least in (
-        ("kernel_size", kernel_size, 1),
-        ("stride", stride, 1),
-        ("padding", padding, 0),
-        ("dilation", dilation, 1),
-    ):
-        if pair[0] < least or pair[1] < least:
-            raise ValueError(f"{name} must be at least {least} in both directions, got {pair}.")
-    if remove_center and (kernel_size[0] != kernel_size[1] or kernel_size[0] % 2 == 0 or kernel_size[0] < 3):
+    if remove_center and (kernel[0] != kernel[1] or kernel[0] % 2 == 0 or kernel[0] == 1):
         raise ValueError(
-            f"remove_center=True needs an odd square kernel of at least 3, got kernel_size={kernel_size}."
+            f"remove_center=True needs an odd square kernel of at least 3, got kernel_size={kernel}."
         )
+    if kernel[0] * kernel[1] > MAX_POINTS:
+        raise ValueError(
+            f"kernel_size must have at most {MAX_POINTS} points, got {kernel[0]} x {kernel[1]}."
+        )
+    return window
+
+
+def to_pair(value: int | Pair, name: str, least: int) -> Pair:
+    """``(height, width)`` from one integer or a pair, each at least ``least``."""
+    if type(value) is int:
+        pair = (value, value)
+    elif isinstance(value, (tuple, list)) and len(value) == 2:
+        pair = (value[0], value[1])
+    else:
+        raise ValueError(f"{name} must be an integer or a (height, width) pair, got {value!r}.")
+    if pair[0] < least or pair[1] < least:
+        raise ValueError(f"{name} must be at least {least} in both directions, got {value!r}.")
+    return pair
+
+
+def output_size(height: int, width: int, window: Window) -> Pair:
+    """Output height and width, as for a convolution."""
+    (kernel_h, kernel_w), (stride_h, stride_w) = window.kernel_size, window.stride
+    (pad_h, pad_w), (dilation_h, dilation_w) = window.padding, window.dilation
+    return (
+        (height + 2 * pad_h - dilation_h * (kernel_h - 1) - 1) // stride_h + 1,
+        (width + 2 * pad_w - dilation_w * (kernel_w - 1) - 1) // stride_w + 1,
+    )
 
 
 def check_tensors(
     input: Tensor,  # noqa: A002
     offset: Tensor,
     mask: Tensor,
-    groups: int,
-    points: int,
-    out_size: Pair,
+    window: Window,
 ) -> None:
     """Raise ``ValueError`` or ``TypeError`` in one sentence if the tensors do not fit each other."""
-    if input.dtype not in FLOATING_DTYPES:
-        raise TypeError(
-            f"input must be float64, float32, float16 or bfloat16, got {_name(input.dtype)}."
-        )
-    _, height, width, channels = input.shape
-    if groups < 1 or channels % groups != 0:
-        raise ValueError(
-            f"groups must divide the {channels} channels of input (last axis), got groups={groups}."
-        )
-    if height < 1 or width < 1 or out_size[0] < 1 or out_size[1] < 1:
-        raise ValueError(
-            f"the window does not fit: input of {height} x {width} pixels would give an output of "
-            f"{out_size[0]} x {out_size[1]}; use a smaller kernel_size or dilation, or more padding."
-        )
-    for name, tensor, values in (("offset", offset, 2), ("mask", mask, 1)):
-        if tensor.dtype != input.dtype and not (
-            tensor.dtype == torch.float32 and input.dtype in HALF_DTYPES
-        ):
-            accepted = _name(input.dtype) + (" or float32" if input.dtype in HALF_DTYPES else "")
-            raise TypeError(
-                f"{name} must be {accepted} beside {_name(input.dtype)} input, got {_name(tensor.dtype)}."
-            )
-        if tensor.device != input.device:
-            raise ValueError(
-                f"{name} must be on the device of input, {input.device}, got {tensor.device}."
-            )
-        expected = (input.shape[0], *out_size, groups * points * values)
-        if tuple(tensor.shape) != expected:
-            raise ValueError(
-                f"{name} must have shape {tuple(expected)} = (N, H_out, W_out, groups * points"
-                f"{' * 2' if values == 2 else ''}), got {tuple(tensor.shape)}."
-            )
-
-
-def check_rank(input: Tensor) -> None:  # noqa: A002
-    """Raise ``ValueError`` unless ``input`` has the four axes (N, H, W, C)."""
+    dtype, device, groups = input.dtype, input.device, window.groups
     if input.dim() != 4:
         raise ValueError(f"input must have shape (N, H, W, C), got {tuple(input.shape)}.")
+    if dtype not in FLOATING_DTYPES:
+        raise TypeError(
+            f"input must be float64, float32, float16 or bfloat16, got {_name(dtype)}."
+        )
+    batch, height, width, channels = input.shape
+    if groups < 1 or channels < 1 or channels % groups != 0:
+        raise ValueError(
+            f"groups must divide the {channels} channels of input (its last axis), got groups={groups}."
+        )
+    out_height, out_width = output_size(height, width, window)
+    if height < 1 or width < 1 or out_height < 1 or out_width < 1:
+        raise ValueError(
+            f"input of {height} x {width} pixels is too small for the window (kernel_size="
+            f"{window.kernel_size}, dilation={window.dilation}, padding={window.padding})."
+        )
+    columns = groups * window.points
+    if offset.dtype != dtype or offset.device != device:
+        _check_kind("offset", offset, input)
+    if mask.dtype != dtype or mask.device != device:
+        _check_kind("mask", mask, input)
+    if offset.shape != (batch, out_height, out_width, 2 * columns):
+        _raise_shape("offset", offset, (batch, out_height, out_width, 2 * columns), " * 2")
+    if mask.shape != (batch, out_height, out_width, columns):
+        _raise_shape("mask", mask, (batch, out_height, out_width, columns), "")
+
+
+def _check_kind(name: str, tensor: Tensor, input: Tensor) -> None:  # noqa: A002
+    is_half = input.dtype in HALF_DTYPES
+    if tensor.dtype != input.dtype and not (is_half and tensor.dtype == torch.float32):
+        accepted = _name(input.dtype) + (" or float32" if is_half else "")
+        raise TypeError(
+            f"{name} must be {accepted} beside {_name(input.dtype)} input, got {_name(tensor.dtype)}."
+        )
+    if tensor.device != input.device:
+        raise ValueError(
+            f"{name} must be on the device of input, {input.device}, got {tensor.device}."
+        )
+
+
+def _raise_shape(name: str, tensor: Tensor, expected: tuple[int, ...], factor: str) -> NoReturn:
+    raise ValueError(
+        f"{name} must have shape {expected} = (N, H_out, W_out, groups * points{factor}), "
+        f"got {tuple(tensor.shape)}."
+    )
 
 
 def _name(dtype: torch.dtype) -> str:

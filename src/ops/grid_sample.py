@@ -15,8 +15,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from ._arguments import Pair, check_tensors, output_size
-from .reference import Window, make_window
+from ._arguments import Pair, Window, check_tensors, make_window, output_size
 
 
 def dcnv3_grid_sample(
@@ -35,11 +34,11 @@ def dcnv3_grid_sample(
 ) -> Tensor:
     """DCNv3 through ``grid_sample``; arguments as :func:`src.ops.dcnv3`, all tensors of one dtype."""
     window = make_window(
-        input, groups, kernel_size, stride, padding, dilation, offset_scale, remove_center, mask_softmax
+        groups, kernel_size, stride, padding, dilation, offset_scale, remove_center, mask_softmax
     )
+    check_tensors(input, offset, mask, window)
     n, h, w, c = input.shape
-    h_out, w_out = output_size((h, w), *window[1:5])
-    check_tensors(input, offset, mask, groups, window.points, (h_out, w_out))
+    h_out, w_out = output_size(h, w, window)
     pixels, points = h_out * w_out, window.points
 
     weights = mask.reshape(n, pixels, groups, points)

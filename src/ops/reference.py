@@ -17,33 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._arguments import (
-    Pair,
-    check_rank,
-    check_tensors,
-    check_window,
-    num_points,
-    output_size,
-    to_pair,
-)
-
-
-class Window(NamedTuple):
-    """Everything of a DCNv3 call that is not a tensor."""
-
-    groups: int
-    kernel_size: Pair
-    stride: Pair
-    padding: Pair
-    dilation: Pair
-    offset_scale: float
-    remove_center: bool
-    mask_softmax: bool
-
-    @property
-    def points(self) -> int:
-        """Sampling points per group and output pixel."""
-        return num_points(self.kernel_size, self.remove_center)
+from ._arguments import Pair, Window, check_tensors, make_window
 
 
 class Corner(NamedTuple):
@@ -82,38 +56,10 @@ def dcnv3_reference(
     Computes in float64 for float64 input and in float32 otherwise.
     """
     window = make_window(
-        input, groups, kernel_size, stride, padding, dilation, offset_scale, remove_center, mask_softmax
+        groups, kernel_size, stride, padding, dilation, offset_scale, remove_center, mask_softmax
     )
-    size = output_size(tuple(input.shape[1:3]), *window[1:5])
-    check_tensors(input, offset, mask, groups, window.points, size)
+    check_tensors(input, offset, mask, window)
     return forward(input, offset, mask, window)
-
-
-def make_window(
-    input: Tensor,  # noqa: A002
-    groups: int,
-    kernel_size: int | Pair,
-    stride: int | Pair,
-    padding: int | Pair,
-    dilation: int | Pair,
-    offset_scale: float,
-    remove_center: bool,
-    mask_softmax: bool,
-) -> Window:
-    """Check and normalise the arguments that are not tensors."""
-    check_rank(input)
-    window = Window(
-        groups,
-        to_pair(kernel_size, "kernel_size"),
-        to_pair(stride, "stride"),
-        to_pair(padding, "padding"),
-        to_pair(dilation, "dilation"),
-        float(offset_scale),
-        bool(remove_center),
-        bool(mask_softmax),
-    )
-    check_window(*window[1:5], window.remove_center)
-    return window
 
 
 def forward(input: Tensor, offset: Tensor, mask: Tensor, window: Window) -> Tensor:  # noqa: A002
@@ -153,8 +99,9 @@ def backward(
         weight = torch.where(point.is_valid, weights[..., p], 0)
         dots = [(_gather(values, corner) * grad).sum(-1) for corner in point.corners]
         samples.append(sum(corner.weight * dot for corner, dot in zip(point.corners, dots, strict=True)))
-        slope_x = torch.lerp(dots[1] - dots[0], dots[3] - dots[2], point.frac_y)
-        slope_y = torch.lerp(dots[2] - dots[0], dots[3] - dots[1], point.frac_x)
+        frac_x, frac_y = point.frac_x, point.frac_y
+        slope_x = (1 - frac_y) * (dots[1] - dots[0]) + frac_y * (dots[3] - dots[2])
+        slope_y = (1 - frac_x) * (dots[2] - dots[0]) + frac_x * (dots[3] - dots[1])
         grad_x.append(weight * slope_x * window.offset_scale)
         grad_y.append(weight * slope_y * window.offset_scale)
         if output_mask[0]:

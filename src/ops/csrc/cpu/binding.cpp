@@ -123,6 +123,21 @@ Tensor rows_as(const Tensor& t, ScalarType dtype, int64_t* stride) {
   return dense_as(t, dtype);
 }
 
+// By the C shim: less than half the time of new_empty through the dispatcher, which counts on small maps.
+Tensor empty(torch::headeronly::IntHeaderOnlyArrayRef sizes, bool is_double) {
+  int64_t strides[4];
+  int64_t step = 1;
+  for (int64_t axis = static_cast<int64_t>(sizes.size()) - 1; axis >= 0; --axis) {
+    strides[axis] = step;
+    step *= sizes[axis];
+  }
+  AtenTensorHandle handle;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      static_cast<int64_t>(sizes.size()), sizes.data(), strides,
+      is_double ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32(), aoti_torch_device_type_cpu(), 0, &handle));
+  return Tensor(handle);
+}
+
 bool is_double(const Tensor& input) { return input.scalar_type() == ScalarType::Double; }
 
 Tensor back_to(Tensor result, ScalarType dtype) {
@@ -136,7 +151,7 @@ Tensor run_forward(const Problem& p, const Tensor& input, const Tensor& offset, 
   const Tensor x = dense_as(input, dtype);
   const Tensor o = rows_as(offset, dtype, &call.offset_stride);
   const Tensor m = rows_as(mask, dtype, &call.mask_stride);
-  Tensor output = torch::stable::new_empty(x, {p.batch, p.out_height, p.out_width, p.channels});
+  Tensor output = empty({p.batch, p.out_height, p.out_width, p.channels}, std::is_same_v<T, double>);
   call.input = x.const_data_ptr<T>();
   call.offset = o.const_data_ptr<T>();
   call.mask = m.const_data_ptr<T>();
@@ -252,8 +267,9 @@ std::tuple<Tensor, Tensor, Tensor> run_backward(const Problem& p, const Tensor& 
   const Tensor x = dense_as(input, dtype);
   const Tensor o = rows_as(offset, dtype, &call.offset_stride);
   const Tensor m = rows_as(mask, dtype, &call.mask_stride);
-  const auto result = [&x](const Tensor& like, bool wanted) {
-    return torch::stable::new_empty(x, wanted ? like.sizes() : torch::headeronly::IntHeaderOnlyArrayRef({0}));
+  const auto result = [](const Tensor& like, bool wanted) {
+    const int64_t none[] = {0};
+    return empty(wanted ? like.sizes() : torch::headeronly::IntHeaderOnlyArrayRef(none, 1), std::is_same_v<T, double>);
   };
   Tensor grad_input = result(input, output_mask[0]);
   Tensor grad_offset = result(offset, output_mask[1]);
