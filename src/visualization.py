@@ -1,9 +1,12 @@
-"""Drawing results on pictures. Needs nothing but Pillow; used by callbacks and notebooks."""
+"""Drawing results on pictures. Needs only Pillow and NumPy; used by callbacks and notebooks."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 _MIN_WIDTH = 360  # pixels; smaller pictures are enlarged so that the text below them fits
@@ -57,9 +60,72 @@ def _fit(image: Image.Image) -> Image.Image:
     return image if scale == 1.0 else image.resize(size, filter_)
 
 
-def _shorten(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont, room: float) -> str:
+def _shorten(
+    draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont, room: float
+) -> str:
     if draw.textlength(text, font) <= room:
         return text
     while text and draw.textlength(text + "…", font) > room:
         text = text[:-1]
     return text + "…"
+
+
+def draw_label_map(
+    image: Image.Image,
+    label_map: NDArray[np.integer[Any]],
+    names: Sequence[str],
+    palette: Sequence[tuple[int, int, int]],
+    opacity: float = 0.55,
+    max_classes: int = 24,
+) -> Image.Image:
+    """Colour every pixel by its class, with a legend of the classes in the picture.
+
+    Args:
+        image: Picture of any mode.
+        label_map: Class of every pixel, shape ``(H, W)`` of the picture; classes without a name
+            (255: unlabelled) stay uncoloured.
+        names: Class names in label order.
+        palette: Red, green and blue of each class, 0 to 255.
+        opacity: Share of the colour over the picture, from 0 to 1.
+        max_classes: Rows of the legend, largest area first.
+
+    Returns:
+        RGB picture with the legend at its right; large pictures are reduced.
+
+    Raises:
+        ValueError: If label map and picture differ in size.
+    """
+    if label_map.shape != (image.height, image.width):
+        raise ValueError(
+            f"the label map is {label_map.shape[1]}x{label_map.shape[0]}, the picture "
+            f"{image.width}x{image.height} pixels"
+        )
+    known = label_map < len(names)
+    colours = np.asarray(palette, dtype=np.float32)[np.where(known, label_map, 0)]
+    pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
+    weight = np.where(known, opacity, 0.0)[..., None]
+    mixed = np.rint(pixels * (1 - weight) + colours * weight).astype(np.uint8)
+    counts = np.bincount(label_map[known].ravel(), minlength=len(names))
+    largest = [int(i) for i in np.argsort(-counts, kind="stable") if counts[i]][:max_classes]
+    rows = [(names[i], palette[i], counts[i] / label_map.size) for i in largest]
+    return _beside(_fit(Image.fromarray(mixed)), rows)
+
+
+def _beside(
+    picture: Image.Image, rows: Sequence[tuple[str, tuple[int, int, int], float]]
+) -> Image.Image:
+    """Put a legend of name, colour and share at the right of a picture."""
+    size = max(13, picture.height // 40)
+    font, row, pad = ImageFont.load_default(size), round(size * 1.6), size // 2
+    width, room = 17 * size, 11.5 * size
+    height = max(picture.height, row * len(rows) + 2 * pad)
+    sheet = Image.new("RGB", (picture.width + width, height), _PAPER)
+    sheet.paste(picture, (0, 0))
+    draw = ImageDraw.Draw(sheet)
+    for line, (name, colour, share) in enumerate(rows):
+        left, top = picture.width + pad, pad + line * row
+        draw.rectangle((left, top + 2, left + size, top + row - 4), fill=colour, outline=_MUTED)
+        middle = (left + round(1.6 * size), top + row // 2)
+        draw.text(middle, _shorten(draw, name, font, room), _INK, font, anchor="lm")
+        draw.text((sheet.width - pad, middle[1]), f"{share:.0%}", _MUTED, font, anchor="rm")
+    return sheet

@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "environment": {"ops"},
     "distributed": {"models"},
     "tasks": {"models", "losses", "metrics", "optim", "types", "distributed"},
-    "callbacks": {"tasks", "types", "visualization", "optim", "environment"},
+    "callbacks": {"tasks", "types", "visualization", "optim", "environment", "metrics"},
 }
 ONLY_THERE = {
     "lightning": {"cli", "tasks", "callbacks", "data"},

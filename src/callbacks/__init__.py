@@ -1,8 +1,10 @@
 """Lightning callbacks: checkpoints, moving average, reproducible epochs, run folder, predictions."""
 
 from src.callbacks.checkpoint import AtomicCheckpointIO, Checkpoint
+from src.callbacks.class_table import ClassTable
 from src.callbacks.ema import EMA
 from src.callbacks.epoch_seed import EpochSeed
+from src.callbacks.label_maps import LabelMapWriter
 from src.callbacks.predictions import ClassPredictionWriter
 from src.callbacks.run_folder import RunFolder
 from src.callbacks.throughput import Throughput
@@ -12,7 +14,9 @@ __all__ = [
     "AtomicCheckpointIO",
     "Checkpoint",
     "ClassPredictionWriter",
+    "ClassTable",
     "EpochSeed",
+    "LabelMapWriter",
     "RunFolder",
     "Throughput",
 ]

@@ -29,7 +29,9 @@ from src.callbacks import (
     AtomicCheckpointIO,
     Checkpoint,
     ClassPredictionWriter,
+    ClassTable,
     EpochSeed,
+    LabelMapWriter,
     RunFolder,
 )
 from src.callbacks.progress import default_progress
@@ -37,6 +39,7 @@ from src.callbacks.run_folder import next_run_folder
 from src.cli.checkpoints import resolve_checkpoint
 from src.cli.explain import explain
 from src.cli.noise import quieten
+from src.data.ade20k import ADE20KDataModule  # noqa: F401  gives its short name to YAML
 from src.data.base import BaseDataModule
 from src.data.imagenet import ImageNetDataModule  # noqa: F401  gives its short name to YAML
 from src.errors import UserError
@@ -48,6 +51,8 @@ _SWITCHABLE = {
     "lr_monitor": LearningRateMonitor,
     "model_summary": RichModelSummary,
     "predictions": ClassPredictionWriter,
+    "label_maps": LabelMapWriter,
+    "class_table": ClassTable,
 }
 
 
@@ -68,7 +73,9 @@ class TrainingCLI(LightningCLI):
     def create(cls, args: list[str], *, run: bool) -> TrainingCLI:
         """Parse ``args`` and make everything; with ``run`` the first argument is the command."""
         quieten()
-        argv, sys.argv = sys.argv, sys.argv[:1]  # Lightning warns when there are two sources
+        # Lightning reads sys.argv when it starts processes for further devices, and warns when it is
+        # given arguments beside it.
+        argv, sys.argv = sys.argv, [sys.argv[0], *(args if run else [])]
         try:
             return cls(
                 BaseTask,
@@ -80,7 +87,7 @@ class TrainingCLI(LightningCLI):
                 parser_class=Parser,
                 parser_kwargs={"prog": "python -m src"},
                 auto_configure_optimizers=False,
-                args=args,
+                args=None if run else args,
                 run=run,
             )
         finally:
@@ -179,6 +186,8 @@ class TrainingCLI(LightningCLI):
             "lr_monitor": has_logger and self.subcommand in (None, "fit"),
             "model_summary": config.enable_model_summary is not False,
             "predictions": True,
+            "label_maps": True,
+            "class_table": True,
         }
         callbacks = [self._get(self.config_init, key) for key, wants in wanted.items() if wants]
         for callback in callbacks:
@@ -249,5 +258,3 @@ def _remove_if_empty(folder: Path) -> None:
 
 def _any(callbacks: list[Callback], kind: type) -> bool:
     return any(isinstance(callback, kind) for callback in callbacks)
-
-

@@ -1,0 +1,48 @@
+"""IoU and accuracy of every class, by name, after each evaluation of a segmentor."""
+
+from __future__ import annotations
+
+import csv
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+
+from src.callbacks.predictions import class_names
+from src.callbacks.run_folder import run_folder
+from src.metrics.segmentation import class_table
+
+
+class ClassTable(Callback):
+    """Write ``classes_val.csv`` or ``classes_test.csv`` into the run folder; the newest counts.
+
+    ``validate`` and ``test`` also print the table. Classes that do not occur have ``-``.
+    """
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the table of the validation pictures."""
+        if not trainer.sanity_checking:
+            self._write(trainer, pl_module, "val", show=trainer.state.fn == "validate")
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the table of the test pictures."""
+        self._write(trainer, pl_module, "test", show=True)
+
+    def _write(self, trainer: Trainer, pl_module: Any, split: str, *, show: bool) -> None:
+        scores = getattr(pl_module, "class_scores", None)
+        if not scores or not trainer.is_global_zero:
+            return  # another task
+        names = class_names(trainer) or [str(i) for i in range(len(scores["IoU"]))]
+        rows = class_table(names, scores["IoU"], scores["Acc"])
+        if show:
+            width = max(map(len, names))
+            lines = [f"{name:<{width}} {iou:>7} {accuracy:>7}" for name, iou, accuracy in rows]
+            rank_zero_info("\n".join([f"{'class':<{width}} {'IoU':>7} {'Acc':>7}", *lines]))
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        folder = run_folder(trainer)
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / f"classes_{split}.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["class", "IoU", "Acc"])
+            writer.writerows(rows)

@@ -1,0 +1,97 @@
+"""Write what ``predict`` finds in segmentation: label maps, and pictures with their classes."""
+
+from __future__ import annotations
+
+import glob
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+from numpy.typing import NDArray
+from PIL import Image
+
+from src.callbacks.predictions import class_names
+from src.callbacks.run_folder import run_folder
+from src.visualization import draw_label_map
+
+
+class LabelMapWriter(Callback):
+    """Write ``label_maps/*.png`` and ``overlays/*.png`` into the run folder during ``predict``.
+
+    Values of a label map are class indices from 0, and its palette shows them in colour. Data sets
+    that count classes from 1 (ADE20K) need 1 added before the files serve as annotations.
+
+    Args:
+        folder: Where to write; default is the run folder.
+        max_overlays: Number of pictures per process that are drawn with their classes; -1 draws
+            all, 0 none.
+        opacity: Share of the colours in the drawings, from 0 to 1.
+    """
+
+    def __init__(
+        self, folder: str | None = None, max_overlays: int = 200, opacity: float = 0.55
+    ) -> None:
+        self.folder, self.max_overlays, self.opacity = folder, max_overlays, opacity
+        self._count = 0
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Count from the beginning."""
+        self._count = 0
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Write the files of a batch."""
+        if not isinstance(outputs, dict) or not {"path", "label_map"} <= outputs.keys():
+            return  # another task: its own writer takes care
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        names, palette = class_names(trainer), list(data.palette)
+        folder = Path(self.folder) if self.folder else run_folder(trainer)
+        for source, label_map in zip(map(Path, outputs["path"]), outputs["label_map"], strict=True):
+            name = _output_name(source, getattr(data, "predict_dir", None))
+            values = label_map.numpy()
+            _write(_palette_picture(values, palette), folder / "label_maps" / name)
+            if self.max_overlays < 0 or self._count < self.max_overlays:
+                with Image.open(source) as picture:
+                    drawn = draw_label_map(picture, values, names, palette, self.opacity)
+                _write(drawn, folder / "overlays" / name)
+            self._count += 1
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Tell where the files are."""
+        if self._count:
+            folder = Path(self.folder) if self.folder else run_folder(trainer)
+            rank_zero_info(f"Label maps:  {folder / 'label_maps'}")
+            if self.max_overlays:
+                rank_zero_info(f"Overlays:    {folder / 'overlays'}")
+
+
+def _palette_picture(
+    label_map: NDArray[np.uint8], palette: list[tuple[int, int, int]]
+) -> Image.Image:
+    picture = Image.fromarray(label_map)
+    picture.putpalette([value for colour in palette for value in colour])
+    return picture
+
+
+def _output_name(source: Path, root: str | None) -> Path:
+    """Name of a result: as the picture, in the same subfolder of the folder that was given."""
+    inside = Path(root) if root is not None else source.parent
+    relative = source.relative_to(inside) if source.is_relative_to(inside) else Path(source.name)
+    if relative == Path():  # the picture itself was given
+        relative = Path(source.name)
+    twins = list(source.parent.glob(f"{glob.escape(source.stem)}.*"))
+    return relative.with_name(f"{source.name if len(twins) > 1 else source.stem}.png")
+
+
+def _write(picture: Image.Image, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(path)
