@@ -87,7 +87,7 @@ class RPNHead(nn.Module):
             pyramid: Maps ``(N, C, H_i, W_i)``.
 
         Returns:
-            Objectness logits ``(N, H_i * W_i * A)`` and offsets ``(N, H_i * W_i * A, 4)`` per level,
+            Objectness ``(N, H_i * W_i * A)`` and offsets ``(N, H_i * W_i * A, 4)`` per level,
             in the order of the anchors.
         """
         logits, offsets = [], []

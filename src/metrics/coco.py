@@ -1,0 +1,209 @@
+"""COCO average precision of boxes and masks, from pycocotools.
+
+Results and annotations of all processes are brought together as plain dictionaries; every process
+takes part in exactly one exchange per evaluation, so none waits for another. A picture that several
+processes have seen (samplers repeat some) counts once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from torch import Tensor
+from torchmetrics import Metric
+
+from src.errors import UserError
+from src.metrics.coco_results import Result, to_results
+from src.types import Detections
+
+NUMBERS = (
+    "AP",
+    "AP50",
+    "AP75",
+    "AP_small",
+    "AP_medium",
+    "AP_large",
+    "AR_1",
+    "AR_10",
+    "AR_100",
+    "AR_small",
+    "AR_medium",
+    "AR_large",
+)
+Kind = Literal["bbox", "segm"]
+Backend = Literal["pycocotools", "faster_coco_eval"]
+
+
+class COCOMetric(Metric):
+    """The twelve numbers of COCO for boxes and for masks, and AP of every class.
+
+    Args:
+        num_classes: Number of classes.
+        kinds: What to score.
+        backend: ``pycocotools``, or ``faster_coco_eval`` if it is installed: the same numbers,
+            sooner.
+    """
+
+    full_state_update = False
+
+    def __init__(
+        self,
+        num_classes: int,
+        kinds: Sequence[Kind] = ("bbox", "segm"),
+        backend: Backend = "pycocotools",
+    ) -> None:
+        super().__init__(sync_on_compute=False)
+        self.num_classes = num_classes
+        self.kinds = tuple(kinds)
+        self.tools = _tools(backend)
+        self.pictures: dict[int, Picture] = {}
+
+    def update(
+        self,
+        found: Sequence[Detections],
+        image_ids: Sequence[int],
+        sizes: Sequence[tuple[int, int]],
+        annotations: Sequence[Sequence[dict[str, Any]]],
+    ) -> None:
+        """Add pictures.
+
+        Args:
+            found: Detections of each picture.
+            image_ids: Number of each picture in its annotation file.
+            sizes: Height and width of each picture in its file.
+            annotations: COCO annotations of each picture with the class index as ``category_id``.
+        """
+        for detections, number, size, truth in zip(
+            found, image_ids, sizes, annotations, strict=True
+        ):
+            self.pictures[number] = (tuple(size), list(truth), to_results(detections, number))
+
+    def compute(self) -> dict[str, Tensor]:
+        """Score everything that was added, in all processes.
+
+        Returns:
+            Scalars ``bbox_AP``, ``bbox_AP50``, ... and ``segm_AP``, ... in [0, 1], -1 where there
+            is nothing to score (as pycocotools has it), and ``bbox_class_AP`` and
+            ``bbox_class_AP50`` of every class, shape ``(num_classes,)``, NaN without objects.
+        """
+        pictures = gather(self.pictures)
+        scores: dict[str, Tensor] = {}
+        for kind in self.kinds:
+            numbers, per_class = evaluate(pictures, self.num_classes, kind, self.tools)
+            found = numbers | {f"class_{name}": values for name, values in per_class.items()}
+            for name, value in found.items():
+                scores[f"{kind}_{name}"] = torch.tensor(value, dtype=torch.float64)
+        return scores
+
+    def reset(self) -> None:
+        """Forget all pictures."""
+        super().reset()
+        self.pictures = {}
+
+
+Picture = tuple[tuple[int, int], list[dict[str, Any]], list[Result]]
+"""Size, annotations and results of a picture."""
+
+
+def gather(pictures: dict[int, Picture]) -> dict[int, Picture]:
+    """Pictures of all processes, ordered by number."""
+    parts = [pictures]
+    if dist.is_available() and dist.is_initialized():
+        parts = [{} for _ in range(dist.get_world_size())]
+        dist.all_gather_object(parts, pictures)
+    together = {number: picture for part in parts for number, picture in part.items()}
+    return dict(sorted(together.items()))
+
+
+def evaluate(
+    pictures: dict[int, Picture], num_classes: int, kind: Kind, tools: tuple[Any, Any]
+) -> tuple[dict[str, float], dict[str, list[float]]]:
+    """Score results against annotations.
+
+    Args:
+        pictures: Pictures by number.
+        num_classes: Number of classes.
+        kind: Boxes or masks.
+        tools: Classes for the annotations and for the evaluation.
+
+    Returns:
+        The numbers by name, and ``AP`` and ``AP50`` of every class.
+    """
+    if not pictures:
+        empty = [float("nan")] * num_classes
+        return dict.fromkeys(NUMBERS, -1.0), {"AP": empty, "AP50": empty}
+    annotation_class, evaluation_class = tools
+    head = {
+        "images": [{"id": n, "height": s[0], "width": s[1]} for n, (s, _, _) in pictures.items()],
+        "categories": [{"id": i, "name": str(i)} for i in range(num_classes)],
+    }
+    truth = [a | {"image_id": n} for n, (_, truths, _) in pictures.items() for a in truths]
+    results = [_as_annotation(r, kind) for _, _, found in pictures.values() for r in found]
+    with contextlib.redirect_stdout(io.StringIO()):
+        wanted = _index(annotation_class, head | {"annotations": _numbered(truth)})
+        found = _index(annotation_class, head | {"annotations": _numbered(results)})
+        evaluation = evaluation_class(wanted, found, kind)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    numbers = [float(value) for value in evaluation.stats[: len(NUMBERS)]]
+    return dict(zip(NUMBERS, numbers, strict=True)), _per_class(evaluation.eval["precision"])
+
+
+def _as_annotation(result: Result, kind: Kind) -> dict[str, Any]:
+    """A result with the area that its size class is decided by: of the box or of the mask."""
+    if kind == "bbox":
+        _, _, width, height = result["bbox"]
+        kept = {key: result[key] for key in ("image_id", "category_id", "score", "bbox")}
+        return kept | {"area": width * height, "iscrowd": 0}
+    kept = {key: result[key] for key in ("image_id", "category_id", "score", "segmentation")}
+    code = result["segmentation"]
+    area, box = float(coco_mask.area(code)), coco_mask.toBbox(code).tolist()
+    return kept | {"area": area, "bbox": box, "iscrowd": 0}
+
+
+def _numbered(annotations: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [annotation | {"id": i} for i, annotation in enumerate(annotations, start=1)]
+
+
+def _index(annotation_class: Any, dataset: dict[str, Any]) -> Any:
+    coco = annotation_class()
+    coco.dataset = dataset
+    coco.createIndex()
+    return coco
+
+
+def _per_class(precision: np.ndarray) -> dict[str, list[float]]:
+    """Mean over recall (and IoU) of precision ``(IoU, recall, class, area, detections)``."""
+    precision = precision[:, :, :, 0, -1]
+
+    def mean(values: np.ndarray) -> list[float]:
+        return [
+            float(of_class[of_class > -1].mean()) if (of_class > -1).any() else float("nan")
+            for of_class in np.moveaxis(values, 2, 0)
+        ]
+
+    return {"AP": mean(precision), "AP50": mean(precision[:1])}
+
+
+def _tools(backend: Backend) -> tuple[Any, Any]:
+    if backend == "pycocotools":
+        return COCO, COCOeval
+    try:
+        from faster_coco_eval import COCO as FasterCOCO
+        from faster_coco_eval import COCOeval_faster
+    except ImportError as error:
+        raise UserError(
+            "The COCO backend faster_coco_eval is not installed. Install it with `pip install "
+            "faster-coco-eval`, or use the default backend, pycocotools."
+        ) from error
+    return FasterCOCO, COCOeval_faster

@@ -1,0 +1,61 @@
+"""Detections as COCO results: the list of dictionaries that the COCO tools read and write."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as coco_mask
+from torch import Tensor
+
+from src.types import Detections
+
+Result = dict[str, Any]
+
+
+def to_results(found: Detections, image_id: int) -> list[Result]:
+    """Turn the detections of one picture into COCO results.
+
+    Args:
+        found: Detections of the picture.
+        image_id: Number of the picture in its annotation file.
+
+    Returns:
+        One dictionary per detection, in the same order: ``image_id``, ``category_id`` (the class
+        index; see `with_category_ids`), ``bbox`` as ``x, y, width, height``, ``score`` and
+        ``segmentation`` as run-length code with text ``counts``.
+    """
+    boxes = found.boxes.double().cpu()
+    corner_and_size = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
+    rows = zip(
+        corner_and_size.tolist(),
+        found.scores.tolist(),
+        found.labels.tolist(),
+        encode_masks(found.masks),
+        strict=True,
+    )
+    return [
+        {
+            "image_id": image_id,
+            "category_id": label,
+            "bbox": box,
+            "score": score,
+            "segmentation": code,
+        }
+        for box, score, label, code in rows
+    ]
+
+
+def encode_masks(masks: Tensor) -> list[dict[str, Any]]:
+    """Run-length codes of masks ``(N, H, W)``, one by one to keep memory low."""
+    codes = []
+    for mask in masks:
+        column_major = np.asfortranarray(mask.cpu().numpy().astype(np.uint8))
+        code = coco_mask.encode(column_major)
+        codes.append({"size": list(code["size"]), "counts": code["counts"].decode("ascii")})
+    return codes
+
+
+def with_category_ids(results: list[Result], category_ids: list[int]) -> list[Result]:
+    """Copy results with the class index replaced by the number in the annotation file."""
+    return [{**result, "category_id": category_ids[result["category_id"]]} for result in results]
