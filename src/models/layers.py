@@ -101,7 +101,7 @@ class DCNv3(nn.Module):
     from a depthwise convolution of the *unprojected* input. ``offset`` and ``mask`` are two
     parameters (they have different learning-rate rules) but one matrix product: their weights are
     concatenated and the operator reads its two arguments as strided views of the result. Hooks on
-    these two submodules therefore never fire.
+    these two submodules therefore never fire, and training keeps the concatenated copy.
 
     Args:
         channels: Width ``C`` of the map, a multiple of ``groups``.
