@@ -14,8 +14,8 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
-from lightning.pytorch.utilities import rank_zero_info
 
+from src.callbacks.run_folder import tell
 from src.tasks import BaseTask
 
 
@@ -100,7 +100,7 @@ class Checkpoint(ModelCheckpoint):
             return
         if self._should_save_on_exception(trainer):
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
-            rank_zero_info(f"Saved the interrupted training to {self.last_model_path}")
+            tell(f"Saved the interrupted training to {self.last_model_path}")
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Remember the best of the continued run, also from another run folder."""

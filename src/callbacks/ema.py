@@ -13,11 +13,14 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from src.errors import UserError
 from src.tasks import BaseTask
 
+_PREFIX = "network."
 _SHARDING = ("FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy")
 
 
@@ -45,7 +48,7 @@ class EMA(WeightAveraging):
 
     @property
     def average(self) -> AveragedModel | None:
-        """The averaged copy of the task while fitting."""
+        """The averaged copy of the network while fitting."""
         return self._average_model
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -56,16 +59,29 @@ class EMA(WeightAveraging):
         if not isinstance(pl_module, BaseTask):
             raise UserError(f"EMA works with a BaseTask, got {type(pl_module).__name__}.")
         pl_module.configure_model()
+        # Only the network: a task also carries factories that lead to the whole command line.
         self._average_model = AveragedModel(
-            pl_module,
+            _network(pl_module),
             device=self._device or trainer.strategy.root_device,
             use_buffers=self._use_buffers,
             **self._kwargs,
         )
         # Otherwise the first update would copy the weights instead of averaging them.
         self._average_model.n_averaged.fill_(1)
-        network = self._average_model.module.evaluation_network
-        pl_module.set_averaged_network(network.eval().requires_grad_(False))
+        pl_module.set_averaged_network(self._average_model.module.eval().requires_grad_(False))
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Average after every optimizer step."""
+        if self._average_model is not None and trainer.global_step > self._latest_update_step:
+            self._average_model.update_parameters(_network(pl_module))
+            self._latest_update_step = trainer.global_step
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Swap nothing: the task evaluates both networks."""
@@ -76,19 +92,47 @@ class EMA(WeightAveraging):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the weights apart until the last checkpoint is written."""
 
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Put the average where weights are looked for, and the weights in training beside it."""
+        if self._average_model is not None:
+            average = self._average_model.module.state_dict()
+            checkpoint["current_model_state"] = checkpoint["state_dict"]
+            checkpoint["state_dict"] = checkpoint["state_dict"] | {
+                _PREFIX + name: value for name, value in average.items()
+            }
+            checkpoint["averaging_state"] = {"n_averaged": self._average_model.n_averaged}
+
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Restore the average; outside of fit the checkpoint's own weights are already it."""
-        if self._average_model is not None:
-            super().on_load_checkpoint(trainer, pl_module, checkpoint)
+        """Restore both; outside of fit the checkpoint's own weights are already the average."""
+        if self._average_model is None:
+            return
+        average = {
+            name.removeprefix(_PREFIX): value
+            for name, value in checkpoint["state_dict"].items()
+            if name.startswith(_PREFIX)
+        }
+        self._average_model.module.load_state_dict(average)
+        if "current_model_state" in checkpoint:
+            pl_module.load_state_dict(checkpoint["current_model_state"])
+        else:
+            rank_zero_warn(
+                "The checkpoint was written without EMA: the average starts at its weights."
+            )
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Hand the average to the task."""
         if stage == "fit" and self._average_model is not None and isinstance(pl_module, BaseTask):
-            self._copy_average_to_current(pl_module)
+            _network(pl_module).load_state_dict(self._average_model.module.state_dict())
             pl_module.set_averaged_network(None)
             self._average_model = None
+
+
+def _network(task: LightningModule) -> nn.Module:
+    return task.get_submodule("network")
 
 
 def _check_supported(trainer: Trainer) -> None:

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
+
+from src.callbacks.run_folder import tell
 
 
 def seed_epoch(seed: int, epoch: int, rank: int) -> None:
@@ -64,7 +65,7 @@ class EpochSeed(Callback):
             iter(fit_loop._data_fetcher)
 
     def _pass_over(self, trainer: Trainer, num_batches: int) -> None:
-        rank_zero_info(
+        tell(
             f"Passing over the {num_batches} batches of epoch {trainer.current_epoch} that were"
             " already used"
         )

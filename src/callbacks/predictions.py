@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 from PIL import Image, ImageOps
 
-from src.callbacks.run_folder import run_folder
+from src.callbacks.run_folder import run_folder, tell
 from src.visualization import draw_classes
 
 
@@ -70,11 +70,11 @@ class ClassPredictionWriter(Callback):
         rows = sorted({row.path: row for row in rows}.values())
         table = folder / "predictions.csv"
         write_table(rows, table)
-        rank_zero_info(f"Predictions: {table} ({len(rows)} files)")
+        tell(f"Predictions: {table} ({len(rows)} files)")
         chosen = rows if self.max_pictures < 0 else rows[: self.max_pictures]
         if chosen:
             count = draw_pictures(chosen, folder / "pictures")
-            rank_zero_info(f"Pictures:    {folder / 'pictures'} ({count} of {len(rows)} files)")
+            tell(f"Pictures:    {folder / 'pictures'} ({count} of {len(rows)} files)")
 
 
 def class_names(trainer: Trainer) -> list[str]:

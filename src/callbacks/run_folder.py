@@ -10,11 +10,17 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_only
 
 from src import ops
 from src.environment import report
 from src.tasks import BaseTask
+
+
+@rank_zero_only
+def tell(text: str) -> None:
+    """Print a line of the report, once for all processes."""
+    print(text, flush=True)
 
 
 def next_run_folder(parent: Path, prefix: str) -> Path:
@@ -86,7 +92,7 @@ class RunFolder(Callback):
         """Tell where the results are."""
         if trainer.fast_dev_run:
             return
-        rank_zero_info(f"\nResults:     {self.path}")
+        tell(f"\nResults:     {self.path}")
         for callback in trainer.checkpoint_callbacks if stage == "fit" else ():
             if isinstance(callback, ModelCheckpoint):
                 _announce_checkpoints(callback)
@@ -103,7 +109,7 @@ class RunFolder(Callback):
             epoch = f", from epoch {trainer.current_epoch}" if verb == "Training" else ""
             rows["Checkpoint"] = f"{self.resumed_from}{epoch}"
         text = "\n".join(f"{name + ':':<12} {value}" for name, value in rows.items())
-        rank_zero_info(f"\n{text}\n")
+        tell(f"\n{text}\n")
 
 
 def _describe_task(task: LightningModule) -> str:
@@ -128,7 +134,8 @@ def _describe_data(trainer: Trainer) -> str:
 def _describe_device(trainer: Trainer) -> str:
     device = trainer.strategy.root_device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    threads = f" with {torch.get_num_threads()} threads" if device.type == "cpu" else ""
+    count = torch.get_num_threads()
+    threads = f" ({count} thread{'s' * (count > 1)})" if device.type == "cpu" else ""
     return f"{trainer.world_size} x {name}{threads}, precision {trainer.precision}"
 
 
@@ -140,6 +147,6 @@ def _describe_operator(device: str) -> str:
 def _announce_checkpoints(callback: ModelCheckpoint) -> None:
     if callback.best_model_path and callback.best_model_score is not None:
         score = f"{callback.monitor} {float(callback.best_model_score):.4f}"
-        rank_zero_info(f"Best:        {callback.best_model_path} ({score})")
+        tell(f"Best:        {callback.best_model_path} ({score})")
     if callback.last_model_path:
-        rank_zero_info(f"Last:        {callback.last_model_path}")
+        tell(f"Last:        {callback.last_model_path}")

@@ -101,7 +101,9 @@ def _command(name: str) -> Callable[[list[str]], int]:
     from src.cli.explain import suggest
 
     known = [*TRAINER_COMMANDS, *_TOOLS]
-    raise UserError(f"There is no command {name!r}; known: {', '.join(known)}.{suggest(name, known)}")
+    raise UserError(
+        f"There is no command {name!r}; known: {', '.join(known)}.{suggest(name, known)}"
+    )
 
 
 def _train(args: list[str]) -> int:

@@ -91,7 +91,9 @@ def _unknown_class(message: str, parser: Any) -> str | None:
     if not match or base is None:
         return None
     known = sorted({cls.__name__ for cls in _subclasses(base)} - {"BaseTask"})
-    names = f"Known: {', '.join(known)}; others" if len(known) <= _MAX_LIST else "Others can be given"
+    names = (
+        f"Known: {', '.join(known)}; others" if len(known) <= _MAX_LIST else "Others can be given"
+    )
     return (
         f"{_join(message)}: there is no class {match[1]!r}.{suggest(match[1], known)}"
         f" {names} by their import path."

@@ -48,7 +48,9 @@ def lr_scale_by_depth(
         ValueError: If ``layer_decay`` is outside (0, 1] or ``dcn_lr_scale`` is negative.
     """
     if not 0 < layer_decay <= 1:
-        raise ValueError(f"layer_decay must be in (0, 1], got {layer_decay}; use null to switch it off")
+        raise ValueError(
+            f"layer_decay must be in (0, 1], got {layer_decay}; use null to switch it off"
+        )
     if dcn_lr_scale is not None and dcn_lr_scale < 0:
         raise ValueError(f"dcn_lr_scale must be 0 or more, got {dcn_lr_scale}")
     blocks = [(stage, block) for stage, depth in enumerate(depths) for block in range(depth)]
@@ -95,8 +97,13 @@ def parameter_groups(
             key = (lr_scale(name) if lr_scale else 1.0, decays)
             groups.setdefault(key, []).append(parameter)
     if not groups:
-        raise ValueError("no parameter is trainable: every one has requires_grad=False, so there is nothing to fit")
-    return [_group(scale, decays, groups[scale, decays]) for scale, decays in sorted(groups, reverse=True)]
+        raise ValueError(
+            "no parameter is trainable: every one has requires_grad=False, so there is nothing to fit"
+        )
+    return [
+        _group(scale, decays, groups[scale, decays])
+        for scale, decays in sorted(groups, reverse=True)
+    ]
 
 
 def _group(scale: float, decays: bool, parameters: list[nn.Parameter]) -> dict[str, Any]:

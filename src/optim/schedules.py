@@ -46,7 +46,11 @@ class StepSchedule(LRScheduler):
             raise ValueError(
                 f"a schedule needs at least one step, got {total_steps=} and {steps_per_epoch=}"
             )
-        self.total_steps, self.steps_per_epoch, self.rate_scale = total_steps, steps_per_epoch, rate_scale
+        self.total_steps, self.steps_per_epoch, self.rate_scale = (
+            total_steps,
+            steps_per_epoch,
+            rate_scale,
+        )
         self.apply()
 
     def apply(self) -> None:

@@ -1,0 +1,109 @@
+"""Tiny pictures, a tiny recipe and a run of it, shared by the tests of tasks, callbacks and CLI."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+CLASSES = ("blue", "green", "red")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _few_threads() -> None:
+    torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder in the ImageNet layout: 3 classes, 8 training and 4 validation pictures of each."""
+    root = tmp_path_factory.mktemp("pictures")
+    random = np.random.default_rng(0)
+    for split, count in (("train", 8), ("val", 4)):
+        for channel, name in enumerate(reversed(CLASSES)):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for index in range(count):
+                pixels = random.integers(0, 100, (36, 40, 3), dtype=np.uint8)
+                pixels[..., channel] += 120
+                Image.fromarray(pixels).save(folder / f"{split}_{name}_{index}.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def recipe(pictures: Path) -> dict[str, Any]:
+    """Smallest useful recipe: all parts of the real ones, trains in a second or two."""
+    return {
+        "model": {
+            "class_path": "ClassificationTask",
+            "init_args": {
+                "network": {
+                    "class_path": "InternImage",
+                    "init_args": {
+                        "channels": 8,
+                        "depths": [1, 1, 1, 1],
+                        "groups": [1, 2, 4, 8],
+                        "drop_path_rate": 0.1,
+                    },
+                },
+                "mixup_alpha": 0.8,
+                "cutmix_alpha": 1.0,
+                "optimizer": {
+                    "class_path": "torch.optim.AdamW",
+                    "init_args": {"lr": 0.05, "weight_decay": 0.05},
+                },
+                "lr_scheduler": {
+                    "class_path": "WarmupCosine",
+                    "init_args": {"warmup_epochs": 1, "warmup_lr": 0.005, "min_lr": 0.001},
+                },
+            },
+        },
+        "data": {
+            "class_path": "ImageNetDataModule",
+            "init_args": {
+                "root": str(pictures),
+                "image_size": 32,
+                "batch_size": 8,
+                "num_workers": 0,
+            },
+        },
+        "trainer": {
+            "max_epochs": 2,
+            "accelerator": "cpu",
+            "gradient_clip_val": 5.0,
+            "enable_model_summary": False,
+            "num_sanity_val_steps": 0,
+            "callbacks": [{"class_path": "EMA", "init_args": {"decay": 0.8}}],
+        },
+    }
+
+
+@pytest.fixture(scope="session")
+def write_recipe(recipe: dict[str, Any]) -> Callable[..., Path]:
+    """Write the recipe to ``<folder>/<name>.yaml``; further values replace whole sections."""
+
+    def write(folder: Path, name: str = "tiny", **sections: Any) -> Path:
+        path = folder / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(recipe | sections))
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def trained(
+    tmp_path_factory: pytest.TempPathFactory, write_recipe: Callable[..., Path]
+) -> Path:
+    """Working directory with ``tiny.yaml`` and its finished run ``runs/tiny/version_0``."""
+    from src.cli import main
+
+    folder = tmp_path_factory.mktemp("trained")
+    config = write_recipe(folder)
+    arguments = ["fit", "-c", str(config), "--trainer.default_root_dir", str(folder / "runs")]
+    assert main(arguments) == 0
+    return folder
