@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
+from src.data import verify_ade20k
 from src.data.pictures import BrokenPictureError, decode, list_class_folders, list_pictures
 
 
@@ -51,13 +52,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--root", type=Path, default=Path("data/imagenet"), help="data folder (%(default)s)")
     add("--splits", nargs="+", default=["train", "val"], help="folders to check (train val)")
     add("--decode", action="store_true", help="also decode every picture")
-    add("--workers", type=int, default=os.cpu_count() or 1, help="threads (all cores)")
+    imagenet.set_defaults(run=_imagenet)
+    ade20k = layouts.add_parser("ade20k", help="ROOT/{images,annotations}/{training,validation}/*")
+    verify_ade20k.add_arguments(ade20k)
+    ade20k.set_defaults(run=_ade20k)
+    for layout in (imagenet, ade20k):
+        cores = os.cpu_count() or 1
+        layout.add_argument("--workers", type=int, default=cores, help="threads (all cores)")
     args = parser.parse_args(argv)
-    report = verify_imagenet(
-        args.root, args.splits, decode_workers=args.workers if args.decode else 0
-    )
+    report = args.run(args)
     _print(report, args.root)
     return 1 if report.problems else 0
+
+
+def _imagenet(args: argparse.Namespace) -> Report:
+    workers = args.workers if args.decode else 0
+    return verify_imagenet(args.root, args.splits, decode_workers=workers)
+
+
+def _ade20k(args: argparse.Namespace) -> Report:
+    facts, problems = verify_ade20k.verify_ade20k(args)
+    print("\n".join(facts))
+    return Report(problems=problems)
 
 
 def verify_imagenet(
