@@ -1,4 +1,4 @@
-"""``python -m src env``: versions, devices and operator backends, to read or to paste into an issue.
+"""``python -m src env``: versions, devices and operator backends, to read or to send along.
 
 Nothing here imports Lightning, so that the answer comes in seconds.
 """

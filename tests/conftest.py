@@ -96,9 +96,7 @@ def write_recipe(recipe: dict[str, Any]) -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
-def trained(
-    tmp_path_factory: pytest.TempPathFactory, write_recipe: Callable[..., Path]
-) -> Path:
+def trained(tmp_path_factory: pytest.TempPathFactory, write_recipe: Callable[..., Path]) -> Path:
     """Working directory with ``tiny.yaml`` and its finished run ``runs/tiny/version_0``."""
     from src.cli import main
 

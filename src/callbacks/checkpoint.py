@@ -15,7 +15,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from src.callbacks.run_folder import tell
+from src.callbacks.run_folder import is_dry_run, tell
 from src.tasks import BaseTask
 
 
@@ -82,7 +82,7 @@ class Checkpoint(ModelCheckpoint):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the best and the last checkpoint of the epoch, after its validation."""
         due = (trainer.current_epoch + 1) % self._every_n_epochs == 0
-        if not due or trainer.fast_dev_run:
+        if not due or is_dry_run(trainer):
             return
         candidates = self._monitor_candidates(trainer)
         if self.monitor in candidates:

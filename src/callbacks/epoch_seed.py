@@ -62,16 +62,20 @@ class EpochSeed(Callback):
                 loader.sampler.set_epoch(trainer.current_epoch)
         if self._is_resumed:
             # Made before the checkpoint was read, thus with the order of another epoch.
-            iter(fit_loop._data_fetcher)
+            iter(_fetcher(trainer))
 
     def _pass_over(self, trainer: Trainer, num_batches: int) -> None:
         tell(
             f"Passing over the {num_batches} batches of epoch {trainer.current_epoch} that were"
             " already used"
         )
-        batches = trainer.fit_loop._data_fetcher.iterator
+        batches = _fetcher(trainer).iterator
         for _ in range(num_batches):
             next(batches)
+
+
+def _fetcher(trainer: Trainer) -> Any:
+    return trainer.fit_loop._data_fetcher
 
 
 def _loaders(combined: Any) -> list[DataLoader[Any]]:

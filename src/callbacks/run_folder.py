@@ -1,4 +1,4 @@
-"""The folder of one run: what was asked (config.yaml), with what (env.txt), and where results are."""
+"""The folder of one run: what was asked (config.yaml), with what (env.txt), and the results."""
 
 from __future__ import annotations
 
@@ -23,6 +23,11 @@ def tell(text: str) -> None:
     print(text, flush=True)
 
 
+def is_dry_run(trainer: Trainer) -> bool:
+    """Tell whether this is a ``fast_dev_run``, which leaves no files."""
+    return bool(getattr(trainer, "fast_dev_run", False))
+
+
 def next_run_folder(parent: Path, prefix: str) -> Path:
     """First folder ``<parent>/<prefix>_<n>`` above all numbers in use; nothing is created."""
     pattern = re.compile(rf"{re.escape(prefix)}_(\d+)")
@@ -42,22 +47,19 @@ class RunFolder(Callback):
     """Write ``config.yaml`` and ``env.txt``, and tell at the start and the end what happens where.
 
     Args:
-        path: Folder of the run; made at the start.
+        path: Folder of the run; filled when the run really starts.
         config: Text of ``config.yaml``: gives the same run again.
         resumed_from: Checkpoint that the run starts from, for the report.
     """
 
     def __init__(self, path: Path, config: str, resumed_from: str | None = None) -> None:
         self.path, self.config, self.resumed_from = path, config, resumed_from
+        self._has_trained = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Agree on the folder over all processes and write the two files."""
+        """Agree on the folder over all processes."""
         self.path = trainer.strategy.broadcast(self.path)
-        if trainer.is_global_zero and not trainer.fast_dev_run:
-            self.path.mkdir(parents=True, exist_ok=True)
-            (self.path / "config.yaml").write_text(self.config, encoding="utf-8")
-            origin = f"continues  {self.resumed_from}\n" if self.resumed_from else ""
-            (self.path / "env.txt").write_text(f"{origin}{report()}\n", encoding="utf-8")
+        self._has_trained = False
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Tell what is going to be trained."""
@@ -78,6 +80,7 @@ class RunFolder(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log at least once per epoch, however short the epochs are."""
+        self._has_trained = True
         batches = trainer.num_training_batches
         interval = trainer.log_every_n_steps  # type: ignore[attr-defined]
         trainer.log_every_n_steps = int(max(1, min(interval, batches)))  # type: ignore[attr-defined]
@@ -90,26 +93,40 @@ class RunFolder(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Tell where the results are."""
-        if trainer.fast_dev_run:
+        if is_dry_run(trainer):
             return
+        if stage == "fit" and not self._has_trained:
+            tell(
+                f"\nNothing was trained: {self.resumed_from} has reached epoch"
+                f" {trainer.current_epoch}, and trainer.max_epochs is {trainer.max_epochs}."
+            )
         tell(f"\nResults:     {self.path}")
         for callback in trainer.checkpoint_callbacks if stage == "fit" else ():
             if isinstance(callback, ModelCheckpoint):
                 _announce_checkpoints(callback)
 
     def _announce(self, trainer: Trainer, pl_module: LightningModule, verb: str) -> None:
+        if not is_dry_run(trainer):
+            self._write_files()
         rows = {
             verb: _describe_task(pl_module),
             "Data": _describe_data(trainer),
             "Device": _describe_device(trainer),
             "Operator": _describe_operator(pl_module.device.type),
-            "Results": "none (fast_dev_run)" if trainer.fast_dev_run else str(self.path),
+            "Results": "none (fast_dev_run)" if is_dry_run(trainer) else str(self.path),
         }
         if self.resumed_from:
             epoch = f", from epoch {trainer.current_epoch}" if verb == "Training" else ""
             rows["Checkpoint"] = f"{self.resumed_from}{epoch}"
         text = "\n".join(f"{name + ':':<12} {value}" for name, value in rows.items())
         tell(f"\n{text}\n")
+
+    @rank_zero_only
+    def _write_files(self) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        (self.path / "config.yaml").write_text(self.config, encoding="utf-8")
+        origin = f"continues  {self.resumed_from}\n" if self.resumed_from else ""
+        (self.path / "env.txt").write_text(f"{origin}{report()}\n", encoding="utf-8")
 
 
 def _describe_task(task: LightningModule) -> str:

@@ -76,9 +76,10 @@ def _unknown_option(message: str, parser: Any) -> str | None:
     match = match or re.search(r"unrecognized arguments: -*([\w.]+)", message)
     if not match:
         return None
-    groups = sorted({key.split(".")[0] for key in parser.get_defaults().keys()})
+    known = list(vars(parser.get_defaults().as_flat()))
+    groups = sorted({key.split(".")[0] for key in known})
     group = match[1].split(".")[0]
-    inside = [key for key in parser.get_defaults().keys() if key.startswith(f"{group}.")]
+    inside = [key for key in known if key.startswith(f"{group}.")]
     accepts = "" if inside else f" Settings begin with: {', '.join(groups)}."
     return f"There is no setting {match[1]!r}.{suggest(match[1], inside or groups)}{accepts}"
 
@@ -144,7 +145,7 @@ def setting_names(owner: type) -> set[str]:
     for cls in inspect.getmro(owner):
         if "__init__" not in vars(cls):
             continue
-        parameters = inspect.signature(cls.__init__).parameters.values()
+        parameters = inspect.signature(vars(cls)["__init__"]).parameters.values()
         names |= {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
         if all(p.kind is not p.VAR_KEYWORD for p in parameters):
             break
@@ -174,8 +175,9 @@ def _wanted_class(message: str) -> type | None:
 def _annotation(owner: type, setting: str) -> Any:
     """Annotation of a constructor argument, or ``None``."""
     for cls in inspect.getmro(owner):
-        if "__init__" in vars(cls) and setting in inspect.signature(cls.__init__).parameters:
-            return get_type_hints(cls.__init__).get(setting)
+        constructor = vars(cls).get("__init__")
+        if constructor and setting in inspect.signature(constructor).parameters:
+            return get_type_hints(constructor).get(setting)
     return None
 
 
@@ -197,9 +199,11 @@ def _load(path: str) -> type | None:
 
 
 def _subclasses(base: type) -> Iterable[type]:
-    for cls in (base, *(sub for child in base.__subclasses__() for sub in _subclasses(child))):
-        if not inspect.isabstract(cls) and not cls.__name__.startswith("_"):
-            yield cls
+    if not inspect.isabstract(base) and not base.__name__.startswith("_"):
+        yield base
+    children: list[type] = type.__subclasses__(base)
+    for child in children:
+        yield from _subclasses(child)
 
 
 def _readable_type(text: str) -> str:

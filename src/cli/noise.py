@@ -8,7 +8,7 @@ import warnings
 _HIDDEN_WARNINGS = (
     # Lightning's use of torch's pytree, deprecated in torch 2.13; harmless, every run shows it.
     r".*treespec, LeafSpec.*",
-    # Lightning still uses names that jsonargparse 4.49 deprecated (fixed on Lightning's main branch).
+    # Lightning uses names that jsonargparse 4.49 deprecated (fixed on Lightning's main branch).
     r"[\s\S]*was deprecated in v4[\s\S]*will be removed in v5[\s\S]*",
     # Our RunFolder lowers the interval so that every epoch is logged.
     r"The number of training batches .* is smaller than the logging interval.*",

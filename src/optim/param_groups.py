@@ -1,9 +1,10 @@
 """Parameter groups: which weights decay, and at what share of the learning rate each one learns.
 
-The rules are those of the official InternImage classification recipe (weight decay, layer-wise learning-rate decay and
-the multiplier for the sampling layers). Parameters with the same settings share one group, so an optimizer sees a few
-dozen groups instead of one per parameter. Learning rates are *not* set here: a group carries ``lr_scale`` and the task
-multiplies the optimizer's own learning rate by it.
+The rules are those of the official InternImage classification recipe (weight decay, layer-wise
+learning-rate decay and the multiplier for the sampling layers). Parameters with the same settings
+share one group, so an optimizer sees a few dozen groups instead of one per parameter. Learning
+rates are *not* set here: a group carries ``lr_scale`` and the task multiplies the optimizer's own
+learning rate by it.
 """
 
 from __future__ import annotations
@@ -16,14 +17,15 @@ from torch import nn
 
 LrScale = Callable[[str], float]
 
-# Sampling layers that ``dcn_lr_scale`` slows down. The mask layer is deliberately absent, as in the official recipe.
+# Sampling layers that ``dcn_lr_scale`` slows down. As in the official recipe, the mask layer is not
+# among them.
 _DCN_NAMES = ("offset", "attention_weights", "center_feature_scale_proj", "alpha_beta")
 _BLOCK = re.compile(r"(?:^|\.)levels\.(\d+)\.blocks\.(\d+)\.")
 _BETWEEN = re.compile(r"(?:^|\.)levels\.(\d+)\.(?:downsample|norm)\.")
 
 
 def has_weight_decay(name: str, ndim: int) -> bool:
-    """Tell whether a parameter is decayed: all but vectors, scalars and anything called ``*.bias``."""
+    """Tell whether a parameter is decayed: all but vectors, scalars and any ``*.bias``."""
     return ndim > 1 and not name.endswith(".bias")
 
 
@@ -32,9 +34,10 @@ def lr_scale_by_depth(
 ) -> LrScale:
     """Layer-wise learning-rate decay for an InternImage classifier.
 
-    The last block of the last stage has scale 1, every block before it ``layer_decay`` times its successor. The stem
-    (``patch_embed``) shares the scale of the very first block; the norm and the downsampling layer that close a stage
-    share that of the next stage's first block. Everything else (last norm, ``post_norms``, head) keeps scale 1.
+    The last block of the last stage has scale 1, every block before it ``layer_decay`` times its
+    successor. The stem (``patch_embed``) shares the scale of the very first block; the norm and the
+    downsampling layer that close a stage share that of the next stage's first block. Everything
+    else (last norm, ``post_norms``, head) keeps scale 1.
 
     Args:
         depths: Blocks per stage, first stage first.
@@ -79,13 +82,13 @@ def parameter_groups(
     """Sort trainable parameters into named optimizer groups.
 
     Args:
-        named_parameters: Names and parameters, as ``module.named_parameters()`` gives them. Frozen ones are left out.
+        named_parameters: As ``module.named_parameters()`` gives them. Frozen ones are left out.
         lr_scale: Learning-rate scale of a parameter name; ``None`` is 1 for all.
         no_decay: Further names that are not decayed.
 
     Returns:
-        Groups with keys ``params``, ``name`` (unique), ``lr_scale`` and, where weights are not decayed,
-        ``weight_decay`` 0. Largest scale first, order of parameters kept.
+        Groups with keys ``params``, ``name`` (unique), ``lr_scale`` and, where weights are not
+        decayed, ``weight_decay`` 0. Largest scale first, order of parameters kept.
 
     Raises:
         ValueError: If no parameter is trainable.
@@ -98,7 +101,7 @@ def parameter_groups(
             groups.setdefault(key, []).append(parameter)
     if not groups:
         raise ValueError(
-            "no parameter is trainable: every one has requires_grad=False, so there is nothing to fit"
+            "no parameter is trainable: all have requires_grad=False, so there is nothing to fit"
         )
     return [
         _group(scale, decays, groups[scale, decays])

@@ -1,8 +1,9 @@
 """Learning-rate schedules that count optimizer steps and know how long the training is.
 
-``WarmupCosine`` follows timm's ``CosineLRScheduler`` (one cycle, ``t_in_epochs=False``, ``warmup_prefix=False``): a
-linear warm-up, then the cosine read at the *absolute* step. Rates are computed from the step alone, so resuming needs
-nothing but the step and the configuration always decides. What is not here: schedules that look at a metric.
+``WarmupCosine`` follows timm's ``CosineLRScheduler`` (one cycle, ``t_in_epochs=False``,
+``warmup_prefix=False``): a linear warm-up, then the cosine read at the *absolute* step. Rates are
+computed from the step alone, so resuming needs nothing but the step and the configuration always
+decides. What is not here: schedules that look at a metric.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import math
 from abc import abstractmethod
 from typing import Any
 
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -18,8 +20,9 @@ from torch.optim.lr_scheduler import LRScheduler
 class StepSchedule(LRScheduler):
     """Base of schedules over the whole training, stepped after every optimizer step.
 
-    The length of training is known only when Lightning asks for the optimizer, so a schedule is made in two steps: the
-    configuration makes it, the task calls :meth:`plan`. Until then the learning rates stay as they are.
+    The length of training is known only when Lightning asks for the optimizer, so a schedule is
+    made in two steps: the configuration makes it, the task calls :meth:`plan`. Until then the
+    learning rates stay as they are.
     """
 
     interval = "step"
@@ -37,7 +40,7 @@ class StepSchedule(LRScheduler):
         Args:
             total_steps: Optimizer steps of the whole training, at least 1.
             steps_per_epoch: Optimizer steps of one epoch, at least 1.
-            rate_scale: Factor on the absolute rates of the schedule (global batch / reference batch).
+            rate_scale: Factor on the schedule's own rates (global batch / reference batch).
 
         Raises:
             ValueError: If a count is below 1.
@@ -46,11 +49,8 @@ class StepSchedule(LRScheduler):
             raise ValueError(
                 f"a schedule needs at least one step, got {total_steps=} and {steps_per_epoch=}"
             )
-        self.total_steps, self.steps_per_epoch, self.rate_scale = (
-            total_steps,
-            steps_per_epoch,
-            rate_scale,
-        )
+        self.total_steps, self.steps_per_epoch = total_steps, steps_per_epoch
+        self.rate_scale = rate_scale
         self.apply()
 
     def apply(self) -> None:
@@ -59,7 +59,7 @@ class StepSchedule(LRScheduler):
         for group, rate in zip(self.optimizer.param_groups, self._last_lr, strict=True):
             group["lr"] = rate
 
-    def get_lr(self) -> list[float]:
+    def get_lr(self) -> list[float | Tensor]:
         """Learning rate of every group at the current step."""
         if not self.total_steps:
             return [group["lr"] for group in self.optimizer.param_groups]
@@ -67,7 +67,7 @@ class StepSchedule(LRScheduler):
 
     @abstractmethod
     def rate(self, base: float, step: int) -> float:
-        """Learning rate at optimizer step ``step`` (0 = first) of a group whose base rate is ``base``."""
+        """Learning rate at optimizer step ``step`` (0 = first) of a group with rate ``base``."""
 
     def state_dict(self) -> dict[str, Any]:
         """Only the step: everything else belongs to the configuration."""

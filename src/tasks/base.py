@@ -1,4 +1,4 @@
-"""What every task shares: the network, its optimizer and schedule, evaluation with averaged weights.
+"""What every task shares: the network, its optimizer and schedule, evaluation with an average.
 
 A task fills small hooks: ``build_network``, ``build_loss``, ``build_metrics``, ``parameter_groups``
 and ``evaluation_step``. It meets the data only as batches (``src.types``); the number of classes
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from lightning.pytorch import LightningModule
@@ -22,6 +22,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MetricCollection
 
 from src.errors import UserError
+from src.models.weights import load_official
 from src.optim.param_groups import LrScale, lr_scale_by_depth, parameter_groups
 from src.optim.schedules import StepSchedule, WarmupCosine
 
@@ -53,6 +54,9 @@ class BaseTask(LightningModule):
     monitor: ClassVar[str] = "val/loss"
     """Logged value that decides which checkpoint is best."""
     monitor_mode: ClassVar[str] = "min"
+
+    criterion: nn.Module
+    metrics: nn.ModuleDict
 
     def __init__(
         self,
@@ -102,10 +106,9 @@ class BaseTask(LightningModule):
 
     def build_network(self) -> nn.Module:
         """Make the plain network and give it its starting weights."""
-        network = self.network_factory(num_classes=self.num_classes)
+        make: Callable[..., nn.Module] = self.network_factory
+        network = make(num_classes=self.num_classes)  # by name: functions may have other first ones
         if self.weights is not None:
-            from src.models.weights import load_official
-
             load_official(network, self.weights)
         return network
 
@@ -130,15 +133,23 @@ class BaseTask(LightningModule):
     # -------------------------------------------------------------- evaluation
 
     @property
-    def evaluation_network(self) -> nn.Module:
-        """The averaged network while a moving average is kept, else the network."""
-        network = self._averaged[0] if self._averaged else self.network
-        if network is None:
+    def training_network(self) -> nn.Module:
+        """The network in training."""
+        if self.network is None:
             raise RuntimeError("the network is built by configure_model(), which has not run yet")
-        return network
+        return self.network
+
+    @property
+    def evaluation_network(self) -> nn.Module:
+        """The averaged network while a moving average is kept, else the network in training."""
+        return self._averaged[0] if self._averaged else self.training_network
+
+    def metrics_of(self, key: str) -> MetricCollection:
+        """The metrics ``val``, ``val_raw`` or ``test``."""
+        return cast("MetricCollection", self.metrics[key])
 
     def set_averaged_network(self, network: nn.Module | None) -> None:
-        """Evaluate with ``network`` from now on, and with the raw one beside it; ``None`` ends it."""
+        """Evaluate with ``network`` from now on, and the raw one beside it; ``None`` ends it."""
         self._averaged = () if network is None else (network,)
 
     def evaluation_step(self, network: nn.Module, batch: Any, stage: str, suffix: str) -> None:
@@ -148,8 +159,8 @@ class BaseTask(LightningModule):
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Evaluate the averaged network and, where there is one, the raw network as well."""
         self.evaluation_step(self.evaluation_network, batch, "val", "")
-        if self._averaged and self.network is not None:
-            self.evaluation_step(self.network, batch, "val", "_raw")
+        if self._averaged:
+            self.evaluation_step(self.training_network, batch, "val", "_raw")
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
         """Evaluate on the test split."""
@@ -176,10 +187,10 @@ class BaseTask(LightningModule):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Optimizer groups of the network."""
-        network = self.evaluation_network if self.network is None else self.network
-        no_decay = network.no_weight_decay() if hasattr(network, "no_weight_decay") else ()
+        network = self.training_network
+        names: Callable[[], set[str]] | None = getattr(network, "no_weight_decay", None)
         return parameter_groups(
-            network.named_parameters(), lr_scale=self.lr_scale(), no_decay=no_decay
+            network.named_parameters(), lr_scale=self.lr_scale(), no_decay=names() if names else ()
         )
 
     def global_batch_size(self) -> int:
@@ -272,12 +283,13 @@ class BaseTask(LightningModule):
         if self.trainer.ckpt_path is None:
             return
         schedulers = [config.scheduler for config in self.trainer.lr_scheduler_configs]
-        if not all(isinstance(scheduler, StepSchedule) for scheduler in schedulers):
+        own = [scheduler for scheduler in schedulers if isinstance(scheduler, StepSchedule)]
+        if len(own) < len(schedulers):
             return  # a foreign schedule keeps its own state in the groups
-        optimizer = self.optimizers(use_pl_optimizer=False)
+        (optimizer,) = self.trainer.optimizers
         for group, settings in zip(optimizer.param_groups, self._group_settings, strict=True):
             group.update(settings, initial_lr=settings["lr"])
-        for scheduler in schedulers:
+        for scheduler in own:
             scheduler.apply()
 
 

@@ -10,14 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-import torch
-from timm.data import Mixup
+from timm.data.mixup import Mixup
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
-from src.errors import UserError
 from src.models import InternImage
 from src.tasks.base import BaseTask
 from src.types import ClassificationBatch
@@ -85,7 +83,7 @@ class ClassificationTask(BaseTask):
         image, target = batch["image"], batch["label"]
         if self.mixup is not None:
             image, target = self.mixup(image, target)
-        loss: Tensor = self.criterion(self.network(image), target)
+        loss: Tensor = self.criterion(self.training_network(image), target)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(image))
         return loss
 
@@ -94,7 +92,7 @@ class ClassificationTask(BaseTask):
     ) -> None:
         """Update and log loss, top-1 and top-5."""
         logits, label = network(batch["image"]).float(), batch["label"]
-        metrics = self.metrics[stage + suffix]
+        metrics = self.metrics_of(stage + suffix)
         metrics.update(logits, label)
         loss = F.cross_entropy(logits, label)
         size = len(label)

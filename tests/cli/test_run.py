@@ -127,7 +127,9 @@ def test_flags_switch_the_defaults_off(
     flags = [part for name in off for part in (f"--trainer.{name}", "false")]
     arguments = ["-c", str(trained / "tiny.yaml"), "--name", "bare", "--trainer.max_epochs", "1"]
     assert main(["fit", *arguments, *flags, "--trainer.limit_train_batches", "1"]) == 0
-    files = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+    files = {
+        path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()
+    }
     assert files == {"runs/bare/version_0/config.yaml", "runs/bare/version_0/env.txt"}
 
 

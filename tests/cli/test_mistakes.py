@@ -1,0 +1,175 @@
+"""What the user gets wrong: one sentence on stderr, exit code 2, and nothing left behind."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from src.cli import main
+
+
+@pytest.fixture
+def folder(
+    tmp_path: Path, write_recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """Working directory with the recipe ``tiny.yaml``."""
+    write_recipe(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def complaint(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run a command that must fail, and give its one sentence."""
+
+    def run(*arguments: str) -> str:
+        assert main(arguments) == 2
+        lines = capsys.readouterr().err.splitlines()
+        sentences = [line for line in lines if line.startswith("error: ")]
+        assert len(sentences) == 1
+        assert not any("Traceback" in line for line in lines)
+        return sentences[0].removeprefix("error: ")
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "sentence"),
+    [
+        ("--model.init_args.typo", "1", "ClassificationTask has no setting 'model.typo'"),
+        ("--model.label_smothing", "1", "Did you mean 'label_smoothing'?"),
+        ("--model.network.chanels", "4", "InternImage has no setting 'model.network.chanels'."),
+        ("--model.network.drop_path_rate", "x", "model.network.drop_path_rate must be a number"),
+        ("--model.network", "InternImag", "no class 'InternImag'. Did you mean 'InternImage'?"),
+        ("--model.optimizer.lrr", "1", "AdamW has no setting 'model.optimizer.lrr'."),
+        ("--model.lr_scheduler", "Cosine", "model.lr_scheduler: there is no class 'Cosine'."),
+        ("--model.num_classes", "7", "model.num_classes cannot be set"),
+        ("--model", "ClasificationTask", "Did you mean 'ClassificationTask'?"),
+        ("--data.rot", "x", "ImageNetDataModule has no setting 'data.rot'. Did you mean 'root'?"),
+        ("--data.batch_size", "x", "data.batch_size must be an integer, got 'x'."),
+        ("--data.batch_size", "0", "data.batch_size accepts an integer of at least 1, got 0."),
+        ("--data.crop_scale", "3", "data.crop_scale must be [a number, a number], got '3'."),
+        ("--data.root", "nowhere", "The data folder nowhere does not exist."),
+        ("--trainer.max_epocs", "1", "Did you mean 'trainer.max_epochs'?"),
+        ("--trainer.max_epochs", "x", "trainer.max_epochs must be an integer or null, got 'x'."),
+        ("--trainer.max_epochs", "-1", "The length of training is unknown"),
+        ("--trainer.accelerator", "gpu", "The settings in `trainer` do not work together"),
+        ("--trainer.callbacks+", "EarlyStoping", "Did you mean 'EarlyStopping'?"),
+        ("--trainer.callbacks+", "EarlyStopping", "EarlyStopping needs a value for monitor."),
+        ("--trainr.max_epochs", "1", "There is no setting 'trainr.max_epochs'."),
+        ("--checkpoint.mode", "up", "checkpoint.mode must be one of 'max', 'min' or null"),
+        ("--ckpt_path", "gone.ckpt", "The checkpoint gone.ckpt does not exist"),
+        ("--ckpt_path", "last", "There is no 'last' checkpoint in runs/tiny/version_*/checkpoints"),
+    ],
+)
+def test_wrong_settings(
+    folder: Path, complaint: Callable[..., str], setting: str, value: str, sentence: str
+) -> None:
+    if setting == "--trainer.accelerator" and torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    assert sentence in complaint("fit", "-c", "tiny.yaml", f"{setting}={value}")
+    assert not Path("runs").exists()
+
+
+def test_wrong_commands(folder: Path, complaint: Callable[..., str]) -> None:
+    assert "There is no command 'fti'" in complaint("fti")
+    assert "data and model must be given: name a recipe" in complaint("fit")
+
+
+def test_wrong_configuration_files(folder: Path, complaint: Callable[..., str]) -> None:
+    assert "The configuration file" in (text := complaint("fit", "-c", "nowhere.yaml"))
+    assert "nowhere.yaml does not exist" in text
+    Path("broken.yaml").write_text("model:\n  class_path: [a\n  b: }")
+    assert "not valid YAML" in (text := complaint("fit", "-c", "broken.yaml"))
+    assert "line 3" in text
+    Path("model.yaml").write_text("class_path: ClassificationTask\ninit_args: {netwrk: null}")
+    text = complaint("fit", "-c", "tiny.yaml", "--model", "model.yaml")
+    assert "no setting 'model.netwrk'. Did you mean 'network'?" in text
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "text"])
+def test_damaged_checkpoints(
+    folder: Path, trained: Path, complaint: Callable[..., str], damage: str
+) -> None:
+    whole = (trained / "runs/tiny/version_0/checkpoints/last.ckpt").read_bytes()
+    content = {"truncated": whole[: len(whole) // 2], "empty": b"", "text": b"hello"}[damage]
+    Path("bad.ckpt").write_bytes(content)
+    text = complaint("fit", "-c", "tiny.yaml", "--ckpt_path", "bad.ckpt")
+    assert text.startswith("The checkpoint bad.ckpt cannot be read: it is truncated")
+
+
+def test_weights_are_not_a_checkpoint(folder: Path, complaint: Callable[..., str]) -> None:
+    torch.save({"model": {}}, "official.pth")
+    text = complaint("fit", "-c", "tiny.yaml", "--ckpt_path", "official.pth")
+    assert "official.pth is not a checkpoint of a training run" in text
+    assert "--model.init_args.weights official.pth" in text
+
+
+@pytest.mark.parametrize("command", ["fit", "validate"])
+def test_checkpoint_of_another_variant(
+    folder: Path, trained: Path, complaint: Callable[..., str], command: str
+) -> None:
+    checkpoint = trained / "runs/tiny/version_0/checkpoints/last.ckpt"
+    flags = ["--model.network.channels", "16", "--ckpt_path", str(checkpoint)]
+    text = complaint(command, "-c", "tiny.yaml", *flags)
+    assert text.startswith("The checkpoint does not fit this network:")
+    # The first filter of the stem has half as many channels as the network.
+    assert "(4, 3, 3, 3) in the file, (8, 3, 3, 3) here" in text
+
+
+def test_weights_of_another_variant(
+    folder: Path, trained: Path, complaint: Callable[..., str]
+) -> None:
+    checkpoint = trained / "runs/tiny/version_0/checkpoints/last.ckpt"
+    flags = ["--model.network.channels", "16", "--model.weights", str(checkpoint)]
+    assert str(checkpoint) in complaint("fit", "-c", "tiny.yaml", *flags)
+
+
+def test_checkpoint_of_other_optimizer_groups(
+    folder: Path, trained: Path, complaint: Callable[..., str]
+) -> None:
+    checkpoint = trained / "runs/tiny/version_0/checkpoints/last.ckpt"
+    flags = ["--model.layer_decay", "0.9", "--ckpt_path", str(checkpoint)]
+    assert "groups the parameters for the optimizer" in complaint("fit", "-c", "tiny.yaml", *flags)
+
+
+def test_a_broken_picture_is_named(
+    folder: Path, complaint: Callable[..., str], pictures: Path
+) -> None:
+    for picture in pictures.rglob("*.png"):
+        copy = folder / "data" / picture.relative_to(pictures)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        content = picture.read_bytes()
+        copy.write_bytes(content[:100] if "red_2" in copy.name else content)
+    for workers in ("0", "1"):
+        flags = ["--data.root", "data", "--data.num_workers", workers]
+        text = complaint("fit", "-c", "tiny.yaml", *flags)
+        assert "red_2.png" in text
+        assert "\n" not in text
+
+
+def test_no_pictures_to_predict(folder: Path, complaint: Callable[..., str]) -> None:
+    assert "--data.predict_dir" in complaint("predict", "-c", "tiny.yaml")
+
+
+def test_programming_errors_keep_their_traceback(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from src.tasks import ClassificationTask
+
+    def broken(*_: object) -> None:
+        json.loads("{")  # a ValueError, but not raised by this project
+
+    monkeypatch.setattr(ClassificationTask, "training_step", broken)
+    assert main(["fit", "-c", "tiny.yaml"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_traceback_on_request(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("INTERNIMAGE_TRACEBACK", "1")
+    assert main(["fit", "-c", "nowhere.yaml"]) == 2
+    assert "Traceback" in capsys.readouterr().err

@@ -1,0 +1,200 @@
+"""Continuing a run: the same as if it had never stopped. Three batches are an epoch here."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from src.cli import main
+from src.tasks import ClassificationTask
+
+ROOT = Path(__file__).resolve().parents[2]
+EPOCHS = ("--trainer.max_epochs", "4")
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory, write_recipe: Callable[..., Path]) -> Path:
+    return write_recipe(tmp_path_factory.mktemp("recipe"))
+
+
+@pytest.fixture(scope="module")
+def straight(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run folder of a run without interruption."""
+    runs = tmp_path_factory.mktemp("straight")
+    assert fit(config, runs, *EPOCHS) == 0
+    return runs / "tiny" / "version_0"
+
+
+def fit(config: Path, runs: Path, *arguments: str) -> int:
+    where = ["--trainer.default_root_dir", str(runs)]
+    return main(["fit", "-c", str(config), *where, *arguments])
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, error: BaseException) -> None:
+    """Make the training step after ``step`` optimizer steps raise ``error``."""
+    original = ClassificationTask.training_step
+
+    def training_step(task: ClassificationTask, batch: Any, batch_idx: int) -> Any:
+        if task.trainer.global_step == step:
+            monkeypatch.setattr(ClassificationTask, "training_step", original)
+            raise error
+        return original(task, batch, batch_idx)
+
+    monkeypatch.setattr(ClassificationTask, "training_step", training_step)
+
+
+def last(folder: Path) -> dict[str, Any]:
+    return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+def rows(folder: Path, first_step: int) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open() as file:
+        return [row for row in csv.DictReader(file) if int(row["step"]) >= first_step]
+
+
+def assert_same_end(folder: Path, other: Path) -> None:
+    """Weights, average, optimizer and schedule are equal to the last bit."""
+    ours, theirs = last(folder), last(other)
+    assert ours["global_step"] == theirs["global_step"] == 12
+    assert ours["lr_schedulers"] == theirs["lr_schedulers"]
+    for part in ("state_dict", "current_model_state"):
+        for name, value in theirs[part].items():
+            assert torch.equal(ours[part][name], value), (part, name)
+    ours_groups, theirs_groups = (c["optimizer_states"][0] for c in (ours, theirs))
+    assert ours_groups["param_groups"] == theirs_groups["param_groups"]
+    for index, state in theirs_groups["state"].items():
+        for name, value in state.items():
+            assert torch.equal(ours_groups["state"][index][name], value), (index, name)
+
+
+def test_a_run_that_crashed_in_an_epoch_repeats_that_epoch(
+    config: Path, straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop_at(monkeypatch, 7, RuntimeError("the power is out"))
+    assert fit(config, tmp_path, *EPOCHS, "--checkpoint.save_on_exception", "false") == 1
+    assert last(tmp_path / "tiny" / "version_0")["global_step"] == 6
+    assert fit(config, tmp_path, *EPOCHS, "--ckpt_path", "last") == 0
+    continued = tmp_path / "tiny" / "version_1"
+    assert "continues" in (continued / "env.txt").read_text()
+    assert_same_end(continued, straight)
+    assert rows(continued, 6) == rows(straight, 6)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("no luck")])
+def test_an_interrupted_run_loses_nothing(
+    config: Path,
+    straight: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: BaseException,
+) -> None:
+    stop_at(monkeypatch, 7, error)
+    interrupted = isinstance(error, KeyboardInterrupt)
+    assert fit(config, tmp_path, *EPOCHS) == (130 if interrupted else 1)
+    if interrupted:
+        assert "--ckpt_path last" in capsys.readouterr().err
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # Lightning ignores further Ctrl-C
+    assert last(tmp_path / "tiny" / "version_0")["global_step"] == 7
+
+    used: list[list[str]] = []
+    original = ClassificationTask.training_step
+
+    def training_step(task: ClassificationTask, batch: Any, batch_idx: int) -> Any:
+        used.append(sorted(batch["path"]))
+        return original(task, batch, batch_idx)
+
+    monkeypatch.setattr(ClassificationTask, "training_step", training_step)
+    assert fit(config, tmp_path, *EPOCHS, "--ckpt_path", "last") == 0
+    assert last(tmp_path / "tiny" / "version_1")["global_step"] == 12
+    # The rest of epoch 2 is what the first batch left over, then comes epoch 3 as a whole.
+    assert len(used) == 5
+    assert len({path for batch in used[:2] for path in batch}) == 16
+    assert len({path for batch in used[2:] for path in batch}) == 24
+
+
+def test_last_is_the_newest_of_all_versions(
+    config: Path, straight: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = tmp_path / "runs"
+    for version in (3, 7, 10):
+        folder = runs / "tiny" / f"version_{version}" / "checkpoints"
+        folder.mkdir(parents=True)
+        (folder / "last.ckpt").write_bytes((straight / "checkpoints" / "last.ckpt").read_bytes())
+        os.utime(folder / "last.ckpt", (version % 10, version % 10))
+    arguments = ["--ckpt_path", "last", "--trainer.limit_val_batches", "1"]
+    where = ["--trainer.default_root_dir", str(runs)]
+    assert main(["validate", "-c", str(config), *where, *arguments]) == 0
+    assert "version_7/checkpoints/last.ckpt" in capsys.readouterr().out
+
+
+def test_the_configuration_decides_not_the_checkpoint(
+    config: Path, straight: Path, tmp_path: Path
+) -> None:
+    changes = {
+        "--trainer.max_epochs": "5",
+        "--model.optimizer.lr": "0.1",
+        "--model.optimizer.weight_decay": "0.2",
+        "--model.lr_scheduler.min_lr": "0",
+        "--model.label_smoothing": "0.25",
+    }
+    flat = [part for item in changes.items() for part in item]
+    checkpoint = str(straight / "checkpoints" / "last.ckpt")
+    assert fit(config, tmp_path, "--ckpt_path", checkpoint, *flat) == 0
+    continued = last(tmp_path / "tiny" / "version_0")
+    assert continued["global_step"] == 15
+    assert continued["hyper_parameters"]["label_smoothing"] == 0.25
+    decay, no_decay = continued["optimizer_states"][0]["param_groups"]
+    assert (decay["weight_decay"], no_decay["weight_decay"]) == (0.2, 0.0)
+    assert decay["initial_lr"] == pytest.approx(0.1 * 8 / 512)
+    assert decay["lr"] == 0.0  # the end of the new schedule
+
+
+def test_nothing_left_to_train_is_said(
+    config: Path, straight: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = str(straight / "checkpoints" / "last.ckpt")
+    assert fit(config, tmp_path, "--ckpt_path", checkpoint, "--trainer.max_epochs", "2") == 0
+    assert "Nothing was trained" in capsys.readouterr().out
+
+
+def test_the_best_of_the_continued_run_is_remembered(
+    config: Path, straight: Path, tmp_path: Path
+) -> None:
+    checkpoint = str(straight / "checkpoints" / "last.ckpt")
+    epochs = ["--trainer.max_epochs", "5"]
+    assert fit(config, tmp_path, "--ckpt_path", checkpoint, *epochs) == 0
+    before, after = (
+        next(v for k, v in last(folder)["callbacks"].items() if k.startswith("Checkpoint"))
+        for folder in (straight, tmp_path / "tiny" / "version_0")
+    )
+    assert after["best_model_score"] >= before["best_model_score"]
+    assert Path(before["best_model_path"]).is_file()  # never deleted by another run
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_a_killed_run_continues_to_the_same_end(config: Path, tmp_path: Path, workers: str) -> None:
+    def command(runs: str, *arguments: str) -> list[str]:
+        where = ["--trainer.default_root_dir", str(tmp_path / runs)]
+        flags = [*EPOCHS, "--data.num_workers", workers, *where, *arguments]
+        return [sys.executable, "-m", "src", "fit", "-c", str(config), *flags]
+
+    kill = ["--trainer.callbacks+=tests.cli.crash.KillAt", "--trainer.callbacks.step", "8"]
+    died = subprocess.run(command("killed", *kill), cwd=ROOT, capture_output=True, timeout=300)
+    assert died.returncode == -signal.SIGKILL, died.stderr.decode()
+    subprocess.run(command("killed", "--ckpt_path", "last"), cwd=ROOT, timeout=300, check=True)
+    subprocess.run(command("straight"), cwd=ROOT, timeout=300, check=True)
+    ends = [
+        tmp_path / "killed" / "tiny" / "version_1",
+        tmp_path / "straight" / "tiny" / "version_0",
+    ]
+    assert_same_end(*ends)
+    assert rows(ends[0], 6) == rows(ends[1], 6)
