@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import colorsys
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 _MIN_WIDTH = 360  # pixels; smaller pictures are enlarged so that the text below them fits
 _MAX_SIDE = 1024
@@ -61,7 +64,7 @@ def _fit(image: Image.Image) -> Image.Image:
 
 
 def _shorten(
-    draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont, room: float
+    draw: ImageDraw.ImageDraw, text: str, font: Font, room: float
 ) -> str:
     if draw.textlength(text, font) <= room:
         return text
@@ -129,3 +132,71 @@ def _beside(
         draw.text(middle, _shorten(draw, name, font, room), _INK, font, anchor="lm")
         draw.text((sheet.width - pad, middle[1]), f"{share:.0%}", _MUTED, font, anchor="rm")
     return sheet
+
+
+def draw_instances(
+    image: Image.Image,
+    boxes: Sequence[Sequence[float]],
+    masks: Sequence[NDArray[np.bool_]],
+    names: Sequence[str],
+    scores: Sequence[float],
+    classes: Sequence[int],
+    opacity: float = 0.45,
+) -> Image.Image:
+    """Draw objects with mask, box, name and score; the most certain ones lie on top.
+
+    Args:
+        image: Picture of any mode.
+        boxes: ``x, y, width, height`` in pixels of the picture.
+        masks: Bool, each of shape ``(H, W)`` of the picture.
+        names: Name of each object.
+        scores: Probability of each object.
+        classes: Class index of each object, which decides its colour.
+        opacity: Share of the colour over the picture, from 0 to 1.
+
+    Returns:
+        RGB picture; small ones are enlarged so that text is legible, large ones reduced.
+    """
+    order = sorted(range(len(boxes)), key=lambda i: scores[i])
+    colours = [_instance_colour(classes[i]) for i in range(len(boxes))]
+    pixels = np.asarray(image.convert("RGB"), dtype=np.float32).copy()
+    for i in order:
+        pixels[masks[i]] = pixels[masks[i]] * (1 - opacity) + np.float32(colours[i]) * opacity
+    picture = _fit(Image.fromarray(np.rint(pixels).astype(np.uint8)))
+    scale = picture.width / image.width
+    draw = ImageDraw.Draw(picture)
+    size = max(13, max(picture.size) // 55)
+    font, line = ImageFont.load_default(size), max(2, size // 7)
+    for i in order:
+        x, y, width, height = (value * scale for value in boxes[i])
+        draw.rectangle((x, y, x + width, y + height), outline=colours[i], width=line)
+    for i in order:  # names last, so that no box crosses them
+        corner = (boxes[i][0] * scale, boxes[i][1] * scale)
+        _draw_tag(draw, f"{names[i]} {scores[i]:.0%}", corner, colours[i], font)
+    return picture
+
+
+def _draw_tag(
+    draw: ImageDraw.ImageDraw,
+    text: str,
+    corner: tuple[float, float],
+    colour: tuple[int, int, int],
+    font: ImageFont.FreeTypeFont,
+) -> None:
+    """Write on a coloured ground above a box; inside it at the upper border of the picture."""
+    x, top = corner
+    left, up, right, down = draw.textbbox((0, 0), text, font)
+    pad = 3
+    width, height = right - left + 2 * pad, down - up + 2 * pad
+    x = min(max(x, 0), max(draw.im.size[0] - width, 0))
+    y = top - height if top >= height else max(top, 0)
+    draw.rectangle((x, y, x + width, y + height), fill=colour)
+    luminance = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
+    draw.text((x + pad - left, y + pad - up), text, _INK if luminance > 128 else _PAPER, font)
+
+
+def _instance_colour(number: int) -> tuple[int, int, int]:
+    """Bright colour of a class; neighbours are a golden angle apart."""
+    hue = number * 0.618034 % 1
+    red, green, blue = colorsys.hsv_to_rgb(hue, (0.9, 0.6)[number % 2], 1.0)
+    return round(255 * red), round(255 * green), round(255 * blue)

@@ -1,7 +1,8 @@
-"""Lightning callbacks: checkpoints, moving average, reproducible epochs, run folder, predictions."""
+"""Lightning callbacks: checkpoints, average, reproducible epochs, run folder, predictions."""
 
 from src.callbacks.checkpoint import AtomicCheckpointIO, Checkpoint
 from src.callbacks.class_table import ClassTable
+from src.callbacks.detections import DetectionWriter
 from src.callbacks.ema import EMA
 from src.callbacks.epoch_seed import EpochSeed
 from src.callbacks.label_maps import LabelMapWriter
@@ -15,6 +16,7 @@ __all__ = [
     "Checkpoint",
     "ClassPredictionWriter",
     "ClassTable",
+    "DetectionWriter",
     "EpochSeed",
     "LabelMapWriter",
     "RunFolder",

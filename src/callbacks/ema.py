@@ -1,14 +1,17 @@
 """Exponential moving average of the weights, as timm's first ``ModelEma`` computes it.
 
 Every parameter *and* buffer follows ``average = decay * average + (1 - decay) * weight`` after each
-optimizer step; the average starts at the initial weights and the decay is constant. It is stored as
+optimizer step; the average starts at the initial weights and the decay is constant, or, as in
+mmdetection's ``ExpMomentumEMAHook``, grows to its value. It is stored as
 Lightning's weight averaging stores it: ``state_dict`` of a checkpoint holds the average and
 ``current_model_state`` the weights in training. Unlike Lightning's callback, weights are never
-swapped: validation evaluates both networks. What is not here: decay warm-up, sharded weights.
+swapped: validation evaluates both networks. What is not here: sharded weights.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -33,17 +36,26 @@ class EMA(WeightAveraging):
     Args:
         decay: Share of the old average kept at each step, in [0, 1]. About ``1 / (1 - decay)``
             steps are averaged.
+        warmup_steps: If positive, the share of the new weights falls from nearly 1 to
+            ``1 - decay`` as ``exp(-step / warmup_steps)``; mmdetection has 2000.
         device: Where the average lives; default is the device of the training.
 
     Raises:
-        UserError: If ``decay`` is outside [0, 1]; at the start, if the strategy shards the weights
+        UserError: If ``decay`` is outside [0, 1] or ``warmup_steps`` below 0; at the start, if the strategy shards the weights
             or the precision is not 32 bit or mixed.
     """
 
-    def __init__(self, decay: float = 0.9999, device: str | None = None) -> None:
+    def __init__(
+        self, decay: float = 0.9999, warmup_steps: int = 0, device: str | None = None
+    ) -> None:
         if not 0 <= decay <= 1:
             raise UserError(f"The decay of EMA must be in [0, 1], got {decay}.")
-        super().__init__(device=device, use_buffers=True, multi_avg_fn=get_ema_multi_avg_fn(decay))
+        if warmup_steps < 0:
+            raise UserError(f"warmup_steps of EMA must be 0 or more, got {warmup_steps}.")
+        average = _growing_decay(decay, warmup_steps) if warmup_steps else None
+        super().__init__(
+            device=device, use_buffers=True, multi_avg_fn=average or get_ema_multi_avg_fn(decay)
+        )
         self.decay = decay
 
     @property
@@ -133,6 +145,17 @@ class EMA(WeightAveraging):
 
 def _network(task: LightningModule) -> nn.Module:
     return task.get_submodule("network")
+
+
+def _growing_decay(decay: float, warmup_steps: int) -> Callable[..., None]:
+    """Averaging whose decay grows from nearly 0 to ``decay``."""
+
+    def average(averages: Any, weights: Any, num_averaged: Any) -> None:
+        # num_averaged is 1 in the first step
+        missing = math.exp(-float(num_averaged) / warmup_steps)
+        get_ema_multi_avg_fn(decay * (1 - missing))(averages, weights, num_averaged)
+
+    return average
 
 
 def _check_supported(trainer: Trainer) -> None:

@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from src.data.ade20k import ADE20KDataModule
     from src.data.base import BaseDataModule
+    from src.data.coco import COCODataModule
     from src.data.imagenet import ImageNetDataModule
 
-__all__ = ["ADE20KDataModule", "BaseDataModule", "ImageNetDataModule"]
+__all__ = ["ADE20KDataModule", "BaseDataModule", "COCODataModule", "ImageNetDataModule"]
 
 _MODULES = {
     "ADE20KDataModule": "src.data.ade20k",
     "BaseDataModule": "src.data.base",
+    "COCODataModule": "src.data.coco",
     "ImageNetDataModule": "src.data.imagenet",
 }
 

@@ -80,7 +80,7 @@ class BaseDataModule(LightningDataModule, ABC):
             split: Key of the data set.
             train: Whether this is a training loader.
             collate_fn: How samples become a batch; default is PyTorch's.
-            sampler: Which samples, in which order; only for evaluation. Default is all of them.
+            sampler: Which samples, in which order; default is all of them, shuffled in training.
         """
         dataset = self._datasets[split]
         devices = self.trainer.world_size if self.trainer else 1
@@ -89,7 +89,7 @@ class BaseDataModule(LightningDataModule, ABC):
         return DataLoader(
             dataset,
             batch_size=size,
-            shuffle=train,
+            shuffle=train and sampler is None,
             sampler=sampler,
             drop_last=train and per_device > size,
             num_workers=self.num_workers,

@@ -1,7 +1,7 @@
 """`python -m src prepare`: make data folders in the layouts that the data modules read.
 
 `toy` draws the toy data; `imagenet-val` sorts the flat ImageNet validation pictures into class
-folders. Nothing is
+folders; `coco-subset` makes a small annotation file of a large one. Nothing is
 downloaded: ImageNet has to be fetched from its makers, under their terms.
 """
 
@@ -11,8 +11,11 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from src.data.coco_subset import write_subset
 from src.data.toy import SHAPES
 from src.data.toy_ade20k import scenes, write_toy_ade20k
+from src.data.toy_coco import scenes as coco_scenes
+from src.data.toy_coco import write_toy_coco
 from src.data.toy_layouts import ToySettings, write_toy_imagenet
 
 
@@ -43,6 +46,9 @@ def _parser() -> argparse.ArgumentParser:
         commands.add_parser(
             "imagenet-val", help="sort the flat ImageNet validation pictures into class folders"
         )
+    )
+    _add_coco_subset(
+        commands.add_parser("coco-subset", help="make a small annotation file of a large one")
     )
     return parser
 
@@ -80,6 +86,15 @@ def _add_imagenet_val(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_imagenet_val)
 
 
+def _add_coco_subset(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--annotations", type=Path, required=True, help="COCO annotation file to take from")
+    add("--out", type=Path, required=True, help="annotation file to write")
+    add("--pictures", type=int, default=16, help="how many pictures (%(default)s)")
+    add("--max-objects", type=int, help="leave out pictures with more objects")
+    parser.set_defaults(run=_coco_subset)
+
+
 def _toy(args: argparse.Namespace) -> None:
     settings = ToySettings(args.seed, args.train, args.val, args.predict, args.size)
     folder = args.root / "imagenet"
@@ -96,6 +111,13 @@ def _toy(args: argparse.Namespace) -> None:
         f"and {scenes(settings, 'val')} validation scenes with label maps, {settings.predict} to "
         "predict"
     )
+    folder = args.root / "coco"
+    drawn = write_toy_coco(folder, settings, force=args.force)
+    print(
+        f"{folder}: {'drew' if drawn else 'already there,'} {coco_scenes(settings, 'train')} "
+        f"training and {coco_scenes(settings, 'val')} validation scenes with boxes and masks, "
+        f"{settings.predict} to predict"
+    )
 
 
 def _imagenet_val(args: argparse.Namespace) -> None:
@@ -106,3 +128,8 @@ def _imagenet_val(args: argparse.Namespace) -> None:
     placed, before = arrange_val(args.images, read_val_labels(args.labels), target, args.mode)
     print(f"{target}: {placed} pictures placed by {args.mode}, {before} were there before")
     print(f"check with `python -m src verify imagenet --root {args.root}`")
+
+
+def _coco_subset(args: argparse.Namespace) -> None:
+    count = write_subset(args.annotations, args.out, args.pictures, args.max_objects)
+    print(f"{args.out}: {args.pictures} pictures with {count} objects")

@@ -46,6 +46,8 @@ Backend = Literal["pycocotools", "faster_coco_eval"]
 class COCOMetric(Metric):
     """The twelve numbers of COCO for boxes and for masks, and AP of every class.
 
+    After `compute`, ``scored`` holds the pictures of all processes until the next `reset`.
+
     Args:
         num_classes: Number of classes.
         kinds: What to score.
@@ -66,6 +68,7 @@ class COCOMetric(Metric):
         self.kinds = tuple(kinds)
         self.tools = _tools(backend)
         self.pictures: dict[int, Picture] = {}
+        self.scored: dict[int, Picture] = {}
 
     def update(
         self,
@@ -85,7 +88,9 @@ class COCOMetric(Metric):
         for detections, number, size, truth in zip(
             found, image_ids, sizes, annotations, strict=True
         ):
-            self.pictures[number] = (tuple(size), list(truth), to_results(detections, number))
+            height, width = size
+            results = to_results(detections, number)
+            self.pictures[number] = ((height, width), list(truth), results)
 
     def compute(self) -> dict[str, Tensor]:
         """Score everything that was added, in all processes.
@@ -95,7 +100,7 @@ class COCOMetric(Metric):
             is nothing to score (as pycocotools has it), and ``bbox_class_AP`` and
             ``bbox_class_AP50`` of every class, shape ``(num_classes,)``, NaN without objects.
         """
-        pictures = gather(self.pictures)
+        pictures = self.scored = gather(self.pictures)
         scores: dict[str, Tensor] = {}
         for kind in self.kinds:
             numbers, per_class = evaluate(pictures, self.num_classes, kind, self.tools)
@@ -107,7 +112,7 @@ class COCOMetric(Metric):
     def reset(self) -> None:
         """Forget all pictures."""
         super().reset()
-        self.pictures = {}
+        self.pictures, self.scored = {}, {}
 
 
 Picture = tuple[tuple[int, int], list[dict[str, Any]], list[Result]]
@@ -199,11 +204,10 @@ def _tools(backend: Backend) -> tuple[Any, Any]:
     if backend == "pycocotools":
         return COCO, COCOeval
     try:
-        from faster_coco_eval import COCO as FasterCOCO
-        from faster_coco_eval import COCOeval_faster
+        import faster_coco_eval
     except ImportError as error:
         raise UserError(
             "The COCO backend faster_coco_eval is not installed. Install it with `pip install "
             "faster-coco-eval`, or use the default backend, pycocotools."
         ) from error
-    return FasterCOCO, COCOeval_faster
+    return faster_coco_eval.COCO, faster_coco_eval.COCOeval_faster

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
@@ -59,3 +60,8 @@ def encode_masks(masks: Tensor) -> list[dict[str, Any]]:
 def with_category_ids(results: list[Result], category_ids: list[int]) -> list[Result]:
     """Copy results with the class index replaced by the number in the annotation file."""
     return [{**result, "category_id": category_ids[result["category_id"]]} for result in results]
+
+
+def decode_masks(results: list[Result]) -> list[NDArray[np.bool_]]:
+    """Masks of COCO results, each bool ``(H, W)``."""
+    return [coco_mask.decode(result["segmentation"]).astype(bool) for result in results]

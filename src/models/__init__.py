@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from src.models.detectors import CascadeMaskRCNN, MaskRCNN
 from src.models.heads.fcn import FCNHead
 from src.models.heads.upernet import UPerHead
 from src.models.internimage import InternImage, InternImageBackbone
@@ -11,10 +12,12 @@ from src.models.variants import ARCHITECTURES
 
 __all__ = [
     "ARCHITECTURES",
+    "CascadeMaskRCNN",
     "DCNv3",
     "FCNHead",
     "InternImage",
     "InternImageBackbone",
+    "MaskRCNN",
     "Segmentor",
     "UPerHead",
 ]

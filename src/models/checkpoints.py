@@ -43,6 +43,16 @@ HUB_FILES = (
     "upernet_internimage_l_640_160k_ade20k",
     "upernet_internimage_xl_640_160k_ade20k",
     "upernet_internimage_h_896_160k_ade20k",
+    "mask_rcnn_internimage_t_fpn_1x_coco",
+    "mask_rcnn_internimage_t_fpn_3x_coco",
+    "mask_rcnn_internimage_s_fpn_1x_coco",
+    "mask_rcnn_internimage_s_fpn_3x_coco",
+    "mask_rcnn_internimage_b_fpn_1x_coco",
+    "mask_rcnn_internimage_b_fpn_3x_coco",
+    "cascade_internimage_l_fpn_1x_coco",
+    "cascade_internimage_l_fpn_3x_coco",
+    "cascade_internimage_xl_fpn_1x_coco",
+    "cascade_internimage_xl_fpn_3x_coco",
 )
 """Names of published files in `HUB_REPO`, without ``.pth``."""
 

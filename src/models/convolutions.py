@@ -74,6 +74,18 @@ class Linear(nn.Linear):
         set_start(self, self.start)
 
 
+class ClassOutput:
+    """Marks a layer whose outputs belong to classes: weights for other classes do not fit it."""
+
+
+class ClassConv2d(ClassOutput, Conv2d):
+    """Convolution to one map per class."""
+
+
+class ClassLinear(ClassOutput, Linear):
+    """Linear layer to one or more values per class."""
+
+
 class ConvUnit(nn.Module):
     """Convolution, optional BatchNorm, optional ReLU; parameters ``conv.*`` and ``bn.*``.
 

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from typing import Any
 
 import torch
 from timm.models._manipulate import adapt_input_conv
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from src.errors import UserError
 from src.models.backbone import InternImageBackbone
+from src.models.convolutions import ClassOutput
 from src.models.heads.segmentation import ClassConv2d
 from src.models.internimage import InternImage
 from src.models.layers import DCNv3
@@ -150,8 +152,8 @@ def _adapt(module: nn.Module, match: Match, source: str, remap_22k: bool) -> Non
             _adapt_image_channels(child, prefix, match, source)
             if isinstance(child, InternImage):
                 _fit_classes(child, prefix, match, source, remap_22k)
-        elif isinstance(child, ClassConv2d):
-            _fit_pixel_classes(child, prefix, match, source)
+        elif isinstance(child, (ClassConv2d, ClassOutput)):
+            _fit_class_outputs(child, prefix, match, source)
     if dropped:
         match.notes.append(f"{source} samples the centre; its rows for the centre are left out.")
     if filled:
@@ -207,17 +209,18 @@ def _fit_classes(
     )
 
 
-def _fit_pixel_classes(layer: ClassConv2d, prefix: str, match: Match, source: str) -> None:
+def _fit_class_outputs(layer: Any, prefix: str, match: Match, source: str) -> None:
+    rows, kind = len(layer.weight), "class outputs" if isinstance(layer, ClassOutput) else "classes"
     own = {f"{prefix}{key}": value for key, value in layer.state_dict().items()}
     given = {key: match.state[key] for key in own if key in match.state}
     weight = given.get(f"{prefix}weight")
     if weight is None or weight.shape[1:] != layer.weight.shape[1:]:
         return
-    if len(given) == len(own) and len(weight) != layer.out_channels:
+    if len(given) == len(own) and len(weight) != rows:
         match.state |= own
         match.fresh += own
         match.notes.append(
-            f"{source} has {len(weight)} classes, the network {layer.out_channels}: "
+            f"{source} has {len(weight)} {kind}, the network {rows}: "
             f"{prefix.removesuffix('.')} starts fresh."
         )
 

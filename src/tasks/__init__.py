@@ -2,6 +2,7 @@
 
 from src.tasks.base import BaseTask
 from src.tasks.classification import ClassificationTask
+from src.tasks.detection import DetectionTask
 from src.tasks.segmentation import SegmentationTask
 
-__all__ = ["BaseTask", "ClassificationTask", "SegmentationTask"]
+__all__ = ["BaseTask", "ClassificationTask", "DetectionTask", "SegmentationTask"]

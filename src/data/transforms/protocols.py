@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -38,4 +39,37 @@ class ViewsTransform(Protocol):
 
     def __call__(self, image: NDArray[np.uint8]) -> list[Tensor]:
         """Prepare one RGB picture ``(H, W, 3)``: normalised views, each float32 ``(3, h, w)``."""
+        ...
+
+
+class InstanceTransform(Protocol):
+    """Random transform of a picture together with its objects, for training."""
+
+    def __call__(
+        self,
+        image: NDArray[np.uint8],
+        boxes: NDArray[np.float32],
+        masks: Sequence[NDArray[np.uint8]],
+        seed: int,
+    ) -> tuple[Tensor, Tensor, Tensor, list[int]] | None:
+        """Transform one picture.
+
+        Args:
+            image: RGB picture of shape ``(H, W, 3)``.
+            boxes: ``x1, y1, x2, y2`` in pixels inside the picture, shape ``(N, 4)``.
+            masks: Mask of each object, 0 and 1, shape ``(H, W)``.
+            seed: Decides everything random: the same seed gives the same result.
+
+        Returns:
+            Normalised picture, float32, ``(3, h, w)``; boxes, float32, ``(n, 4)``; masks, uint8,
+            ``(n, h, w)``; and which objects are left. None if a crop shows no object and must.
+        """
+        ...
+
+
+class PictureTransform(Protocol):
+    """Fixed preparation of a picture."""
+
+    def __call__(self, image: NDArray[np.uint8]) -> Tensor:
+        """Prepare one RGB picture ``(H, W, 3)``: normalised, float32, ``(3, h, w)``."""
         ...

@@ -1,8 +1,8 @@
 """Object detectors: image -> features -> proposals -> boxes -> masks.
 
 Read in this order: ``two_stage`` (the way of a picture through the network), ``anchors``,
-``boxes``, ``matching``, ``rpn`` (proposals), ``roi_align``, ``box_head``, ``mask_head``, ``roi_head``
-(boxes and masks of Mask R-CNN), ``cascade_roi_head``, ``mask_paste``.
+``boxes``, ``matching``, ``rpn`` (proposals), ``roi_align``, ``box_head``, ``mask_head``,
+``roi_head`` (boxes and masks of Mask R-CNN), ``cascade_roi_head``, ``mask_paste``.
 """
 
 from __future__ import annotations

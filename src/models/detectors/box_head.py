@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from src.models.convolutions import ConvUnit, Linear
+from src.models.convolutions import ClassLinear, ConvUnit, Linear
 from src.models.detectors.boxes import full_precision
 
 ROI_SIDE = 7
@@ -38,8 +38,8 @@ class BoxHead(nn.Module):
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
-        self.fc_cls = Linear(fc_channels, num_classes + 1, start=0.01)
-        self.fc_reg = Linear(fc_channels, num_classes * 4, start=0.001)
+        self.fc_cls = ClassLinear(fc_channels, num_classes + 1, start=0.01)
+        self.fc_reg = ClassLinear(fc_channels, num_classes * 4, start=0.001)
         self.shared_convs = nn.ModuleList(
             ConvUnit(channels, channels, 3, norm=True) for _ in range(num_convs)
         )

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
-from src.models.convolutions import Conv2d, ConvUnit, Upsample2x
+from src.models.convolutions import ClassConv2d, ConvUnit, Upsample2x
 from src.models.detectors.boxes import clip, full_precision
 
 ROI_SIDE = 14
@@ -32,7 +32,7 @@ class MaskHead(nn.Module):
         super().__init__()
         self.convs = nn.ModuleList(ConvUnit(channels, channels, 3) for _ in range(num_convs))
         self.upsample = Upsample2x(channels, channels)
-        self.conv_logits = Conv2d(channels, num_classes, 1, start="kaiming")
+        self.conv_logits = ClassConv2d(channels, num_classes, 1, start="kaiming")
 
     def forward(self, features: Tensor) -> Tensor:
         """``(R, channels, 14, 14)`` to logits ``(R, C, 28, 28)``."""

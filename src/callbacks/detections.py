@@ -1,0 +1,168 @@
+"""Write what a detector finds: COCO results, annotated pictures, AP of every class."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+from PIL import Image, ImageOps
+
+from src.callbacks.label_maps import _output_name as output_name
+from src.callbacks.predictions import class_names
+from src.callbacks.run_folder import run_folder
+from src.errors import UserError
+from src.metrics.coco_results import Result, decode_masks, with_category_ids
+from src.visualization import draw_instances
+
+COLUMNS = ("bbox_AP", "bbox_AP50", "segm_AP", "segm_AP50")
+
+
+class DetectionWriter(Callback):
+    """Write the results of a detector into the run folder.
+
+    ``predict``: ``detections.json`` (COCO results; ``images`` lists number, file and size of every
+    picture) and ``overlays/*.png``. ``validate`` and ``test``: ``results_val.json`` or
+    ``results_test.json`` (COCO results with the numbers of the annotation file). Every evaluation:
+    ``classes_val.csv`` or ``classes_test.csv`` with AP of every class.
+
+    Args:
+        folder: Where to write; default is the run folder.
+        max_overlays: Number of pictures per process that are drawn; -1 draws all, 0 none.
+        score: Detections below this probability are not drawn; the json files have all of them.
+    """
+
+    def __init__(
+        self, folder: str | None = None, max_overlays: int = 200, score: float = 0.3
+    ) -> None:
+        if not 0 <= score <= 1:
+            raise UserError(f"detections.score must be a probability from 0 to 1, got {score}.")
+        self.folder, self.max_overlays, self.score = folder, max_overlays, score
+        self._found: list[tuple[dict[str, Any], list[Result]]] = []
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget earlier predictions."""
+        self._found = []
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Draw and keep the results of a batch."""
+        if not isinstance(outputs, dict) or "results" not in outputs:
+            return  # another task: its own writer takes care
+        names = class_names(trainer)
+        root = getattr(trainer.datamodule, "predict_dir", None)  # type: ignore[attr-defined]
+        for path, number, size, results in zip(
+            outputs["path"], outputs["image_id"], outputs["size"], outputs["results"], strict=True
+        ):
+            if self.max_overlays < 0 or len(self._found) < self.max_overlays:
+                target = self._folder(trainer) / "overlays" / output_name(Path(path), root)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                draw_results(path, results, names, self.score).save(target)
+            picture = {"id": number, "file_name": path, "height": size[0], "width": size[1]}
+            self._found.append((picture, results))
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Bring the results of all devices together and write them."""
+        found = _gather(self._found)
+        if not found or not trainer.is_global_zero:
+            return
+        unique = {picture["id"]: (picture, results) for picture, results in found}
+        pictures, results = zip(*(unique[number] for number in sorted(unique)), strict=True)
+        names, ids = class_names(trainer), category_ids(trainer)
+        content = {
+            "images": list(pictures),
+            "annotations": with_category_ids([r for part in results for r in part], ids),
+            "categories": [{"id": i, "name": n} for i, n in zip(ids, names, strict=True)],
+        }
+        folder = self._folder(trainer)
+        _write_json(content, folder / "detections.json")
+        rank_zero_info(f"Detections:  {folder / 'detections.json'} ({len(pictures)} pictures)")
+        if self.max_overlays:
+            rank_zero_info(f"Overlays:    {folder / 'overlays'}")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the results and classes of the validation pictures."""
+        if not trainer.sanity_checking:
+            self._write_scores(trainer, pl_module, "val")
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the results and classes of the test pictures."""
+        self._write_scores(trainer, pl_module, "test")
+
+    def _write_scores(self, trainer: Trainer, pl_module: Any, split: str) -> None:
+        precision = getattr(pl_module, "class_precision", None)
+        if not precision or not trainer.is_global_zero:
+            return  # another task
+        names = class_names(trainer)
+        rows = [
+            (name, *(_percent(float(precision[column][i])) for column in COLUMNS))
+            for i, name in enumerate(names)
+        ]
+        if trainer.state.fn != "fit":
+            width = max(map(len, names))
+            head = f"{'class':<{width}} " + " ".join(f"{column:>9}" for column in COLUMNS)
+            lines = [f"{row[0]:<{width}} " + " ".join(f"{v:>9}" for v in row[1:]) for row in rows]
+            rank_zero_info("\n".join([head, *lines]))
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        folder = self._folder(trainer)
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / f"classes_{split}.csv").open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([("class", *COLUMNS), *rows])
+        if pl_module.scored_results is not None:
+            results = with_category_ids(pl_module.scored_results, category_ids(trainer))
+            _write_json(results, folder / f"results_{split}.json")
+            rank_zero_info(f"COCO results: {folder / f'results_{split}.json'}")
+
+    def _folder(self, trainer: Trainer) -> Path:
+        return Path(self.folder) if self.folder else run_folder(trainer)
+
+
+def draw_results(path: str, results: list[Result], names: list[str], score: float) -> Image.Image:
+    """Draw the COCO results of a picture file that reach a score."""
+    shown = [result for result in results if result["score"] >= score]
+    with Image.open(path) as file:
+        picture = ImageOps.exif_transpose(file).convert("RGB")
+    return draw_instances(
+        picture,
+        boxes=[result["bbox"] for result in shown],
+        masks=decode_masks(shown),
+        names=[names[result["category_id"]] for result in shown],
+        scores=[result["score"] for result in shown],
+        classes=[result["category_id"] for result in shown],
+    )
+
+
+def category_ids(trainer: Trainer) -> list[int]:
+    """Number of each class in the annotation files; counted from 0 if the data has none."""
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    return list(getattr(data, "category_ids", range(data.num_classes)))
+
+
+def _percent(value: float) -> str:
+    return "-" if math.isnan(value) else f"{100 * value:.1f}"
+
+
+def _write_json(content: Any, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
+
+
+def _gather(found: list[Any]) -> list[Any]:
+    if not (dist.is_available() and dist.is_initialized()):
+        return found
+    parts: list[list[Any]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(parts, found)
+    return [item for part in parts for item in part]

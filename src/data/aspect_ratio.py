@@ -1,0 +1,59 @@
+"""Batches of pictures that are all wide or all high, so that little is padded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import Dataset, DistributedSampler
+
+
+class AspectRatioSampler(DistributedSampler[int]):
+    """Shuffled indices in which every batch has one orientation.
+
+    Rule of mmdetection 2.x: each group is shuffled and filled up with repetitions to whole batches
+    of all processes; then the batches are shuffled.
+
+    Args:
+        dataset: The data set.
+        is_wide: Group of each picture, bool ``(N,)``.
+        batch_size: Pictures per process and step.
+        num_replicas: Number of processes.
+        rank: Number of this process.
+        seed: Decides the order together with the epoch.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset[int],
+        is_wide: NDArray[np.bool_],
+        batch_size: int,
+        num_replicas: int = 1,
+        rank: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(dataset, num_replicas, rank, seed=seed)
+        groups = (np.flatnonzero(is_wide), np.flatnonzero(~is_wide))
+        self.groups = [torch.from_numpy(group) for group in groups if len(group)]
+        self.batch_size = batch_size
+
+    def __len__(self) -> int:
+        """Number of indices of one process in an epoch."""
+        whole = self.batch_size * self.num_replicas
+        return sum(-(-len(group) // whole) for group in self.groups) * self.batch_size
+
+    def __iter__(self) -> Iterator[int]:
+        """Indices of this process; every ``batch_size`` of them are one batch."""
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        whole = self.batch_size * self.num_replicas
+        batches = []
+        for group in self.groups:
+            order = group[torch.randperm(len(group), generator=generator)]
+            full = -(-len(order) // whole) * whole
+            order = order.repeat(-(-full // len(order)))[:full]
+            batches.append(order.view(-1, self.batch_size))
+        together = torch.cat(batches)
+        together = together[torch.randperm(len(together), generator=generator)]
+        return iter(together[self.rank :: self.num_replicas].flatten().tolist())

@@ -1,0 +1,282 @@
+"""Pictures with objects from COCO annotation files, and pictures without labels for a detector.
+
+Plain PyTorch data sets: no Lightning, no sampling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NotRequired, TypedDict
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from src.data.coco_json import (
+    Annotation,
+    CocoFile,
+    Picture,
+    clipped_box,
+    decode_mask,
+    for_scoring,
+    why_unusable,
+)
+from src.data.datasets.image_folder import files_to_predict
+from src.data.pictures import BrokenPictureError, decode
+from src.data.transforms.protocols import InstanceTransform, PictureTransform
+from src.errors import UserError
+from src.types import DetectionTarget
+
+_MAX_TRIES = 100
+
+
+class Sample(TypedDict):
+    """One picture; see `src.types.DetectionBatch`."""
+
+    image: Tensor
+    size: tuple[int, int]
+    original_size: tuple[int, int]
+    image_id: int
+    path: str
+    target: NotRequired[DetectionTarget]
+    annotations: NotRequired[list[Annotation]]
+
+
+class _CocoPictures:
+    """Reading of the pictures of an annotation file."""
+
+    def __init__(self, file: CocoFile, folder: str | Path, indices: Sequence[int]) -> None:
+        self.file = file
+        self.folder = Path(folder)
+        self._indices = np.array(indices, dtype=np.int64)
+        if not len(self._indices):
+            raise UserError(f"{file.path} has no picture to use.")
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    @property
+    def is_wide(self) -> NDArray[np.bool_]:
+        """Which pictures are wider than high."""
+        sizes = np.array([self.file.pictures[i].size for i in self._indices])
+        return np.asarray(sizes[:, 1] > sizes[:, 0])
+
+    def picture(self, index: int) -> Picture:
+        """Entry of the annotation file."""
+        return self.file.pictures[self._indices[index]]
+
+    def read(self, index: int) -> NDArray[np.uint8]:
+        """Picture ``(H, W, 3)``, turned upright if the annotations are.
+
+        Raises:
+            UserError: If the file is broken or has another size than in the annotation file.
+        """
+        entry = self.picture(index)
+        path = self.folder / entry.file_name
+        try:
+            picture = decode(path)
+        except BrokenPictureError as error:
+            raise UserError(
+                f"{error} It is the picture {entry.id} of {self.file.path}; check the folder of "
+                "the pictures, or remove the entry."
+            ) from error
+        height, width = entry.size
+        upright = upright_picture(picture)
+        for candidate in (upright, picture):
+            if candidate.size == (width, height):
+                return np.asarray(candidate)
+        raise UserError(
+            f"The picture {path} is {picture.width}x{picture.height} pixels, but {self.file.path} "
+            f"says {width}x{height} (picture {entry.id}); the objects would be misplaced."
+        )
+
+
+class COCOTrainDataset(_CocoPictures, Dataset[Sample]):
+    """Pictures with objects to learn from, randomly transformed.
+
+    Pictures without any annotation or with a side below ``min_size`` are left out, as officially.
+    One that only shows crowds stays, as an example of background.
+
+    Args:
+        file: The annotations.
+        folder: Folder of the pictures.
+        transform: Random transform of a picture and its objects.
+        keep_empty: Keep pictures without annotations as examples of background.
+        min_size: Smallest side in pixels.
+
+    Raises:
+        UserError: If no picture is left.
+    """
+
+    def __init__(
+        self,
+        file: CocoFile,
+        folder: str | Path,
+        transform: InstanceTransform,
+        *,
+        keep_empty: bool = False,
+        min_size: int = 32,
+    ) -> None:
+        indices = [
+            i
+            for i, picture in enumerate(file.pictures)
+            if (keep_empty or file.num_annotations[i]) and min(picture.size) >= min_size
+        ]
+        if not indices:
+            raise UserError(
+                f"{file.path} has no picture with annotations and sides of at least {min_size} "
+                "pixels, so there is nothing to learn from."
+            )
+        super().__init__(file, folder, indices)
+        self.transform = transform
+
+    def __getitem__(self, index: int) -> Sample:
+        """Read and transform one picture; PyTorch's seed decides what is random.
+
+        If the crop must show an object and does not, another picture of the same orientation
+        takes its place.
+
+        Raises:
+            UserError: If the picture is broken or no picture gives a crop with an object.
+        """
+        for _ in range(_MAX_TRIES):
+            sample = self._try(index)
+            if sample is not None:
+                return sample
+            alike = np.flatnonzero(self.is_wide == self.is_wide[index])
+            index = int(alike[int(torch.randint(len(alike), ()))])
+        raise UserError(
+            f"{_MAX_TRIES} random crops in a row showed no object of {self.file.path}; set "
+            "data.allow_empty_crop to true."
+        )
+
+    def _try(self, index: int) -> Sample | None:
+        picture, image = self.picture(index), self.read(index)
+        objects = [
+            annotation
+            for annotation in self.file.annotations(int(self._indices[index]))
+            if why_unusable(annotation, picture.size) is None
+        ]
+        boxes = np.array([clipped_box(o, picture.size) for o in objects], np.float32)
+        masks = [decode_mask(o, picture.size) for o in objects]
+        seed = int(torch.randint(2**31, ()))
+        transformed = self.transform(image, boxes.reshape(-1, 4), masks, seed)
+        if transformed is None:
+            return None
+        tensor, kept_boxes, kept_masks, kept = transformed
+        labels = torch.tensor([objects[i]["category_id"] for i in kept], dtype=torch.int64)
+        return {
+            **_facts(tensor, image, picture.id, str(self.folder / picture.file_name)),
+            "target": {"boxes": kept_boxes, "labels": labels, "masks": kept_masks},
+        }
+
+
+class COCOEvalDataset(_CocoPictures, Dataset[Sample]):
+    """Every picture of an annotation file with its annotations.
+
+    Args:
+        file: The annotations.
+        folder: Folder of the pictures.
+        transform: Preparation of a picture.
+    """
+
+    def __init__(self, file: CocoFile, folder: str | Path, transform: PictureTransform) -> None:
+        super().__init__(file, folder, range(len(file.pictures)))
+        self.transform = transform
+
+    def __getitem__(self, index: int) -> Sample:
+        """Read and prepare one picture.
+
+        Raises:
+            UserError: If the picture is broken.
+        """
+        picture, image = self.picture(index), self.read(index)
+        annotations = [for_scoring(a, picture.size) for a in self.file.annotations(index)]
+        path = str(self.folder / picture.file_name)
+        return {
+            **_facts(self.transform(image), image, picture.id, path),
+            "annotations": annotations,
+        }
+
+
+class PicturesToDetect(Dataset[Sample]):
+    """Pictures without labels: one file of any name, or every picture under a folder, sorted.
+
+    Pictures are turned upright as their EXIF block says. ``image_id`` counts them from 1.
+
+    Args:
+        source: A picture or a folder.
+        transform: Preparation of a picture.
+
+    Raises:
+        UserError: If the source is missing or a folder without pictures.
+    """
+
+    def __init__(self, source: str | Path, transform: PictureTransform) -> None:
+        self.paths = files_to_predict(source)
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Read and prepare one picture.
+
+        Raises:
+            UserError: If the picture is broken.
+        """
+        path = self.paths[index]
+        image = np.asarray(upright_picture(decode(path)))
+        return _facts(self.transform(image), image, index + 1, path)
+
+
+def upright_picture(picture: Image.Image) -> Image.Image:
+    """The picture turned as its EXIF block says."""
+    turned = ImageOps.exif_transpose(picture)
+    return picture if turned is None else turned
+
+
+def _facts(tensor: Tensor, image: NDArray[np.uint8], image_id: int, path: str) -> Sample:
+    return {
+        "image": tensor,
+        "size": (tensor.shape[1], tensor.shape[2]),
+        "original_size": (image.shape[0], image.shape[1]),
+        "image_id": image_id,
+        "path": path,
+    }
+
+
+def collate(samples: Sequence[Sample], size_divisor: int = 32) -> dict[str, Any]:
+    """Put pictures of different sizes into one batch, padded at the right and at the bottom.
+
+    Args:
+        samples: Pictures of one data set.
+        size_divisor: Sides of the batch are multiples of this.
+
+    Returns:
+        See `src.types.DetectionBatch`.
+    """
+    height, width = (
+        -(-max(s["size"][axis] for s in samples) // size_divisor) * size_divisor for axis in (0, 1)
+    )
+    images = torch.zeros(len(samples), 3, height, width)
+    batch: dict[str, Any] = {"image": images}
+    for row, sample in zip(images, samples, strict=True):
+        row[:, : sample["size"][0], : sample["size"][1]] = sample["image"]
+    for key in samples[0]:
+        if key == "target":
+            batch[key] = [_pad(s["target"], (height, width)) for s in samples]
+        elif key != "image":
+            batch[key] = [s[key] for s in samples]  # type: ignore[literal-required]
+    return batch
+
+
+def _pad(target: DetectionTarget, size: tuple[int, int]) -> DetectionTarget:
+    masks = target["masks"]
+    padded = masks.new_zeros(len(masks), *size)
+    padded[:, : masks.shape[1], : masks.shape[2]] = masks
+    return {"boxes": target["boxes"], "labels": target["labels"], "masks": padded}

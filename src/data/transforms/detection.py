@@ -1,0 +1,251 @@
+"""Transforms of the official COCO recipes, through albumentations.
+
+Source: the pipelines of the official InternImage configurations (mmdetection 2.28): resize that
+keeps the shape, horizontal flip, and for the long schedules a resize to one of many sizes, half of
+the time after a crop. Boxes, masks and picture go through the same steps together.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Sequence
+from typing import Any, Literal
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else it asks PyPI at every start
+
+import albumentations as A
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from src.data.transforms.segmentation import fit_size, resize
+
+Array = NDArray[Any]
+Scale = tuple[int, int]
+Triple = tuple[float, float, float]
+ScaleMode = Literal["value", "range"]
+
+# The loader's processes use the cores already; OpenCV's own threads would only get in their way.
+cv2.setNumThreads(0)
+
+
+class NoObjectLeftError(Exception):
+    """A crop shows no object although it must."""
+
+
+class RandomFitResize(A.DualTransform):
+    """Scale to fit one of several sizes, or a size between the smallest and the largest.
+
+    Args:
+        scales: Largest long and short side in pixels.
+        mode: ``value`` takes one of the sizes, ``range`` draws both sides between them.
+    """
+
+    def __init__(self, scales: Sequence[Scale], mode: ScaleMode = "value") -> None:
+        super().__init__(p=1.0)
+        self.scales = [(max(scale), min(scale)) for scale in scales]
+        self.mode = mode
+
+    def get_params_dependent_on_data(
+        self, params: dict[str, Any], data: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Draw the size of the result."""
+        rng = self.random_generator
+        if self.mode == "value":
+            scale = self.scales[int(rng.integers(len(self.scales)))]
+        else:
+            longs, shorts = zip(*self.scales, strict=True)
+            long, short = (
+                int(rng.integers(min(sides), max(sides) + 1)) for sides in (longs, shorts)
+            )
+            scale = (long, short)
+        return {"size": fit_size(data["image"].shape[:2], scale)}
+
+    def apply(self, img: Array, size: tuple[int, int], **_: Any) -> Array:
+        """Resize the picture."""
+        return resize(img, size)
+
+    def apply_to_mask(self, mask: Array, size: tuple[int, int], **_: Any) -> Array:
+        """Resize a mask to the nearest pixels."""
+        return resize(mask, size, cv2.INTER_NEAREST)
+
+    def apply_to_bboxes(self, bboxes: Array, **_: Any) -> Array:
+        """Boxes are relative to the picture, so they stay."""
+        return bboxes
+
+
+class RandomWindow(A.DualTransform):
+    """Crop a window of random size at a random place; boxes without area are dropped.
+
+    Args:
+        sides: Smallest and largest side of the window in pixels; smaller pictures keep theirs.
+        allow_empty: Whether the window may show no object.
+    """
+
+    def __init__(self, sides: tuple[int, int], allow_empty: bool) -> None:
+        super().__init__(p=1.0)
+        self.sides = sides
+        self.allow_empty = allow_empty
+
+    def get_params_dependent_on_data(
+        self, params: dict[str, Any], data: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Draw the window.
+
+        Raises:
+            NoObjectLeftError: If it must show an object and does not.
+        """
+        height, width = data["image"].shape[:2]
+        rng = self.random_generator
+        smallest, largest = self.sides
+        sides = [
+            int(rng.integers(min(side, smallest), min(side, largest) + 1))
+            for side in (height, width)
+        ]
+        top, left = (
+            int(rng.integers(full - side + 1))
+            for full, side in zip((height, width), sides, strict=True)
+        )
+        window = (left, top, left + sides[1], top + sides[0])
+        if not self.allow_empty and not len(
+            _cut(np.asarray(data["bboxes"]), window, (height, width))
+        ):
+            raise NoObjectLeftError
+        return {"window": window, "full": (height, width)}
+
+    def apply(self, img: Array, window: tuple[int, int, int, int], **_: Any) -> Array:
+        """Crop the picture."""
+        left, top, right, bottom = window
+        return img[top:bottom, left:right]
+
+    def apply_to_mask(self, mask: Array, window: tuple[int, int, int, int], **_: Any) -> Array:
+        """Crop a mask."""
+        left, top, right, bottom = window
+        return mask[top:bottom, left:right]
+
+    def apply_to_bboxes(
+        self,
+        bboxes: Array,
+        window: tuple[int, int, int, int],
+        full: tuple[int, int],
+        **_: Any,
+    ) -> Array:
+        """Clip the boxes to the window and drop those outside."""
+        return _cut(bboxes, window, full)
+
+
+def _cut(bboxes: Array, window: tuple[int, int, int, int], full: tuple[int, int]) -> Array:
+    """Clip boxes, relative to a picture, to a window; the result is relative to the window."""
+    if not len(bboxes):
+        return bboxes
+    height, width = full
+    left, top, right, bottom = window
+    size = np.array([right - left, bottom - top] * 2, np.float64)
+    boxes = (bboxes[:, :4] * [width, height, width, height] - [left, top, left, top]) / size
+    boxes = boxes.clip(0, 1)
+    seen = ((boxes[:, 2:] - boxes[:, :2]) * size[:2] > 1e-4).all(axis=1)  # not merely rounding
+    return np.concatenate([boxes, bboxes[:, 4:]], axis=1)[seen]
+
+
+class DetectionTrainTransform:
+    """Resize, flip and optionally crop a picture with its objects.
+
+    Args:
+        scales: Sizes (long and short side) that pictures are scaled to fit.
+        scale_mode: ``value`` takes one of the sizes, ``range`` draws both sides between them.
+        crop_scales: If given, half of the pictures are first scaled to fit one of these sizes and
+            cropped, then scaled to ``scales``.
+        crop_sides: Smallest and largest side of the crop.
+        allow_empty_crop: Whether a crop may show no object.
+        hflip: Probability of a horizontal flip.
+        mean: Mean of each RGB channel, of values in [0, 1].
+        std: Standard deviation of each RGB channel.
+    """
+
+    def __init__(
+        self,
+        *,
+        scales: Sequence[Scale],
+        scale_mode: ScaleMode = "value",
+        crop_scales: Sequence[Scale] | None = None,
+        crop_sides: tuple[int, int] = (384, 600),
+        allow_empty_crop: bool = True,
+        hflip: float,
+        mean: Triple,
+        std: Triple,
+    ) -> None:
+        steps: list[Any] = [A.HorizontalFlip(p=hflip)]
+        if crop_scales is None:
+            steps.append(RandomFitResize(scales, scale_mode))
+        else:
+            cropped = [
+                RandomFitResize(crop_scales),
+                RandomWindow(crop_sides, allow_empty_crop),
+                RandomFitResize(scales, scale_mode),
+            ]
+            whole = [RandomFitResize(scales, scale_mode)]
+            steps.append(A.OneOf([A.Sequential(whole, p=1), A.Sequential(cropped, p=1)], p=1))
+        steps.append(A.Normalize(mean, std))
+        boxes = A.BboxParams("pascal_voc", label_fields=["number"], clip=True)
+        self._compose = A.Compose(steps, bbox_params=boxes)
+
+    def __call__(
+        self,
+        image: NDArray[np.uint8],
+        boxes: NDArray[np.float32],
+        masks: Sequence[NDArray[np.uint8]],
+        seed: int,
+    ) -> tuple[Tensor, Tensor, Tensor, list[int]] | None:
+        """See `InstanceTransform`."""
+        # One generator for all steps: seeding each step alike would tie their draws together.
+        self._compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
+        try:
+            done = self._compose(
+                image=image, bboxes=boxes, number=np.arange(len(boxes)), **_stack(masks)
+            )
+        except NoObjectLeftError:
+            return None
+        kept = [int(number) for number in done["number"]]
+        height, width = done["image"].shape[:2]
+        kept_masks = np.zeros((len(kept), height, width), np.uint8)
+        for row, number in enumerate(kept):
+            kept_masks[row] = done["masks"][number]
+        corners = np.asarray(done["bboxes"], np.float32).reshape(-1, 4)
+        return (
+            _to_tensor(done["image"]),
+            torch.from_numpy(corners),
+            torch.from_numpy(kept_masks),
+            kept,
+        )
+
+
+def _stack(masks: Sequence[NDArray[np.uint8]]) -> dict[str, Array]:
+    """The masks as albumentations wants them; it refuses an empty list."""
+    return {"masks": np.stack(masks)} if len(masks) else {}
+
+
+class DetectionEvalTransform:
+    """Scale to fit and normalise.
+
+    Args:
+        scale: Largest long and short side in pixels.
+        mean: Mean of each RGB channel, of values in [0, 1].
+        std: Standard deviation of each RGB channel.
+    """
+
+    def __init__(self, scale: Scale, *, mean: Triple, std: Triple) -> None:
+        self.scale = scale
+        self._normalize = A.Normalize(mean, std)
+
+    def __call__(self, image: NDArray[np.uint8]) -> Tensor:
+        """See `PictureTransform`."""
+        fitted = resize(image, fit_size(image.shape[:2], self.scale))
+        return _to_tensor(self._normalize(image=fitted)["image"])
+
+
+def _to_tensor(image: Array) -> Tensor:
+    """``(H, W, 3)`` float32 to a contiguous ``(3, H, W)`` tensor."""
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))

@@ -1,0 +1,177 @@
+"""Object detection and instance segmentation: losses by name, COCO numbers, COCO results.
+
+The recipe is the official InternImage one for COCO (mmdetection 2.28). The losses belong to the
+network, which alone knows its proposals; the task adds them up and logs each. Detections of
+evaluation refer to the pictures in their own size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import MetricCollection
+
+from src.errors import UserError
+from src.metrics.coco import COCOMetric
+from src.metrics.coco_results import Result, to_results
+from src.models.detectors import MaskRCNN, TwoStageDetector
+from src.optim.dense_layer_decay import dense_lr_scale, has_dense_weight_decay
+from src.optim.param_groups import LrScale, parameter_groups
+from src.optim.steps import WarmupMultiStep
+from src.tasks.base import BaseTask, OptimizerFactory, SchedulerFactory
+from src.types import DetectionBatch, Detections
+
+
+class DetectionTask(BaseTask):
+    """Train and evaluate a detector.
+
+    Args:
+        num_classes: Number of classes, taken from the data module on the command line.
+        network: Makes the detector; called with ``num_classes``.
+        coco_backend: What computes AP: ``pycocotools`` or ``faster_coco_eval``.
+        optimizer: See :class:`BaseTask`.
+        lr_scheduler: See :class:`BaseTask`.
+        reference_batch_size: See :class:`BaseTask`.
+        layer_decay: Ratio of the learning rates of neighbouring blocks of the backbone, in (0, 1];
+            ``None`` is off.
+        offset_lr_scale: Extra factor of parameters named ``sampling_offsets`` or
+            ``reference_points``. The networks here have none, so it changes nothing; the official
+            3x recipes of Cascade Mask R-CNN set it all the same.
+        kwargs: See :class:`BaseTask`. ``dcn_lr_scale`` does not exist in the official detection
+            recipe and is refused.
+    """
+
+    monitor: ClassVar[str] = "val/bbox_AP"
+    monitor_mode: ClassVar[str] = "max"
+
+    def __init__(
+        self,
+        num_classes: int,
+        network: Callable[[int], TwoStageDetector] = MaskRCNN,
+        coco_backend: Literal["pycocotools", "faster_coco_eval"] = "pycocotools",
+        optimizer: OptimizerFactory = lambda params: torch.optim.AdamW(
+            params, lr=1e-4, weight_decay=0.05
+        ),
+        lr_scheduler: SchedulerFactory | None = WarmupMultiStep,
+        reference_batch_size: int | None = 16,
+        layer_decay: float | None = None,
+        offset_lr_scale: float = 1.0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            num_classes=num_classes,
+            network=network,
+            optimizer=optimizer,
+            lr_scheduler=lr_scheduler,
+            reference_batch_size=reference_batch_size,
+            layer_decay=layer_decay,
+            **kwargs,
+        )
+        if self.dcn_lr_scale is not None:
+            raise UserError(
+                "dcn_lr_scale belongs to the classification recipe; leave it null in DetectionTask."
+            )
+        self.coco_backend, self.offset_lr_scale = coco_backend, offset_lr_scale
+        self.class_precision: dict[str, Tensor] = {}
+        self.scored_results: list[Result] | None = None  # of the last `validate` or `test`
+
+    def build_loss(self) -> nn.Module:
+        """Nothing: the network computes its losses."""
+        return nn.Identity()
+
+    def build_metrics(self) -> MetricCollection:
+        """The twelve numbers of COCO for boxes and for masks."""
+        return MetricCollection({"coco": COCOMetric(self.num_classes, backend=self.coco_backend)})
+
+    def lr_scale(self) -> LrScale | None:
+        """Learning-rate scale by parameter name, or ``None`` for one rate."""
+        if self.layer_decay is None:
+            return None
+        depths = cast("TwoStageDetector", self.network or self.evaluation_network).depths
+        return dense_lr_scale(depths, self.layer_decay, offset_lr_scale=self.offset_lr_scale)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Optimizer groups of the network, by the rule of the official detection recipe."""
+        named = list((self.network or self.evaluation_network).named_parameters())
+        no_decay = {n for n, p in named if not has_dense_weight_decay(n, p.ndim)}
+        return parameter_groups(named, lr_scale=self.lr_scale(), no_decay=no_decay)
+
+    def training_step(self, batch: DetectionBatch, batch_idx: int) -> Tensor:
+        """Sum of the losses of a batch."""
+        assert self.network is not None
+        values: dict[str, Tensor] = self.network(
+            batch["image"], batch["size"], targets=batch["target"]
+        )
+        losses = {name: value.sum() for name, value in values.items() if "loss" in name}
+        loss = torch.stack(list(losses.values())).sum()
+        figures = {name: value for name, value in values.items() if "loss" not in name}
+        size = len(batch["image"])
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=size)
+        named = {f"train/{name}": value.detach() for name, value in (losses | figures).items()}
+        self.log_dict(named, batch_size=size)
+        return loss
+
+    def evaluation_step(
+        self, network: nn.Module, batch: DetectionBatch, stage: str, suffix: str
+    ) -> None:
+        """Keep the detections of a batch for scoring."""
+        metric = cast("MetricCollection", self.metrics[stage + suffix])
+        metric.update(
+            self._detect(network, batch),
+            batch["image_id"],
+            batch["original_size"],
+            batch["annotations"],
+        )
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the COCO numbers of the validation pictures."""
+        for suffix in ("", "_raw") if self._averaged else ("",):
+            self._log_scores("val", suffix)
+
+    def on_test_epoch_end(self) -> None:
+        """Log the COCO numbers of the test pictures."""
+        self._log_scores("test", "")
+
+    def predict_step(self, batch: DetectionBatch, batch_idx: int) -> dict[str, Any]:
+        """Detections of every picture.
+
+        Returns:
+            ``path`` (``N`` strings), ``image_id`` (``N`` integers), ``size`` (height and width of
+            each picture) and ``results``: COCO results of each picture with class indices.
+        """
+        found = self._detect(self.evaluation_network, batch)
+        return {
+            "path": batch["path"],
+            "image_id": batch["image_id"],
+            "size": batch["original_size"],
+            "results": [
+                to_results(detections, number)
+                for detections, number in zip(found, batch["image_id"], strict=True)
+            ],
+        }
+
+    def _detect(self, network: nn.Module, batch: DetectionBatch) -> list[Detections]:
+        found: list[Detections] = network(batch["image"], batch["size"], batch["original_size"])
+        return found
+
+    def _log_scores(self, stage: str, suffix: str) -> None:
+        metrics = cast("MetricCollection", self.metrics[stage + suffix])
+        scores: dict[str, Tensor] = metrics.compute()
+        if not self._is_fitting:
+            metric = cast("COCOMetric", next(iter(metrics.values())))
+            self.scored_results = [r for _, _, found in metric.scored.values() for r in found]
+        metrics.reset()
+        scalars = {name: value.float() for name, value in scores.items() if value.ndim == 0}
+        main = f"{stage}/bbox_AP{suffix}", f"{stage}/segm_AP{suffix}"
+        for name, value in scalars.items():
+            # Every process has the same numbers; sync_dist only says so to Lightning.
+            self.log(name, value, prog_bar=name in main, sync_dist=True)
+        if not suffix:
+            self.class_precision = {
+                name.split("/")[1].replace("class_", ""): value
+                for name, value in scores.items()
+                if value.ndim
+            }
