@@ -1,0 +1,204 @@
+"""Detection through the front door, on drawn scenes: fit, validate, test, predict, mistakes."""
+
+import contextlib
+import csv
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from src.cli import build, main
+from src.data.toy_coco import write_toy_coco
+from src.data.toy_layouts import ToySettings
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY_BACKBONE = {"channels": 8, "depths": [1, 1, 1, 1], "groups": [1, 2, 4, 8]}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Working directory with scenes, a tiny recipe and its finished run."""
+    folder = tmp_path_factory.mktemp("detection")
+    write_toy_coco(folder / "toy", ToySettings(train=2, val=3, predict=2, size=64))
+    recipe = yaml.safe_load((ROOT / "configs" / "toy" / "detection.yaml").read_text())
+    network = recipe["model"]["init_args"]["network"]["init_args"]
+    network["backbone"]["init_args"] = TINY_BACKBONE
+    # An untrained detector finds little; with every box counted there is something to compare.
+    network |= {"channels": 16, "fc_channels": 32, "roi_samples": 16, "score_threshold": 0.0}
+    recipe["data"]["init_args"] |= {
+        "root": str(folder / "toy"),
+        "train_scales": [[64, 48]],
+        "eval_scale": [64, 48],
+        "batch_size": 4,
+        "num_workers": 0,
+        "predict_dir": str(folder / "toy" / "predict"),
+    }
+    recipe["trainer"] |= {"max_epochs": 2, "check_val_every_n_epoch": 1}
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(recipe))
+    assert run(folder, "fit") == 0
+    return folder
+
+
+def arguments(folder, command, *more):
+    given = [command, "-c", str(folder / "tiny.yaml")]
+    return [*given, "--trainer.default_root_dir", str(folder / "runs"), *more]
+
+
+def run(folder, command, *more):
+    return main(arguments(folder, command, *more))
+
+
+def newest(folder, prefix):
+    return max(
+        (folder / "runs" / "tiny").glob(f"{prefix}_*"), key=lambda path: path.stat().st_mtime
+    )
+
+
+def last_values(path):
+    with path.open() as file:
+        return {k: float(v) for row in csv.DictReader(file) for k, v in row.items() if v}
+
+
+def test_fit_leaves_every_loss_the_coco_numbers_and_a_table_of_classes(folder):
+    run_folder = newest(folder, "version")
+    values = last_values(run_folder / "metrics.csv")
+    losses = {"loss", "loss_rpn_cls", "loss_rpn_bbox", "loss_cls", "loss_bbox", "loss_mask", "acc"}
+    assert {f"train/{name}" for name in losses} <= values.keys()
+    assert {"val/bbox_AP", "val/bbox_AR_large", "val/segm_AP", "val/segm_AP_small"} <= values.keys()
+    assert sum(key.startswith("val/") for key in values) == 24
+    with (run_folder / "classes_val.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert rows[0].keys() == {"class", "bbox_AP", "bbox_AP50", "segm_AP", "segm_AP50"}
+    assert rows[0]["class"] == "arrow"
+    assert not list(run_folder.glob("results_*.json"))
+
+
+def test_saved_results_score_the_same_when_they_are_read_again(folder):
+    assert run(folder, "validate", "--ckpt_path", "last") == 0
+    run_folder = newest(folder, "validate")
+    values = last_values(run_folder / "metrics.csv")
+    results = json.loads((run_folder / "results_val.json").read_text())
+    assert results
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(str(folder / "toy" / "annotations" / "instances_val2017.json"))
+        for kind, unwanted in (("bbox", "segmentation"), ("segm", "bbox")):
+            kept = [{k: v for k, v in r.items() if k != unwanted} for r in results]
+            evaluation = COCOeval(truth, truth.loadRes(kept), kind)
+            evaluation.evaluate()
+            evaluation.accumulate()
+            evaluation.summarize()
+            names = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
+            ours = [values[f"val/{kind}_{name}"] for name in names]
+            assert ours == pytest.approx(evaluation.stats[:6].tolist(), abs=1e-6)
+
+
+def test_predict_writes_overlays_and_results_in_the_numbers_of_the_data(folder):
+    assert run(folder, "predict", "--ckpt_path", "best", "--detections.score", "0.0") == 0
+    results = newest(folder, "predict")
+    overlays = sorted((results / "overlays").glob("*.png"))
+    assert [path.name for path in overlays] == ["000000000001.png", "000000000002.png"]
+    assert min(Image.open(overlays[0]).size) >= 200  # enlarged, so that the names are legible
+    content = json.loads((results / "detections.json").read_text())
+    assert [picture["id"] for picture in content["images"]] == [1, 2]
+    assert content["categories"][0] == {"id": 1, "name": "arrow"}
+    assert {a["category_id"] for a in content["annotations"]} <= set(range(1, 11))
+
+
+def test_predict_on_pictures_of_any_kind_and_place(folder, tmp_path):
+    (tmp_path / "holiday").mkdir()
+    Image.new("L", (200, 30), 128).save(tmp_path / "holiday" / "grey.png")
+    Image.new("RGBA", (30, 200)).save(tmp_path / "holiday" / "clear.webp")
+    assert run(folder, "predict", "--ckpt_path", "best", "--data.predict_dir", str(tmp_path)) == 0
+    names = [path.name for path in (newest(folder, "predict") / "overlays").rglob("*.png")]
+    assert sorted(names) == ["clear.png", "grey.png"]
+
+
+def test_mistakes_are_one_sentence(folder, capsys):
+    (folder / "broken.json").write_text('{"images": []}')
+    wrong = [
+        (["--data.train_annotations", "nowhere.json"], "nowhere.json does not exist"),
+        (["--data.train_annotations", str(folder / "broken.json")], "is not a COCO annotation"),
+        (["--data.train_images", "elsewhere"], "there is no such file"),
+        (["--model.dcn_lr_scale", "0.1"], "dcn_lr_scale belongs to the classification recipe"),
+    ]
+    for more, message in wrong:
+        assert run(folder, "fit", *more) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert "Traceback" not in error
+
+
+def test_learning_rates_follow_the_rule_of_the_detection_recipes(folder):
+    cli = build(
+        [
+            *arguments(folder, "fit")[1:],
+            "--model.layer_decay",
+            "0.5",
+            "--model.offset_lr_scale",
+            "0",
+        ]
+    )
+    groups = cli.model.parameter_groups()
+    network = cli.model.network
+    by_parameter = {id(p): group for group in groups for p in group["params"]}
+
+    def scale(name):
+        return by_parameter[id(network.get_parameter(name))]["lr_scale"]
+
+    assert scale("backbone.patch_embed.conv1.weight") == 0.5**5
+    assert scale("backbone.levels.3.blocks.0.mlp.fc1.weight") == 0.5
+    assert scale("backbone.levels.0.downsample.conv.weight") == 0.5**3
+    assert scale("neck.fpn_convs.0.conv.weight") == 1
+    decays = {n for n, p in network.named_parameters() if by_parameter[id(p)]["weight_decay"] != 0}
+    assert "roi_head.bbox_head.fc_cls.weight" in decays
+    assert not any(name.endswith(".bias") or ".norm" in name for name in decays)
+
+
+def test_cascade_trains_with_a_moving_average(folder):
+    recipe = yaml.safe_load((folder / "tiny.yaml").read_text())
+    recipe["model"]["init_args"]["network"]["class_path"] = "CascadeMaskRCNN"
+    recipe["trainer"] |= {
+        "max_epochs": 1,
+        "callbacks": [{"class_path": "EMA", "init_args": {"warmup_steps": 10}}],
+    }
+    (folder / "cascade.yaml").write_text(yaml.safe_dump(recipe))
+    more = ["--trainer.default_root_dir", str(folder / "runs")]
+    assert main(["fit", "-c", str(folder / "cascade.yaml"), *more]) == 0
+    values = last_values(folder / "runs" / "cascade" / "version_0" / "metrics.csv")
+    assert {"train/s0.loss_cls", "train/s2.loss_mask", "val/bbox_AP", "val/bbox_AP_raw"} <= set(
+        values
+    )
+
+
+def test_16_bit_training_keeps_losses_finite(folder):
+    more = ["--trainer.precision", "bf16-mixed", "--trainer.max_epochs", "1", "--name", "half"]
+    assert run(folder, "fit", *more) == 0
+    values = last_values(folder / "runs" / "half" / "version_0" / "metrics.csv")
+    assert torch.tensor(values["train/loss"]).isfinite()
+
+
+@pytest.mark.slow
+def test_two_processes_train_and_validate_as_one(folder):
+    scores = []
+    for devices in ("1", "2"):
+        command = arguments(folder, "validate", "--ckpt_path", "last")
+        command += ["--trainer.devices", devices, "--trainer.strategy"]
+        command += ["ddp" if devices == "2" else "auto"]
+        done = subprocess.run([sys.executable, "-m", "src", *command], cwd=ROOT, check=False)
+        assert done.returncode == 0
+        values = last_values(newest(folder, "validate") / "metrics.csv")
+        scores.append({key: v for key, v in values.items() if key.startswith("val/")})
+    assert len(scores[0]) == 24
+    assert scores[0] == scores[1]
+    command = arguments(folder, "fit", "--trainer.devices", "2", "--trainer.strategy", "ddp")
+    command += ["--trainer.max_epochs", "1", "--name", "two"]
+    done = subprocess.run([sys.executable, "-m", "src", *command], cwd=ROOT, check=False)
+    assert done.returncode == 0
