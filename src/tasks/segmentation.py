@@ -35,8 +35,10 @@ class SegmentationTask(BaseTask):
         loss_average: Pixels that the mean loss counts: ``all`` (official: ignored ones too) or the
             ``labelled`` ones.
         aux_weight: Weight of the auxiliary head's loss.
-        sliding_window: Evaluate windows of this size and step one after the other instead of whole
-            pictures.
+        window_size: Height and width of windows that are evaluated one after the other, in pixels
+            of the network's input. ``None`` evaluates whole pictures.
+        window_stride: Vertical and horizontal step of the windows; default is two thirds of
+            ``window_size``, as in the official Cityscapes recipes.
         optimizer: See :class:`BaseTask`.
         lr_scheduler: See :class:`BaseTask`.
         reference_batch_size: See :class:`BaseTask`.
@@ -55,7 +57,8 @@ class SegmentationTask(BaseTask):
         network: Callable[[int], Segmentor] = Segmentor,
         loss_average: Literal["all", "labelled"] = "all",
         aux_weight: float = 0.4,
-        sliding_window: SlidingWindow | None = None,
+        window_size: tuple[int, int] | None = None,
+        window_stride: tuple[int, int] | None = None,
         optimizer: OptimizerFactory = lambda params: torch.optim.AdamW(
             params, lr=6e-5, weight_decay=0.05
         ),
@@ -79,7 +82,7 @@ class SegmentationTask(BaseTask):
                 "SegmentationTask."
             )
         self.loss_average, self.aux_weight = loss_average, aux_weight
-        self.sliding_window = sliding_window
+        self.window = _window(window_size, window_stride)
         self.class_scores: dict[str, Tensor] = {}
 
     def build_loss(self) -> nn.Module:
@@ -111,6 +114,7 @@ class SegmentationTask(BaseTask):
     def training_step(self, batch: SegmentationBatch, batch_idx: int) -> Tensor:
         """Loss of a batch."""
         label = batch["label"]
+        self._check_batch_norm(len(label))
         outputs = {name: logits.float() for name, logits in self.network(batch["image"]).items()}  # type: ignore[misc]
         losses = cast("SegmentationLoss", self.criterion)(outputs, label)
         loss = torch.stack(list(losses.values())).sum()
@@ -172,9 +176,18 @@ class SegmentationTask(BaseTask):
                 for number in range(len(shapes))
             ]
             probabilities = picture_probabilities(
-                network, views, size, flipped=batch["flipped"], window=self.sliding_window
+                network, views, size, flipped=batch["flipped"], window=self.window
             )
             yield from zip(members, probabilities, strict=True)
+
+    def _check_batch_norm(self, size: int) -> None:
+        """Refuse one picture per step where batch norm would have a single value per channel."""
+        if size == 1 and any(isinstance(m, nn.BatchNorm2d) for m in self.network.modules()):  # type: ignore[union-attr]
+            raise UserError(
+                "The heads normalise over the batch and cannot train on a single picture per step: "
+                "set data.batch_size to 2 or more, or use several devices with "
+                "trainer.sync_batchnorm."
+            )
 
     def _metrics_of(self, key: str) -> MetricCollection:
         return cast("MetricCollection", self.metrics[key])
@@ -188,3 +201,13 @@ class SegmentationTask(BaseTask):
         self.log_dict(scalars, prog_bar=True, sync_dist=True)
         if not suffix:
             self.class_scores = {key: scores[f"{stage}/{key}"] for key in ("IoU", "Acc")}
+
+
+def _window(size: tuple[int, int] | None, stride: tuple[int, int] | None) -> SlidingWindow | None:
+    if size is None:
+        if stride is not None:
+            raise UserError("window_stride needs window_size; set both, or neither.")
+        return None
+    if stride is None:
+        stride = (round(2 / 3 * size[0]), round(2 / 3 * size[1]))
+    return SlidingWindow((size[0], size[1]), (stride[0], stride[1]))

@@ -14,7 +14,7 @@ from src.models.official_names import official_names
 from src.tasks import SegmentationTask
 
 ROOT = Path(__file__).parents[2]
-RECIPES = sorted((ROOT / "configs" / "segmentation").glob("upernet_*_ade20k.yaml"))
+RECIPES = sorted((ROOT / "configs" / "segmentation").glob("upernet_internimage_*.yaml"))
 MANIFESTS = ROOT / "tests" / "fixtures" / "state_dict_manifests.json.gz"
 PARAMETERS = {
     "t_512": 59_077_148,

@@ -1,0 +1,73 @@
+"""Files that predict writes for segmentation."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from src.callbacks import LabelMapWriter
+from src.visualization import draw_label_map
+
+NAMES = ["sky", "a class with a rather long name", "sea"]
+PALETTE = [(10, 20, 30), (200, 0, 0), (0, 200, 0)]
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    folder = tmp_path / "pictures"
+    for name in ("one.jpg", "sub/two.png", "twin.jpg", "twin.png"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 30), (100, 100, 100)).save(folder / name)
+    return folder
+
+
+def write(writer, pictures):
+    paths = [str(path) for path in sorted(pictures.rglob("*.*"))]
+    label_map = torch.zeros(30, 40, dtype=torch.uint8)
+    label_map[:10] = 2
+    data = SimpleNamespace(class_names=NAMES, palette=PALETTE, predict_dir=str(pictures))
+    trainer = SimpleNamespace(datamodule=data)
+    writer.on_predict_start(trainer, None)
+    outputs = {"path": paths, "label_map": [label_map] * len(paths)}
+    writer.on_predict_batch_end(trainer, None, outputs, {}, 0)
+    writer.on_predict_end(trainer, None)
+    return label_map.numpy()
+
+
+def test_numbers_and_colours(tmp_path, pictures):
+    label_map = write(LabelMapWriter(folder=str(tmp_path / "out")), pictures)
+    with Image.open(tmp_path / "out" / "label_maps" / "one.png") as picture:
+        assert picture.mode == "P"
+        assert (np.array(picture) == label_map).all()
+        assert picture.convert("RGB").getpixel((0, 0)) == PALETTE[2]
+    with Image.open(tmp_path / "out" / "overlays" / "one.png") as picture:
+        assert picture.mode == "RGB"
+
+
+def test_names_are_those_of_the_pictures(tmp_path, pictures):
+    write(LabelMapWriter(folder=str(tmp_path / "out"), max_overlays=2), pictures)
+    maps = tmp_path / "out" / "label_maps"
+    names = sorted(str(path.relative_to(maps)) for path in maps.rglob("*.png"))
+    assert names == ["one.png", "sub/two.png", "twin.jpg.png", "twin.png.png"]
+    assert len(list((tmp_path / "out" / "overlays").rglob("*.png"))) == 2
+
+
+def test_other_tasks_are_left_alone(tmp_path):
+    writer = LabelMapWriter(folder=str(tmp_path / "out"))
+    writer.on_predict_batch_end(None, None, {"path": [], "index": []}, {}, 0)
+    writer.on_predict_end(None, None)
+    assert not (tmp_path / "out").exists()
+
+
+def test_overlay_mixes_colours_and_leaves_unlabelled_pixels():
+    image = Image.new("RGB", (400, 300), (100, 100, 100))
+    label_map = np.full((300, 400), 255, dtype=np.uint8)
+    label_map[:, 200:] = 1
+    drawn = draw_label_map(image, label_map, NAMES, PALETTE, opacity=0.5)
+    assert drawn.width > 400
+    assert drawn.getpixel((10, 10)) == (100, 100, 100)
+    assert drawn.getpixel((300, 10)) == (150, 50, 50)
+    with pytest.raises(ValueError, match="400x300"):
+        draw_label_map(image, label_map[:5], NAMES, PALETTE)

@@ -1,0 +1,77 @@
+"""Label maps of every kind of PNG, and those that are none."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from src.data.label_maps import read_label_map
+from src.data.pictures import BrokenPictureError
+from src.errors import UserError
+
+STORED = np.array([[0, 1, 2], [3, 255, 1]], dtype=np.uint8)
+COUNTED_FROM_ONE = [[255, 0, 1], [2, 255, 0]]
+
+
+def save(path, values):
+    Image.fromarray(values).save(path)
+    return path
+
+
+@pytest.fixture
+def grey(tmp_path):
+    return save(tmp_path / "grey.png", STORED)
+
+
+def test_classes_as_stored(grey):
+    label = read_label_map(grey, 4)
+    assert label.dtype == np.uint8
+    assert (label == STORED).all()
+
+
+def test_classes_counted_from_one(grey):
+    assert read_label_map(grey, 3, reduce_zero_label=True).tolist() == COUNTED_FROM_ONE
+
+
+def test_palette_means_numbers_not_colours(tmp_path):
+    picture = Image.fromarray(STORED)
+    picture.putpalette([250, 0, 0] * 256)
+    assert picture.mode == "P"
+    picture.save(tmp_path / "palette.png")
+    label = read_label_map(tmp_path / "palette.png", 3, reduce_zero_label=True)
+    assert label.tolist() == COUNTED_FROM_ONE
+
+
+def test_sixteen_bits(tmp_path):
+    path = save(tmp_path / "deep.png", STORED.astype(np.uint16))
+    assert read_label_map(path, 3, reduce_zero_label=True).tolist() == COUNTED_FROM_ONE
+    wide = save(tmp_path / "wide.png", np.array([[256, 0]], dtype=np.uint16))
+    with pytest.raises(UserError, match=r"has the value 256 in 1 pixels"):
+        read_label_map(wide, 3, reduce_zero_label=True)
+
+
+def test_one_bit(tmp_path):
+    path = tmp_path / "bits.png"
+    Image.fromarray(np.array([[True, False]])).save(path)
+    assert read_label_map(path, 2).tolist() == [[1, 0]]
+
+
+@pytest.mark.parametrize(("num_classes", "reduce", "value"), [(3, False, 3), (2, True, 3)])
+def test_value_above_the_classes(grey, num_classes, reduce, value):
+    with pytest.raises(UserError) as error:
+        read_label_map(grey, num_classes, reduce_zero_label=reduce)
+    message = str(error.value)
+    assert str(grey) in message
+    assert f"has the value {value} in 1 pixels" in message
+    assert ("Accepted are 1 to 2" if reduce else "Accepted are 0 to 2") in message
+
+
+def test_colours_are_refused(tmp_path):
+    path = save(tmp_path / "rgb.png", np.zeros((2, 2, 3), np.uint8))
+    with pytest.raises(UserError, match=r"rgb\.png holds colours"):
+        read_label_map(path, 4)
+
+
+def test_broken_file(tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG nothing")
+    with pytest.raises(BrokenPictureError, match=r"broken\.png cannot be read"):
+        read_label_map(tmp_path / "broken.png", 4)

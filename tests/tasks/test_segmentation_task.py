@@ -1,0 +1,159 @@
+"""SegmentationTask: losses, scores at the pictures' own sizes, predictions, optimizer groups."""
+
+from functools import partial
+
+import pytest
+import torch
+
+from src.errors import UserError
+from src.models import FCNHead, InternImageBackbone, Segmentor, UPerHead
+from src.tasks import SegmentationTask
+
+CLASSES = 5
+DEPTHS = (1, 1, 2, 1)
+TINY = partial(
+    Segmentor,
+    backbone=partial(InternImageBackbone, channels=8, depths=DEPTHS, groups=(1, 2, 4, 8)),
+    decode_head=partial(UPerHead, channels=16),
+    auxiliary_head=partial(FCNHead, channels=8),
+)
+
+
+@pytest.fixture
+def make_task():
+    """A task with a built network that keeps what it logs in ``logged``."""
+
+    def make(**settings):
+        torch.manual_seed(0)
+        task = SegmentationTask(CLASSES, TINY, **settings)
+        task.configure_model()
+        task.logged = {}
+        task.log = lambda name, value, **_: task.logged.update({name: value})
+        task.log_dict = lambda values, **_: task.logged.update(values)
+        return task
+
+    return make
+
+
+@pytest.fixture
+def eval_batch():
+    generator = torch.Generator().manual_seed(0)
+    sizes = [(40, 50), (70, 33), (40, 50)]
+    views = [[torch.randn(3, 64, 64, generator=generator)] for _ in sizes]
+    labels = [torch.randint(0, CLASSES, size, generator=generator) for size in sizes]
+    labels[0][:10] = 255
+    return {
+        "views": views,
+        "flipped": [False],
+        "size": sizes,
+        "label": labels,
+        "path": ["a", "b", "c"],
+    }
+
+
+def evaluate(task, *batches):
+    task.network.eval()
+    with torch.no_grad():
+        for batch in batches:
+            task.validation_step(batch, 0)
+    task.on_validation_epoch_end()
+    return {name: float(value) for name, value in task.logged.items()}
+
+
+def test_training_loss_is_the_sum_of_both_heads(make_task):
+    task = make_task()
+    batch = {
+        "image": torch.randn(2, 3, 32, 32),
+        "label": torch.randint(0, CLASSES, (2, 32, 32)),
+        "path": ["a", "b"],
+    }
+    loss = task.training_step(batch, 0)
+    loss.backward()
+    parts = task.logged["train/loss_decode"] + task.logged["train/loss_aux"]
+    assert loss.item() == pytest.approx(parts.item())
+    assert task.logged["train/loss_aux"].item() == pytest.approx(0.4 * 1.6, rel=0.3)
+
+
+def test_a_batch_without_labels_trains_to_nothing(make_task):
+    batch = {
+        "image": torch.randn(2, 3, 32, 32),
+        "label": torch.full((2, 32, 32), 255),
+        "path": ["a", "b"],
+    }
+    for average in ("all", "labelled"):
+        assert make_task(loss_average=average).training_step(batch, 0) == 0
+
+
+def test_scores_do_not_depend_on_the_batch_size(make_task, eval_batch):
+    together = evaluate(make_task(), eval_batch)
+    singles = [
+        {name: value if name == "flipped" else [value[index]] for name, value in eval_batch.items()}
+        for index in range(3)
+    ]
+    alone = evaluate(make_task(), *singles)
+    for name in ("val/mIoU", "val/mAcc", "val/aAcc"):
+        assert 0 < alone[name] < 1
+        assert together[name] == pytest.approx(alone[name], abs=1e-3)  # ties may fall differently
+
+
+def test_pictures_that_others_count_change_nothing(make_task, eval_batch):
+    surplus = eval_batch | {"label": [torch.full_like(x, 255) for x in eval_batch["label"]]}
+    assert evaluate(make_task(), eval_batch) | {"val/loss": 0.0} == evaluate(
+        make_task(), eval_batch, surplus
+    ) | {"val/loss": 0.0}
+
+
+def test_classes_have_scores_after_an_evaluation(make_task, eval_batch):
+    task = make_task()
+    evaluate(task, eval_batch)
+    assert task.class_scores["IoU"].shape == (CLASSES,)
+
+
+def test_label_maps_have_the_sizes_of_the_pictures(make_task, eval_batch):
+    task = make_task()
+    task.network.eval()
+    del eval_batch["label"]
+    with torch.no_grad():
+        outputs = task.predict_step(eval_batch, 0)
+        whole = make_task(window_size=(64, 64))
+        whole.network.eval()
+        same = whole.predict_step(eval_batch, 0)  # one window covers everything
+    assert outputs["path"] == ["a", "b", "c"]
+    assert [tuple(m.shape) for m in outputs["label_map"]] == eval_batch["size"]
+    assert all(m.dtype == torch.uint8 for m in outputs["label_map"])
+    for one, other in zip(outputs["label_map"], same["label_map"], strict=True):
+        assert (one == other).float().mean() > 0.999
+
+
+def test_optimizer_groups_follow_the_official_rule(make_task):
+    task = make_task(layer_decay=0.9)
+    groups = {group["name"]: group for group in task.parameter_groups()}
+    scales = {group["lr_scale"] for group in groups.values()}
+    blocks = sum(DEPTHS)
+    assert max(scales) == 1.0
+    assert min(scales) == pytest.approx(0.9 ** (blocks + 1))
+    place = {id(p): name for name, group in groups.items() for p in group["params"]}
+    assert place[id(task.network.decode_head.conv_seg.weight)] == "decay"
+    assert place[id(task.network.decode_head.bottleneck.bn.weight)] == "no_decay"
+    stem = task.network.backbone.patch_embed.conv1
+    assert place[id(stem.weight)] == f"decay_x{0.9 ** (blocks + 1):.6g}"
+    assert len(place) == len(list(task.network.parameters()))
+    assert {group["lr_scale"] for group in make_task().parameter_groups()} == {1.0}
+
+
+def test_window_stride_is_two_thirds_by_default(make_task):
+    window = make_task(window_size=(512, 1024)).window
+    assert window.stride == (341, 683)
+    with pytest.raises(UserError, match="window_stride needs"):
+        make_task(window_stride=(1, 1))
+
+
+def test_one_picture_per_step_is_refused_with_the_way_out(make_task):
+    batch = {"image": torch.randn(1, 3, 32, 32), "label": torch.zeros(1, 32, 32).long()}
+    with pytest.raises(UserError, match=r"data\.batch_size"):
+        make_task().training_step(batch, 0)
+
+
+def test_settings_of_other_tasks_are_refused():
+    with pytest.raises(UserError, match="dcn_lr_scale"):
+        SegmentationTask(CLASSES, TINY, layer_decay=0.9, dcn_lr_scale=0.1)
