@@ -26,8 +26,18 @@ $(INSTALLED): pyproject.toml constraints.txt $(OPERATOR_SOURCES)
 ops: ## Compile the operator again after a change in src/ops/csrc
 	@$(BIN)/python setup.py build_ext --inplace
 
-demo: $(DEMO)/.done ## Train, evaluate and predict on toy data (minutes on a laptop); prints where the pictures are
-	@cat $(DEMO)/.done
+demo: $(DEMO)/done.txt ## Train, evaluate and predict on toy data (minutes on a laptop); prints where the pictures are
+	@cat $<
+
+$(DEMO)/done.txt: | $(INSTALLED)
+	$(BIN)/python -m src prepare toy --root data/toy
+	$(BIN)/python -m src fit --config configs/toy/classification.yaml --name demo
+	$(BIN)/python -m src test --config configs/toy/classification.yaml --name demo --ckpt_path best
+	$(BIN)/python -m src predict --config configs/toy/classification.yaml --name demo --ckpt_path best \
+	    --data.predict_dir data/toy/imagenet/predict
+	@{ echo "The demo is done; 'make demo-again' repeats it."; \
+	   echo "  metrics   $$(ls -d $(DEMO)/test_* | tail -1)/metrics.csv"; \
+	   echo "  pictures  $$(ls -d $(DEMO)/predict_* | tail -1)"; } > $@
 
 demo-again: ## Run the demo from scratch although it has been run
 	@rm -rf $(DEMO) && $(MAKE) --no-print-directory demo

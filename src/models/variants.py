@@ -25,7 +25,7 @@ _HUGE = {"dw_kernel_size": 5, "center_feature_scale": True, "use_clip_projector"
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "internimage_nano": {
         "channels": 32,
-        "depths": (2, 2, 6, 2),
+        "depths": (1, 1, 3, 1),
         "groups": (2, 4, 8, 16),
         "drop_path_rate": 0.05,
     },

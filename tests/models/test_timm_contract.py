@@ -5,9 +5,8 @@ import timm
 import torch
 from timm.models import group_parameters
 
-import src.models  # noqa: F401  (registers the variants)
 from src.errors import UserError
-from src.models.variants import default_cfgs
+from src.models.variants import ARCHITECTURES, default_cfgs
 from src.models.weights import to_official
 
 VARIANTS = [f"internimage_{v}" for v in ("nano", "t", "s", "b", "l", "xl", "h", "g")]
@@ -135,10 +134,11 @@ def test_groups_of_parameters_follow_the_depth(nano):
         for name in (
             "patch_embed.conv1.weight",
             "levels.0.blocks.0.norm1.weight",
-            "levels.0.blocks.1.norm1.weight",
             "levels.0.downsample.conv.weight",
             "levels.1.blocks.0.dcn.offset.weight",
-            "levels.3.blocks.1.mlp.fc2.bias",
+            "levels.2.blocks.0.norm1.weight",
+            "levels.2.blocks.1.norm1.weight",
+            "levels.3.blocks.0.mlp.fc2.bias",
             "levels.3.norm.weight",
             "head.weight",
         )
@@ -146,7 +146,7 @@ def test_groups_of_parameters_follow_the_depth(nano):
     assert order == sorted(set(order))
     assert groups["levels.0.norm.weight"] == groups["levels.0.downsample.conv.weight"]
     coarse = group_parameters(nano, nano.group_matcher(coarse=True), reverse=True)
-    assert coarse["levels.2.blocks.5.norm1.weight"] == coarse["levels.2.norm.weight"] == 3
+    assert coarse["levels.2.blocks.2.norm1.weight"] == coarse["levels.2.norm.weight"] == 3
 
 
 def test_weight_decay_follows_the_shape_only(nano):
@@ -174,7 +174,7 @@ def test_pretrained_tag_downloads_the_published_file(nano, tmp_path, monkeypatch
         return str(tmp_path / "file.pth")
 
     monkeypatch.setattr("timm.models._hub.hf_hub_download", download)
-    arguments = {"channels": 32, "depths": (2, 2, 6, 2), "groups": (2, 4, 8, 16)}
+    arguments = {"channels": 32, "depths": (1, 1, 3, 1), "groups": (2, 4, 8, 16)}
     network = timm.create_model(
         "internimage_t.in1k_224", pretrained=True, num_classes=10, **arguments
     )
