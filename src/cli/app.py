@@ -23,13 +23,14 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from src.callbacks import (
     AtomicCheckpointIO,
     Checkpoint,
     ClassPredictionWriter,
     ClassTable,
+    DetectionWriter,
     EpochSeed,
     LabelMapWriter,
     RunFolder,
@@ -41,6 +42,7 @@ from src.cli.explain import explain
 from src.cli.noise import quieten
 from src.data.ade20k import ADE20KDataModule  # noqa: F401  gives its short name to YAML
 from src.data.base import BaseDataModule
+from src.data.coco import COCODataModule  # noqa: F401  gives its short name to YAML
 from src.data.imagenet import ImageNetDataModule  # noqa: F401  gives its short name to YAML
 from src.errors import UserError
 from src.models import InternImage  # noqa: F401  gives its short name to YAML
@@ -53,6 +55,7 @@ _SWITCHABLE = {
     "predictions": ClassPredictionWriter,
     "label_maps": LabelMapWriter,
     "class_table": ClassTable,
+    "detections": DetectionWriter,
 }
 
 
@@ -60,7 +63,7 @@ class Parser(LightningArgumentParser):
     """Parser that answers a mistake with one sentence instead of pages."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise what is wrong as a `UserError`; parsers that only try something stay as they are."""
+        """Raise what is wrong as a `UserError`; parsers that only try something are as ever."""
         if not self.exit_on_error:
             super().error(message, ex)
         raise UserError(explain(message, getattr(ex, "subcommand_parser", None) or self)) from ex
@@ -73,8 +76,8 @@ class TrainingCLI(LightningCLI):
     def create(cls, args: list[str], *, run: bool) -> TrainingCLI:
         """Parse ``args`` and make everything; with ``run`` the first argument is the command."""
         quieten()
-        # Lightning reads sys.argv when it starts processes for further devices, and warns when it is
-        # given arguments beside it.
+        # Lightning reads sys.argv when it starts processes for further devices, and warns when it
+        # is given arguments beside it.
         argv, sys.argv = sys.argv, [sys.argv[0], *(args if run else [])]
         try:
             return cls(
@@ -162,14 +165,14 @@ class TrainingCLI(LightningCLI):
         try:
             return super().instantiate_trainer(**kwargs)
         except (MisconfigurationException, ValueError, TypeError) as error:
-            _remove_if_empty(folder)
+            _discard_unless_started(folder)
             raise UserError(f"The settings in `trainer` do not work together: {error}") from error
 
     def _choose_folder(self, *, reserve: bool) -> Path:
         # Processes that Lightning starts for further devices learn the folder from RunFolder.
         prefix = "version" if self.subcommand in (None, "fit") else self.subcommand
         folder = next_run_folder(self.runs, prefix)
-        while reserve and rank_zero_only.rank == 0:
+        while reserve and _is_first_process():
             try:
                 folder.mkdir(parents=True)
                 break
@@ -181,15 +184,13 @@ class TrainingCLI(LightningCLI):
         self, config: Any, given: list[Callback], folder: Path
     ) -> list[Callback]:
         has_logger = config.logger is not False and not config.fast_dev_run
-        wanted: dict[str, bool] = {
+        fits = {
             "checkpoint": config.enable_checkpointing is not False and not config.fast_dev_run,
             "lr_monitor": has_logger and self.subcommand in (None, "fit"),
             "model_summary": config.enable_model_summary is not False,
-            "predictions": True,
-            "label_maps": True,
-            "class_table": True,
         }
-        callbacks = [self._get(self.config_init, key) for key, wants in wanted.items() if wants]
+        keys = [key for key in _SWITCHABLE if fits.get(key, True)]
+        callbacks = [self._get(self.config_init, key) for key in keys]
         for callback in callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 callback.dirpath = str(folder / "checkpoints")
@@ -241,7 +242,11 @@ class TrainingCLI(LightningCLI):
         except SystemExit as stop:  # Lightning's answer to Ctrl-C, after it has saved and tidied up
             raise KeyboardInterrupt from stop
         finally:
-            _remove_if_empty(self._folder)
+            _discard_unless_started(self._folder)
+
+
+def _is_first_process() -> bool:
+    return int(getattr(rank_zero_only, "rank", 0)) == 0
 
 
 def _as_list(value: Any) -> list[Any]:
@@ -250,10 +255,15 @@ def _as_list(value: Any) -> list[Any]:
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
-def _remove_if_empty(folder: Path) -> None:
-    with contextlib.suppress(OSError):  # it has files, was never made, or another process did it
-        folder.rmdir()
-        folder.parent.rmdir()
+def _discard_unless_started(folder: Path) -> None:
+    """Take back the folder of a run that never started, which a logger has opened already."""
+    if not _is_first_process() or (folder / "config.yaml").exists():
+        return
+    for file in folder.glob("events.out.tfevents.*"):
+        file.unlink()
+    for path in (folder, folder.parent, folder.parent.parent):
+        with contextlib.suppress(OSError):  # it is not empty
+            path.rmdir()
 
 
 def _any(callbacks: list[Callback], kind: type) -> bool:

@@ -10,12 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+from lightning.pytorch.utilities import rank_zero_warn
 from timm.data.mixup import Mixup
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
+from src.errors import UserError
 from src.models import InternImage
 from src.tasks.base import BaseTask
 from src.types import ClassificationBatch
@@ -50,6 +52,11 @@ class ClassificationTask(BaseTask):
         **kwargs: Any,
     ) -> None:
         super().__init__(num_classes=num_classes, network=network, **kwargs)
+        for name, value in (("mixup_alpha", mixup_alpha), ("cutmix_alpha", cutmix_alpha)):
+            _check(value >= 0, name, value, "0 (off) or a positive strength")
+        for name, value in (("mixup_prob", mixup_prob), ("mixup_switch_prob", mixup_switch_prob)):
+            _check(0 <= value <= 1, name, value, "a probability from 0 to 1")
+        _check(0 <= label_smoothing < 1, "label_smoothing", label_smoothing, "a share in [0, 1)")
         self.label_smoothing = label_smoothing
         self.mixup: Mixup | None = None
         if mixup_alpha > 0 or cutmix_alpha > 0:
@@ -62,6 +69,9 @@ class ClassificationTask(BaseTask):
                 label_smoothing=label_smoothing,
                 num_classes=num_classes,
             )
+        else:
+            _warn_inert("mixup_prob", mixup_prob, 1.0)
+            _warn_inert("mixup_switch_prob", mixup_switch_prob, 0.5)
 
     def build_loss(self) -> nn.Module:
         """Cross entropy; with mixup the smoothing is already in the soft targets."""
@@ -82,10 +92,25 @@ class ClassificationTask(BaseTask):
         """Loss of a batch."""
         image, target = batch["image"], batch["label"]
         if self.mixup is not None:
-            image, target = self.mixup(image, target)
+            image, target = self._mix(self.mixup, image, target)
         loss: Tensor = self.criterion(self.training_network(image), target)
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(image))
+        size = len(image)
+        self.log("train/loss", loss, prog_bar=True, batch_size=size)
+        self.log("train/loss_epoch", loss, on_step=False, on_epoch=True, batch_size=size)
         return loss
+
+    @staticmethod
+    def _mix(mixup: Mixup, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        """Mixed images and soft targets; timm pairs images, so an odd one is left out."""
+        even = len(image) - len(image) % 2
+        if even == 0:
+            raise UserError(
+                "mixup and CutMix need at least two pictures per device and step; raise"
+                " data.batch_size or set mixup_alpha and cutmix_alpha to 0."
+            )
+        # A copy, because timm mixes in place and the batch may still be shown by a callback.
+        mixed: tuple[Tensor, Tensor] = mixup(image[:even].clone(), label[:even])
+        return mixed
 
     def evaluation_step(
         self, network: nn.Module, batch: ClassificationBatch, stage: str, suffix: str
@@ -109,3 +134,13 @@ class ClassificationTask(BaseTask):
         probabilities = self.evaluation_network(batch["image"]).float().softmax(dim=-1)
         best = probabilities.topk(min(5, self.num_classes), dim=-1)
         return {"path": batch["path"], "index": best.indices, "probability": best.values}
+
+
+def _check(accepted: bool, name: str, value: object, accepts: str) -> None:
+    if not accepted:
+        raise UserError(f"model.{name} accepts {accepts}, got {value!r}.")
+
+
+def _warn_inert(name: str, value: float, default: float) -> None:
+    if value != default:
+        rank_zero_warn(f"{name}={value} has no effect: mixup_alpha and cutmix_alpha are 0.")
