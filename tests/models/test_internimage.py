@@ -314,7 +314,8 @@ def test_export_with_a_free_batch_size(kwargs):
 
 
 @pytest.mark.slow
-def test_compile_forward_and_backward():
+def test_compile_forward_and_backward(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # nothing left from other runs
     network = perturb(timm.create_model("internimage_nano", num_classes=5)).train()
     image = torch.randn(2, 3, 64, 64)
     expected = network(image)

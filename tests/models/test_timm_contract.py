@@ -174,9 +174,11 @@ def test_pretrained_tag_downloads_the_published_file(nano, tmp_path, monkeypatch
         return str(tmp_path / "file.pth")
 
     monkeypatch.setattr("timm.models._hub.hf_hub_download", download)
-    arguments = {"channels": 32, "depths": (1, 1, 3, 1), "groups": (2, 4, 8, 16)}
     network = timm.create_model(
-        "internimage_t.in1k_224", pretrained=True, num_classes=10, **arguments
+        "internimage_t.in1k_224",
+        pretrained=True,
+        num_classes=10,
+        **ARCHITECTURES["internimage_nano"],
     )
     assert asked == ["OpenGVLab/InternImage/internimage_t_1k_224.pth"]
     assert torch.equal(network.head.weight, nano.head.weight)
