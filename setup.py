@@ -1,7 +1,8 @@
 """Builds the compiled operators; everything else about the package is in pyproject.toml.
 
-The CPU library (src/ops/_C.abi3.so) is built at every install and needs a C++20 compiler and an installed torch, no
-CUDA toolkit and no GPU. `python setup.py build_ext --inplace` builds it again; what has not changed is skipped.
+The CPU library (src/ops/_C.abi3.so) is built at every install and needs a C++20 compiler and an
+installed torch, no CUDA toolkit and no GPU. `python setup.py build_ext --inplace` builds it again;
+what has not changed is skipped.
 
 SRC_BUILD_OPS=0 installs without compiled operators. MAX_JOBS limits how many compilers run at once.
 """
@@ -33,8 +34,8 @@ KERNEL_FLAGS = [
 ]
 # The stable ABI of torch 2.11: one build runs with every later version.
 BINDING_FLAGS = ["-DTORCH_TARGET_VERSION=0x020b000000000000"]
-# DEFAULT comes first: of an inline function that several objects contain, the linker keeps the first copy, and that
-# one must run on every processor.
+# DEFAULT comes first: of an inline function that several objects contain, the linker keeps the
+# first copy, and that one must run on every processor.
 INSTRUCTION_SETS = {
     "DEFAULT": [],
     "AVX2": ["-mavx2", "-mfma", "-mf16c"],
@@ -71,7 +72,8 @@ class Library(Extension):
 
 
 class BuildLibraries(build_ext):
-    """Compiles the units of a library in parallel, only those whose sources changed, and links them."""
+    """Compiles the units of a library in parallel, only those whose sources changed, and links
+    them."""
 
     def build_extension(self, ext: Library) -> None:
         """Build one library unless it is newer than everything it is made of."""
@@ -87,20 +89,26 @@ class BuildLibraries(build_ext):
             self.link(ext, objects, target)
         except (CompileError, LinkError) as error:
             raise SetupError(
-                f"Building {ext.name} failed ({error}); it needs a C++20 compiler, for example g++ 11 or clang 14. "
-                "Set SRC_BUILD_OPS=0 to install without compiled operators (many times slower)."
+                f"Building {ext.name} failed ({error}); it needs a C++20 compiler, for example g++ "
+                "11 or clang 14. Set SRC_BUILD_OPS=0 to install without compiled operators, which "
+                "are many times faster than plain PyTorch."
             ) from error
 
     def compile_unit(self, ext: Library, unit: Unit) -> str:
         """Compile one unit into a folder of its own; return the object file."""
         folder = Path(self.build_temp) / ext.name / unit.name
         target = folder / unit.source.with_suffix(".o")
-        if not self.force and not newer_group([str(unit.source), *ext.depends], str(target), "newer"):
+        if not self.force and not newer_group(
+            [str(unit.source), *ext.depends], str(target), "newer"
+        ):
             return str(target)
         include = ext.torch / "include"
         flags = [f"-isystem{include}", f"-isystem{include / 'torch/csrc/api/include'}"]
         (result,) = self.compiler.compile(
-            [str(unit.source)], str(folder), extra_preargs=flags, extra_postargs=COMMON_FLAGS + unit.flags
+            [str(unit.source)],
+            str(folder),
+            extra_preargs=flags,
+            extra_postargs=COMMON_FLAGS + unit.flags,
         )
         return result
 
@@ -134,7 +142,13 @@ def cpu_library(torch: Path) -> Library:
         Unit(
             CSRC / "cpu/kernels.cpp",
             name,
-            [f"-DCPU_CAPABILITY={name}", f"-DCPU_CAPABILITY_{name}", *KERNEL_FLAGS, *flags, *defines],
+            [
+                f"-DCPU_CAPABILITY={name}",
+                f"-DCPU_CAPABILITY_{name}",
+                *KERNEL_FLAGS,
+                *flags,
+                *defines,
+            ],
         )
         for name, flags in sets.items()
     ]

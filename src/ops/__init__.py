@@ -1,8 +1,8 @@
 """Compiled operators: deformable convolution v3 (DCNv3) of InternImage.
 
-:func:`dcnv3` is the operator; :func:`dcnv3_reference` (the oracle) and :func:`dcnv3_grid_sample` (the benchmark
-baseline) compute the same in plain PyTorch. :func:`backends` tells which kernel runs on which device, and why.
-This package imports nothing but torch.
+:func:`dcnv3` is the operator; :func:`dcnv3_reference` (the oracle) and :func:`dcnv3_grid_sample`
+(the benchmark baseline) compute the same in plain PyTorch. :func:`backends` tells which kernel runs
+on which device, and why. This package imports nothing but torch.
 """
 
 from ._load import OpNotBuiltError, backends

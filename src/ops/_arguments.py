@@ -1,7 +1,8 @@
 """Argument rules of the DCNv3 operator, shared by every implementation.
 
-Runs at every call, in microseconds, so it is written plainly and the messages are made only when they are needed.
-Sizes may be symbolic (``torch.SymInt``), so nothing here turns them into plain integers.
+Runs at every call, in microseconds, so it is written plainly and the messages are made only when
+they are needed. Sizes may be symbolic (``torch.SymInt``), so nothing here turns them into plain
+integers.
 """
 
 from __future__ import annotations
@@ -60,7 +61,8 @@ def make_window(
     )
     if remove_center and (kernel[0] != kernel[1] or kernel[0] % 2 == 0 or kernel[0] == 1):
         raise ValueError(
-            f"remove_center=True needs an odd square kernel of at least 3, got kernel_size={kernel}."
+            f"remove_center=True needs an odd square kernel of at least 3, "
+            f"got kernel_size={kernel}."
         )
     if kernel[0] * kernel[1] > MAX_POINTS:
         raise ValueError(
@@ -93,23 +95,22 @@ def output_size(height: int, width: int, window: Window) -> Pair:
 
 
 def check_tensors(
-    input: Tensor,  # noqa: A002
+    input: Tensor,
     offset: Tensor,
     mask: Tensor,
     window: Window,
 ) -> None:
-    """Raise ``ValueError`` or ``TypeError`` in one sentence if the tensors do not fit each other."""
+    """Raise ``ValueError`` or ``TypeError`` if the tensors do not fit each other."""
     dtype, device, groups = input.dtype, input.device, window.groups
     if input.dim() != 4:
         raise ValueError(f"input must have shape (N, H, W, C), got {tuple(input.shape)}.")
     if dtype not in FLOATING_DTYPES:
-        raise TypeError(
-            f"input must be float64, float32, float16 or bfloat16, got {_name(dtype)}."
-        )
+        raise TypeError(f"input must be float64, float32, float16 or bfloat16, got {_name(dtype)}.")
     batch, height, width, channels = input.shape
     if groups < 1 or channels < 1 or channels % groups != 0:
         raise ValueError(
-            f"groups must divide the {channels} channels of input (its last axis), got groups={groups}."
+            f"groups must divide the {channels} channels of input (its last axis), "
+            f"got groups={groups}."
         )
     out_height, out_width = output_size(height, width, window)
     if height < 1 or width < 1 or out_height < 1 or out_width < 1:
@@ -128,12 +129,13 @@ def check_tensors(
         _raise_shape("mask", mask, (batch, out_height, out_width, columns), "")
 
 
-def _check_kind(name: str, tensor: Tensor, input: Tensor) -> None:  # noqa: A002
+def _check_kind(name: str, tensor: Tensor, input: Tensor) -> None:
     is_half = input.dtype in HALF_DTYPES
     if tensor.dtype != input.dtype and not (is_half and tensor.dtype == torch.float32):
         accepted = _name(input.dtype) + (" or float32" if is_half else "")
         raise TypeError(
-            f"{name} must be {accepted} beside {_name(input.dtype)} input, got {_name(tensor.dtype)}."
+            f"{name} must be {accepted} beside {_name(input.dtype)} input, "
+            f"got {_name(tensor.dtype)}."
         )
     if tensor.device != input.device:
         raise ValueError(

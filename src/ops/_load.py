@@ -2,7 +2,8 @@
 
 ``INTERNIMAGE_OPS`` is read once, when :mod:`src.ops` is imported:
 
-* ``auto`` (default): compiled kernels where there are some, else plain PyTorch with one warning per device type;
+* ``auto`` (default): compiled kernels where there are some, else plain PyTorch with one warning
+  per device type;
 * ``compiled``: running without a compiled kernel raises :class:`OpNotBuiltError`;
 * ``reference``: plain PyTorch on purpose, nothing is loaded and nothing is said.
 """
@@ -40,7 +41,9 @@ class Libraries:
         self.folder = folder
         self.missing = {"cuda": "there is no GPU kernel in this version"}
         self._warned: set[str] = set()
-        reason = "INTERNIMAGE_OPS=reference" if mode == "reference" else _load(folder / "_C.abi3.so")
+        reason = (
+            "INTERNIMAGE_OPS=reference" if mode == "reference" else _load(folder / "_C.abi3.so")
+        )
         if reason:
             self.missing["cpu"] = reason
 
@@ -51,13 +54,14 @@ class Libraries:
         reason = self.missing.get(device_type, f"there is no kernel for {device_type}")
         if self.mode == "compiled":
             raise OpNotBuiltError(
-                f"INTERNIMAGE_OPS=compiled, but DCNv3 has no compiled kernel on {device_type}: {reason}."
-                f"{self._advice(device_type)}"
+                f"INTERNIMAGE_OPS=compiled, but DCNv3 has no compiled kernel on {device_type}: "
+                f"{reason}.{self._advice(device_type)}"
             )
         self._warned.add(device_type)
         warnings.warn(
-            f"DCNv3 runs in plain PyTorch on {device_type}, many times slower than the compiled kernel: "
-            f"{reason}.{self._advice(device_type)} INTERNIMAGE_OPS=reference silences this warning.",
+            f"DCNv3 runs in plain PyTorch on {device_type}, many times slower than the compiled "
+            f"kernel: {reason}.{self._advice(device_type)} "
+            "INTERNIMAGE_OPS=reference silences this.",
             UserWarning,
             stacklevel=2,
         )
@@ -86,9 +90,10 @@ def backends() -> dict[str, str]:
     """Which DCNv3 kernel runs on each device type, and why when it is not a compiled one.
 
     Returns:
-        ``{"cpu": ..., "cuda": ...}`` with ``"compiled"`` or ``"reference (reason)"``.
+        ``{"cpu": ..., "cuda": ...}`` with ``"compiled (instruction set)"`` or ``"reference
+        (reason)"``.
     """
-    return {
-        device: f"reference ({LIBRARIES.missing[device]})" if device in LIBRARIES.missing else "compiled"
-        for device in ("cpu", "cuda")
-    }
+    report = {device: f"reference ({reason})" for device, reason in LIBRARIES.missing.items()}
+    if "cpu" not in report:
+        report["cpu"] = f"compiled ({torch.ops.internimage.cpu_capability.default()})"
+    return dict(sorted(report.items()))

@@ -1,8 +1,9 @@
-"""Deformable convolution v3 (DCNv3), the operator of InternImage: public function, schema, autograd and dispatch.
+"""DCNv3, the operator of InternImage: public function, schema, autograd and dispatch.
 
-Source: InternImage (CVPR 2023, arXiv 2211.05778), eq. 2. Schema, shape inference, autograd, autocast and the plain
-fallback live here; compiled libraries only add kernels for ``internimage::dcnv3`` and ``internimage::dcnv3_backward``
-under their device key, and win over the fallback by being there. There is no second derivative.
+Source: InternImage (CVPR 2023, arXiv 2211.05778), eq. 2. Schema, shape inference, autograd,
+autocast and the plain fallback live here; compiled libraries only add kernels for
+``internimage::dcnv3`` and ``internimage::dcnv3_backward`` under their device key, and win over the
+fallback by being there. There is no second derivative.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _TAGS = (torch.Tag.needs_fixed_stride_order, torch.Tag.pt2_compliant_tag)
 
 
 def dcnv3(
-    input: Tensor,  # noqa: A002
+    input: Tensor,
     offset: Tensor,
     mask: Tensor,
     *,
@@ -40,21 +41,26 @@ def dcnv3(
 ) -> Tensor:
     """Sample ``input`` at learned positions and sum the samples with learned weights, per group.
 
-    For group ``g`` and output pixel ``(oy, ox)`` the result is ``sum_p mask[g, p] * bilinear(input_g, position_p)``
-    with ``x = ox * stride_w - pad_w + half_w + (i * dilation_w - half_w + dx) * offset_scale`` (``y`` alike),
-    ``half = dilation * (kernel - 1) // 2``. Points run over the kernel with the width index ``i`` slow and the height
-    index fast. Pixels outside the image count as zero; a point counts only if ``-1 < x < W`` and ``-1 < y < H``, so
-    NaN offsets contribute nothing. There is no weight and no bias.
+    For group ``g`` and output pixel ``(oy, ox)`` the result is
+    ``sum_p mask[g, p] * bilinear(input_g, position_p)``; the ``x`` of a position (``y`` alike) is
+    ``ox * stride_w - pad_w + half_w + (i * dilation_w - half_w + dx) * offset_scale`` with
+    ``half_w = dilation_w * (kernel_w - 1) // 2``. Points run over the kernel with the width index
+    ``i`` slow and the height index fast. Pixels outside the image count as zero; a point counts
+    only if ``-1 < x < W`` and ``-1 < y < H``, so NaN offsets contribute nothing. There is no
+    weight and no bias.
 
-    Works under autocast (``input`` is cast, see ``offset``), ``torch.compile(fullgraph=True)`` and ``torch.export``.
-    Results on the CPU are bitwise the same for every number of threads.
+    Works under autocast (``input`` is cast, see ``offset``), ``torch.compile(fullgraph=True)`` and
+    ``torch.export``. Results on the CPU are bitwise the same for every number of threads.
 
     Args:
-        input: Values of shape ``(N, H, W, C)``, channels last, float64, float32, float16 or bfloat16; ``N`` may be 0.
-        offset: Displacements in pixels, shape ``(N, H_out, W_out, groups * P * 2)``, pairs ``(dx, dy)``, with
-            ``P = kernel_h * kernel_w - remove_center``. Dtype of ``input``, or float32 beside a 16-bit ``input``. May
-            be a slice of a wider tensor along the last axis; no copy is made.
-        mask: Weights of the points, shape ``(N, H_out, W_out, groups * P)``; dtype and slices as ``offset``.
+        input: Values of shape ``(N, H, W, C)``, channels last, float64, float32, float16 or
+            bfloat16; ``N`` may be 0.
+        offset: Displacements in pixels, shape ``(N, H_out, W_out, groups * P * 2)``, pairs
+            ``(dx, dy)``, with ``P = kernel_h * kernel_w - remove_center``. Dtype of ``input``, or
+            float32 beside a 16-bit ``input``. May be a slice of a wider tensor along the last
+            axis; no copy is made.
+        mask: Weights of the points, shape ``(N, H_out, W_out, groups * P)``; dtype and slices as
+            ``offset``.
         groups: Number of channel groups, a divisor of ``C``.
         kernel_size: Window size ``(height, width)`` or one integer for both, at least 1.
         stride: Step of the window in pixels, at least 1.
@@ -62,10 +68,12 @@ def dcnv3(
         dilation: Distance between neighbouring points in pixels, at least 1.
         offset_scale: Factor on the whole point grid, the regular part included.
         remove_center: Leave out the centre point; needs an odd square kernel.
-        mask_softmax: ``mask`` holds logits and the softmax over the ``P`` points of each group is part of the operator.
+        mask_softmax: ``mask`` holds logits and the softmax over the ``P`` points of each group is
+            part of the operator.
 
     Returns:
-        Tensor of shape ``(N, H_out, W_out, C)``, dtype of ``input`` (under autocast: the autocast dtype).
+        Tensor of shape ``(N, H_out, W_out, C)``, dtype of ``input`` (under autocast: the autocast
+        dtype).
 
     Raises:
         ValueError: If shapes, devices or window arguments do not fit.
@@ -78,7 +86,7 @@ def dcnv3(
     device_type = input.device.type
     has_autocast = device_type != "meta"  # asking about a device without autocast raises
     if has_autocast and torch.is_autocast_enabled(device_type) and input.dtype != torch.float64:
-        input = input.to(torch.get_autocast_dtype(device_type))  # noqa: A001
+        input = input.to(torch.get_autocast_dtype(device_type))
     check_tensors(input, offset, mask, window)
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return torch.ops.internimage.dcnv3.default(input, offset, mask, *window)
@@ -97,15 +105,17 @@ torch.library.define(
 )
 torch.library.define(
     "internimage::dcnv3_backward",
-    f"(Tensor grad, Tensor input, Tensor offset, Tensor mask, {_WINDOW_SCHEMA}, bool[3] output_mask)"
-    " -> (Tensor, Tensor, Tensor)",
+    f"(Tensor grad, Tensor input, Tensor offset, Tensor mask, {_WINDOW_SCHEMA}, "
+    "bool[3] output_mask) -> (Tensor, Tensor, Tensor)",
     tags=_TAGS,
 )
-torch.library.define("internimage::cpu_capability", "() -> str")  # which instruction set a library chose
+torch.library.define(
+    "internimage::cpu_capability", "() -> str"
+)  # which instruction set a library chose
 
 
 @torch.library.register_kernel("internimage::dcnv3", None)
-def _fallback(input: Tensor, offset: Tensor, mask: Tensor, *window: Any) -> Tensor:  # noqa: A002
+def _fallback(input: Tensor, offset: Tensor, mask: Tensor, *window: Any) -> Tensor:
     LIBRARIES.on_fallback(input.device.type)
     return reference.forward(input, offset, mask, _as_window(window))
 
@@ -113,7 +123,7 @@ def _fallback(input: Tensor, offset: Tensor, mask: Tensor, *window: Any) -> Tens
 @torch.library.register_kernel("internimage::dcnv3_backward", None)
 def _fallback_backward(
     grad: Tensor,
-    input: Tensor,  # noqa: A002
+    input: Tensor,
     offset: Tensor,
     mask: Tensor,
     *args: Any,
@@ -123,7 +133,7 @@ def _fallback_backward(
 
 
 @torch.library.register_fake("internimage::dcnv3")
-def _fake(input: Tensor, offset: Tensor, mask: Tensor, *args: Any) -> Tensor:  # noqa: A002
+def _fake(input: Tensor, offset: Tensor, mask: Tensor, *args: Any) -> Tensor:
     window = _as_window(args)
     n, h, w, c = input.shape
     h_out, w_out = output_size(h, w, window)
@@ -137,7 +147,7 @@ def _fake(input: Tensor, offset: Tensor, mask: Tensor, *args: Any) -> Tensor:  #
 @torch.library.register_fake("internimage::dcnv3_backward")
 def _fake_backward(
     grad: Tensor,
-    input: Tensor,  # noqa: A002
+    input: Tensor,
     offset: Tensor,
     mask: Tensor,
     *args: Any,
@@ -148,8 +158,8 @@ def _fake_backward(
 
 
 def _as_window(args: tuple[Any, ...]) -> Window:
-    groups, *pairs = args[:5]
-    return Window(groups, *(tuple(pair) for pair in pairs), *args[5:])
+    groups, kernel_size, stride, padding, dilation, *rest = args
+    return Window(groups, tuple(kernel_size), tuple(stride), tuple(padding), tuple(dilation), *rest)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -183,12 +193,12 @@ torch.library.register_autograd("internimage::dcnv3_backward", _double_backward)
 class _Eager(Function):
     """The same two operators and gradients as registered above, for eager training.
 
-    It takes a third of the time of the generic autograd wrapper of ``torch.library``, which on small maps is longer
-    than the kernels themselves.
+    It takes a third of the time of the generic autograd wrapper of ``torch.library``, which on
+    small maps is longer than the kernels themselves.
     """
 
     @staticmethod
-    def forward(ctx: Any, input: Tensor, offset: Tensor, mask: Tensor, window: Window) -> Tensor:  # noqa: A002
+    def forward(ctx: Any, input: Tensor, offset: Tensor, mask: Tensor, window: Window) -> Tensor:
         ctx.save_for_backward(input, offset, mask)
         ctx.window = window
         with torch._C._AutoDispatchBelowAutograd():

@@ -1,25 +1,26 @@
 """DCNv3 built on ``torch.nn.functional.grid_sample``: the baseline of the benchmark.
 
-The formulation most PyTorch ports use: pad the image, build a normalised sampling grid, sample every group as its own
-image of shape (N*G, Cg, H, W), weight and sum over the points. It needs no compiled code of ours and exports where
-``grid_sample`` does.
+The formulation most PyTorch ports use: pad the image, build a normalised sampling grid, sample
+every group as its own image of shape (N*G, Cg, H, W), weight and sum over the points. It needs no
+compiled code of ours and exports where ``grid_sample`` does.
 
-It is not the oracle. Differences from :func:`src.ops.dcnv3`: positions are normalised and denormalised, so offsets that
-are exact integers may land on either side (the value is the same, the offset gradient is not); NaN offsets sample
-position -1 of the grid instead of contributing zero; pixels outside the image enter as 0 * weight.
+It is not the oracle. Differences from :func:`src.ops.dcnv3`: positions are normalised and
+denormalised, so offsets that are exact integers may land on either side (the value is the same, the
+offset gradient is not); NaN offsets sample position -1 of the grid instead of contributing zero;
+pixels outside the image enter as 0 * weight.
 """
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor
 
 from ._arguments import Pair, Window, check_tensors, make_window, output_size
 
 
 def dcnv3_grid_sample(
-    input: Tensor,  # noqa: A002
+    input: Tensor,
     offset: Tensor,
     mask: Tensor,
     *,
@@ -32,7 +33,7 @@ def dcnv3_grid_sample(
     remove_center: bool = False,
     mask_softmax: bool = False,
 ) -> Tensor:
-    """DCNv3 through ``grid_sample``; arguments as :func:`src.ops.dcnv3`, all tensors of one dtype."""
+    """DCNv3 through ``grid_sample``; arguments as :func:`src.ops.dcnv3`, all of one dtype."""
     window = make_window(
         groups, kernel_size, stride, padding, dilation, offset_scale, remove_center, mask_softmax
     )
@@ -54,10 +55,12 @@ def dcnv3_grid_sample(
     shifts = offset.reshape(n, pixels, groups, points, 2) * (window.offset_scale / size)
     grid = 2 * (centres + taps + shifts) - 1  # (N, L, G, P, 2), -1 and 1 are the outer edges
 
-    images = padded.reshape(n, h_pad * w_pad, groups, -1).permute(0, 2, 3, 1)
-    images = images.reshape(n * groups, -1, h_pad, w_pad)  # (N*G, Cg, H+, W+)
+    images = padded.reshape(n, h_pad * w_pad, groups, c // groups).permute(0, 2, 3, 1)
+    images = images.reshape(n * groups, c // groups, h_pad, w_pad)  # (N*G, Cg, H+, W+)
     grid = grid.transpose(1, 2).flatten(0, 1)  # (N*G, L, P, 2)
-    samples = F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    samples = F.grid_sample(
+        images, grid, mode="bilinear", padding_mode="zeros", align_corners=False
+    )
 
     weights = weights.transpose(1, 2).reshape(n * groups, 1, pixels, points)
     output = (samples * weights).sum(-1).view(n, c, pixels)  # (N, C, L)
@@ -65,7 +68,7 @@ def dcnv3_grid_sample(
 
 
 def _centres(h_out: int, w_out: int, window: Window, like: Tensor) -> Tensor:
-    """Centre of every window in pixels of the padded image; 0.5 is the centre of the first pixel."""
+    """Centres of the windows in pixels of the padded image; 0.5 is the first pixel's centre."""
     axes = [
         torch.arange(count, dtype=like.dtype, device=like.device) * window.stride[axis]
         + (window.dilation[axis] * (window.kernel_size[axis] - 1)) // 2

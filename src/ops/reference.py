@@ -1,12 +1,14 @@
 """DCNv3 in plain PyTorch: the oracle of the tests and the fallback when no compiled kernel fits.
 
-Source: InternImage (CVPR 2023, arXiv 2211.05778) eq. 2 and the arithmetic rules of its CUDA kernel: positions in pixels
-of the unpadded image (padding is virtual), a point counts only if ``-1 < position < size`` on both axes, each of its
-four corners only inside the image, derivatives are those inside the floor cell. Differentiating
-:func:`dcnv3_reference` therefore gives the CUDA gradients, also at integer positions and at exactly -1. Points that do
-not count (among them NaN positions) add nothing, whatever their mask or the pixels around them hold.
+Source: InternImage (CVPR 2023, arXiv 2211.05778) eq. 2 and the arithmetic rules of its CUDA kernel:
+positions in pixels of the unpadded image (padding is virtual), a point counts only if ``-1 <
+position < size`` on both axes, each of its four corners only inside the image, derivatives are
+those inside the floor cell. Differentiating :func:`dcnv3_reference` therefore gives the CUDA
+gradients, also at integer positions and at exactly -1. Points that do not count (among them NaN
+positions) add nothing, whatever their mask or the pixels around them hold.
 
-It gathers one sampling point at a time, so memory stays a small multiple of the output. It is not fast.
+It gathers one sampling point at a time, so memory stays a small multiple of the output. It is not
+fast.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from ._arguments import Pair, Window, check_tensors, make_window
 class Corner(NamedTuple):
     """One of the four pixels around a sampling position."""
 
-    index: Tensor  # (N, L, G) int64, pixel number in the flattened image, clamped to it
+    pixel: Tensor  # (N, L, G) int64, pixel number in the flattened image, clamped to it
     is_inside: Tensor  # (N, L, G) bool
     weight: Tensor  # (N, L, G) bilinear weight
 
@@ -38,7 +40,7 @@ class Point(NamedTuple):
 
 
 def dcnv3_reference(
-    input: Tensor,  # noqa: A002
+    input: Tensor,
     offset: Tensor,
     mask: Tensor,
     *,
@@ -51,7 +53,7 @@ def dcnv3_reference(
     remove_center: bool = False,
     mask_softmax: bool = False,
 ) -> Tensor:
-    """Plain PyTorch DCNv3 with the gradients of the CUDA kernel; arguments as :func:`src.ops.dcnv3`.
+    """Plain PyTorch DCNv3 with the CUDA kernel's gradients; arguments as :func:`src.ops.dcnv3`.
 
     Computes in float64 for float64 input and in float32 otherwise.
     """
@@ -62,7 +64,7 @@ def dcnv3_reference(
     return forward(input, offset, mask, window)
 
 
-def forward(input: Tensor, offset: Tensor, mask: Tensor, window: Window) -> Tensor:  # noqa: A002
+def forward(input: Tensor, offset: Tensor, mask: Tensor, window: Window) -> Tensor:
     """Differentiable forward pass on checked arguments."""
     n, h, w, c = input.shape
     h_out, w_out = offset.shape[1:3]
@@ -78,7 +80,7 @@ def forward(input: Tensor, offset: Tensor, mask: Tensor, window: Window) -> Tens
 
 def backward(
     grad: Tensor,
-    input: Tensor,  # noqa: A002
+    input: Tensor,
     offset: Tensor,
     mask: Tensor,
     window: Window,
@@ -86,8 +88,8 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of ``input``, ``offset`` and ``mask`` in closed form (empty where not asked for).
 
-    Written out, and not left to autograd, because it runs below autograd in the dispatcher; the tests compare it with
-    autograd through :func:`forward`.
+    Written out, and not left to autograd, because it runs below autograd in the dispatcher; the
+    tests compare it with autograd through :func:`forward`.
     """
     n, h, w, c = input.shape
     values = _split_pixels(input, window)  # (N, H*W, G, Cg)
@@ -98,7 +100,8 @@ def backward(
     for p, point in enumerate(_points(offset, (h, w), window, values.dtype)):
         weight = torch.where(point.is_valid, weights[..., p], 0)
         dots = [(_gather(values, corner) * grad).sum(-1) for corner in point.corners]
-        samples.append(sum(corner.weight * dot for corner, dot in zip(point.corners, dots, strict=True)))
+        parts = [corner.weight * dot for corner, dot in zip(point.corners, dots, strict=True)]
+        samples.append(torch.stack(parts).sum(0))
         frac_x, frac_y = point.frac_x, point.frac_y
         slope_x = (1 - frac_y) * (dots[1] - dots[0]) + frac_y * (dots[3] - dots[2])
         slope_y = (1 - frac_x) * (dots[2] - dots[0]) + frac_x * (dots[3] - dots[1])
@@ -110,7 +113,9 @@ def backward(
     grad_mask = torch.stack(samples, dim=-1)  # (N, L, G, P)
     if window.mask_softmax:
         grad_mask = weights * (grad_mask - (weights * grad_mask).sum(-1, keepdim=True))
-    grad_offset = torch.stack([torch.stack(grad_x, -1), torch.stack(grad_y, -1)], -1)  # (N, L, G, P, 2)
+    grad_offset = torch.stack(
+        [torch.stack(grad_x, -1), torch.stack(grad_y, -1)], -1
+    )  # (N, L, G, P, 2)
     return (
         grad_values.view(n, h, w, c).to(input.dtype) if output_mask[0] else input.new_empty(0),
         grad_offset.view(offset.shape).to(offset.dtype) if output_mask[1] else offset.new_empty(0),
@@ -118,7 +123,7 @@ def backward(
     )
 
 
-def _split_pixels(input: Tensor, window: Window) -> Tensor:  # noqa: A002
+def _split_pixels(input: Tensor, window: Window) -> Tensor:
     n, h, w, c = input.shape
     dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
     return input.to(dtype).reshape(n, h * w, window.groups, c // window.groups)
@@ -134,16 +139,18 @@ def _points(offset: Tensor, size: Pair, window: Window, dtype: torch.dtype) -> I
     """Yield the sampling points in the order of the checkpoints: width slow, height fast."""
     n, h_out, w_out, _ = offset.shape
     offset = offset.to(dtype).reshape(n, h_out * w_out, window.groups, window.points, 2)
-    origin_y = _window_centres(h_out, 0, window, offset)[:, None].expand(h_out, w_out).reshape(-1, 1)
-    origin_x = _window_centres(w_out, 1, window, offset)[None, :].expand(h_out, w_out).reshape(-1, 1)
-    p = 0
-    for i, j in _taps(window):
+    origin_y = (
+        _window_centres(h_out, 0, window, offset)[:, None].expand(h_out, w_out).reshape(-1, 1)
+    )
+    origin_x = (
+        _window_centres(w_out, 1, window, offset)[None, :].expand(h_out, w_out).reshape(-1, 1)
+    )
+    for p, (i, j) in enumerate(_taps(window)):
         tap_y = j * window.dilation[0] - _half(window, 0)
         tap_x = i * window.dilation[1] - _half(window, 1)
         x = origin_x + (tap_x + offset[..., p, 0]) * window.offset_scale  # (N, L, G)
         y = origin_y + (tap_y + offset[..., p, 1]) * window.offset_scale
         yield _make_point(x, y, size)
-        p += 1
 
 
 def _taps(window: Window) -> Iterator[tuple[int, int]]:
@@ -191,10 +198,10 @@ def _make_point(x: Tensor, y: Tensor, size: Pair) -> Point:
 
 def _gather(values: Tensor, corner: Corner) -> Tensor:
     """Pixels at a corner, zero outside the image: chosen, not multiplied, as 0 * inf is NaN."""
-    index = corner.index.unsqueeze(-1).expand(-1, -1, -1, values.shape[-1])
+    index = corner.pixel.unsqueeze(-1).expand(-1, -1, -1, values.shape[-1])
     return torch.where(corner.is_inside.unsqueeze(-1), values.gather(1, index), 0)  # (N, L, G, Cg)
 
 
 def _scatter_add(target: Tensor, corner: Corner, update: Tensor) -> None:
-    index = corner.index.unsqueeze(-1).expand(-1, -1, -1, target.shape[-1])
+    index = corner.pixel.unsqueeze(-1).expand(-1, -1, -1, target.shape[-1])
     target.scatter_add_(1, index, torch.where(corner.is_inside.unsqueeze(-1), update, 0))

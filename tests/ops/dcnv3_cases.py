@@ -1,0 +1,108 @@
+"""Random DCNv3 problems and the comparison of two implementations, for the tests of this folder."""
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass
+class Problem:
+    """Tensors and keyword arguments of one call."""
+
+    input: Tensor
+    offset: Tensor
+    mask: Tensor
+    kwargs: dict = field(default_factory=dict)
+
+    def tensors(self, dtype=None, requires_grad=True):
+        """Fresh leaves of input, offset and mask."""
+        return tuple(
+            t.detach().to(dtype or t.dtype, copy=True).requires_grad_(requires_grad)
+            for t in (self.input, self.offset, self.mask)
+        )
+
+    def run(self, operator, dtype=None):
+        """Output and the three gradients of `operator`."""
+        tensors = self.tensors(dtype)
+        output = operator(*tensors, **self.kwargs)
+        return output.detach(), *torch.autograd.grad(output, tensors, grad_like(output))
+
+
+def make_problem(
+    n=2,
+    height=5,
+    width=7,
+    groups=2,
+    group_channels=8,
+    *,
+    kernel_size=3,
+    stride=1,
+    padding=1,
+    dilation=1,
+    offset_std=1.5,
+    dtype=torch.float64,
+    seed=0,
+    **kwargs,
+):
+    """A random problem; sizes of offset and mask follow from the window."""
+    generator = torch.Generator().manual_seed(seed)
+    kernel, step, pad, dil = (
+        (v, v) if isinstance(v, int) else v for v in (kernel_size, stride, padding, dilation)
+    )
+    out = [
+        (size + 2 * pad[i] - dil[i] * (kernel[i] - 1) - 1) // step[i] + 1
+        for i, size in enumerate((height, width))
+    ]
+    points = kernel[0] * kernel[1] - int(kwargs.get("remove_center", False))
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    return Problem(
+        normal(n, height, width, groups * group_channels).to(dtype),
+        (normal(n, *out, groups * points * 2) * offset_std).to(dtype),
+        normal(n, *out, groups * points).to(dtype),
+        {
+            "groups": groups,
+            "kernel_size": kernel_size,
+            "stride": stride,
+            "padding": padding,
+            "dilation": dilation,
+            **kwargs,
+        },
+    )
+
+
+def grad_like(output):
+    """An output gradient that depends on the sizes alone, rounded to the dtype of the output."""
+    seed = torch.Generator().manual_seed(1)
+    return torch.randn(output.shape, generator=seed, dtype=torch.float64).to(output.dtype)
+
+
+def assert_same(actual, expected, **tolerance):
+    """Compare outputs and gradients by name."""
+    names = ("output", "grad_input", "grad_offset", "grad_mask")
+    for name, a, b in zip(names, actual, expected, strict=True):
+        torch.testing.assert_close(
+            a, b, equal_nan=True, msg=lambda m, n=name: f"{n}: {m}", **tolerance
+        )
+
+
+def run_python(code, **environment):
+    """Run code in a fresh interpreter at the root of the project."""
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests/ops'}", **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )

@@ -1,0 +1,120 @@
+"""Which kernel runs, what is said about it, and the three instruction sets."""
+
+import os
+import shutil
+import warnings
+
+import pytest
+import torch
+from dcnv3_cases import ROOT, run_python
+
+from src.ops import OpNotBuiltError, backends
+from src.ops._load import Libraries, read_mode
+
+CALL = """
+import torch
+from dcnv3_cases import make_problem
+from src.ops import backends, dcnv3
+problem = make_problem(mask_softmax=True)
+for _ in range(3):
+    results = problem.run(dcnv3)
+print(backends())
+"""
+
+
+@pytest.mark.skipif(
+    os.environ.get("SRC_BUILD_OPS") == "0", reason="built without operators on purpose"
+)
+def test_the_installed_package_has_the_compiled_kernel():
+    assert backends()["cpu"].startswith("compiled (")
+
+
+def test_backends_give_reasons():
+    report = backends()
+    assert set(report) == {"cpu", "cuda"}
+    assert all(text.startswith(("compiled (", "reference (")) for text in report.values())
+
+
+def test_not_built_warns_once_with_the_build_command(tmp_path):
+    """The package as it is before anything has been compiled."""
+    shutil.copytree(ROOT / "src/ops", tmp_path / "src/ops", ignore=shutil.ignore_patterns("*.so"))
+    code = f"import sys; sys.path[0] = {str(tmp_path)!r}\n{CALL}"
+    result = run_python(code, PYTHONPATH=f"{tmp_path}:{ROOT / 'tests/ops'}")
+    assert result.returncode == 0, result.stderr
+    assert "reference (not built, _C.abi3.so is missing)" in result.stdout
+    assert result.stderr.count("UserWarning") == 1
+    assert f"`python setup.py build_ext --inplace` in {tmp_path}" in result.stderr
+
+
+def test_each_device_type_warns_once(tmp_path):
+    libraries = Libraries("auto", tmp_path / "src/ops")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for device in ("cpu", "cuda", "cpu", "xpu", "cuda"):
+            libraries.on_fallback(device)
+    cpu, cuda, xpu = (str(w.message) for w in caught)
+    assert f"`python setup.py build_ext --inplace` in {tmp_path}" in cpu
+    assert "plain PyTorch on cuda" in cuda
+    assert "there is no kernel for xpu" in xpu
+
+
+def test_compiled_mode_refuses_to_fall_back(tmp_path):
+    libraries = Libraries("compiled", tmp_path / "src/ops")
+    message = (
+        "INTERNIMAGE_OPS=compiled, but .* no compiled kernel on cpu.*`python setup.py build_ext"
+    )
+    with pytest.raises(OpNotBuiltError, match=message):
+        libraries.on_fallback("cpu")
+
+
+def test_a_broken_library_is_reported_with_its_reason(tmp_path):
+    (tmp_path / "_C.abi3.so").write_bytes(b"not a library")
+    libraries = Libraries("auto", tmp_path)
+    assert libraries.missing["cpu"].startswith("_C.abi3.so did not load (")
+    with pytest.warns(UserWarning, match=r"_C.abi3.so did not load \("):
+        libraries.on_fallback("cpu")
+
+
+def test_reference_mode_is_silent_and_needs_nothing_else_of_the_project():
+    code = CALL + "import sys; print(*(name for name in sys.modules if name.startswith('src.')))"
+    result = run_python(code, INTERNIMAGE_OPS="reference")
+    assert result.returncode == 0, result.stderr
+    report, modules = result.stdout.splitlines()
+    assert "'cpu': 'reference (INTERNIMAGE_OPS=reference)'" in report
+    assert result.stderr == ""
+    assert all(name.startswith("src.ops") for name in modules.split())
+
+
+def test_unknown_mode_is_refused(monkeypatch):
+    monkeypatch.setenv("INTERNIMAGE_OPS", "fast")
+    with pytest.raises(
+        ValueError, match="INTERNIMAGE_OPS must be one of auto, compiled, reference, got 'fast'"
+    ):
+        read_mode()
+
+
+SETS = {"default": "DEFAULT", "avx2": "AVX2", "avx512": "AVX512"}
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_instruction_sets(name):
+    """Every set that this processor has, chosen as PyTorch's own kernels are."""
+    order = list(SETS.values())
+    if order.index(SETS[name]) > order.index(torch.backends.cpu.get_cpu_capability()):
+        pytest.skip(f"this processor has no {SETS[name]}")
+    code = f"""
+import torch
+from dcnv3_cases import assert_same, make_problem
+from src.ops import backends, dcnv3, dcnv3_reference
+assert backends()["cpu"] == "compiled ({SETS[name]})", backends()
+for channels in (1, 7, 8, 16, 20, 32, 64, 80):
+    for window in ({{}}, {{"kernel_size": 1, "padding": 0}}, {{"kernel_size": 5}},
+    {{"remove_center": True}}):
+        problem = make_problem(n=1, group_channels=channels, mask_softmax=True, **window)
+        want = problem.run(dcnv3_reference)
+        assert_same(problem.run(dcnv3), want, rtol=1e-10, atol=1e-10)
+        single = [t.double() for t in problem.run(dcnv3, torch.float32)]
+        assert_same(single, want, rtol=1e-4, atol=1e-4)
+"""
+    result = run_python(code, ATEN_CPU_CAPABILITY=name, INTERNIMAGE_OPS="compiled")
+    assert result.returncode == 0, result.stderr
