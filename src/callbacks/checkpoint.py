@@ -57,6 +57,7 @@ class Checkpoint(ModelCheckpoint):
         )
         self.requested_monitor, self.requested_mode = monitor, mode
         self.last_every_n_steps = every_n_train_steps
+        self._has_validated = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Take monitor and mode from the task where they were not given."""
@@ -85,12 +86,16 @@ class Checkpoint(ModelCheckpoint):
         if not due or is_dry_run(trainer):
             return
         candidates = self._monitor_candidates(trainer)
-        if self.monitor in candidates:
+        # Values of an earlier epoch stay among the candidates where not every epoch is validated.
+        is_new = self._has_validated or not trainer.enable_validation
+        if is_new and self.monitor in candidates:
             self._save_topk_checkpoint(trainer, candidates)
+        self._has_validated = False
         self._save_last_checkpoint(trainer, candidates)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Wait for the end of the epoch: resuming from the middle of a validation is not exact."""
+        self._has_validated = not trainer.sanity_checking
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException

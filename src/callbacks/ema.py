@@ -41,8 +41,8 @@ class EMA(WeightAveraging):
         device: Where the average lives; default is the device of the training.
 
     Raises:
-        UserError: If ``decay`` is outside [0, 1] or ``warmup_steps`` below 0; at the start, if the strategy shards the weights
-            or the precision is not 32 bit or mixed.
+        UserError: If ``decay`` is outside [0, 1] or ``warmup_steps`` below 0; at the start, if the
+            strategy shards the weights or the precision is not 32 bit or mixed.
     """
 
     def __init__(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections import Counter
+import itertools
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -97,22 +97,26 @@ def write_table(rows: list[Row], path: Path) -> None:
 def draw_pictures(rows: list[Row], folder: Path) -> int:
     """Draw the rows; returns how many pictures were written. Unreadable files are reported."""
     folder.mkdir(parents=True, exist_ok=True)
-    stems = Counter(Path(row.path).stem for row in rows)
-    used: Counter[str] = Counter()
+    taken: set[str] = set()
     count = 0
     for row in rows:
-        stem = Path(row.path).stem
-        used[stem] += 1
-        name = f"{stem}.png" if stems[stem] == 1 else f"{stem}_{used[stem]}.png"
         try:
             with Image.open(row.path) as image:
                 picture = ImageOps.exif_transpose(image)
         except OSError as error:
             rank_zero_warn(f"No picture is drawn for {row.path}: {error}")
             continue
-        draw_classes(picture, row.names, row.probabilities).save(folder / name)
+        name = _free_name(Path(row.path).stem, taken)
+        draw_classes(picture, row.names, row.probabilities).save(folder / f"{name}.png")
         count += 1
     return count
+
+
+def _free_name(stem: str, taken: set[str]) -> str:
+    names = (stem if number == 1 else f"{stem}_{number}" for number in itertools.count(1))
+    name = next(name for name in names if name not in taken)
+    taken.add(name)
+    return name
 
 
 def _gather(rows: list[Row]) -> list[Row]:

@@ -31,15 +31,14 @@ _TOOLS = {
 _OVERVIEW = """\
 InternImage on PyTorch Lightning. Commands of python -m src:
 
-  fit       train or fine-tune          fit --config configs/<recipe>.yaml
-  validate  metrics on the val split    validate --config runs/<name>/version_0/config.yaml \
---ckpt_path last
-  test      metrics on the test split   like validate
-  predict   table and pictures          like validate, with --data.predict_dir FOLDER
-  prepare   make or unpack data         prepare toy --root data/toy
-  verify    check a data set            verify imagenet --root data/imagenet
-  profile   size, cost and speed        profile --model internimage_t
-  env       versions and operators      env
+  fit       train or fine-tune         fit --config configs/<recipe>.yaml
+  validate  metrics on the val split   validate --config configs/<recipe>.yaml --ckpt_path best
+  test      metrics on the test split  like validate
+  predict   table and pictures         like validate, with --data.predict_dir FOLDER
+  prepare   make or unpack data        prepare toy --root data/toy
+  verify    check a data set           verify imagenet --root data/imagenet
+  profile   size, cost and speed       profile --model internimage_t
+  env       versions and operators     env
 
 Every setting of a recipe can be changed on the line: --trainer.max_epochs 5 --data.batch_size 32.
 <command> --help lists the settings; docs/configuration.md explains how recipes are put together."""

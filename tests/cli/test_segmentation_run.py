@@ -83,8 +83,7 @@ def test_validate_prints_the_classes_by_name(folder, capfd):
 
 def test_flag_for_augmentation_and_sliding_windows(folder):
     more = ["--data.tta", "true", "--data.tta_ratios", "[0.5,1.0]"]
-    windows = '{"crop_size": [32, 32], "stride": [16, 16]}'
-    more += ["--model.sliding_window", windows]
+    more += ["--model.window_size", "[32,32]", "--model.window_stride", "[16,16]"]
     assert run(folder, "test", "--ckpt_path", "last", *more) == 0
     assert 0 <= last_values(newest(folder, "test") / "metrics.csv")["test/mIoU"] <= 1
 

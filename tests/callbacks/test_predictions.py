@@ -1,0 +1,82 @@
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from src.callbacks import ClassPredictionWriter
+from src.visualization import draw_classes
+
+
+class Trainer:
+    """The part of a trainer that the writer looks at."""
+
+    is_global_zero = True
+    callbacks = ()
+
+    class datamodule:  # noqa: N801
+        class_names = ("heron", "stork")
+
+
+def predict(writer: ClassPredictionWriter, paths: list[Path]) -> None:
+    outputs = {
+        "path": [str(path) for path in paths],
+        "index": torch.tensor([[1, 0]] * len(paths)),
+        "probability": torch.tensor([[0.75, 0.25]] * len(paths)),
+    }
+    writer.on_predict_start(Trainer(), None)
+    writer.on_predict_batch_end(Trainer(), None, outputs, None, 0)
+    writer.on_predict_end(Trainer(), None)
+
+
+def picture(path: Path, size: tuple[int, int] = (40, 30)) -> Path:
+    path.parent.mkdir(exist_ok=True, parents=True)
+    Image.new("RGB", size, (200, 40, 40)).save(path)
+    return path
+
+
+def test_table_and_pictures(tmp_path: Path) -> None:
+    paths = [picture(tmp_path / "in" / name) for name in ("b.png", "a.jpg")]
+    predict(ClassPredictionWriter(str(tmp_path / "out")), paths)
+    with (tmp_path / "out" / "predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [Path(row["path"]).name for row in rows] == ["a.jpg", "b.png"]
+    assert rows[0]["class_1"] == "stork"
+    assert (float(rows[0]["prob_1"]), float(rows[0]["prob_2"])) == (0.75, 0.25)
+    assert {path.name for path in (tmp_path / "out" / "pictures").iterdir()} == {"a.png", "b.png"}
+
+
+def test_equal_names_do_not_overwrite_each_other(tmp_path: Path) -> None:
+    paths = [picture(tmp_path / folder / "cat.png") for folder in ("x", "y")]
+    predict(ClassPredictionWriter(str(tmp_path / "out")), [*paths, picture(tmp_path / "cat_1.jpg")])
+    assert len(list((tmp_path / "out" / "pictures").iterdir())) == 3
+
+
+@pytest.mark.parametrize(("limit", "drawn"), [(-1, 3), (2, 2), (0, 0)])
+def test_number_of_pictures(tmp_path: Path, limit: int, drawn: int) -> None:
+    paths = [picture(tmp_path / f"{i}.png") for i in range(3)]
+    predict(ClassPredictionWriter(str(tmp_path / "out"), max_pictures=limit), paths)
+    assert len(list(tmp_path.glob("out/pictures/*.png"))) == drawn
+
+
+def test_no_predictions_write_nothing(tmp_path: Path) -> None:
+    predict(ClassPredictionWriter(str(tmp_path / "out")), [])
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("size", [(8, 8), (40, 300), (3000, 200), (640, 480)])
+def test_drawings_are_legible_at_any_size(size: tuple[int, int]) -> None:
+    names = ["a class with a name that is far too long for the picture that it is written on", "b"]
+    drawn = draw_classes(Image.new("L", size, 128), names, [0.9, 0.1])
+    assert drawn.mode == "RGB"
+    assert 360 <= drawn.width <= 1024 or size[1] > size[0]
+    chart = np.asarray(drawn)[-150:]
+    assert (chart < 60).all(-1).any()  # dark letters ...
+    assert (chart > 240).all(-1).any()  # ... on white
+
+
+def test_names_and_probabilities_belong_together() -> None:
+    with pytest.raises(ValueError, match="got 1 names for 2 probabilities"):
+        draw_classes(Image.new("RGB", (9, 9)), ["a"], [0.5, 0.5])
