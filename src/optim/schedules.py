@@ -53,6 +53,11 @@ class StepSchedule(LRScheduler):
         self.rate_scale = rate_scale
         self.apply()
 
+    @property
+    def num_warmup_steps(self) -> int:
+        """Optimizer steps of warm-up; known after :meth:`plan`."""
+        return int(getattr(self, "warmup_steps", 0))
+
     def apply(self) -> None:
         """Write the learning rates of the current step into the optimizer."""
         self._last_lr = self.get_lr()

@@ -239,6 +239,12 @@ class BaseTask(LightningModule):
         batches = self.trainer.num_training_batches
         per_epoch = max(1, math.ceil(batches / self.trainer.accumulate_grad_batches))
         scheduler.plan(int(total_steps), per_epoch, scale)
+        if scheduler.num_warmup_steps >= total_steps:
+            rank_zero_warn(
+                f"The warm-up of {scheduler.num_warmup_steps} steps fills the whole training of"
+                f" {int(total_steps)} steps: the learning rate never falls. Shorten it in"
+                " model.lr_scheduler (warmup_epochs or warmup_steps)."
+            )
 
     # ---------------------------------------------------------------- resuming
 

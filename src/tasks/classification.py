@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from timm.data.mixup import Mixup
 from torch import Tensor, nn
@@ -116,13 +117,19 @@ class ClassificationTask(BaseTask):
         self, network: nn.Module, batch: ClassificationBatch, stage: str, suffix: str
     ) -> None:
         """Update and log loss, top-1 and top-5."""
-        logits, label = network(batch["image"]).float(), batch["label"]
+        logits, label = self._logits(network, batch["image"]), batch["label"]
         metrics = self.metrics_of(stage + suffix)
         metrics.update(logits, label)
         loss = F.cross_entropy(logits, label)
         size = len(label)
         self.log(f"{stage}/loss{suffix}", loss, batch_size=size, sync_dist=True, prog_bar=True)
         self.log_dict(metrics, batch_size=size, prog_bar=True)
+
+    def _logits(self, network: nn.Module, image: Tensor) -> Tensor:
+        """Logits without autocast: published accuracies are measured in the weights' precision."""
+        with torch.autocast(self.device.type, enabled=False):
+            logits: Tensor = network(image).float()
+        return logits
 
     def predict_step(self, batch: ClassificationBatch, batch_idx: int) -> dict[str, Any]:
         """Five best classes of every picture.
@@ -131,7 +138,7 @@ class ClassificationTask(BaseTask):
             ``path`` (``N`` strings), ``index`` and ``probability`` of shape ``(N, k)``, best first,
             with ``k`` = 5 or the number of classes if that is smaller.
         """
-        probabilities = self.evaluation_network(batch["image"]).float().softmax(dim=-1)
+        probabilities = self._logits(self.evaluation_network, batch["image"]).softmax(dim=-1)
         best = probabilities.topk(min(5, self.num_classes), dim=-1)
         return {"path": batch["path"], "index": best.indices, "probability": best.values}
 

@@ -160,9 +160,11 @@ def test_the_configuration_decides_not_the_checkpoint(
 def test_nothing_left_to_train_is_said(
     config: Path, straight: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    checkpoint = str(straight / "checkpoints" / "last.ckpt")
-    assert fit(config, tmp_path, "--ckpt_path", checkpoint, "--trainer.max_epochs", "2") == 0
+    checkpoint = ["--ckpt_path", str(straight / "checkpoints" / "last.ckpt")]
+    assert fit(config, tmp_path, *checkpoint, *EPOCHS) == 0
     assert "Nothing was trained" in capsys.readouterr().out
+    assert fit(config, tmp_path, *checkpoint, "--trainer.max_epochs", "2") == 2
+    assert "max_epochs=2" in capsys.readouterr().err
 
 
 def test_the_best_of_the_continued_run_is_remembered(
