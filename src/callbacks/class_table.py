@@ -6,7 +6,6 @@ import csv
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info
 
 from src.callbacks.predictions import class_names
 from src.callbacks.run_folder import run_folder
@@ -37,7 +36,7 @@ class ClassTable(Callback):
         if show:
             width = max(map(len, names))
             lines = [f"{name:<{width}} {iou:>7} {accuracy:>7}" for name, iou, accuracy in rows]
-            rank_zero_info("\n".join([f"{'class':<{width}} {'IoU':>7} {'Acc':>7}", *lines]))
+            print("\n".join([f"{'class':<{width}} {'IoU':>7} {'Acc':>7}", *lines]))
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         folder = run_folder(trainer)

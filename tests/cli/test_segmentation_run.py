@@ -74,10 +74,9 @@ def test_fit_leaves_curves_and_a_table_of_classes(folder):
     assert np.mean(scores) / 100 == pytest.approx(values["val/mIoU"], abs=1e-4)
 
 
-def test_validate_prints_the_classes_by_name(folder, capfd):
+def test_validate_prints_the_classes_by_name(folder, capsys):
     assert run(folder, "validate", "--ckpt_path", "last") == 0
-    printed = capfd.readouterr()
-    assert "background" in printed.out + printed.err
+    assert "background" in capsys.readouterr().out
     assert (newest(folder, "validate") / "classes_val.csv").is_file()
 
 
