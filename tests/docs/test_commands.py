@@ -1,0 +1,69 @@
+"""Commands printed in README and docs are real: each one parses, and the tour on toy data runs."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from src.cli import main
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
+
+
+def commands(page: Path) -> list[list[str]]:
+    """Arguments of every `python -m src ...` line in the code blocks of a page."""
+    blocks = re.findall(r"^```(?:bash|sh|console)?\n(.*?)^```", page.read_text(), re.M | re.S)
+    text = "\n".join(blocks).replace("\\\n", " ")
+    for name, value in re.findall(r"^(\w+)=(\S+)$", text, re.M):  # shell variables
+        text = text.replace(f"${name}", value)
+    lines = text.splitlines()
+    found = [line.split("python -m src", 1)[1] for line in lines if "python -m src" in line]
+    return [shlex.split(rest, comments=True) for rest in found]
+
+
+ALL = [
+    pytest.param(args, id=f"{page.name}: {' '.join(args)[:80]}")
+    for page in PAGES
+    for args in commands(page)
+    if args
+]
+
+
+def test_pages_have_commands() -> None:
+    assert len(ALL) > 20
+
+
+@pytest.mark.parametrize("args", [p for p in ALL if p.values[0][0] in TRAINER_COMMANDS])
+def test_trainer_command_parses(
+    args: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    if any(placeholder in arg for arg in args for placeholder in ("<", "runs/", "...")):
+        pytest.skip("names a file that a run makes")
+    assert main([*args, "--print_config"]) == 0
+    assert "class_path" in capsys.readouterr().out
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
+            if "://" not in target:
+                assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+@pytest.mark.slow
+def test_quickstart_runs_on_toy_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    monkeypatch.chdir(tmp_path)
+    tour = [args for args in commands(ROOT / "docs" / "quickstart.md") if "toy" in " ".join(args)]
+    assert [args[0] for args in tour] == ["prepare", "fit", "fit", "validate", "predict"]
+    for args in tour:
+        smaller = ["--train", "16", "--val", "4"] if args[0] == "prepare" else []
+        assert main([*args, *smaller]) == 0, args
+    pictures = list((tmp_path / "runs" / "first").rglob("*.png"))
+    assert pictures
