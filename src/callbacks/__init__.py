@@ -8,6 +8,7 @@ from src.callbacks.epoch_seed import EpochSeed
 from src.callbacks.label_maps import LabelMapWriter
 from src.callbacks.predictions import ClassPredictionWriter
 from src.callbacks.run_folder import RunFolder
+from src.callbacks.summary import NetworkSummary
 from src.callbacks.throughput import Throughput
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "DetectionWriter",
     "EpochSeed",
     "LabelMapWriter",
+    "NetworkSummary",
     "RunFolder",
     "Throughput",
 ]

@@ -91,7 +91,7 @@ def default_progress() -> Callback:
     """The progress display that suits where the output goes."""
     if "ipykernel" in sys.modules:
         return NotebookProgress()
-    return TerminalProgress() if sys.stdout.isatty() else LogProgress()
+    return TerminalProgress(leave=True) if sys.stdout.isatty() else LogProgress()
 
 
 def _short(value: object) -> str:

@@ -84,6 +84,8 @@ class RunFolder(Callback):
         batches = trainer.num_training_batches
         interval = trainer.log_every_n_steps  # type: ignore[attr-defined]
         trainer.log_every_n_steps = int(max(1, min(interval, batches)))  # type: ignore[attr-defined]
+        if self.resumed_from:
+            tell(f"Going on with epoch {trainer.current_epoch} at step {trainer.global_step}")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the curves of the epoch to disk, so that a killed run keeps them."""
@@ -116,8 +118,7 @@ class RunFolder(Callback):
             "Results": "none (fast_dev_run)" if is_dry_run(trainer) else str(self.path),
         }
         if self.resumed_from:
-            epoch = f", from epoch {trainer.current_epoch}" if verb == "Training" else ""
-            rows["Checkpoint"] = f"{self.resumed_from}{epoch}"
+            rows["Checkpoint"] = self.resumed_from
         text = "\n".join(f"{name + ':':<12} {value}" for name, value in rows.items())
         tell(f"\n{text}\n")
 

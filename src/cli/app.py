@@ -18,7 +18,6 @@ from lightning.pytorch.callbacks import (
     LearningRateMonitor,
     ModelCheckpoint,
     ProgressBar,
-    RichModelSummary,
 )
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
@@ -33,6 +32,7 @@ from src.callbacks import (
     DetectionWriter,
     EpochSeed,
     LabelMapWriter,
+    NetworkSummary,
     RunFolder,
 )
 from src.callbacks.progress import default_progress
@@ -51,7 +51,7 @@ from src.tasks import BaseTask
 _SWITCHABLE = {
     "checkpoint": Checkpoint,
     "lr_monitor": LearningRateMonitor,
-    "model_summary": RichModelSummary,
+    "model_summary": NetworkSummary,
     "predictions": ClassPredictionWriter,
     "label_maps": LabelMapWriter,
     "class_table": ClassTable,
@@ -107,7 +107,6 @@ class TrainingCLI(LightningCLI):
         for key, callback in _SWITCHABLE.items():
             parser.add_lightning_class_args(callback, key)
         parser.callback_keys.clear()  # `instantiate_trainer` takes those that fit the other flags
-        parser.set_defaults({"model_summary.max_depth": 2})
         parser.link_arguments(
             "data.num_classes", "model.init_args.num_classes", apply_on="instantiate"
         )

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 import warnings
+from pathlib import Path
 
+_SOURCE = Path(__file__).resolve().parents[1]
+_default_format = warnings.formatwarning
 _HIDDEN_WARNINGS = (
     # Lightning's use of torch's pytree, deprecated in torch 2.13; harmless, every run shows it.
     r".*treespec, LeafSpec.*",
@@ -34,13 +37,27 @@ _HIDDEN_MESSAGES = (
 
 
 def quieten() -> None:
-    """Hide the messages listed above, once."""
+    """Hide the messages listed above, and show this project's own warnings as plain sentences."""
+    warnings.formatwarning = _format_warning
     for pattern in _HIDDEN_WARNINGS:
         warnings.filterwarnings("ignore", message=pattern)
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
         log = logging.getLogger(name)
         if _is_worth_showing not in log.filters:
             log.addFilter(_is_worth_showing)
+
+
+def _format_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    line: str | None = None,
+) -> str:
+    """A warning about what the user set needs no line of source code; others keep it."""
+    if Path(filename).is_relative_to(_SOURCE):
+        return f"warning: {message}\n"
+    return _default_format(message, category, filename, lineno, line)
 
 
 def _is_worth_showing(record: logging.LogRecord) -> bool:
