@@ -313,22 +313,26 @@ def test_export_with_a_free_batch_size(kwargs):
     assert_close(program.module()(other), network(other), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.slow
-def test_compile_forward_and_backward(tmp_path, monkeypatch):
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # nothing left from other runs
-    network = perturb(timm.create_model("internimage_nano", num_classes=5)).train()
-    image = torch.randn(2, 3, 64, 64)
-    expected = network(image)
-    expected.sum().backward()
+@pytest.mark.parametrize("kwargs", [{}, HUGE_LIKE])
+def test_one_graph_forward_and_backward(kwargs):
+    network = perturb(InternImage(5, **SMALL, **kwargs))
+    image = torch.randn(2, 3, 32, 32)
+    network(image).square().sum().backward()
     gradients = [p.grad.clone() for p in network.parameters()]
     network.zero_grad()
-    for module in network.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.reset_running_stats()
-    out = torch.compile(network, fullgraph=True)(image)
-    out.sum().backward()
-    assert_close(out, expected, rtol=1e-3, atol=1e-3)
-    assert_close([p.grad for p in network.parameters()], gradients, rtol=1e-2, atol=1e-2)
+    compiled = torch.compile(network, fullgraph=True, backend="aot_eager")
+    compiled(image).square().sum().backward()
+    assert_close([p.grad for p in network.parameters()], gradients)
+
+
+@pytest.mark.slow
+def test_compile(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # nothing left from other runs
+    network = perturb(timm.create_model("internimage_nano", num_classes=5)).eval()
+    image = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        out = torch.compile(network, fullgraph=True)(image)
+        assert_close(out, network(image), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
