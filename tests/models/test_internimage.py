@@ -313,9 +313,11 @@ def test_export_with_a_free_batch_size(kwargs):
     assert_close(program.module()(other), network(other), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("kwargs", [{}, HUGE_LIKE])
-def test_one_graph_forward_and_backward(kwargs):
-    network = perturb(InternImage(5, **SMALL, **kwargs))
+def test_one_graph_forward_and_backward():
+    stages = {"channels": 16, "depths": (1, 1), "groups": (1, 2)}
+    network = perturb(
+        InternImage(5, **stages, res_post_norm=True, center_feature_scale=True, dw_kernel_size=5)
+    )
     image = torch.randn(2, 3, 32, 32)
     network(image).square().sum().backward()
     gradients = [p.grad.clone() for p in network.parameters()]
