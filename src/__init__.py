@@ -1,0 +1,1 @@
+"""InternImage on PyTorch Lightning: operator, models, data, tasks and command line."""

@@ -63,9 +63,7 @@ def _fit(image: Image.Image) -> Image.Image:
     return image if scale == 1.0 else image.resize(size, filter_)
 
 
-def _shorten(
-    draw: ImageDraw.ImageDraw, text: str, font: Font, room: float
-) -> str:
+def _shorten(draw: ImageDraw.ImageDraw, text: str, font: Font, room: float) -> str:
     if draw.textlength(text, font) <= room:
         return text
     while text and draw.textlength(text + "…", font) > room:
@@ -161,7 +159,9 @@ def draw_instances(
     colours = [_instance_colour(classes[i]) for i in range(len(boxes))]
     pixels = np.asarray(image.convert("RGB"), dtype=np.float32).copy()
     for i in order:
-        pixels[masks[i]] = pixels[masks[i]] * (1 - opacity) + np.float32(colours[i]) * opacity
+        pixels[masks[i]] = (
+            pixels[masks[i]] * (1 - opacity) + np.array(colours[i], np.float32) * opacity
+        )
     picture = _fit(Image.fromarray(np.rint(pixels).astype(np.uint8)))
     scale = picture.width / image.width
     draw = ImageDraw.Draw(picture)
@@ -181,7 +181,7 @@ def _draw_tag(
     text: str,
     corner: tuple[float, float],
     colour: tuple[int, int, int],
-    font: ImageFont.FreeTypeFont,
+    font: Font,
 ) -> None:
     """Write on a coloured ground above a box; inside it at the upper border of the picture."""
     x, top = corner

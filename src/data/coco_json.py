@@ -188,7 +188,7 @@ def _read(path: Path) -> dict[str, list[Any]]:
             f"{path} is not a COCO annotation file: it has no list {', '.join(map(repr, lacking))}."
             " Expected is an object with the lists 'images', 'annotations' and 'categories'."
         )
-    return content  # type: ignore[no-any-return]
+    return content
 
 
 def _categories(entries: list[Any], path: Path) -> dict[int, str]:

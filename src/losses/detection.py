@@ -60,7 +60,7 @@ def _area(corner1: Tensor, corner2: Tensor) -> Tensor:
 
 
 def mask_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """Mean binary cross entropy of masks ``(N, h, w)``; 0 with a gradient path if there are none."""
+    """Mean binary cross entropy of masks ``(N, h, w)``; 0 with a gradient path if none."""
     if not len(logits):
         return logits.sum()
     return F.binary_cross_entropy_with_logits(logits, target)

@@ -23,7 +23,7 @@ NUM_CLASSES = 3
 
 
 def make_dataset(num_images=12):
-    """Ellipses of three classes, a crowd, a picture without objects; class indices as categories."""
+    """Ellipses of three classes, a crowd, an empty picture; class indices as categories."""
     rng = np.random.default_rng(0)
     images = [{"id": 10 + i, "height": SIZE[0], "width": SIZE[1]} for i in range(num_images)]
     annotations = []
