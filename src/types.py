@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NotRequired, TypedDict
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
-from torch import Tensor
+if TYPE_CHECKING:  # commands that only look at files start without torch
+    from torch import Tensor
 
 IGNORE_LABEL = 255
 """Label of pixels that count nowhere, neither in losses nor in metrics."""

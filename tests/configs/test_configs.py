@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from PIL import Image
 
 from src.cli import build
@@ -97,16 +96,3 @@ def test_network_component_replaces_the_network(path: Path, imagenet: Path) -> N
         assert parameters < 5_000_000
     else:
         assert parameters == PARAMETERS[variant]
-
-
-COMPONENTS = sorted(p for kind in ("trainer", "debug") for p in (CONFIGS / kind).glob("*.yaml"))
-
-
-@pytest.mark.parametrize("path", COMPONENTS, ids=named)
-def test_component_fits_the_toy_recipe(path: Path, pictures: Path) -> None:
-    recipe = CONFIGS / "toy" / "classification.yaml"
-    whole = set(yaml.safe_load(path.read_text())) & {"trainer", "data", "model"}
-    extra = ["--config", str(path)] if whole else ["--trainer", str(path)]
-    with torch.device("meta"):
-        cli = build(["--config", str(recipe), *extra, "--data.root", str(pictures)])
-    assert cli.trainer is not None

@@ -169,7 +169,7 @@ def test_two_processes_give_the_numbers_of_one():
         port = sock.getsockname()[1]
     queue = mp.get_context("spawn").SimpleQueue()
     workers = mp.spawn(_score_a_share, (port, queue), nprocs=2, join=False)
-    together = dict(queue.get() for _ in range(2))
-    while not workers.join():
+    while not workers.join():  # first, so that a failed process is an error and not a wait
         pass
+    together = dict(queue.get() for _ in range(2))
     assert together[0] == together[1] == {key: value.tolist() for key, value in alone.items()}
