@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.trainer.states import TrainerFn
 
 from src.callbacks.run_folder import is_dry_run, tell
 from src.tasks import BaseTask
@@ -101,7 +102,7 @@ class Checkpoint(ModelCheckpoint):
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         """Save what has been learnt since the last checkpoint."""
-        if trainer.world_size > 1 or not trainer.training or trainer.fit_loop.skip:
+        if trainer.world_size > 1 or trainer.state.fn != TrainerFn.FITTING:
             return
         if self._should_save_on_exception(trainer):
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))

@@ -35,21 +35,18 @@ class EpochSeed(Callback):
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
-        self._is_resumed = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Find out whether this run continues another, perhaps in the middle of an epoch."""
-        self._is_resumed = trainer.ckpt_path is not None
+        """Continue in the middle of an epoch where the checkpoint was written there."""
         progress = trainer.fit_loop.epoch_loop.batch_progress
-        if self._is_resumed and not progress.is_last_batch and progress.current.completed:
+        is_within = not progress.is_last_batch and progress.current.completed > 0
+        if trainer.ckpt_path is not None and is_within:
             self._start(trainer)
             self._pass_over(trainer, progress.current.completed)
-            self._is_resumed = False
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Seed the epoch that starts."""
         self._start(trainer)
-        self._is_resumed = False
 
     def _start(self, trainer: Trainer) -> None:
         seed_epoch(self.seed, trainer.current_epoch, trainer.global_rank)
@@ -60,8 +57,8 @@ class EpochSeed(Callback):
             loader._iterator = None
             if hasattr(loader.sampler, "set_epoch"):
                 loader.sampler.set_epoch(trainer.current_epoch)
-        if self._is_resumed:
-            # Made before the checkpoint was read, thus with the order of another epoch.
+        if trainer.current_epoch == 0 or fit_loop.is_resuming or fit_loop.epoch_loop.restarting:
+            # Lightning would go on with an iterator that it made before the checkpoint was read.
             iter(_fetcher(trainer))
 
     def _pass_over(self, trainer: Trainer, num_batches: int) -> None:

@@ -170,7 +170,7 @@ def test_two_processes_train_together(trained: Path, tmp_path: Path) -> None:
     flags = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.max_epochs", "1"]
     command = [sys.executable, "-m", "src", "fit", "-c", str(trained / "tiny.yaml"), *flags]
     command += ["--trainer.default_root_dir", str(tmp_path / "runs")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=560)
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "runs" / "tiny"
     assert [path.name for path in folder.iterdir()] == ["version_0"]
