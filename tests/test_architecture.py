@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "environment": {"ops"},
     "distributed": {"models"},
     "tasks": {"models", "losses", "metrics", "optim", "types", "distributed"},
-    "callbacks": {"tasks", "types", "visualization", "optim", "environment", "metrics"},
+    "callbacks": {"tasks", "types", "visualization", "optim", "environment", "ops", "metrics"},
 }
 ONLY_THERE = {
     "lightning": {"cli", "tasks", "callbacks", "data"},
