@@ -24,7 +24,7 @@ Outline = NDArray[np.float64]
 _SUPERSAMPLING = 4
 # Radians. Shapes stay nearly upright, so that a small network learns them in minutes on a laptop.
 _LARGEST_TURN = 0.35
-_HUE_SPREAD = 0.06
+_HUE_SPREAD = 0.045
 
 
 @dataclass(frozen=True)
