@@ -1,0 +1,60 @@
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from src.callbacks import RunFolder, Throughput
+from src.callbacks.progress import LogProgress, NotebookProgress, TerminalProgress, default_progress
+from src.callbacks.run_folder import next_run_folder, run_folder
+
+
+def test_numbers_count_on_from_the_highest(tmp_path: Path) -> None:
+    parent = tmp_path / "runs"
+    assert next_run_folder(parent, "version") == parent / "version_0"
+    for name in ("version_0", "version_9", "version_10", "predict_30", "version_x"):
+        (parent / name).mkdir(parents=True)
+    assert next_run_folder(parent, "version") == parent / "version_11"
+    assert next_run_folder(parent, "predict") == parent / "predict_31"
+
+
+def test_results_go_to_the_run_folder_or_where_the_trainer_says(tmp_path: Path) -> None:
+    trainer = SimpleNamespace(callbacks=[], log_dir=str(tmp_path / "logs"), default_root_dir=".")
+    assert run_folder(trainer) == tmp_path / "logs"
+    trainer.callbacks.append(RunFolder(tmp_path / "run", ""))
+    assert run_folder(trainer) == tmp_path / "run"
+
+
+@pytest.mark.parametrize(
+    ("modules", "is_terminal", "kind"),
+    [
+        ({}, True, TerminalProgress),
+        ({}, False, LogProgress),
+        ({"ipykernel": None}, False, NotebookProgress),
+    ],
+)
+def test_progress_suits_the_output(
+    monkeypatch: pytest.MonkeyPatch, modules: dict, is_terminal: bool, kind: type
+) -> None:
+    for name, module in modules.items():
+        monkeypatch.setitem(__import__("sys").modules, name, module)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: is_terminal, raising=False)
+    assert type(default_progress()) is kind
+
+
+def test_speed_counts_the_images_of_all_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([10.0, 12.0, 13.0])  # end of the warm-up, of a measurement, of the epoch
+    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
+    logged: list[float] = []
+    task = SimpleNamespace(
+        device=torch.device("cpu"), log=lambda name, value, **_: logged.append(value)
+    )
+    trainer = SimpleNamespace(world_size=2, is_last_batch=False)
+    batch = {"image": torch.zeros(8, 3, 1, 1)}
+    speed = Throughput(every_n_steps=2, warmup_steps=1)
+    for index in range(3):
+        speed.on_train_batch_end(trainer, task, None, batch, index)
+    assert logged == [16.0]  # 2 batches of 8 on 2 devices in 2 seconds
+    trainer.is_last_batch = True
+    speed.on_train_batch_end(trainer, task, None, batch, 3)
+    assert logged == [16.0, 16.0]
