@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 
 class Throughput(Callback):
-    """Log ``train/images_per_second`` over all devices: waiting for data counts, validation does not.
+    """Log ``train/images_per_second`` over all devices: waiting for data counts, not validation.
 
     Args:
         every_n_steps: Batches per measurement; the first batches of an epoch are not measured.
