@@ -42,7 +42,8 @@ SHAPES = {
 }
 PATHS = {"compiled": dcnv3, "grid_sample": dcnv3_grid_sample}
 TOLERANCE = 1e-4  # of float32 against float64, on values of unit variance
-MIN_ROUNDS = 5
+MIN_ROUNDS = 4
+TURN_SECONDS = 0.01
 
 
 def make_tensors(batch: int, size: int, channels: int, groups: int) -> list[Tensor]:
@@ -83,16 +84,19 @@ def check(name: str) -> dict[str, float]:
 
 def shortest_times(calls: dict[str, Callable[[], object]], seconds: float) -> dict[str, float]:
     """Shortest time of each call in seconds, taken in turns for `seconds` in all."""
-    best = dict.fromkeys(calls, math.inf)
-    for call in calls.values():
+    best = {}
+    for key, call in calls.items():
+        start = time.perf_counter()
         call()
+        best[key] = time.perf_counter() - start
     end = time.perf_counter() + seconds
     rounds = 0
     while rounds < MIN_ROUNDS or time.perf_counter() < end:
         rounds += 1
         for key, call in calls.items():
-            # Short calls get more turns, or one interruption would decide.
-            for _ in range(1 if best[key] > 1e-3 else 10):
+            # Several calls a turn: in a network the inputs were written a moment ago, so they are in
+            # the cache, which the other path's call before this one has just emptied.
+            for _ in range(min(20, max(3, round(TURN_SECONDS / best[key])))):
                 start = time.perf_counter()
                 call()
                 best[key] = min(best[key], time.perf_counter() - start)

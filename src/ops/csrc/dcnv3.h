@@ -1,8 +1,9 @@
-// What one DCNv3 call looks like to a kernel, on any device: sizes and window, no tensors, no torch types.
+// What one DCNv3 call looks like to a kernel, on any device: sizes and window, no tensors, no torch
+// types.
 //
-// Layouts: input (N, H, W, G*Cg); offset (N, Ho, Wo, G*P*2) with (dx, dy) pairs; mask (N, Ho, Wo, G*P);
-// output (N, Ho, Wo, G*Cg). Points run over the window with the width index slow and the height index fast; with
-// remove_center the centre takes no slot.
+// Layouts: input (N, H, W, G*Cg); offset (N, Ho, Wo, G*P*2) with (dx, dy) pairs; mask (N, Ho, Wo,
+// G*P); output (N, Ho, Wo, G*Cg). Points run over the window with the width index slow and the
+// height index fast; with remove_center the centre takes no slot.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,5 @@
-// DCNv3 backward on the CPU. One call owns the input gradient it adds to, so there are no atomics, and the order of
-// the additions depends on the region alone.
+// DCNv3 backward on the CPU. One call owns the input gradient it adds to, so there are no atomics,
+// and the order of the additions depends on the region alone.
 #pragma once
 
 #include "tile.h"
@@ -8,21 +8,25 @@ namespace internimage::cpu::CPU_CAPABILITY {
 
 constexpr int64_t kBackwardPoints = 144;
 
-// Where a row's channels are: value and gradient of input pixel (0, 0), and stand-ins for points that do not count.
+// Where a row's channels are: value and gradient of input pixel (0, 0), and stand-ins for points
+// that do not count.
 template <typename T>
 struct RowPointers {
   const T* input;
-  const T* grad;       // gradient of the output row
-  T* grad_input;       // may be null
+  const T* grad;  // gradient of the output row
+  T* grad_input;  // may be null
   const T* zeros;
-  T* scratch;          // swallows what is added for points that do not count
+  T* scratch;  // swallows what is added for points that do not count
 };
 
-// kVecs vectors of channels (the first `count` lanes of each) of one row: adds to the input gradient, and sets (or adds
-// to, for `more` channels of the same row) the dot products of the corners with the gradient.
+// kVecs vectors of channels (the first `count` lanes of each) of one row: adds to the input
+// gradient, and sets (or adds to, for `more` channels of the same row) the dot products of the
+// corners with the gradient.
 template <typename T, int kVecs, int kPoints, bool kInterior>
-INTERNIMAGE_INLINE inline void backward_channels(const RowPointers<T>& row, const Problem& problem, GradTile<T>& tile,
-                                                 int64_t t, int64_t points, bool want_dots, bool more, int64_t count) {
+INTERNIMAGE_INLINE inline void backward_channels(const RowPointers<T> row, const Problem& problem,
+                                                 GradTile<T>& tile, int64_t t, int64_t points,
+                                                 bool want_dots, bool want_input, bool more,
+                                                 int64_t count) {
   using V = Vec<T>;
   constexpr int64_t lanes = kLanes<T>;
   V grad[kVecs];
@@ -54,8 +58,9 @@ INTERNIMAGE_INLINE inline void backward_channels(const RowPointers<T>& row, cons
         lane_sums<T>(dot[0], dot[1], dot[2], dot[3], out);
       }
     }
-    if (row.grad_input != nullptr) {
-      T* corner = kInterior ? row.grad_input + element : select(row.grad_input, row.scratch, element);
+    if (want_input) {
+      T* corner =
+          kInterior ? row.grad_input + element : select(row.grad_input, row.scratch, element);
       // In order: on the border several corners are the same pixel.
       for (int i = 0; i < 4; ++i) {
         const V weight(tile.weight[i][p]);
@@ -69,29 +74,33 @@ INTERNIMAGE_INLINE inline void backward_channels(const RowPointers<T>& row, cons
 }
 
 template <typename T, int kVecs, int kPoints>
-INTERNIMAGE_INLINE inline void backward_row(RowPointers<T> row, const Problem& p, GradTile<T>& tile, int64_t t,
-                                            int64_t points, bool want_dots) {
+INTERNIMAGE_INLINE inline void backward_row(RowPointers<T> row, const Problem& p, GradTile<T>& tile,
+                                            int64_t t, int64_t points, bool want_dots) {
   constexpr int64_t lanes = kLanes<T>;
   if constexpr (kVecs > 0) {
     if (is_interior(tile.edge + t, points)) {
-      backward_channels<T, kVecs, kPoints, true>(row, p, tile, t, points, want_dots, false, lanes);
+      backward_channels<T, kVecs, kPoints, true>(row, p, tile, t, points, true, true, false, lanes);
     } else {
-      backward_channels<T, kVecs, kPoints, false>(row, p, tile, t, points, want_dots, false, lanes);
+      backward_channels<T, kVecs, kPoints, false>(row, p, tile, t, points, true, true, false,
+                                                  lanes);
     }
   } else {
     const int64_t channels = p.group_channels();
+    const bool want_input = row.grad_input != nullptr;
     for (int64_t c = 0; c < channels;) {
       const bool is_wide = c + 4 * lanes <= channels;
       const int64_t count = std::min(lanes, channels - c);
       const int64_t advance = is_wide ? 4 * lanes : count;
       if (is_wide) {
-        backward_channels<T, 4, kPoints, false>(row, p, tile, t, points, want_dots, c > 0, count);
+        backward_channels<T, 4, kPoints, false>(row, p, tile, t, points, want_dots, want_input,
+                                                c > 0, count);
       } else {
-        backward_channels<T, 1, kPoints, false>(row, p, tile, t, points, want_dots, c > 0, count);
+        backward_channels<T, 1, kPoints, false>(row, p, tile, t, points, want_dots, want_input,
+                                                c > 0, count);
       }
       row.input += advance;
       row.grad += advance;
-      if (row.grad_input != nullptr) row.grad_input += advance;
+      if (want_input) row.grad_input += advance;
       c += advance;
     }
   }
@@ -99,8 +108,8 @@ INTERNIMAGE_INLINE inline void backward_row(RowPointers<T> row, const Problem& p
 
 // Gradients of offset and mask of the n points of one output pixel from the corners' dot products.
 template <typename T>
-inline void finish_points(const Grid<T>& grid, GradTile<T>& tile, int64_t at, int64_t n, bool is_softmax,
-                          T* grad_offset, T* grad_mask) {
+inline void finish_points(const Grid<T>& grid, GradTile<T>& tile, int64_t at, int64_t n,
+                          bool is_softmax, T* grad_offset, T* grad_mask) {
   using V = Vec<T>;
   constexpr int64_t lanes = kLanes<T>;
   const V scale(static_cast<T>(grid.problem.offset_scale));
@@ -108,7 +117,8 @@ inline void finish_points(const Grid<T>& grid, GradTile<T>& tile, int64_t at, in
     const int64_t t = at + q;
     const T* dot = tile.dot + 4 * t;
     const auto [even0, odd0] = at::vec::deinterleave2(V::loadu(dot), V::loadu(dot + lanes));
-    const auto [even1, odd1] = at::vec::deinterleave2(V::loadu(dot + 2 * lanes), V::loadu(dot + 3 * lanes));
+    const auto [even1, odd1] =
+        at::vec::deinterleave2(V::loadu(dot + 2 * lanes), V::loadu(dot + 3 * lanes));
     const auto [upper0, lower0] = at::vec::deinterleave2(even0, even1);
     const auto [upper1, lower1] = at::vec::deinterleave2(odd0, odd1);
     const V x0 = V::loadu(tile.value_x[0] + t), x1 = V::loadu(tile.value_x[1] + t);
@@ -140,12 +150,14 @@ inline void finish_points(const Grid<T>& grid, GradTile<T>& tile, int64_t at, in
     const T* prob = tile.prob + at + row;
     const V sum(row_sum<T>(product, grid.points));
     for_each_vector<T>(grid.points, [&](int64_t p, int64_t count) INTERNIMAGE_INLINE {
-      at::vec::fnmadd(V::loadu(prob + p), sum, V::loadu(product + p)).store(grad_mask + row + p, count);
+      at::vec::fnmadd(V::loadu(prob + p), sum, V::loadu(product + p))
+          .store(grad_mask + row + p, count);
     });
   }
 }
 
-// prob = exp / sum per row. Whole vectors: what spills over a row's end is overwritten by the next row.
+// prob = exp / sum per row. Whole vectors: what spills over a row's end is overwritten by the next
+// row.
 template <typename T>
 inline void normalise(GradTile<T>& tile, int64_t n, int64_t points) {
   for (int64_t t = 0; t < n; t += points) {
@@ -179,15 +191,22 @@ void backward_region(const Backward<T>& call, const Region& region, T* grad_imag
         normalise<T>(tile, span.pixels * n, points);
       } else {
         for (int64_t i = 0; i < span.pixels; ++i) {
-          std::copy_n(call.mask + (span.first + i) * call.mask_stride + group * points, n, tile.prob + i * n);
+          std::copy_n(call.mask + (span.first + i) * call.mask_stride + group * points, n,
+                      tile.prob + i * n);
         }
       }
       locate<T>(grid, call.offset, call.offset_stride, tile.prob, n, span, tile);
       for (int64_t i = 0; i < span.pixels; ++i) {
+        const int64_t ahead =
+            (span.first - begin + region.pixel_begin + i + kPrefetchRows * p.width) * p.channels +
+            group * group_channels;
+        prefetch(image + ahead, span.groups * group_channels);
+        if (grad_image != nullptr) prefetch(grad_image + ahead, span.groups * group_channels);
         for (int64_t g = 0; g < span.groups; ++g) {
           const int64_t c = (group + g) * group_channels;
           const RowPointers<T> row{image + c, call.grad + (span.first + i) * p.channels + c,
-                                   grad_image == nullptr ? nullptr : grad_image + c, zeros.data, scratch.data};
+                                   grad_image == nullptr ? nullptr : grad_image + c, zeros.data,
+                                   scratch.data};
           backward_row<T, kVecs, kPoints>(row, p, tile, i * n + g * points, points, want_dots);
         }
       }
@@ -205,7 +224,9 @@ void backward_region(const Backward<T>& call, const Region& region, T* grad_imag
 template <typename T>
 void backward(const Backward<T>& call, const Region& region, T* grad_image) {
   if constexpr (std::is_same_v<T, float>) {
-    if (call.problem.points() == 9) {
+    const bool wants_all =
+        grad_image != nullptr && call.grad_offset != nullptr && call.grad_mask != nullptr;
+    if (call.problem.points() == 9 && wants_all) {
       const int64_t channels = call.problem.group_channels();
       if (channels == kLanes<T>) return backward_region<T, 1, 9>(call, region, grad_image);
       if (channels == 2 * kLanes<T>) return backward_region<T, 2, 9>(call, region, grad_image);
@@ -226,8 +247,8 @@ void sampled_rows(const Backward<T>& call, const Region& region, int64_t* first,
     const V centre(static_cast<T>(pixel / p.out_width * p.stride_h - p.pad_h + p.half_h()));
     for (int64_t group = region.group_begin; group < region.group_end; group += grid.groups) {
       const int64_t n = std::min(grid.groups, region.group_end - group) * grid.points;
-      const T* offset =
-          call.offset + (region.image * p.out_pixels() + pixel) * call.offset_stride + group * grid.points * 2;
+      const T* offset = call.offset + (region.image * p.out_pixels() + pixel) * call.offset_stride +
+                        group * grid.points * 2;
       for_each_vector<T>(n, [&](int64_t q, int64_t count) INTERNIMAGE_INLINE {
         const V dy = load_pairs(offset + 2 * q, count).second;
         const V y = at::vec::fmadd(dy, scale, V::loadu(grid.tap_y + q) + centre);

@@ -1,7 +1,8 @@
 // internimage::dcnv3 and internimage::dcnv3_backward on the CPU, on the LibTorch stable ABI.
 //
-// Checks that memory accesses stay in bounds (messages for users are Python's), chooses the instruction set, converts
-// 16-bit tensors, and divides the work so that results do not depend on the number of threads.
+// Checks that memory accesses stay in bounds (messages for users are Python's), chooses the
+// instruction set, converts 16-bit tensors, and divides the work so that results do not depend on
+// the number of threads.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -22,16 +23,19 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Pair = std::vector<int64_t>;
 
-// (pixel, group) rows that are worth a thread of their own.
-constexpr int64_t kRowsPerThread = 2048;
+// (pixel, group) rows that are worth another thread.
+constexpr int64_t kForwardRows = 1024, kBackwardRows = 512;
 
 const Kernels& choose_kernels() {
 #ifdef INTERNIMAGE_X86
   const char* wish = std::getenv("ATEN_CPU_CAPABILITY");
-  const auto allows = [wish](const char* name) { return wish == nullptr || std::strcmp(wish, name) == 0; };
+  const auto allows = [wish](const char* name) {
+    return wish == nullptr || std::strcmp(wish, name) == 0;
+  };
   const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                         __builtin_cpu_supports("f16c");
-  const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+  const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") &&
+                          __builtin_cpu_supports("avx512dq") &&
                           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw");
   if (has_avx512 && allows("avx512")) return AVX512::kernels;
   if (has_avx2 && (allows("avx2") || allows("avx512"))) return AVX2::kernels;
@@ -54,13 +58,14 @@ const KernelsFor<T>& kernels_for() {
 }
 
 void check_pair(const Pair& pair, int64_t least, const char* name) {
-  STD_TORCH_CHECK(pair.size() == 2 && pair[0] >= least && pair[1] >= least, name, " must be two integers of at least ",
-                  least);
+  STD_TORCH_CHECK(pair.size() == 2 && pair[0] >= least && pair[1] >= least, name,
+                  " must be two integers of at least ", least);
 }
 
 Problem make_problem(const Tensor& input, const Tensor& offset, const Tensor& mask, int64_t groups,
-                     const Pair& kernel_size, const Pair& stride, const Pair& padding, const Pair& dilation,
-                     double offset_scale, bool remove_center, bool mask_softmax) {
+                     const Pair& kernel_size, const Pair& stride, const Pair& padding,
+                     const Pair& dilation, double offset_scale, bool remove_center,
+                     bool mask_softmax) {
   check_pair(kernel_size, 1, "kernel_size");
   check_pair(stride, 1, "stride");
   check_pair(padding, 0, "padding");
@@ -73,7 +78,8 @@ Problem make_problem(const Tensor& input, const Tensor& offset, const Tensor& ma
   p.width = input.size(2);
   p.channels = input.size(3);
   p.groups = groups;
-  p.out_height = (p.height + 2 * padding[0] - dilation[0] * (kernel_size[0] - 1) - 1) / stride[0] + 1;
+  p.out_height =
+      (p.height + 2 * padding[0] - dilation[0] * (kernel_size[0] - 1) - 1) / stride[0] + 1;
   p.out_width = (p.width + 2 * padding[1] - dilation[1] * (kernel_size[1] - 1) - 1) / stride[1] + 1;
   p.kernel_h = kernel_size[0];
   p.kernel_w = kernel_size[1];
@@ -86,9 +92,12 @@ Problem make_problem(const Tensor& input, const Tensor& offset, const Tensor& ma
   p.offset_scale = offset_scale;
   p.remove_center = remove_center;
   p.mask_softmax = mask_softmax;
-  STD_TORCH_CHECK(groups >= 1 && p.channels % groups == 0, "groups must divide the channels of input");
-  STD_TORCH_CHECK(p.points() >= 1 && p.points() <= kMaxPoints, "kernel_size must give 1 to ", kMaxPoints, " points");
-  STD_TORCH_CHECK(p.height >= 1 && p.width >= 1 && p.out_height >= 1 && p.out_width >= 1, "the window does not fit");
+  STD_TORCH_CHECK(groups >= 1 && p.channels % groups == 0,
+                  "groups must divide the channels of input");
+  STD_TORCH_CHECK(p.points() >= 1 && p.points() <= kMaxPoints, "kernel_size must give 1 to ",
+                  kMaxPoints, " points");
+  STD_TORCH_CHECK(p.height >= 1 && p.width >= 1 && p.out_height >= 1 && p.out_width >= 1,
+                  "the window does not fit");
   constexpr int64_t limit = int64_t{1} << 31;
   STD_TORCH_CHECK(p.channels == 0 || p.height * p.width < limit / p.channels,
                   "input must have fewer than 2^31 elements per image");
@@ -108,7 +117,8 @@ Tensor dense_as(const Tensor& t, ScalarType dtype) {
   return out.is_contiguous() ? out : torch::stable::contiguous(out);
 }
 
-// As above, but rows (last axis) may be spread evenly over a wider tensor; `stride` is their distance.
+// As above, but rows (last axis) may be spread evenly over a wider tensor; `stride` is their
+// distance.
 Tensor rows_as(const Tensor& t, ScalarType dtype, int64_t* stride) {
   if (t.scalar_type() == dtype && t.stride(3) == 1) {
     const int64_t step = t.stride(2);
@@ -123,7 +133,8 @@ Tensor rows_as(const Tensor& t, ScalarType dtype, int64_t* stride) {
   return dense_as(t, dtype);
 }
 
-// By the C shim: less than half the time of new_empty through the dispatcher, which counts on small maps.
+// By the C shim: less than half the time of new_empty through the dispatcher, which counts on small
+// maps.
 Tensor empty(torch::headeronly::IntHeaderOnlyArrayRef sizes, bool is_double) {
   int64_t strides[4];
   int64_t step = 1;
@@ -132,9 +143,10 @@ Tensor empty(torch::headeronly::IntHeaderOnlyArrayRef sizes, bool is_double) {
     step *= sizes[axis];
   }
   AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      static_cast<int64_t>(sizes.size()), sizes.data(), strides,
-      is_double ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32(), aoti_torch_device_type_cpu(), 0, &handle));
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides,
+                               is_double ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32(),
+                               aoti_torch_device_type_cpu(), 0, &handle));
   return Tensor(handle);
 }
 
@@ -145,30 +157,34 @@ Tensor back_to(Tensor result, ScalarType dtype) {
 }
 
 template <typename T>
-Tensor run_forward(const Problem& p, const Tensor& input, const Tensor& offset, const Tensor& mask, ScalarType dtype) {
+Tensor run_forward(const Problem& p, const Tensor& input, const Tensor& offset, const Tensor& mask,
+                   ScalarType dtype) {
   Forward<T> call{};
   call.problem = p;
   const Tensor x = dense_as(input, dtype);
   const Tensor o = rows_as(offset, dtype, &call.offset_stride);
   const Tensor m = rows_as(mask, dtype, &call.mask_stride);
-  Tensor output = empty({p.batch, p.out_height, p.out_width, p.channels}, std::is_same_v<T, double>);
+  Tensor output =
+      empty({p.batch, p.out_height, p.out_width, p.channels}, std::is_same_v<T, double>);
   call.input = x.const_data_ptr<T>();
   call.offset = o.const_data_ptr<T>();
   call.mask = m.const_data_ptr<T>();
   call.output = output.mutable_data_ptr<T>();
   const auto run = kernels_for<T>().forward;
-  const int64_t grain = std::max<int64_t>(1, kRowsPerThread / p.groups);
+  const int64_t grain = std::max<int64_t>(1, kForwardRows / p.groups);
   torch::stable::parallel_for(0, p.batch * p.out_pixels(), grain,
                               [&](int64_t begin, int64_t end) { run(call, begin, end); });
   return output;
 }
 
-Tensor dcnv3(const Tensor input, const Tensor offset, const Tensor mask, int64_t groups, Pair kernel_size, Pair stride,
-             Pair padding, Pair dilation, double offset_scale, bool remove_center, bool mask_softmax) {
-  const Problem p = make_problem(input, offset, mask, groups, kernel_size, stride, padding, dilation, offset_scale,
-                                 remove_center, mask_softmax);
-  const Tensor output = is_double(input) ? run_forward<double>(p, input, offset, mask, ScalarType::Double)
-                                         : run_forward<float>(p, input, offset, mask, ScalarType::Float);
+Tensor dcnv3(const Tensor input, const Tensor offset, const Tensor mask, int64_t groups,
+             Pair kernel_size, Pair stride, Pair padding, Pair dilation, double offset_scale,
+             bool remove_center, bool mask_softmax) {
+  const Problem p = make_problem(input, offset, mask, groups, kernel_size, stride, padding,
+                                 dilation, offset_scale, remove_center, mask_softmax);
+  const Tensor output = is_double(input)
+                            ? run_forward<double>(p, input, offset, mask, ScalarType::Double)
+                            : run_forward<float>(p, input, offset, mask, ScalarType::Float);
   return back_to(output, input.scalar_type());
 }
 
@@ -182,7 +198,8 @@ void clear_groups(const Problem& p, T* grad_image, int64_t group_begin, int64_t 
     std::fill_n(grad_image, pixels * p.channels, T(0));
     return;
   }
-  for (int64_t i = 0; i < pixels; ++i) std::fill_n(grad_image + i * p.channels + first, count, T(0));
+  for (int64_t i = 0; i < pixels; ++i)
+    std::fill_n(grad_image + i * p.channels + first, count, T(0));
 }
 
 // Threads own (image, group) pairs: nobody else writes their part of the input gradient.
@@ -190,7 +207,7 @@ template <typename T>
 void backward_by_groups(const Backward<T>& call) {
   const Problem& p = call.problem;
   const auto run = kernels_for<T>().backward;
-  const int64_t grain = std::max<int64_t>(1, kRowsPerThread / p.out_pixels());
+  const int64_t grain = std::max<int64_t>(1, kBackwardRows / p.out_pixels());
   torch::stable::parallel_for(0, p.batch * p.groups, grain, [&](int64_t begin, int64_t end) {
     for (int64_t pair = begin; pair < end;) {
       const int64_t image = pair / p.groups, group = pair % p.groups;
@@ -206,8 +223,9 @@ void backward_by_groups(const Backward<T>& call) {
   });
 }
 
-// For few images and large maps. The number of bands of output rows per image depends on sizes alone; every band adds
-// to a buffer of the input rows that it samples, and the buffers are summed in the order of the bands.
+// For few images and large maps. The number of bands of output rows per image depends on sizes
+// alone; every band adds to a buffer of the input rows that it samples, and the buffers are summed
+// in the order of the bands.
 template <typename T>
 void backward_by_bands(const Backward<T>& call, int64_t bands) {
   const Problem& p = call.problem;
@@ -258,8 +276,9 @@ int64_t choose_bands(const Problem& p) {
 }
 
 template <typename T>
-std::tuple<Tensor, Tensor, Tensor> run_backward(const Problem& p, const Tensor& grad, const Tensor& input,
-                                                const Tensor& offset, const Tensor& mask, ScalarType dtype,
+std::tuple<Tensor, Tensor, Tensor> run_backward(const Problem& p, const Tensor& grad,
+                                                const Tensor& input, const Tensor& offset,
+                                                const Tensor& mask, ScalarType dtype,
                                                 const std::vector<bool>& output_mask) {
   Backward<T> call{};
   call.problem = p;
@@ -269,7 +288,8 @@ std::tuple<Tensor, Tensor, Tensor> run_backward(const Problem& p, const Tensor& 
   const Tensor m = rows_as(mask, dtype, &call.mask_stride);
   const auto result = [](const Tensor& like, bool wanted) {
     const int64_t none[] = {0};
-    return empty(wanted ? like.sizes() : torch::headeronly::IntHeaderOnlyArrayRef(none, 1), std::is_same_v<T, double>);
+    return empty(wanted ? like.sizes() : torch::headeronly::IntHeaderOnlyArrayRef(none, 1),
+                 std::is_same_v<T, double>);
   };
   Tensor grad_input = result(input, output_mask[0]);
   Tensor grad_offset = result(offset, output_mask[1]);
@@ -291,12 +311,14 @@ std::tuple<Tensor, Tensor, Tensor> run_backward(const Problem& p, const Tensor& 
           back_to(grad_mask, mask.scalar_type())};
 }
 
-std::tuple<Tensor, Tensor, Tensor> dcnv3_backward(const Tensor grad, const Tensor input, const Tensor offset,
-                                                  const Tensor mask, int64_t groups, Pair kernel_size, Pair stride,
-                                                  Pair padding, Pair dilation, double offset_scale, bool remove_center,
-                                                  bool mask_softmax, std::vector<bool> output_mask) {
-  const Problem p = make_problem(input, offset, mask, groups, kernel_size, stride, padding, dilation, offset_scale,
-                                 remove_center, mask_softmax);
+std::tuple<Tensor, Tensor, Tensor> dcnv3_backward(const Tensor grad, const Tensor input,
+                                                  const Tensor offset, const Tensor mask,
+                                                  int64_t groups, Pair kernel_size, Pair stride,
+                                                  Pair padding, Pair dilation, double offset_scale,
+                                                  bool remove_center, bool mask_softmax,
+                                                  std::vector<bool> output_mask) {
+  const Problem p = make_problem(input, offset, mask, groups, kernel_size, stride, padding,
+                                 dilation, offset_scale, remove_center, mask_softmax);
   STD_TORCH_CHECK(grad.dim() == 4 && grad.size(0) == p.batch && grad.size(1) == p.out_height &&
                       grad.size(2) == p.out_width && grad.size(3) == p.channels,
                   "grad does not have the shape of the output");

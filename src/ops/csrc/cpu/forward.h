@@ -10,9 +10,9 @@ constexpr int64_t kForwardPoints = 288;
 
 // kVecs vectors of channels (the first `count` lanes of each) of one (pixel, group) row.
 template <typename T, int kVecs, int kPoints, bool kInterior>
-INTERNIMAGE_INLINE inline void sample_channels(const T* base, const Problem& problem, const T* zeros,
-                                               const Tile<T>& tile, int64_t t, int64_t points, T scale, T* out,
-                                               int64_t count) {
+INTERNIMAGE_INLINE inline void sample_channels(const T* base, const Problem& problem,
+                                               const T* zeros, const Tile<T>& tile, int64_t t,
+                                               int64_t points, T scale, T* out, int64_t count) {
   using V = Vec<T>;
   // Four chains per vector hide the latency of the multiply-add; fewer where registers are short.
   constexpr int kChains = kVecs >= 4 ? 2 : 4;
@@ -47,8 +47,9 @@ INTERNIMAGE_INLINE inline void sample_channels(const T* base, const Problem& pro
 
 // All channels of a row. kVecs > 0: the group has exactly kVecs vectors of channels.
 template <typename T, int kVecs, int kPoints>
-INTERNIMAGE_INLINE inline void sample_row(const T* base, const Problem& p, const T* zeros, const Tile<T>& tile,
-                                          int64_t t, int64_t points, T scale, T* out) {
+INTERNIMAGE_INLINE inline void sample_row(const T* base, const Problem& p, const T* zeros,
+                                          const Tile<T>& tile, int64_t t, int64_t points, T scale,
+                                          T* out) {
   constexpr int64_t lanes = kLanes<T>;
   if constexpr (kVecs > 0) {
     if (is_interior(tile.edge + t, points)) {
@@ -60,11 +61,13 @@ INTERNIMAGE_INLINE inline void sample_row(const T* base, const Problem& p, const
     const int64_t channels = p.group_channels();
     int64_t c = 0;
     for (; c + 4 * lanes <= channels; c += 4 * lanes) {
-      sample_channels<T, 4, kPoints, false>(base + c, p, zeros, tile, t, points, scale, out + c, lanes);
+      sample_channels<T, 4, kPoints, false>(base + c, p, zeros, tile, t, points, scale, out + c,
+                                            lanes);
     }
     for (; c < channels; c += lanes) {
       const int64_t count = std::min(lanes, channels - c);
-      sample_channels<T, 1, kPoints, false>(base + c, p, zeros, tile, t, points, scale, out + c, count);
+      sample_channels<T, 1, kPoints, false>(base + c, p, zeros, tile, t, points, scale, out + c,
+                                            count);
     }
   }
 }
@@ -91,6 +94,7 @@ void forward_pixels(const Forward<T>& call, int64_t begin, int64_t end) {
         const int64_t image = (span.first + i) / p.out_pixels();
         const T* base = call.input + image * p.height * p.width * p.channels;
         T* out = call.output + (span.first + i) * p.channels;
+        prefetch(call.input + (span.first + i + kPrefetchRows * p.width) * p.channels, p.channels);
         for (int64_t g = 0; g < span.groups; ++g) {
           const int64_t t = i * n + g * points;
           const int64_t c = (group + g) * group_channels;

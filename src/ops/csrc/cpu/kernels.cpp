@@ -1,5 +1,6 @@
-// The CPU kernels of one instruction set. Built once per set with -DCPU_CAPABILITY=<set> and its compiler flags; at::vec
-// headers refuse TORCH_TARGET_VERSION, so the stable-ABI binding is a unit of its own.
+// The CPU kernels of one instruction set. Built once per set with -DCPU_CAPABILITY=<set> and its
+// compiler flags; at::vec headers refuse TORCH_TARGET_VERSION, so the stable-ABI binding is a unit
+// of its own.
 #include "backward.h"
 #include "forward.h"
 

@@ -1,11 +1,13 @@
-// Border between the CPU kernels (compiled once per instruction set, no torch types) and the binding that calls them.
+// Border between the CPU kernels (compiled once per instruction set, no torch types) and the
+// binding that calls them.
 #pragma once
 
 #include "../dcnv3.h"
 
 namespace internimage::cpu {
 
-// Offset and mask may be slices of wider rows: the last axis is dense, consecutive pixels are `*_stride` apart.
+// Offset and mask may be slices of wider rows: the last axis is dense, consecutive pixels are
+// `*_stride` apart.
 template <typename T>
 struct Forward {
   Problem problem;
@@ -39,8 +41,9 @@ template <typename T>
 struct KernelsFor {
   // Output pixels [begin, end), counted over the whole batch.
   void (*forward)(const Forward<T>&, int64_t begin, int64_t end);
-  // Writes grad_offset and grad_mask of the region. Adds to `grad_image`, the gradient of input pixel (0, 0) of the
-  // region's image (null: not wanted), which must hold every input row that the region samples.
+  // Writes grad_offset and grad_mask of the region. Adds to `grad_image`, the gradient of input
+  // pixel (0, 0) of the region's image (null: not wanted), which must hold every input row that the
+  // region samples.
   void (*backward)(const Backward<T>&, const Region&, T* grad_image);
   // Input rows [first, last] that the region's points can touch; first > last if there is none.
   void (*sampled_rows)(const Backward<T>&, const Region&, int64_t* first, int64_t* last);

@@ -1,11 +1,13 @@
-// The part of DCNv3 that does not depend on channels: softmax of the mask, sampling positions, bilinear weights.
+// The part of DCNv3 that does not depend on channels: softmax of the mask, sampling positions,
+// bilinear weights.
 //
-// A tile is a run of sampling points, [pixel][group][point], whose geometry is computed first, vectorised over points;
-// the channel loops then only load, multiply and add.
+// A tile is a run of sampling points, [pixel][group][point], whose geometry is computed first,
+// vectorised over points; the channel loops then only load, multiply and add.
 //
-// A point on the border has corners outside the image. Along an axis with only one side inside, both sides are made
-// the inside pixel and share its weight. So every address is valid and no pixel outside the image is ever multiplied
-// by a zero weight (0 * inf would be NaN). Points that do not count at all have element -1.
+// A point on the border has corners outside the image. Along an axis with only one side inside,
+// both sides are made the inside pixel and share its weight. So every address is valid and no pixel
+// outside the image is ever multiplied by a zero weight (0 * inf would be NaN). Points that do not
+// count at all have element -1.
 #pragma once
 
 #include <algorithm>
@@ -25,7 +27,7 @@ constexpr int64_t kTableSize = kMaxPoints + 48;
 
 template <typename T>
 struct Tile {
-  IntOf<T> element[kTableSize];                     // of the top left corner's pixel in its image, -1: does not count
+  IntOf<T> element[kTableSize];  // of the top left corner's pixel in its image, -1: does not count
   IntOf<T> step_x[kTableSize], step_y[kTableSize];  // elements to the right and lower corner, or 0
   T edge[kTableSize];                               // zero if all four corners are inside
   T exp[kTableSize];                                // mask, or exp of the shifted logit
@@ -38,11 +40,12 @@ struct GradTile : Tile<T> {
   T prob[kTableSize];                                // mask, normalised
   T value_x[2][kTableSize], value_y[2][kTableSize];  // bilinear weights of the two sides
   T slope_x[2][kTableSize], slope_y[2][kTableSize];  // their derivatives
-  T dot[4 * kTableSize];                             // <corner, grad> of the four corners of each point
-  T product[kTableSize];                             // prob * d(mask)
+  T dot[4 * kTableSize];  // <corner, grad> of the four corners of each point
+  T product[kTableSize];  // prob * d(mask)
 };
 
-// Constants of a call, and the positions of the taps relative to the window centre for a few groups in a row.
+// Constants of a call, and the positions of the taps relative to the window centre for a few groups
+// in a row.
 template <typename T>
 struct Grid {
   const Problem& problem;
@@ -88,7 +91,20 @@ struct Span {
   int64_t first, pixels, group, groups;
 };
 
-// `base` plus `element`, or `other` for element -1, without a branch: which points fall outside is unpredictable.
+// Offsets make the first touch of an input pixel random, so the processor cannot foresee it; that a
+// window moves down row by row is foreseeable. So each output pixel asks for the input pixel this
+// many rows further down, and its offsets and logits for those of a later pixel. Beyond the end of
+// memory this does nothing.
+constexpr int64_t kPrefetchRows = 4, kPrefetchPixels = 4;
+
+template <typename T>
+INTERNIMAGE_INLINE inline void prefetch(const T* from, int64_t count) {
+  constexpr int64_t line = 64 / sizeof(T);
+  for (int64_t i = 0; i < count; i += line) __builtin_prefetch(from + i, 0, 3);
+}
+
+// `base` plus `element`, or `other` for element -1, without a branch: which points fall outside is
+// unpredictable.
 template <typename T>
 INTERNIMAGE_INLINE inline T* select(T* base, T* other, int64_t element) {
   const auto outside = reinterpret_cast<intptr_t>(other);
@@ -97,8 +113,9 @@ INTERNIMAGE_INLINE inline T* select(T* base, T* other, int64_t element) {
   return reinterpret_cast<T*>(outside + (bytes & ~(element >> 63)));
 }
 
-// Calls body(first, count) for pieces of [0, n) of one vector each. The last piece overlaps the one before if it can,
-// so `body` must be free of accumulation; `count` is short of a vector only for n below one vector.
+// Calls body(first, count) for pieces of [0, n) of one vector each. The last piece overlaps the one
+// before if it can, so `body` must be free of accumulation; `count` is short of a vector only for n
+// below one vector.
 template <typename T, typename Body>
 INTERNIMAGE_INLINE inline void for_each_vector(int64_t n, const Body& body) {
   constexpr int64_t lanes = kLanes<T>;
@@ -113,8 +130,9 @@ INTERNIMAGE_INLINE inline void for_each_vector(int64_t n, const Body& body) {
 template <typename T>
 INTERNIMAGE_INLINE inline std::pair<Vec<T>, Vec<T>> load_pairs(const T* pairs, int64_t count) {
   constexpr int64_t lanes = kLanes<T>;
-  return at::vec::deinterleave2(Vec<T>::loadu(pairs, std::min(lanes, 2 * count)),
-                                Vec<T>::loadu(pairs + lanes, std::max<int64_t>(0, 2 * count - lanes)));
+  return at::vec::deinterleave2(
+      Vec<T>::loadu(pairs, std::min(lanes, 2 * count)),
+      Vec<T>::loadu(pairs + lanes, std::max<int64_t>(0, 2 * count - lanes)));
 }
 
 template <typename T>
@@ -132,15 +150,18 @@ inline void exponentiate_slowly(const T* logits, int64_t n, int64_t points, T* o
   }
 }
 
-// exp of the logits of a span into tile.exp, not normalised. A row is shifted by its maximum only if it holds a large
-// value, which depends on the row alone: the same bits whichever tile a row falls into.
+// exp of the logits of a span into tile.exp, not normalised. A row is shifted by its maximum only
+// if it holds a large value, which depends on the row alone: the same bits whichever tile a row
+// falls into.
 template <typename T>
-inline void exponentiate(const Grid<T>& grid, const T* logits, int64_t stride, const Span& span, Tile<T>& tile) {
+inline void exponentiate(const Grid<T>& grid, const T* logits, int64_t stride, const Span& span,
+                         Tile<T>& tile) {
   using V = Vec<T>;
   const int64_t n = span.groups * grid.points;
   logits += span.first * stride + span.group * grid.points;
   V largest(0);
   for (int64_t i = 0; i < span.pixels; ++i) {
+    prefetch(logits + (i + kPrefetchPixels) * stride, n);
     for_each_vector<T>(n, [&](int64_t q, int64_t count) INTERNIMAGE_INLINE {
       const V x = V::loadu(logits + i * stride + q, count);
       largest = at::vec::maximum(largest, x.abs());
@@ -148,7 +169,8 @@ inline void exponentiate(const Grid<T>& grid, const T* logits, int64_t stride, c
     });
   }
   T lanes[kLanes<T>];
-  V::blendv(V(0), V(1), largest < V(kExpLimit<T>)).store(lanes);  // 0 for NaN, which maximum() keeps
+  V::blendv(V(0), V(1), largest < V(kExpLimit<T>))
+      .store(lanes);  // 0 for NaN, which maximum() keeps
   if (std::count(lanes, lanes + kLanes<T>, T(1)) == kLanes<T>) return;
   for (int64_t i = 0; i < span.pixels; ++i) {
     exponentiate_slowly<T>(logits + i * stride, n, grid.points, tile.exp + i * n);
@@ -206,10 +228,11 @@ struct Axis {
   }
 };
 
-// Fills the tables of a tile for a span. `mask` is the first value of the span, in rows of `mask_stride`.
+// Fills the tables of a tile for a span. `mask` is the first value of the span, in rows of
+// `mask_stride`.
 template <typename T, typename TileType>
-inline void locate(const Grid<T>& grid, const T* offset, int64_t offset_stride, const T* mask, int64_t mask_stride,
-                   const Span& span, TileType& tile) {
+inline void locate(const Grid<T>& grid, const T* offset, int64_t offset_stride, const T* mask,
+                   int64_t mask_stride, const Span& span, TileType& tile) {
   using V = Vec<T>;
   using I = IntVec<T>;
   const Problem& p = grid.problem;
@@ -221,6 +244,7 @@ inline void locate(const Grid<T>& grid, const T* offset, int64_t offset_stride, 
   offset += span.first * offset_stride + span.group * grid.points * 2;
   int64_t out_x = span.first % p.out_width, out_y = span.first / p.out_width % p.out_height;
   for (int64_t i = 0; i < span.pixels; ++i) {
+    prefetch(offset + kPrefetchPixels * offset_stride, 2 * n);
     const V centre_x(static_cast<T>(out_x * p.stride_w - p.pad_w + p.half_w()));
     const V centre_y(static_cast<T>(out_y * p.stride_h - p.pad_h + p.half_h()));
     for_each_vector<T>(n, [&](int64_t q, int64_t count) INTERNIMAGE_INLINE {

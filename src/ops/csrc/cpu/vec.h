@@ -1,7 +1,7 @@
 // Small vector helpers on top of at::vec that the DCNv3 kernels need and at::vec lacks.
 //
-// Everything is generic over the vector width; the reductions have shuffles for AVX2 and AVX-512 floats, as they sit in
-// the innermost loop of the backward.
+// Everything is generic over the vector width; the reductions have shuffles for AVX2 and AVX-512
+// floats, as they sit in the innermost loop of the backward.
 #pragma once
 
 #include <ATen/cpu/vec/vec.h>
