@@ -37,7 +37,7 @@ InternImage on PyTorch Lightning. Commands of python -m src:
   predict   table and pictures         like validate, with --data.predict_dir FOLDER
   prepare   make or unpack data        prepare toy --root data/toy
   verify    check a data set           verify imagenet --root data/imagenet
-  profile   size, cost and speed       profile --model internimage_t
+  profile   size, MACs and memory      profile --model internimage_t
   env       versions and operators     env
 
 Every setting of a recipe can be changed on the line: --trainer.max_epochs 5 --data.batch_size 32.

@@ -75,7 +75,9 @@ def assert_same_end(folder: Path, other: Path) -> None:
             assert torch.equal(ours_groups["state"][index][name], value), (index, name)
 
 
-@pytest.mark.parametrize("length", [EPOCHS, STEPS], ids=["epochs", "steps"])
+@pytest.mark.parametrize(
+    "length", [EPOCHS, pytest.param(STEPS, marks=pytest.mark.slow)], ids=["epochs", "steps"]
+)
 def test_a_run_that_crashed_in_an_epoch_repeats_that_epoch(
     config: Path,
     straight: Path,
@@ -94,7 +96,10 @@ def test_a_run_that_crashed_in_an_epoch_repeats_that_epoch(
         assert rows(continued, 6) == rows(straight, 6)
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("no luck")])
+@pytest.mark.parametrize(
+    "error",
+    [KeyboardInterrupt(), pytest.param(RuntimeError("no luck"), marks=pytest.mark.slow)],
+)
 def test_an_interrupted_run_loses_nothing(
     config: Path,
     straight: Path,
