@@ -94,8 +94,8 @@ def shortest_times(calls: dict[str, Callable[[], object]], seconds: float) -> di
     while rounds < MIN_ROUNDS or time.perf_counter() < end:
         rounds += 1
         for key, call in calls.items():
-            # Several calls a turn: in a network the inputs were written a moment ago, so they are in
-            # the cache, which the other path's call before this one has just emptied.
+            # Several calls a turn: in a network the inputs were written a moment ago, so they are
+            # in the cache, which the other path's call before this one has just emptied.
             for _ in range(min(20, max(3, round(TURN_SECONDS / best[key])))):
                 start = time.perf_counter()
                 call()
