@@ -56,7 +56,11 @@ def report() -> str:
         *((name, package_version(name)) for name in PACKAGES),
         ("cpu", f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, {cpu_capability()}"),
         *(("gpu", device) for device in gpus()),
-        *((f"dcnv3 on {device}", text) for device, text in ops.backends().items()),
+        *(
+            (f"{operator} on {device}", text)
+            for operator in ("dcnv3", "ms_deform_attn")
+            for device, text in ops.backends(operator).items()
+        ),
         ("INTERNIMAGE_OPS", os.environ.get("INTERNIMAGE_OPS", "auto (not set)")),
     ]
     width = max(len(name) for name, _ in rows)

@@ -1,13 +1,25 @@
-"""Compiled operators: deformable convolution v3 (DCNv3) of InternImage.
+"""Operators: deformable convolution v3 (DCNv3), compiled, and multi-scale deformable attention.
 
-:func:`dcnv3` is the operator; :func:`dcnv3_reference` (the oracle) and :func:`dcnv3_grid_sample`
-(the benchmark baseline) compute the same in plain PyTorch. :func:`backends` tells which kernel runs
-on which device, and why. This package imports nothing but torch.
+:func:`dcnv3` and :func:`ms_deform_attn` are the operators; :func:`dcnv3_reference` and
+:func:`ms_deform_attn_reference` (the oracles) and :func:`dcnv3_grid_sample` (the benchmark
+baseline) compute the same in plain PyTorch. :func:`backends` tells what runs on which device, and
+why. This package imports nothing but torch, and ``deformops`` where that is installed.
 """
 
-from ._load import OpNotBuiltError, backends
+from ._backends import backends
+from ._load import OpNotBuiltError
 from .dcnv3 import dcnv3
 from .grid_sample import dcnv3_grid_sample
+from .ms_deform_attn import ms_deform_attn
+from .ms_deform_attn_reference import ms_deform_attn_reference
 from .reference import dcnv3_reference
 
-__all__ = ["OpNotBuiltError", "backends", "dcnv3", "dcnv3_grid_sample", "dcnv3_reference"]
+__all__ = [
+    "OpNotBuiltError",
+    "backends",
+    "dcnv3",
+    "dcnv3_grid_sample",
+    "dcnv3_reference",
+    "ms_deform_attn",
+    "ms_deform_attn_reference",
+]

@@ -84,16 +84,3 @@ def _load(path: Path) -> str | None:
 
 
 LIBRARIES = Libraries(read_mode(), Path(__file__).resolve().parent)
-
-
-def backends() -> dict[str, str]:
-    """Which DCNv3 kernel runs on each device type, and why when it is not a compiled one.
-
-    Returns:
-        ``{"cpu": ..., "cuda": ...}`` with ``"compiled (instruction set)"`` or ``"reference
-        (reason)"``.
-    """
-    report = {device: f"reference ({reason})" for device, reason in LIBRARIES.missing.items()}
-    if "cpu" not in report:
-        report["cpu"] = f"compiled ({torch.ops.internimage.cpu_capability.default()})"
-    return dict(sorted(report.items()))

@@ -74,7 +74,7 @@ def forward(input: Tensor, offset: Tensor, mask: Tensor, window: Window) -> Tens
     for p, point in enumerate(_points(offset, (h, w), window, values.dtype)):
         weight = torch.where(point.is_valid, weights[..., p], 0)
         for corner in point.corners:
-            output = output + (weight * corner.weight).unsqueeze(-1) * _gather(values, corner)
+            output = output + (weight * corner.weight).unsqueeze(-1) * gather(values, corner)
     return output.view(n, h_out, w_out, c).to(input.dtype)
 
 
@@ -99,7 +99,7 @@ def backward(
     samples, grad_x, grad_y = [], [], []  # each P times (N, L, G)
     for p, point in enumerate(_points(offset, (h, w), window, values.dtype)):
         weight = torch.where(point.is_valid, weights[..., p], 0)
-        dots = [(_gather(values, corner) * grad).sum(-1) for corner in point.corners]
+        dots = [(gather(values, corner) * grad).sum(-1) for corner in point.corners]
         parts = [corner.weight * dot for corner, dot in zip(point.corners, dots, strict=True)]
         samples.append(torch.stack(parts).sum(0))
         frac_x, frac_y = point.frac_x, point.frac_y
@@ -150,7 +150,7 @@ def _points(offset: Tensor, size: Pair, window: Window, dtype: torch.dtype) -> I
         tap_x = i * window.dilation[1] - _half(window, 1)
         x = origin_x + (tap_x + offset[..., p, 0]) * window.offset_scale  # (N, L, G)
         y = origin_y + (tap_y + offset[..., p, 1]) * window.offset_scale
-        yield _make_point(x, y, size)
+        yield make_point(x, y, size)
 
 
 def _taps(window: Window) -> Iterator[tuple[int, int]]:
@@ -170,7 +170,8 @@ def _window_centres(count: int, axis: int, window: Window, like: Tensor) -> Tens
     return steps + (_half(window, axis) - window.padding[axis])
 
 
-def _make_point(x: Tensor, y: Tensor, size: Pair) -> Point:
+def make_point(x: Tensor, y: Tensor, size: Pair) -> Point:
+    """Weigh the four pixels around a position in pixels of an image ``size = (H, W)``."""
     height, width = size
     is_valid = (x > -1) & (x < width) & (y > -1) & (y < height)  # false for NaN
     x, y = torch.where(is_valid, x, 0), torch.where(is_valid, y, 0)
@@ -196,7 +197,7 @@ def _make_point(x: Tensor, y: Tensor, size: Pair) -> Point:
     )
 
 
-def _gather(values: Tensor, corner: Corner) -> Tensor:
+def gather(values: Tensor, corner: Corner) -> Tensor:
     """Pixels at a corner, zero outside the image: chosen, not multiplied, as 0 * inf is NaN."""
     index = corner.pixel.unsqueeze(-1).expand(-1, -1, -1, values.shape[-1])
     return torch.where(corner.is_inside.unsqueeze(-1), values.gather(1, index), 0)  # (N, L, G, Cg)
