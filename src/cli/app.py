@@ -43,6 +43,7 @@ from src.cli.noise import quieten
 from src.data.ade20k import ADE20KDataModule  # noqa: F401  gives its short name to YAML
 from src.data.base import BaseDataModule
 from src.data.coco import COCODataModule  # noqa: F401  gives its short name to YAML
+from src.data.coco_stuff import COCOStuffDataModule  # noqa: F401  gives its short name to YAML
 from src.data.imagenet import ImageNetDataModule  # noqa: F401  gives its short name to YAML
 from src.errors import UserError
 from src.models import InternImage  # noqa: F401  gives its short name to YAML

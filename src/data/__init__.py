@@ -14,14 +14,22 @@ if TYPE_CHECKING:
     from src.data.ade20k import ADE20KDataModule
     from src.data.base import BaseDataModule
     from src.data.coco import COCODataModule
+    from src.data.coco_stuff import COCOStuffDataModule
     from src.data.imagenet import ImageNetDataModule
 
-__all__ = ["ADE20KDataModule", "BaseDataModule", "COCODataModule", "ImageNetDataModule"]
+__all__ = [
+    "ADE20KDataModule",
+    "BaseDataModule",
+    "COCODataModule",
+    "COCOStuffDataModule",
+    "ImageNetDataModule",
+]
 
 _MODULES = {
     "ADE20KDataModule": "src.data.ade20k",
     "BaseDataModule": "src.data.base",
     "COCODataModule": "src.data.coco",
+    "COCOStuffDataModule": "src.data.coco_stuff",
     "ImageNetDataModule": "src.data.imagenet",
 }
 

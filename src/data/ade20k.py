@@ -29,6 +29,7 @@ from src.data.palettes import ADE20K_NAMES, Colour, ade20k_palette, distinct_pal
 from src.data.samplers import CountOnceSampler
 from src.data.transforms.protocols import ViewsTransform
 from src.errors import UserError
+from src.types import IGNORE_LABEL
 
 Triple = tuple[float, float, float]
 
@@ -50,6 +51,8 @@ class ADE20KDataModule(BaseDataModule):
             file ending of a picture.
         label_suffix: What replaces it in the name of the label map.
         reduce_zero_label: Label maps count classes from 1, and 0 means unlabelled.
+        class_values: Number of each class in the label maps, in label order, for numbers with gaps;
+            default counts from 0 or, with ``reduce_zero_label``, from 1. 255 is unlabelled.
         class_names: Names of the classes in label order: a list, a text file with one name a line,
             or ``"ade20k"``.
         palette: Red, green and blue of each class, 0 to 255. Default: ADE20K's for its classes,
@@ -90,6 +93,7 @@ class ADE20KDataModule(BaseDataModule):
         image_suffix: str | None = None,
         label_suffix: str = ".png",
         reduce_zero_label: bool = True,
+        class_values: list[int] | None = None,
         class_names: list[str] | str = "ade20k",
         palette: list[tuple[int, int, int]] | None = None,
         image_scale: tuple[int, int] = (2048, 512),
@@ -124,6 +128,12 @@ class ADE20KDataModule(BaseDataModule):
         check(
             bool(tta_ratios) and min(tta_ratios) > 0, "tta_ratios", tta_ratios, "positive factors"
         )
+        check(
+            class_values is None or (not reduce_zero_label and _are_values(class_values)),
+            "class_values",
+            class_values,
+            "different numbers from 0 to 254, with data.reduce_zero_label false",
+        )
         check(min(std) > 0, "std", std, "three positive numbers")
         check(
             (test_images is None) == (test_labels is None),
@@ -138,7 +148,7 @@ class ADE20KDataModule(BaseDataModule):
             "test": (test_images or val_images, test_labels or val_labels),
         }
         self.suffixes = (image_suffix, label_suffix)
-        self.reduce_zero_label = reduce_zero_label
+        self.reduce_zero_label, self.class_values = reduce_zero_label, class_values
         self.predict_dir = predict_dir
         self._given_names, self._given_palette = class_names, palette
         self._normalization = {"mean": mean, "std": std}
@@ -163,6 +173,13 @@ class ADE20KDataModule(BaseDataModule):
             return list(ADE20K_NAMES)
         names = read_class_names(self._given_names)
         check(len(names) <= MAX_CLASSES, "class_names", len(names), f"up to {MAX_CLASSES} names")
+        values = self.class_values
+        check(
+            values is None or len(values) == len(names),
+            "class_values",
+            values,
+            f"one number for each of the {len(names)} classes",
+        )
         return names
 
     @property
@@ -208,6 +225,7 @@ class ADE20KDataModule(BaseDataModule):
                 transform,
                 self.num_classes,
                 reduce_zero_label=self.reduce_zero_label,
+                class_values=self.class_values,
             )
         if stage in ("fit", "validate"):
             self._datasets["val"] = self._labelled("val")
@@ -247,6 +265,7 @@ class ADE20KDataModule(BaseDataModule):
             self.eval_transform,
             self.num_classes,
             reduce_zero_label=self.reduce_zero_label,
+            class_values=self.class_values,
         )
 
     def _eval_loader(self, split: str) -> DataLoader[Any]:
@@ -262,3 +281,7 @@ class ADE20KDataModule(BaseDataModule):
         for key in samples[0]:
             batch[key] = [sample[key] for sample in samples]  # type: ignore[literal-required]
         return batch
+
+
+def _are_values(values: Sequence[int]) -> bool:
+    return len(set(values)) == len(values) > 0 and min(values) >= 0 and max(values) < IGNORE_LABEL

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,11 @@ MAX_CLASSES = 255
 
 
 def read_label_map(
-    path: str | Path, num_classes: int, *, reduce_zero_label: bool = False
+    path: str | Path,
+    num_classes: int,
+    *,
+    reduce_zero_label: bool = False,
+    class_values: Sequence[int] | None = None,
 ) -> NDArray[np.uint8]:
     """Read the class of every pixel.
 
@@ -27,6 +32,8 @@ def read_label_map(
         path: A PNG or another lossless picture.
         num_classes: Number of classes, at most 255.
         reduce_zero_label: The file counts classes from 1, and 0 means unlabelled.
+        class_values: Number of each class in the file, if they are not counted; not together with
+            ``reduce_zero_label``.
 
     Returns:
         Classes in ``[0, num_classes)``, and 255 where the file has 255 or, with
@@ -37,6 +44,8 @@ def read_label_map(
         UserError: If it holds colours or a number that is no class.
     """
     stored = _read_numbers(path)
+    if class_values is not None:
+        return _look_up(stored, class_values, path)
     ignored = stored == IGNORE_LABEL
     if reduce_zero_label:
         ignored |= stored == 0
@@ -52,6 +61,27 @@ def read_label_map(
             "data.class_names, or set data.reduce_zero_label to what the files mean by 0."
         )
     return np.where(ignored, IGNORE_LABEL, stored).astype(np.uint8)
+
+
+def _look_up(
+    stored: NDArray[np.unsignedinteger], class_values: Sequence[int], path: str | Path
+) -> NDArray[np.uint8]:
+    """Classes of numbers that are not counted; see `read_label_map`."""
+    no_class = -1
+    table = np.full(IGNORE_LABEL + 1, no_class)
+    table[list(class_values)] = range(len(class_values))
+    table[IGNORE_LABEL] = IGNORE_LABEL
+    label = table[np.minimum(stored, IGNORE_LABEL)]
+    label[stored > IGNORE_LABEL] = no_class
+    wrong = label == no_class
+    if wrong.any():
+        raise UserError(
+            f"The label map {path} has the value {int(stored[wrong][0])} in {int(wrong.sum())} "
+            f"pixels, which is none of the {len(class_values)} numbers of classes (data."
+            f"class_values, {min(class_values)} to {max(class_values)} with gaps) and not 255 "
+            "(unlabelled)."
+        )
+    return label.astype(np.uint8)
 
 
 def _read_numbers(path: str | Path) -> NDArray[np.unsignedinteger]:

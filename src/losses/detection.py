@@ -15,7 +15,7 @@ _SMALL_AREA = 1e-6
 _EPS = torch.finfo(torch.float32).eps
 
 
-def average(total: Tensor, number: float) -> Tensor:
+def average(total: Tensor, number: float | Tensor) -> Tensor:
     """Divide a sum by the number of boxes that it is meant for."""
     return total / (number + _EPS)
 

@@ -67,7 +67,16 @@ class SegmentationLoss(nn.Module):
 
         Returns:
             Scalars ``loss_decode`` and, with ``aux``, ``loss_aux``; training minimises their sum.
+
+        Raises:
+            UserError: If the outputs hold no scores per pixel.
         """
+        if "out" not in outputs:
+            raise UserError(
+                "The cross entropy per pixel needs scores per pixel, got outputs "
+                f"{', '.join(outputs)}; set model.loss to the network's own loss, for Mask2Former "
+                "src.losses.mask_set.MaskSetLoss."
+            )
         losses = {"loss_decode": pixel_cross_entropy(outputs["out"], label, self.average)}
         if "aux" in outputs:
             auxiliary = pixel_cross_entropy(outputs["aux"], label, self.average)

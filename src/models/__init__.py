@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from src.models.detectors import CascadeMaskRCNN, MaskRCNN
 from src.models.heads.fcn import FCNHead
+from src.models.heads.mask2former import Mask2FormerHead
 from src.models.heads.upernet import UPerHead
 from src.models.internimage import InternImage, InternImageBackbone
 from src.models.layers import DCNv3
-from src.models.segmentors import Segmentor
+from src.models.segmentors import Mask2Former, Segmentor
 from src.models.variants import ARCHITECTURES
 
 __all__ = [
@@ -17,6 +18,8 @@ __all__ = [
     "FCNHead",
     "InternImage",
     "InternImageBackbone",
+    "Mask2Former",
+    "Mask2FormerHead",
     "MaskRCNN",
     "Segmentor",
     "UPerHead",

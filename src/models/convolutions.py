@@ -11,8 +11,8 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-Start = Literal["kaiming", "xavier"] | float
-"""Kaiming normal for ReLU (fan out), Xavier uniform, or the std of a normal distribution."""
+Start = Literal["kaiming", "xavier", "lecun"] | float
+"""Kaiming normal for ReLU (fan out), Xavier uniform, LeCun uniform, or the std of a normal."""
 
 
 def set_start(layer: nn.Conv2d | nn.ConvTranspose2d | nn.Linear, start: Start) -> None:
@@ -21,6 +21,8 @@ def set_start(layer: nn.Conv2d | nn.ConvTranspose2d | nn.Linear, start: Start) -
         nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
     elif start == "xavier":
         nn.init.xavier_uniform_(layer.weight)
+    elif start == "lecun":
+        nn.init.kaiming_uniform_(layer.weight, a=1.0)
     else:
         nn.init.normal_(layer.weight, std=start)
     if layer.bias is not None:

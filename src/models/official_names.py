@@ -11,7 +11,11 @@ import re
 from torch import nn
 
 from src.models.backbone import InternImageBackbone
+from src.models.heads.mask2former import MaskedAttentionLayer
+from src.models.heads.pixel_decoder import EncoderLayer
 from src.models.heads.upernet import UPerHead
+
+_FEED_FORWARD = ((r"^ffn\.fc1\.", "ffns.0.layers.0.0."), (r"^ffn\.fc2\.", "ffns.0.layers.1."))
 
 RENAMES: dict[type[nn.Module], tuple[tuple[str, str], ...]] = {
     InternImageBackbone: (
@@ -27,6 +31,12 @@ RENAMES: dict[type[nn.Module], tuple[tuple[str, str], ...]] = {
         (r"^dcnv3_head_x4\.", "dcnv3_head_x4.0."),
         (r"^(clip_projector\.norm1_[qkv])\.", r"\1.0."),
         (r"^fc_norm\.", "fc_norm.0."),
+    ),
+    EncoderLayer: ((r"^attention\.", "attentions.0."), *_FEED_FORWARD),
+    MaskedAttentionLayer: (
+        (r"^cross_attention\.", "attentions.0.attn."),
+        (r"^self_attention\.", "attentions.1.attn."),
+        *_FEED_FORWARD,
     ),
     UPerHead: ((r"^(psp_modules\.\d+)\.", r"\1.1."),),
 }

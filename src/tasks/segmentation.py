@@ -1,4 +1,4 @@
-"""Semantic segmentation: cross entropy of two heads, mIoU at the size of the pictures, label maps.
+"""Semantic segmentation: training of segmentors, mIoU at the size of the pictures, label maps.
 
 The recipe is the official InternImage one for ADE20K (mmsegmentation 0.27). Evaluation sees every
 picture at its own size: probabilities of whole pictures or of sliding windows, averaged over the
@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
 from src.errors import UserError
+from src.losses.mask_set import MaskSetLoss  # noqa: F401  gives its short name to YAML
 from src.losses.segmentation import SegmentationLoss
 from src.metrics.segmentation import SegmentationMetric
-from src.models.segmentors import Segmentor, SlidingWindow, picture_probabilities
+from src.models.segmentors import Outputs, Segmentor, SlidingWindow, picture_probabilities
 from src.optim.dense_layer_decay import dense_lr_scale, has_dense_weight_decay
 from src.optim.param_groups import LrScale, parameter_groups
 from src.optim.poly import WarmupPoly
@@ -32,6 +33,9 @@ class SegmentationTask(BaseTask):
     Args:
         num_classes: Number of classes, taken from the data module on the command line.
         network: Makes the segmentor; called with ``num_classes``.
+        loss: Makes the loss from nothing, called with the network's outputs and the labels.
+            Mask2Former needs `src.losses.mask_set.MaskSetLoss`; default is the cross entropy per
+            pixel, with the next two arguments.
         loss_average: Pixels that the mean loss counts: ``all`` (official: ignored ones too) or the
             ``labelled`` ones.
         aux_weight: Weight of the auxiliary head's loss.
@@ -55,6 +59,7 @@ class SegmentationTask(BaseTask):
         self,
         num_classes: int,
         network: Callable[[int], Segmentor] = Segmentor,
+        loss: Callable[[], nn.Module] | None = None,
         loss_average: Literal["all", "labelled"] = "all",
         aux_weight: float = 0.4,
         window_size: tuple[int, int] | None = None,
@@ -81,12 +86,15 @@ class SegmentationTask(BaseTask):
                 "dcn_lr_scale belongs to the classification recipe; leave it null in "
                 "SegmentationTask."
             )
+        self.loss_factory = loss
         self.loss_average, self.aux_weight = loss_average, aux_weight
         self.window = _window(window_size, window_stride)
         self.class_scores: dict[str, Tensor] = {}
 
     def build_loss(self) -> nn.Module:
-        """Cross entropy per pixel of both heads."""
+        """The given loss, or the cross entropy per pixel of both heads."""
+        if self.loss_factory is not None:
+            return self.loss_factory()
         return SegmentationLoss(self.loss_average, self.aux_weight)
 
     def build_metrics(self) -> MetricCollection:
@@ -115,8 +123,9 @@ class SegmentationTask(BaseTask):
         """Loss of a batch."""
         label = batch["label"]
         self._check_batch_norm(len(label))
-        outputs = {name: logits.float() for name, logits in self.network(batch["image"]).items()}  # type: ignore[misc]
-        losses = cast("SegmentationLoss", self.criterion)(outputs, label)
+        outputs = self.training_network(batch["image"])
+        with torch.autocast(self.device.type, enabled=False):
+            losses: dict[str, Tensor] = self.criterion(_full_precision(outputs), label)
         loss = torch.stack(list(losses.values())).sum()
         size = len(label)
         self.log("train/loss", loss, prog_bar=True, batch_size=size)
@@ -201,6 +210,14 @@ class SegmentationTask(BaseTask):
         self.log_dict(scalars, prog_bar=True, sync_dist=True)
         if not suffix:
             self.class_scores = {key: scores[f"{stage}/{key}"] for key in ("IoU", "Acc")}
+
+
+def _full_precision(outputs: Outputs) -> dict[str, Any]:
+    """Outputs of 16 bits as 32 bits, the range that losses are computed in."""
+    return {
+        name: [x.float() for x in value] if isinstance(value, list) else value.float()
+        for name, value in outputs.items()
+    }
 
 
 def _window(size: tuple[int, int] | None, stride: tuple[int, int] | None) -> SlidingWindow | None:

@@ -66,7 +66,7 @@ class OfficialRun:
 
     def input(self, name: str, dtype=torch.float32) -> torch.Tensor:
         found = re.fullmatch(
-            r"arr\('(.+)', \(([\d,]+)\)(?:, ([\d.]+))?\)", self.spec["inputs"][name]
+            r"arr\('(.+)', ?\(([\d,]+)\)(?:, ?([\d.]+))?\)", self.spec["inputs"][name]
         )
         shape = [int(n) for n in found[2].split(",")]
         noise = name_noise(found[1], math.prod(shape)) * float(found[3] or 1)

@@ -6,7 +6,15 @@ import pytest
 import torch
 
 from src.errors import UserError
-from src.models import FCNHead, InternImageBackbone, Segmentor, UPerHead
+from src.losses.mask_set import MaskSetLoss
+from src.models import (
+    FCNHead,
+    InternImageBackbone,
+    Mask2Former,
+    Mask2FormerHead,
+    Segmentor,
+    UPerHead,
+)
 from src.tasks import SegmentationTask
 
 CLASSES = 5
@@ -17,15 +25,33 @@ TINY = partial(
     decode_head=partial(UPerHead, channels=16),
     auxiliary_head=partial(FCNHead, channels=8),
 )
+MASKS = {
+    "network": partial(
+        Mask2Former,
+        backbone=TINY.keywords["backbone"],
+        decode_head=partial(
+            Mask2FormerHead,
+            channels=16,
+            num_queries=6,
+            heads=4,
+            encoder_layers=1,
+            decoder_layers=2,
+            encoder_hidden=16,
+            decoder_hidden=16,
+            norm_groups=4,
+        ),
+    ),
+    "loss": partial(MaskSetLoss, num_points=50),
+}
 
 
 @pytest.fixture
 def make_task():
     """A task with a built network that keeps what it logs in ``logged``."""
 
-    def make(**settings):
+    def make(network=TINY, **settings):
         torch.manual_seed(0)
-        task = SegmentationTask(CLASSES, TINY, **settings)
+        task = SegmentationTask(CLASSES, network, **settings)
         task.configure_model()
         task.logged = {}
         task.log = lambda name, value, **_: task.logged.update({name: value})
@@ -157,3 +183,45 @@ def test_one_picture_per_step_is_refused_with_the_way_out(make_task):
 def test_settings_of_other_tasks_are_refused():
     with pytest.raises(UserError, match="dcn_lr_scale"):
         SegmentationTask(CLASSES, TINY, layer_decay=0.9, dcn_lr_scale=0.1)
+
+
+@pytest.mark.parametrize("unlabelled", [False, True])
+def test_mask2former_trains_and_adds_up_the_losses_of_its_layers(make_task, unlabelled):
+    task = make_task(**MASKS)
+    label = torch.randint(0, CLASSES, (2, 32, 32))
+    if unlabelled:
+        label[:] = 255
+    loss = task.training_step({"image": torch.randn(2, 3, 32, 32), "label": label}, 0)
+    loss.backward()
+    parts = {k: v for k, v in task.logged.items() if k != "train/loss"}
+    assert len(parts) == 3 * 3
+    assert loss.item() == pytest.approx(sum(part.item() for part in parts.values()))
+    assert all(p.grad.isfinite().all() for p in task.network.parameters())
+
+
+def test_mask2former_evaluates_and_predicts_as_any_segmentor(make_task, eval_batch):
+    scores = evaluate(make_task(**MASKS), eval_batch)
+    assert 0 < scores["val/mIoU"] < 1
+    task = make_task(**MASKS)
+    task.network.eval()
+    flipped = eval_batch | {"flipped": [False, True]}
+    flipped["views"] = [[view, view.flip(-1)] for (view,) in eval_batch["views"]]
+    with torch.no_grad():
+        outputs = task.predict_step(flipped, 0)
+    assert [tuple(m.shape) for m in outputs["label_map"]] == eval_batch["size"]
+
+
+def test_queries_and_embeddings_train_as_slowly_as_the_stem(make_task):
+    task = make_task(**MASKS, layer_decay=0.9)
+    place = {id(p): g["lr_scale"] for g in task.parameter_groups() for p in g["params"]}
+    head, slowest = task.network.decode_head, pytest.approx(0.9 ** (sum(DEPTHS) + 1))
+    for module in (head.query_feat, head.query_embed, head.level_embed, head.cls_embed):
+        assert place[id(module.weight)] == slowest
+    assert place[id(head.pixel_decoder.level_encoding.weight)] == 1.0
+
+
+@pytest.mark.parametrize("changes", [{"loss": None}, {"network": TINY}])
+def test_a_loss_of_another_network_is_refused(make_task, changes):
+    batch = {"image": torch.randn(2, 3, 32, 32), "label": torch.zeros(2, 32, 32).long()}
+    with pytest.raises(UserError, match="Mask2Former"):
+        make_task(**(MASKS | changes)).training_step(batch, 0)

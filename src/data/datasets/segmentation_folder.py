@@ -96,12 +96,18 @@ class _Pairs:
     """Reading of pictures with their label maps."""
 
     def __init__(
-        self, pairs: Sequence[tuple[str, str]], num_classes: int, *, reduce_zero_label: bool
+        self,
+        pairs: Sequence[tuple[str, str]],
+        num_classes: int,
+        *,
+        reduce_zero_label: bool,
+        class_values: Sequence[int] | None,
     ) -> None:
         # Arrays instead of lists, which the loader's processes would copy bit by bit.
         self._images, self._labels = (np.array(paths) for paths in zip(*pairs, strict=True))
         self.num_classes = num_classes
         self.reduce_zero_label = reduce_zero_label
+        self.class_values = class_values
 
     def __len__(self) -> int:
         return len(self._images)
@@ -111,7 +117,10 @@ class _Pairs:
         path, label_path = str(self._images[index]), str(self._labels[index])
         image = np.asarray(decode(path))
         label = read_label_map(
-            label_path, self.num_classes, reduce_zero_label=self.reduce_zero_label
+            label_path,
+            self.num_classes,
+            reduce_zero_label=self.reduce_zero_label,
+            class_values=self.class_values,
         )
         if image.shape[:2] != label.shape:
             (height, width), (label_height, label_width) = image.shape[:2], label.shape
@@ -130,6 +139,7 @@ class SegmentationTrainDataset(_Pairs, Dataset[TrainSample]):
         transform: Random transform of a pair.
         num_classes: Number of classes.
         reduce_zero_label: Whether the files count classes from 1.
+        class_values: Number of each class in the files, if they are not counted.
     """
 
     def __init__(
@@ -139,8 +149,11 @@ class SegmentationTrainDataset(_Pairs, Dataset[TrainSample]):
         num_classes: int,
         *,
         reduce_zero_label: bool,
+        class_values: Sequence[int] | None = None,
     ) -> None:
-        super().__init__(pairs, num_classes, reduce_zero_label=reduce_zero_label)
+        super().__init__(
+            pairs, num_classes, reduce_zero_label=reduce_zero_label, class_values=class_values
+        )
         self.transform = transform
 
     def __getitem__(self, index: int) -> TrainSample:
@@ -166,6 +179,7 @@ class SegmentationEvalDataset(_Pairs, Dataset[EvalSample]):
         transform: Preparation of a picture.
         num_classes: Number of classes.
         reduce_zero_label: Whether the files count classes from 1.
+        class_values: Number of each class in the files, if they are not counted.
     """
 
     def __init__(
@@ -175,8 +189,11 @@ class SegmentationEvalDataset(_Pairs, Dataset[EvalSample]):
         num_classes: int,
         *,
         reduce_zero_label: bool,
+        class_values: Sequence[int] | None = None,
     ) -> None:
-        super().__init__(pairs, num_classes, reduce_zero_label=reduce_zero_label)
+        super().__init__(
+            pairs, num_classes, reduce_zero_label=reduce_zero_label, class_values=class_values
+        )
         self.transform = transform
 
     def __getitem__(self, index: int) -> EvalSample:

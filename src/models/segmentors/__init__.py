@@ -3,6 +3,14 @@
 from __future__ import annotations
 
 from src.models.segmentors.inference import SlidingWindow, picture_probabilities, slide_logits
-from src.models.segmentors.segmentor import Segmentor
+from src.models.segmentors.mask2former import Mask2Former
+from src.models.segmentors.segmentor import Outputs, Segmentor
 
-__all__ = ["Segmentor", "SlidingWindow", "picture_probabilities", "slide_logits"]
+__all__ = [
+    "Mask2Former",
+    "Outputs",
+    "Segmentor",
+    "SlidingWindow",
+    "picture_probabilities",
+    "slide_logits",
+]

@@ -7,7 +7,7 @@ into a map of classes for a whole picture is in ``inference.py``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from torch import Tensor, nn
 
@@ -15,6 +15,9 @@ from src.models.backbone import InternImageBackbone
 from src.models.heads.fcn import FCNHead
 from src.models.heads.segmentation import SegmentationHead, resize
 from src.models.heads.upernet import UPerHead
+
+Outputs = Mapping[str, Tensor] | Mapping[str, list[Tensor]]
+"""What a segmentor gives: ``out`` in evaluation; in training what its loss needs, by name."""
 
 
 class Segmentor(nn.Module):
@@ -47,7 +50,7 @@ class Segmentor(nn.Module):
         if auxiliary_head is not None:
             self.auxiliary_head = auxiliary_head(in_channels=widths, num_classes=num_classes)  # type: ignore[call-arg]
 
-    def forward(self, image: Tensor) -> dict[str, Tensor]:
+    def forward(self, image: Tensor) -> Outputs:
         """Score every pixel.
 
         Args:

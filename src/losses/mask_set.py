@@ -1,0 +1,286 @@
+"""Loss of a set of predicted masks: each class of a picture is matched with one query.
+
+Source: Cheng et al., "Masked-attention Mask Transformer for Universal Image Segmentation", CVPR
+2022 (arXiv 2112.01527), section 3.3, with sampled points as in Kirillov et al., "PointRend", CVPR
+2020. Costs, weights and averages as in the official InternImage models (mmdet 2.28). The matching
+is the optimal one (Hungarian algorithm, from SciPy).
+
+A picture's targets are the classes in its label map, one mask each. Pixels without a label are
+outside all masks, as officially.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor, nn
+
+from src.errors import UserError
+from src.losses.detection import average
+from src.types import IGNORE_LABEL
+
+Purpose = Literal["match", "candidates", "random"]
+
+
+@dataclass(frozen=True)
+class MaskTargets:
+    """The classes of one picture.
+
+    Attributes:
+        classes: Class indices, ascending, int64, shape ``(G,)``.
+        masks: 1 inside and 0 outside, float, shape ``(G, H, W)``.
+    """
+
+    classes: Tensor
+    masks: Tensor
+
+
+def mask_targets(label: Tensor, dtype: torch.dtype = torch.float32) -> MaskTargets:
+    """Turn a label map ``(H, W)`` into one mask per class that it holds."""
+    classes = label.unique()
+    classes = classes[classes != IGNORE_LABEL]
+    return MaskTargets(classes, (label == classes[:, None, None]).to(dtype))
+
+
+def sample_points(maps: Tensor, points: Tensor) -> Tensor:
+    """Read maps at places between their pixels, bilinearly.
+
+    Args:
+        maps: ``(M, H, W)``.
+        points: Places ``(x, y)`` in [0, 1], ``(M, P, 2)``, or ``(1, P, 2)`` for the same in all.
+
+    Returns:
+        Values of shape ``(M, P)``.
+    """
+    if len(points) == 1:
+        sampled = F.grid_sample(maps[None], points[:, None] * 2 - 1, align_corners=False)
+        return sampled[0, :, 0]
+    sampled = F.grid_sample(maps[:, None], points[:, None] * 2 - 1, align_corners=False)
+    return sampled[:, 0, 0]
+
+
+def dice(logits: Tensor, target: Tensor) -> Tensor:
+    """``1 - (2 |A and B| + 1) / (|A| + |B| + 1)`` of each mask; ``(M, P), (M, P) -> (M,)``."""
+    probability = logits.sigmoid()
+    overlap = (probability * target).sum(-1)
+    return 1 - (2 * overlap + 1) / (probability.sum(-1) + target.sum(-1) + 1)
+
+
+class MaskSetLoss(nn.Module):
+    """Losses of `Mask2Former`'s outputs.
+
+    Every decoder layer is matched and trained on its own. All draws are uniform and come from
+    PyTorch's generator.
+
+    Args:
+        num_points: Points of each mask that costs and losses are computed at.
+        oversample_ratio: Candidates for uncertain points over ``num_points``, at least 1.
+        importance_ratio: Share of the points that are the most uncertain candidates, in [0, 1]; the
+            others are random.
+        class_weight: Weight of the class loss and of the class cost in the matching.
+        mask_weight: Weight of the binary cross entropy of masks, likewise.
+        dice_weight: Weight of the dice loss of masks, likewise.
+        no_object_weight: Weight of queries without a class within the class loss.
+
+    Raises:
+        UserError: If an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        num_points: int = 12544,
+        oversample_ratio: float = 3.0,
+        importance_ratio: float = 0.75,
+        class_weight: float = 2.0,
+        mask_weight: float = 5.0,
+        dice_weight: float = 5.0,
+        no_object_weight: float = 0.1,
+    ) -> None:
+        super().__init__()
+        if num_points < 1:
+            raise UserError(f"num_points of MaskSetLoss must be at least 1, got {num_points}.")
+        if oversample_ratio < 1 or not 0 <= importance_ratio <= 1:
+            raise UserError(
+                "MaskSetLoss needs oversample_ratio of at least 1 and importance_ratio in [0, 1], "
+                f"got {oversample_ratio} and {importance_ratio}."
+            )
+        weights = (class_weight, mask_weight, dice_weight, no_object_weight)
+        if min(weights) < 0:
+            raise UserError(f"The weights of MaskSetLoss must be 0 or more, got {weights}.")
+        self.num_points = num_points
+        self.num_candidates = int(num_points * oversample_ratio)
+        self.num_uncertain = int(num_points * importance_ratio)
+        self.class_weight, self.mask_weight, self.dice_weight = weights[:3]
+        self.no_object_weight = no_object_weight
+
+    def forward(self, outputs: Mapping[str, Sequence[Tensor]], label: Tensor) -> dict[str, Tensor]:
+        """Weighted losses of every layer.
+
+        Args:
+            outputs: ``class_logits``, for each layer ``(N, Q, K + 1)``, and ``mask_logits``, for
+                each layer ``(N, Q, h, w)``.
+            label: Classes in ``[0, K)`` or 255, int64, shape ``(N, H, W)``.
+
+        Returns:
+            Scalars ``loss_class``, ``loss_mask`` and ``loss_dice`` of the last layer, and the same
+            with ``layer0_`` and so on in front of the layers before; training minimises their sum.
+
+        Raises:
+            UserError: If the outputs are not those of `Mask2Former`.
+        """
+        if "mask_logits" not in outputs:
+            raise UserError(
+                f"MaskSetLoss needs a network that finds masks (Mask2Former), got outputs "
+                f"{', '.join(outputs)}; leave model.loss out for other segmentors."
+            )
+        class_logits, mask_logits = outputs["class_logits"], outputs["mask_logits"]
+        targets = [mask_targets(picture, mask_logits[0].dtype) for picture in label]
+        queries = mask_logits[0].shape[1]
+        matched = sum(min(queries, len(target.classes)) for target in targets)
+        number = _mean_over_processes(matched, label.device)
+        losses = {}
+        for i, (classes, masks) in enumerate(zip(class_logits, mask_logits, strict=True)):
+            prefix = "" if i == len(mask_logits) - 1 else f"layer{i}_"
+            for name, value in self.layer_losses(classes, masks, targets, number).items():
+                losses[prefix + name] = value
+        return losses
+
+    def layer_losses(
+        self,
+        class_logits: Tensor,
+        mask_logits: Tensor,
+        targets: Sequence[MaskTargets],
+        number: float,
+    ) -> dict[str, Tensor]:
+        """Losses of one layer.
+
+        Args:
+            class_logits: ``(N, Q, K + 1)``.
+            mask_logits: ``(N, Q, h, w)``.
+            targets: Classes of each picture.
+            number: What the sums over masks are divided by.
+
+        Returns:
+            Scalars ``loss_class``, ``loss_mask``, ``loss_dice``.
+        """
+        pairs = [
+            self.match(*prediction, target)
+            for *prediction, target in zip(class_logits, mask_logits, targets, strict=True)
+        ]
+        wanted = query_classes(class_logits, targets, pairs)
+        matched = torch.cat(
+            [masks[q] for masks, (q, _) in zip(mask_logits, pairs, strict=True)]
+        )  # (M, h, w)
+        losses = {"loss_class": self.class_weight * self._class_loss(class_logits, wanted)}
+        if not len(matched):  # no picture has a labelled pixel
+            nothing = matched.sum()
+            return losses | {"loss_mask": nothing, "loss_dice": nothing}
+        truth = [target.masks[g] for target, (_, g) in zip(targets, pairs, strict=True)]
+        points = self.training_points(matched.detach())
+        logits = sample_points(matched, points)
+        counts = [len(masks) for masks in truth]
+        values = torch.cat(
+            [
+                sample_points(masks, places) if len(masks) else places.new_zeros(0, self.num_points)
+                for masks, places in zip(truth, points.split(counts), strict=True)
+            ]
+        )
+        entropy = F.binary_cross_entropy_with_logits(logits, values, reduction="sum")
+        losses["loss_mask"] = self.mask_weight * average(entropy, number * self.num_points)
+        losses["loss_dice"] = self.dice_weight * average(dice(logits, values).sum(), number)
+        return losses
+
+    @torch.no_grad()
+    def match(
+        self, class_logits: Tensor, mask_logits: Tensor, target: MaskTargets
+    ) -> tuple[Tensor, Tensor]:
+        """Give every class of a picture the query that costs least in sum.
+
+        Args:
+            class_logits: ``(Q, K + 1)``.
+            mask_logits: ``(Q, h, w)``.
+            target: The ``G`` classes of the picture.
+
+        Returns:
+            Queries, ascending, and the positions of their classes in ``target``, both of length
+            ``min(Q, G)``.
+        """
+        points = self.draw("match", (1, self.num_points, 2), mask_logits)
+        logits = sample_points(mask_logits, points)  # (Q, P)
+        truth = sample_points(target.masks, points)  # (G, P)
+        class_cost = -class_logits.softmax(-1)[:, target.classes]
+        inside, outside = F.softplus(-logits), F.softplus(logits)
+        mask_cost = (inside @ truth.T + outside @ (1 - truth).T) / self.num_points
+        probability = logits.sigmoid()
+        total = probability.sum(-1)[:, None] + truth.sum(-1)[None]
+        dice_cost = 1 - (2 * probability @ truth.T + 1) / (total + 1)
+        cost = (
+            self.class_weight * class_cost
+            + self.mask_weight * mask_cost
+            + self.dice_weight * dice_cost
+        )
+        # Numbers that are not finite come back in the loss, where they can be seen.
+        query, position = linear_sum_assignment(cost.nan_to_num().cpu().double().numpy())
+        device = mask_logits.device
+        return torch.as_tensor(query, device=device), torch.as_tensor(position, device=device)
+
+    @torch.no_grad()
+    def training_points(self, mask_logits: Tensor) -> Tensor:
+        """Places ``(M, num_points, 2)`` where ``(M, h, w)`` is uncertain, and random ones."""
+        count = len(mask_logits)
+        candidates = self.draw("candidates", (count, self.num_candidates, 2), mask_logits)
+        certainty = sample_points(mask_logits, candidates).abs()
+        chosen = certainty.topk(self.num_uncertain, dim=1, largest=False).indices
+        uncertain = candidates.gather(1, chosen[..., None].expand(-1, -1, 2))
+        others = (count, self.num_points - self.num_uncertain, 2)
+        return torch.cat([uncertain, self.draw("random", others, mask_logits)], dim=1)
+
+    def draw(self, purpose: Purpose, shape: tuple[int, int, int], like: Tensor) -> Tensor:
+        """Random places in [0, 1] with the device and dtype of a tensor."""
+        return torch.rand(shape, dtype=like.dtype, device=like.device)
+
+    def _class_loss(self, class_logits: Tensor, wanted: Tensor) -> Tensor:
+        """Mean cross entropy over all queries, weighted by class."""
+        weight = class_logits.new_ones(class_logits.shape[-1])
+        weight[-1] = self.no_object_weight
+        total = F.cross_entropy(
+            class_logits.flatten(0, 1), wanted.flatten(), weight, reduction="sum"
+        )
+        return average(total, weight[wanted].sum())
+
+
+def query_classes(
+    class_logits: Tensor, targets: Sequence[MaskTargets], pairs: Sequence[tuple[Tensor, Tensor]]
+) -> Tensor:
+    """Class that each query should give, ``K`` for no object, from the matched pairs.
+
+    Args:
+        class_logits: ``(N, Q, K + 1)``.
+        targets: Classes of each picture.
+        pairs: Queries and positions of their classes, for each picture.
+
+    Returns:
+        int64, shape ``(N, Q)``.
+    """
+    no_object = class_logits.shape[-1] - 1
+    wanted = torch.full(
+        class_logits.shape[:2], no_object, dtype=torch.int64, device=class_logits.device
+    )
+    for row, target, (query, position) in zip(wanted, targets, pairs, strict=True):
+        row[query] = target.classes[position]
+    return wanted
+
+
+def _mean_over_processes(number: int, device: torch.device) -> float:
+    """Mean number of masks of a process, at least 1."""
+    mean = torch.tensor(float(number), device=device)
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(mean)
+        mean /= dist.get_world_size()
+    return max(mean.item(), 1.0)
