@@ -199,6 +199,16 @@ def test_mask2former_trains_and_adds_up_the_losses_of_its_layers(make_task, unla
     assert all(p.grad.isfinite().all() for p in task.network.parameters())
 
 
+def test_mask2former_trains_in_mixed_precision(make_task):
+    task = make_task(**MASKS)
+    batch = {"image": torch.randn(2, 3, 32, 32), "label": torch.randint(0, CLASSES, (2, 32, 32))}
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = task.training_step(batch, 0)
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert all(p.grad.isfinite().all() for p in task.network.parameters())
+
+
 def test_mask2former_evaluates_and_predicts_as_any_segmentor(make_task, eval_batch):
     scores = evaluate(make_task(**MASKS), eval_batch)
     assert 0 < scores["val/mIoU"] < 1

@@ -3,7 +3,8 @@
 Source: mmsegmentation 0.27 as the official InternImage models use it. The order of operations
 matters for the numbers: scores are resized to the network's input, cropped to the part that holds
 the picture, resized to the picture's own size, and only then turned into probabilities; views are
-averaged as probabilities.
+averaged as probabilities. Mask2Former's scores are sums of probabilities already and become
+probabilities in the same way, as officially.
 """
 
 from __future__ import annotations

@@ -1,0 +1,132 @@
+"""Load and run a full-size network on CPU: seconds and peak memory of each step.
+
+Usage: ``python benchmarks/full_size.py RECIPE [--size 256] [--file weights.pth]``. A file in the
+official form (half precision, official names) is written first, in a process of its own; its values
+follow from the names of the parameters, so that loading can be checked without published weights.
+Then the network is made without start values, loaded with ``load_official``, checked value by value
+and run once on a square image. Needs the network's memory (4 bytes per parameter) and half of that
+on disk. Writes ``results/full_size_<recipe>.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import platform
+import resource
+import sys
+import time
+import zlib
+from pathlib import Path
+
+import torch
+import yaml
+from jsonargparse import ArgumentParser
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import src.cli.app  # noqa: F401  gives the parts of recipes their short names
+from src.data.base import BaseDataModule
+from src.models.official_names import official_names
+from src.models.weights import load_official
+from src.tasks import BaseTask
+
+PERIOD = 65_521
+
+
+def on_meta(recipe):
+    """The network of a recipe, without memory."""
+    config = yaml.safe_load(recipe.read_text())
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(BaseTask, "model")
+    parser.add_subclass_arguments(BaseDataModule, "data")
+    parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
+    parts = parser.parse_object({"model": config["model"], "data": config["data"]})
+    with torch.device("meta"):
+        parts = parser.instantiate_classes(parts)
+        return parts.model.network_factory(num_classes=parts.data.num_classes)
+
+
+def formula(name, shape):
+    """Values of a tensor in half precision, as large as start values are, from its name alone."""
+    count = shape.numel()
+    if len(shape) < 2:
+        start = 1.0 if name.endswith("weight") else 0.0
+        return torch.full(shape, start, dtype=torch.float16)
+    base = (torch.arange(PERIOD) * 40_503 + zlib.crc32(name.encode())) % PERIOD
+    base = ((2 * base / PERIOD - 1) * (3 * shape[0] / count) ** 0.5).half()
+    return base.repeat(-(-count // PERIOD))[:count].view(shape)
+
+
+def write_file(recipe, path):
+    network = on_meta(Path(recipe))
+    names = official_names(network)
+    state = {names[k]: formula(names[k], v.shape) for k, v in network.state_dict().items()}
+    torch.save({"meta": {}, "state_dict": state}, path)
+
+
+def peak_gib():
+    """Largest resident memory so far, the mapped file included."""
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
+
+
+def anonymous_gib():
+    """Memory of this process that no file backs."""
+    status = Path("/proc/self/status").read_text()
+    kib = next(line.split()[1] for line in status.splitlines() if line.startswith("RssAnon"))
+    return round(int(kib) / 2**20, 2)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--file", type=Path, default=Path("runs/full_size.pth"))
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    args = parser.parse_args()
+    args.file.parent.mkdir(parents=True, exist_ok=True)
+    writer = multiprocessing.get_context("spawn").Process(
+        target=write_file, args=(str(args.recipe), str(args.file))
+    )
+    writer.start()
+    writer.join()
+    if writer.exitcode:
+        sys.exit("the file could not be written")
+
+    network = on_meta(args.recipe).to_empty(device="cpu")
+    result = {
+        "recipe": args.recipe.stem,
+        "machine": f"{platform.machine()}, torch {torch.__version__}",
+        "threads": torch.get_num_threads(),
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "file_gib": round(args.file.stat().st_size / 2**30, 2),
+    }
+    start = time.perf_counter()
+    report = load_official(network, args.file)
+    result["load_seconds"] = round(time.perf_counter() - start, 1)
+    result["load_anonymous_gib"], result["load_peak_gib"] = anonymous_gib(), peak_gib()
+    if report.fresh or report.unused:
+        sys.exit(f"not everything was loaded: {report}")
+    names = official_names(network)
+    for name, value in network.state_dict().items():
+        if not torch.equal(value, formula(names[name], value.shape).to(value.dtype)):
+            sys.exit(f"{name} was not loaded")
+
+    network.eval()
+    image = torch.randn(1, 3, args.size, args.size, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        start = time.perf_counter()
+        scores = network(image)["out"]
+        result["forward_seconds"] = round(time.perf_counter() - start, 1)
+    if not scores.isfinite().all():
+        sys.exit("the scores are not finite")
+    result |= {"image": args.size, "scores": list(scores.shape), "peak_gib": peak_gib()}
+    print(json.dumps(result, indent=1))
+    args.out.mkdir(parents=True, exist_ok=True)
+    path = args.out / f"full_size_{args.recipe.stem}.json"
+    path.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
