@@ -170,8 +170,8 @@ class MaskSetLoss(nn.Module):
             Scalars ``loss_class``, ``loss_mask``, ``loss_dice``.
         """
         pairs = [
-            self.match(*prediction, target)
-            for *prediction, target in zip(class_logits, mask_logits, targets, strict=True)
+            self.match(classes, masks, target)
+            for classes, masks, target in zip(class_logits, mask_logits, targets, strict=True)
         ]
         wanted = query_classes(class_logits, targets, pairs)
         matched = torch.cat(

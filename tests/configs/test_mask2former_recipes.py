@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -33,17 +34,32 @@ def data_set(recipe):
     return "coco_stuff164k" if recipe.stem.endswith("_cocostuff164k") else "ade20k"
 
 
-def built(recipe):
-    """Task, network and all parts of a recipe, with the number of classes of its data."""
+@cache
+def parts_of(recipe):
+    """Task and data module of a recipe; the number of classes goes from one to the other."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(SegmentationTask, "model")
     parser.add_subclass_arguments(BaseDataModule, "data")
     parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
     config = yaml.safe_load(recipe.read_text())
     parts = parser.parse_object({"model": config["model"], "data": config["data"]})
+    parts = parser.instantiate_classes(parts)
+    return parts.model, parts.data
+
+
+@cache
+def shapes_of(network, num_classes):
+    """Official names and shapes of a network, and its number of parameters."""
+    recipe = next(path for path in RECIPES if network_of(path) == network)
     with torch.device("meta"):
-        parts = parser.instantiate_classes(parts)
-        return parts.model, parts.model.network_factory(num_classes=parts.data.num_classes), parts
+        built = parts_of(recipe)[0].network_factory(num_classes=num_classes)
+    names = official_names(built)
+    shapes = {names[name]: list(value.shape) for name, value in built.state_dict().items()}
+    return shapes, sum(p.numel() for p in built.parameters())
+
+
+def network_of(recipe):
+    return json.dumps(yaml.safe_load(recipe.read_text())["model"]["init_args"]["network"])
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +73,7 @@ def test_there_are_four():
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_network_is_the_official_one(recipe, manifests):
-    task, network, _ = built(recipe)
+    task, data = parts_of(recipe)
     networks = manifests["segmentation"]
     manifest = networks[f"{data_set(recipe)}/{recipe.stem}"]
     extra = manifest["extra"]
@@ -65,10 +81,8 @@ def test_network_is_the_official_one(recipe, manifests):
         extra = networks[extra.removeprefix("same as segmentation/")]["extra"]
     backbone = manifests["backbone_detseg"][manifest["backbone_variant"]]
     expected = {f"backbone.{name}": shape for name, shape in backbone.items()} | extra
-    names = official_names(network)
-    shapes = {names[name]: list(value.shape) for name, value in network.state_dict().items()}
+    shapes, count = shapes_of(network_of(recipe), data.num_classes)
     assert shapes == expected
-    count = sum(p.numel() for p in network.parameters())
     assert count == PARAMETERS[data_set(recipe)] == manifest["params"]
     assert isinstance(task.build_loss(), MaskSetLoss)
 
@@ -88,7 +102,6 @@ def test_schedule_and_data_are_the_official_ones(recipe):
 
 def test_multi_scale_sizes_are_the_official_ones():
     (recipe,) = (path for path in RECIPES if path.stem.endswith("_ms"))
-    _, _, parts = built(recipe)
-    transform = parts.data.eval_transform
+    transform = parts_of(recipe)[1].eval_transform
     assert transform.scales == [(4 * side, side) for side in (768, 832, 896, 960, 1024)]
     assert transform.flipped == [False, True] * 5
