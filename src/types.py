@@ -32,12 +32,27 @@ class DetectionTarget(TypedDict):
     Attributes:
         boxes: ``x1, y1, x2, y2`` in pixels of the network's input, float32, shape ``(G, 4)``.
         labels: Class indices in ``[0, num_classes)``, int64, shape ``(G,)``.
-        masks: 0 and 1, uint8, shape ``(G, H, W)`` with the padded size of the batch.
+        masks: 0 and 1, uint8, shape ``(G, H, W)`` with the padded size of the batch. Absent where
+            the data module was told to read boxes alone.
     """
 
     boxes: Tensor
     labels: Tensor
-    masks: Tensor
+    masks: NotRequired[Tensor]
+
+
+class DetectionView(TypedDict):
+    """The pictures of a batch prepared in another way, for test-time augmentation.
+
+    Attributes:
+        image: As in `DetectionBatch`.
+        size: Height and width of each picture without padding.
+        flipped: Whether the pictures are mirrored left to right.
+    """
+
+    image: Tensor
+    size: list[tuple[int, int]]
+    flipped: bool
 
 
 class DetectionBatch(TypedDict):
@@ -53,6 +68,7 @@ class DetectionBatch(TypedDict):
         target: Objects to learn from. Only in training.
         annotations: COCO annotations of each picture as they are in the file, except that
             ``category_id`` is the class index. Only in evaluation.
+        views: Further views of the same pictures. Only with test-time augmentation.
     """
 
     image: Tensor
@@ -62,6 +78,7 @@ class DetectionBatch(TypedDict):
     path: list[str]
     target: NotRequired[list[DetectionTarget]]
     annotations: NotRequired[list[list[dict[str, Any]]]]
+    views: NotRequired[list[DetectionView]]
 
 
 @dataclass
@@ -72,13 +89,14 @@ class Detections:
         boxes: ``x1, y1, x2, y2`` in pixels of the original picture, shape ``(D, 4)``.
         scores: Probabilities, shape ``(D,)``.
         labels: Class indices, int64, shape ``(D,)``.
-        masks: Bool, shape ``(D, height, width)`` of the original picture.
+        masks: Bool, shape ``(D, height, width)`` of the original picture; ``None`` from a detector
+            of boxes alone.
     """
 
     boxes: Tensor
     scores: Tensor
     labels: Tensor
-    masks: Tensor
+    masks: Tensor | None = None
 
 
 class SegmentationBatch(TypedDict):

@@ -146,7 +146,7 @@ def draw_instances(
     Args:
         image: Picture of any mode.
         boxes: ``x, y, width, height`` in pixels of the picture.
-        masks: Bool, each of shape ``(H, W)`` of the picture.
+        masks: Bool, each of shape ``(H, W)`` of the picture; empty to draw boxes alone.
         names: Name of each object.
         scores: Probability of each object.
         classes: Class index of each object, which decides its colour.
@@ -158,7 +158,7 @@ def draw_instances(
     order = sorted(range(len(boxes)), key=lambda i: scores[i])
     colours = [_instance_colour(classes[i]) for i in range(len(boxes))]
     pixels = np.asarray(image.convert("RGB"), dtype=np.float32).copy()
-    for i in order:
+    for i in order if masks else ():
         pixels[masks[i]] = (
             pixels[masks[i]] * (1 - opacity) + np.array(colours[i], np.float32) * opacity
         )

@@ -106,13 +106,14 @@ class DetectionWriter(Callback):
         if not precision or not trainer.is_global_zero:
             return  # another task
         names = class_names(trainer)
+        columns = [column for column in COLUMNS if column in precision]
         rows = [
-            (name, *(_percent(float(precision[column][i])) for column in COLUMNS))
+            (name, *(_percent(float(precision[column][i])) for column in columns))
             for i, name in enumerate(names)
         ]
         if trainer.state.fn != "fit":
             width = max(map(len, names))
-            head = f"{'class':<{width}} " + " ".join(f"{column:>9}" for column in COLUMNS)
+            head = f"{'class':<{width}} " + " ".join(f"{column:>9}" for column in columns)
             lines = [f"{row[0]:<{width}} " + " ".join(f"{v:>9}" for v in row[1:]) for row in rows]
             rank_zero_info("\n".join([head, *lines]))
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -120,7 +121,7 @@ class DetectionWriter(Callback):
         folder = self._folder(trainer)
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / f"classes_{split}.csv").open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([("class", *COLUMNS), *rows])
+            csv.writer(file).writerows([("class", *columns), *rows])
         if pl_module.scored_results is not None:
             results = with_category_ids(pl_module.scored_results, category_ids(trainer))
             _write_json(results, folder / f"results_{split}.json")

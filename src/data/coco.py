@@ -52,7 +52,12 @@ class COCODataModule(BaseDataModule):
         hflip: Probability of a horizontal flip in training.
         keep_empty: Train on pictures without annotations too, as examples of background.
         min_size: Training pictures with a shorter side are left out.
+        masks: Read masks beside the boxes; false saves memory for detectors of boxes alone (DINO)
+            and keeps objects without a usable mask.
         eval_scale: Long and short side that pictures are scaled to fit in evaluation.
+        tta: In ``validate``, ``test`` and ``predict``, detect in every picture at several sizes,
+            plain and mirrored, and fuse the boxes (detectors of boxes alone).
+        tta_ratios: Sizes relative to ``eval_scale``; the size 1.0 itself always takes part.
         mean: Mean of each RGB channel, of values in [0, 1].
         std: Standard deviation of each RGB channel.
         batch_size: Training pictures per device and step.
@@ -86,7 +91,10 @@ class COCODataModule(BaseDataModule):
         hflip: float = 0.5,
         keep_empty: bool = False,
         min_size: int = 32,
+        masks: bool = True,
         eval_scale: Scale = (1333, 800),
+        tta: bool = False,
+        tta_ratios: tuple[float, ...] = (0.8, 1.0, 1.2),
         mean: tuple[float, float, float] = (0.485, 0.456, 0.406),
         std: tuple[float, float, float] = (0.229, 0.224, 0.225),
         batch_size: int = 2,
@@ -108,6 +116,9 @@ class COCODataModule(BaseDataModule):
             crop_sides,
             "two positive numbers of pixels, the smaller one first",
         )
+        check(
+            bool(tta_ratios) and min(tta_ratios) > 0, "tta_ratios", tta_ratios, "positive factors"
+        )
         check(0 <= hflip <= 1, "hflip", hflip, "a probability from 0 to 1")
         check(min(std) > 0, "std", std, "three positive numbers")
         check(
@@ -125,9 +136,11 @@ class COCODataModule(BaseDataModule):
         self.seed = seed
         self.predict_dir = predict_dir
         self._given_names = class_names
-        self._filter = {"keep_empty": keep_empty, "min_size": min_size}
+        self._masks = masks
+        self._filter = {"keep_empty": keep_empty, "min_size": min_size, "masks": masks}
         self._normalization = {"mean": mean, "std": std}
         self._eval_scale = eval_scale
+        self._tta_ratios = tta_ratios if tta else ()
         self._train_options = {
             "scales": train_scales,
             "scale_mode": train_scale_mode,
@@ -170,7 +183,9 @@ class COCODataModule(BaseDataModule):
         # Imported here, because albumentations takes seconds and `--help` does not need it.
         from src.data.transforms.detection import DetectionEvalTransform
 
-        return DetectionEvalTransform(self._eval_scale, **self._normalization)
+        return DetectionEvalTransform(
+            self._eval_scale, ratios=self._tta_ratios, **self._normalization
+        )
 
     def setup(self, stage: str) -> None:
         """Read the annotation files that a stage needs.
@@ -232,7 +247,7 @@ class COCODataModule(BaseDataModule):
     def _file(self, split: str) -> CocoFile:
         path = str(self._path(split))
         if path not in self._files:
-            self._files[path] = CocoFile(path)
+            self._files[path] = CocoFile(path, self._masks)
         return self._files[path]
 
     def _evaluated(self, split: str) -> COCOEvalDataset:

@@ -45,12 +45,14 @@ class CocoFile:
 
     Args:
         path: The json file.
+        masks: Whether objects without a usable mask are lost for training; it only decides what is
+            reported.
 
     Raises:
         UserError: If the file is missing, no COCO json, or contradicts itself; names file and id.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, masks: bool = True) -> None:
         self.path = Path(path)
         content = _read(self.path)
         self.categories = _categories(content["categories"], self.path)
@@ -61,7 +63,7 @@ class CocoFile:
         self._ends = np.cumsum([len(block) for block in blocks])
         self._block = np.frombuffer(b"".join(blocks), dtype=np.uint8)
         self.num_annotations = np.array([len(by_picture.get(p.id, [])) for p in self.pictures])
-        self._report(by_picture)
+        self._report(by_picture, masks)
 
     @property
     def class_names(self) -> list[str]:
@@ -91,12 +93,12 @@ class CocoFile:
             by_picture[annotation["image_id"]].append(checked)
         return by_picture
 
-    def _report(self, by_picture: dict[int, list[Annotation]]) -> None:
+    def _report(self, by_picture: dict[int, list[Annotation]], masks: bool) -> None:
         """Tell once which objects cannot be learned from although they are no crowds."""
         reasons: dict[str, list[Any]] = defaultdict(list)
         for picture in self.pictures:
             for annotation in by_picture.get(picture.id, []):
-                reason = why_unusable(annotation, picture.size)
+                reason = why_unusable(annotation, picture.size, masks)
                 if reason not in (None, "crowd"):
                     reasons[str(reason)].append(annotation.get("id"))
         for reason, ids in reasons.items():
@@ -110,7 +112,9 @@ class CocoFile:
             )
 
 
-def why_unusable(annotation: Annotation, size: tuple[int, int]) -> str | None:
+def why_unusable(
+    annotation: Annotation, size: tuple[int, int], needs_mask: bool = True
+) -> str | None:
     """Why an object is left out of training, or None if it is not."""
     if annotation["iscrowd"]:
         return "crowd"
@@ -121,7 +125,7 @@ def why_unusable(annotation: Annotation, size: tuple[int, int]) -> str | None:
     if x2 <= x1 or y2 <= y1:
         return "a box outside the picture"
     segmentation = annotation["segmentation"]
-    if isinstance(segmentation, list) and not usable_polygons(segmentation):
+    if needs_mask and isinstance(segmentation, list) and not usable_polygons(segmentation):
         return "no usable mask"
     return None
 

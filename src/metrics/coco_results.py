@@ -23,28 +23,20 @@ def to_results(found: Detections, image_id: int) -> list[Result]:
 
     Returns:
         One dictionary per detection, in the same order: ``image_id``, ``category_id`` (the class
-        index; see `with_category_ids`), ``bbox`` as ``x, y, width, height``, ``score`` and
-        ``segmentation`` as run-length code with text ``counts``.
+        index; see `with_category_ids`), ``bbox`` as ``x, y, width, height``, ``score`` and, if
+        there are masks, ``segmentation`` as run-length code with text ``counts``.
     """
     boxes = found.boxes.double().cpu()
     corner_and_size = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
-    rows = zip(
-        corner_and_size.tolist(),
-        found.scores.tolist(),
-        found.labels.tolist(),
-        encode_masks(found.masks),
-        strict=True,
-    )
-    return [
-        {
-            "image_id": image_id,
-            "category_id": label,
-            "bbox": box,
-            "score": score,
-            "segmentation": code,
-        }
-        for box, score, label, code in rows
+    rows = zip(corner_and_size.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True)
+    results: list[Result] = [
+        {"image_id": image_id, "category_id": label, "bbox": box, "score": score}
+        for box, score, label in rows
     ]
+    if found.masks is not None:
+        for result, code in zip(results, encode_masks(found.masks), strict=True):
+            result["segmentation"] = code
+    return results
 
 
 def encode_masks(masks: Tensor) -> list[dict[str, Any]]:
@@ -63,5 +55,9 @@ def with_category_ids(results: list[Result], category_ids: list[int]) -> list[Re
 
 
 def decode_masks(results: list[Result]) -> list[NDArray[np.bool_]]:
-    """Masks of COCO results, each bool ``(H, W)``."""
-    return [coco_mask.decode(result["segmentation"]).astype(bool) for result in results]
+    """Masks of COCO results, each bool ``(H, W)``; none from a detector of boxes alone."""
+    return [
+        coco_mask.decode(result["segmentation"]).astype(bool)
+        for result in results
+        if "segmentation" in result
+    ]

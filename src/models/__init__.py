@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from src.models.detectors import CascadeMaskRCNN, MaskRCNN
+from src.models.composite_backbone import CBInternImageBackbone
+from src.models.detectors import CBDINO, DINO, CascadeMaskRCNN, MaskRCNN
 from src.models.heads.fcn import FCNHead
 from src.models.heads.mask2former import Mask2FormerHead
 from src.models.heads.upernet import UPerHead
@@ -13,6 +14,9 @@ from src.models.variants import ARCHITECTURES
 
 __all__ = [
     "ARCHITECTURES",
+    "CBDINO",
+    "DINO",
+    "CBInternImageBackbone",
     "CascadeMaskRCNN",
     "DCNv3",
     "FCNHead",

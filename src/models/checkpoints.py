@@ -56,6 +56,13 @@ HUB_FILES = (
     "cascade_internimage_l_fpn_3x_coco",
     "cascade_internimage_xl_fpn_1x_coco",
     "cascade_internimage_xl_fpn_3x_coco",
+    "dino_4scale_internimage_t_1x_coco",
+    "dino_4scale_internimage_l_1x_coco_layer_wise_lr",
+    "dino_4scale_internimage_l_1x_coco_0.1x_backbone_lr",
+    "dino_4scale_internimage_h_objects365_coco",
+    "dino_4scale_internimage_g_objects365_coco",
+    "dino_4scale_cbinternimage_h_objects365_80classes",
+    "dino_4scale_cbinternimage_h_objects365_coco",
 )
 """Names of published files in `HUB_REPO`, without ``.pth``."""
 

@@ -177,8 +177,10 @@ def _adapt_image_channels(
     backbone: InternImageBackbone, prefix: str, match: Match, source: str
 ) -> None:
     weight = match.state.get(prefix + ANCHOR)
+    if weight is None:
+        return
     in_chans = backbone.patch_embed.conv1.in_channels
-    if weight is not None and weight.shape[1] == 3 and in_chans != 3:
+    if weight.shape[1] == 3 and in_chans != 3:
         match.state[prefix + ANCHOR] = adapt_input_conv(in_chans, weight)
         match.notes.append(
             f"{source} is for 3 image channels; its first convolution is repeated for {in_chans}."

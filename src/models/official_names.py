@@ -11,11 +11,19 @@ import re
 from torch import nn
 
 from src.models.backbone import InternImageBackbone
+from src.models.deformable_encoder import EncoderLayer
+from src.models.detectors.dino import CBDINO
+from src.models.detectors.dino_decoder import DecoderLayer
 from src.models.heads.mask2former import MaskedAttentionLayer
-from src.models.heads.pixel_decoder import EncoderLayer
 from src.models.heads.upernet import UPerHead
 
-_FEED_FORWARD = ((r"^ffn\.fc1\.", "ffns.0.layers.0.0."), (r"^ffn\.fc2\.", "ffns.0.layers.1."))
+_FEED_FORWARD = (
+    (r"^ffn\.fc1\.(\d+)\.", r"ffns.0.fc1_\1."),
+    (r"^ffn\.fc2\.(\d+)\.", r"ffns.0.fc2_\1."),
+    (r"^ffn\.fc2_bias", "ffns.0.fc2_bias"),
+    (r"^ffn\.fc1\.", "ffns.0.layers.0.0."),
+    (r"^ffn\.fc2\.", "ffns.0.layers.1."),
+)
 
 RENAMES: dict[type[nn.Module], tuple[tuple[str, str], ...]] = {
     InternImageBackbone: (
@@ -33,11 +41,17 @@ RENAMES: dict[type[nn.Module], tuple[tuple[str, str], ...]] = {
         (r"^fc_norm\.", "fc_norm.0."),
     ),
     EncoderLayer: ((r"^attention\.", "attentions.0."), *_FEED_FORWARD),
+    DecoderLayer: (
+        (r"^self_attention\.", "attentions.0.attn."),
+        (r"^cross_attention\.", "attentions.1."),
+        *_FEED_FORWARD,
+    ),
     MaskedAttentionLayer: (
         (r"^cross_attention\.", "attentions.0.attn."),
         (r"^self_attention\.", "attentions.1.attn."),
         *_FEED_FORWARD,
     ),
+    CBDINO: ((r"^neck\.", "neck.0."),),
     UPerHead: ((r"^(psp_modules\.\d+)\.", r"\1.1."),),
 }
 """Per module type: patterns on its own names and the official spelling; the first match counts."""

@@ -11,6 +11,7 @@ attention at learned places of several maps is in ``deformable_attention.py``.
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,9 @@ from torch import Tensor, nn
 from src.errors import UserError
 
 POSITION_EPS = 1e-6
+Spread = Literal["normal", "uniform"]
+"""Xavier's distribution that weights start from: Mask2Former's is normal, DINO's uniform."""
+XAVIER = {"normal": nn.init.xavier_normal_, "uniform": nn.init.xavier_uniform_}
 
 
 def sine_encoding(position: Tensor, channels: int, temperature: float = 10000.0) -> Tensor:
@@ -70,13 +74,26 @@ def map_positions(size: tuple[int, int], channels: int, like: Tensor) -> Tensor:
     return encoded.flatten(0, 1).to(like.dtype)
 
 
-class XavierNormalLinear(nn.Linear):
-    """Linear layer that starts from Xavier's normal distribution."""
+class XavierLinear(nn.Linear):
+    """Linear layer that starts from one of Xavier's distributions.
+
+    Args:
+        in_features: Input width.
+        out_features: Output width.
+        spread: The distribution.
+        bias: Whether to add a bias.
+    """
+
+    def __init__(
+        self, in_features: int, out_features: int, spread: Spread = "normal", bias: bool = True
+    ) -> None:
+        self.spread = spread
+        super().__init__(in_features, out_features, bias)
 
     def reset_parameters(self) -> None:
         """Set the start values; the bias has PyTorch's own."""
         super().reset_parameters()
-        nn.init.xavier_normal_(self.weight)
+        XAVIER[self.spread](self.weight)
 
 
 class FeedForward(nn.Module):
@@ -85,17 +102,60 @@ class FeedForward(nn.Module):
     Args:
         channels: Input and output width.
         hidden_channels: Width between the two layers.
+        spread: Distribution of the start values.
     """
 
-    def __init__(self, channels: int, hidden_channels: int) -> None:
+    def __init__(self, channels: int, hidden_channels: int, spread: Spread = "normal") -> None:
         super().__init__()
-        self.fc1 = XavierNormalLinear(channels, hidden_channels)
-        self.fc2 = XavierNormalLinear(hidden_channels, channels)
+        self.fc1 = XavierLinear(channels, hidden_channels, spread)
+        self.fc2 = XavierLinear(hidden_channels, channels, spread)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(..., C) -> (..., C)``."""
         out: Tensor = self.fc2(F.relu(self.fc1(x)))
         return out
+
+
+class SplitFeedForward(nn.Module):
+    """The same function as `FeedForward`, computed and stored in parts of the hidden width.
+
+    The officially released InternImage-G detector has this layout (to shard it).
+
+    Args:
+        channels: Input and output width.
+        hidden_channels: Width between the two layers, a multiple of ``parts``.
+        parts: Number of parts.
+        spread: Distribution of the start values.
+
+    Raises:
+        UserError: If ``hidden_channels`` is no multiple of ``parts``.
+    """
+
+    def __init__(
+        self, channels: int, hidden_channels: int, parts: int, spread: Spread = "normal"
+    ) -> None:
+        super().__init__()
+        if parts < 1 or hidden_channels % parts:
+            raise UserError(
+                f"The feed-forward layer needs hidden_channels to be a multiple of ffn_parts, got "
+                f"{hidden_channels} and {parts}."
+            )
+        width = hidden_channels // parts
+        self.fc1 = nn.ModuleList(XavierLinear(channels, width, spread) for _ in range(parts))
+        self.fc2 = nn.ModuleList(
+            XavierLinear(width, channels, spread, bias=False) for _ in range(parts)
+        )
+        self.fc2_bias = nn.Parameter(torch.empty(channels))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Zero the common bias; the layers reset themselves."""
+        nn.init.zeros_(self.fc2_bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(..., C) -> (..., C)``."""
+        parts = [fc2(F.relu(fc1(x))) for fc1, fc2 in zip(self.fc1, self.fc2, strict=True)]
+        return torch.stack(parts).sum(0) + self.fc2_bias
 
 
 class MultiheadAttention(nn.Module):
@@ -107,27 +167,28 @@ class MultiheadAttention(nn.Module):
     Args:
         channels: Width ``C``, a multiple of ``heads``.
         heads: Attention heads.
+        spread: Distribution of the start values.
 
     Raises:
         UserError: If ``channels`` is no multiple of ``heads``.
     """
 
-    def __init__(self, channels: int, heads: int) -> None:
+    def __init__(self, channels: int, heads: int, spread: Spread = "normal") -> None:
         super().__init__()
         if channels < 1 or heads < 1 or channels % heads:
             raise UserError(
                 "Attention needs channels to be a multiple of heads, got "
                 f"channels={channels} and heads={heads}."
             )
-        self.heads = heads
+        self.heads, self.spread = heads, spread
         self.in_proj_weight = nn.Parameter(torch.empty(3 * channels, channels))
         self.in_proj_bias = nn.Parameter(torch.empty(3 * channels))
-        self.out_proj = XavierNormalLinear(channels, channels)
+        self.out_proj = XavierLinear(channels, channels, spread)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Set the start values of all projections."""
-        nn.init.xavier_normal_(self.in_proj_weight)
+        XAVIER[self.spread](self.in_proj_weight)
         nn.init.zeros_(self.in_proj_bias)
         self.out_proj.reset_parameters()
         nn.init.zeros_(self.out_proj.bias)

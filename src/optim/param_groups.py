@@ -78,6 +78,7 @@ def parameter_groups(
     *,
     lr_scale: LrScale | None = None,
     no_decay: Collection[str] = (),
+    decay_all: bool = False,
 ) -> list[dict[str, Any]]:
     """Sort trainable parameters into named optimizer groups.
 
@@ -85,6 +86,7 @@ def parameter_groups(
         named_parameters: As ``module.named_parameters()`` gives them. Frozen ones are left out.
         lr_scale: Learning-rate scale of a parameter name; ``None`` is 1 for all.
         no_decay: Further names that are not decayed.
+        decay_all: Decay every parameter, vectors and biases too.
 
     Returns:
         Groups with keys ``params``, ``name`` (unique), ``lr_scale`` and, where weights are not
@@ -97,6 +99,7 @@ def parameter_groups(
     for name, parameter in named_parameters:
         if parameter.requires_grad:
             decays = has_weight_decay(name, parameter.ndim) and name not in no_decay
+            decays = decays or decay_all
             key = (lr_scale(name) if lr_scale else 1.0, decays)
             groups.setdefault(key, []).append(parameter)
     if not groups:

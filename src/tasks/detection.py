@@ -17,7 +17,8 @@ from torchmetrics import MetricCollection
 from src.errors import UserError
 from src.metrics.coco import COCOMetric
 from src.metrics.coco_results import Result, to_results
-from src.models.detectors import MaskRCNN, TwoStageDetector
+from src.models.detectors import Detector, MaskRCNN
+from src.models.detectors.box_fusion import fuse, mirror
 from src.optim.dense_layer_decay import dense_lr_scale, has_dense_weight_decay
 from src.optim.param_groups import LrScale, parameter_groups
 from src.optim.steps import WarmupMultiStep
@@ -38,8 +39,13 @@ class DetectionTask(BaseTask):
         layer_decay: Ratio of the learning rates of neighbouring blocks of the backbone, in (0, 1];
             ``None`` is off.
         offset_lr_scale: Extra factor of parameters named ``sampling_offsets`` or
-            ``reference_points``. The networks here have none, so it changes nothing; the official
-            3x recipes of Cascade Mask R-CNN set it all the same.
+            ``reference_points``, which DINO has. It acts together with ``layer_decay`` only. The
+            official 3x recipes of Cascade Mask R-CNN set it too, where no parameter has such a
+            name.
+        backbone_lr_scale: If given, the whole backbone learns at this share of the rate, and
+            every parameter decays, also norms and biases: the rule of the official recipe
+            ``dino_4scale_internimage_l_1x_coco_0.1x_backbone_lr``. Not together with
+            ``layer_decay``.
         kwargs: See :class:`BaseTask`. ``dcn_lr_scale`` does not exist in the official detection
             recipe and is refused.
     """
@@ -50,7 +56,7 @@ class DetectionTask(BaseTask):
     def __init__(
         self,
         num_classes: int,
-        network: Callable[[int], TwoStageDetector] = MaskRCNN,
+        network: Callable[[int], Detector] = MaskRCNN,
         coco_backend: Literal["pycocotools", "faster_coco_eval"] = "pycocotools",
         optimizer: OptimizerFactory = lambda params: torch.optim.AdamW(
             params, lr=1e-4, weight_decay=0.05
@@ -59,6 +65,7 @@ class DetectionTask(BaseTask):
         reference_batch_size: int | None = 16,
         layer_decay: float | None = None,
         offset_lr_scale: float = 1.0,
+        backbone_lr_scale: float | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(
@@ -74,7 +81,13 @@ class DetectionTask(BaseTask):
             raise UserError(
                 "dcn_lr_scale belongs to the classification recipe; leave it null in DetectionTask."
             )
+        if backbone_lr_scale is not None and (layer_decay is not None or backbone_lr_scale < 0):
+            raise UserError(
+                "backbone_lr_scale must be 0 or more, and null where layer_decay is set, got "
+                f"{backbone_lr_scale} with layer_decay {layer_decay}."
+            )
         self.coco_backend, self.offset_lr_scale = coco_backend, offset_lr_scale
+        self.backbone_lr_scale = backbone_lr_scale
         self.class_precision: dict[str, Tensor] = {}
         self.scored_results: list[Result] | None = None  # of the last `validate` or `test`
 
@@ -83,28 +96,37 @@ class DetectionTask(BaseTask):
         return nn.Identity()
 
     def build_metrics(self) -> MetricCollection:
-        """The twelve numbers of COCO for boxes and for masks."""
-        return MetricCollection({"coco": COCOMetric(self.num_classes, backend=self.coco_backend)})
+        """The twelve numbers of COCO for boxes and, if the detector makes them, for masks."""
+        kinds = cast("Detector", self.training_network).kinds
+        return MetricCollection({"coco": COCOMetric(self.num_classes, kinds, self.coco_backend)})
 
     def lr_scale(self) -> LrScale | None:
         """Learning-rate scale by parameter name, or ``None`` for one rate."""
+        if self.backbone_lr_scale is not None:
+            share = self.backbone_lr_scale
+            return lambda name: share if name.startswith("backbone.") else 1.0
         if self.layer_decay is None:
             return None
-        depths = cast("TwoStageDetector", self.network or self.evaluation_network).depths
+        depths = cast("Detector", self.network or self.evaluation_network).depths
         return dense_lr_scale(depths, self.layer_decay, offset_lr_scale=self.offset_lr_scale)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Optimizer groups of the network, by the rule of the official detection recipe."""
         named = list((self.network or self.evaluation_network).named_parameters())
         no_decay = {n for n, p in named if not has_dense_weight_decay(n, p.ndim)}
+        if self.backbone_lr_scale is not None:
+            return parameter_groups(named, lr_scale=self.lr_scale(), decay_all=True)
         return parameter_groups(named, lr_scale=self.lr_scale(), no_decay=no_decay)
 
     def training_step(self, batch: DetectionBatch, batch_idx: int) -> Tensor:
         """Sum of the losses of a batch."""
-        assert self.network is not None
-        values: dict[str, Tensor] = self.network(
-            batch["image"], batch["size"], targets=batch["target"]
-        )
+        network = cast("Detector", self.training_network)
+        if "segm" in network.kinds and any("masks" not in t for t in batch["target"]):
+            raise UserError(
+                f"{type(network).__name__} learns masks, which are not read; set data.masks to "
+                "true."
+            )
+        values: dict[str, Tensor] = network(batch["image"], batch["size"], targets=batch["target"])
         losses = {name: value.sum() for name, value in values.items() if "loss" in name}
         loss = torch.stack(list(losses.values())).sum()
         figures = {name: value for name, value in values.items() if "loss" not in name}
@@ -154,8 +176,23 @@ class DetectionTask(BaseTask):
         }
 
     def _detect(self, network: nn.Module, batch: DetectionBatch) -> list[Detections]:
-        found: list[Detections] = network(batch["image"], batch["size"], batch["original_size"])
-        return found
+        originals = batch["original_size"]
+        found: list[Detections] = network(batch["image"], batch["size"], originals)
+        views = batch.get("views", [])
+        if not views:
+            return found
+        if cast("Detector", network).kinds != ("bbox",):
+            raise UserError(
+                f"Test-time augmentation fuses boxes, but {type(network).__name__} detects masks "
+                "too; set data.tta to false."
+            )
+        seen = [found]
+        for view in views:
+            more: list[Detections] = network(view["image"], view["size"], originals)
+            if view["flipped"]:
+                more = [mirror(d, width) for d, (_, width) in zip(more, originals, strict=True)]
+            seen.append(more)
+        return [fuse(of_picture) for of_picture in zip(*seen, strict=True)]
 
     def _log_scores(self, stage: str, suffix: str) -> None:
         metrics = cast("MetricCollection", self.metrics[stage + suffix])

@@ -44,6 +44,7 @@ class Sample(TypedDict):
     path: str
     target: NotRequired[DetectionTarget]
     annotations: NotRequired[list[Annotation]]
+    views: NotRequired[list[tuple[Tensor, bool]]]
 
 
 class _CocoPictures:
@@ -107,6 +108,7 @@ class COCOTrainDataset(_CocoPictures, Dataset[Sample]):
         transform: Random transform of a picture and its objects.
         keep_empty: Keep pictures without annotations as examples of background.
         min_size: Smallest side in pixels.
+        masks: Read masks beside the boxes.
 
     Raises:
         UserError: If no picture is left.
@@ -120,6 +122,7 @@ class COCOTrainDataset(_CocoPictures, Dataset[Sample]):
         *,
         keep_empty: bool = False,
         min_size: int = 32,
+        masks: bool = True,
     ) -> None:
         indices = [
             i
@@ -132,7 +135,7 @@ class COCOTrainDataset(_CocoPictures, Dataset[Sample]):
                 "pixels, so there is nothing to learn from."
             )
         super().__init__(file, folder, indices)
-        self.transform = transform
+        self.transform, self.masks = transform, masks
 
     def __getitem__(self, index: int) -> Sample:
         """Read and transform one picture; PyTorch's seed decides what is random.
@@ -159,19 +162,22 @@ class COCOTrainDataset(_CocoPictures, Dataset[Sample]):
         objects = [
             annotation
             for annotation in self.file.annotations(int(self._indices[index]))
-            if why_unusable(annotation, picture.size) is None
+            if why_unusable(annotation, picture.size, self.masks) is None
         ]
         boxes = np.array([clipped_box(o, picture.size) for o in objects], np.float32)
-        masks = [decode_mask(o, picture.size) for o in objects]
+        masks = [decode_mask(o, picture.size) for o in objects] if self.masks else []
         seed = int(torch.randint(2**31, ()))
         transformed = self.transform(image, boxes.reshape(-1, 4), masks, seed)
         if transformed is None:
             return None
         tensor, kept_boxes, kept_masks, kept = transformed
         labels = torch.tensor([objects[i]["category_id"] for i in kept], dtype=torch.int64)
+        target: DetectionTarget = {"boxes": kept_boxes, "labels": labels}
+        if self.masks:
+            target["masks"] = kept_masks
         return {
             **_facts(tensor, image, picture.id, str(self.folder / picture.file_name)),
-            "target": {"boxes": kept_boxes, "labels": labels, "masks": kept_masks},
+            "target": target,
         }
 
 
@@ -199,6 +205,7 @@ class COCOEvalDataset(_CocoPictures, Dataset[Sample]):
         path = str(self.folder / picture.file_name)
         return {
             **_facts(self.transform(image), image, picture.id, path),
+            **_views(self.transform, image),
             "annotations": annotations,
         }
 
@@ -231,7 +238,8 @@ class PicturesToDetect(Dataset[Sample]):
         """
         path = self.paths[index]
         image = np.asarray(upright_picture(decode(path)))
-        return _facts(self.transform(image), image, index + 1, path)
+        facts = _facts(self.transform(image), image, index + 1, path)
+        return {**facts, **_views(self.transform, image)}
 
 
 def upright_picture(picture: Image.Image) -> Image.Image:
@@ -250,6 +258,11 @@ def _facts(tensor: Tensor, image: NDArray[np.uint8], image_id: int, path: str) -
     }
 
 
+def _views(transform: PictureTransform, image: NDArray[np.uint8]) -> dict[str, Any]:
+    views = transform.views(image)
+    return {"views": views} if views else {}
+
+
 def collate(samples: Sequence[Sample], size_divisor: int = 32) -> dict[str, Any]:
     """Put pictures of different sizes into one batch, padded at the right and at the bottom.
 
@@ -260,22 +273,39 @@ def collate(samples: Sequence[Sample], size_divisor: int = 32) -> dict[str, Any]
     Returns:
         See `src.types.DetectionBatch`.
     """
-    height, width = (
-        -(-max(s["size"][axis] for s in samples) // size_divisor) * size_divisor for axis in (0, 1)
-    )
-    images = torch.zeros(len(samples), 3, height, width)
+    images = _join([sample["image"] for sample in samples], size_divisor)
     batch: dict[str, Any] = {"image": images}
-    for row, sample in zip(images, samples, strict=True):
-        row[:, : sample["size"][0], : sample["size"][1]] = sample["image"]
     for key in samples[0]:
         if key == "target":
-            batch[key] = [_pad(s["target"], (height, width)) for s in samples]
+            batch[key] = [_pad(s["target"], (images.shape[2], images.shape[3])) for s in samples]
+        elif key == "views":
+            batch[key] = [
+                {
+                    "image": _join([picture for picture, _ in view], size_divisor),
+                    "size": [(picture.shape[1], picture.shape[2]) for picture, _ in view],
+                    "flipped": view[0][1],
+                }
+                for view in zip(*(s["views"] for s in samples), strict=True)
+            ]
         elif key != "image":
             batch[key] = [s[key] for s in samples]  # type: ignore[literal-required]
     return batch
 
 
+def _join(pictures: Sequence[Tensor], size_divisor: int) -> Tensor:
+    """Pictures ``(3, h, w)`` in one tensor, padded with zeros."""
+    height, width = (
+        -(-max(p.shape[axis] for p in pictures) // size_divisor) * size_divisor for axis in (1, 2)
+    )
+    images = torch.zeros(len(pictures), 3, height, width)
+    for row, picture in zip(images, pictures, strict=True):
+        row[:, : picture.shape[1], : picture.shape[2]] = picture
+    return images
+
+
 def _pad(target: DetectionTarget, size: tuple[int, int]) -> DetectionTarget:
+    if "masks" not in target:
+        return target
     masks = target["masks"]
     padded = masks.new_zeros(len(masks), *size)
     padded[:, : masks.shape[1], : masks.shape[2]] = masks

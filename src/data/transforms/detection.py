@@ -210,9 +210,9 @@ class DetectionTrainTransform:
             return None
         kept = [int(number) for number in done["number"]]
         height, width = done["image"].shape[:2]
-        kept_masks = np.zeros((len(kept), height, width), np.uint8)
-        for row, number in enumerate(kept):
-            kept_masks[row] = done["masks"][number]
+        kept_masks = np.zeros((len(kept) if len(masks) else 0, height, width), np.uint8)
+        for mask, number in zip(kept_masks, kept, strict=False):
+            mask[:] = done["masks"][number]
         corners = np.asarray(done["bboxes"], np.float32).reshape(-1, 4)
         return (
             _to_tensor(done["image"]),
@@ -228,21 +228,40 @@ def _stack(masks: Sequence[NDArray[np.uint8]]) -> dict[str, Array]:
 
 
 class DetectionEvalTransform:
-    """Scale to fit and normalise.
+    """Scale to fit and normalise; optionally further views of other sizes and mirrored.
 
     Args:
         scale: Largest long and short side in pixels.
+        ratios: Sizes of the views relative to ``scale``; each comes mirrored as well. None is no
+            further view.
         mean: Mean of each RGB channel, of values in [0, 1].
         std: Standard deviation of each RGB channel.
     """
 
-    def __init__(self, scale: Scale, *, mean: Triple, std: Triple) -> None:
+    def __init__(
+        self, scale: Scale, *, ratios: Sequence[float] = (), mean: Triple, std: Triple
+    ) -> None:
         self.scale = scale
+        views = [(ratio, mirror) for ratio in ratios for mirror in (False, True)]
+        self._views = [view for view in views if view != (1.0, False)]
         self._normalize = A.Normalize(mean, std)
 
     def __call__(self, image: NDArray[np.uint8]) -> Tensor:
         """See `PictureTransform`."""
-        fitted = resize(image, fit_size(image.shape[:2], self.scale))
+        return self._prepare(image, 1.0)
+
+    def views(self, image: NDArray[np.uint8]) -> list[tuple[Tensor, bool]]:
+        """The further views, and whether each is mirrored left to right."""
+        return [
+            (view.flip(-1) if mirror else view, mirror)
+            for ratio, mirror in self._views
+            for view in (self._prepare(image, ratio),)
+        ]
+
+    def _prepare(self, image: NDArray[np.uint8], ratio: float) -> Tensor:
+        long, short = self.scale
+        scale = (max(int(long * ratio), 1), max(int(short * ratio), 1))
+        fitted = resize(image, fit_size(image.shape[:2], scale))
         return _to_tensor(self._normalize(image=fitted)["image"])
 
 

@@ -57,19 +57,24 @@ class InstanceTransform(Protocol):
         Args:
             image: RGB picture of shape ``(H, W, 3)``.
             boxes: ``x1, y1, x2, y2`` in pixels inside the picture, shape ``(N, 4)``.
-            masks: Mask of each object, 0 and 1, shape ``(H, W)``.
+            masks: Mask of each object, 0 and 1, shape ``(H, W)``; empty for boxes alone.
             seed: Decides everything random: the same seed gives the same result.
 
         Returns:
             Normalised picture, float32, ``(3, h, w)``; boxes, float32, ``(n, 4)``; masks, uint8,
-            ``(n, h, w)``; and which objects are left. None if a crop shows no object and must.
+            ``(n, h, w)`` (none for boxes alone); and which objects are left. None if a crop shows
+            no object and must.
         """
         ...
 
 
 class PictureTransform(Protocol):
-    """Fixed preparation of a picture."""
+    """Fixed preparation of a picture; for test-time augmentation in further ways."""
 
     def __call__(self, image: NDArray[np.uint8]) -> Tensor:
         """Prepare one RGB picture ``(H, W, 3)``: normalised, float32, ``(3, h, w)``."""
+        ...
+
+    def views(self, image: NDArray[np.uint8]) -> list[tuple[Tensor, bool]]:
+        """Further preparations, each with whether it is mirrored left to right; mostly none."""
         ...

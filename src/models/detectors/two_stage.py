@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from src.models.backbone import InternImageBackbone
 from src.models.detectors.anchors import Size
 from src.models.detectors.cascade_roi_head import CascadeRoIHead
+from src.models.detectors.detector import Detector
 from src.models.detectors.roi_head import RoIHead
 from src.models.detectors.rpn import RPNHead
 from src.models.necks.fpn import FPN
@@ -23,7 +24,7 @@ SIZE_DIVISOR = 32
 """Pictures are padded to a multiple of this many pixels, the stride of the coarsest stage."""
 
 
-class TwoStageDetector(nn.Module):
+class TwoStageDetector(Detector):
     """Backbone, neck, proposals, second stage.
 
     Args:
@@ -47,34 +48,10 @@ class TwoStageDetector(nn.Module):
         self.roi_head = roi_head
         self.depths = backbone.depths
 
-    def forward(
-        self,
-        image: Tensor,
-        sizes: Sequence[Size],
-        original_sizes: Sequence[Size] | None = None,
-        targets: Sequence[DetectionTarget] | None = None,
-    ) -> dict[str, Tensor] | list[Detections]:
-        """Losses if there are targets, else detections.
-
-        Args:
-            image: Normalised pictures, padded at the right and at the bottom with zeros to one
-                size, a multiple of 32, ``(N, 3, H, W)``.
-            sizes: Height and width of each picture without padding.
-            original_sizes: Height and width that detections refer to; default ``sizes``.
-            targets: Objects of each picture.
-
-        Returns:
-            Losses by name (entries with ``loss`` in the name are to be summed, the others are
-            figures to watch), or the detections of each picture.
-        """
-        if targets is not None:
-            return self.losses(image, sizes, targets)
-        return self.detect(image, sizes, original_sizes)
-
     def losses(
         self, image: Tensor, sizes: Sequence[Size], targets: Sequence[DetectionTarget]
     ) -> dict[str, Tensor]:
-        """Losses by name; see `forward`."""
+        """Losses by name; see `Detector.forward`."""
         pyramid = self.neck(self.backbone(image))
         logits, offsets = self.rpn_head(pyramid)
         anchors = self._anchors(pyramid, offsets[0])
@@ -96,7 +73,7 @@ class TwoStageDetector(nn.Module):
     def detect(
         self, image: Tensor, sizes: Sequence[Size], original_sizes: Sequence[Size] | None = None
     ) -> list[Detections]:
-        """Detections of each picture; see `forward`."""
+        """Detections of each picture; see `Detector.forward`."""
         pyramid = self.neck(self.backbone(image))
         logits, offsets = self.rpn_head(pyramid)
         anchors = self._anchors(pyramid, offsets[0])

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from src.errors import UserError
 from src.models.convolutions import Conv2d, Start
-from src.models.deformable_attention import MultiScaleDeformableAttention
+from src.models.deformable_encoder import Encoder, LayerSizes
 from src.models.heads.segmentation import resize
-from src.models.transformer import FeedForward, map_positions
+from src.models.transformer import map_positions
 
 Size = tuple[int, int]
 
@@ -55,57 +55,6 @@ class NormedConv(nn.Module):
         """``(N, C, H, W) -> (N, C', H, W)``."""
         out: Tensor = self.act(self.gn(self.conv(x)))
         return out
-
-
-class EncoderLayer(nn.Module):
-    """Deformable self-attention over all maps, then a feed-forward layer, each with its norm.
-
-    Args:
-        channels: Width ``C`` of the tokens.
-        heads: Attention heads.
-        levels: Maps.
-        points: Places that a head looks at on each map.
-        hidden_channels: Width inside the feed-forward layer.
-    """
-
-    def __init__(
-        self, channels: int, heads: int, levels: int, points: int, hidden_channels: int
-    ) -> None:
-        super().__init__()
-        self.attention = MultiScaleDeformableAttention(channels, heads, levels, points)
-        self.ffn = FeedForward(channels, hidden_channels)
-        self.norms = nn.ModuleList(nn.LayerNorm(channels) for _ in range(2))
-
-    def forward(
-        self, tokens: Tensor, positions: Tensor, references: Tensor, sizes: Sequence[Size]
-    ) -> Tensor:
-        """``(N, S, C) -> (N, S, C)``; arguments as in `MultiScaleDeformableAttention`."""
-        tokens = self.norms[0](
-            tokens + self.attention(tokens + positions, references, tokens, sizes)
-        )
-        out: Tensor = self.norms[1](tokens + self.ffn(tokens))
-        return out
-
-
-class Encoder(nn.Module):
-    """A stack of `EncoderLayer`.
-
-    Args:
-        num_layers: Number of layers.
-        arguments: Arguments of each layer.
-    """
-
-    def __init__(self, num_layers: int, *arguments: int) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(EncoderLayer(*arguments) for _ in range(num_layers))
-
-    def forward(
-        self, tokens: Tensor, positions: Tensor, references: Tensor, sizes: Sequence[Size]
-    ) -> Tensor:
-        """See `EncoderLayer`."""
-        for layer in self.layers:
-            tokens = layer(tokens, positions, references, sizes)
-        return tokens
 
 
 class PixelDecoder(nn.Module):
@@ -151,7 +100,8 @@ class PixelDecoder(nn.Module):
             NormedConv(width, channels, 1, norm_groups, start="xavier", bias=True)
             for width in reversed(encoded)
         )
-        self.encoder = Encoder(num_layers, channels, heads, len(encoded), points, hidden_channels)
+        layer = LayerSizes(channels, heads, len(encoded), points, hidden_channels)
+        self.encoder = Encoder(num_layers, layer)
         self.level_encoding = nn.Embedding(len(encoded), channels)
         self.lateral_convs = nn.ModuleList([NormedConv(finest, channels, 1, norm_groups)])
         self.output_convs = nn.ModuleList(

@@ -1,0 +1,151 @@
+"""Loss of a set of predicted boxes: each object of a picture is matched with one query.
+
+Source: Carion et al., "End-to-End Object Detection with Transformers", ECCV 2020 (arXiv
+2005.12872), section 3.1, with the focal loss (Lin et al., ICCV 2017) as Deformable DETR and DINO
+use it. Costs, weights and averages as in the official InternImage configurations ``dino_4scale_*``
+(mmdet 2.28). The matching is the optimal one (Hungarian algorithm, from SciPy).
+
+Predicted boxes are centre and size in [0, 1] of a picture without padding; objects are corners in
+pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+from torchvision.ops import box_convert, generalized_box_iou
+
+from src.losses.detection import average, giou_loss, l1_loss
+from src.types import DetectionTarget
+
+ALPHA, GAMMA = 0.25, 2.0
+CLASS_COST = 2.0
+BOX_WEIGHT, IOU_WEIGHT = 5.0, 2.0  # of the losses and of the costs
+_EPS = 1e-12
+
+Size = tuple[int, int]
+Pairs = list[tuple[Tensor, Tensor]]
+"""For each picture the numbers of queries and of the objects that they have to find."""
+
+
+def scale_of(size: Size, like: Tensor) -> Tensor:
+    """Width, height, width, height of a picture in pixels, ``(4,)``."""
+    return like.new_tensor([size[1], size[0], size[1], size[0]])
+
+
+def relative_boxes(boxes: Tensor, size: Size) -> Tensor:
+    """Corners in pixels ``(G, 4)`` to centre and size in [0, 1] of the picture."""
+    return box_convert(boxes, "xyxy", "cxcywh") / scale_of(size, boxes)
+
+
+def pixel_boxes(boxes: Tensor, size: Size) -> Tensor:
+    """Centre and size in [0, 1] ``(Q, 4)`` to corners in pixels of the picture."""
+    return box_convert(boxes, "cxcywh", "xyxy") * scale_of(size, boxes)
+
+
+@torch.no_grad()
+def match(
+    logits: Tensor, boxes: Tensor, targets: Sequence[DetectionTarget], sizes: Sequence[Size]
+) -> Pairs:
+    """Give every object the query that finds it, at the lowest cost for all objects together.
+
+    Args:
+        logits: Class logits, ``(N, Q, classes)``.
+        boxes: Boxes, ``(N, Q, 4)``.
+        targets: Objects of each picture.
+        sizes: Height and width of each picture.
+
+    Returns:
+        Pairs, ascending by query. With fewer queries than objects some objects have none.
+    """
+    pairs = []
+    for i, target in enumerate(targets):
+        cost = _cost(logits[i], boxes[i], target, sizes[i])
+        # Only a diverged network has NaN; the sum of the losses then says so.
+        query, found = linear_sum_assignment(cost.nan_to_num(1e5).cpu().numpy())
+        device = logits.device
+        pairs.append((torch.as_tensor(query, device=device), torch.as_tensor(found, device=device)))
+    return pairs
+
+
+def _cost(logits: Tensor, boxes: Tensor, target: DetectionTarget, size: Size) -> Tensor:
+    """Cost of every query for every object, ``(Q, G)``."""
+    objects = target["boxes"].to(boxes)
+    probability = logits.sigmoid()[:, target["labels"]]
+    found = -(probability + _EPS).log() * ALPHA * (1 - probability) ** GAMMA
+    missed = -(1 - probability + _EPS).log() * (1 - ALPHA) * probability**GAMMA
+    distance = torch.cdist(boxes, relative_boxes(objects, size), p=1)
+    overlap = generalized_iou(pixel_boxes(boxes, size), objects)
+    return CLASS_COST * (found - missed) + BOX_WEIGHT * distance - IOU_WEIGHT * overlap
+
+
+def generalized_iou(a: Tensor, b: Tensor) -> Tensor:
+    """GIoU of corners ``a (M, 4)`` with ``b (N, 4)``, ``(M, N)``; -1 at worst, never NaN."""
+    return generalized_box_iou(a, b).nan_to_num(-1.0)
+
+
+def focal_loss(logits: Tensor, labels: Tensor, number: float) -> Tensor:
+    """Sum of the focal loss of every class over ``number``.
+
+    Args:
+        logits: ``(..., classes)``.
+        labels: Class of each row, ``classes`` where there is none, ``(...)``.
+        number: Divisor.
+    """
+    wanted = F.one_hot(labels, logits.shape[-1] + 1)[..., :-1].to(logits)
+    probability = logits.sigmoid()
+    wrong = probability + wanted - 2 * probability * wanted
+    weight = ((1 - ALPHA) + (2 * ALPHA - 1) * wanted) * wrong**GAMMA
+    entropy = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
+    return average((weight * entropy).sum(), number)
+
+
+def set_losses(
+    logits: Tensor,
+    boxes: Tensor,
+    targets: Sequence[DetectionTarget],
+    sizes: Sequence[Size],
+    pairs: Pairs,
+    number: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Losses of one layer for given pairs.
+
+    Args:
+        logits: Class logits, ``(N, Q, classes)``.
+        boxes: Boxes, ``(N, Q, 4)``.
+        targets: Objects of each picture.
+        sizes: Height and width of each picture.
+        pairs: Which query has to find which object; all others have to find none.
+        number: Number of objects that the losses are divided by.
+
+    Returns:
+        Loss of the classes, of the coordinates, and of the overlap.
+    """
+    labels = logits.new_full(logits.shape[:2], logits.shape[2], dtype=torch.long)
+    for i, (query, found) in enumerate(pairs):
+        labels[i, query] = targets[i]["labels"][found]
+    predicted = [boxes[i, query] for i, (query, _) in enumerate(pairs)]
+    wanted = [targets[i]["boxes"].to(boxes)[found] for i, (_, found) in enumerate(pairs)]
+    scales = [scale_of(size, boxes).expand_as(box) for size, box in zip(sizes, wanted, strict=True)]
+    scale, near, target = torch.cat(scales), torch.cat(predicted), torch.cat(wanted)
+    relative = box_convert(target, "xyxy", "cxcywh") / scale
+    corners = box_convert(near, "cxcywh", "xyxy") * scale
+    return (
+        focal_loss(logits, labels, number),
+        BOX_WEIGHT * l1_loss(near, relative, number),
+        IOU_WEIGHT * giou_loss(corners, target, number),
+    )
+
+
+def mean_over_processes(number: int, device: torch.device) -> float:
+    """Mean of a number of objects over all processes, at least 1."""
+    mean = torch.tensor(float(number), device=device)
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(mean)
+        mean /= dist.get_world_size()
+    return max(mean.item(), 1.0)

@@ -1,0 +1,82 @@
+"""Channel mapper: every map to one width, and coarser maps from the last one.
+
+Source: the neck of Deformable DETR (Zhu et al., ICLR 2021, arXiv 2010.04159, section 4.1) as the
+official InternImage detectors use it: no bias, GroupNorm, no activation, Xavier start. Maps are not
+mixed with each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+NORM_GROUPS = 32
+
+
+class MapUnit(nn.Module):
+    """Convolution without bias and GroupNorm; parameters ``conv.*`` and ``gn.*``.
+
+    Args:
+        in_channels: Input width.
+        out_channels: Output width, a multiple of 32.
+        kernel_size: Odd side of the kernel.
+        stride: Step in pixels.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1
+    ) -> None:
+        super().__init__()
+        self.conv = _XavierConv2d(
+            in_channels, out_channels, kernel_size, stride, kernel_size // 2, bias=False
+        )
+        self.gn = nn.GroupNorm(NORM_GROUPS, out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, C, H, W) -> (N, C', H / stride, W / stride)``."""
+        out: Tensor = self.gn(self.conv(x))
+        return out
+
+
+class _XavierConv2d(nn.Conv2d):
+    def reset_parameters(self) -> None:
+        nn.init.xavier_uniform_(self.weight)
+
+
+class ChannelMapper(nn.Module):
+    """Bring maps to one width and add coarser ones.
+
+    Args:
+        in_channels: Widths of the input maps, finest first.
+        out_channels: Width of the results, a multiple of 32.
+        num_levels: Number of results; those beyond the inputs halve the last map (of the inputs
+            for the first one, of the results for the others).
+    """
+
+    def __init__(
+        self, in_channels: Sequence[int], out_channels: int = 256, num_levels: int = 4
+    ) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(MapUnit(width, out_channels, 1) for width in in_channels)
+        widths = [in_channels[-1], *[out_channels] * num_levels]
+        self.extra_convs = nn.ModuleList(
+            MapUnit(widths[i], out_channels, 3, stride=2)
+            for i in range(num_levels - len(in_channels))
+        )
+
+    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """Map the maps.
+
+        Args:
+            maps: ``(N, C_i, H_i, W_i)`` for each input.
+
+        Returns:
+            ``(N, C, H_i, W_i)`` for each level.
+        """
+        levels = [conv(x) for conv, x in zip(self.convs, maps, strict=True)]
+        last = maps[-1]
+        for conv in self.extra_convs:
+            last = conv(last)
+            levels.append(last)
+        return levels
