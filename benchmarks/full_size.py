@@ -28,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import src.cli.app  # noqa: F401  gives the parts of recipes their short names
 from src.data.base import BaseDataModule
+from src.models.detectors import Detector
 from src.models.official_names import official_names
 from src.models.weights import load_official
 from src.tasks import BaseTask
@@ -38,6 +39,8 @@ PERIOD = 65_521
 def on_meta(recipe):
     """The network of a recipe, without memory."""
     config = yaml.safe_load(recipe.read_text())
+    if config["data"]["class_path"] == "COCODataModule":
+        config["data"]["init_args"]["class_names"] = "coco"  # where there is no data set
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(BaseTask, "model")
     parser.add_subclass_arguments(BaseDataModule, "data")
@@ -64,6 +67,13 @@ def write_file(recipe, path):
     names = official_names(network)
     state = {names[k]: formula(names[k], v.shape) for k, v in network.state_dict().items()}
     torch.save({"meta": {}, "state_dict": state}, path)
+
+
+def scores_of(network, image):
+    """Scores of a segmentor's classes, or of a detector's boxes."""
+    if isinstance(network, Detector):
+        return network(image, [image.shape[-2:]])[0].scores
+    return network(image)["out"]
 
 
 def peak_gib():
@@ -117,7 +127,7 @@ def main():
     image = torch.randn(1, 3, args.size, args.size, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         start = time.perf_counter()
-        scores = network(image)["out"]
+        scores = scores_of(network, image)
         result["forward_seconds"] = round(time.perf_counter() - start, 1)
     if not scores.isfinite().all():
         sys.exit("the scores are not finite")

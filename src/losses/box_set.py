@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
@@ -140,12 +139,3 @@ def set_losses(
         BOX_WEIGHT * l1_loss(near, relative, number),
         IOU_WEIGHT * giou_loss(corners, target, number),
     )
-
-
-def mean_over_processes(number: int, device: torch.device) -> float:
-    """Mean of a number of objects over all processes, at least 1."""
-    mean = torch.tensor(float(number), device=device)
-    if dist.is_available() and dist.is_initialized():
-        dist.all_reduce(mean)
-        mean /= dist.get_world_size()
-    return max(mean.item(), 1.0)

@@ -1,4 +1,4 @@
-"""Losses of two-stage detectors, each a sum over boxes divided by a given number.
+"""Losses of detectors, each a sum over boxes divided by a given number.
 
 Constants and averages follow mmdet 2.x. The box losses are L1, smooth L1 (Girshick, "Fast R-CNN",
 2015) and GIoU (Rezatofighi et al., CVPR 2019).
@@ -7,6 +7,7 @@ Constants and averages follow mmdet 2.x. The box losses are L1, smooth L1 (Girsh
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -18,6 +19,15 @@ _EPS = torch.finfo(torch.float32).eps
 def average(total: Tensor, number: float | Tensor) -> Tensor:
     """Divide a sum by the number of boxes that it is meant for."""
     return total / (number + _EPS)
+
+
+def mean_over_processes(number: int, device: torch.device) -> float:
+    """Mean of a number of objects over all processes, at least 1."""
+    mean = torch.tensor(float(number), device=device)
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(mean)
+        mean /= dist.get_world_size()
+    return max(mean.item(), 1.0)
 
 
 def l1_loss(predicted: Tensor, target: Tensor, number: float) -> Tensor:

@@ -16,13 +16,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from src.errors import UserError
-from src.losses.detection import average
+from src.losses.detection import average, mean_over_processes
 from src.types import IGNORE_LABEL
 
 Purpose = Literal["match", "candidates", "random"]
@@ -143,7 +142,7 @@ class MaskSetLoss(nn.Module):
         targets = [mask_targets(picture, mask_logits[0].dtype) for picture in label]
         queries = mask_logits[0].shape[1]
         matched = sum(min(queries, len(target.classes)) for target in targets)
-        number = _mean_over_processes(matched, label.device)
+        number = mean_over_processes(matched, label.device)
         losses = {}
         for i, (classes, masks) in enumerate(zip(class_logits, mask_logits, strict=True)):
             prefix = "" if i == len(mask_logits) - 1 else f"layer{i}_"
@@ -275,12 +274,3 @@ def query_classes(
     for row, target, (query, position) in zip(wanted, targets, pairs, strict=True):
         row[query] = target.classes[position]
     return wanted
-
-
-def _mean_over_processes(number: int, device: torch.device) -> float:
-    """Mean number of masks of a process, at least 1."""
-    mean = torch.tensor(float(number), device=device)
-    if dist.is_available() and dist.is_initialized():
-        dist.all_reduce(mean)
-        mean /= dist.get_world_size()
-    return max(mean.item(), 1.0)

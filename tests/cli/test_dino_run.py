@@ -27,7 +27,7 @@ def tiny(root, source="dino"):
     network = recipe["model"]["init_args"]["network"]["init_args"]
     network["backbone"]["init_args"] = dict(TINY_BACKBONE)
     if source == "dino":
-        network |= {"channels": 32, "encoder_layers": 1, "decoder_layers": 2}
+        network |= {"channels": 64, "encoder_layers": 1, "decoder_layers": 2}
     recipe["data"]["init_args"] |= {
         "root": str(root),
         "train_scales": [[64, 48]],
@@ -103,6 +103,7 @@ def test_predict_draws_boxes(folder):
         assert min(Image.open(path).size) >= 200
 
 
+@pytest.mark.slow
 def test_mistakes_are_one_sentence(folder, capsys):
     recipe = tiny(folder / "toy", "detection")
     recipe["model"]["init_args"]["network"]["init_args"]["score_threshold"] = 0.0

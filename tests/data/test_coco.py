@@ -135,6 +135,31 @@ def test_unusable_objects_are_left_out_and_reported_once(root, changes, reason, 
     assert "25" in said[0]
 
 
+def test_boxes_alone_need_no_masks(root, caplog):
+    data = content([annotation(1, segmentation=[]), annotation(2, image_id=3)])
+    with caplog.at_level(logging.WARNING):
+        (batch,) = train_batches(root, data, masks=False, hflip=0)
+    assert "left out of training" not in caplog.text
+    assert [target.keys() for target in batch["target"]] == [{"boxes", "labels"}] * 2
+    assert batch["target"][0]["boxes"].tolist() == [[20, 20, 100, 80]]
+
+
+def test_further_views_for_test_time_augmentation(root):
+    write(root, content([annotation(1)]))
+    data_module = module(root, tta=True, tta_ratios=(1.0, 0.5), eval_batch_size=2)
+    data_module.setup("validate")
+    batch = next(iter(data_module.val_dataloader()))
+    assert [view["flipped"] for view in batch["views"]] == [True, False, True]
+    assert batch["views"][0]["size"] == batch["size"] == [(120, 160), (160, 120)]
+    assert batch["views"][1]["size"] == [(60, 80), (80, 60)]
+    assert batch["views"][1]["image"].shape == (2, 3, 96, 96)
+    mirrored = batch["views"][0]["image"][0, :, :120, :160].flip(-1)
+    assert torch.equal(mirrored, batch["image"][0, :, :120, :160])
+    data_module = module(root)
+    data_module.setup("validate")
+    assert "views" not in next(iter(data_module.val_dataloader()))
+
+
 def test_a_box_of_one_pixel_is_kept_and_one_across_the_border_is_clipped(root):
     one = annotation(1, bbox=[5, 5, 1, 1], area=1, segmentation=[[5, 5, 6, 5, 6, 6, 5, 6]])
     across = annotation(2, bbox=[-10, 20, 40, 100])

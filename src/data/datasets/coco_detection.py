@@ -203,11 +203,9 @@ class COCOEvalDataset(_CocoPictures, Dataset[Sample]):
         picture, image = self.picture(index), self.read(index)
         annotations = [for_scoring(a, picture.size) for a in self.file.annotations(index)]
         path = str(self.folder / picture.file_name)
-        return {
-            **_facts(self.transform(image), image, picture.id, path),
-            **_views(self.transform, image),
-            "annotations": annotations,
-        }
+        sample = _prepare(self.transform, image, picture.id, path)
+        sample["annotations"] = annotations
+        return sample
 
 
 class PicturesToDetect(Dataset[Sample]):
@@ -238,8 +236,7 @@ class PicturesToDetect(Dataset[Sample]):
         """
         path = self.paths[index]
         image = np.asarray(upright_picture(decode(path)))
-        facts = _facts(self.transform(image), image, index + 1, path)
-        return {**facts, **_views(self.transform, image)}
+        return _prepare(self.transform, image, index + 1, path)
 
 
 def upright_picture(picture: Image.Image) -> Image.Image:
@@ -258,9 +255,14 @@ def _facts(tensor: Tensor, image: NDArray[np.uint8], image_id: int, path: str) -
     }
 
 
-def _views(transform: PictureTransform, image: NDArray[np.uint8]) -> dict[str, Any]:
-    views = transform.views(image)
-    return {"views": views} if views else {}
+def _prepare(
+    transform: PictureTransform, image: NDArray[np.uint8], image_id: int, path: str
+) -> Sample:
+    """A picture for evaluation, with the further views that the transform makes."""
+    sample = _facts(transform(image), image, image_id, path)
+    if views := transform.views(image):
+        sample["views"] = views
+    return sample
 
 
 def collate(samples: Sequence[Sample], size_divisor: int = 32) -> dict[str, Any]:

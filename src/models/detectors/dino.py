@@ -66,7 +66,7 @@ class DINO(_SetDetector):
     Args:
         num_classes: Classes.
         backbone: Makes the backbone; the recipes take its last three stages.
-        channels: Width ``C`` of maps, pixels and queries, a multiple of 32.
+        channels: Width ``C`` of maps, pixels and queries, a larger multiple of 32.
         num_queries: Boxes that the decoder works on. Pictures with fewer pixels on all maps
             together (below about 200 pixels a side, for 900) have fewer.
         encoder_layers: Layers of the encoder.

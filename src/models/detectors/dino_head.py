@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from src.losses.box_set import (
     Pairs,
     match,
-    mean_over_processes,
     pixel_boxes,
     relative_boxes,
     set_losses,
 )
+from src.losses.detection import mean_over_processes
 from src.models.convolutions import ClassOutput
 from src.models.detectors.anchors import Size
 from src.models.detectors.boxes import clip, full_precision

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from src.errors import UserError
+
 NORM_GROUPS = 32
 
 
@@ -49,15 +51,23 @@ class ChannelMapper(nn.Module):
 
     Args:
         in_channels: Widths of the input maps, finest first.
-        out_channels: Width of the results, a multiple of 32.
+        out_channels: Width of the results, a larger multiple of 32.
         num_levels: Number of results; those beyond the inputs halve the last map (of the inputs
             for the first one, of the results for the others).
+
+    Raises:
+        UserError: If the width is not such a multiple.
     """
 
     def __init__(
         self, in_channels: Sequence[int], out_channels: int = 256, num_levels: int = 4
     ) -> None:
         super().__init__()
+        if out_channels % NORM_GROUPS or out_channels <= NORM_GROUPS:
+            raise UserError(
+                f"The channel mapper needs channels to be a larger multiple of {NORM_GROUPS}, got "
+                f"{out_channels}."
+            )
         self.convs = nn.ModuleList(MapUnit(width, out_channels, 1) for width in in_channels)
         widths = [in_channels[-1], *[out_channels] * num_levels]
         self.extra_convs = nn.ModuleList(

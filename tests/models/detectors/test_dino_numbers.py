@@ -124,7 +124,9 @@ def read_run(name, dtype):
 
 
 both_runs = pytest.mark.parametrize("name", list(NETWORKS))
-both_types = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+both_types = pytest.mark.parametrize(
+    "dtype", [torch.float32, pytest.param(torch.float64, marks=pytest.mark.slow)]
+)
 
 
 @pytest.fixture(scope="module", autouse=True)

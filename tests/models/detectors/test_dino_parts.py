@@ -5,7 +5,9 @@ from functools import partial
 import pytest
 import torch
 
-from src.losses.box_set import focal_loss, match, mean_over_processes, relative_boxes
+from src.errors import UserError
+from src.losses.box_set import focal_loss, match, relative_boxes
+from src.losses.detection import mean_over_processes
 from src.models import CBDINO, DINO, CBInternImageBackbone, InternImageBackbone
 from src.models.detectors.box_fusion import fuse, mirror
 from src.models.detectors.denoising import Denoising
@@ -26,7 +28,7 @@ TRUNK = partial(
 )
 SMALL = {
     "num_classes": 3,
-    "channels": 32,
+    "channels": 64,
     "num_queries": 20,
     "encoder_layers": 1,
     "decoder_layers": 2,
@@ -109,12 +111,14 @@ def test_padding_is_known_on_every_map():
 
 
 def test_channel_mapper_halves_the_last_map_for_the_extra_level():
-    neck = ChannelMapper([8, 16, 24], 32, num_levels=5)
+    neck = ChannelMapper([8, 16, 24], 64, num_levels=5)
     maps = [torch.randn(1, 8, 12, 8), torch.randn(1, 16, 6, 4), torch.randn(1, 24, 3, 2)]
     assert [tuple(x.shape[1:]) for x in neck(maps)] == [
-        (32, 12, 8), (32, 6, 4), (32, 3, 2), (32, 2, 1), (32, 1, 1),
+        (64, 12, 8), (64, 6, 4), (64, 3, 2), (64, 2, 1), (64, 1, 1),
     ]  # fmt: skip
     assert neck.extra_convs[0].conv.in_channels == 24
+    with pytest.raises(UserError, match="a larger multiple of 32, got 48"):
+        ChannelMapper([8], 48)
 
 
 def test_split_feed_forward_layer_is_the_usual_one():
@@ -219,7 +223,7 @@ def test_reset_parameters_rebuilds_the_start(detector):
             module.reset_parameters()
     head = detector.bbox_head
     assert not head.reg_branches[0][4].weight.any()
-    assert float(head.cls_branches[0].bias.sigmoid()[0]) == pytest.approx(0.01)
+    assert head.cls_branches[0].bias.sigmoid()[0].item() == pytest.approx(0.01)
     assert head.transformer.level_embeds.std() > 0.5
 
 
