@@ -139,6 +139,18 @@ def test_numbers_that_are_not_finite_show_in_the_loss():
     assert MaskSetLoss(num_points=20)(outputs, halves()[None])["loss_mask"].isnan()
 
 
+def test_masks_are_averaged_over_all_processes(monkeypatch):
+    label = halves()  # two masks here, six in the other process
+    classes, masks = perfect(label)
+    outputs = {"class_logits": [classes], "mask_logits": [0 * masks]}
+    alone = MaskSetLoss(num_points=50)(outputs, label[None])
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda total: total.add_(6))
+    shared = MaskSetLoss(num_points=50)(outputs, label[None])
+    assert_close(shared["loss_mask"], alone["loss_mask"] * 2 / 4)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
