@@ -10,7 +10,7 @@ import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from src.callbacks.predictions import class_names
 from src.callbacks.run_folder import run_folder
@@ -60,7 +60,9 @@ class LabelMapWriter(Callback):
             values = label_map.numpy()
             _write(_palette_picture(values, palette), folder / "label_maps" / name)
             if self.max_overlays < 0 or self._count < self.max_overlays:
-                with Image.open(source) as picture:
+                with Image.open(source) as file:
+                    turn = getattr(data, "upright", False)  # as the network saw it
+                    picture = ImageOps.exif_transpose(file) if turn else file
                     drawn = draw_label_map(picture, values, names, palette, self.opacity)
                 _write(drawn, folder / "overlays" / name)
             self._count += 1

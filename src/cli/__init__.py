@@ -27,6 +27,7 @@ _TOOLS = {
     "profile": "src.models.profile",
     "prepare": "src.data.prepare",
     "verify": "src.data.verify",
+    "export": "src.cli.export",
 }
 _OVERVIEW = """\
 InternImage on PyTorch Lightning. Commands of python -m src:
@@ -35,8 +36,9 @@ InternImage on PyTorch Lightning. Commands of python -m src:
   validate  metrics on the val split   validate --config configs/<recipe>.yaml --ckpt_path best
   test      metrics on the test split  like validate
   predict   table and pictures         like validate, with --data.predict_dir FOLDER
-  prepare   make or unpack data        prepare toy --root data/toy
+  prepare   check and split your data  prepare from-folder photos   (or: prepare toy)
   verify    check a data set           verify imagenet --root data/imagenet
+  export    ONNX, torch.export, hub    export --config X.yaml --ckpt_path best --check FOLDER
   profile   size, MACs and memory      profile --model internimage_t
   env       versions and operators     env
 

@@ -76,6 +76,7 @@ class ADE20KDataModule(BaseDataModule):
             together; sizes are never made equal by padding, so the numbers do not depend on it.
         predict_dir: A folder of pictures, searched at any depth, or a single picture, for
             ``predict``.
+        upright: Turn pictures as their EXIF block says; label maps stay as they are.
 
     Raises:
         UserError: If a value is out of range; later, if files are missing or do not fit.
@@ -111,6 +112,7 @@ class ADE20KDataModule(BaseDataModule):
         num_workers: int = 4,
         eval_batch_size: int | None = 1,
         predict_dir: str | None = None,
+        upright: bool = False,
     ) -> None:
         super().__init__(batch_size, num_workers, eval_batch_size)
         sides = "two positive numbers of pixels"
@@ -150,6 +152,7 @@ class ADE20KDataModule(BaseDataModule):
         self.suffixes = (image_suffix, label_suffix)
         self.reduce_zero_label, self.class_values = reduce_zero_label, class_values
         self.predict_dir = predict_dir
+        self.upright = upright
         self._given_names, self._given_palette = class_names, palette
         self._normalization = {"mean": mean, "std": std}
         self._train_options = {
@@ -226,6 +229,7 @@ class ADE20KDataModule(BaseDataModule):
                 self.num_classes,
                 reduce_zero_label=self.reduce_zero_label,
                 class_values=self.class_values,
+                upright=self.upright,
             )
         if stage in ("fit", "validate"):
             self._datasets["val"] = self._labelled("val")
@@ -237,7 +241,9 @@ class ADE20KDataModule(BaseDataModule):
                     "predict needs pictures: give a folder or a picture with --data.predict_dir."
                 )
             files = files_to_predict(self.predict_dir)
-            self._datasets["predict"] = SegmentationFilesDataset(files, self.eval_transform)
+            self._datasets["predict"] = SegmentationFilesDataset(
+                files, self.eval_transform, upright=self.upright
+            )
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled, augmented training batches (`src.types.SegmentationBatch`)."""
@@ -266,6 +272,7 @@ class ADE20KDataModule(BaseDataModule):
             self.num_classes,
             reduce_zero_label=self.reduce_zero_label,
             class_values=self.class_values,
+            upright=self.upright,
         )
 
     def _eval_loader(self, split: str) -> DataLoader[Any]:

@@ -67,6 +67,7 @@ class ImageNetDataModule(BaseDataModule):
         broken_images: What to do with an undecodable picture: "error" names it and stops; "skip"
             takes the next one (prediction: leaves it out) and reports the number at the end of the
             epoch.
+        upright: Turn pictures as their EXIF block says; the official recipe does not.
 
     Raises:
         UserError: If a value is out of range; later, if files are missing or do not fit.
@@ -95,6 +96,7 @@ class ImageNetDataModule(BaseDataModule):
         predict_dir: str | None = None,
         class_names: list[str] | str | None = None,
         broken_images: BrokenImages = "error",
+        upright: bool = False,
     ) -> None:
         super().__init__(batch_size, num_workers, eval_batch_size)
         check(image_size >= 1, "image_size", image_size, "a positive number of pixels")
@@ -124,6 +126,7 @@ class ImageNetDataModule(BaseDataModule):
         self.test_split = test_split
         self.predict_dir = predict_dir
         self.broken_images: BrokenImages = broken_images
+        self.upright = upright
         self._given_names = class_names
         self._train_transform = train_transform(
             image_size,
@@ -171,7 +174,10 @@ class ImageNetDataModule(BaseDataModule):
                     "predict needs pictures: give a folder or a picture with --data.predict_dir."
                 )
             self._datasets["predict"] = ImageFilesDataset(
-                self.predict_dir, self._eval_transform, self.broken_images
+                self.predict_dir,
+                self._eval_transform,
+                self.broken_images,
+                upright=self.upright,
             )
 
     def train_dataloader(self) -> DataLoader[Any]:
@@ -193,7 +199,11 @@ class ImageNetDataModule(BaseDataModule):
     def _labelled(self, split: str, *, train: bool = False) -> ImageFolderDataset:
         transform = self._train_transform if train else self._eval_transform
         return ImageFolderDataset(
-            self.root / split, transform, self.classes.folders, self.broken_images
+            self.root / split,
+            transform,
+            self.classes.folders,
+            self.broken_images,
+            upright=self.upright,
         )
 
     def _collate_readable(self, samples: Sequence[Sample | None]) -> dict[str, Any]:

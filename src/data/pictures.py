@@ -1,8 +1,8 @@
 """Finding and decoding picture files; PIL only, so that the checking commands start fast.
 
 The file endings and ``convert("RGB")`` are those of torchvision's image folders, which the official
-evaluation reads: the EXIF orientation is not applied. 16-bit pictures are the exception: they are
-scaled to 8 bits, where PIL would clip.
+evaluation reads: the EXIF orientation is applied only on request. 16-bit pictures are the
+exception: they are scaled to 8 bits, where PIL would clip.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from src.errors import UserError
 
@@ -61,7 +61,7 @@ def list_class_folders(root: str | Path) -> list[str]:
         )
 
 
-def decode(path: str | Path) -> Image.Image:
+def decode(path: str | Path, *, upright: bool = False) -> Image.Image:
     """Read one picture of any mode as 8-bit RGB.
 
     Grey, palette and CMYK pictures become RGB, transparency is dropped, 16-bit values are divided
@@ -69,6 +69,7 @@ def decode(path: str | Path) -> Image.Image:
 
     Args:
         path: The file. Its content decides the format, not its ending.
+        upright: Turn the picture as its EXIF block says.
 
     Returns:
         The decoded picture, mode ``"RGB"``.
@@ -78,7 +79,7 @@ def decode(path: str | Path) -> Image.Image:
     """
     try:
         with Image.open(path) as picture:
-            return _to_rgb(picture)
+            return _to_rgb(ImageOps.exif_transpose(picture) if upright else picture)
     except MemoryError:
         raise
     except Exception as error:  # PIL's plugins raise OSError, SyntaxError, struct.error, ...

@@ -1,7 +1,8 @@
 """`python -m src prepare`: make data folders in the layouts that the data modules read.
 
-`toy` draws the toy data; `imagenet-val` sorts the flat ImageNet validation pictures into class
-folders; `coco-subset` makes a small annotation file of a large one. Nothing is
+`from-folder`, `from-coco` and `from-masks` check your own pictures and write a recipe for them
+(`src.data.own`); `toy` draws the toy data; `imagenet-val` sorts the flat ImageNet validation
+pictures into class folders; `coco-subset` makes a small annotation file of a large one. Nothing is
 downloaded: ImageNet has to be fetched from its makers, under their terms.
 """
 
@@ -12,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from src.data.coco_subset import write_subset
+from src.data.own import coco, folder, masks
 from src.data.toy import SHAPES
 from src.data.toy_ade20k import scenes, write_toy_ade20k
 from src.data.toy_coco import scenes as coco_scenes
@@ -41,6 +43,12 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m src prepare", description="Make data folders that the data modules read."
     )
     commands = parser.add_subparsers(required=True, metavar="DATA")
+    for name, module, text in (
+        ("from-folder", folder, "your pictures in class folders: check, split, write a recipe"),
+        ("from-coco", coco, "your pictures with a COCO json: the same"),
+        ("from-masks", masks, "your pictures with label maps: the same"),
+    ):
+        module.add_arguments(commands.add_parser(name, help=text, description=module.__doc__))
     _add_toy(commands.add_parser("toy", help="draw the toy data (seconds, no download)"))
     _add_imagenet_val(
         commands.add_parser(
@@ -97,24 +105,24 @@ def _add_coco_subset(parser: argparse.ArgumentParser) -> None:
 
 def _toy(args: argparse.Namespace) -> None:
     settings = ToySettings(args.seed, args.train, args.val, args.predict, args.size)
-    folder = args.root / "imagenet"
-    drawn = write_toy_imagenet(folder, settings, force=args.force)
+    root = args.root / "imagenet"
+    drawn = write_toy_imagenet(root, settings, force=args.force)
     print(
-        f"{folder}: {'drew' if drawn else 'already there,'} {len(SHAPES)} classes with "
+        f"{root}: {'drew' if drawn else 'already there,'} {len(SHAPES)} classes with "
         f"{settings.train} train and {settings.val} val pictures each, {settings.predict} to "
         "predict"
     )
-    folder = args.root / "ade20k"
-    drawn = write_toy_ade20k(folder, settings, force=args.force)
+    root = args.root / "ade20k"
+    drawn = write_toy_ade20k(root, settings, force=args.force)
     print(
-        f"{folder}: {'drew' if drawn else 'already there,'} {scenes(settings, 'train')} training "
+        f"{root}: {'drew' if drawn else 'already there,'} {scenes(settings, 'train')} training "
         f"and {scenes(settings, 'val')} validation scenes with label maps, {settings.predict} to "
         "predict"
     )
-    folder = args.root / "coco"
-    drawn = write_toy_coco(folder, settings, force=args.force)
+    root = args.root / "coco"
+    drawn = write_toy_coco(root, settings, force=args.force)
     print(
-        f"{folder}: {'drew' if drawn else 'already there,'} {coco_scenes(settings, 'train')} "
+        f"{root}: {'drew' if drawn else 'already there,'} {coco_scenes(settings, 'train')} "
         f"training and {coco_scenes(settings, 'val')} validation scenes with boxes and masks, "
         f"{settings.predict} to predict"
     )

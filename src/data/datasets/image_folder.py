@@ -46,7 +46,11 @@ class _Pictures(Dataset[Sample | None]):
     """Files, a transform and the memory of which files were broken."""
 
     def __init__(
-        self, paths: Sequence[str], transform: Transform, broken_images: BrokenImages
+        self,
+        paths: Sequence[str],
+        transform: Transform,
+        broken_images: BrokenImages,
+        upright: bool,
     ) -> None:
         # One array of bytes instead of a list of str: workers made by fork share its pages, a
         # list's they would copy.
@@ -54,6 +58,7 @@ class _Pictures(Dataset[Sample | None]):
         self._broken = torch.zeros(len(paths), dtype=torch.bool).share_memory_()
         self.transform = transform
         self.broken_images = broken_images
+        self.upright = upright
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -70,7 +75,7 @@ class _Pictures(Dataset[Sample | None]):
     def _read(self, index: int) -> Tensor | None:
         """The transformed picture, or None if it is broken and may be skipped."""
         try:
-            picture = decode(self.path(index))
+            picture = decode(self.path(index), upright=self.upright)
         except BrokenPictureError as error:
             if self.broken_images == "error":
                 raise UserError(
@@ -94,6 +99,7 @@ class ImageFolderDataset(_Pictures):
             found, sorted.
         broken_images: ``"error"`` raises on the first undecodable file; ``"skip"`` takes the next
             picture instead.
+        upright: Turn pictures as their EXIF block says.
 
     Raises:
         UserError: If the folder is missing, holds no classes, an unknown class or an empty class.
@@ -105,6 +111,8 @@ class ImageFolderDataset(_Pictures):
         transform: Transform,
         folders: Sequence[str] | None = None,
         broken_images: BrokenImages = "error",
+        *,
+        upright: bool = False,
     ) -> None:
         found = _class_folders(Path(root))
         self.folders = tuple(found if folders is None else folders)
@@ -127,7 +135,7 @@ class ImageFolderDataset(_Pictures):
                 )
             paths += pictures
             labels += [label_of[folder]] * len(pictures)
-        super().__init__(paths, transform, broken_images)
+        super().__init__(paths, transform, broken_images, upright)
         self.labels = np.array(labels, dtype=np.int64)
 
     def __getitem__(self, index: int) -> Sample:
@@ -159,15 +167,21 @@ class ImageFilesDataset(_Pictures):
         transform: From an RGB picture to a tensor of shape ``(3, H, W)``.
         broken_images: ``"error"`` raises on an undecodable file; with ``"skip"`` the sample is None
             (`collate` drops it).
+        upright: Turn pictures as their EXIF block says.
 
     Raises:
         UserError: If the source is missing or a folder without pictures.
     """
 
     def __init__(
-        self, source: str | Path, transform: Transform, broken_images: BrokenImages = "error"
+        self,
+        source: str | Path,
+        transform: Transform,
+        broken_images: BrokenImages = "error",
+        *,
+        upright: bool = False,
     ) -> None:
-        super().__init__(files_to_predict(source), transform, broken_images)
+        super().__init__(files_to_predict(source), transform, broken_images, upright)
 
     def __getitem__(self, index: int) -> Sample | None:
         """Read one picture; None if it is broken and broken pictures are skipped."""

@@ -102,12 +102,14 @@ class _Pairs:
         *,
         reduce_zero_label: bool,
         class_values: Sequence[int] | None,
+        upright: bool,
     ) -> None:
         # Arrays instead of lists, which the loader's processes would copy bit by bit.
         self._images, self._labels = (np.array(paths) for paths in zip(*pairs, strict=True))
         self.num_classes = num_classes
         self.reduce_zero_label = reduce_zero_label
         self.class_values = class_values
+        self.upright = upright
 
     def __len__(self) -> int:
         return len(self._images)
@@ -115,7 +117,7 @@ class _Pairs:
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray, str]:
         """Picture ``(H, W, 3)``, labels ``(H, W)``, both uint8, and the file of the picture."""
         path, label_path = str(self._images[index]), str(self._labels[index])
-        image = np.asarray(decode(path))
+        image = np.asarray(decode(path, upright=self.upright))
         label = read_label_map(
             label_path,
             self.num_classes,
@@ -126,7 +128,8 @@ class _Pairs:
             (height, width), (label_height, label_width) = image.shape[:2], label.shape
             raise UserError(
                 f"The picture {path} is {width}x{height} pixels, but its label map {label_path} is "
-                f"{label_width}x{label_height}; they must have the same size."
+                f"{label_width}x{label_height}; they must have the same size (data.upright turns "
+                "pictures as their EXIF block says)."
             )
         return image, label, path
 
@@ -140,6 +143,7 @@ class SegmentationTrainDataset(_Pairs, Dataset[TrainSample]):
         num_classes: Number of classes.
         reduce_zero_label: Whether the files count classes from 1.
         class_values: Number of each class in the files, if they are not counted.
+        upright: Turn pictures as their EXIF block says.
     """
 
     def __init__(
@@ -150,9 +154,14 @@ class SegmentationTrainDataset(_Pairs, Dataset[TrainSample]):
         *,
         reduce_zero_label: bool,
         class_values: Sequence[int] | None = None,
+        upright: bool = False,
     ) -> None:
         super().__init__(
-            pairs, num_classes, reduce_zero_label=reduce_zero_label, class_values=class_values
+            pairs,
+            num_classes,
+            reduce_zero_label=reduce_zero_label,
+            class_values=class_values,
+            upright=upright,
         )
         self.transform = transform
 
@@ -180,6 +189,7 @@ class SegmentationEvalDataset(_Pairs, Dataset[EvalSample]):
         num_classes: Number of classes.
         reduce_zero_label: Whether the files count classes from 1.
         class_values: Number of each class in the files, if they are not counted.
+        upright: Turn pictures as their EXIF block says.
     """
 
     def __init__(
@@ -190,9 +200,14 @@ class SegmentationEvalDataset(_Pairs, Dataset[EvalSample]):
         *,
         reduce_zero_label: bool,
         class_values: Sequence[int] | None = None,
+        upright: bool = False,
     ) -> None:
         super().__init__(
-            pairs, num_classes, reduce_zero_label=reduce_zero_label, class_values=class_values
+            pairs,
+            num_classes,
+            reduce_zero_label=reduce_zero_label,
+            class_values=class_values,
+            upright=upright,
         )
         self.transform = transform
 
@@ -219,11 +234,15 @@ class SegmentationFilesDataset(Dataset[EvalSample]):
     Args:
         files: The pictures.
         transform: Preparation of a picture.
+        upright: Turn pictures as their EXIF block says.
     """
 
-    def __init__(self, files: Sequence[str], transform: ViewsTransform) -> None:
+    def __init__(
+        self, files: Sequence[str], transform: ViewsTransform, *, upright: bool = False
+    ) -> None:
         self._files = np.array(files)
         self.transform = transform
+        self.upright = upright
 
     def __len__(self) -> int:
         return len(self._files)
@@ -235,7 +254,7 @@ class SegmentationFilesDataset(Dataset[EvalSample]):
             UserError: If the file is broken.
         """
         path = str(self._files[index])
-        image = np.asarray(decode(path))
+        image = np.asarray(decode(path, upright=self.upright))
         return {
             "views": self.transform(image),
             "size": (image.shape[0], image.shape[1]),

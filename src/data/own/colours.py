@@ -1,0 +1,114 @@
+"""Label maps in colours: the table that says which colour is which class."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from src.data.label_maps import MAX_CLASSES
+from src.data.pictures import BrokenPictureError
+from src.errors import UserError
+from src.types import IGNORE_LABEL
+
+Colour = tuple[int, int, int]
+
+_LINE = re.compile(r"#?([0-9a-fA-F]{6})\s+(.+)")
+_UNLABELLED = "unlabelled"
+
+
+@dataclass(frozen=True)
+class Colours:
+    """Classes by colour.
+
+    Attributes:
+        names: Class names in label order.
+        values: Red, green and blue of each class.
+        unlabelled: Colours of pixels that count nowhere.
+    """
+
+    names: list[str]
+    values: list[Colour]
+    unlabelled: frozenset[Colour]
+
+    def translate(self, path: str) -> NDArray[np.uint8]:
+        """Class of every pixel of a coloured label map, ``(H, W)``.
+
+        Raises:
+            UserError: If the file has a colour that is not in the table.
+        """
+        pixels = read_pixels(path)
+        if pixels.ndim == 2:
+            pixels = np.repeat(pixels[..., None], 3, axis=-1)  # grey is a colour, too
+        codes = pixels.astype(np.uint32) @ np.array([65536, 256, 1], dtype=np.uint32)  # (H, W)
+        labels = np.full(codes.shape, IGNORE_LABEL, dtype=np.uint8)
+        known = np.zeros(codes.shape, dtype=bool)
+        entries = [*enumerate(self.values), *((IGNORE_LABEL, c) for c in self.unlabelled)]
+        for label, (red, green, blue) in entries:
+            here = codes == (red << 16 | green << 8 | blue)
+            labels[here], known = label, known | here
+        if not known.all():
+            code = int(codes[~known][0])
+            raise UserError(
+                f"The label map {path} has the colour #{code:06x} in {int((~known).sum())} pixels, "
+                f"which the table does not list. Add it, as `#{code:06x} name` or "
+                f"`#{code:06x} {_UNLABELLED}`. Label maps must be saved without loss (PNG)."
+            )
+        return labels
+
+
+def read_colours(path: Path) -> Colours:
+    """Read lines of ``#rrggbb name``; the name ``unlabelled`` marks what counts nowhere.
+
+    Raises:
+        UserError: If the file is missing, or a line is not of this form or repeats a colour.
+    """
+    if not path.is_file():
+        raise UserError(f"The colour table {path} does not exist; write lines `#rrggbb name`.")
+    names: list[str] = []
+    values: list[Colour] = []
+    unlabelled: set[Colour] = set()
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        match = _LINE.fullmatch(line.strip())
+        if not match:
+            raise UserError(f"Line {number} of {path} is not `#rrggbb name`: {line!r}.")
+        code, name = int(match[1], 16), match[2].strip()
+        colour = (code >> 16, code >> 8 & 255, code & 255)
+        if colour in values or colour in unlabelled:
+            raise UserError(f"Line {number} of {path} repeats the colour #{match[1]}.")
+        if name == _UNLABELLED:
+            unlabelled.add(colour)
+            continue
+        if name in names:
+            raise UserError(f"Line {number} of {path} repeats the class {name!r}.")
+        names.append(name)
+        values.append(colour)
+    if not 1 <= len(names) <= MAX_CLASSES:
+        raise UserError(f"{path} names {len(names)} classes; accepted are 1 to {MAX_CLASSES}.")
+    return Colours(names, values, frozenset(unlabelled))
+
+
+def read_pixels(path: str) -> NDArray[np.uint8]:
+    """Numbers ``(H, W)`` of a grey or palette file, colours ``(H, W, 3)`` of others.
+
+    Raises:
+        BrokenPictureError: If the file cannot be decoded.
+    """
+    try:
+        with Image.open(path) as picture:
+            is_grey = picture.mode in ("1", "L", "LA", "P") or picture.mode.startswith("I")
+            if picture.mode == "1":
+                return np.asarray(picture.convert("L"))
+            if picture.mode == "LA":
+                return np.asarray(picture.getchannel(0))
+            return np.asarray(picture if is_grey else picture.convert("RGB"))
+    except MemoryError:
+        raise
+    except Exception as error:  # PIL's plugins raise OSError, SyntaxError, struct.error, ...
+        raise BrokenPictureError(f"The label map {path} cannot be read: {error}.") from error

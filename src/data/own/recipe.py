@@ -1,0 +1,186 @@
+"""The recipe for a small data set: a published (or the laptop) one with other numbers.
+
+The recipes in ``configs/`` are made for a million pictures and many GPUs. For a few hundred, this
+shortens the warm-up, lowers the learning rate where training starts from published weights, and
+counts epochs so that there are enough steps. Everything is written out in the new file, which
+stands alone and is meant to be edited.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from src.errors import UserError
+
+CONFIGS = Path(__file__).resolve().parents[3] / "configs"
+RECIPES = {
+    "classification": {
+        "nano": "internimage_nano_96",
+        "t": "internimage_t_1k_224",
+        "s": "internimage_s_1k_224",
+        "b": "internimage_b_1k_224",
+        "l": "internimage_l_22kto1k_384",
+        "xl": "internimage_xl_22kto1k_384",
+    },
+    "detection": {
+        "nano": "mask_rcnn_internimage_nano_laptop",
+        "t": "mask_rcnn_internimage_t_fpn_3x_coco",
+        "s": "mask_rcnn_internimage_s_fpn_3x_coco",
+        "b": "mask_rcnn_internimage_b_fpn_3x_coco",
+        "l": "cascade_internimage_l_fpn_3x_coco",
+        "xl": "cascade_internimage_xl_fpn_3x_coco",
+    },
+    "segmentation": {
+        "nano": "upernet_nano_camvid",
+        "t": "upernet_internimage_t_512_160k_ade20k",
+        "s": "upernet_internimage_s_512_160k_ade20k",
+        "b": "upernet_internimage_b_512_160k_ade20k",
+        "l": "upernet_internimage_l_640_160k_ade20k",
+        "xl": "upernet_internimage_xl_640_160k_ade20k",
+    },
+}
+"""Recipe by task and size; all but nano start from the published weights of the same name."""
+
+_BATCH = {"classification": 16, "detection": 4, "segmentation": 8}
+_STEPS = {True: 600, False: 400}  # from scratch or not; aimed at, whatever the number of pictures
+_EPOCHS = {True: (30, 200), False: (12, 100)}  # fewest and most
+_VALIDATIONS = 10
+_WARMUP_SHARE = 0.1
+_FINE_TUNING_RATE = {"classification": 1e-4, "detection": 5e-5, "segmentation": 6e-5}
+_NANO_DATA: dict[str, dict[str, Any]] = {
+    "classification": {"image_size": 128},
+    "detection": {},
+    "segmentation": {"image_scale": [1024, 256], "crop_size": [256, 256]},
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser, task: str) -> None:
+    """Declare the choice of the network."""
+    sizes = list(RECIPES[task])
+    parser.add_argument(
+        "--network",
+        choices=sizes,
+        default="nano",
+        help="nano: from scratch, for a CPU; others start from published weights, which are "
+        "downloaded once (%(default)s)",
+    )
+    parser.add_argument("--weights", help="own weights to start from: a file or a hub name")
+
+
+def write(
+    args: argparse.Namespace, path: Path, task: str, data: dict[str, Any], pictures: int
+) -> None:
+    """Write the recipe and print what it does and the commands to go on with.
+
+    Args:
+        args: What `add_arguments` declares.
+        path: The file.
+        task: A key of `RECIPES`.
+        data: Arguments of the data module that describe the data set.
+        pictures: Number of training pictures.
+    """
+    base = RECIPES[task][args.network]
+    weights = args.weights or (None if args.network == "nano" else base)
+    recipe = small_data_recipe(task, base, weights, data, pictures)
+    facts = recipe["trainer"]["max_epochs"], recipe["data"]["init_args"]["batch_size"]
+    start = f"fine-tunes {weights}" if weights else "starts from scratch"
+    comment = (
+        f"# Made by `python -m src prepare` for {pictures} training pictures; edit it freely.\n"
+        f"# Network and augmentation of configs/{task}/{base}.yaml; {start}. No published number.\n"
+    )
+    text = yaml.safe_dump(recipe, allow_unicode=True, sort_keys=False, default_flow_style=None)
+    path.write_text(comment + text, encoding="utf-8")
+    print(f"Recipe:  {path}: InternImage-{args.network.upper()}, {start}")
+    print(f"         {facts[0]} epochs, batches of {facts[1]}")
+    if not weights:
+        others = ", ".join(name for name in RECIPES[task] if name != "nano")
+        print(
+            f"         --network {others}: fine-tunes published weights, which is better with few "
+            "pictures"
+        )
+    command = f"python -m src {{}} --config {shlex.quote(str(path))}"
+    print(f"Train:   {command.format('fit')}")
+    print(f"Look:    {command.format('predict')} --ckpt_path best --data.predict_dir FOLDER")
+
+
+def small_data_recipe(
+    task: str, base: str, weights: str | None, data: dict[str, Any], pictures: int
+) -> dict[str, Any]:
+    """Settings for a data set of ``pictures`` training pictures.
+
+    Args:
+        task: A key of `RECIPES`.
+        base: Name of a recipe in ``configs/<task>``.
+        weights: What to start from; ``None`` is from scratch.
+        data: Arguments of the data module that describe the data set.
+        pictures: Number of training pictures, at least 1.
+
+    Raises:
+        UserError: If the recipe files are not there.
+    """
+    recipe = _load(CONFIGS / task / f"{base}.yaml")
+    is_nano = "nano" in base
+    batch = max(1, min(_BATCH[task], pictures))
+    steps_per_epoch = max(1, pictures // batch)
+    fewest, most = _EPOCHS[weights is None]
+    epochs = min(max(fewest, -(-_STEPS[weights is None] // steps_per_epoch)), most)
+    _start_gently(recipe["model"]["init_args"], task, weights, batch, epochs * steps_per_epoch)
+    described = recipe["data"]["init_args"]
+    for key in ("palette", "class_names"):
+        described.pop(key, None)
+    described |= {
+        **(_NANO_DATA[task] if is_nano else {}),
+        **data,
+        "batch_size": batch,
+        "num_workers": min(2, os.cpu_count() or 1),
+    }
+    recipe["trainer"] = {
+        "max_epochs": epochs,
+        "check_val_every_n_epoch": max(1, epochs // _VALIDATIONS),
+        "gradient_clip_val": recipe["trainer"].get("gradient_clip_val", 1.0),
+    }
+    return recipe
+
+
+def _start_gently(
+    model: dict[str, Any], task: str, weights: str | None, batch: int, steps: int
+) -> None:
+    """Warm-up, rates and regularisation for ``steps`` steps."""
+    old_batch = model.get("reference_batch_size") or batch
+    warmup = max(1, min(100, round(_WARMUP_SHARE * steps)))
+    rates = model["optimizer"]["init_args"]
+    rate = rates["lr"] * batch / old_batch if weights is None else _FINE_TUNING_RATE[task]
+    rates["lr"] = float(f"{rate:.3g}")
+    model["reference_batch_size"] = batch
+    name = "WarmupPoly" if task == "segmentation" else "WarmupCosine"
+    schedule: dict[str, Any] = {"warmup_steps": warmup}
+    model["lr_scheduler"] = {"class_path": name, "init_args": schedule}
+    for key in ("layer_decay", "dcn_lr_scale", "offset_lr_scale", "weights"):
+        model.pop(key, None)
+    if task == "classification":  # mixed pictures need long training
+        model |= {"mixup_alpha": 0.0, "cutmix_alpha": 0.0}
+    if weights is not None:
+        model["weights"] = weights
+        network = model["network"]["init_args"]
+        _lower_drop_path(network.get("backbone", {}).get("init_args", network))
+
+
+def _lower_drop_path(backbone: dict[str, Any]) -> None:
+    """Short training does not need the strong drop path of 300 epochs."""
+    backbone["drop_path_rate"] = min(0.1, backbone.get("drop_path_rate", 0.0))
+
+
+def _load(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise UserError(
+            f"The recipe {path} is missing; `prepare` needs the folder configs/ of the project. "
+            "Run it from a clone."
+        )
+    content: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return content

@@ -1,0 +1,86 @@
+"""Look at every picture once: can it be read, and what about it is unusual."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from multiprocessing.pool import ThreadPool
+
+from PIL import Image
+
+from src.data.pictures import BrokenPictureError, decode
+from src.errors import UserError
+
+_ORIENTATION = 0x0112  # the EXIF tag
+_KINDS = {"1": "black and white", "L": "grey", "LA": "grey", "CMYK": "CMYK", "YCCK": "CMYK"}
+_MAX_NAMED = 10
+
+
+@dataclass
+class Survey:
+    """What was found.
+
+    Attributes:
+        count: Pictures looked at.
+        kinds: How many are unusual, by kind.
+        sizes: Height and width of each picture that can be read, turned upright.
+        broken: One sentence for each that cannot be read.
+    """
+
+    count: int = 0
+    kinds: Counter[str] = field(default_factory=Counter)
+    sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
+    broken: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        unusual = ", ".join(f"{count} {kind}" for kind, count in sorted(self.kinds.items()))
+        return f"all {self.count} pictures can be read" + (f" ({unusual})" if unusual else "")
+
+
+def survey(paths: Sequence[str]) -> Survey:
+    """Decode every picture with all cores.
+
+    Args:
+        paths: The files.
+
+    Returns:
+        What was found; no file is broken.
+
+    Raises:
+        UserError: If files cannot be read; names up to ten of them.
+    """
+    found = Survey(len(paths))
+    with ThreadPool(os.cpu_count() or 1) as pool:  # PIL decodes outside Python's lock
+        for path, (kinds, size, problem) in zip(
+            paths, pool.imap(_look, paths, chunksize=8), strict=True
+        ):
+            found.kinds.update(kinds)
+            if problem:
+                found.broken.append(problem)
+            else:
+                found.sizes[path] = size
+    if found.broken:
+        shown = "\n  ".join(found.broken[:_MAX_NAMED])
+        more = len(found.broken) - _MAX_NAMED
+        tail = f"\n  and {more} more" if more > 0 else ""
+        raise UserError(
+            f"{len(found.broken)} of {len(paths)} pictures cannot be read; replace or remove them:"
+            f"\n  {shown}{tail}"
+        )
+    return found
+
+
+def _look(path: str) -> tuple[list[str], tuple[int, int], str]:
+    try:
+        upright = decode(path, upright=True)
+    except BrokenPictureError as error:
+        return [], (0, 0), str(error)
+    with Image.open(path) as picture:
+        kinds = [_KINDS[picture.mode]] if picture.mode in _KINDS else []
+        if picture.mode.startswith(("I", "F")):
+            kinds.append("16-bit")
+        if picture.getexif().get(_ORIENTATION, 1) != 1:
+            kinds.append("turned by EXIF")
+    return kinds, (upright.height, upright.width), ""

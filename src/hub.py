@@ -1,0 +1,311 @@
+"""Networks with their class names, in a folder or on the Hugging Face hub.
+
+A folder holds ``config.json`` (network, class names, how pictures are prepared), the weights in
+``model.safetensors`` under the official names, and ``README.md``. It can be read by
+`Pretrained.from_pretrained`, and its weights also by ``--model.weights FOLDER`` and by the official
+code. The names of published files (``"internimage_t_1k_224"``) work in place of a folder.
+
+Nothing in a folder is executed: only networks of ``src.models`` are built.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch import nn
+
+import src.models.detectors
+import src.models.segmentors  # noqa: F401  the classes that a configuration may name
+from src.errors import UserError
+from src.models import checkpoints
+from src.models.weights import load_official, to_official
+
+CONFIG_FILE = "config.json"
+WEIGHT_FILE = "model.safetensors"
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+_FORMAT = "internimage-lightning"
+TASKS = ("classification", "detection", "segmentation")
+_PUBLISHED_CLASSES = {"classification": 1000, "detection": 80, "segmentation": 150}
+
+
+@dataclass
+class Pretrained:
+    """A network and what is needed to use it.
+
+    Attributes:
+        network: The plain module, in evaluation mode.
+        spec: How it is built: ``class_path`` and ``init_args``, as in a recipe.
+        class_names: Readable names in label order.
+        task: One of `TASKS`.
+        pictures: How pictures are prepared: arguments of the data module such as ``image_size``,
+            ``mean`` and ``std``.
+    """
+
+    network: nn.Module
+    spec: dict[str, Any]
+    class_names: list[str]
+    task: str
+    pictures: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path) -> Pretrained:
+        """Read a folder, a hub repository in the same format, or a published file.
+
+        Args:
+            source: A folder; ``"user/repository"``; or a name of ``docs/model_zoo.md`` such as
+                ``"upernet_internimage_t_512_160k_ade20k"``. A folder that exists wins.
+
+        Raises:
+            UserError: If there is no such model, it is damaged, or the hub cannot be reached.
+        """
+        folder = Path(source).expanduser()
+        if folder.is_dir():
+            return _read(folder)
+        name = str(source).removesuffix(".pth")
+        if name in checkpoints.HUB_FILES:
+            return _published(name)
+        if str(source).count("/") == 1 and not folder.exists():
+            return _read(_download(str(source)))
+        raise UserError(
+            f"There is no model '{source}'. Give a folder with {CONFIG_FILE}, a hub repository "
+            f"(user/name), or one of {', '.join(checkpoints.HUB_FILES)}."
+        )
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write the folder; files of the same names are replaced.
+
+        Returns:
+            The folder.
+        """
+        from safetensors.torch import save_file
+
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {
+            name: t.cpu().contiguous().clone() for name, t in to_official(self.network).items()
+        }
+        save_file(tensors, folder / WEIGHT_FILE, metadata={"format": "pt"})
+        content = {
+            "format": _FORMAT,
+            "task": self.task,
+            "network": self.spec,
+            "class_names": self.class_names,
+            "pictures": self.pictures,
+        }
+        text = json.dumps(content, ensure_ascii=False, indent=1)
+        (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
+        (folder / "README.md").write_text(model_card(self), encoding="utf-8")
+        return folder
+
+    def push_to_hub(self, repository: str, *, private: bool = False) -> str:
+        """Upload to the Hugging Face hub, as the user that ``hf auth login`` knows.
+
+        Args:
+            repository: ``"user/name"``; made if it does not exist.
+            private: Whether a new repository is hidden from others.
+
+        Returns:
+            Address of the repository.
+
+        Raises:
+            UserError: If the hub cannot be reached or refuses.
+        """
+        from huggingface_hub import HfApi
+
+        try:
+            api = HfApi()
+            url = str(api.create_repo(repository, private=private, exist_ok=True))
+            with tempfile.TemporaryDirectory() as folder:
+                self.save_pretrained(folder)
+                api.upload_folder(repo_id=repository, folder_path=folder)
+        except UserError:
+            raise
+        except Exception as error:  # the hub client raises several unrelated classes
+            raise UserError(
+                f"The model could not be uploaded to {repository} ({type(error).__name__}: "
+                f"{str(error).splitlines()[0][:160]}). Log in with `hf auth login` and check the "
+                "name."
+            ) from error
+        return url
+
+
+def build_network(spec: Mapping[str, Any], num_classes: int) -> nn.Module:
+    """Build a network of this project from ``class_path`` and ``init_args``.
+
+    Args:
+        spec: As in a recipe; parts may be nested.
+        num_classes: Number of classes.
+
+    Raises:
+        UserError: If a class is not one of ``src.models``.
+    """
+    try:
+        network: nn.Module = _factory(spec)(num_classes=num_classes)
+    except TypeError as error:
+        raise UserError(
+            f"The network {spec.get('class_path')} cannot be built: {error}."
+        ) from error
+    return network
+
+
+def task_of(network: nn.Module) -> str:
+    """The task that a network is for."""
+    for name, task in (("detectors", "detection"), ("segmentors", "segmentation")):
+        if any(c.__module__.startswith(f"src.models.{name}") for c in type(network).__mro__):
+            return task
+    return "classification"
+
+
+def _factory(spec: Mapping[str, Any]) -> Callable[..., nn.Module]:
+    arguments = {
+        key: _factory(value) if isinstance(value, Mapping) and "class_path" in value else value
+        for key, value in (spec.get("init_args") or {}).items()
+    }
+    return partial(_class(str(spec["class_path"])), **arguments)
+
+
+def _class(path: str) -> type[nn.Module]:
+    name = path.rsplit(".", 1)[-1]
+    known = {c.__name__: c for c in _subclasses(nn.Module) if c.__module__.startswith("src.models")}
+    if name not in known:
+        raise UserError(f"There is no network {path!r} in this project.")
+    return known[name]
+
+
+def _subclasses(base: type[nn.Module]) -> set[type[nn.Module]]:
+    direct = set(base.__subclasses__())
+    return direct.union(*(_subclasses(c) for c in direct))
+
+
+def _read(folder: Path) -> Pretrained:
+    path = folder / CONFIG_FILE
+    if not path.is_file() or not (folder / WEIGHT_FILE).is_file():
+        raise UserError(f"{folder} is no saved model: it needs {CONFIG_FILE} and {WEIGHT_FILE}.")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        spec, names, task = content["network"], list(content["class_names"]), content["task"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} was not written by this project ({error!r}).") from error
+    network = build_network(spec, len(names))
+    _load_all(network, folder / WEIGHT_FILE)
+    return Pretrained(network.eval(), spec, names, task, content.get("pictures", {}))
+
+
+def _load_all(network: nn.Module, source: str | Path) -> None:
+    report = load_official(network, source)
+    if report.fresh:
+        raise UserError(
+            f"{source} lacks {len(report.fresh)} tensors of the network, the first is "
+            f"{report.fresh[0]}."
+        )
+
+
+def _published(name: str) -> Pretrained:
+    recipes = [CONFIGS / task / f"{name}.yaml" for task in TASKS]
+    found = next((path for path in recipes if path.is_file()), None)
+    if found is None:
+        raise UserError(
+            f"The published file {name} has no recipe in {CONFIGS}, so its network is unknown; "
+            "build the network and use src.models.weights.load_official."
+        )
+    settings = yaml.safe_load(found.read_text(encoding="utf-8"))
+    task, spec = found.parent.name, settings["model"]["init_args"]["network"]
+    network = build_network(spec, _PUBLISHED_CLASSES[task])
+    _load_all(network, name)
+    pictures = picture_settings(settings["data"]["init_args"])
+    return Pretrained(network.eval(), spec, _published_names(task), task, pictures)
+
+
+def _published_names(task: str) -> list[str]:
+    from src.data.classes import imagenet_synsets, readable_names
+    from src.data.coco_classes import COCO_CATEGORIES
+    from src.data.palettes import ADE20K_NAMES
+
+    if task == "classification":
+        return list(readable_names(imagenet_synsets()))
+    return list(COCO_CATEGORIES.values() if task == "detection" else ADE20K_NAMES)
+
+
+def _download(repository: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(repository, allow_patterns=[CONFIG_FILE, WEIGHT_FILE]))
+    except Exception as error:  # the hub client raises several unrelated classes
+        raise UserError(
+            f"The model {repository} is not on this machine and could not be downloaded from "
+            f"https://huggingface.co/{repository} ({type(error).__name__})."
+        ) from error
+
+
+def picture_settings(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a data module's arguments that says how pictures are prepared for evaluation."""
+    names = (
+        "image_size", "crop_pct", "interpolation", "eval_scale", "image_scale", "size_divisor",
+        "mean", "std", "upright",
+    )  # fmt: skip
+    imagenet = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+    given = {n: _plain(arguments[n]) for n in names if arguments.get(n) is not None}
+    return imagenet | given
+
+
+def _plain(value: Any) -> Any:
+    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def model_card(model: Pretrained) -> str:
+    """Text of ``README.md`` beside a model."""
+    kinds = {
+        "classification": ("image-classification", "logits `(N, classes)`"),
+        "detection": ("object-detection", "a list of detections: boxes, scores, labels, masks"),
+        "segmentation": ("image-segmentation", "`out`: logits `(N, classes, H, W)`"),
+    }
+    tag, output = kinds[model.task]
+    millions = sum(p.numel() for p in model.network.parameters()) / 1e6
+    names = ", ".join(model.class_names[:20]) + (", ..." if len(model.class_names) > 20 else "")
+    settings = "\n".join(f"- {name}: {value}" for name, value in model.pictures.items())
+    call = "image, sizes=[image.shape[-2:]]" if model.task == "detection" else "image"
+    return f"""---
+pipeline_tag: {tag}
+tags:
+- internimage
+- dcnv3
+---
+
+# {type(model.network).__name__}, {len(model.class_names)} classes
+
+InternImage ({millions:.1f} M parameters) for {model.task}. Classes: {names}.
+
+## Input
+
+RGB pictures, values in [0, 1] with the mean subtracted and divided by the deviation, float32,
+`(N, 3, H, W)`.
+
+{settings}
+
+## Use
+
+```python
+import torch
+from src.hub import Pretrained
+
+model = Pretrained.from_pretrained("THIS FOLDER")
+image = torch.zeros(1, 3, 256, 256)  # a prepared picture
+with torch.no_grad():
+    output = model.network({call})
+```
+
+The output is {output}. Weights have the names of the official InternImage code.
+
+## To be filled in by its maker
+
+What it was trained on and under which licence, how good it is on which data, and what it must not
+be used for.
+"""

@@ -1,0 +1,126 @@
+"""Saving and reading networks with their classes, all without a network connection."""
+
+import json
+
+import pytest
+import torch
+
+from src.errors import UserError
+from src.hub import Pretrained, build_network, picture_settings
+
+BACKBONE = {
+    "class_path": "InternImageBackbone",
+    "init_args": {"channels": 8, "depths": [1, 1, 1, 1], "groups": [1, 2, 4, 8]},
+}
+SPECS = {
+    "classification": {"class_path": "InternImage", "init_args": BACKBONE["init_args"]},
+    "segmentation": {
+        "class_path": "src.models.segmentors.Segmentor",
+        "init_args": {
+            "backbone": BACKBONE,
+            "decode_head": {"class_path": "UPerHead", "init_args": {"channels": 8}},
+            "auxiliary_head": None,
+        },
+    },
+    "detection": {
+        "class_path": "MaskRCNN",
+        "init_args": {"backbone": BACKBONE, "channels": 8, "fc_channels": 16},
+    },
+}
+NAMES = ["größer Hund", "cat #2", "ζέβρα"]
+
+
+def made(task):
+    torch.manual_seed(0)
+    network = build_network(SPECS[task], len(NAMES)).eval()
+    return Pretrained(network, SPECS[task], NAMES, task, picture_settings({"image_size": 64}))
+
+
+@pytest.mark.parametrize("task", SPECS)
+def test_a_folder_gives_the_same_network_back(task, tmp_path):
+    model = made(task)
+    model.save_pretrained(tmp_path / "saved")
+    again = Pretrained.from_pretrained(tmp_path / "saved")
+    assert again.class_names == NAMES
+    assert again.task == task
+    assert again.pictures["image_size"] == 64
+    assert not again.network.training
+    expected = model.network.state_dict()
+    assert again.network.state_dict().keys() == expected.keys()
+    assert all(
+        torch.equal(value, expected[name]) for name, value in again.network.state_dict().items()
+    )
+    card = (tmp_path / "saved" / "README.md").read_text(encoding="utf-8")
+    assert "größer Hund" in card
+    assert f"for {task}" in card
+
+
+def test_a_folder_serves_as_weights_of_a_recipe(tmp_path):
+    from src.models.weights import load_official
+
+    made("classification").save_pretrained(tmp_path)
+    other = build_network(SPECS["classification"], 3)
+    assert not load_official(other, tmp_path).fresh
+
+
+def test_pushing_uploads_the_folder(tmp_path, monkeypatch):
+    seen = {}
+
+    class Hub:
+        def create_repo(self, name, *, private, exist_ok):
+            seen["repository"] = (name, private, exist_ok)
+            return f"https://huggingface.co/{name}"
+
+        def upload_folder(self, *, repo_id, folder_path):
+            again = Pretrained.from_pretrained(folder_path)
+            seen["uploaded"] = (repo_id, again.class_names)
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    url = made("classification").push_to_hub("me/flowers", private=True)
+    assert url == "https://huggingface.co/me/flowers"
+    assert seen == {"repository": ("me/flowers", True, True), "uploaded": ("me/flowers", NAMES)}
+
+
+def test_pulling_reads_what_the_hub_gives(tmp_path, monkeypatch):
+    made("classification").save_pretrained(tmp_path)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **_: str(tmp_path))
+    assert Pretrained.from_pretrained("me/flowers").class_names == NAMES
+
+
+def test_published_names_come_with_network_and_classes(monkeypatch):
+    torch.manual_seed(0)
+    loaded = {}
+
+    def pretend(network, source):
+        loaded["source"] = source
+
+        class Report:
+            fresh = ()
+
+        return Report()
+
+    monkeypatch.setattr("src.hub.load_official", pretend)
+    model = Pretrained.from_pretrained("internimage_t_1k_224")
+    assert loaded["source"] == "internimage_t_1k_224"
+    assert len(model.class_names) == 1000
+    assert model.pictures["image_size"] == 224
+    assert sum(p.numel() for p in model.network.parameters()) == 29_918_424
+
+
+def test_mistakes_are_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(UserError, match="There is no model 'nothing'"):
+        Pretrained.from_pretrained("nothing")
+    with pytest.raises(UserError, match="is no saved model"):
+        Pretrained.from_pretrained(tmp_path)
+    made("classification").save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    config["network"]["class_path"] = "os.system"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"no network 'os.system'"):
+        Pretrained.from_pretrained(tmp_path)
+    config["network"]["class_path"] = "InternImage"
+    config["network"]["init_args"] |= {"layer_scale": 1.0, "res_post_norm": True, "speed": 9}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="cannot be built"):
+        Pretrained.from_pretrained(tmp_path)
