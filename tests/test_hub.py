@@ -47,9 +47,8 @@ def test_a_folder_gives_the_same_network_back(task, tmp_path):
     assert not again.network.training
     expected = model.network.state_dict()
     assert again.network.state_dict().keys() == expected.keys()
-    assert all(
-        torch.equal(value, expected[name]) for name, value in again.network.state_dict().items()
-    )
+    for name, value in again.network.state_dict().items():
+        assert torch.equal(value, expected[name])
     card = (tmp_path / "saved" / "README.md").read_text(encoding="utf-8")
     assert "größer Hund" in card
     assert f"for {task}" in card

@@ -16,18 +16,20 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from src.cli.short_help import short_help
 from src.errors import UserError
 
 if TYPE_CHECKING:
     from src.cli.app import TrainingCLI
 
 TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
-_TOOLS = {
+TOOLS = {
     "env": "src.environment",
     "profile": "src.models.profile",
     "prepare": "src.data.prepare",
     "verify": "src.data.verify",
     "export": "src.cli.export",
+    "completion": "src.cli.completion",
 }
 _OVERVIEW = """\
 InternImage on PyTorch Lightning. Commands of python -m src:
@@ -43,7 +45,7 @@ InternImage on PyTorch Lightning. Commands of python -m src:
   env       versions and operators     env
 
 Every setting of a recipe can be changed on the line: --trainer.max_epochs 5 --data.batch_size 32.
-<command> --help lists the settings; docs/configuration.md explains how recipes are put together."""
+<command> --help shows the settings used most; docs/configuration.md explains recipes."""
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -96,20 +98,24 @@ def build(args: Sequence[str]) -> TrainingCLI:
 def _command(name: str) -> Callable[[list[str]], int]:
     if name in TRAINER_COMMANDS:
         return lambda args: _train([name, *args])
-    if name in _TOOLS:
-        run: Callable[[list[str]], int | None] = import_module(_TOOLS[name]).main
+    if name in TOOLS:
+        run: Callable[[list[str]], int | None] = import_module(TOOLS[name]).main
         return lambda args: run(args) or 0
     from src.cli.explain import suggest
 
-    known = [*TRAINER_COMMANDS, *_TOOLS]
+    known = [*TRAINER_COMMANDS, *TOOLS]
     raise UserError(
         f"There is no command {name!r}; known: {', '.join(known)}.{suggest(name, known)}"
     )
 
 
 def _train(args: list[str]) -> int:
+    if {"-h", "--help"} & set(args):
+        print(short_help(args[0]))
+        return 0
     from src.cli.app import TrainingCLI
 
+    args = ["--help" if arg == "--help_all" else arg for arg in args]
     try:
         TrainingCLI.create(args, run=True)
     except SystemExit as stop:  # --help and --print_config

@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -5,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from src.cli import main
+from src.cli.completion import script
+from src.cli.short_help import short_help
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -47,8 +50,38 @@ def test_tools_are_dispatched(command: str, capsys: pytest.CaptureFixture[str]) 
     assert "usage" in capsys.readouterr().out
 
 
-def test_help_of_a_command(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["fit", "--help"]) == 0
+@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])
+def test_help_is_short(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "--help"]) == 0
     output = capsys.readouterr().out
-    for setting in ("--name", "--checkpoint.save_top_k", "--trainer.max_epochs", "--ckpt_path"):
+    assert len(output.splitlines()) < 26
+    assert all(len(line) <= 100 for line in output.splitlines())
+    assert len(re.findall(r"--(?:data|trainer|checkpoint|detections)\.\w+", output)) > 3
+
+
+def test_bash_completes_commands_recipes_and_settings() -> None:
+    def complete(*words: str) -> list[str]:
+        lines = [
+            script("bash"),
+            f"COMP_WORDS=({' '.join(words)})",
+            f"COMP_CWORD={len(words) - 1}",
+            "_internimage; printf '%s\\n' \"${COMPREPLY[@]}\"",
+        ]
+        done = subprocess.run(
+            ["bash", "-c", "\n".join(lines)], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+        return done.stdout.split()
+
+    assert complete("internimage", "va") == ["validate"]
+    assert "--trainer.max_epochs" in complete("internimage", "fit", "--trainer.")
+    toys = complete("internimage", "fit", "--config", "configs/toy/cl")
+    assert toys == ["configs/toy/classification.yaml"]
+    assert complete("internimage", "fit", "--ckpt_path", "be") == ["best"]
+
+
+def test_full_help_of_a_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", "--help_all"]) == 0
+    output = capsys.readouterr().out
+    named = re.findall(r"--(?:trainer|checkpoint)\.\w+", short_help("fit"))
+    for setting in ("--name", "--ckpt_path", *named):
         assert setting in output

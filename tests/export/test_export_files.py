@@ -1,4 +1,4 @@
-"""Exported files compute what PyTorch computes, at any batch and size, without foreign operators."""
+"""Exported files compute what PyTorch computes, at any batch and size, with standard operators."""
 
 from functools import partial
 
