@@ -12,7 +12,7 @@ mask probabilities of given boxes and classes. docs/export.md tells how they are
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ from src.models.detectors.box_head import BoxHead
 from src.models.detectors.mask_head import MaskHead, masks_of_class
 from src.models.detectors.roi_align import STRIDES, pyramid_level
 from src.models.internimage import InternImage
-from src.models.segmentors import Segmentor
+from src.models.segmentors import Mask2Former, Segmentor
 
 LEVELS = ("p2", "p3", "p4", "p5")
 SMALLEST_SIDE = 33
@@ -45,7 +45,6 @@ class Graph:
         inputs: Example inputs by name; their values do not matter.
         dynamic: Free axes of the inputs, as `torch.export.export` takes them.
         outputs: Names of the outputs.
-        raw: Names of the outputs that are compared with a tolerance; the others follow from them.
     """
 
     name: str
@@ -53,7 +52,6 @@ class Graph:
     inputs: dict[str, Tensor]
     dynamic: dict[str, Any]
     outputs: tuple[str, ...]
-    raw: tuple[str, ...] = field(default=())
 
 
 def graphs_of(network: nn.Module) -> list[Graph]:
@@ -68,13 +66,13 @@ def graphs_of(network: nn.Module) -> list[Graph]:
     network = network.eval().float().cpu()
     if isinstance(network, InternImage):
         return [_whole("model", Classifier(network), ("logits", "probabilities"), _sides(network))]
-    if isinstance(network, Segmentor):
+    if isinstance(network, Segmentor) and not isinstance(network, Mask2Former):
         return [_whole("model", PixelClassifier(network), ("logits", "label_map"), _sides(network))]
     if isinstance(network, (MaskRCNN, CascadeMaskRCNN)):
         return _detector(network)
     raise UserError(
-        f"export accepts InternImage, Segmentor, MaskRCNN and CascadeMaskRCNN, got "
-        f"{type(network).__name__}."
+        "ONNX and torch.export accept InternImage, Segmentor (UPerNet), MaskRCNN and "
+        f"CascadeMaskRCNN, got {type(network).__name__}. --format safetensors accepts all networks."
     )
 
 
@@ -201,7 +199,7 @@ def _whole(
 ) -> Graph:
     image = torch.zeros(2, 3, 96, 128)
     dynamic = {"image": dict(sides)}
-    return Graph(name, module.eval(), {"image": image}, dynamic, outputs, outputs[:1])
+    return Graph(name, module.eval(), {"image": image}, dynamic, outputs)
 
 
 def _detector(network: MaskRCNN | CascadeMaskRCNN) -> list[Graph]:
@@ -225,14 +223,13 @@ def _detector(network: MaskRCNN | CascadeMaskRCNN) -> list[Graph]:
     for stage, head in enumerate(box_heads, 1):
         name = f"boxes_{stage}" if cascade else "boxes"
         outputs = ("logits", "offsets")
-        graphs.append(Graph(name, Boxes(head).eval(), inputs, free, outputs, outputs))
+        graphs.append(Graph(name, Boxes(head).eval(), inputs, free, outputs))
     graphs.append(
         Graph(
             "masks",
             Masks(mask_heads).eval(),
             {**inputs, "labels": torch.zeros(3, dtype=torch.int64)},
             {**free, "labels": {0: Dim.DYNAMIC}},
-            ("masks",),
             ("masks",),
         )
     )
