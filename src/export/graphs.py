@@ -211,10 +211,9 @@ def _detector(network: MaskRCNN | CascadeMaskRCNN) -> list[Graph]:
     cascade = isinstance(network, CascadeMaskRCNN)
     box_heads = list(box_heads) if cascade else [box_heads]
     mask_heads = list(mask_heads) if cascade else [mask_heads]
-    width = network.neck.fpn_convs[0].conv.out_channels  # type: ignore[union-attr]
-    inputs = {
-        name: torch.zeros(2, int(width), 64 // 2**i, 48 // 2**i) for i, name in enumerate(LEVELS)
-    }
+    neck: Any = network.neck
+    width = int(neck.fpn_convs[0].conv.out_channels)
+    inputs = {name: torch.zeros(2, width, 64 // 2**i, 48 // 2**i) for i, name in enumerate(LEVELS)}
     inputs["rois"] = torch.tensor([[0.0, 4, 4, 40, 60], [1, 0, 0, 90, 90], [1, 9, 9, 200, 150]])
     sides = {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
     free: dict[str, Any] = dict.fromkeys(LEVELS, sides)

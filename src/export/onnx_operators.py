@@ -5,7 +5,8 @@ a weighted sum over the points. ``GridSample`` with half-pixel positions (``alig
 samples outside pixels as zero, which is the validity rule of DCNv3. Adaptive average pooling
 becomes two matrix products whose matrices follow from the size at run time.
 
-The functions are called by the exporter with symbolic values in place of tensors.
+The functions are called by the exporter with symbolic values in place of tensors; it takes
+arguments annotated as numbers for attributes.
 """
 
 from __future__ import annotations
@@ -15,15 +16,17 @@ from typing import Any
 
 import torch
 from onnx import TensorProto
-from onnxscript.onnx_opset import opset18 as op
+from onnxscript.onnx_opset import opset18
 
 import src.ops  # noqa: F401  registers the operator
 
+op: Any = opset18  # its annotations describe values, and these functions build graphs
+
 
 def dcnv3(
-    input,
-    offset,
-    mask,
+    input: Any,
+    offset: Any,
+    mask: Any,
     groups: int,
     kernel_size: Sequence[int],
     stride: Sequence[int],
@@ -118,7 +121,7 @@ def _regular_grid(
     return op.Add(op.Add(axes[0], axes[1]), displacement)
 
 
-def adaptive_avg_pool2d(self, output_size: Sequence[int]) -> Any:
+def adaptive_avg_pool2d(self: Any, output_size: Sequence[int]) -> Any:
     """Mean over ``output_size`` cells per axis, which may overlap by one pixel."""
     rows = _averages(op.Shape(self, start=2, end=3), output_size[0])  # (o_h, H)
     columns = _averages(op.Shape(self, start=3, end=4), output_size[1])  # (o_w, W)
