@@ -44,9 +44,11 @@ def recipe_of(path):
     return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
-def run_once(config):
+def run_once(config, **smaller):
+    """One batch of training and validation, on smaller pictures than the recipe says."""
     quiet = ["--trainer.fast_dev_run", "true", "--trainer.enable_progress_bar", "false"]
-    return main(["fit", "--config", str(config), *quiet, "--data.num_workers", "0"])
+    sizes = [f"--data.{name}={value}" for name, value in smaller.items()]
+    return main(["fit", "--config", str(config), *quiet, "--data.num_workers", "0", *sizes])
 
 
 def test_folders_are_split_checked_and_trainable(photos, tmp_path, capsys):
@@ -64,7 +66,7 @@ def test_folders_are_split_checked_and_trainable(photos, tmp_path, capsys):
     cli = build(["--config", str(config)])
     assert cli.datamodule.class_names == sorted(CLASSES)
     assert cli.model.num_classes == 3
-    assert run_once(config) == 0
+    assert run_once(config, image_size=48) == 0
 
 
 def test_pictures_of_phones_stand_upright(photos):
@@ -165,7 +167,7 @@ def test_coco_files_are_split_checked_and_trainable(annotated, tmp_path, capsys)
     )
     config = out / "pictures.yaml"
     assert build(["--config", str(config)]).datamodule.class_names == ["roter Apfel", "梨"]
-    assert run_once(config) == 0
+    assert run_once(config, train_scales=[[96, 72]], eval_scale=[96, 72]) == 0
 
 
 def test_mistakes_in_coco_files_are_named(annotated, tmp_path, capsys):
@@ -220,7 +222,8 @@ def test_label_maps_become_class_numbers(mode, tmp_path, capsys):
 def test_label_maps_are_trainable_also_of_pictures_that_lie_on_their_side(tmp_path):
     given = ["prepare", "from-masks", *write_masks(tmp_path, "numbers")]
     assert main([*given, "--out", str(tmp_path / "out")]) == 0
-    assert run_once(tmp_path / "out" / "images.yaml") == 0
+    config = tmp_path / "out" / "images.yaml"
+    assert run_once(config, image_scale=[96, 64], crop_size=[64, 64]) == 0
 
 
 def test_mistakes_in_label_maps_are_named(tmp_path, capsys):
