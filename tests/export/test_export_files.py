@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from src.export.compare import differences, runner
+from src.export.compare import TOLERANCE, differences, runner
 from src.export.files import trace, write_compiled, write_onnx, write_program
 from src.export.graphs import Graph, align, graphs_of
 from src.models.backbone import InternImageBackbone
@@ -128,7 +128,7 @@ def test_the_operator_with_any_window(window, points, out, tmp_path):
     }
     graph = Graph("op", Operator(window).eval(), inputs, {n: {} for n in inputs}, ("result",))
     found = differences(graph, runner(written(graph, tmp_path)), inputs)
-    assert found["result"] < 1e-5
+    assert found["result"] < TOLERANCE
 
 
 def pyramid_of(batch, height, width, channels=16):
