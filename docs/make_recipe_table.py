@@ -11,6 +11,7 @@ from pathlib import Path
 DOCS = Path(__file__).resolve().parent
 CONFIGS = DOCS.parent / "configs"
 PAGE = DOCS / "model_zoo.md"
+_LONGEST = 200  # characters; more is cut at the first colon
 START = "<!-- recipes: made by docs/make_recipe_table.py -->\n"
 END = "<!-- end of recipes -->\n"
 
@@ -43,6 +44,7 @@ def describe(text: str) -> tuple[str, str, str]:
     first = re.split(r"\.\s+(?=[A-Z])|\.$|;", comment, maxsplit=1)[0]
     match = re.match(r"(.+?): published (.+)", first)
     what, published = (match[1], match[2]) if match else (first, "none")
+    what = what.split(": ")[0] if len(what) > _LONGEST else what
     weights = re.search(r"validate --config \S+ --model\.weights (\S+)", comment)
     return what, published, weights[1] if weights else ""
 

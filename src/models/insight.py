@@ -124,8 +124,8 @@ def effective_receptive_field(
         stage: Index of the stage.
 
     Returns:
-        Mean over pictures of the positive gradient of the cell's summed channels, summed over
-        colours, divided by its maximum, ``(H, W)``.
+        Mean over pictures of the positive gradient of the cell's positive values, summed over
+        channels and colours, divided by its maximum, ``(H, W)``.
     """
     images = images.detach().clone().requires_grad_()
     was_training = backbone.training
@@ -133,7 +133,8 @@ def effective_receptive_field(
         feature = backbone.eval().forward_stages(images)[stage]  # (N, C, h, w)
     finally:
         backbone.train(was_training)
-    middle = feature[:, :, feature.shape[2] // 2, feature.shape[3] // 2].sum()
+    # Only positive values: the sum over all channels of a layer norm is constant.
+    middle = feature[:, :, feature.shape[2] // 2, feature.shape[3] // 2].clamp(min=0).sum()
     (gradient,) = torch.autograd.grad(middle, images)
     field = gradient.clamp(min=0).sum(dim=1).mean(dim=0)
     return field / field.max().clamp(min=torch.finfo(field.dtype).tiny)
