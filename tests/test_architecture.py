@@ -20,7 +20,6 @@ MAY_IMPORT = {
     "data": {"types"},
     "visualization": {"types"},
     "environment": {"ops"},
-    "export": {"models", "ops"},
     "hub": {"models", "data"},
     "distributed": {"models"},
     "tasks": {"models", "losses", "metrics", "optim", "types", "distributed"},
@@ -30,9 +29,6 @@ ONLY_THERE = {
     "lightning": {"cli", "tasks", "callbacks", "data"},
     "albumentations": {"data"},
     "pycocotools": {"data", "metrics"},
-    "onnx": {"export"},
-    "onnxscript": {"export"},
-    "onnxruntime": {"export"},
 }
 ENTRY_POINTS = {"cli", "__main__", "__init__"}
 

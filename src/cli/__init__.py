@@ -28,7 +28,6 @@ TOOLS = {
     "profile": "src.models.profile",
     "prepare": "src.data.prepare",
     "verify": "src.data.verify",
-    "export": "src.cli.export",
     "completion": "src.cli.completion",
 }
 _OVERVIEW = """\
@@ -40,7 +39,6 @@ InternImage on PyTorch Lightning. Commands of python -m src:
   predict   table and pictures         like validate, with --data.predict_dir FOLDER
   prepare   check and split your data  prepare from-folder photos   (or: prepare toy)
   verify    check a data set           verify imagenet --root data/imagenet
-  export    ONNX, torch.export, hub    export --config X.yaml --ckpt_path best --check FOLDER
   profile   size, MACs and memory      profile --model internimage_t
   env       versions and operators     env
 
