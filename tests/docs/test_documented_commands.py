@@ -46,9 +46,7 @@ def test_trainer_command_parses(
     args: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(ROOT)
-    if any(
-        placeholder in arg for arg in args for placeholder in ("<", "runs/", "...", "data/own/")
-    ):
+    if any(placeholder in arg for arg in args for placeholder in PLACEHOLDERS):
         pytest.skip("names a file that a run makes")
     assert main([*args, "--print_config"]) == 0
     assert "class_path" in capsys.readouterr().out
