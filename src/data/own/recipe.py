@@ -101,8 +101,8 @@ def write(
     if not weights:
         others = ", ".join(name for name in RECIPES[task] if name != "nano")
         print(
-            f"         --network {others}: fine-tunes published weights, which is better with few "
-            "pictures"
+            f"         --network {others}: fine-tunes published weights, the usual choice with "
+            "few pictures"
         )
     command = f"python -m src {{}} --config {shlex.quote(str(path))}"
     print(f"Train:   {command.format('fit')}")
