@@ -76,7 +76,7 @@ def test_bash_completes_commands_recipes_and_settings() -> None:
     assert "--trainer.max_epochs" in complete("internimage", "fit", "--trainer.")
     toys = complete("internimage", "fit", "--config", "configs/toy/cl")
     assert toys == ["configs/toy/classification.yaml"]
-    assert complete("internimage", "fit", "--ckpt_path", "be") == ["best"]
+    assert complete("internimage", "fit", "--ckpt_path", "bes") == ["best"]
 
 
 def test_full_help_of_a_command(capsys: pytest.CaptureFixture[str]) -> None:
