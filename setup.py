@@ -1,16 +1,22 @@
 """Builds the compiled operators; everything else about the package is in pyproject.toml.
 
 The CPU library (src/ops/_C.abi3.so) is built at every install and needs a C++20 compiler and an
-installed torch, no CUDA toolkit and no GPU. `python setup.py build_ext --inplace` builds it again;
-what has not changed is skipped.
+installed torch, no CUDA toolkit and no GPU. The CUDA library (src/ops/_C_cuda.abi3.so) is built
+where there is nvcc and a reason to spend the minutes: a visible GPU, or INTERNIMAGE_CUDA_ARCHS.
+`python setup.py build_ext --inplace` builds both again; what has not changed is skipped.
 
-SRC_BUILD_OPS=0 installs without compiled operators. MAX_JOBS limits how many compilers run at once.
+SRC_BUILD_OPS=0 installs without compiled operators. SRC_BUILD_CUDA=0 leaves the CUDA library out,
+SRC_BUILD_CUDA=1 builds it without a GPU too and makes it an error if that fails.
+INTERNIMAGE_CUDA_ARCHS="8.0;9.0" says for which GPUs. MAX_JOBS limits the compilers at once.
 """
 
 from __future__ import annotations
 
 import os
 import platform
+import re
+import shutil
+import subprocess
 import sys
 import sysconfig
 from concurrent.futures import ThreadPoolExecutor
@@ -44,6 +50,10 @@ INSTRUCTION_SETS = {
         *("-mavx2", "-mfma", "-mf16c"),
     ],
 }
+# Kernels once per type; what runs without one (docs/ops.md) has no need of older GPUs.
+CUDA_TYPES = ("double", "float", "__half", "__nv_bfloat16")
+CUDA_ARCHITECTURES = "8.0;8.6;8.9;9.0;10.0;12.0"
+NVCC_FLAGS = ["-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden"]
 
 
 @dataclass
@@ -53,19 +63,37 @@ class Unit:
     source: Path
     name: str
     flags: list[str] = field(default_factory=list)
+    nvcc: str | None = None
 
 
 class Library(Extension):
     """A shared library that torch loads, of units with their own flags each."""
 
-    def __init__(self, name: str, units: list[Unit], torch: Path) -> None:
-        """Depend on every file in csrc, on this file and on the version of torch."""
-        headers = sorted(str(p.relative_to(ROOT)) for p in (ROOT / CSRC).rglob("*.h"))
+    def __init__(
+        self,
+        name: str,
+        units: list[Unit],
+        torch: Path,
+        *,
+        optional: bool = False,
+        libraries: list[str] | None = None,
+        library_dirs: list[str] | None = None,
+    ) -> None:
+        """Depend on the headers of the sources, on this file and on the version of torch."""
+        folders = {CSRC, *(unit.source.parent for unit in units)}
+        headers = sorted(
+            str(path.relative_to(ROOT))
+            for folder in folders
+            for path in ROOT.glob(f"{folder}/*.*h")
+        )
         super().__init__(
             name,
             sources=sorted({str(unit.source) for unit in units}),
             depends=[*headers, "setup.py", str(torch / "version.py")],
             py_limited_api=True,
+            optional=optional,
+            libraries=["torch_cpu", *(libraries or [])],
+            library_dirs=[str(torch / "lib"), *(library_dirs or [])],
         )
         self.units = units
         self.torch = torch
@@ -88,6 +116,11 @@ class BuildLibraries(build_ext):
                 objects = list(pool.map(lambda unit: self.compile_unit(ext, unit), ext.units))
             self.link(ext, objects, target)
         except (CompileError, LinkError) as error:
+            if ext.optional:
+                print(
+                    f"{target.name} was not built ({error}); SRC_BUILD_CUDA=1 makes this an error"
+                )
+                return
             raise SetupError(
                 f"Building {ext.name} failed ({error}); it needs a C++20 compiler, for example g++ "
                 "11 or clang 14. Set SRC_BUILD_OPS=0 to install without compiled operators, which "
@@ -102,6 +135,21 @@ class BuildLibraries(build_ext):
             [str(unit.source), *ext.depends], str(target), "newer"
         ):
             return str(target)
+        if unit.nvcc:
+            Path(target).parent.mkdir(parents=True, exist_ok=True)
+            command = [
+                unit.nvcc,
+                *NVCC_FLAGS,
+                *unit.flags,
+                "-c",
+                str(unit.source),
+                "-o",
+                str(target),
+            ]
+            print(*command)
+            if subprocess.run(command, check=False).returncode != 0:
+                raise CompileError(f"nvcc failed on {unit.source} for {unit.name}")
+            return str(target)
         include = ext.torch / "include"
         flags = [f"-isystem{include}", f"-isystem{include / 'torch/csrc/api/include'}"]
         (result,) = self.compiler.compile(
@@ -113,14 +161,14 @@ class BuildLibraries(build_ext):
         return result
 
     def link(self, ext: Library, objects: list[str], target: Path) -> None:
-        """Link against libtorch_cpu, which is loaded already when the library is."""
+        """Link against torch's libraries, which are loaded already when the library is."""
         target.parent.mkdir(parents=True, exist_ok=True)
         is_mac = sys.platform == "darwin"
         self.compiler.link_shared_object(
             objects,
             str(target),
-            libraries=[] if is_mac else ["torch_cpu"],
-            library_dirs=[str(ext.torch / "lib")],
+            libraries=[] if is_mac else ext.libraries,
+            library_dirs=ext.library_dirs,
             extra_postargs=["-undefined", "dynamic_lookup"] if is_mac else ["-Wl,-z,defs"],
             target_lang="c++",
         )
@@ -156,6 +204,74 @@ def cpu_library(torch: Path) -> Library:
     return Library("src.ops._C", [*kernels, binding], torch)
 
 
+def cuda_library(torch: Path) -> Library | None:
+    """DCNv3 on CUDA, or None, with one line that says why."""
+    wish = os.environ.get("SRC_BUILD_CUDA", "auto")
+    archs = os.environ.get("INTERNIMAGE_CUDA_ARCHS") or visible_architectures()
+    nvcc = shutil.which("nvcc")
+    toolkit = find_toolkit(nvcc) if nvcc else None
+    reason = None
+    if wish == "0":
+        reason = "SRC_BUILD_CUDA=0"
+    elif wish != "1" and not archs:
+        reason = "there is no GPU and no INTERNIMAGE_CUDA_ARCHS"
+    elif nvcc is None:
+        reason = "there is no nvcc"
+    elif toolkit is None:
+        reason = f"{nvcc} belongs to no complete toolkit; set CUDA_HOME"
+    elif not (torch / "lib/libtorch_cuda.so").is_file():
+        reason = "the installed torch is built without CUDA"
+    if reason or nvcc is None or toolkit is None:
+        if wish == "1":
+            raise SetupError(f"SRC_BUILD_CUDA=1, but the CUDA library cannot be built: {reason}.")
+        print(f"not building the CUDA library: {reason}")
+        return None
+    numbers = [arch.replace(".", "") for arch in (archs or CUDA_ARCHITECTURES).split(";")]
+    generate = [f"-gencode=arch=compute_{n},code=sm_{n}" for n in numbers]
+    newest = max(numbers, key=int)  # later GPUs compile its PTX when they load it
+    generate += [f"-gencode=arch=compute_{newest},code=compute_{newest}"]
+    kernels = [
+        Unit(CSRC / "cuda/kernels.cu", name, [f"-DINTERNIMAGE_TYPE={name}", *generate], nvcc)
+        for name in CUDA_TYPES
+    ]
+    names = ", ".join(f"sm_{n}" for n in numbers)
+    defines = ["-DUSE_CUDA", f'-DINTERNIMAGE_CUDA_ARCHITECTURES="{names}"']
+    include = f"-isystem{toolkit / 'include'}"
+    binding = Unit(CSRC / "cuda/binding.cpp", "binding", [*BINDING_FLAGS, *defines, include])
+    return Library(
+        "src.ops._C_cuda",
+        [*kernels, binding],
+        torch,
+        optional=wish != "1",
+        # The static runtime: the library then fits every driver and every CUDA version of torch.
+        libraries=["torch_cuda", "cudart_static", "rt", "dl", "pthread"],
+        library_dirs=[str(toolkit / "lib64"), str(toolkit / "lib")],
+    )
+
+
+def visible_architectures() -> str:
+    """Compute capabilities of the GPUs here, such as "8.0;9.0"; empty without one."""
+    command = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return ";".join(sorted({line.strip() for line in result.stdout.splitlines() if line.strip()}))
+
+
+def find_toolkit(nvcc: str) -> Path | None:
+    """Folder with the headers and libraries of an nvcc, which may be a wrapper script."""
+    listing = subprocess.run(
+        [nvcc, "--dryrun", "x.cu"], capture_output=True, text=True, check=False
+    )
+    tops = re.findall(r"TOP=(.+)", listing.stderr)
+    candidates = [os.environ.get("CUDA_HOME", ""), *tops, str(Path(nvcc).resolve().parents[1])]
+    for folder in (Path(name).resolve() for name in candidates if name):
+        if (folder / "include/cuda_runtime.h").is_file():
+            return folder
+    return None
+
+
 def main() -> None:
     """Decide what to build and hand over to setuptools."""
     os.chdir(ROOT)
@@ -164,8 +280,9 @@ def main() -> None:
     if wanted and sys.platform == "win32":
         print("The compiled operators are not supported on Windows; plain PyTorch is used instead.")
         wanted = False
+    libraries = [cpu_library(torch), cuda_library(torch)] if wanted and torch else []
     setup(
-        ext_modules=[cpu_library(torch)] if wanted and torch else [],
+        ext_modules=[library for library in libraries if library],
         # Only an isolated build without torch comes here: pip installs it and asks again.
         setup_requires=[TORCH_REQUIREMENT] if wanted and not torch else [],
         cmdclass={"build_ext": BuildLibraries},

@@ -7,7 +7,7 @@ integers.
 
 from __future__ import annotations
 
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -69,6 +69,12 @@ def make_window(
             f"kernel_size must have at most {MAX_POINTS} points, got {kernel[0]} x {kernel[1]}."
         )
     return window
+
+
+def as_window(args: tuple[Any, ...]) -> Window:
+    """The window from the operator's arguments, in which the dispatcher makes lists of pairs."""
+    groups, kernel_size, stride, padding, dilation, *rest = args
+    return Window(groups, tuple(kernel_size), tuple(stride), tuple(padding), tuple(dilation), *rest)
 
 
 def to_pair(value: int | Pair, name: str, least: int) -> Pair:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ._deformops import DEFORMOPS
-from ._load import LIBRARIES
+from ._load import LIBRARIES, LIBRARY_FILES, triton_version
 
 OPERATORS = ("dcnv3", "ms_deform_attn")
 
@@ -17,8 +17,10 @@ def backends(operator: str = "dcnv3") -> dict[str, str]:
         operator: ``"dcnv3"`` or ``"ms_deform_attn"``.
 
     Returns:
-        ``{"cpu": ..., "cuda": ...}``. For DCNv3 ``"compiled (instruction set)"`` or ``"reference
-        (reason)"``; for the attention ``"deformops"`` or ``"grid_sample (reason)"``.
+        ``{"cpu": ..., "cuda": ...}``; the entry of a device type that this machine does not have
+        tells what would run. For DCNv3, whatever the dtype, ``"compiled (what for)"``, ``"triton
+        (version; why not compiled)"`` or ``"reference (reason)"``; for the attention
+        ``"deformops"`` or ``"grid_sample (reason)"``.
 
     Raises:
         ValueError: If there is no such operator.
@@ -27,7 +29,19 @@ def backends(operator: str = "dcnv3") -> dict[str, str]:
         raise ValueError(f"operator must be one of {', '.join(OPERATORS)}, got {operator!r}.")
     if operator == "ms_deform_attn":
         return DEFORMOPS.report()
-    report = {device: f"reference ({reason})" for device, reason in LIBRARIES.missing.items()}
-    if "cpu" not in report:
-        report["cpu"] = f"compiled ({torch.ops.internimage.cpu_capability.default()})"
-    return dict(sorted(report.items()))
+    return {device_type: _describe_dcnv3(device_type) for device_type in LIBRARY_FILES}
+
+
+def _describe_dcnv3(device_type: str) -> str:
+    kernel = LIBRARIES.kernel(device_type)
+    if kernel == "compiled":
+        is_cpu = device_type == "cpu"
+        operators = torch.ops.internimage
+        about = operators.cpu_capability if is_cpu else operators.cuda_architectures
+        return f"compiled ({about.default()})"
+    reason = LIBRARIES.missing[device_type]
+    if kernel == "triton":
+        return f"triton ({triton_version()}; compiled: {reason})"
+    if device_type == "cuda" and LIBRARIES.no_triton not in (None, reason):
+        reason += f"; {LIBRARIES.no_triton}"
+    return f"reference ({reason})"

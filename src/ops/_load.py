@@ -1,27 +1,36 @@
-"""Find the compiled libraries, remember why one is missing, and speak up before anything slow runs.
+"""Find the kernels, remember why one is missing, and speak up before anything slow runs.
 
 ``INTERNIMAGE_OPS`` is read once, when :mod:`src.ops` is imported:
 
-* ``auto`` (default): compiled kernels where there are some, else plain PyTorch with one warning
-  per device type;
+* ``auto`` (default): compiled kernels where there are some, else Triton on a GPU, else plain
+  PyTorch with one warning per device type;
 * ``compiled``: running without a compiled kernel raises :class:`OpNotBuiltError`;
+* ``triton``: Triton on a GPU even where a compiled library is built;
 * ``reference``: plain PyTorch on purpose, nothing is loaded and nothing is said.
+
+The order on a GPU holds for every dtype. It is by design, not by measurement: no speed of the two
+on a GPU has been measured yet.
 """
 
 from __future__ import annotations
 
 import os
 import warnings
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
-MODES = ("auto", "compiled", "reference")
-BUILD_COMMAND = "python setup.py build_ext --inplace"
+MODES = ("auto", "compiled", "triton", "reference")
+LIBRARY_FILES = {"cpu": "_C.abi3.so", "cuda": "_C_cuda.abi3.so"}
+BUILD_COMMANDS = {
+    "cpu": "python setup.py build_ext --inplace",
+    "cuda": "SRC_BUILD_CUDA=1 python setup.py build_ext --inplace",
+}
 
 
 class OpNotBuiltError(RuntimeError):
-    """A compiled kernel was demanded (``INTERNIMAGE_OPS=compiled``) where there is none."""
+    """The kernel that ``INTERNIMAGE_OPS`` demands (``compiled``, ``triton``) is not there."""
 
 
 def read_mode() -> str:
@@ -33,29 +42,37 @@ def read_mode() -> str:
 
 
 class Libraries:
-    """What was loaded, and the reason for each device type that has nothing."""
+    """What was loaded, and the reason for each device type that has no compiled library."""
 
     def __init__(self, mode: str, folder: Path) -> None:
-        """Load what ``folder`` holds, unless ``mode`` is ``reference``."""
+        """Load what ``folder`` holds, unless ``mode`` is against it."""
         self.mode = mode
         self.folder = folder
-        self.missing = {"cuda": "there is no GPU kernel in this version"}
+        self.missing: dict[str, str] = {}
+        self.no_triton = _why_no_triton(mode)
         self._warned: set[str] = set()
-        reason = (
-            "INTERNIMAGE_OPS=reference" if mode == "reference" else _load(folder / "_C.abi3.so")
-        )
-        if reason:
-            self.missing["cpu"] = reason
+        for device_type, name in LIBRARY_FILES.items():
+            reason = self._why_not(device_type) or _load(folder / name)
+            if reason:
+                self.missing[device_type] = reason
+
+    def kernel(self, device_type: str) -> str:
+        """What runs on a device type: ``compiled``, ``triton`` or ``reference``."""
+        if device_type in LIBRARY_FILES and device_type not in self.missing:
+            return "compiled"
+        return "triton" if device_type == "cuda" and not self.no_triton else "reference"
 
     def on_fallback(self, device_type: str) -> None:
         """Called before plain PyTorch runs: raise, warn once, or stay silent, as the mode says."""
         if self.mode == "reference" or device_type in self._warned:
             return
         reason = self.missing.get(device_type, f"there is no kernel for {device_type}")
-        if self.mode == "compiled":
+        if device_type == "cuda":
+            reason += f"; {self.no_triton}"
+        if self.mode == "compiled" or (self.mode == "triton" and device_type == "cuda"):
             raise OpNotBuiltError(
-                f"INTERNIMAGE_OPS=compiled, but DCNv3 has no compiled kernel on {device_type}: "
-                f"{reason}.{self._advice(device_type)}"
+                f"INTERNIMAGE_OPS={self.mode}, but DCNv3 has no {self.mode} kernel on "
+                f"{device_type}: {reason}.{self._advice(device_type)}"
             )
         self._warned.add(device_type)
         warnings.warn(
@@ -66,10 +83,17 @@ class Libraries:
             stacklevel=2,
         )
 
+    def _why_not(self, device_type: str) -> str | None:
+        if self.mode == "reference" or (self.mode == "triton" and device_type == "cuda"):
+            return f"INTERNIMAGE_OPS={self.mode}"
+        if device_type == "cuda" and torch.version.cuda is None:
+            return "this PyTorch is built without CUDA"
+        return None
+
     def _advice(self, device_type: str) -> str:
-        if device_type != "cpu":
+        if device_type not in BUILD_COMMANDS:
             return ""
-        return f" Build it with `{BUILD_COMMAND}` in {self.folder.parents[1]}."
+        return f" Build it with `{BUILD_COMMANDS[device_type]}` in {self.folder.parents[1]}."
 
 
 def _load(path: Path) -> str | None:
@@ -80,6 +104,24 @@ def _load(path: Path) -> str | None:
         torch.ops.load_library(str(path))
     except OSError as error:
         return f"{path.name} did not load ({error})"
+    return None
+
+
+def _why_no_triton(mode: str) -> str | None:
+    if mode in ("compiled", "reference"):
+        return f"INTERNIMAGE_OPS={mode}"
+    if torch.version.cuda is None and torch.version.hip is None:
+        return "this PyTorch is built without GPU support"
+    return None if triton_version() else "Triton is not installed"
+
+
+def triton_version() -> str | None:
+    """Version of the installed Triton, without importing it."""
+    for name in ("triton", "pytorch-triton-rocm", "pytorch-triton"):
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            continue
     return None
 
 

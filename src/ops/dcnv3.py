@@ -3,11 +3,12 @@
 Source: InternImage (CVPR 2023, arXiv 2211.05778), eq. 2. Schema, shape inference, autograd,
 autocast and the plain fallback live here; compiled libraries only add kernels for
 ``internimage::dcnv3`` and ``internimage::dcnv3_backward`` under their device key, and win over the
-fallback by being there. There is no second derivative.
+fallback by being there; so does Triton where it is chosen. There is no second derivative.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,8 +16,9 @@ from torch import Tensor
 from torch.autograd import Function
 
 from . import reference
-from ._arguments import Pair, Window, check_tensors, make_window, output_size
+from ._arguments import Pair, Window, as_window, check_tensors, make_window, output_size
 from ._load import LIBRARIES
+from .fixed_point import fixed_point_unit, from_fixed_point
 
 _WINDOW_SCHEMA = (
     "int groups, int[2] kernel_size, int[2] stride, int[2] padding, int[2] dilation, "
@@ -78,7 +80,8 @@ def dcnv3(
     Raises:
         ValueError: If shapes, devices or window arguments do not fit.
         TypeError: If a dtype is not accepted.
-        OpNotBuiltError: With ``INTERNIMAGE_OPS=compiled`` where there is no compiled kernel.
+        OpNotBuiltError: With ``INTERNIMAGE_OPS=compiled`` (or ``triton``, on a GPU) where there is
+            no such kernel.
     """
     window = make_window(
         groups, kernel_size, stride, padding, dilation, offset_scale, remove_center, mask_softmax
@@ -89,6 +92,8 @@ def dcnv3(
         input = input.to(torch.get_autocast_dtype(device_type))
     check_tensors(input, offset, mask, window)
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        if not torch.compiler.is_exporting() and _traces_triton(device_type):
+            return torch.ops.internimage.dcnv3_triton.default(input, offset, mask, *window)
         return torch.ops.internimage.dcnv3.default(input, offset, mask, *window)
     if torch.is_grad_enabled() and (
         input.requires_grad or offset.requires_grad or mask.requires_grad
@@ -98,26 +103,30 @@ def dcnv3(
         return torch.ops.internimage.dcnv3.default(input, offset, mask, *window)
 
 
-torch.library.define(
-    "internimage::dcnv3",
-    f"(Tensor input, Tensor offset, Tensor mask, {_WINDOW_SCHEMA}) -> Tensor",
-    tags=_TAGS,
-)
-torch.library.define(
-    "internimage::dcnv3_backward",
+FORWARD_SCHEMA = f"(Tensor input, Tensor offset, Tensor mask, {_WINDOW_SCHEMA}) -> Tensor"
+BACKWARD_SCHEMA = (
     f"(Tensor grad, Tensor input, Tensor offset, Tensor mask, {_WINDOW_SCHEMA}, "
-    "bool[3] output_mask) -> (Tensor, Tensor, Tensor)",
-    tags=_TAGS,
+    "bool[3] output_mask) -> (Tensor, Tensor, Tensor)"
 )
+# The overload is called on a GPU under torch.use_deterministic_algorithms; the CPU kernel always is
+# deterministic.
+_BACKWARDS = ("internimage::dcnv3_backward", "internimage::dcnv3_backward.deterministic")
+torch.library.define("internimage::dcnv3", FORWARD_SCHEMA, tags=_TAGS)
+for _name in _BACKWARDS:
+    torch.library.define(_name, BACKWARD_SCHEMA, tags=_TAGS)
+# The compiled GPU kernel of that overload: `unit` as in fixed_point.py, input gradient in int64.
 torch.library.define(
-    "internimage::cpu_capability", "() -> str"
-)  # which instruction set a library chose
+    "internimage::dcnv3_backward_fixed_point", BACKWARD_SCHEMA.replace("(", "(Tensor unit, ", 1)
+)
+# What the loaded libraries are compiled for.
+torch.library.define("internimage::cpu_capability", "() -> str")
+torch.library.define("internimage::cuda_architectures", "() -> str")
 
 
 @torch.library.register_kernel("internimage::dcnv3", None)
 def _fallback(input: Tensor, offset: Tensor, mask: Tensor, *window: Any) -> Tensor:
     LIBRARIES.on_fallback(input.device.type)
-    return reference.forward(input, offset, mask, _as_window(window))
+    return reference.forward(input, offset, mask, as_window(window))
 
 
 @torch.library.register_kernel("internimage::dcnv3_backward", None)
@@ -129,12 +138,17 @@ def _fallback_backward(
     *args: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
     LIBRARIES.on_fallback(input.device.type)
-    return reference.backward(grad, input, offset, mask, _as_window(args[:-1]), tuple(args[-1]))
+    return reference.backward(grad, input, offset, mask, as_window(args[:-1]), tuple(args[-1]))
+
+
+@torch.library.register_kernel("internimage::dcnv3_backward.deterministic", None)
+def _fallback_backward_deterministic(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.ops.internimage.dcnv3_backward.default(*args)
 
 
 @torch.library.register_fake("internimage::dcnv3")
 def _fake(input: Tensor, offset: Tensor, mask: Tensor, *args: Any) -> Tensor:
-    window = _as_window(args)
+    window = as_window(args)
     n, h, w, c = input.shape
     h_out, w_out = output_size(h, w, window)
     for tensor, values in ((offset, 2), (mask, 1)):
@@ -144,7 +158,6 @@ def _fake(input: Tensor, offset: Tensor, mask: Tensor, *args: Any) -> Tensor:
     return input.new_empty(n, h_out, w_out, c)
 
 
-@torch.library.register_fake("internimage::dcnv3_backward")
 def _fake_backward(
     grad: Tensor,
     input: Tensor,
@@ -157,37 +170,42 @@ def _fake_backward(
     return grads[0], grads[1], grads[2]
 
 
-def _as_window(args: tuple[Any, ...]) -> Window:
-    groups, kernel_size, stride, padding, dilation, *rest = args
-    return Window(groups, tuple(kernel_size), tuple(stride), tuple(padding), tuple(dilation), *rest)
+for _name in _BACKWARDS:
+    torch.library.register_fake(_name, _fake_backward)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    """Keep the three tensors and the window for :func:`gradients`."""
     ctx.save_for_backward(*inputs[:3])
     ctx.window = inputs[3:]
 
 
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return *_gradients(ctx, grad), *(None for _ in ctx.window)
-
-
-def _gradients(ctx: Any, grad: Tensor) -> list[Tensor | None]:
+def gradients(operator: Any, ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """Gradients of all arguments of the forward operator, by a backward operator."""
     wanted = ctx.needs_input_grad[:3]
-    grads = torch.ops.internimage.dcnv3_backward.default(
-        grad, *ctx.saved_tensors, *ctx.window, wanted
-    )
-    return [g if is_wanted else None for g, is_wanted in zip(grads, wanted, strict=True)]
+    grads = operator(grad, *ctx.saved_tensors, *ctx.window, wanted)
+    wanted_grads = (g if is_wanted else None for g, is_wanted in zip(grads, wanted, strict=True))
+    return *wanted_grads, *(None for _ in ctx.window)
 
 
-def _double_backward(ctx: Any, *grads: Tensor) -> None:
+def double_backward(ctx: Any, *grads: Tensor) -> None:
+    """There is none."""
     raise RuntimeError(
         "DCNv3 has no second derivative; differentiate it without create_graph=True, or use "
         "src.ops.dcnv3_reference, which can be differentiated twice."
     )
 
 
-torch.library.register_autograd("internimage::dcnv3", _backward, setup_context=_setup_context)
-torch.library.register_autograd("internimage::dcnv3_backward", _double_backward)
+def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    operator = torch.ops.internimage.dcnv3_backward
+    if grad.is_cuda and torch.are_deterministic_algorithms_enabled():
+        return gradients(operator.deterministic, ctx, grad)
+    return gradients(operator.default, ctx, grad)
+
+
+torch.library.register_autograd("internimage::dcnv3", _gradients, setup_context=setup_context)
+for _name in _BACKWARDS:
+    torch.library.register_autograd(_name, double_backward)
 
 
 class _Eager(Function):
@@ -207,6 +225,54 @@ class _Eager(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():  # create_graph=True: let the registered operator object
-            return *_gradients(ctx, grad), None
+            return *_gradients(ctx, grad)[:3], None
         with torch._C._AutoDispatchBelowAutograd():
-            return *_gradients(ctx, grad), None
+            return *_gradients(ctx, grad)[:3], None
+
+
+def _compiled_deterministic(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    grad, input, _, mask = args[:4]
+    unit = fixed_point_unit(grad, mask, as_window(args[4:-1]))
+    sums, *rest = torch.ops.internimage.dcnv3_backward_fixed_point.default(unit, *args)
+    return from_fixed_point(sums, unit, input.dtype), *rest
+
+
+# Triton is imported by the first call on a GPU, not by everyone who imports this package.
+def _triton(input: Tensor, offset: Tensor, mask: Tensor, *window: Any) -> Tensor:
+    from .triton import launch
+
+    return launch.forward(input, offset, mask, as_window(window))
+
+
+def _triton_backward(*args: Any, deterministic: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    from .triton import launch
+
+    window, wanted = as_window(args[4:-1]), tuple(args[-1])
+    return launch.backward(*args[:4], window, wanted, deterministic=deterministic)
+
+
+def _register_on_gpu(kernels: dict[str, Any]) -> None:
+    for name, kernel in kernels.items():
+        torch.library.register_kernel(f"internimage::{name}", "cuda", kernel)
+
+
+if LIBRARIES.kernel("cuda") == "compiled":  # the library has registered the rest itself
+    _register_on_gpu({"dcnv3_backward.deterministic": _compiled_deterministic})
+elif LIBRARIES.kernel("cuda") == "triton":
+    _register_on_gpu(
+        {
+            "dcnv3": _triton,
+            "dcnv3_backward": _triton_backward,
+            "dcnv3_backward.deterministic": partial(_triton_backward, deterministic=True),
+        }
+    )
+
+
+@torch.compiler.assume_constant_result
+def _traces_triton(device_type: str) -> bool:
+    """Whether graphs for this device type hold the operators that the compiler looks into."""
+    if device_type != "cuda" or LIBRARIES.kernel("cuda") != "triton":
+        return False
+    from .triton import operators  # noqa: F401  defines them
+
+    return True

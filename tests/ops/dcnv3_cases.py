@@ -1,11 +1,13 @@
 """Random DCNv3 problems and the comparison of two implementations, for the tests of this folder."""
 
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -106,3 +108,12 @@ def run_python(code, **environment):
         timeout=300,
         check=False,
     )
+
+
+def cuobjdump():
+    """The disassembler of the CUDA toolkit, or of Triton's wheel."""
+    found = shutil.which("cuobjdump")
+    if found is None:
+        triton = pytest.importorskip("triton", reason="cuobjdump comes with the toolkit or Triton")
+        found = str(Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump")
+    return found

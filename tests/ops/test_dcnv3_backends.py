@@ -32,7 +32,8 @@ def test_the_installed_package_has_the_compiled_kernel():
 def test_backends_give_reasons():
     report = backends()
     assert set(report) == {"cpu", "cuda"}
-    assert all(text.startswith(("compiled (", "reference (")) for text in report.values())
+    assert report["cpu"].startswith(("compiled (", "reference ("))
+    assert report["cuda"].startswith(("compiled (", "triton (", "reference ("))
 
 
 def test_not_built_warns_once_with_the_build_command(tmp_path):
@@ -46,7 +47,8 @@ def test_not_built_warns_once_with_the_build_command(tmp_path):
     assert f"`python setup.py build_ext --inplace` in {tmp_path}" in result.stderr
 
 
-def test_each_device_type_warns_once(tmp_path):
+def test_each_device_type_warns_once(tmp_path, monkeypatch):
+    monkeypatch.setattr("src.ops._load.triton_version", lambda: None)
     libraries = Libraries("auto", tmp_path / "src/ops")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -55,6 +57,7 @@ def test_each_device_type_warns_once(tmp_path):
     cpu, cuda, xpu = (str(w.message) for w in caught)
     assert f"`python setup.py build_ext --inplace` in {tmp_path}" in cpu
     assert "plain PyTorch on cuda" in cuda
+    assert f"`SRC_BUILD_CUDA=1 python setup.py build_ext --inplace` in {tmp_path}" in cuda
     assert "there is no kernel for xpu" in xpu
 
 
@@ -65,6 +68,44 @@ def test_compiled_mode_refuses_to_fall_back(tmp_path):
     )
     with pytest.raises(OpNotBuiltError, match=message):
         libraries.on_fallback("cpu")
+
+
+@pytest.mark.parametrize(
+    ("mode", "cuda", "triton", "kernel"),
+    [
+        ("auto", "13.0", "3.9.0", "triton"),
+        ("auto", "13.0", None, "reference"),
+        ("auto", None, "3.9.0", "reference"),
+        ("compiled", "13.0", "3.9.0", "reference"),
+        ("triton", "13.0", "3.9.0", "triton"),
+        ("reference", "13.0", "3.9.0", "reference"),
+    ],
+)
+def test_choice_on_a_gpu_without_a_library(tmp_path, monkeypatch, mode, cuda, triton, kernel):
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr("src.ops._load.triton_version", lambda: triton)
+    libraries = Libraries(mode, tmp_path)
+    assert libraries.kernel("cuda") == kernel
+    assert libraries.kernel("cpu") == libraries.kernel("xpu") == "reference"
+
+
+def test_a_compiled_library_comes_before_triton(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    (tmp_path / "_C_cuda.abi3.so").touch()
+    loaded = []
+    monkeypatch.setattr(torch.ops, "load_library", loaded.append)
+    assert Libraries("auto", tmp_path).kernel("cuda") == "compiled"
+    assert Libraries("triton", tmp_path).kernel("cuda") == "triton"
+    assert loaded == [str(tmp_path / "_C_cuda.abi3.so")]
+
+
+@pytest.mark.parametrize("mode", ["compiled", "triton"])
+def test_a_demanded_gpu_kernel_that_is_not_there_is_an_error(tmp_path, monkeypatch, mode):
+    monkeypatch.setattr("src.ops._load.triton_version", lambda: None)
+    message = f"INTERNIMAGE_OPS={mode}, but DCNv3 has no {mode} kernel on cuda.*SRC_BUILD_CUDA=1"
+    with pytest.raises(OpNotBuiltError, match=message):
+        Libraries(mode, tmp_path / "src/ops").on_fallback("cuda")
 
 
 def test_a_broken_library_is_reported_with_its_reason(tmp_path):
@@ -88,7 +129,7 @@ def test_reference_mode_is_silent_and_needs_nothing_else_of_the_project():
 def test_unknown_mode_is_refused(monkeypatch):
     monkeypatch.setenv("INTERNIMAGE_OPS", "fast")
     with pytest.raises(
-        ValueError, match="INTERNIMAGE_OPS must be one of auto, compiled, reference, got 'fast'"
+        ValueError, match="must be one of auto, compiled, triton, reference, got 'fast'"
     ):
         read_mode()
 

@@ -1,0 +1,83 @@
+// What the bindings of all devices share, on the LibTorch stable ABI: a call's sizes from its tensors.
+//
+// Checks that memory accesses stay in bounds; messages for users are Python's.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <vector>
+
+#include "dcnv3.h"
+
+namespace internimage {
+
+using torch::stable::Tensor;
+using Pair = std::vector<int64_t>;
+
+inline void check_pair(const Pair& pair, int64_t least, const char* name) {
+  STD_TORCH_CHECK(pair.size() == 2 && pair[0] >= least && pair[1] >= least, name,
+                  " must be two integers of at least ", least);
+}
+
+inline Problem make_problem(const Tensor& input, const Tensor& offset, const Tensor& mask, int64_t groups,
+                     const Pair& kernel_size, const Pair& stride, const Pair& padding,
+                     const Pair& dilation, double offset_scale, bool remove_center,
+                     bool mask_softmax) {
+  check_pair(kernel_size, 1, "kernel_size");
+  check_pair(stride, 1, "stride");
+  check_pair(padding, 0, "padding");
+  check_pair(dilation, 1, "dilation");
+  STD_TORCH_CHECK(input.dim() == 4 && offset.dim() == 4 && mask.dim() == 4,
+                  "input, offset and mask must have four axes");
+  Problem p{};
+  p.batch = input.size(0);
+  p.height = input.size(1);
+  p.width = input.size(2);
+  p.channels = input.size(3);
+  p.groups = groups;
+  p.out_height =
+      (p.height + 2 * padding[0] - dilation[0] * (kernel_size[0] - 1) - 1) / stride[0] + 1;
+  p.out_width = (p.width + 2 * padding[1] - dilation[1] * (kernel_size[1] - 1) - 1) / stride[1] + 1;
+  p.kernel_h = kernel_size[0];
+  p.kernel_w = kernel_size[1];
+  p.stride_h = stride[0];
+  p.stride_w = stride[1];
+  p.pad_h = padding[0];
+  p.pad_w = padding[1];
+  p.dilation_h = dilation[0];
+  p.dilation_w = dilation[1];
+  p.offset_scale = offset_scale;
+  p.remove_center = remove_center;
+  p.mask_softmax = mask_softmax;
+  STD_TORCH_CHECK(groups >= 1 && p.channels % groups == 0,
+                  "groups must divide the channels of input");
+  STD_TORCH_CHECK(p.points() >= 1 && p.points() <= kMaxPoints, "kernel_size must give 1 to ",
+                  kMaxPoints, " points");
+  STD_TORCH_CHECK(p.height >= 1 && p.width >= 1 && p.out_height >= 1 && p.out_width >= 1,
+                  "the window does not fit");
+  constexpr int64_t limit = int64_t{1} << 31;
+  STD_TORCH_CHECK(p.channels == 0 || p.height * p.width < limit / p.channels,
+                  "input must have fewer than 2^31 elements per image");
+  const auto check_rows = [&p](const Tensor& t, int64_t values, const char* name) {
+    STD_TORCH_CHECK(t.size(0) == p.batch && t.size(1) == p.out_height && t.size(2) == p.out_width &&
+                        t.size(3) == p.groups * p.points() * values,
+                    name, " does not have the shape that input and window ask for");
+  };
+  check_rows(offset, 2, "offset");
+  check_rows(mask, 1, "mask");
+  return p;
+}
+
+// Elements between the rows (last axis) of consecutive pixels, which may be spread evenly over a wider
+// tensor; 0 if they are not, or not dense.
+inline int64_t row_distance(const Tensor& t) {
+  if (t.size(2) <= 1 || t.stride(3) != 1) return 0;
+  const int64_t step = t.stride(2);
+  const bool is_even = (t.size(1) == 1 || t.stride(1) == step * t.size(2)) &&
+                       (t.size(0) <= 1 || t.stride(0) == step * t.size(1) * t.size(2));
+  return is_even ? step : 0;
+}
+
+}  // namespace internimage

@@ -1,0 +1,18 @@
+// Border between the CUDA kernels (compiled by nvcc, once per type, no torch types) and the binding.
+#pragma once
+
+#include "call.h"
+
+// cudaStream_t, without the toolkit's headers.
+struct CUstream_st;
+
+namespace internimage::cuda {
+
+// Both return null, or what CUDA said against the launch.
+template <typename T>
+const char* launch_forward(const Call<T>& call, T* output, CUstream_st* stream);
+template <typename T>
+const char* launch_backward(const Call<T>& call, const Gradients<T>& gradients,
+                            CUstream_st* stream);
+
+}  // namespace internimage::cuda

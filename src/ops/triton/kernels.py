@@ -1,0 +1,287 @@
+"""DCNv3 as Triton kernels: forward and backward for any window, number of channels and dtype.
+
+Source: InternImage (CVPR 2023, arXiv 2211.05778), eq. 2, with the arithmetic rules of
+:mod:`src.ops.reference`. A *row* is one group of one output pixel. A program works on ``ROWS`` rows
+times ``BLOCK`` channels and walks over the sampling points, so geometry and softmax are computed
+once per row and point, and channels are only loaded, multiplied and added. ``ACC``, the type of
+positions and sums, is float32, or float64 for float64.
+
+Nothing here knows tensors: ``launch.py`` does.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _locate_rows(
+    count,
+    height,
+    width,
+    out_height,
+    out_width,
+    GROUPS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    ROWS: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    """Of every row: is there one, output pixel, group, out_y, out_x, first input element.
+
+    ``WIDE`` is for more than 2^31 rows: 64-bit divisions cost as much as a sampling point.
+    """
+    start = tl.program_id(0)
+    if WIDE:
+        start = start.to(tl.int64)
+    row = start * ROWS + tl.arange(0, ROWS)
+    is_row = row < count
+    pixel = row // GROUPS
+    group = row % GROUPS
+    line = pixel // out_width
+    image = (line // out_height).to(tl.int64)
+    element = image * height * width * (GROUPS * CHANNELS) + group * CHANNELS
+    return is_row, pixel.to(tl.int64), group, line % out_height, pixel % out_width, element
+
+
+@triton.jit
+def _softmax_statistics(
+    mask, is_row, POINTS: tl.constexpr, POINTS_2: tl.constexpr, ACC: tl.constexpr
+):
+    """Largest logit of every row, and the sum of exp(logit - largest)."""
+    point = tl.arange(0, POINTS_2)[None, :]
+    wanted = is_row[:, None] & (point < POINTS)
+    logit = tl.load(mask[:, None] + point, mask=wanted, other=-float("inf")).to(ACC)
+    peak = tl.where(is_row, tl.max(logit, axis=1), 0)
+    exponential = tl.where(wanted, tl.exp(logit - peak[:, None]), 0)
+    return peak, tl.where(is_row, tl.sum(exponential, axis=1), 1)
+
+
+@triton.jit
+def _load_weight(mask, p, is_row, peak, total, SOFTMAX: tl.constexpr, ACC: tl.constexpr):
+    """Weight of point ``p`` of every row."""
+    weight = tl.load(mask + p, mask=is_row, other=0).to(ACC)
+    if SOFTMAX:
+        weight = tl.exp(weight - peak) / total
+    return weight
+
+
+@triton.jit
+def _locate_point(
+    offset,
+    p,
+    is_row,
+    out_y,
+    out_x,
+    height,
+    width,
+    PIXEL: tl.constexpr,
+    KERNEL: tl.constexpr,
+    STRIDE: tl.constexpr,
+    PAD: tl.constexpr,
+    DILATION: tl.constexpr,
+    SCALE: tl.constexpr,
+    REMOVE_CENTER: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    """Cell of point ``p`` of every row.
+
+    Returns:
+        Whether the point counts; element of the top left pixel in its image; shares of the lower
+        and of the right side; whether top, bottom, left and right are inside the image.
+    """
+    tap = p
+    if REMOVE_CENTER:
+        tap = p + tl.where(p >= KERNEL[0] * KERNEL[1] // 2, 1, 0)
+    half_h: tl.constexpr = DILATION[0] * (KERNEL[0] - 1) // 2
+    half_w: tl.constexpr = DILATION[1] * (KERNEL[1] - 1) // 2
+    dx = tl.load(offset + 2 * p, mask=is_row, other=0).to(ACC)
+    dy = tl.load(offset + 2 * p + 1, mask=is_row, other=0).to(ACC)
+    y = (out_y * STRIDE[0] - PAD[0] + half_h).to(ACC)
+    x = (out_x * STRIDE[1] - PAD[1] + half_w).to(ACC)
+    y += ((tap % KERNEL[0]) * DILATION[0] - half_h + dy) * SCALE
+    x += ((tap // KERNEL[0]) * DILATION[1] - half_w + dx) * SCALE
+    counts = is_row & (x > -1) & (x < width) & (y > -1) & (y < height)  # false for NaN
+    y = tl.where(counts, y, 0)
+    x = tl.where(counts, x, 0)
+    floor_y = tl.floor(y)
+    floor_x = tl.floor(x)
+    top, left = floor_y.to(tl.int32), floor_x.to(tl.int32)
+    return (
+        counts,
+        (top * width + left) * PIXEL,
+        y - floor_y,
+        x - floor_x,
+        counts & (top >= 0),
+        counts & (top < height - 1),
+        left >= 0,
+        left < width - 1,
+    )
+
+
+@triton.jit
+def forward(
+    input,
+    offset,
+    mask,
+    output,
+    count,
+    height,
+    width,
+    out_height,
+    out_width,
+    offset_stride,
+    mask_stride,
+    GROUPS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    KERNEL: tl.constexpr,
+    STRIDE: tl.constexpr,
+    PAD: tl.constexpr,
+    DILATION: tl.constexpr,
+    SCALE: tl.constexpr,
+    REMOVE_CENTER: tl.constexpr,
+    SOFTMAX: tl.constexpr,
+    POINTS: tl.constexpr,
+    POINTS_2: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    WIDE: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    """``output``; the second axis of the grid goes over blocks of channels."""
+    PIXEL: tl.constexpr = GROUPS * CHANNELS
+    is_row, pixel, group, out_y, out_x, element = _locate_rows(
+        count, height, width, out_height, out_width, GROUPS, CHANNELS, ROWS, WIDE
+    )
+    offset += pixel * offset_stride + group * (2 * POINTS)
+    mask += pixel * mask_stride + group * POINTS
+    peak, total = 0.0, 1.0
+    if SOFTMAX:
+        peak, total = _softmax_statistics(mask, is_row, POINTS, POINTS_2, ACC)
+    channel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    is_channel = (channel < CHANNELS)[None, :]
+    values = input + element[:, None] + channel[None, :]
+    result = tl.zeros((ROWS, BLOCK), ACC)
+    for p in range(POINTS):
+        counts, corner, low, right, in_top, in_bottom, in_left, in_right = _locate_point(
+            offset, p, is_row, out_y, out_x, height, width, PIXEL,
+            KERNEL, STRIDE, PAD, DILATION, SCALE, REMOVE_CENTER, ACC,
+        )  # fmt: skip
+        weight = _load_weight(mask, p, is_row, peak, total, SOFTMAX, ACC)
+        weight = tl.where(counts, weight, 0)
+        for side in tl.static_range(4):
+            at = corner + (side // 2 * width + side % 2) * PIXEL
+            is_inside = (in_bottom if side // 2 else in_top) & (in_right if side % 2 else in_left)
+            share = (low if side // 2 else 1 - low) * (right if side % 2 else 1 - right)
+            value = tl.load(values + at[:, None], mask=is_inside[:, None] & is_channel, other=0)
+            result += (weight * share)[:, None] * value.to(ACC)
+    rows = output + pixel * PIXEL + group * CHANNELS
+    tl.store(rows[:, None] + channel[None, :], result, mask=is_row[:, None] & is_channel)
+
+
+@triton.jit
+def backward(
+    grad,
+    input,
+    offset,
+    mask,
+    unit,
+    grad_input,
+    grad_offset,
+    grad_mask,
+    scratch,
+    count,
+    height,
+    width,
+    out_height,
+    out_width,
+    offset_stride,
+    mask_stride,
+    GROUPS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    KERNEL: tl.constexpr,
+    STRIDE: tl.constexpr,
+    PAD: tl.constexpr,
+    DILATION: tl.constexpr,
+    SCALE: tl.constexpr,
+    REMOVE_CENTER: tl.constexpr,
+    SOFTMAX: tl.constexpr,
+    POINTS: tl.constexpr,
+    POINTS_2: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    WIDE: tl.constexpr,
+    ACC: tl.constexpr,
+    WANT_INPUT: tl.constexpr,
+    WANT_OFFSET: tl.constexpr,
+    WANT_MASK: tl.constexpr,
+    DETERMINISTIC: tl.constexpr,
+):
+    """Gradients. ``grad_input`` is added to: floats, or integers in units of 1 / ``unit``.
+
+    ``scratch`` holds d(weight) of every point until the sum over the points that the derivative of
+    the softmax needs is known; it may be ``grad_mask`` itself.
+    """
+    PIXEL: tl.constexpr = GROUPS * CHANNELS
+    is_row, pixel, group, out_y, out_x, element = _locate_rows(
+        count, height, width, out_height, out_width, GROUPS, CHANNELS, ROWS, WIDE
+    )
+    offset += pixel * offset_stride + group * (2 * POINTS)
+    mask += pixel * mask_stride + group * POINTS
+    point = (pixel * GROUPS + group) * POINTS  # of the row, where rows are dense
+    peak, total = 0.0, 1.0
+    if SOFTMAX:
+        peak, total = _softmax_statistics(mask, is_row, POINTS, POINTS_2, ACC)
+    if DETERMINISTIC:
+        one = tl.load(unit)
+    upstream = grad + pixel * PIXEL + group * CHANNELS
+    mean = tl.zeros((ROWS,), ACC)  # of d(weight) under the weights
+    for p in range(POINTS):
+        counts, corner, low, right, in_top, in_bottom, in_left, in_right = _locate_point(
+            offset, p, is_row, out_y, out_x, height, width, PIXEL,
+            KERNEL, STRIDE, PAD, DILATION, SCALE, REMOVE_CENTER, ACC,
+        )  # fmt: skip
+        weight = _load_weight(mask, p, is_row, peak, total, SOFTMAX, ACC)
+        valid_weight = tl.where(counts, weight, 0)
+        value = tl.zeros((ROWS,), ACC)
+        slope_y = tl.zeros((ROWS,), ACC)
+        slope_x = tl.zeros((ROWS,), ACC)
+        for start in tl.static_range(0, CHANNELS, BLOCK):
+            channel = start + tl.arange(0, BLOCK)
+            is_channel = (channel < CHANNELS)[None, :]
+            g = tl.load(
+                upstream[:, None] + channel[None, :], mask=is_row[:, None] & is_channel, other=0
+            ).to(ACC)
+            at_channel = element[:, None] + channel[None, :]
+            for side in tl.static_range(4):
+                at = at_channel + (corner + (side // 2 * width + side % 2) * PIXEL)[:, None]
+                is_inside = (in_bottom if side // 2 else in_top) & (
+                    in_right if side % 2 else in_left
+                )
+                is_inside = is_inside[:, None] & is_channel
+                share_y = low if side // 2 else 1 - low
+                share_x = right if side % 2 else 1 - right
+                if WANT_OFFSET or WANT_MASK:
+                    v = tl.load(input + at, mask=is_inside, other=0).to(ACC)
+                    dot = tl.sum(v * g, axis=1)
+                    value += share_y * share_x * dot
+                    slope_y += share_x * (dot if side // 2 else -dot)
+                    slope_x += share_y * (dot if side % 2 else -dot)
+                if WANT_INPUT:
+                    part = (valid_weight * share_y * share_x)[:, None] * g
+                    if DETERMINISTIC:
+                        part = tl.floor(part.to(tl.float64) * one + 0.5).to(tl.int64)
+                    tl.atomic_add(grad_input + at, part, mask=is_inside, sem="relaxed")
+        if WANT_OFFSET:
+            pair = grad_offset + 2 * (point + p)
+            tl.store(pair, valid_weight * slope_x * SCALE, mask=is_row)
+            tl.store(pair + 1, valid_weight * slope_y * SCALE, mask=is_row)
+        if WANT_MASK:
+            tl.store(scratch + point + p, value, mask=is_row)
+            mean += weight * value
+    if WANT_MASK and SOFTMAX:
+        tl.debug_barrier()  # other threads of the program wrote some of the scratch
+        for p in range(POINTS):
+            weight = _load_weight(mask, p, is_row, peak, total, SOFTMAX, ACC)
+            value = tl.load(scratch + point + p, mask=is_row, other=0)
+            tl.store(grad_mask + point + p, weight * (value - mean), mask=is_row)

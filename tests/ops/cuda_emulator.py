@@ -1,0 +1,201 @@
+"""The CUDA kernels of src/ops/csrc/cuda on the CPU: builds tests/ops/emulator and calls it.
+
+The headers with the device functions are compiled as they are; emulator/cuda_runtime.h has the
+device. Every array that a kernel sees lies between guards of NaN bytes, so that reads outside spoil
+results and writes outside are found.
+"""
+
+import ctypes
+import hashlib
+import shutil
+import subprocess
+from pathlib import Path
+
+import torch
+from dcnv3_cases import ROOT
+from torch import Tensor
+
+from src.ops._arguments import make_window, output_size
+from src.ops.fixed_point import fixed_point_unit
+
+SOURCES = [ROOT / "src/ops/csrc/cuda", ROOT / "src/ops/csrc", ROOT / "tests/ops/emulator"]
+COMPILER = shutil.which("g++")
+FLAGS = ["-std=c++17", "-O1", "-g0", "-mf16c", "-fPIC", "-shared", "-Wno-unknown-pragmas"]
+FLAGS += ["-fsanitize=alignment,shift,signed-integer-overflow", "-fno-sanitize-recover=all"]
+TYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
+GUARD = 256  # bytes on either side of an array
+
+SIZES = (
+    "batch height width channels groups out_height out_width kernel_h kernel_w stride_h stride_w "
+)
+SIZES += "pad_h pad_w dilation_h dilation_w"
+
+
+class Request(ctypes.Structure):
+    """One call: struct Request of emulator.cpp."""
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in SIZES.split()),
+        ("offset_scale", ctypes.c_double),
+        ("remove_center", ctypes.c_bool),
+        ("mask_softmax", ctypes.c_bool),
+        ("input", ctypes.c_void_p),
+        ("offset", ctypes.c_void_p),
+        ("mask", ctypes.c_void_p),
+        ("offset_stride", ctypes.c_int64),
+        ("mask_stride", ctypes.c_int64),
+        ("is_offset_wide", ctypes.c_bool),
+        ("is_mask_wide", ctypes.c_bool),
+        ("wants_vectors", ctypes.c_bool),
+        ("is_backwards", ctypes.c_bool),
+        *((name, ctypes.c_void_p) for name in ("output", "grad", "grad_input")),
+        *((name, ctypes.c_void_p) for name in ("grad_offset", "grad_mask", "unit")),
+    ]
+
+
+def build(folder: Path) -> ctypes.CDLL:
+    """Compile the emulator, or take it from `folder` if nothing has changed."""
+    files = sorted(path for source in SOURCES for path in source.glob("*") if path.is_file())
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
+    library = folder / f"dcnv3_{digest}.so"
+    if not library.exists():
+        includes = [f"-I{source}" for source in SOURCES]
+        source = str(ROOT / "tests/ops/emulator/emulator.cpp")
+        target = str(library.with_suffix(".tmp"))
+        subprocess.run([COMPILER, *FLAGS, *includes, source, "-o", target], check=True)
+        Path(target).rename(library)
+    emulator = ctypes.CDLL(str(library))
+    functions = emulator.emulate_forward, emulator.emulate_backward, emulator.emulate_deadlock
+    for function in functions:
+        function.restype = ctypes.c_char_p
+    return emulator
+
+
+class Guarded:
+    """A tensor between guards."""
+
+    def __init__(self, like: Tensor, *, fill: float | None = None, dtype=None):
+        dtype = dtype or like.dtype
+        pad = GUARD // dtype.itemsize
+        guard = 1 << 60 if dtype == torch.int64 else float("nan")
+        self.whole = torch.full((like.numel() + 2 * pad,), guard, dtype=dtype)
+        self.tensor = self.whole[pad : pad + like.numel()].view(like.shape)
+        if fill is None:
+            self.tensor.copy_(like)
+        else:
+            self.tensor.fill_(fill)
+        self.before = self.whole.clone().view(torch.uint8)
+
+    @property
+    def pointer(self) -> int:
+        return self.tensor.data_ptr()
+
+    def check(self) -> Tensor:
+        """The tensor, if its guards are as they were."""
+        after = self.whole.view(torch.uint8)
+        for part in (slice(None, GUARD), slice(-GUARD, None)):
+            assert torch.equal(after[part], self.before[part]), "a kernel wrote outside its arrays"
+        return self.tensor
+
+
+class Emulator:
+    """`emulator(input, offset, mask, **kwargs)`, with gradients, as `src.ops.dcnv3`.
+
+    Args:
+        library: Result of :func:`build`.
+        vectors: Let kernels load 16 bytes at once where channels allow it.
+        backwards: Threads take turns from the last to the first.
+        deterministic: Accumulate the input gradient in fixed point.
+        padding: Values between rows of offset and mask, as in slices of a wider tensor.
+        only: Ask for one of the three gradients; the others are null pointers.
+        shift: Lie about the output's place by this many values, to see the guards work.
+    """
+
+    def __init__(
+        self,
+        library,
+        *,
+        vectors=True,
+        backwards=False,
+        deterministic=False,
+        padding=0,
+        only=None,
+        shift=0,
+    ):
+        self.library = library
+        self.vectors, self.backwards = vectors, backwards
+        self.deterministic, self.padding = deterministic, padding
+        self.only, self.shift = only, shift
+
+    def __call__(self, input: Tensor, offset: Tensor, mask: Tensor, **kwargs) -> Tensor:
+        kwargs = {"offset_scale": 1.0, "remove_center": False, "mask_softmax": False} | kwargs
+        return _Function.apply(input, offset, mask, make_window(**kwargs), self)
+
+    def request(self, window, input, offset, mask, **pointers) -> Request:
+        """A request that keeps the arrays alive."""
+        n, h, w, c = input.shape
+        pairs = window.kernel_size, window.stride, window.padding, window.dilation
+        sizes = (n, h, w, c, window.groups, *output_size(h, w, window), *sum(pairs, ()))
+        arrays = [Guarded(input)]
+        for side in (offset, mask):
+            rows = side.reshape(-1, side.shape[-1])
+            arrays.append(
+                Guarded(torch.nn.functional.pad(rows, (0, self.padding), value=torch.nan))
+            )
+        request = Request(
+            *sizes,
+            window.offset_scale,
+            window.remove_center,
+            window.mask_softmax,
+            *(array.pointer for array in arrays),
+            *(array.tensor.shape[-1] for array in arrays[1:]),
+            *(side.dtype != input.dtype for side in (offset, mask)),
+            self.vectors,
+            self.backwards,
+            **{name: array.pointer for name, array in pointers.items()},
+        )
+        request.arrays = arrays, pointers
+        return request
+
+    def run(self, function, dtype, request) -> None:
+        error = function(TYPES.index(dtype), ctypes.byref(request))
+        assert error is None, error.decode()
+
+
+class _Function(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, input, offset, mask, window, emulator):
+        ctx.save_for_backward(input, offset, mask)
+        ctx.window, ctx.emulator = window, emulator
+        n, h, w, c = input.shape
+        output = Guarded(input.new_empty(n, *output_size(h, w, window), c), fill=torch.nan)
+        request = emulator.request(window, input, offset, mask, output=output)
+        request.output += emulator.shift * input.element_size()
+        emulator.run(emulator.library.emulate_forward, input.dtype, request)
+        return output.check()
+
+    @staticmethod
+    def backward(ctx, grad):
+        input, offset, mask = ctx.saved_tensors
+        emulator, window = ctx.emulator, ctx.window
+        sum_type = torch.float64 if input.dtype == torch.float64 else torch.float32
+        accumulator = torch.int64 if emulator.deterministic else sum_type
+        arrays = {
+            "grad": Guarded(grad),
+            "grad_input": Guarded(input, fill=0, dtype=accumulator),
+            "grad_offset": Guarded(offset, fill=torch.nan),
+            "grad_mask": Guarded(mask, fill=torch.nan),
+        }
+        if emulator.deterministic:
+            unit = fixed_point_unit(grad, mask, window)
+            arrays["unit"] = Guarded(unit)
+        request = emulator.request(window, input, offset, mask, **arrays)
+        for index, name in enumerate(("grad_input", "grad_offset", "grad_mask")):
+            if emulator.only not in (None, index):
+                setattr(request, name, None)
+        emulator.run(emulator.library.emulate_backward, input.dtype, request)
+        grad_input = arrays["grad_input"].check()
+        if emulator.deterministic:
+            grad_input = grad_input.double() / unit
+        rest = arrays["grad_offset"].check(), arrays["grad_mask"].check()
+        return grad_input.to(input.dtype), *rest, None, None

@@ -1,0 +1,214 @@
+// Runs the CUDA kernels of src/ops/csrc/cuda on the CPU (cuda_runtime.h tells how), for ctypes.
+#include "cuda_runtime.h"
+
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cstring>
+#include <functional>
+#include <vector>
+
+#include "backward.cuh"
+#include "forward.cuh"
+
+Index threadIdx, blockIdx, gridDim;
+
+namespace internimage::cuda {
+alignas(16) unsigned char shared_memory[99 * 1024];  // the most that sm_86 gives a block
+}
+
+namespace emulator {
+namespace {
+
+using internimage::cuda::kThreads;
+using internimage::cuda::shared_memory;
+
+enum class State { kReady, kAtBlockBarrier, kAtWarpExchange, kDone };
+
+struct Fiber {
+  ucontext_t context;
+  std::vector<char> stack = std::vector<char>(64 * 1024);
+  State state;
+  int kind;
+  unsigned turns;  // exchanges so far
+};
+
+ucontext_t scheduler;
+std::vector<Fiber> fibers(kThreads);
+double exchanged[2][kThreads];
+int current;
+std::function<void()> kernel;
+
+void suspend(State state) {
+  Fiber& fiber = fibers[current];
+  fiber.state = state;
+  swapcontext(&fiber.context, &scheduler);
+}
+
+void run_fiber() {
+  kernel();
+  fibers[current].state = State::kDone;
+}
+
+bool release(int begin, int end, State state) {
+  const auto waits = [&](const Fiber& fiber) {
+    return fiber.state == state && fiber.kind == fibers[begin].kind;
+  };
+  if (!std::all_of(fibers.begin() + begin, fibers.begin() + end, waits)) return false;
+  for (int i = begin; i < end; ++i) fibers[i].state = State::kReady;
+  return true;
+}
+
+const char* run_block(bool is_backwards) {
+  std::memset(shared_memory, 0xCD, sizeof(shared_memory));
+  for (Fiber& fiber : fibers) {
+    getcontext(&fiber.context);
+    fiber.context.uc_stack.ss_sp = fiber.stack.data();
+    fiber.context.uc_stack.ss_size = fiber.stack.size();
+    fiber.context.uc_link = &scheduler;
+    makecontext(&fiber.context, run_fiber, 0);
+    fiber.state = State::kReady;
+    fiber.kind = 0;
+    fiber.turns = 0;
+  }
+  while (true) {
+    for (int i = 0; i < kThreads; ++i) {
+      current = is_backwards ? kThreads - 1 - i : i;
+      if (fibers[current].state != State::kReady) continue;
+      threadIdx.x = current;
+      swapcontext(&scheduler, &fibers[current].context);
+    }
+    const auto is_done = [](const Fiber& fiber) { return fiber.state == State::kDone; };
+    if (std::all_of(fibers.begin(), fibers.end(), is_done)) return nullptr;
+    bool is_released = release(0, kThreads, State::kAtBlockBarrier);
+    for (int warp = 0; warp < kThreads; warp += 32) {
+      is_released |= release(warp, warp + 32, State::kAtWarpExchange);
+    }
+    if (!is_released) return "threads of a block or warp wait at different places";
+  }
+}
+
+}  // namespace
+
+void wait_for_block() {
+  fibers[current].kind = 0;
+  suspend(State::kAtBlockBarrier);
+}
+
+const double* exchange(double value, int kind) {
+  Fiber& fiber = fibers[current];
+  const int self = current;
+  // Two buffers: a thread may give its next value before another has read this one.
+  double* buffer = exchanged[fiber.turns++ % 2];
+  buffer[self] = value;
+  fiber.kind = kind;
+  suspend(State::kAtWarpExchange);
+  return buffer + self / 32 * 32;
+}
+
+const char* run_grid(const internimage::cuda::Plan& plan, size_t shared, bool is_backwards,
+                     std::function<void()> body) {
+  if (shared > sizeof(shared_memory)) return "too much shared memory";
+  kernel = std::move(body);
+  gridDim = {plan.blocks_per_image, plan.images};
+  for (blockIdx.y = 0; blockIdx.y < gridDim.y; ++blockIdx.y) {
+    for (blockIdx.x = 0; blockIdx.x < gridDim.x; ++blockIdx.x) {
+      const char* error = run_block(is_backwards);
+      if (error != nullptr) return error;
+    }
+  }
+  return nullptr;
+}
+
+}  // namespace emulator
+
+// The fields of one call, in the order of the ctypes structure in cuda_emulator.py.
+struct Request {
+  internimage::Problem problem;
+  const void* input;
+  void *offset, *mask;
+  int64_t offset_stride, mask_stride;
+  bool is_offset_wide, is_mask_wide;
+  bool wants_vectors, is_backwards;
+  void* output;
+  const void* grad;
+  void *grad_input, *grad_offset, *grad_mask;
+  const double* unit;
+};
+
+namespace {
+
+using namespace internimage::cuda;
+
+template <typename T>
+Call<T> to_call(const Request& request) {
+  Call<T> call = make_call<T>(request.problem);
+  call.input = static_cast<const T*>(request.input);
+  call.offset = {request.offset, request.offset_stride, request.is_offset_wide};
+  call.mask = {request.mask, request.mask_stride, request.is_mask_wide};
+  return call;
+}
+
+template <typename T>
+const char* forward(const Request& request) {
+  const Call<T> call = to_call<T>(request);
+  const char* error = nullptr;
+  choose_kernel(call, request.wants_vectors, [&](auto channels, auto fixed_points) {
+    constexpr int vector = channels, points = fixed_points;
+    const Plan plan = make_plan(call, vector);
+    error = emulator::run_grid(plan, forward_shared_size<T>(plan, call.points),
+                               request.is_backwards, [&] {
+                                 forward_kernel<T, vector, points>(
+                                     call, plan, static_cast<T*>(request.output));
+                               });
+  });
+  return error;
+}
+
+template <typename T>
+const char* backward(const Request& request) {
+  const Call<T> call = to_call<T>(request);
+  const Gradients<T> gradients{static_cast<const T*>(request.grad), request.grad_input,
+                               request.unit,
+                               {request.grad_offset, 0, request.is_offset_wide},
+                               {request.grad_mask, 0, request.is_mask_wide}};
+  const char* error = nullptr;
+  choose_kernel(call, request.wants_vectors && request.unit == nullptr,
+                [&](auto channels, auto fixed_points) {
+                  constexpr int vector = channels, points = fixed_points;
+                  const Plan plan = make_plan(call, vector);
+                  error = emulator::run_grid(
+                      plan, backward_shared_size<T>(plan, call.points), request.is_backwards, [&] {
+                        if (request.unit == nullptr) {
+                          backward_kernel<T, vector, points, false>(call, plan, gradients);
+                        } else if constexpr (vector == 1) {
+                          backward_kernel<T, 1, 0, true>(call, plan, gradients);
+                        }
+                      });
+                });
+  return error;
+}
+
+}  // namespace
+
+// Null, or what went wrong. `type`: 0 double, 1 float, 2 float16, 3 bfloat16.
+extern "C" const char* emulate_forward(int type, const Request* request) {
+  constexpr decltype(&forward<float>) by_type[] = {forward<double>, forward<float>,
+                                                   forward<__half>, forward<__nv_bfloat16>};
+  return by_type[type](*request);
+}
+
+extern "C" const char* emulate_backward(int type, const Request* request) {
+  constexpr decltype(&backward<float>) by_type[] = {backward<double>, backward<float>,
+                                                    backward<__half>, backward<__nv_bfloat16>};
+  return by_type[type](*request);
+}
+
+// Half of the threads leave, the others wait for them: must be reported.
+extern "C" const char* emulate_deadlock() {
+  Plan plan{};
+  plan.blocks_per_image = plan.images = 1;
+  return emulator::run_grid(plan, 0, false, [] {
+    if (threadIdx.x < kThreads / 2) __syncthreads();
+  });
+}

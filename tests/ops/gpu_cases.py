@@ -1,0 +1,172 @@
+"""The cases that every GPU kernel must pass, wherever it runs: emulator, interpreter, device.
+
+160 random windows and some fifty adversarial calls. `check` compares an operator with the oracle in
+float64, on the values that the operator gets.
+"""
+
+import random
+from dataclasses import replace
+
+import torch
+from dcnv3_cases import Problem, assert_same, make_problem
+
+from src.ops import dcnv3_reference
+
+INF, NAN = float("inf"), float("nan")
+
+
+def random_window(number):
+    """Arguments of `make_problem`: any batch, map, channels and window that fit together."""
+    choose = random.Random(number)
+    kernel = choose.choice([1, 2, 3, 3, 3, 3, (3, 1), (2, 3), 5])
+    sides = kernel if isinstance(kernel, tuple) else (kernel, kernel)
+    dilation = choose.choice([1, 1, 1, 2, (1, 2)])
+    spans = dilation if isinstance(dilation, tuple) else (dilation, dilation)
+    height, width = choose.randint(1, 7), choose.randint(1, 7)
+    padding = tuple(
+        choose.randint(least := max(0, (span * (side - 1) + 2 - size) // 2), least + 2)
+        for side, span, size in zip(sides, spans, (height, width), strict=True)
+    )
+    return {
+        "n": choose.choice([1, 1, 2, 3, 5]) if kernel != 5 else 1,
+        "height": height,
+        "width": width,
+        "groups": choose.choice([1, 2, 3]),
+        "group_channels": choose.choice([1, 7, 8, 16, 16, 20, 24, 32, 64]),
+        "kernel_size": kernel,
+        "stride": choose.choice([1, 1, 1, 2, (1, 3), (2, 1)]),
+        "padding": padding,
+        "dilation": dilation,
+        "offset_scale": choose.choice([1.0, 1.0, 2.0, 0.5]),
+        "remove_center": kernel in (3, 5) and choose.random() < 0.25,
+        "mask_softmax": choose.random() < 0.7,
+        "offset_std": choose.choice([0.0, 0.3, 1.5, 1.5, 4.0, 30.0]),
+        "seed": number,
+    }
+
+
+def with_values(part, positions, value):
+    """A change that puts a value into every `positions`-th element of input, offset or mask."""
+
+    def change(problem):
+        tensor = getattr(problem, part).clone()
+        tensor.view(-1)[::positions] = value
+        return replace(problem, **{part: tensor})
+
+    return change
+
+
+def with_border(value):
+    """A change that fills the outermost pixels of the input."""
+
+    def change(problem):
+        x = problem.input.clone()
+        x[:, 0], x[:, -1], x[:, :, 0], x[:, :, -1] = value, value, value, value
+        return replace(problem, input=x)
+
+    return change
+
+
+def with_offset(value):
+    """A change that gives every point the same offset."""
+
+    def change(problem):
+        return replace(problem, offset=torch.full_like(problem.offset, value))
+
+    return change
+
+
+def as_views(problem):
+    """Strided input; offset and mask as slices of one tensor."""
+    packed = torch.cat((problem.mask, problem.offset, problem.mask[..., :1]), dim=-1)
+    mask, offset, _ = packed.split([problem.mask.shape[-1], problem.offset.shape[-1], 1], dim=-1)
+    x = problem.input.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)
+    return replace(problem, input=x, offset=offset, mask=mask)
+
+
+SMALL = {"n": 2, "height": 4, "width": 5, "mask_softmax": True}
+# name: arguments of make_problem, and changes of the problem
+ADVERSARIAL = {
+    **{f"channels_{c}": ({**SMALL, "group_channels": c}, []) for c in (1, 2, 3, 4, 7, 8, 12, 16)},
+    **{f"channels_{c}": ({**SMALL, "group_channels": c}, []) for c in (20, 24, 32, 48, 64, 72)},
+    **{f"channels_{c}": ({**SMALL, "n": 1, "group_channels": c}, []) for c in (130, 256, 264)},
+    **{f"batch_{n}": ({**SMALL, "n": n, "group_channels": 16}, []) for n in (0, 1, 3, 5)},
+    **{
+        f"offset_{value}": (SMALL, [with_values("offset", 7, value)])
+        for value in (NAN, INF, -INF, 1e30, -1e30, 3e9)
+    },
+    **{
+        f"all_offsets_{value}": ({**SMALL, "group_channels": 16}, [with_offset(value)])
+        for value in (0.0, -1.0, 1.0, -2.0, 0.5, NAN, 100.0)
+    },
+    **{f"border_{v}": ({**SMALL, "offset_std": 3.0}, [with_border(v)]) for v in (INF, NAN)},
+    **{f"pixel_{value}": (SMALL, [with_values("input", 53, value)]) for value in (INF, -INF, NAN)},
+    **{f"logit_{v}": (SMALL, [with_values("mask", 19, v)]) for v in (NAN, INF, -INF, 1e4)},
+    "weight_inf": ({**SMALL, "mask_softmax": False}, [with_values("mask", 19, INF)]),
+    "weight_nan_outside": (
+        {**SMALL, "mask_softmax": False},
+        [with_values("mask", 1, NAN), with_offset(50.0)],
+    ),
+    "views": ({**SMALL, "group_channels": 16}, [as_views]),
+    "views_odd_groups": ({**SMALL, "groups": 3, "group_channels": 16}, [as_views]),
+    "views_one_pixel": ({**SMALL, "height": 1, "width": 1}, [as_views]),
+    "padding_2x1": ({**SMALL, "padding": (2, 1)}, []),
+    "padding_0x3": ({**SMALL, "padding": (0, 3)}, []),
+    "one_pixel": ({**SMALL, "height": 1, "width": 1}, []),
+    "one_row": ({**SMALL, "height": 1, "width": 9}, []),
+    "one_column": ({**SMALL, "height": 9, "width": 1}, []),
+    "many_groups": ({**SMALL, "n": 1, "groups": 33, "group_channels": 4}, []),
+    "more_rows_than_a_block": ({"height": 9, "width": 8, "groups": 2, "group_channels": 16}, []),
+    "kernel_7": (
+        {**SMALL, "n": 1, "height": 3, "kernel_size": 7, "padding": 3, "remove_center": True},
+        [],
+    ),
+    "points_1024": (
+        {"n": 1, "height": 1, "width": 2, "kernel_size": 32, "padding": 16, "mask_softmax": True,
+         "groups": 1, "group_channels": 4},
+        [],
+    ),
+}  # fmt: skip
+CASES = {f"random_{i}": (random_window(i), []) for i in range(160)} | ADVERSARIAL
+# A few of each kind, for runs of seconds.
+FEW = ["random_3", "random_11", "channels_7", "batch_0", "offset_nan", "border_inf", "views"]
+
+
+def make_case(name, dtype=torch.float64, side_dtype=None):
+    """The problem of a case in a dtype, offset and mask in another one."""
+    arguments, changes = CASES[name]
+    problem = make_problem(**arguments)
+    problem = Problem(
+        problem.input.to(dtype),
+        problem.offset.to(side_dtype or dtype),
+        problem.mask.to(side_dtype or dtype),
+        problem.kwargs,
+    )
+    for change in changes:
+        problem = change(problem)
+    return problem
+
+
+def run(operator, problem, dtype=None):
+    """Output and gradients; views stay views, unless `dtype` makes copies."""
+    tensors = [
+        t.detach().to(dtype or t.dtype).requires_grad_()
+        for t in (problem.input, problem.offset, problem.mask)
+    ]
+    output = operator(*tensors, **problem.kwargs)
+    seed = torch.Generator().manual_seed(1)
+    grad = torch.randn(output.shape, generator=seed, dtype=torch.float64).to(problem.input.dtype)
+    return output.detach(), *torch.autograd.grad(output, tensors, grad.to(output))
+
+
+def check(operator, name, dtype=torch.float64, side_dtype=None):
+    """Compare an operator with the oracle on a case; 16-bit results are rounded once."""
+    problem = make_case(name, dtype, side_dtype)
+    got = run(operator, problem)
+    on_cpu = Problem(problem.input.cpu(), problem.offset.cpu(), problem.mask.cpu(), problem.kwargs)
+    want = run(dcnv3_reference, on_cpu, torch.float64)
+    assert [t.dtype for t in got] == [dtype, dtype, *[side_dtype or dtype] * 2]
+    tolerance = {"rtol": 1e-10, "atol": 1e-10}
+    if dtype != torch.float64:
+        tolerance = {"rtol": max(1e-4, torch.finfo(dtype).eps), "atol": 2e-4}
+    assert_same([t.double().cpu() for t in got], want, **tolerance)

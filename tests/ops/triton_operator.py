@@ -1,0 +1,32 @@
+"""The Triton kernels as a function with gradients, whichever kernel the package would choose."""
+
+import torch
+
+from src.ops._arguments import make_window
+from src.ops.triton import launch
+
+DEFAULTS = {"offset_scale": 1.0, "remove_center": False, "mask_softmax": False}
+
+
+def dcnv3_triton(input, offset, mask, *, deterministic=False, **kwargs):
+    window = make_window(**(DEFAULTS | kwargs))
+    return _Function.apply(input, offset, mask, window, deterministic)
+
+
+class _Function(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, input, offset, mask, window, deterministic):
+        ctx.save_for_backward(input, offset, mask)
+        ctx.window, ctx.deterministic = window, deterministic
+        return launch.forward(input, offset, mask, window)
+
+    @staticmethod
+    def backward(ctx, grad):
+        grads = launch.backward(
+            grad,
+            *ctx.saved_tensors,
+            ctx.window,
+            (True, True, True),
+            deterministic=ctx.deterministic,
+        )
+        return *grads, None, None
