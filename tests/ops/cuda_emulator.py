@@ -158,6 +158,10 @@ class Emulator:
         return request
 
     def run(self, function, dtype, request) -> None:
+        if (
+            request.batch == 0
+        ):  # there are no grids of nothing: the binding returns before it launches
+            return
         error = function(TYPES.index(dtype), ctypes.byref(request))
         assert error is None, error.decode()
 

@@ -102,7 +102,7 @@ ADVERSARIAL = {
     **{f"border_{v}": ({**SMALL, "offset_std": 3.0}, [with_border(v)]) for v in (INF, NAN)},
     **{f"pixel_{value}": (SMALL, [with_values("input", 53, value)]) for value in (INF, -INF, NAN)},
     **{f"logit_{v}": (SMALL, [with_values("mask", 19, v)]) for v in (NAN, INF, -INF, 1e4)},
-    "weight_inf": ({**SMALL, "mask_softmax": False}, [with_values("mask", 19, INF)]),
+    "weight_nan": ({**SMALL, "mask_softmax": False}, [with_values("mask", 19, NAN)]),
     "weight_nan_outside": (
         {**SMALL, "mask_softmax": False},
         [with_values("mask", 1, NAN), with_offset(50.0)],

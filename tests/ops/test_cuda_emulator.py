@@ -74,6 +74,6 @@ def test_the_emulator_finds_threads_that_wait_for_each_other_in_vain(library):
 
 def test_the_emulator_finds_writes_outside(library):
     problem = make_case("channels_8")
-    emulator = Emulator(library, shift=1)
+    emulator = Emulator(library, vectors=False, shift=1)
     with pytest.raises(AssertionError, match="wrote outside its arrays"):
         emulator(problem.input, problem.offset, problem.mask, **problem.kwargs)

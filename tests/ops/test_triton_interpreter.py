@@ -1,73 +1,66 @@
 """The Triton kernels in Triton's interpreter, on the CPU, against the oracle."""
 
-import importlib.util
+import json
+import os
+import subprocess
+import sys
 
 import pytest
-import torch
-from dcnv3_cases import ROOT, make_problem, run_python
-from gpu_cases import CASES, FEW, check, run
+from dcnv3_cases import ROOT, run_python
+from gpu_cases import CASES, FEW
 
 pytest.importorskip("triton")
 
-from triton_operator import dcnv3_triton
 
-from src.ops.triton import launch
+@pytest.fixture(scope="module")
+def interpreter():
+    """Call a function of triton_interpreter.py in its process."""
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "tests/ops/triton_interpreter.py")],
+        env={
+            **os.environ,
+            "TRITON_INTERPRET": "1",
+            "PYTHONPATH": f"{ROOT}:{ROOT / 'tests/ops'}",
+            "PYTHONWARNINGS": "ignore",  # of NumPy, about the infinities of some cases
+        },
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
 
+    def call(function, *arguments):
+        print(json.dumps([function, arguments]), file=process.stdin, flush=True)
+        problem = json.loads(process.stdout.readline())
+        assert problem is None, problem
 
-@pytest.fixture(autouse=True)
-def interpreter(monkeypatch):
-    """A second copy of the kernels, made for the interpreter, in place of the first."""
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-    path = ROOT / "src/ops/triton/kernels.py"
-    spec = importlib.util.spec_from_file_location("interpreted_kernels", path)
-    kernels = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(kernels)
-    monkeypatch.setattr(launch, "kernels", kernels)
-    # Larger blocks than on a device: the interpreter takes the same time for any number of rows.
-    monkeypatch.setattr(launch, "MAX_ROWS", 128)
-    monkeypatch.setattr(launch, "THREADS", 1024)
-
-
-def deterministic(*tensors, **kwargs):
-    return dcnv3_triton(*tensors, deterministic=True, **kwargs)
+    yield call
+    process.stdin.close()
+    process.wait(timeout=30)
 
 
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=[] if n in FEW else pytest.mark.slow) for n in CASES]
 )
-def test_float64(name):
-    check(dcnv3_triton, name)
+def test_float64(interpreter, name):
+    interpreter("check_case", name)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("side_dtype", [None, torch.float32])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("side_dtype", [None, "float32"])
 @pytest.mark.parametrize("name", ["channels_16", "channels_20", "views", "random_5"])
-def test_other_types(name, dtype, side_dtype):
-    check(dcnv3_triton, name, dtype, side_dtype)
+def test_other_types(interpreter, name, dtype, side_dtype):
+    interpreter("check_case", name, dtype, side_dtype)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list(CASES)[:12])
-def test_deterministic(name):
-    check(deterministic, name)
+def test_deterministic(interpreter, name):
+    interpreter("check_case", name, "float64", None, True)
 
 
-def test_deterministic_means_the_same_bits_in_any_order(monkeypatch):
-    """Smaller programs add in another order, which floats notice."""
-    problem = make_problem(n=1, height=4, width=4, groups=1, offset_std=0.4, dtype=torch.float32)
-    grads = {operator: [] for operator in (deterministic, dcnv3_triton)}
-    for rows in (16, 4):
-        monkeypatch.setattr(launch, "MAX_ROWS", rows)
-        for operator, results in grads.items():
-            results.append(run(operator, problem)[1])
-    assert torch.equal(*grads[deterministic])
-    assert not torch.equal(*grads[dcnv3_triton])
-
-
-@pytest.mark.parametrize("rows", [2**31 - 128, 2**31])
-def test_wide_row_numbers_are_chosen_by_size(rows):
-    assert launch._is_wide(rows) == (rows >= 2**31 - launch.MAX_ROWS)
+def test_deterministic_means_the_same_bits_in_any_order(interpreter):
+    interpreter("check_same_bits")
 
 
 def test_graphs_hold_kernel_launches():
@@ -98,9 +91,10 @@ with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
     packed = torch.empty(2, 5, 7, 54, device="cuda", dtype=torch.bfloat16)
     for function in (forward, backward):
         tensors = x, *packed.split([36, 18], dim=-1)
-        results = torch.compile(function, fullgraph=True, backend=aot_autograd(keep))(*tensors)
-    assert [t.shape for t in results] == [t.shape for t in tensors]
-    assert {t.dtype for t in results} == {torch.bfloat16}
+        backend = aot_autograd(fw_compiler=keep)
+        results = torch.compile(function, fullgraph=True, backend=backend)(*tensors)
+assert [t.shape for t in results] == [t.shape for t in tensors]
+assert {t.dtype for t in results} == {torch.bfloat16}
 targets = [str(node.target) for graph in graphs for node in graph.graph.nodes]
 launches = [target for target in targets if "triton" in target]
 assert launches == ["triton_kernel_wrapper_functional"] * 2, launches

@@ -78,8 +78,8 @@ __device__ __forceinline__ Products<Sum<T>> backward_point(const Call<T>& call,
 }
 
 template <typename T, int kVector, int kPoints, bool kFixedPoint>
-__global__ void __launch_bounds__(kThreads) backward_kernel(const Call<T> call, const Plan plan,
-                                                            const Gradients<T> gradients) {
+__global__ void __launch_bounds__(kThreads, kBlocksAtOnce<T>)
+    backward_kernel(const Call<T> call, const Plan plan, const Gradients<T> gradients) {
   using S = Sum<T>;
   extern __shared__ __align__(16) unsigned char shared_memory[];
   Arena arena{shared_memory};

@@ -76,6 +76,9 @@ Call<T> make_call(const Problem& p) {
 }
 
 constexpr int kThreads = 128;
+// That many fit on a multiprocessor at once, as far as registers go: 64 per thread, 128 for double.
+template <typename T>
+constexpr int kBlocksAtOnce = std::is_same_v<T, double> ? 4 : 8;
 // A block has rows for this many sampling points, but at least one row.
 template <typename T>
 constexpr int kBlockPoints = std::is_same_v<T, double> ? 576 : 1152;

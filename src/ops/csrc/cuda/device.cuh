@@ -64,26 +64,35 @@ __device__ __forceinline__ void store_side(const Side& side, int64_t at,
   }
 }
 
-// Adds to neighbouring values in global memory, without waiting for the result.
-template <typename S, int kCount>
-__device__ __forceinline__ void add_atomically(S* to, const S (&values)[kCount]) {
+// Adds to four neighbouring values in global memory.
+__device__ __forceinline__ void add_four(float* to, float a, float b, float c, float d) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  if constexpr (std::is_same_v<S, float> && kCount % 4 == 0) {
-    const auto address = __cvta_generic_to_global(to);
-#pragma unroll
-    for (int k = 0; k < kCount; k += 4) {
-      asm volatile("red.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(address + k * sizeof(S)),
-                   "f"(values[k]), "f"(values[k + 1]), "f"(values[k + 2]), "f"(values[k + 3])
-                   : "memory");
-    }
-    return;
-  }
+  asm volatile("red.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)),
+               "f"(a), "f"(b), "f"(c), "f"(d)
+               : "memory");
+#else
+  atomicAdd(to, a);
+  atomicAdd(to + 1, b);
+  atomicAdd(to + 2, c);
+  atomicAdd(to + 3, d);
 #endif
-#pragma unroll
-  for (int k = 0; k < kCount; ++k) atomicAdd(to + k, values[k]);
 }
 
-// The same in 64-bit integers, whose sum does not depend on the order of the additions.
+// The same for any number of values.
+template <typename S, int kCount>
+__device__ __forceinline__ void add_atomically(S* to, const S (&values)[kCount]) {
+  if constexpr (std::is_same_v<S, float> && kCount % 4 == 0) {
+#pragma unroll
+    for (int k = 0; k < kCount; k += 4) {
+      add_four(to + k, values[k], values[k + 1], values[k + 2], values[k + 3]);
+    }
+  } else {
+#pragma unroll
+    for (int k = 0; k < kCount; ++k) atomicAdd(to + k, values[k]);
+  }
+}
+
+// And in 64-bit integers, whose sum does not depend on the order of the additions.
 template <typename S, int kCount>
 __device__ __forceinline__ void add_fixed_point(int64_t* to, const S (&values)[kCount],
                                                 double unit) {

@@ -30,8 +30,8 @@ __device__ __forceinline__ void accumulate(Sum<T> (&sum)[kVector], Sum<T> weight
 }
 
 template <typename T, int kVector, int kPoints>
-__global__ void __launch_bounds__(kThreads) forward_kernel(const Call<T> call, const Plan plan,
-                                                           T* __restrict__ output) {
+__global__ void __launch_bounds__(kThreads, kBlocksAtOnce<T>)
+    forward_kernel(const Call<T> call, const Plan plan, T* __restrict__ output) {
   using S = Sum<T>;
   extern __shared__ __align__(16) unsigned char shared_memory[];
   Arena arena{shared_memory};
