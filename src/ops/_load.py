@@ -67,13 +67,17 @@ class Libraries:
         if self.mode == "reference" or device_type in self._warned:
             return
         reason = self.missing.get(device_type, f"there is no kernel for {device_type}")
+        if self.mode == "compiled":
+            raise OpNotBuiltError(
+                f"INTERNIMAGE_OPS=compiled, but DCNv3 has no compiled kernel on {device_type}: "
+                f"{reason}.{self._advice(device_type)}"
+            )
+        if device_type == "cuda" and self.mode == "triton":
+            raise OpNotBuiltError(
+                f"INTERNIMAGE_OPS=triton, but DCNv3 cannot run as Triton kernels: {self.no_triton}."
+            )
         if device_type == "cuda":
             reason += f"; {self.no_triton}"
-        if self.mode == "compiled" or (self.mode == "triton" and device_type == "cuda"):
-            raise OpNotBuiltError(
-                f"INTERNIMAGE_OPS={self.mode}, but DCNv3 has no {self.mode} kernel on "
-                f"{device_type}: {reason}.{self._advice(device_type)}"
-            )
         self._warned.add(device_type)
         warnings.warn(
             f"DCNv3 runs in plain PyTorch on {device_type}, many times slower than the compiled "

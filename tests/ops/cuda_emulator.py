@@ -22,7 +22,12 @@ SOURCES = [ROOT / "src/ops/csrc/cuda", ROOT / "src/ops/csrc", ROOT / "tests/ops/
 COMPILER = shutil.which("g++")
 FLAGS = ["-std=c++17", "-O1", "-g0", "-mf16c", "-fPIC", "-shared", "-Wno-unknown-pragmas"]
 FLAGS += ["-fsanitize=alignment,shift,signed-integer-overflow", "-fno-sanitize-recover=all"]
-TYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
+TYPES = {
+    torch.float64: "double",
+    torch.float32: "float",
+    torch.float16: "__half",
+    torch.bfloat16: "__nv_bfloat16",
+}
 GUARD = 256  # bytes on either side of an array
 
 SIZES = (
@@ -53,22 +58,31 @@ class Request(ctypes.Structure):
     ]
 
 
-def build(folder: Path) -> ctypes.CDLL:
-    """Compile the emulator, or take it from `folder` if nothing has changed."""
-    files = sorted(path for source in SOURCES for path in source.glob("*") if path.is_file())
-    digest = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
-    library = folder / f"dcnv3_{digest}.so"
-    if not library.exists():
-        includes = [f"-I{source}" for source in SOURCES]
-        source = str(ROOT / "tests/ops/emulator/emulator.cpp")
-        target = str(library.with_suffix(".tmp"))
-        subprocess.run([COMPILER, *FLAGS, *includes, source, "-o", target], check=True)
-        Path(target).rename(library)
-    emulator = ctypes.CDLL(str(library))
-    functions = emulator.emulate_forward, emulator.emulate_backward, emulator.emulate_deadlock
-    for function in functions:
-        function.restype = ctypes.c_char_p
-    return emulator
+class Libraries:
+    """The emulator for each dtype, built when it is first asked for, unless nothing has changed."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        files = sorted(path for source in SOURCES for path in source.glob("*") if path.is_file())
+        self.digest = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
+        self.loaded = {}
+
+    def __getitem__(self, dtype: torch.dtype) -> ctypes.CDLL:
+        if dtype not in self.loaded:
+            self.loaded[dtype] = emulator = ctypes.CDLL(str(self.build(TYPES[dtype])))
+            for name in ("emulate_forward", "emulate_backward", "emulate_deadlock"):
+                getattr(emulator, name).restype = ctypes.c_char_p
+        return self.loaded[dtype]
+
+    def build(self, type_name: str) -> Path:
+        library = self.folder / f"{type_name}_{self.digest}.so"
+        if not library.exists():
+            flags = [*FLAGS, f"-DINTERNIMAGE_TYPE={type_name}", *(f"-I{path}" for path in SOURCES)]
+            source = ROOT / "tests/ops/emulator/emulator.cpp"
+            target = library.with_suffix(".tmp")
+            subprocess.run([COMPILER, *flags, str(source), "-o", str(target)], check=True)
+            target.rename(library)
+        return library
 
 
 class Guarded:
@@ -102,7 +116,7 @@ class Emulator:
     """`emulator(input, offset, mask, **kwargs)`, with gradients, as `src.ops.dcnv3`.
 
     Args:
-        library: Result of :func:`build`.
+        libraries: The emulator for each dtype.
         vectors: Let kernels load 16 bytes at once where channels allow it.
         backwards: Threads take turns from the last to the first.
         deterministic: Accumulate the input gradient in fixed point.
@@ -113,7 +127,7 @@ class Emulator:
 
     def __init__(
         self,
-        library,
+        libraries,
         *,
         vectors=True,
         backwards=False,
@@ -122,7 +136,7 @@ class Emulator:
         only=None,
         shift=0,
     ):
-        self.library = library
+        self.libraries = libraries
         self.vectors, self.backwards = vectors, backwards
         self.deterministic, self.padding = deterministic, padding
         self.only, self.shift = only, shift
@@ -162,7 +176,7 @@ class Emulator:
             request.batch == 0
         ):  # there are no grids of nothing: the binding returns before it launches
             return
-        error = function(TYPES.index(dtype), ctypes.byref(request))
+        error = getattr(self.libraries[dtype], function)(ctypes.byref(request))
         assert error is None, error.decode()
 
 
@@ -174,8 +188,9 @@ class _Function(torch.autograd.Function):
         n, h, w, c = input.shape
         output = Guarded(input.new_empty(n, *output_size(h, w, window), c), fill=torch.nan)
         request = emulator.request(window, input, offset, mask, output=output)
-        request.output += emulator.shift * input.element_size()
-        emulator.run(emulator.library.emulate_forward, input.dtype, request)
+        if emulator.shift:
+            request.output += emulator.shift * input.element_size()
+        emulator.run("emulate_forward", input.dtype, request)
         return output.check()
 
     @staticmethod
@@ -197,7 +212,7 @@ class _Function(torch.autograd.Function):
         for index, name in enumerate(("grad_input", "grad_offset", "grad_mask")):
             if emulator.only not in (None, index):
                 setattr(request, name, None)
-        emulator.run(emulator.library.emulate_backward, input.dtype, request)
+        emulator.run("emulate_backward", input.dtype, request)
         grad_input = arrays["grad_input"].check()
         if emulator.deterministic:
             grad_input = grad_input.double() / unit

@@ -128,8 +128,8 @@ ADVERSARIAL = {
     ),
 }  # fmt: skip
 CASES = {f"random_{i}": (random_window(i), []) for i in range(160)} | ADVERSARIAL
-# A few of each kind, for runs of seconds.
-FEW = ["random_3", "random_11", "channels_7", "batch_0", "offset_nan", "border_inf", "views"]
+# A few that also the interpreter does in seconds.
+FEW = ["random_0", "random_14", "random_27", "batch_0"]
 
 
 def make_case(name, dtype=torch.float64, side_dtype=None):

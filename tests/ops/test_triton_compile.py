@@ -57,14 +57,15 @@ def test_triton_compiles_for_nvidia_without_spills(tmp_path, dtype):
     result = run_python(code, TRITON_CACHE_DIR=str(tmp_path / "cache"))
     assert result.returncode == 0, result.stderr[-3000:]
     for direction in ("forward", "backward"):
-        usage = subprocess.run(
-            [cuobjdump(), "-res-usage", str(tmp_path / f"{direction}.cubin")],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        print(direction, dtype, re.findall(r"REG:\d+ STACK:\d+", usage))
-        assert re.search(r"STACK:0\b", usage), usage
+        cubin = str(tmp_path / f"{direction}.cubin")
+        usage, code = (
+            subprocess.run([cuobjdump(), flag, cubin], capture_output=True, text=True, check=True)
+            for flag in ("-res-usage", "-sass")
+        )
+        print(direction, dtype, re.findall(r"REG:\d+ STACK:\d+", usage.stdout))
+        assert re.findall(r"\b(?:LDL|STL)\b.*", code.stdout) == []  # local memory: spills
+        assert "LDG.E.128" in code.stdout
+    assert dtype == "torch.float64" or "RED.E.ADD.F32x4" in code.stdout.replace("REDG", "RED")
 
 
 def test_triton_compiles_for_amd(tmp_path):

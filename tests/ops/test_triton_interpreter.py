@@ -59,10 +59,12 @@ def test_deterministic(interpreter, name):
     interpreter("check_case", name, "float64", None, True)
 
 
+@pytest.mark.slow
 def test_deterministic_means_the_same_bits_in_any_order(interpreter):
     interpreter("check_same_bits")
 
 
+@pytest.mark.slow
 def test_graphs_hold_kernel_launches():
     """torch.compile looks into the operator: no device is needed to trace it."""
     code = """

@@ -148,7 +148,7 @@ def _as_rows(tensor: Tensor) -> Tensor:
 
 
 def _is_wide(rows: int) -> bool:
-    return rows + MAX_ROWS >= 2**31
+    return bool(rows + MAX_ROWS >= 2**31)
 
 
 def _traceable(kernel: Any) -> Any:

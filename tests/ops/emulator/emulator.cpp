@@ -1,6 +1,8 @@
-// Runs the CUDA kernels of src/ops/csrc/cuda on the CPU (cuda_runtime.h tells how), for ctypes.
+// Runs the CUDA kernels of src/ops/csrc/cuda for one type, INTERNIMAGE_TYPE, on the CPU
+// (cuda_runtime.h tells how); called through ctypes.
 #include "cuda_runtime.h"
 
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <algorithm>
@@ -26,28 +28,39 @@ using internimage::cuda::shared_memory;
 enum class State { kReady, kAtBlockBarrier, kAtWarpExchange, kDone };
 
 struct Fiber {
-  ucontext_t context;
+  ucontext_t entry;
+  jmp_buf place;  // where it waits
   std::vector<char> stack = std::vector<char>(64 * 1024);
+  bool has_started;
   State state;
   int kind;
   unsigned turns;  // exchanges so far
 };
 
-ucontext_t scheduler;
 std::vector<Fiber> fibers(kThreads);
 double exchanged[2][kThreads];
+jmp_buf scheduler;
 int current;
 std::function<void()> kernel;
 
+// Jumps, and not swapcontext, which asks the operating system each time.
 void suspend(State state) {
   Fiber& fiber = fibers[current];
   fiber.state = state;
-  swapcontext(&fiber.context, &scheduler);
+  if (_setjmp(fiber.place) == 0) _longjmp(scheduler, 1);
 }
 
 void run_fiber() {
   kernel();
-  fibers[current].state = State::kDone;
+  suspend(State::kDone);
+}
+
+void resume() {
+  if (_setjmp(scheduler) != 0) return;
+  Fiber& fiber = fibers[current];
+  if (fiber.has_started) _longjmp(fiber.place, 1);
+  fiber.has_started = true;
+  setcontext(&fiber.entry);
 }
 
 bool release(int begin, int end, State state) {
@@ -62,11 +75,11 @@ bool release(int begin, int end, State state) {
 const char* run_block(bool is_backwards) {
   std::memset(shared_memory, 0xCD, sizeof(shared_memory));
   for (Fiber& fiber : fibers) {
-    getcontext(&fiber.context);
-    fiber.context.uc_stack.ss_sp = fiber.stack.data();
-    fiber.context.uc_stack.ss_size = fiber.stack.size();
-    fiber.context.uc_link = &scheduler;
-    makecontext(&fiber.context, run_fiber, 0);
+    getcontext(&fiber.entry);
+    fiber.entry.uc_stack.ss_sp = fiber.stack.data();
+    fiber.entry.uc_stack.ss_size = fiber.stack.size();
+    makecontext(&fiber.entry, run_fiber, 0);
+    fiber.has_started = false;
     fiber.state = State::kReady;
     fiber.kind = 0;
     fiber.turns = 0;
@@ -76,7 +89,7 @@ const char* run_block(bool is_backwards) {
       current = is_backwards ? kThreads - 1 - i : i;
       if (fibers[current].state != State::kReady) continue;
       threadIdx.x = current;
-      swapcontext(&scheduler, &fibers[current].context);
+      resume();
     }
     const auto is_done = [](const Fiber& fiber) { return fiber.state == State::kDone; };
     if (std::all_of(fibers.begin(), fibers.end(), is_done)) return nullptr;
@@ -136,12 +149,10 @@ struct Request {
   const double* unit;
 };
 
-namespace {
-
 using namespace internimage::cuda;
+using T = INTERNIMAGE_TYPE;
 
-template <typename T>
-Call<T> to_call(const Request& request) {
+static Call<T> to_call(const Request& request) {
   Call<T> call = make_call<T>(request.problem);
   call.input = static_cast<const T*>(request.input);
   call.offset = {request.offset, request.offset_stride, request.is_offset_wide};
@@ -149,59 +160,44 @@ Call<T> to_call(const Request& request) {
   return call;
 }
 
-template <typename T>
-const char* forward(const Request& request) {
-  const Call<T> call = to_call<T>(request);
+// Both return null, or what went wrong.
+extern "C" const char* emulate_forward(const Request* request) {
+  const Call<T> call = to_call(*request);
   const char* error = nullptr;
-  choose_kernel(call, request.wants_vectors, [&](auto channels, auto fixed_points) {
+  choose_kernel(call, request->wants_vectors, [&](auto channels, auto fixed_points) {
     constexpr int vector = channels, points = fixed_points;
     const Plan plan = make_plan(call, vector);
+    const auto kernel = [&] {
+      forward_kernel<T, vector, points>(call, plan, static_cast<T*>(request->output));
+    };
     error = emulator::run_grid(plan, forward_shared_size<T>(plan, call.points),
-                               request.is_backwards, [&] {
-                                 forward_kernel<T, vector, points>(
-                                     call, plan, static_cast<T*>(request.output));
-                               });
+                               request->is_backwards, kernel);
   });
   return error;
 }
 
-template <typename T>
-const char* backward(const Request& request) {
-  const Call<T> call = to_call<T>(request);
-  const Gradients<T> gradients{static_cast<const T*>(request.grad), request.grad_input,
-                               request.unit,
-                               {request.grad_offset, 0, request.is_offset_wide},
-                               {request.grad_mask, 0, request.is_mask_wide}};
+extern "C" const char* emulate_backward(const Request* request) {
+  const Call<T> call = to_call(*request);
+  const Gradients<T> gradients{static_cast<const T*>(request->grad), request->grad_input,
+                               request->unit,
+                               {request->grad_offset, 0, request->is_offset_wide},
+                               {request->grad_mask, 0, request->is_mask_wide}};
+  const bool adds_vectors = request->wants_vectors && request->unit == nullptr;
   const char* error = nullptr;
-  choose_kernel(call, request.wants_vectors && request.unit == nullptr,
-                [&](auto channels, auto fixed_points) {
-                  constexpr int vector = channels, points = fixed_points;
-                  const Plan plan = make_plan(call, vector);
-                  error = emulator::run_grid(
-                      plan, backward_shared_size<T>(plan, call.points), request.is_backwards, [&] {
-                        if (request.unit == nullptr) {
-                          backward_kernel<T, vector, points, false>(call, plan, gradients);
-                        } else if constexpr (vector == 1) {
-                          backward_kernel<T, 1, 0, true>(call, plan, gradients);
-                        }
-                      });
-                });
+  choose_kernel(call, adds_vectors, [&](auto channels, auto fixed_points) {
+    constexpr int vector = channels, points = fixed_points;
+    const Plan plan = make_plan(call, vector);
+    const auto kernel = [&] {
+      if (request->unit == nullptr) {
+        backward_kernel<T, vector, points, false>(call, plan, gradients);
+      } else if constexpr (vector == 1) {
+        backward_kernel<T, 1, 0, true>(call, plan, gradients);
+      }
+    };
+    error = emulator::run_grid(plan, backward_shared_size<T>(plan, call.points),
+                               request->is_backwards, kernel);
+  });
   return error;
-}
-
-}  // namespace
-
-// Null, or what went wrong. `type`: 0 double, 1 float, 2 float16, 3 bfloat16.
-extern "C" const char* emulate_forward(int type, const Request* request) {
-  constexpr decltype(&forward<float>) by_type[] = {forward<double>, forward<float>,
-                                                   forward<__half>, forward<__nv_bfloat16>};
-  return by_type[type](*request);
-}
-
-extern "C" const char* emulate_backward(int type, const Request* request) {
-  constexpr decltype(&backward<float>) by_type[] = {backward<double>, backward<float>,
-                                                    backward<__half>, backward<__nv_bfloat16>};
-  return by_type[type](*request);
 }
 
 // Half of the threads leave, the others wait for them: must be reported.
