@@ -91,9 +91,10 @@ def dcnv3(
     if has_autocast and torch.is_autocast_enabled(device_type) and input.dtype != torch.float64:
         input = input.to(torch.get_autocast_dtype(device_type))
     check_tensors(input, offset, mask, window)
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-        if not torch.compiler.is_exporting() and _traces_triton(device_type):
-            return torch.ops.internimage.dcnv3_triton.default(input, offset, mask, *window)
+    is_traced = torch.compiler.is_compiling()
+    if is_traced and not torch.compiler.is_exporting() and _traces_triton(device_type):
+        return torch.ops.internimage.dcnv3_triton.default(input, offset, mask, *window)
+    if is_traced or torch._C._are_functorch_transforms_active():
         return torch.ops.internimage.dcnv3.default(input, offset, mask, *window)
     if torch.is_grad_enabled() and (
         input.requires_grad or offset.requires_grad or mask.requires_grad
