@@ -7,7 +7,7 @@ import pytest
 import timm
 import torch
 from dcnv3_cases import assert_same, grad_like, make_problem
-from gpu_cases import ADVERSARIAL, CASES, check, run
+from gpu_cases import ADVERSARIAL, CASES, as_views, check, run
 
 import src.models  # noqa: F401  registers the networks
 from src.ops import backends, dcnv3
@@ -57,6 +57,17 @@ def test_every_case_in_every_dtype(name, dtype):
 def test_float32_offsets_beside_16_bit_input(name, dtype):
     for operator in OPERATORS.values():
         check(on_gpu(operator), name, dtype, torch.float32)
+
+
+@pytest.mark.parametrize("operator", OPERATORS.values(), ids=OPERATORS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_slices_of_one_tensor(operator, dtype):
+    """Odd groups: rows of offset and mask begin at any address."""
+    problem = gpu_problem(groups=3, group_channels=16, mask_softmax=True, dtype=dtype)
+    views = as_views(problem)
+    assert not views.offset.is_contiguous()
+    got, want = (operator(p.input, p.offset, p.mask, **p.kwargs).clone() for p in (views, problem))
+    assert torch.equal(got, want)
 
 
 @pytest.mark.parametrize("operator", OPERATORS.values(), ids=OPERATORS)
