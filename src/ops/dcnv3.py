@@ -248,8 +248,11 @@ def _triton(input: Tensor, offset: Tensor, mask: Tensor, *window: Any) -> Tensor
 def _triton_backward(*args: Any, deterministic: bool = False) -> tuple[Tensor, Tensor, Tensor]:
     from .triton import launch
 
-    window, wanted = as_window(args[4:-1]), tuple(args[-1])
-    return launch.backward(*args[:4], window, wanted, deterministic=deterministic)
+    grad, input, offset, mask, *rest, wanted = args
+    window = as_window(tuple(rest))
+    return launch.backward(
+        grad, input, offset, mask, window, tuple(wanted), deterministic=deterministic
+    )
 
 
 def _register_on_gpu(kernels: dict[str, Any]) -> None:
