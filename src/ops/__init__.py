@@ -3,7 +3,8 @@
 :func:`dcnv3` and :func:`ms_deform_attn` are the operators; :func:`dcnv3_reference` and
 :func:`ms_deform_attn_reference` (the oracles) and :func:`dcnv3_grid_sample` (the benchmark
 baseline) compute the same in plain PyTorch. :func:`backends` tells what runs on which device, and
-why. This package imports nothing but torch, and ``deformops`` where that is installed.
+why. This package imports nothing but torch, ``deformops`` where that is installed, and Triton on a
+GPU.
 """
 
 from ._backends import backends
