@@ -75,7 +75,9 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce<T>)
           call.input + image * image_size + rows.row[row].group_channel + channel;
       S sum[kVector] = {};
       if (is_fast) {
-#pragma unroll
+        // More at once would not fit in the registers.
+        [[maybe_unused]] constexpr int kUnroll = kPoints == 9 ? 3 : 1;
+#pragma unroll kUnroll
         for (int p = 0; p < points; ++p) {
           const Corners<S> shares = my_corners[p];
           const T* const corner = values + my_places[p].element;
