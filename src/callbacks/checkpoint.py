@@ -17,6 +17,14 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.trainer.states import TrainerFn
 
 from src.callbacks.run_folder import is_dry_run, tell
+from src.distributed.checkpoints import (
+    consolidate,
+    is_sharded_checkpoint,
+    not_saved,
+    remove,
+    replace,
+)
+from src.errors import UserError
 from src.tasks import BaseTask
 
 
@@ -125,7 +133,22 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(path.name + ".part")
-        torch.save(checkpoint, part)
-        part.replace(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.save(checkpoint, part)
+        except (OSError, RuntimeError) as error:  # PyTorch turns a full disk into the latter
+            remove(part)
+            raise UserError(not_saved(path, str(error).strip().splitlines()[0])) from error
+        replace(part, path)
+
+    def load_checkpoint(
+        self,
+        path: str | Path,
+        map_location: Any = lambda storage, _: storage,
+        weights_only: bool | None = None,
+    ) -> dict[str, Any]:
+        """Load a file, or put together a folder that several processes have written."""
+        if is_sharded_checkpoint(Path(path)):
+            return consolidate(Path(path))
+        return super().load_checkpoint(path, map_location, weights_only)

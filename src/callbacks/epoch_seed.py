@@ -2,7 +2,8 @@
 
 At the start of each epoch all random generators are seeded from (seed, epoch, rank). Shuffling,
 augmentation, mixup and drop path of an epoch therefore do not depend on the epochs before it. A run
-that continues in the middle of an epoch passes over the batches that were already used.
+that continues in the middle of an epoch passes over the batches that were already used, also where
+they were larger or smaller then because of another number of processes.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.utils.data import DataLoader
 
 from src.callbacks.run_folder import tell
+from src.errors import UserError
 
 
 def seed_epoch(seed: int, epoch: int, rank: int) -> None:
@@ -35,12 +37,23 @@ class EpochSeed(Callback):
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
+        self._pictures = self._saved_pictures = 0  # of a batch, over all processes; 0 is unknown
+
+    def state_dict(self) -> dict[str, int]:
+        """Size of the batches that the progress of a checkpoint counts."""
+        return {"pictures_per_batch": self._pictures}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Remember what the progress counts."""
+        self._saved_pictures = state_dict["pictures_per_batch"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Continue in the middle of an epoch where the checkpoint was written there."""
         progress = trainer.fit_loop.epoch_loop.batch_progress
+        self._pictures = _pictures_per_batch(trainer)
         is_within = not progress.is_last_batch and progress.current.completed > 0
         if trainer.ckpt_path is not None and is_within:
+            self._recount(progress)
             self._start(trainer)
             self._pass_over(trainer, progress.current.completed)
 
@@ -61,6 +74,24 @@ class EpochSeed(Callback):
             # Lightning would go on with an iterator that it made before the checkpoint was read.
             iter(_fetcher(trainer))
 
+    def _recount(self, progress: Any) -> None:
+        """Count progress in the batches of now instead of those of the checkpoint."""
+        before, now = self._saved_pictures, self._pictures
+        if before == now or not before or not now:
+            return
+        batches, rest = divmod(progress.current.completed * before, now)
+        if rest:
+            raise UserError(
+                f"The checkpoint was written after {progress.current.completed} batches of {before}"
+                f" pictures of an epoch, which are no whole number of batches of {now}; use a"
+                " number of devices and data.batch_size that give a divisor, or a checkpoint from"
+                " the end of an epoch."
+            )
+        for name in ("ready", "started", "processed", "completed"):
+            more = batches - getattr(progress.current, name)
+            setattr(progress.current, name, batches)
+            setattr(progress.total, name, getattr(progress.total, name) + more)
+
     def _pass_over(self, trainer: Trainer, num_batches: int) -> None:
         tell(
             f"Passing over the {num_batches} batches of epoch {trainer.current_epoch} that were"
@@ -69,6 +100,11 @@ class EpochSeed(Callback):
         batches = _fetcher(trainer).iterator
         for _ in range(num_batches):
             next(batches)
+
+
+def _pictures_per_batch(trainer: Trainer) -> int:
+    sizes = [loader.batch_size or 0 for loader in _loaders(trainer.fit_loop._combined_loader)]
+    return sum(sizes) * trainer.world_size
 
 
 def _fetcher(trainer: Trainer) -> Any:

@@ -16,6 +16,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from src.cli.processes import explanation, stop_with_parent
 from src.cli.short_help import short_help
 from src.errors import UserError
 
@@ -29,6 +30,8 @@ TOOLS = {
     "prepare": "src.data.prepare",
     "verify": "src.data.verify",
     "completion": "src.cli.completion",
+    "consolidate": "src.cli.consolidate",
+    "plan": "src.cli.plan",
 }
 _OVERVIEW = """\
 InternImage on PyTorch Lightning. Commands of python -m src:
@@ -40,6 +43,8 @@ InternImage on PyTorch Lightning. Commands of python -m src:
   prepare   check and split your data  prepare from-folder photos   (or: prepare toy)
   verify    check a data set           verify imagenet --root data/imagenet
   profile   size, MACs and memory      profile --model internimage_t
+  plan      memory on many GPUs        plan --config configs/<recipe>.yaml --gpus 8 --memory 80GB
+  consolidate  one file from a folder  consolidate runs/<name>/version_0/checkpoints/last.ckpt
   env       versions and operators     env
 
 Every setting of a recipe can be changed on the line: --trainer.max_epochs 5 --data.batch_size 32.
@@ -65,6 +70,9 @@ def main(args: Sequence[str] | None = None) -> int:
         print("Interrupted. To go on: the same command with --ckpt_path last", file=sys.stderr)
         return 130
     except Exception as error:
+        if (sentence := explanation(error)) is not None:
+            print(f"error: {sentence}", file=sys.stderr)
+            return 1
         mistake = _mistake_of_user(error)
         if mistake is None or os.environ.get("INTERNIMAGE_TRACEBACK") == "1":
             traceback.print_exc()
@@ -114,6 +122,7 @@ def _train(args: list[str]) -> int:
     from src.cli.app import TrainingCLI
 
     args = ["--help" if arg == "--help_all" else arg for arg in args]
+    stop_with_parent()
     try:
         TrainingCLI.create(args, run=True)
     except SystemExit as stop:  # --help and --print_config

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Self
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
@@ -47,6 +47,7 @@ from src.data.coco_stuff import COCOStuffDataModule  # noqa: F401  gives its sho
 from src.data.imagenet import ImageNetDataModule  # noqa: F401  gives its short name to YAML
 from src.errors import UserError
 from src.models import InternImage  # noqa: F401  gives its short name to YAML
+from src.strategies import FSDP1Strategy, FSDP2Strategy  # noqa: F401  give their names to YAML
 from src.tasks import BaseTask
 
 _SWITCHABLE = {
@@ -74,7 +75,7 @@ class TrainingCLI(LightningCLI):
     """Task, data module and trainer from the command line; made by `create`."""
 
     @classmethod
-    def create(cls, args: list[str], *, run: bool) -> TrainingCLI:
+    def create(cls, args: list[str], *, run: bool) -> Self:
         """Parse ``args`` and make everything; with ``run`` the first argument is the command."""
         quieten()
         # Lightning reads sys.argv when it starts processes for further devices, and warns when it

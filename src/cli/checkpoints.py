@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from src.distributed.checkpoints import REST, is_sharded_checkpoint
 from src.errors import UserError
 
 KEYWORDS = ("last", "best")
@@ -34,11 +35,19 @@ def resolve_checkpoint(given: str, runs: Path) -> Path:
             )
     if path.is_file():
         _check_readable(path)
+    elif not is_sharded_checkpoint(path):
+        raise UserError(
+            f"The folder {path} is no complete checkpoint: what belongs to all processes, .metadata"
+            f" and {REST}, is not in it. Take an older checkpoint, or copy it again."
+        )
     return path
 
 
 def _newest(keyword: str, runs: Path) -> Path:
     found = list(runs.glob(f"version_*/checkpoints/{keyword}*.ckpt"))
+    # A process that was killed between two renamings has left its checkpoint under this name.
+    spare = runs.glob(f"version_*/checkpoints/{keyword}*.ckpt.old")
+    found += [path for path in spare if path.with_suffix("") not in found]
     if not found:
         raise UserError(
             f"There is no {keyword!r} checkpoint in {runs}/version_*/checkpoints to continue from;"

@@ -1,13 +1,13 @@
 """What all data modules share: loaders, batch sizes, the classes, the report of skipped pictures.
 
-A data module knows files and transforms; it knows neither the model nor the loss. Samplers for
-several devices are Lightning's, and so is the seeding of the workers (``seed_everything`` in the
-configuration).
+A data module knows files and transforms; it knows neither the model nor the loss. The seeding of
+the workers is Lightning's (``seed_everything`` in the configuration).
 """
 
 from __future__ import annotations
 
 import logging
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
@@ -16,6 +16,7 @@ import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from src.data.samplers import DealtBatchSampler
 from src.errors import UserError
 
 _log = logging.getLogger(__name__)
@@ -73,8 +74,8 @@ class BaseDataModule(LightningDataModule, ABC):
     ) -> DataLoader[Any]:
         """Loader of one of the data sets that `setup` has made.
 
-        Training loaders shuffle and drop the last incomplete batch, unless it is the only one, so
-        that Mixup meets even batches.
+        Training loaders shuffle and leave out what does not fill a step, unless it is the only
+        one, so that Mixup meets even batches.
 
         Args:
             split: Key of the data set.
@@ -83,19 +84,26 @@ class BaseDataModule(LightningDataModule, ABC):
             sampler: Which samples, in which order; default is all of them, shuffled in training.
         """
         dataset = self._datasets[split]
-        devices = self.trainer.world_size if self.trainer else 1
-        size = self.batch_size if train else self.eval_batch_size
-        per_device = -(-len(dataset) // devices)  # type: ignore[arg-type]
+        if train and sampler is None:
+            sampler = self._dealt(dataset)
         return DataLoader(
             dataset,
-            batch_size=size,
-            shuffle=train and sampler is None,
+            batch_size=self.batch_size if train else self.eval_batch_size,
             sampler=sampler,
-            drop_last=train and per_device > size,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
             collate_fn=collate_fn,
+        )
+
+    def _dealt(self, dataset: Dataset[Any]) -> DealtBatchSampler:
+        trainer = self.trainer
+        return DealtBatchSampler(
+            dataset,
+            self.batch_size,
+            trainer.world_size if trainer else 1,
+            trainer.global_rank if trainer else 0,
+            int(os.environ.get("PL_GLOBAL_SEED", 0)),  # `seed_everything` of the configuration
         )
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:

@@ -18,6 +18,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from src.distributed import load_whole
 from src.models import checkpoints
 from src.models.matching import match_tensors
 from src.models.official_names import official_names
@@ -89,7 +90,8 @@ def load_official(
         name, content = str(path), checkpoints.read(path)
     tensors = checkpoints.tensors_of(content, name, prefer_ema)
     match = match_tensors(module, tensors, name, remap_22k=remap_22k)
-    module.load_state_dict(match.state, strict=False)
+    given = {k: v for k, v in match.state.items() if k not in match.fresh}
+    load_whole(module.state_dict(), given)
     for note in match.notes:
         logger.warning(note)
     return LoadReport(

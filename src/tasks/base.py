@@ -16,18 +16,24 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor, nn
+from torch import Size, Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MetricCollection
 
+from src.distributed import copy_network, describe_mismatch, materialise, shard
 from src.errors import UserError
+from src.models.stages import Block
 from src.models.weights import load_official
 from src.optim.param_groups import LrScale, lr_scale_by_depth, parameter_groups
 from src.optim.schedules import StepSchedule, WarmupCosine
 
 OptimizerFactory = Callable[[Any], Optimizer]
 SchedulerFactory = Callable[[Optimizer], LRScheduler]
+SHARDED_UNITS: tuple[type[nn.Module], ...] = (Block,)
+"""Modules that sharding strategies gather one at a time."""
 
 
 class BaseTask(LightningModule):
@@ -105,12 +111,48 @@ class BaseTask(LightningModule):
         )
 
     def build_network(self) -> nn.Module:
-        """Make the plain network and give it its starting weights."""
-        make: Callable[..., nn.Module] = self.network_factory
-        network = make(num_classes=self.num_classes)  # by name: functions may have other first ones
+        """Make the network and give it its starting weights, in shards where the strategy asks."""
+        network = self.make_network()
         if self.weights is not None:
             load_official(network, self.weights)
         return network
+
+    def make_network(self) -> nn.Module:
+        """Make the network with start values, split over the processes where there is a mesh."""
+        if self._device_mesh is None:
+            return self._call_factory()
+        network = self._in_shards(self._device_mesh)
+        materialise(network, self.trainer.strategy.root_device)
+        return network
+
+    def copy_in_shards(self) -> nn.Module:
+        """Make a second network, split and valued like the one in training."""
+        assert self._device_mesh is not None
+        network = self._in_shards(self._device_mesh)
+        network.to_empty(device=self.trainer.strategy.root_device)
+        copy_network(network, self.training_network)
+        return network
+
+    def _call_factory(self) -> nn.Module:
+        # By name, because functions may have other first arguments.
+        make: Callable[..., nn.Module] = self.network_factory
+        return make(num_classes=self.num_classes)
+
+    def _in_shards(self, mesh: DeviceMesh) -> nn.Module:
+        if mesh["tensor_parallel"].size() > 1:
+            raise UserError(
+                "The networks are not made for tensor parallelism; use --trainer.strategy fsdp2,"
+                " which splits them over all processes."
+            )
+        with torch.device("meta"):
+            network = self._synchronised(self._call_factory())
+        shard(network, mesh["data_parallel"], SHARDED_UNITS)
+        return network
+
+    def _synchronised(self, network: nn.Module) -> nn.Module:
+        """Follow ``trainer.sync_batchnorm``, which Lightning leaves out for sharded networks."""
+        layer_sync = getattr(self.trainer.strategy, "_layer_sync", None)
+        return network if layer_sync is None else layer_sync.apply(network)
 
     def build_loss(self) -> nn.Module:
         """Make the training loss."""
@@ -143,6 +185,11 @@ class BaseTask(LightningModule):
     def evaluation_network(self) -> nn.Module:
         """The averaged network while a moving average is kept, else the network in training."""
         return self._averaged[0] if self._averaged else self.training_network
+
+    @property
+    def is_averaging(self) -> bool:
+        """Whether a moving average is kept."""
+        return bool(self._averaged)
 
     def metrics_of(self, key: str) -> MetricCollection:
         """The metrics ``val``, ``val_raw`` or ``test``."""
@@ -246,6 +293,20 @@ class BaseTask(LightningModule):
                 " model.lr_scheduler (warmup_epochs or warmup_steps)."
             )
 
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip as the trainer says; FSDP1 knows the norm over all processes only itself."""
+        whole = self.trainer.strategy.model
+        is_norm = gradient_clip_algorithm in (None, "norm")
+        if isinstance(whole, FullyShardedDataParallel) and is_norm and gradient_clip_val:
+            whole.clip_grad_norm_(gradient_clip_val)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
     # ---------------------------------------------------------------- resuming
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -254,28 +315,52 @@ class BaseTask(LightningModule):
         Raises:
             UserError: If names or shapes of the weights differ.
         """
+        if "state_dict" not in checkpoint:
+            return  # a sharding strategy has checked and loaded it
         if "current_model_state" in checkpoint and self._is_fitting and not self._averaged:
-            rank_zero_warn(
-                "The checkpoint has a moving average but the EMA callback is not used now: training"
-                " goes on with the weights in training and the average is lost."
-            )
+            self.warn_of_lost_average()
             checkpoint["state_dict"] = checkpoint["current_model_state"]
-        mismatch = describe_mismatch(checkpoint["state_dict"], self.state_dict())
+        self.check_fits(_shapes(checkpoint["state_dict"]), _shapes(self.state_dict()))
+        if self._is_fitting:
+            groups = checkpoint["optimizer_states"][0]["param_groups"]
+            self.check_group_sizes([len(group["params"]) for group in groups])
+
+    @staticmethod
+    def check_fits(saved: Mapping[str, Size], wanted: Mapping[str, Size]) -> None:
+        """Refuse weights whose names or shapes are not those of the network.
+
+        Raises:
+            UserError: Says how they differ.
+        """
+        mismatch = describe_mismatch(saved, wanted)
         if mismatch:
             raise UserError(
                 f"The checkpoint does not fit this network: {mismatch}. Use the config.yaml of the"
                 " run that wrote it; to start another network from published weights use"
                 " model.init_args.weights."
             )
-        if self._is_fitting:
-            self._check_optimizer_groups(checkpoint)
+
+    @staticmethod
+    def warn_of_lost_average() -> None:
+        """Say that a checkpoint with an average is continued without one."""
+        rank_zero_warn(
+            "The checkpoint has a moving average but the EMA callback is not used now: training"
+            " goes on with the weights in training and the average is lost."
+        )
 
     @property
     def _is_fitting(self) -> bool:
         return self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
 
-    def _check_optimizer_groups(self, checkpoint: dict[str, Any]) -> None:
-        saved = [len(g["params"]) for g in checkpoint["optimizer_states"][0]["param_groups"]]
+    def check_group_sizes(self, saved: list[int]) -> None:
+        """Refuse optimizer state of other parameter groups.
+
+        Args:
+            saved: Number of parameters in each group of the checkpoint.
+
+        Raises:
+            UserError: If the groups are others now.
+        """
         now = [len(group["params"]) for group in self.parameter_groups()]
         if saved != now:
             raise UserError(
@@ -303,18 +388,5 @@ def _settings(group: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in group.items() if name != "params"}
 
 
-def describe_mismatch(saved: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
-    """Say how two state dicts differ in names and shapes; empty if they do not."""
-    missing = [name for name in wanted if name not in saved]
-    unknown = [name for name in saved if name not in wanted]
-    reshaped = [n for n in wanted if n in saved and wanted[n].shape != saved[n].shape]
-    parts = []
-    if missing:
-        parts.append(f"{len(missing)} weights are missing (first: {missing[0]})")
-    if unknown:
-        parts.append(f"{len(unknown)} have no place (first: {unknown[0]})")
-    if reshaped:
-        name = reshaped[0]
-        shapes = f"{tuple(saved[name].shape)} in the file, {tuple(wanted[name].shape)} here"
-        parts.append(f"{len(reshaped)} have another shape (first: {name}, {shapes})")
-    return ", ".join(parts)
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, Size]:
+    return {name: tensor.shape for name, tensor in tensors.items()}

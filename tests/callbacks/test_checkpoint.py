@@ -8,6 +8,7 @@ from torch.utils.data import DataLoader
 from torchmetrics import MetricCollection
 
 from src.callbacks import AtomicCheckpointIO, Checkpoint
+from src.errors import UserError
 from src.tasks import BaseTask
 
 
@@ -84,6 +85,7 @@ def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.M
         raise OSError("disk full")
 
     monkeypatch.setattr(torch, "save", broken)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(UserError, match=r"\(disk full\).* The previous last.ckpt is intact"):
         AtomicCheckpointIO().save_checkpoint({"epoch": 2}, path)
     assert epoch_of(path) == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]  # no half a file

@@ -19,13 +19,13 @@ TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
 
 
 def commands(page: Path) -> list[list[str]]:
-    """Arguments of every `python -m src ...` line in the code blocks of a page."""
+    """Arguments of every `python -m src ...` or torchrun line in the code blocks of a page."""
     blocks = re.findall(r"^```(?:bash|sh|console)?\n(.*?)^```", page.read_text(), re.M | re.S)
     text = "\n".join(blocks).replace("\\\n", " ")
     for name, value in re.findall(r"^(\w+)=(\S+)$", text, re.M):  # shell variables
         text = text.replace(f"${name}", value)
     lines = text.splitlines()
-    found = [line.split("python -m src", 1)[1] for line in lines if "python -m src" in line]
+    found = [line.split(" -m src", 1)[1] for line in lines if " -m src" in line]
     return [shlex.split(rest, comments=True) for rest in found]
 
 

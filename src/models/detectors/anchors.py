@@ -32,7 +32,8 @@ class AnchorGenerator:
     ) -> None:
         self.strides = tuple(strides)
         self.num_per_cell = len(ratios)
-        tall = torch.tensor(ratios).sqrt()
+        # These are values, which a network on the meta device has as well.
+        tall = torch.tensor(ratios, device="cpu").sqrt()
         half = torch.stack([scale / tall, scale * tall], dim=1) / 2  # (A, 2): half width, height
         self._shape = torch.cat([-half, half], dim=1)  # (A, 4) in cells, float32
 

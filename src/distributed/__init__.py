@@ -1,0 +1,23 @@
+"""Networks and checkpoints that are split over processes; plain PyTorch, no Lightning."""
+
+from src.distributed.checkpoints import consolidate, describe_mismatch, is_sharded_checkpoint
+from src.distributed.sharding import (
+    copy_network,
+    is_sharded,
+    load_whole,
+    materialise,
+    shard,
+    tensors_of,
+)
+
+__all__ = [
+    "consolidate",
+    "copy_network",
+    "describe_mismatch",
+    "is_sharded",
+    "is_sharded_checkpoint",
+    "load_whole",
+    "materialise",
+    "shard",
+    "tensors_of",
+]

@@ -1,0 +1,346 @@
+"""Lightning strategies for networks that are split over processes: ``fsdp1`` and ``fsdp2``.
+
+Both are Lightning's own (`FSDPStrategy`, `ModelParallelStrategy`) with what a run of this project
+needs on top: units are the blocks of the backbone, checkpoint folders appear whole or not at all,
+and a moving average is split and saved like the weights in training. ``ddp`` is Lightning's. How a
+network is split is in ``src.distributed``.
+
+What is not here: tensor parallelism. Networks are split over data-parallel processes only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch.strategies import (
+    FSDPStrategy,
+    ModelParallelStrategy,
+    StrategyRegistry,
+)
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.constants import default_pg_timeout
+from torch.optim import Optimizer
+
+from src.distributed.checkpoints import (
+    REST,
+    entry_names,
+    is_sharded_checkpoint,
+    last_line,
+    not_saved,
+    read_rest,
+    read_shapes,
+    remove,
+    replace,
+    unreadable,
+)
+from src.distributed.sharding import as_shards, average_buffers, load_whole
+from src.errors import UserError
+from src.tasks.base import SHARDED_UNITS, BaseTask
+
+AVERAGE, TRAINED = "state_dict", "current_model_state"
+"""Entries of a checkpoint: what evaluation takes; beside an average, the weights in training."""
+
+
+class FSDP2Strategy(ModelParallelStrategy):
+    """Weights, gradients and optimizer state split over all processes: strategy ``fsdp2``.
+
+    Runs on GPUs (NCCL) and on CPUs (gloo).
+
+    Args:
+        save_distributed_checkpoint: Write each checkpoint as a folder to which every process adds
+            its part; ``False`` gathers everything on the first process and writes one file.
+        process_group_backend: ``nccl`` or ``gloo``; default is the one of the device.
+        timeout: How long a process waits for the others.
+    """
+
+    def __init__(
+        self,
+        save_distributed_checkpoint: bool = True,
+        process_group_backend: str | None = None,
+        timeout: timedelta | None = default_pg_timeout,
+    ) -> None:
+        super().__init__(
+            data_parallel_size="auto",
+            tensor_parallel_size=1,
+            save_distributed_checkpoint=save_distributed_checkpoint,
+            process_group_backend=process_group_backend,
+            timeout=timeout,
+        )
+
+    def setup_environment(self) -> None:
+        """Split over all processes of all machines."""
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        super().setup_environment()
+
+    @property
+    def task(self) -> BaseTask:
+        """The task that is trained or evaluated."""
+        if not isinstance(self.lightning_module, BaseTask):
+            raise UserError(f"fsdp2 needs a BaseTask, got {type(self.lightning_module).__name__}.")
+        return self.lightning_module
+
+    def on_validation_start(self) -> None:
+        """Evaluate with the same statistics of batch norm everywhere."""
+        self._average_buffers()
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """State of the task: parts on every process, or all of it on the first one."""
+        self._average_buffers()
+        return self.module_state_dict(self.task)
+
+    def _average_buffers(self) -> None:
+        average_buffers(self.task.training_network)
+        if self.task.is_averaging:
+            average_buffers(self.task.evaluation_network)
+
+    def module_state_dict(self, module: nn.Module) -> dict[str, Any]:
+        """State of a module: parts on every process, or all of it on the first one."""
+        whole = not self._save_distributed_checkpoint
+        return get_model_state_dict(
+            module, options=StateDictOptions(full_state_dict=whole, cpu_offload=True)
+        )
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any | None = None
+    ) -> None:
+        """Write a folder (or file) that takes the place of the last one when it is complete."""
+        path = Path(self.broadcast(filepath))
+        if not self._save_distributed_checkpoint:
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        parts = {k: checkpoint.pop(k) for k in (AVERAGE, TRAINED) if k in checkpoint}
+        states = checkpoint.pop("optimizer_states", [])
+        parts |= {f"optimizer_{i}": state for i, state in enumerate(states)}
+        checkpoint["group_sizes"] = [_group_sizes(o.param_groups) for o in self.optimizers]
+
+        def write(folder: Path) -> None:
+            save(parts, checkpoint_id=folder)
+            if self.global_rank == 0:
+                torch.save(checkpoint, folder / REST)
+
+        _save_atomically(self, path, write)
+
+    def load_checkpoint(
+        self, checkpoint_path: str | Path, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Load weights, average and optimizer state, saved by any number of processes.
+
+        Raises:
+            UserError: If the checkpoint is of another network or of other parameter groups.
+        """
+        path = Path(self.broadcast(checkpoint_path))
+        return (self._load_folder if is_sharded_checkpoint(path) else self._load_file)(path)
+
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        """Nothing: `load_checkpoint` has done it."""
+
+    @property
+    def _is_fitting(self) -> bool:
+        return self.task.trainer.state.fn == TrainerFn.FITTING
+
+    def _load_folder(self, path: Path) -> dict[str, Any]:
+        shapes, rest, names = read_shapes(path), read_rest(path), entry_names(path)
+        for entry, state in self._destinations(TRAINED in shapes):
+            self.task.check_fits(shapes[entry], {name: v.shape for name, v in state.items()})
+            _load_parts({names[entry]: state}, path)
+        for i, optimizer in enumerate(self.optimizers if self._is_fitting else ()):
+            self.task.check_group_sizes(rest["group_sizes"][i])
+            name = f"optimizer_{i}"
+            found = {name: get_optimizer_state_dict(self.task, optimizer)}
+            _load_parts(found, path)
+            set_optimizer_state_dict(self.task, optimizer, optim_state_dict=found[name])
+        return rest
+
+    def _load_file(self, path: Path) -> dict[str, Any]:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        for entry, state in self._destinations(TRAINED in content):
+            saved = {name: value.shape for name, value in content[entry].items()}
+            self.task.check_fits(saved, {name: v.shape for name, v in state.items()})
+            load_whole(state, content[entry])
+        states = content.pop("optimizer_states", [])
+        for entry in (AVERAGE, TRAINED):
+            content.pop(entry, None)
+        if self._is_fitting:
+            for optimizer, state in zip(self.optimizers, states, strict=True):
+                self.task.check_group_sizes(_group_sizes(state["param_groups"]))
+                optimizer.load_state_dict(_split_state(optimizer, state))
+        return content
+
+    def _destinations(self, has_average: bool) -> list[tuple[str, dict[str, Tensor]]]:
+        """Where each entry of a checkpoint goes; an entry can go to two places."""
+        task = self.task
+        if not self._is_fitting:
+            return [(AVERAGE, task.state_dict())]
+        destinations = [(TRAINED if has_average else AVERAGE, task.state_dict())]
+        if task.is_averaging:
+            average = task.evaluation_network.state_dict()
+            own = {f"network.{name}": value for name, value in average.items()}
+            destinations.append((AVERAGE, task.state_dict() | own))
+        elif has_average:
+            task.warn_of_lost_average()
+        return destinations
+
+
+class FSDP1Strategy(FSDPStrategy):
+    """PyTorch's first sharding, on GPUs only: strategy ``fsdp1``.
+
+    Differences to `FSDPStrategy`: the blocks of the backbone are units unless another policy is
+    given, checkpoints are folders unless ``state_dict_type`` is ``full``, and a folder takes the
+    place of the last one only when it is complete.
+
+    Args:
+        auto_wrap_policy: Types of the modules that are units.
+        activation_checkpointing_policy: Types of the modules to recompute in the backward pass. The
+            networks' own ``grad_checkpointing`` does the same under every strategy.
+        sharding_strategy: What is split: ``FULL_SHARD`` everything, ``SHARD_GRAD_OP`` gradients and
+            optimizer state, ``NO_SHARD`` nothing, ``HYBRID_SHARD`` everything within a machine.
+        state_dict_type: ``sharded`` writes folders, ``full`` one file.
+        cpu_offload: Keep parameters and gradients in the memory of the host.
+        device_mesh: For ``HYBRID_SHARD``: number of replicas and processes per replica.
+        kwargs: Further arguments of `FSDPStrategy` and ``FullyShardedDataParallel``.
+    """
+
+    def __init__(
+        self,
+        auto_wrap_policy: set[type[nn.Module]] | None = None,
+        activation_checkpointing_policy: set[type[nn.Module]] | None = None,
+        sharding_strategy: Literal[
+            "FULL_SHARD", "SHARD_GRAD_OP", "NO_SHARD", "HYBRID_SHARD"
+        ] = "FULL_SHARD",
+        state_dict_type: Literal["full", "sharded"] = "sharded",
+        cpu_offload: bool = False,
+        device_mesh: tuple[int, int] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            auto_wrap_policy=auto_wrap_policy or set(SHARDED_UNITS),
+            activation_checkpointing_policy=activation_checkpointing_policy,
+            sharding_strategy=sharding_strategy,
+            state_dict_type=state_dict_type,
+            cpu_offload=cpu_offload,
+            device_mesh=device_mesh,
+            **kwargs,
+        )
+
+    def _configure_launcher(self) -> None:
+        # Lightning's own check knows the name "fsdp" and its own class only.
+        if self.root_device.type != "cuda":
+            raise UserError(
+                f"fsdp1 requires a GPU accelerator and got {self.root_device.type}; fsdp2 also runs"
+                " on CPUs."
+            )
+        super()._configure_launcher()
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any | None = None
+    ) -> None:
+        """Write a folder (or file) that takes the place of the last one when it is complete."""
+        path = Path(self.broadcast(filepath))
+        if self._state_dict_type == "full":
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        checkpoint["group_sizes"] = [_group_sizes(o.param_groups) for o in self.optimizers]
+        write = super().save_checkpoint
+        _save_atomically(self, path, lambda folder: write(checkpoint, folder, storage_options))
+
+    def load_checkpoint(
+        self, checkpoint_path: str | Path, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Load a file, or a folder that FSDP1 has written.
+
+        Raises:
+            UserError: If FSDP2 has written it, or it has an average, which FSDP1 cannot keep.
+        """
+        path = Path(self.broadcast(checkpoint_path))
+        is_folder = is_sharded_checkpoint(path)
+        if is_folder and entry_names(path)[AVERAGE] == AVERAGE:
+            raise UserError(
+                f"{path} is a folder of fsdp2, which fsdp1 cannot read. Go on with"
+                f" --trainer.strategy fsdp2, or make a file of it: python -m src consolidate {path}"
+            )
+        content = super().load_checkpoint(path, weights_only)
+        assert self.lightning_module is not None
+        if TRAINED in content and self.lightning_module.trainer.state.fn == TrainerFn.FITTING:
+            raise UserError(
+                "The checkpoint has a moving average, which fsdp1 cannot keep; go on with"
+                " --trainer.strategy fsdp2 or ddp."
+            )
+        return content
+
+
+def _load_parts(state: dict[str, Any], path: Path) -> None:
+    """Fill a state from a folder, every process its own part."""
+    try:
+        load(state, checkpoint_id=path)
+    except CheckpointException as error:
+        raise UserError(unreadable(path, error)) from error
+
+
+def _save_atomically(strategy: Any, path: Path, write: Callable[[Path], None]) -> None:
+    """Write beside the place, exchange when all processes have succeeded, and fail together."""
+    part = path.with_name(path.name + ".part")
+    problem: str | None = None
+    if strategy.global_rank == 0:
+        remove(part)
+        part.mkdir(parents=True)
+    strategy.barrier()
+    try:
+        write(part)
+    # The writers raise what they like, and all processes must hear of it.
+    except (Exception, CheckpointException) as error:
+        problem = last_line(error)
+    problems = _gather(problem)
+    if not problems and strategy.global_rank == 0:
+        replace(part, path)
+    strategy.barrier()
+    if problems:
+        if strategy.global_rank == 0:
+            remove(part)
+        raise UserError(not_saved(path, problems[0]))
+
+
+def _gather(problem: str | None) -> list[str]:
+    gathered: list[str | None] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(gathered, problem)
+    return [text for text in gathered if text is not None]
+
+
+def _group_sizes(groups: list[dict[str, Any]]) -> list[int]:
+    return [len(group["params"]) for group in groups]
+
+
+def _split_state(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """Whole optimizer state of a file, split as the parameters are."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    return state | {
+        "state": {
+            number: {
+                name: as_shards(value, parameters[number])
+                if isinstance(value, Tensor) and value.shape == parameters[number].shape
+                else value
+                for name, value in values.items()
+            }
+            for number, values in state["state"].items()
+        }
+    }
+
+
+for _name, _strategy, _text in (
+    ("fsdp1", FSDP1Strategy, "Fully sharded data parallel, PyTorch's first kind (GPUs only)"),
+    ("fsdp2", FSDP2Strategy, "Fully sharded data parallel, PyTorch's second kind"),
+):
+    StrategyRegistry.register(_name, _strategy, _text, override=True)

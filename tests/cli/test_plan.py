@@ -1,0 +1,65 @@
+"""``python -m src plan``: what fits where, without data and without a GPU."""
+
+import time
+
+import pytest
+
+from src.cli import main
+from src.cli.plan import read_bytes
+from src.errors import UserError
+
+
+def plan(capsys, recipe, *flags):
+    assert main(["plan", "--config", f"configs/{recipe}.yaml", *flags]) == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text", ["80GB", "80 GiB", "80g", "81920M"])
+def test_sizes_are_read_as_people_write_them(text):
+    assert read_bytes(text) == 80 * 2**30
+
+
+def test_a_wrong_size_is_refused():
+    with pytest.raises(UserError, match="--memory accepts a size such as 80GB"):
+        read_bytes("much")
+
+
+def row(output, name):
+    (line,) = [line for line in output.splitlines() if line.startswith(name)]
+    return [float(word) for word in line.removeprefix(name).split()[:5]], line
+
+
+def test_small_networks_fit_anywhere(capsys):
+    output = plan(capsys, "toy/classification", "--gpus", "2", "--memory", "8GB")
+    (parameters, optimizer, average, step, total), line = row(output, "ddp")
+    assert optimizer == pytest.approx(2 * parameters, abs=0.011)
+    assert average == 0
+    assert total == pytest.approx(parameters + optimizer + step, abs=0.02)
+    assert line.endswith(" fits")
+    assert "--trainer.strategy ddp --trainer.devices 2 --data.batch_size 16" in output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("recipe", "millions"),
+    [
+        ("classification/internimage_h_22kto1k_640", 1089.6),
+        ("classification/internimage_g_22kto1k_512", 3076.4),
+    ],
+)
+def test_the_largest_networks_are_planned_within_a_minute(capsys, recipe, millions):
+    begin = time.process_time()
+    output = plan(capsys, recipe, "--gpus", "8", "--memory", "80GB")
+    assert time.process_time() - begin < 60
+    print(output)
+    assert f"{millions:,} M parameters" in output
+    (ddp, _), (fsdp2, _) = row(output, "ddp"), row(output, "fsdp2")
+    assert ddp[1] == pytest.approx(2 * millions * 4e6 / 2**30, rel=0.01)
+    assert fsdp2[1] == pytest.approx(ddp[1] / 8, rel=0.01)
+    assert fsdp2[4] < ddp[4]
+    assert "Proposal" in output
+
+
+def test_detectors_and_segmentors_are_planned(capsys):
+    for recipe in ("toy/detection", "toy/segmentation"):
+        assert "Proposal" in plan(capsys, recipe, "--gpus", "1", "--memory", "8GB")

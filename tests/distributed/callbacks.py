@@ -1,0 +1,112 @@
+"""Callbacks that runs of the tests of this folder name on their command line."""
+
+import json
+import os
+import resource
+import signal
+from pathlib import Path
+
+import torch
+from lightning.pytorch import Callback
+
+
+class LossCurve(Callback):
+    """Write the loss of every optimizer step, averaged over processes and accumulated batches.
+
+    Args:
+        path: JSON file: loss by number of the step.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path, self.parts, self.curve = Path(path), [], {}
+
+    def on_train_batch_end(self, trainer, *_: object) -> None:
+        loss = trainer.callback_metrics["train/loss"].double()
+        self.parts.append(trainer.strategy.reduce(loss, reduce_op="mean").item())
+        if (
+            trainer.global_step not in self.curve
+            and len(self.parts) == trainer.accumulate_grad_batches
+        ):
+            self.curve[trainer.global_step] = sum(self.parts) / len(self.parts)
+            self.parts = []
+            if trainer.global_rank == 0:
+                self.path.write_text(json.dumps(self.curve))
+
+
+class KillRank(Callback):
+    """Send SIGKILL to one process after an optimizer step.
+
+    Args:
+        rank: Number of the process.
+        step: Number of the step.
+    """
+
+    def __init__(self, rank: int, step: int) -> None:
+        self.rank, self.step = rank, step
+
+    def on_train_batch_end(self, trainer, *_: object) -> None:
+        if trainer.global_rank == self.rank and trainer.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+class KillWorker(Callback):
+    """Send SIGKILL to a loader process of one process after an optimizer step.
+
+    Args:
+        rank: Number of the process.
+        step: Number of the step.
+    """
+
+    def __init__(self, rank: int, step: int) -> None:
+        self.rank, self.step = rank, step
+
+    def on_train_batch_end(self, trainer, *_: object) -> None:
+        if trainer.global_rank == self.rank and trainer.global_step == self.step:
+            (loader,) = trainer.fit_loop._combined_loader.flattened
+            os.kill(loader._iterator._workers[0].pid, signal.SIGKILL)
+
+
+class FullDisk(Callback):
+    """From a step on, one process can write only small files.
+
+    Args:
+        rank: Number of the process.
+        step: Number of the step.
+    """
+
+    def __init__(self, rank: int, step: int) -> None:
+        self.rank, self.step = rank, step
+
+    def on_train_batch_start(self, trainer, *_: object) -> None:
+        if trainer.global_rank == self.rank and trainer.global_step == self.step:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+
+class BlindDetector(Callback):
+    """From a step on, one process has no proposals and no objects.
+
+    Args:
+        rank: Number of the process.
+        step: Number of the step.
+    """
+
+    def __init__(self, rank: int, step: int) -> None:
+        self.rank, self.step = rank, step
+
+    def on_train_batch_start(self, trainer, task, batch, batch_idx: int) -> None:
+        if trainer.global_rank != self.rank or trainer.global_step < self.step:
+            return
+        rpn = task.network.rpn_head
+        propose = type(rpn).propose
+
+        def nothing(*arguments, **named):
+            for found in (proposals := propose(rpn, *arguments, **named)):
+                found.boxes, found.scores = found.boxes[:0], found.scores[:0]
+            return proposals
+
+        rpn.propose = nothing
+        for target in batch["target"]:
+            for key, value in target.items():
+                target[key] = value[:0]
+        assert all(torch.numel(target["boxes"]) == 0 for target in batch["target"])

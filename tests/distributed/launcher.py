@@ -1,0 +1,77 @@
+"""Runs the command line in one or more processes, as torchrun does, without importing it each time.
+
+Reads one job per line from standard input and answers with the exit codes. Processes are forked
+from this one, which has imported everything but computed nothing.
+"""
+
+import json
+import os
+import resource
+import socket
+import sys
+import time
+import traceback
+from pathlib import Path
+
+import torch
+
+import src.cli.app
+import src.data.transforms.detection
+import src.data.transforms.segmentation  # noqa: F401
+from src.cli import main
+
+
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return int(server.getsockname()[1])
+
+
+def run_rank(rank: int, ranks: int, port: int, arguments: list[str], log: Path) -> None:
+    with log.open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    torch.set_num_threads(1)
+    if ranks > 1:
+        variables = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "WORLD_SIZE": ranks}
+        variables |= {"LOCAL_WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        os.environ |= {name: str(value) for name, value in variables.items()}
+        os.environ["TORCHELASTIC_RUN_ID"] = "tests"
+    code = 99
+    try:
+        code = main(arguments)
+    except BaseException:
+        traceback.print_exc()
+    print("peak memory KiB:", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def run(ranks: int, arguments: list[str], log: str, timeout: float) -> dict[str, list[float]]:
+    """Exit codes (negative: signals, None: too late) and seconds of the processes."""
+    begin, port = time.monotonic(), free_port()
+    children = {}
+    for rank in range(ranks):
+        pid = os.fork()
+        if pid == 0:
+            run_rank(rank, ranks, port, arguments, Path(f"{log}.{rank}"))
+        children[pid] = rank
+    codes, seconds = [None] * ranks, [None] * ranks
+    while children and time.monotonic() - begin < timeout:
+        pid, status = os.waitpid(-1, os.WNOHANG)
+        if pid == 0:
+            time.sleep(0.02)
+            continue
+        rank = children.pop(pid)
+        codes[rank] = os.waitstatus_to_exitcode(status)
+        seconds[rank] = time.monotonic() - begin
+    for pid in children:
+        os.kill(pid, 9)
+        os.waitpid(pid, 0)
+    return {"codes": codes, "seconds": seconds}
+
+
+if __name__ == "__main__":
+    for line in sys.stdin:
+        print(json.dumps(run(**json.loads(line))), flush=True)

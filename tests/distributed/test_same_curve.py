@@ -1,0 +1,22 @@
+"""Two processes see the same loss as one with the same global batch, in all three tasks."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.distributed.conftest import TASKS, Launcher
+
+STEPS = ("--trainer.max_epochs", "-1", "--trainer.max_steps", "20")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", TASKS)
+def test_ddp_and_fsdp2_have_the_curve_of_one_process(
+    task: str, launch: Launcher, tmp_path: Path
+) -> None:
+    alone = launch(tmp_path, task, *STEPS, "--trainer.accumulate_grad_batches", "2").losses
+    assert sorted(alone) == list(range(1, 21))
+    assert alone[20] < alone[1]
+    for strategy in ("ddp", "fsdp2"):
+        two = launch(tmp_path, task, *STEPS, "--trainer.strategy", strategy, ranks=2)
+        assert two.losses == pytest.approx(alone, abs=1e-5)
