@@ -106,7 +106,8 @@ def measure_step(
             parameter.register_post_accumulate_grad_hook(tracker.take_gradient)
     autocast: Any = _Autocast() if precision.endswith("mixed") else nullcontext()
     with autocast, tracker:
-        torch.stack([out.float().sum() for out in outputs_of(network, image)]).sum().backward()
+        loss = torch.stack([out.float().sum() for out in outputs_of(network, image)]).sum()
+        loss.backward()
     return StepMemory(tuple(tracker.moments.items()), tracker.gradients, tracker.operations)
 
 
@@ -154,6 +155,9 @@ class _Autocast(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         name = getattr(func, "__name__", "")
+        if name == "backward":  # blocks are recomputed in it, and modes are off inside of a mode
+            with self:
+                return func(*args, **(kwargs or {}))
         dtypes = dict.fromkeys(self.LOW, torch.bfloat16) | dict.fromkeys(self.FULL, torch.float32)
         if name in dtypes:
             args, kwargs = tree_map(partial(_cast, dtype=dtypes[name]), (args, kwargs or {}))

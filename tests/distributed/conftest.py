@@ -133,7 +133,7 @@ class Launcher:
         *arguments: str,
         ranks: int = 1,
         command: str = "fit",
-        timeout: float = 200,
+        timeout: float = 500,
         succeeds: bool = True,
     ) -> Run:
         runs.mkdir(exist_ok=True)

@@ -33,10 +33,11 @@ def test_split_gradients_and_checkpoints_save_memory() -> None:
     assert plain.peak(0.0) <= plain.peak(0.5) <= plain.peak(1.0) <= plain.peak(accumulates=True)
 
 
-def test_mixed_precision_needs_less() -> None:
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_mixed_precision_needs_less(checkpointing: bool) -> None:
     full, mixed, half = (
-        measure_step(tiny, (96, 96), 4, precision=precision).peak(0.0)
-        for precision in ("32-true", "bf16-mixed", "bf16-true")
+        measure_step(tiny, (96, 96), 4, precision=name, checkpointing=checkpointing).peak(0.0)
+        for name in ("32-true", "bf16-mixed", "bf16-true")
     )
     assert half < mixed < full
 
