@@ -144,8 +144,8 @@ class Plan:
 
     def step(self, batch: int, share: float, checkpointing: bool, accumulates: bool) -> int:
         """Most bytes of gradients and activations, from the measurements of two small batches."""
-        one, two = (self.measure(b, checkpointing) for b in (1, 2))
-        return extrapolate(one, two, batch).peak(share, accumulates=accumulates)
+        two, three = (self.measure(b, checkpointing) for b in (2, 3))
+        return extrapolate(two, three, batch).peak(share, accumulates=accumulates)
 
     def need(
         self, strategy: str, batch: int, checkpointing: bool, *, accumulates: bool = False
@@ -244,7 +244,7 @@ def describe(plan: Plan, batch: int) -> str:
     """What is planned."""
     weights = sum(parameter.numel() for parameter in plan.network.parameters())
     height, width = plan.recipe.picture_size()
-    one = plan.measure(1, plan.checkpointing).operations
+    one = plan.measure(2, plan.checkpointing).operations / 2
     return (
         f"{plan.recipe.name}: {type(plan.network).__name__}, {weights / 1e6:,.1f} M parameters\n"
         f"{plan.gpus} GPUs, {batch} pictures of {height} x {width} on each, {plan.precision},"
@@ -308,7 +308,7 @@ def _proposed(plan: Plan, strategy: str, batch: int, checkpointing: bool, global
 
 def duration(plan: Plan, tflops: float, images: int) -> str:
     """Time of an epoch at a given speed."""
-    operations = plan.measure(1, plan.checkpointing).operations * images
+    operations = plan.measure(2, plan.checkpointing).operations / 2 * images
     hours = operations / (tflops * 1e12 * plan.gpus) / 3600
     return f"\nAn epoch of {images:,} pictures takes {hours:.2f} h at {tflops:g} TFLOP/s per GPU."
 

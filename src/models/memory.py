@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -60,20 +60,20 @@ class StepMemory:
         return max(int(gradient_share * grads) + rest for grads, rest in self.moments)
 
 
-def extrapolate(one: StepMemory, two: StepMemory, batch: int) -> StepMemory:
-    """The step of a larger batch from those of one and of two pictures.
+def extrapolate(two: StepMemory, three: StepMemory, batch: int) -> StepMemory:
+    """The step of any batch from those of two and of three pictures.
 
     At any moment of the backward pass, what lives grows linearly with the batch; which moment is
-    the peak changes with it.
+    the peak changes with it. One picture is not measured: batch norm may refuse it.
     """
-    later = dict(two.moments)
+    later = dict(three.moments)
     moments = tuple(
-        (grads, rest + (batch - 1) * (later[grads] - rest))
-        for grads, rest in one.moments
+        (grads, rest + (batch - 2) * (later[grads] - rest))
+        for grads, rest in two.moments
         if grads in later
     )
-    operations = one.operations + (batch - 1) * (two.operations - one.operations)
-    return StepMemory(moments, one.gradients, operations)
+    operations = two.operations + (batch - 2) * (three.operations - two.operations)
+    return StepMemory(moments, two.gradients, operations)
 
 
 def measure_step(
@@ -104,9 +104,15 @@ def measure_step(
     for parameter in network.parameters():
         if parameter.requires_grad:
             parameter.register_post_accumulate_grad_hook(tracker.take_gradient)
-    autocast: Any = _Autocast() if precision.endswith("mixed") else nullcontext()
-    with autocast, tracker:
-        loss = torch.stack([out.float().sum() for out in outputs_of(network, image)]).sum()
+    autocast: Any = _Autocast if precision.endswith("mixed") else nullcontext
+    with tracker, ExitStack() as recomputing:
+        with autocast():
+            loss = torch.stack([out.float().sum() for out in outputs_of(network, image)]).sum()
+
+        def begin(_: Tensor) -> None:  # function modes that are on before are off in backward
+            recomputing.enter_context(autocast())
+
+        loss.register_hook(begin)
         loss.backward()
     return StepMemory(tuple(tracker.moments.items()), tracker.gradients, tracker.operations)
 
@@ -155,9 +161,6 @@ class _Autocast(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         name = getattr(func, "__name__", "")
-        if name == "backward":  # blocks are recomputed in it, and modes are off inside of a mode
-            with self:
-                return func(*args, **(kwargs or {}))
         dtypes = dict.fromkeys(self.LOW, torch.bfloat16) | dict.fromkeys(self.FULL, torch.float32)
         if name in dtypes:
             args, kwargs = tree_map(partial(_cast, dtype=dtypes[name]), (args, kwargs or {}))
@@ -177,6 +180,7 @@ class _Tracker(TorchDispatchMode):
         self.live = self.gradients = self.operations = 0
         self.moments: dict[int, int] = {}
         self.known: dict[int, Any] = {}
+        self.taken: set[int] = set()
         for tensor in ignored:
             storage = tensor.untyped_storage()
             self.known[storage._cdata] = storage
@@ -206,10 +210,13 @@ class _Tracker(TorchDispatchMode):
         self.live -= size
 
     def take_gradient(self, parameter: Tensor) -> None:
-        """Count a gradient that is complete as such."""
+        """Count a gradient that is complete as such; several can share a storage."""
         assert parameter.grad is not None
         storage = parameter.grad.untyped_storage()
+        if storage._cdata in self.taken:
+            return
+        self.taken.add(storage._cdata)
         if storage._cdata in self.known:
             self.live -= storage.nbytes()
-            self.known[storage._cdata] = storage
+        self.known[storage._cdata] = storage
         self.gradients += storage.nbytes()

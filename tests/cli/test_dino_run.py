@@ -88,7 +88,7 @@ def test_validate_plain_and_with_several_views(folder):
         assert run(folder, "validate", "--ckpt_path", "last", *more) == 0
         results.append(json.loads((newest(folder, "validate") / "results_val.json").read_text()))
     plain, fused = results
-    assert len(plain) == len(fused)
+    assert 0 < len(fused) <= len(plain)  # boxes of several views become one
     assert plain[0].keys() == {"image_id", "category_id", "bbox", "score"}
     assert [r["score"] for r in plain] != [r["score"] for r in fused]
 
@@ -98,7 +98,7 @@ def test_predict_draws_boxes(folder):
     assert run(folder, "predict", *arguments) == 0
     results = newest(folder, "predict")
     content = json.loads((results / "detections.json").read_text())
-    assert len(content["annotations"]) == 20 * len(content["images"])
+    assert 0 < len(content["annotations"]) <= 20 * len(content["images"])
     for path in (results / "overlays").glob("*.png"):
         assert min(Image.open(path).size) >= 200
 

@@ -26,7 +26,8 @@ def folder(tmp_path_factory):
     parts = recipe["model"]["init_args"]["network"]["init_args"]
     tiny = {"channels": 8, "depths": [1, 1, 1, 1], "groups": [1, 2, 4, 8]}
     parts["backbone"]["init_args"] = tiny
-    parts["decode_head"]["init_args"] = parts["auxiliary_head"]["init_args"] = {"channels": 8}
+    parts["decode_head"]["init_args"] = {"channels": 8}
+    parts["auxiliary_head"] = {"class_path": "FCNHead", "init_args": {"channels": 8}}
     recipe["data"]["init_args"] |= {
         "root": str(folder / "toy" / "ade20k"),
         "image_scale": [192, 48],

@@ -18,11 +18,11 @@ def tiny() -> InternImage:
 
 
 def test_a_larger_batch_follows_from_two_small_ones() -> None:
-    one, two, six = (measure_step(tiny, (64, 64), batch) for batch in (1, 2, 6))
-    assert one.gradients == six.gradients == 4 * sum(p.numel() for p in tiny().parameters())
+    two, three, six = (measure_step(tiny, (64, 64), batch) for batch in (2, 3, 6))
+    assert two.gradients == six.gradients == 4 * sum(p.numel() for p in tiny().parameters())
     for share in (0.0, 0.5, 1.0):
-        assert extrapolate(one, two, 6).peak(share) == pytest.approx(six.peak(share), rel=0.02)
-    assert extrapolate(one, two, 6).operations == pytest.approx(six.operations, rel=0.01)
+        assert extrapolate(two, three, 6).peak(share) == pytest.approx(six.peak(share), rel=0.02)
+    assert extrapolate(two, three, 6).operations == pytest.approx(six.operations, rel=0.01)
 
 
 def test_split_gradients_and_checkpoints_save_memory() -> None:
