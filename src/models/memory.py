@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -28,6 +28,7 @@ from torch.utils.flop_counter import flop_registry
 
 from src.models.backbone import InternImageBackbone
 from src.models.detectors import DINO, Detector, TwoStageDetector, box_head, mask_head
+from src.models.stages import Block
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true")
 
@@ -104,15 +105,14 @@ def measure_step(
     for parameter in network.parameters():
         if parameter.requires_grad:
             parameter.register_post_accumulate_grad_hook(tracker.take_gradient)
-    autocast: Any = _Autocast if precision.endswith("mixed") else nullcontext
-    with tracker, ExitStack() as recomputing:
-        with autocast():
+    is_mixed = precision.endswith("mixed")
+    if is_mixed:
+        for block in network.modules():
+            if isinstance(block, Block):
+                block.forward = _in_autocast(block.forward)  # type: ignore[method-assign]
+    with tracker:
+        with _Autocast() if is_mixed else nullcontext():
             loss = torch.stack([out.float().sum() for out in outputs_of(network, image)]).sum()
-
-        def begin(_: Tensor) -> None:  # function modes that are on before are off in backward
-            recomputing.enter_context(autocast())
-
-        loss.register_hook(begin)
         loss.backward()
     return StepMemory(tuple(tracker.moments.items()), tracker.gradients, tracker.operations)
 
@@ -165,6 +165,16 @@ class _Autocast(TorchFunctionMode):
         if name in dtypes:
             args, kwargs = tree_map(partial(_cast, dtype=dtypes[name]), (args, kwargs or {}))
         return func(*args, **(kwargs or {}))
+
+
+def _in_autocast(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The same for a block that is recomputed: function modes are off in the backward pass."""
+
+    def call(*args: Any, **kwargs: Any) -> Tensor:
+        with _Autocast():
+            return forward(*args, **kwargs)
+
+    return call
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:
