@@ -1,7 +1,7 @@
 """Tiny pictures, a tiny recipe and a run of it, shared by the tests of tasks, callbacks and CLI."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -105,3 +105,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory, write_recipe: Callable[...
     arguments = ["fit", "-c", str(config), "--trainer.default_root_dir", str(folder / "runs")]
     assert main(arguments) == 0
     return folder
+
+
+@pytest.fixture(autouse=True)
+def no_process_group_is_left() -> Iterator[None]:
+    """End the process group that a trainer of several devices has started in this process."""
+    yield
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
