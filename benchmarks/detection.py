@@ -103,7 +103,8 @@ def main() -> None:
     lines = [
         f"# Detection on CPU ({os.cpu_count()} cores, {torch.get_num_threads()} threads)",
         "",
-        f"Data: `{args.root}`, float32. One process loads; times are the best of {args.repeats}.",
+        f"Data: `{args.root.name}`, float32. One process loads; times are the best of"
+        f" {args.repeats}. torch {torch.__version__}.",
         "",
         "| training pipeline | ms per picture | pictures per second |",
         "| --- | --- | --- |",

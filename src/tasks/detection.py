@@ -19,14 +19,15 @@ from src.metrics.coco import COCOMetric
 from src.metrics.coco_results import Result, to_results
 from src.models.detectors import Detector, MaskRCNN
 from src.models.detectors.box_fusion import fuse, mirror
-from src.optim.dense_layer_decay import dense_lr_scale, has_dense_weight_decay
+from src.optim.dense_layer_decay import dense_lr_scale
 from src.optim.param_groups import LrScale, parameter_groups
 from src.optim.steps import WarmupMultiStep
-from src.tasks.base import BaseTask, OptimizerFactory, SchedulerFactory
+from src.tasks.base import OptimizerFactory, SchedulerFactory
+from src.tasks.dense import DenseTask
 from src.types import DetectionBatch, Detections
 
 
-class DetectionTask(BaseTask):
+class DetectionTask(DenseTask):
     """Train and evaluate a detector.
 
     Args:
@@ -46,8 +47,7 @@ class DetectionTask(BaseTask):
             every parameter decays, also norms and biases: the rule of the official recipe
             ``dino_4scale_internimage_l_1x_coco_0.1x_backbone_lr``. Not together with
             ``layer_decay``.
-        kwargs: See :class:`BaseTask`. ``dcn_lr_scale`` does not exist in the official detection
-            recipe and is refused.
+        kwargs: See :class:`DenseTask`.
     """
 
     monitor: ClassVar[str] = "val/bbox_AP"
@@ -77,10 +77,6 @@ class DetectionTask(BaseTask):
             layer_decay=layer_decay,
             **kwargs,
         )
-        if self.dcn_lr_scale is not None:
-            raise UserError(
-                "dcn_lr_scale belongs to the classification recipe; leave it null in DetectionTask."
-            )
         if backbone_lr_scale is not None and (layer_decay is not None or backbone_lr_scale < 0):
             raise UserError(
                 "backbone_lr_scale must be 0 or more, and null where layer_decay is set, got "
@@ -107,16 +103,15 @@ class DetectionTask(BaseTask):
             return lambda name: share if name.startswith("backbone.") else 1.0
         if self.layer_decay is None:
             return None
-        depths = cast("Detector", self.network or self.evaluation_network).depths
+        depths = cast("Detector", self.training_network).depths
         return dense_lr_scale(depths, self.layer_decay, offset_lr_scale=self.offset_lr_scale)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Optimizer groups of the network, by the rule of the official detection recipe."""
-        named = list((self.network or self.evaluation_network).named_parameters())
-        no_decay = {n for n, p in named if not has_dense_weight_decay(n, p.ndim)}
-        if self.backbone_lr_scale is not None:
-            return parameter_groups(named, lr_scale=self.lr_scale(), decay_all=True)
-        return parameter_groups(named, lr_scale=self.lr_scale(), no_decay=no_decay)
+        if self.backbone_lr_scale is None:
+            return super().parameter_groups()
+        named = self.training_network.named_parameters()
+        return parameter_groups(named, lr_scale=self.lr_scale(), decay_all=True)
 
     def training_step(self, batch: DetectionBatch, batch_idx: int) -> Tensor:
         """Sum of the losses of a batch."""
@@ -140,22 +135,13 @@ class DetectionTask(BaseTask):
         self, network: nn.Module, batch: DetectionBatch, stage: str, suffix: str
     ) -> None:
         """Keep the detections of a batch for scoring."""
-        metric = cast("MetricCollection", self.metrics[stage + suffix])
+        metric = self.metrics_of(stage + suffix)
         metric.update(
             self._detect(network, batch),
             batch["image_id"],
             batch["original_size"],
             batch["annotations"],
         )
-
-    def on_validation_epoch_end(self) -> None:
-        """Log the COCO numbers of the validation pictures."""
-        for suffix in ("", "_raw") if self._averaged else ("",):
-            self._log_scores("val", suffix)
-
-    def on_test_epoch_end(self) -> None:
-        """Log the COCO numbers of the test pictures."""
-        self._log_scores("test", "")
 
     def predict_step(self, batch: DetectionBatch, batch_idx: int) -> dict[str, Any]:
         """Detections of every picture.
@@ -194,8 +180,9 @@ class DetectionTask(BaseTask):
             seen.append(more)
         return [fuse(of_picture) for of_picture in zip(*seen, strict=True)]
 
-    def _log_scores(self, stage: str, suffix: str) -> None:
-        metrics = cast("MetricCollection", self.metrics[stage + suffix])
+    def log_scores(self, stage: str, suffix: str) -> None:
+        """Log the numbers of COCO, and keep those of every class."""
+        metrics = self.metrics_of(stage + suffix)
         scores: dict[str, Tensor] = metrics.compute()
         if not self._is_fitting:
             metric = cast("COCOMetric", next(iter(metrics.values())))

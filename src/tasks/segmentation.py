@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,14 +20,15 @@ from src.losses.mask_set import MaskSetLoss  # noqa: F401  gives its short name 
 from src.losses.segmentation import SegmentationLoss
 from src.metrics.segmentation import SegmentationMetric
 from src.models.segmentors import Outputs, Segmentor, SlidingWindow, picture_probabilities
-from src.optim.dense_layer_decay import dense_lr_scale, has_dense_weight_decay
-from src.optim.param_groups import LrScale, parameter_groups
+from src.optim.dense_layer_decay import dense_lr_scale
+from src.optim.param_groups import LrScale
 from src.optim.poly import WarmupPoly
-from src.tasks.base import BaseTask, OptimizerFactory, SchedulerFactory
+from src.tasks.base import OptimizerFactory, SchedulerFactory
+from src.tasks.dense import DenseTask
 from src.types import IGNORE_LABEL, SegmentationBatch, SegmentationEvalBatch
 
 
-class SegmentationTask(BaseTask):
+class SegmentationTask(DenseTask):
     """Train and evaluate a segmentor.
 
     Args:
@@ -48,8 +49,7 @@ class SegmentationTask(BaseTask):
         reference_batch_size: See :class:`BaseTask`.
         layer_decay: Ratio of the learning rates of neighbouring blocks of the backbone, in (0, 1];
             ``None`` is off.
-        kwargs: See :class:`BaseTask`. ``dcn_lr_scale`` does not exist in the official
-            segmentation recipe and is refused.
+        kwargs: See :class:`DenseTask`.
     """
 
     monitor: ClassVar[str] = "val/mIoU"
@@ -81,11 +81,6 @@ class SegmentationTask(BaseTask):
             layer_decay=layer_decay,
             **kwargs,
         )
-        if self.dcn_lr_scale is not None:
-            raise UserError(
-                "dcn_lr_scale belongs to the classification recipe; leave it null in "
-                "SegmentationTask."
-            )
         self.loss_factory = loss
         self.loss_average, self.aux_weight = loss_average, aux_weight
         self.window = _window(window_size, window_stride)
@@ -113,12 +108,6 @@ class SegmentationTask(BaseTask):
             )
         return dense_lr_scale(depths, self.layer_decay, segmentation=True)
 
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """Optimizer groups of the network, by the rule of the official segmentation recipe."""
-        named = list((self.network or self.evaluation_network).named_parameters())
-        no_decay = {n for n, p in named if not has_dense_weight_decay(n, p.ndim)}
-        return parameter_groups(named, lr_scale=self.lr_scale(), no_decay=no_decay)
-
     def training_step(self, batch: SegmentationBatch, batch_idx: int) -> Tensor:
         """Loss of a batch."""
         label = batch["label"]
@@ -138,22 +127,13 @@ class SegmentationTask(BaseTask):
         """Count the pixels of every picture, and log the loss per labelled pixel."""
         for index, probability in self._segment(network, batch):
             label = batch["label"][index]
-            self._metrics_of(stage + suffix).update(probability.argmax(0), label)
+            self.metrics_of(stage + suffix).update(probability.argmax(0), label)
             labelled = label != IGNORE_LABEL
             right = probability.gather(0, label.clamp(max=self.num_classes - 1)[None])[0]
             loss = -right[labelled].clamp(min=1e-12).log().mean() if labelled.any() else 0.0
             # The weight makes this the mean over all labelled pixels of all pictures.
             weight = int(labelled.sum())
             self.log(f"{stage}/loss{suffix}", loss, batch_size=weight, sync_dist=True)
-
-    def on_validation_epoch_end(self) -> None:
-        """Log mIoU, mAcc and aAcc of the validation pictures."""
-        for suffix in ("", "_raw") if self._averaged else ("",):
-            self._log_scores("val", suffix)
-
-    def on_test_epoch_end(self) -> None:
-        """Log mIoU, mAcc and aAcc of the test pictures."""
-        self._log_scores("test", "")
 
     def predict_step(self, batch: SegmentationEvalBatch, batch_idx: int) -> dict[str, Any]:
         """Most probable class of every pixel.
@@ -198,11 +178,9 @@ class SegmentationTask(BaseTask):
                 "trainer.sync_batchnorm."
             )
 
-    def _metrics_of(self, key: str) -> MetricCollection:
-        return cast("MetricCollection", self.metrics[key])
-
-    def _log_scores(self, stage: str, suffix: str) -> None:
-        metrics = self._metrics_of(stage + suffix)
+    def log_scores(self, stage: str, suffix: str) -> None:
+        """Log mIoU, mAcc and aAcc, and keep the scores of every class."""
+        metrics = self.metrics_of(stage + suffix)
         scores: dict[str, Tensor] = metrics.compute()
         metrics.reset()
         scalars = {name: value for name, value in scores.items() if value.ndim == 0}
