@@ -20,6 +20,7 @@ MAY_IMPORT = {
     "data": {"types"},
     "visualization": {"types"},
     "environment": {"ops"},
+    "export": {"models", "ops"},
     "hub": {"models", "data"},
     "distributed": set(),
     "tasks": {"models", "losses", "metrics", "optim", "types", "distributed"},
@@ -40,6 +41,9 @@ ONLY_THERE = {
     "lightning": {"cli", "tasks", "strategies", "callbacks", "data"},
     "albumentations": {"data"},
     "pycocotools": {"data", "metrics"},
+    "onnx": {"export"},
+    "onnxscript": {"export"},
+    "onnxruntime": {"export"},
 }
 ENTRY_POINTS = {"cli", "__main__", "__init__"}
 

@@ -29,6 +29,7 @@ TOOLS = {
     "profile": "src.models.profile",
     "prepare": "src.data.prepare",
     "verify": "src.data.verify",
+    "export": "src.cli.export",
     "completion": "src.cli.completion",
     "consolidate": "src.cli.consolidate",
     "plan": "src.cli.plan",
@@ -36,17 +37,17 @@ TOOLS = {
 _OVERVIEW = """\
 InternImage on PyTorch Lightning. Commands of python -m src:
 
-  fit       train or fine-tune         fit --config configs/<recipe>.yaml
-  validate  metrics on the val split   validate --config configs/<recipe>.yaml --ckpt_path best
-  test      metrics on the test split  like validate
-  predict   table and pictures         like validate, with --data.predict_dir FOLDER
-  prepare   check and split your data  prepare from-folder photos   (or: prepare toy)
-  verify    check a data set           verify imagenet --root data/imagenet
-  profile   size, MACs and memory      profile --model internimage_t
-  plan      memory on many GPUs        plan --config configs/<recipe>.yaml --gpus 8 --memory 80GB
-  consolidate  one file from a folder  consolidate runs/<name>/version_0/checkpoints/last.ckpt
-  env       versions and operators     env
-
+  fit          train or fine-tune         fit --config configs/<recipe>.yaml
+  validate     metrics on the val split   validate --config configs/<recipe>.yaml --ckpt_path best
+  test         metrics on the test split  like validate
+  predict      table and pictures         like validate, with --data.predict_dir FOLDER
+  prepare      check and split your data  prepare from-folder photos   (or: prepare toy)
+  verify       check a data set           verify imagenet --root data/imagenet
+  export       ONNX, torch.export, hub    export --config X.yaml --ckpt_path best --check FOLDER
+  profile      size, MACs and memory      profile --model internimage_t
+  plan         memory on many GPUs        plan --config X.yaml --gpus 8 --memory 80GB
+  consolidate  one file from a folder     consolidate runs/<name>/version_0/checkpoints/last.ckpt
+  env          versions and operators     env
 Every setting of a recipe can be changed on the line: --trainer.max_epochs 5 --data.batch_size 32.
 <command> --help shows the settings used most; docs/configuration.md explains recipes."""
 

@@ -147,11 +147,19 @@ class TrainingCLI(LightningCLI):
                 "model.num_classes cannot be set: it is the number of classes of the data. Remove"
                 " it; data.class_names names classes that have no folder."
             )
+        self._validate_in_a_short_run()
         self.checkpoint: Path | None = None
         given = self.run_config.get("ckpt_path")
         if given:
             self.checkpoint = resolve_checkpoint(str(given), self.runs)
             self.run_config["ckpt_path"] = str(self.checkpoint)
+
+    def _validate_in_a_short_run(self) -> None:
+        """A run that ends before its first validation would have no best checkpoint."""
+        trainer = self.run_config.trainer
+        epochs, every = trainer.max_epochs, trainer.check_val_every_n_epoch
+        if epochs is not None and every is not None and 0 < epochs < every:
+            trainer.check_val_every_n_epoch = epochs
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make the trainer with this project's loggers, callbacks and folder."""

@@ -1,6 +1,11 @@
 """Networks and checkpoints that are split over processes; plain PyTorch, no Lightning."""
 
-from src.distributed.checkpoints import consolidate, describe_mismatch, is_sharded_checkpoint
+from src.distributed.checkpoints import (
+    consolidate,
+    describe_mismatch,
+    is_sharded_checkpoint,
+    shapes_of,
+)
 from src.distributed.sharding import (
     copy_network,
     is_sharded,
@@ -18,6 +23,7 @@ __all__ = [
     "is_sharded_checkpoint",
     "load_whole",
     "materialise",
+    "shapes_of",
     "shard",
     "tensors_of",
 ]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Size
+from torch import Size, Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader
@@ -158,6 +158,11 @@ def not_saved(path: Path, reason: str) -> str:
         f"The checkpoint {path} could not be written ({reason}); is the disk full, or not"
         f" writable?{kept}"
     )
+
+
+def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, Size]:
+    """Shape of every tensor by name."""
+    return {name: tensor.shape for name, tensor in tensors.items()}
 
 
 def describe_mismatch(saved: Mapping[str, Size], wanted: Mapping[str, Size]) -> str:

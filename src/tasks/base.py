@@ -16,14 +16,14 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Size, Tensor, nn
+from torch import Size, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MetricCollection
 
-from src.distributed import copy_network, describe_mismatch, materialise, shard
+from src.distributed import copy_network, describe_mismatch, materialise, shapes_of, shard
 from src.errors import UserError
 from src.models.stages import Block
 from src.models.weights import load_official
@@ -320,7 +320,7 @@ class BaseTask(LightningModule):
         if "current_model_state" in checkpoint and self._is_fitting and not self._averaged:
             self.warn_of_lost_average()
             checkpoint["state_dict"] = checkpoint["current_model_state"]
-        self.check_fits(_shapes(checkpoint["state_dict"]), _shapes(self.state_dict()))
+        self.check_fits(shapes_of(checkpoint["state_dict"]), shapes_of(self.state_dict()))
         if self._is_fitting:
             groups = checkpoint["optimizer_states"][0]["param_groups"]
             self.check_group_sizes([len(group["params"]) for group in groups])
@@ -386,7 +386,3 @@ class BaseTask(LightningModule):
 
 def _settings(group: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in group.items() if name != "params"}
-
-
-def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, Size]:
-    return {name: tensor.shape for name, tensor in tensors.items()}

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from src.cli import main
+from src.cli import export, main
 from src.data import prepare
 from src.data.toy_layouts import ToySettings, write_toy_imagenet
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-PARSERS = {"prepare": prepare._parser}
+PARSERS = {"prepare": prepare._parser, "export": export._parser}
 PLACEHOLDERS = ("<", "runs/", "...", "data/own/")
 TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
 
@@ -63,22 +63,31 @@ def test_links_between_pages_lead_somewhere() -> None:
 def test_tool_command_parses(args: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     parser = PARSERS[args[0]]()
-    assert parser.parse_args(args[1:]).run
+    if args[0] == "prepare":
+        assert parser.parse_args(args[1:]).run
+        return
+    _, recipe = parser.parse_known_args(args[1:])
+    if not any("data/own/" in arg for arg in recipe):
+        assert main(["fit", *recipe, "--print_config"]) == 0
 
 
 @pytest.mark.slow
-def test_quickstart_runs_on_own_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_quickstart_runs_on_own_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     write_toy_imagenet(tmp_path / "toy", ToySettings(train=10, val=1, predict=1, size=64))
     for shape, name in (("star", "golden star"), ("heart", "heart"), ("ring", "ring")):
         shutil.copytree(tmp_path / "toy" / "train" / shape, tmp_path / "photos" / name)
     pages = commands(ROOT / "docs" / "quickstart.md")
     tour = [args for args in pages if "photos" in " ".join(args)]
-    assert [args[0] for args in tour] == ["prepare", "fit", "predict"]
+    assert [args[0] for args in tour] == ["prepare", "fit", "predict", "export"]
     shorter = {"fit": ["--trainer.max_epochs", "2"], "prepare": []}
     for args in tour:
         assert main([*args, *shorter.get(args[0], [])]) == 0, args
+    assert "(within 1e-4)" in capsys.readouterr().out
     assert list((tmp_path / "runs" / "photos").rglob("pictures/*.png"))
+    assert (tmp_path / "exported" / "photos" / "model.onnx").is_file()
 
 
 @pytest.mark.slow

@@ -43,7 +43,7 @@ class MaskHead(nn.Module):
 
 def masks_of_class(logits: Tensor, labels: Tensor) -> Tensor:
     """Masks ``(R, C, h, w)`` of one class per region, ``(R, h, w)``."""
-    return logits[torch.arange(len(labels), device=labels.device), labels]
+    return logits[torch.arange(labels.shape[0], device=labels.device), labels]
 
 
 def mask_targets(

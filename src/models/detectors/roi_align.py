@@ -37,9 +37,7 @@ def align_on_pyramid(pyramid: Sequence[Tensor], rois: Tensor, side: int) -> Tens
     Returns:
         Features ``(R, C, side, side)``.
     """
-    area = (rois[:, 3] - rois[:, 1]) * (rois[:, 4] - rois[:, 2])
-    level = torch.floor(torch.log2(area.sqrt() / _FINEST_SIDE + 1e-6))
-    level = level.clamp(0, len(STRIDES) - 1).long()
+    level = pyramid_level(rois)
     features = pyramid[0].new_zeros(len(rois), pyramid[0].shape[1], side, side)
     for i, stride in enumerate(STRIDES):
         members = (level == i).nonzero().flatten()
@@ -49,3 +47,10 @@ def align_on_pyramid(pyramid: Sequence[Tensor], rois: Tensor, side: int) -> Tens
             )
             features = features.index_copy(0, members, cut.to(features))
     return features
+
+
+def pyramid_level(rois: Tensor) -> Tensor:
+    """Index of the level that fits each box of ``(R, 5)``, int64 ``(R,)``."""
+    area = (rois[:, 3] - rois[:, 1]) * (rois[:, 4] - rois[:, 2])
+    level = torch.floor(torch.log2(area.sqrt() / _FINEST_SIDE + 1e-6))
+    return level.clamp(0, len(STRIDES) - 1).long()

@@ -219,4 +219,4 @@ class RPNHead(nn.Module):
 
 def _by_anchor(x: Tensor, values: int) -> Tensor:
     """``(N, A * values, H, W) -> (N, H * W * A, values)``, at least float32."""
-    return full_precision(x).permute(0, 2, 3, 1).reshape(len(x), -1, values)
+    return full_precision(x).permute(0, 2, 3, 1).reshape(x.shape[0], -1, values)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -43,6 +44,7 @@ def conv_norm_relu(in_channels: int, out_channels: int, kernel_size: int) -> Con
 
 def resize(x: Tensor, size: tuple[int, int], align_corners: bool = False) -> Tensor:
     """Bilinear resize of ``(N, C, H, W)`` to ``(N, C, *size)``; the same tensor if it fits."""
-    if tuple(x.shape[-2:]) == tuple(size):
+    # Sizes are unknown while a graph is recorded; resizing to the same size changes nothing.
+    if not torch.compiler.is_exporting() and tuple(x.shape[-2:]) == tuple(size):
         return x
     return F.interpolate(x, size=size, mode="bilinear", align_corners=align_corners)

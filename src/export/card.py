@@ -1,0 +1,102 @@
+"""The text beside exported files: what goes in, what comes out, how to run them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from src.export.graphs import Graph
+
+_MEANING = {
+    "logits": "scores before the softmax (segmentation: per pixel; boxes: background last)",
+    "probabilities": "softmax of the logits",
+    "label_map": "index of the best class of every pixel",
+    "objectness": "RPN scores of all anchors before the sigmoid, finest level first",
+    "offsets": "box offsets (dx, dy, dw, dh), relative to the anchor or to the given box",
+    "anchors": "x1, y1, x2, y2 in pixels of the image",
+    "masks": "mask probabilities of the given classes in their boxes",
+    "image": "prepared RGB pictures, float32",
+    "rois": "number of the picture in the batch, x1, y1, x2, y2",
+    "labels": "class of each box",
+}
+
+
+def card(
+    graphs: Sequence[Graph],
+    files: Sequence[Path],
+    class_names: Sequence[str],
+    pictures: Mapping[str, Any],
+    task: str,
+) -> str:
+    """Text of ``EXPORT.md``.
+
+    Args:
+        graphs: What was written.
+        files: The files.
+        class_names: Names in label order.
+        pictures: How pictures are prepared.
+        task: What the network is for.
+    """
+    settings = "\n".join(f"- {name}: {value}" for name, value in pictures.items())
+    tables = "\n\n".join(_table(graph) for graph in graphs)
+    listed = "\n".join(f"- `{path.name}` ({path.stat().st_size / 1e6:.1f} MB)" for path in files)
+    names = "\n".join(f"{number} {name}" for number, name in enumerate(class_names))
+    first = graphs[0]
+    return f"""# InternImage for {task}, exported
+
+{listed}
+
+ONNX files hold standard operators only (opset 18). `.pt2` files are read by `torch.export.load`
+after `import src.ops`; `.aoti.pt2` files by `torch._inductor.aoti_load_package`, on the same kind
+of processor. Batch and sizes are free where a table shows a letter.
+
+{tables}
+
+## Preparing pictures
+
+RGB, divided by 255, minus the mean, divided by the deviation:
+
+{settings}
+
+## Running
+
+```python
+import numpy as np
+import onnxruntime
+
+session = onnxruntime.InferenceSession("{first.name}.onnx")
+image = np.zeros((1, 3, 256, 256), np.float32)  # a prepared picture
+outputs = dict(zip({list(first.outputs)!r}, session.run(None, {{"image": image}})))
+```
+
+## Classes
+
+```
+{names}
+```
+"""
+
+
+def _table(graph: Graph) -> str:
+    rows = [
+        f"| `{name}` | in | {_shape(graph, name)} | {_meaning(name)} |" for name in graph.inputs
+    ]
+    rows += [f"| `{name}` | out | | {_meaning(name)} |" for name in graph.outputs]
+    head = f"## {graph.name}\n\n| name | | shape | meaning |\n| --- | --- | --- | --- |\n"
+    return head + "\n".join(rows)
+
+
+def _shape(graph: Graph, name: str) -> str:
+    free = graph.dynamic[name]
+    letters = {0: "R" if name in ("rois", "labels") else "N", 2: "H", 3: "W"}
+    sizes = [
+        letters[axis] if axis in free else str(size)
+        for axis, size in enumerate(graph.inputs[name].shape)
+    ]
+    return "(" + ", ".join(sizes) + ")"
+
+
+def _meaning(name: str) -> str:
+    strides = {"p2": 4, "p3": 8, "p4": 16, "p5": 32}
+    return _MEANING.get(name) or f"map of stride {strides[name]}"

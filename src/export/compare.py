@@ -1,0 +1,87 @@
+"""Run exported files and PyTorch on the same inputs and tell the largest difference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from src.errors import UserError
+from src.export.graphs import Graph
+
+Runner = Callable[[dict[str, Tensor]], list[Tensor]]
+
+TOLERANCE = 1e-4
+
+
+def runner(path: Path, threads: int | None = None) -> Runner:
+    """Load an exported file.
+
+    Args:
+        path: What a function of ``files`` wrote.
+        threads: Threads of ONNX Runtime; default is its own choice.
+
+    Returns:
+        Function from inputs by name to outputs in order.
+
+    Raises:
+        UserError: If ONNX Runtime is not installed.
+    """
+    if path.suffix == ".onnx":
+        return _onnx_runner(path, threads)
+    if path.name.endswith(".aoti.pt2"):
+        from torch._inductor import aoti_load_package
+
+        package: Any = aoti_load_package(str(path))
+        return lambda inputs: _as_list(package(**inputs))
+    module = torch.export.load(path).module()
+    return lambda inputs: _as_list(module(**inputs))
+
+
+def _onnx_runner(path: Path, threads: int | None) -> Runner:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise UserError(
+            'Running ONNX files needs ONNX Runtime: pip install -c constraints.txt -e ".[export]"'
+        ) from error
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+    def run(inputs: dict[str, Tensor]) -> list[Tensor]:
+        outputs = session.run(None, {name: value.numpy() for name, value in inputs.items()})
+        return [torch.from_numpy(output) for output in outputs]
+
+    return run
+
+
+def differences(graph: Graph, run: Runner, inputs: dict[str, Tensor]) -> dict[str, float]:
+    """Largest absolute difference of every output between PyTorch and a file.
+
+    For whole numbers (label maps) it is the share of values that differ.
+    """
+    with torch.no_grad():
+        expected, found = _as_list(graph.module(**inputs)), run(inputs)
+    return {
+        name: _difference(a, b) for name, a, b in zip(graph.outputs, expected, found, strict=True)
+    }
+
+
+def _difference(a: Tensor, b: Tensor) -> float:
+    if a.shape != b.shape:
+        raise RuntimeError(f"shapes differ: {tuple(a.shape)} and {tuple(b.shape)}")
+    if not a.numel():
+        return 0.0
+    if not a.is_floating_point():
+        return float((a != b).double().mean())
+    return float((a.double() - b.double()).abs().max())
+
+
+def _as_list(outputs: Any) -> list[Tensor]:
+    return list(outputs) if isinstance(outputs, (tuple, list)) else [outputs]
