@@ -1,9 +1,10 @@
-"""Make every epoch reproducible by itself, so that a resumed run sees what it would have seen.
+"""Make every step reproducible by itself, so that a resumed run sees what it would have seen.
 
-At the start of each epoch all random generators are seeded from (seed, epoch, rank). Shuffling,
-augmentation, mixup and drop path of an epoch therefore do not depend on the epochs before it. A run
-that continues in the middle of an epoch passes over the batches that were already used, also where
-they were larger or smaller then because of another number of processes.
+All random generators are seeded from (seed, epoch, rank) at the start of an epoch, and with the
+number of the batch as well before each further one. Augmentation, mixup and drop path therefore do
+not depend on the steps before. A run that continues in the middle of an epoch passes over the
+batches that were already used, also where they were larger or smaller then because of another
+number of processes.
 """
 
 from __future__ import annotations
@@ -20,16 +21,16 @@ from src.callbacks.run_folder import tell
 from src.errors import UserError
 
 
-def seed_epoch(seed: int, epoch: int, rank: int) -> None:
-    """Seed Python, NumPy and PyTorch from three numbers that give unrelated streams."""
-    words = np.random.SeedSequence([seed, epoch, rank]).generate_state(3)
+def seed_all(seed: int, epoch: int, rank: int, batch: int = 0) -> None:
+    """Seed Python, NumPy and PyTorch from numbers that give unrelated streams."""
+    words = np.random.SeedSequence([seed, epoch, rank, batch]).generate_state(3)
     random.seed(int(words[0]))
     np.random.seed(int(words[1]))  # noqa: NPY002  timm's Mixup draws from the global generator
     torch.manual_seed(int(words[2]))
 
 
 class EpochSeed(Callback):
-    """Seed every training epoch.
+    """Seed every step of training.
 
     Args:
         seed: Any non-negative number.
@@ -51,18 +52,33 @@ class EpochSeed(Callback):
         """Continue in the middle of an epoch where the checkpoint was written there."""
         progress = trainer.fit_loop.epoch_loop.batch_progress
         self._pictures = _pictures_per_batch(trainer)
-        is_within = not progress.is_last_batch and progress.current.completed > 0
+        # A checkpoint written after a step counts its batch as processed, not yet as completed.
+        is_within = not progress.is_last_batch and progress.current.processed > 0
         if trainer.ckpt_path is not None and is_within:
             self._recount(progress)
             self._start(trainer)
-            self._pass_over(trainer, progress.current.completed)
+            self._pass_over(trainer, progress.current.processed)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Seed the epoch that starts."""
         self._start(trainer)
 
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Seed what comes next: loading the next batch, and its step."""
+        self._seed(trainer, batch_idx + 1)
+
+    def _seed(self, trainer: Trainer, batch: int) -> None:
+        seed_all(self.seed, trainer.current_epoch, trainer.global_rank, batch)
+
     def _start(self, trainer: Trainer) -> None:
-        seed_epoch(self.seed, trainer.current_epoch, trainer.global_rank)
+        self._seed(trainer, 0)
         fit_loop = trainer.fit_loop
         # Lightning has no public way to start a training epoch's loader anew.
         for loader in _loaders(fit_loop._combined_loader):
@@ -79,18 +95,18 @@ class EpochSeed(Callback):
         before, now = self._saved_pictures, self._pictures
         if before == now or not before or not now:
             return
-        batches, rest = divmod(progress.current.completed * before, now)
+        used = progress.current.processed
+        batches, rest = divmod(used * before, now)
         if rest:
             raise UserError(
-                f"The checkpoint was written after {progress.current.completed} batches of {before}"
+                f"The checkpoint was written after {used} batches of {before}"
                 f" pictures of an epoch, which are no whole number of batches of {now}; use a"
                 " number of devices and data.batch_size that give a divisor, or a checkpoint from"
                 " the end of an epoch."
             )
         for name in ("ready", "started", "processed", "completed"):
-            more = batches - getattr(progress.current, name)
-            setattr(progress.current, name, batches)
-            setattr(progress.total, name, getattr(progress.total, name) + more)
+            for counts in (progress.current, progress.total):
+                setattr(counts, name, getattr(counts, name) + batches - used)
 
     def _pass_over(self, trainer: Trainer, num_batches: int) -> None:
         tell(
@@ -100,6 +116,7 @@ class EpochSeed(Callback):
         batches = _fetcher(trainer).iterator
         for _ in range(num_batches):
             next(batches)
+        self._seed(trainer, num_batches)
 
 
 def _pictures_per_batch(trainer: Trainer) -> int:

@@ -96,6 +96,17 @@ def test_a_run_that_crashed_in_an_epoch_repeats_that_epoch(
         assert rows(continued, 6) == rows(straight, 6)
 
 
+def test_a_checkpoint_of_a_step_continues_after_that_step(
+    config: Path, straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop_at(monkeypatch, 8, RuntimeError("the power is out"))
+    often = ("--checkpoint.every_n_train_steps", "7", "--checkpoint.save_on_exception", "false")
+    assert fit(config, tmp_path, *EPOCHS, *often) == 1
+    assert last(tmp_path / "tiny" / "version_0")["global_step"] == 7
+    assert fit(config, tmp_path, *EPOCHS, "--ckpt_path", "last") == 0
+    assert_same_end(tmp_path / "tiny" / "version_1", straight)
+
+
 @pytest.mark.parametrize(
     "error",
     [KeyboardInterrupt(), pytest.param(RuntimeError("no luck"), marks=pytest.mark.slow)],
