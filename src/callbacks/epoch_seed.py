@@ -50,7 +50,7 @@ class EpochSeed(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Continue in the middle of an epoch where the checkpoint was written there."""
-        progress = trainer.fit_loop.epoch_loop.batch_progress
+        progress: Any = trainer.fit_loop.epoch_loop.batch_progress
         self._pictures = _pictures_per_batch(trainer)
         # A checkpoint written after a step counts its batch as processed, not yet as completed.
         is_within = not progress.is_last_batch and progress.current.processed > 0

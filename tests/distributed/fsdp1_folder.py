@@ -4,9 +4,11 @@ Lightning's strategy itself refuses the CPU; PyTorch's FSDP does not. Beside the
 state is written whole, gathered by FullyShardedDataParallel.
 """
 
+import copy
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import distributed, nn
@@ -32,6 +34,23 @@ class Task(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.network = InternImage(3, channels=8, depths=(1, 1, 1, 1), groups=(1, 2, 4, 8))
+
+
+def gather(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Whole state of the optimizer on the first process, one entry after the other.
+
+    On the CPU, PyTorch gathers all entries of a parameter into the same memory.
+    """
+    states = {parameter: dict(state) for parameter, state in optimizer.state.items()}
+    whole: dict[str, Any] = {}
+    for key in ("step", "exp_avg", "exp_avg_sq"):
+        for parameter, state in states.items():
+            optimizer.state[parameter] = {key: state[key]}
+        part = copy.deepcopy(FullyShardedDataParallel.optim_state_dict(module, optimizer))
+        for name, state in part.get("state", {}).items():
+            whole.setdefault("state", {}).setdefault(name, {}).update(state)
+        whole["param_groups"] = part.get("param_groups")
+    return whole
 
 
 def write(rank: int, port: int, folder: Path) -> None:
@@ -63,7 +82,7 @@ def write(rank: int, port: int, folder: Path) -> None:
     whole = (FullStateDictConfig(rank0_only=True), FullOptimStateDictConfig(rank0_only=True))
     with FullyShardedDataParallel.state_dict_type(module, StateDictType.FULL_STATE_DICT, *whole):
         expected = {"model": module.state_dict()}
-        expected["optimizer_0"] = FullyShardedDataParallel.optim_state_dict(module, optimizer)
+        expected["optimizer_0"] = gather(module, optimizer)
     if rank == 0:
         torch.save({"epoch": 3, "pytorch-lightning_version": "2.6.6"}, folder / "meta.pt")
         torch.save(expected, folder.with_suffix(".expected"))
