@@ -26,6 +26,17 @@ from src.models.detectors import TwoStageDetector
 from src.models.detectors.roi_align import boxes_with_image
 
 FORMATS = (*WRITERS, "safetensors")
+_ONE_CPU = tuple(
+    f"--trainer.{name}"
+    for name in (
+        "accelerator=cpu",
+        "devices=1",
+        "num_nodes=1",
+        "strategy=auto",
+        "precision=32-true",
+        "sync_batchnorm=false",
+    )
+)
 _MASKS_CHECKED = 100  # boxes whose masks are compared
 
 
@@ -99,7 +110,7 @@ def load(recipe: Sequence[str], checkpoint: str | None = None) -> tuple[_Loaded,
     from src.cli import build
 
     given = [*recipe, "--model.init_args.weights=null"] if checkpoint else list(recipe)
-    cli = build(given)
+    cli = build([*given, *_ONE_CPU])
     network = cli.model.training_network
     if checkpoint:
         _load_checkpoint(network, resolve_checkpoint(checkpoint, cli.runs))
