@@ -10,30 +10,18 @@ everything. Without --root the toy data are used (python -m src prepare toy).
 
 from __future__ import annotations
 
-import argparse
-import os
-import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import torch
+from dense import STEP_HEADER, arguments, backbone, best_of, report, step_row
+from torch import Tensor
 from torch.utils.data import default_collate
 
 from src.data import ADE20KDataModule
 from src.losses.segmentation import SegmentationLoss
-from src.models import ARCHITECTURES, FCNHead, InternImageBackbone, Segmentor, UPerHead
+from src.models import FCNHead, Segmentor, UPerHead
 
 WIDTHS = {"nano": (64, 32), "t": (512, 256)}  # of UPerHead and FCNHead
-
-
-def best_of(repeats: int, action: Callable[[], object]) -> float:
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        action()
-        times.append(time.perf_counter() - start)
-    return min(times)
 
 
 def make_data(root: Path, size: int) -> ADE20KDataModule:
@@ -63,78 +51,38 @@ def pipeline_rows(root: Path, pictures: int, repeats: int) -> list[str]:
     return rows
 
 
-def step_row(name: str, root: Path, size: int, batch_size: int, repeats: int) -> str:
+def upernet_row(name: str, root: Path, size: int, batch_size: int, repeats: int) -> str:
     module = make_data(root, size)
     dataset = module._datasets["train"]
 
     def load() -> dict:
         return default_collate([dataset[i] for i in range(batch_size)])
 
-    data, batch = best_of(repeats, load), load()
-    network, loss = make(name, module.num_classes), SegmentationLoss()
-
-    def step() -> tuple[float, float, float]:
-        start = time.perf_counter()
-        with torch.no_grad():
-            network.backbone(batch["image"])
-        middle = time.perf_counter()
-        total = sum(loss(network(batch["image"]), batch["label"]).values())
-        end = time.perf_counter()
-        total.backward()
-        backward = time.perf_counter() - end
-        backbone = middle - start
-        return backbone, max(end - middle - backbone, 0.0), backward
-
-    step()
-    backbone, heads, backward = min((step() for _ in range(repeats)), key=sum)
-    total = data + backbone + heads + backward
-    shares = (f"{part / total:.0%}" for part in (data, backbone, heads, backward))
-    return f"| {name} | {batch_size} x {size}x{size} | {total:.2f} | {' | '.join(shares)} |"
-
-
-def make(name: str, num_classes: int) -> Segmentor:
-    arguments = {
-        k: v for k, v in ARCHITECTURES[f"internimage_{name}"].items() if k != "num_classes"
-    }
+    batch, seconds = load(), best_of(repeats, load)
     decode, auxiliary = WIDTHS[name]
-    return Segmentor(
-        num_classes,
-        partial(InternImageBackbone, **arguments),
-        partial(UPerHead, channels=decode),
-        partial(FCNHead, channels=auxiliary),
-    ).train()
+    heads = partial(UPerHead, channels=decode), partial(FCNHead, channels=auxiliary)
+    network = Segmentor(module.num_classes, backbone(name), *heads).train()
+    criterion = SegmentationLoss()
+
+    def loss() -> Tensor:
+        return sum(criterion(network(batch["image"]), batch["label"]).values())
+
+    return step_row(name, network, batch["image"], loss, seconds, repeats)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--root", type=Path, default=Path("data/toy/ade20k"))
-    parser.add_argument("--pictures", type=int, default=32)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--models", nargs="+", default=list(WIDTHS), choices=list(WIDTHS))
-    parser.add_argument("--size", type=int, default=512, help="crop of the training step")
-    parser.add_argument("--batch-size", type=int, default=2)
-    parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
+    args = arguments(__doc__.splitlines()[0], "data/toy/ade20k", 512)
+    step = (args.root, args.size, args.batch_size, args.repeats)
     lines = [
-        f"# Segmentation on CPU ({os.cpu_count()} cores, {torch.get_num_threads()} threads)",
-        "",
-        f"Data: `{args.root.name}`, float32. One process loads; times are the best of"
-        f" {args.repeats}. torch {torch.__version__}.",
-        "",
         "| crop | sample | ms per picture | pictures per second |",
         "| --- | --- | --- | --- |",
         *pipeline_rows(args.root, args.pictures, args.repeats),
         "",
-        "| UPerNet | batch | s per step | data | backbone forward | heads and loss forward |"
-        " backward |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-        *(step_row(m, args.root, args.size, args.batch_size, args.repeats) for m in args.models),
-        "",
+        f"| UPerNet | {STEP_HEADER[0]}",
+        STEP_HEADER[1],
+        *(upernet_row(name, *step) for name in args.models),
     ]
-    print("\n".join(lines))
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text("\n".join(lines))
+    report("Segmentation", args, lines)
 
 
 if __name__ == "__main__":
