@@ -1,8 +1,9 @@
 """Checkpoints: the best by the task's metric, the last after every epoch, and one on an exception.
 
 Differences to Lightning's ``ModelCheckpoint``: the monitored value is the task's own unless another
-is named, ``last.ckpt`` is written after every epoch even if the epoch was not the best, a resumed
-run remembers the best of the run it continues, and files appear whole or not at all.
+is named, ``last.ckpt`` is written after every epoch even if the epoch was not the best, a
+validation within an epoch has its own best, a resumed run remembers the best of the run it
+continues, and files appear whole or not at all.
 """
 
 from __future__ import annotations
@@ -27,9 +28,14 @@ from src.distributed.checkpoints import (
 from src.errors import UserError
 from src.tasks import BaseTask
 
+_BY_EPOCH, _BY_STEP = "best-{epoch}", "best-{step}"
+
 
 class Checkpoint(ModelCheckpoint):
     """Write ``best-epoch=N.ckpt`` and ``last.ckpt`` into the ``checkpoints`` of the run folder.
+
+    Where validations are counted in batches over epochs (``check_val_every_n_epoch: null``), the
+    best is ``best-step=N.ckpt``.
 
     Args:
         monitor: Logged value that decides which epoch is best; default is the task's
@@ -41,7 +47,7 @@ class Checkpoint(ModelCheckpoint):
             an epoch takes hours.
         save_on_exception: Write ``last.ckpt`` when training stops with an error or with Ctrl-C
             (on one device only: with several, the others may be beyond reach).
-        filename: Name of the best checkpoints, without suffix.
+        filename: Name of the best checkpoints, without suffix; default is as above.
     """
 
     def __init__(
@@ -52,10 +58,10 @@ class Checkpoint(ModelCheckpoint):
         every_n_epochs: int = 1,
         every_n_train_steps: int | None = None,
         save_on_exception: bool = True,
-        filename: str = "best-{epoch}",
+        filename: str | None = None,
     ) -> None:
         super().__init__(
-            filename=filename,
+            filename=filename or _BY_EPOCH,
             monitor=monitor or "val/loss",
             mode=mode or "min",
             save_last=True,
@@ -74,6 +80,8 @@ class Checkpoint(ModelCheckpoint):
             self.monitor = self.requested_monitor or pl_module.monitor
             self.mode = self.requested_mode or pl_module.monitor_mode
             self.kth_value = torch.tensor(torch.inf if self.mode == "min" else -torch.inf)
+        if trainer.check_val_every_n_epoch is None and self.filename == _BY_EPOCH:
+            self.filename = _BY_STEP
         super().setup(trainer, pl_module, stage)
 
     def on_train_batch_end(
@@ -103,8 +111,20 @@ class Checkpoint(ModelCheckpoint):
         self._save_last_checkpoint(trainer, candidates)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Wait for the end of the epoch: resuming from the middle of a validation is not exact."""
-        self._has_validated = not trainer.sanity_checking
+        """Write the best of a validation within an epoch; at its end, wait for the epoch's end.
+
+        The network trains on before the epoch ends. Resuming from such a file is not exact: the
+        validation counts as unfinished.
+        """
+        fits = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
+        if not fits or is_dry_run(trainer):
+            return
+        if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            self._has_validated = True
+            return
+        candidates = self._monitor_candidates(trainer)
+        if self.monitor in candidates:
+            self._save_topk_checkpoint(trainer, candidates)
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException

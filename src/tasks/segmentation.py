@@ -43,7 +43,7 @@ class SegmentationTask(DenseTask):
         window_size: Height and width of windows that are evaluated one after the other, in pixels
             of the network's input. ``None`` evaluates whole pictures.
         window_stride: Vertical and horizontal step of the windows; default is two thirds of
-            ``window_size``, as in the official Cityscapes recipes.
+            ``window_size``.
         optimizer: See :class:`BaseTask`.
         lr_scheduler: See :class:`BaseTask`.
         reference_batch_size: See :class:`BaseTask`.

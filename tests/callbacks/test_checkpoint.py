@@ -70,6 +70,14 @@ def test_epochs_without_validation_are_not_the_best(tmp_path: Path) -> None:
     assert names == ["best-epoch=1.ckpt", "best-epoch=3.ckpt", "last.ckpt"]
 
 
+def test_the_best_of_validations_within_epochs_is_what_was_scored(tmp_path: Path) -> None:
+    callback = Checkpoint(every_n_train_steps=3)
+    settings = {"max_epochs": 2, "val_check_interval": 3, "check_val_every_n_epoch": None}
+    assert fit(tmp_path, callback, 0.9, 0.5, **settings) == ["best-step=3.ckpt", "last.ckpt"]
+    assert torch.load(tmp_path / "best-step=3.ckpt", weights_only=True)["global_step"] == 3
+    assert callback.best_model_score == pytest.approx(0.9)
+
+
 def test_last_within_an_epoch(tmp_path: Path) -> None:
     callback = Checkpoint(save_top_k=0, every_n_train_steps=3)
     assert fit(tmp_path, callback, 0.1, max_steps=3, max_epochs=-1) == ["last.ckpt"]

@@ -50,6 +50,7 @@ RECIPES = {
 _BATCH = {"classification": 16, "detection": 4, "segmentation": 8}
 _STEPS = {True: 600, False: 400}  # from scratch or not; aimed at, whatever the number of pictures
 _EPOCHS = {True: (30, 200), False: (12, 100)}  # fewest and most
+_FEW = 200  # pictures that are read faster than the processes of an epoch start
 _VALIDATIONS = 10
 _WARMUP_SHARE = 0.1
 _FINE_TUNING_RATE = {"classification": 1e-4, "detection": 5e-5, "segmentation": 6e-5}
@@ -138,7 +139,7 @@ def small_data_recipe(
         **(_NANO_DATA[task] if is_nano else {}),
         **data,
         "batch_size": batch,
-        "num_workers": min(2, os.cpu_count() or 1),
+        "num_workers": 0 if pictures < _FEW else min(2, os.cpu_count() or 1),
     }
     recipe["trainer"] = {
         "max_epochs": epochs,
