@@ -34,7 +34,7 @@ def resolve_checkpoint(given: str, runs: Path) -> Path:
                 f" take the newest of {runs}."
             )
     if path.is_file():
-        _check_readable(path)
+        check_readable(path)
     elif not is_sharded_checkpoint(path):
         raise UserError(
             f"The folder {path} is no complete checkpoint: what belongs to all processes, .metadata"
@@ -56,7 +56,12 @@ def _newest(keyword: str, runs: Path) -> Path:
     return max(found, key=lambda path: (path.stat().st_mtime_ns, path.parts))
 
 
-def _check_readable(path: Path) -> None:
+def check_readable(path: Path) -> None:
+    """Refuse a file that is no checkpoint of a training run.
+
+    Raises:
+        UserError: If it is truncated, damaged or something else.
+    """
     # The table of contents stands at the end of the file, so a truncated one has none.
     if not zipfile.is_zipfile(path):
         raise UserError(

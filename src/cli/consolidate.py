@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from src.cli.checkpoints import check_readable
 from src.distributed.checkpoints import consolidate, is_sharded_checkpoint, not_saved
 from src.errors import UserError
 
@@ -56,6 +57,7 @@ def read(path: Path, *, weights_only: bool = False) -> dict[str, Any]:
     """Content of a checkpoint, a folder or a file."""
     if is_sharded_checkpoint(path) or not path.is_file():
         return consolidate(path, weights_only=weights_only)
+    check_readable(path)
     content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     return content
 

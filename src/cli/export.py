@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from src.cli.checkpoints import resolve_checkpoint
-from src.distributed import describe_mismatch, shapes_of
+from src.distributed import consolidate, describe_mismatch, is_sharded_checkpoint, shapes_of
 from src.errors import UserError
 from src.export.card import card
 from src.export.compare import TOLERANCE, differences, runner
@@ -219,7 +219,10 @@ def _inputs(network: nn.Module, batch: Any, classes: int) -> Iterator[dict[str, 
 
 
 def _load_checkpoint(network: nn.Module, path: Path) -> None:
-    content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
+    if is_sharded_checkpoint(path):
+        content = consolidate(path, weights_only=True)["state_dict"]
+    else:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
     prefix = "network."
     state = {k.removeprefix(prefix): v for k, v in content.items() if k.startswith(prefix)}
     mismatch = describe_mismatch(shapes_of(state), shapes_of(network.state_dict()))

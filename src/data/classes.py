@@ -87,7 +87,7 @@ def read_class_names(class_names: Sequence[str] | str) -> list[str]:
                 'Accepted are a list of names, a text file with one name a line, or "imagenet-1k".'
             )
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
         except UnicodeDecodeError as error:
             raise UserError(
                 f"The class names file {path} is not UTF-8 text; write one name a line."

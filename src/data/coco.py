@@ -67,8 +67,9 @@ class COCODataModule(BaseDataModule):
         seed: Decides the order of the training pictures together with the epoch.
         predict_dir: A folder of pictures, searched at any depth, or a single picture, for
             ``predict``.
-        class_names: Names for ``predict`` where there are no annotation files: a list, a text file
-            with one name a line, or ``"coco"``.
+        class_names: Names of the classes in label order, as weights were trained with: a list, a
+            text file with one name a line, or ``"coco"``. Annotation files may list fewer of them;
+            they are matched by name. Default: the categories of the annotation files.
 
     Raises:
         UserError: If a value is out of range; later, if files are missing or do not fit.
@@ -154,18 +155,26 @@ class COCODataModule(BaseDataModule):
     @cached_property
     def categories(self) -> dict[int, str]:
         """Number and name of every category in label order."""
-        split = next((s for s in ("train", "val") if self._path(s).is_file()), None)
+        split = next((s for s in ("train", "val", "test") if self._path(s).is_file()), None)
         if split is not None:
             return self._file(split).categories
-        if self._given_names is None:
+        if self._given_classes is None:
             raise UserError(
                 f"There is no annotation file at {self._path('train')} or {self._path('val')}, so "
                 "the classes are unknown. Check data.root, or for predict give the names with "
                 "data.class_names (coco for the 80 classes of COCO)."
             )
+        return {number: name for name, number in self._given_classes.items()}
+
+    @cached_property
+    def _given_classes(self) -> dict[str, int] | None:
+        """Names of ``class_names`` and the category number that each has unless a file says so."""
+        if self._given_names is None:
+            return None
         if self._given_names == "coco":
-            return dict(COCO_CATEGORIES)
-        return dict(enumerate(read_class_names(self._given_names), start=1))
+            return {name: number for number, name in COCO_CATEGORIES.items()}
+        names = read_class_names(self._given_names)
+        return {name: number for number, name in enumerate(names, start=1)}
 
     @property
     def class_names(self) -> list[str]:
@@ -247,15 +256,17 @@ class COCODataModule(BaseDataModule):
     def _file(self, split: str) -> CocoFile:
         path = str(self._path(split))
         if path not in self._files:
-            self._files[path] = CocoFile(path, self._masks)
+            self._files[path] = CocoFile(path, self._masks, self._given_classes)
         return self._files[path]
 
     def _evaluated(self, split: str) -> COCOEvalDataset:
-        file = self._file(split)
-        if file.categories != self.categories:
+        file, wanted = self._file(split), self.categories
+        if self._given_classes is not None:  # a file need not list all of them
+            wanted = {number: name for number, name in wanted.items() if number in file.listed}
+        if file.listed != wanted:
             raise UserError(
                 f"{file.path} has other categories than the training annotations: "
-                f"{_first_difference(file.categories, self.categories)}."
+                f"{_first_difference(file.listed, wanted)}."
             )
         return COCOEvalDataset(file, self.root / self.splits[split][0], self.eval_transform)
 

@@ -7,11 +7,12 @@ pixel. pycocotools only decodes masks here; it accepts broken files silently, th
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,17 +48,26 @@ class CocoFile:
         path: The json file.
         masks: Whether objects without a usable mask are lost for training; it only decides what is
             reported.
+        classes: Names in label order, each with the number it gets if the file does not list it;
+            the file's categories find their label by name. Default: the file's own categories in
+            the order of their numbers.
 
     Raises:
         UserError: If the file is missing, no COCO json, or contradicts itself; names file and id.
     """
 
-    def __init__(self, path: str | Path, masks: bool = True) -> None:
+    def __init__(
+        self, path: str | Path, masks: bool = True, classes: Mapping[str, int] | None = None
+    ) -> None:
         self.path = Path(path)
         content = _read(self.path)
-        self.categories = _categories(content["categories"], self.path)
+        self.listed = _categories(content["categories"], self.path)
+        self.categories = self.listed
+        if classes is not None:
+            self.categories = _all_classes(self.listed, classes, self.path)
         self.pictures = [_picture(entry, self.path) for entry in content["images"]]
-        label_of = {number: label for label, number in enumerate(self.categories)}
+        labels = {name: label for label, name in enumerate(self.categories.values())}
+        label_of = {number: labels[name] for number, name in self.listed.items()}
         by_picture = self._sorted(content["annotations"], label_of)
         blocks = [json.dumps(by_picture.get(p.id, [])).encode() for p in self.pictures]
         self._ends = np.cumsum([len(block) for block in blocks])
@@ -67,7 +77,7 @@ class CocoFile:
 
     @property
     def class_names(self) -> list[str]:
-        """Names of the categories in label order: ascending category id."""
+        """Names of the categories in label order."""
         return list(self.categories.values())
 
     @property
@@ -165,8 +175,10 @@ def decode_mask(annotation: Annotation, size: tuple[int, int]) -> NDArray[np.uin
 def for_scoring(annotation: Annotation, size: tuple[int, int]) -> Annotation:
     """The annotation as the COCO tools score it, with polygons they would misread replaced."""
     segmentation = annotation["segmentation"]
-    if isinstance(segmentation, list) and len(usable_polygons(segmentation)) < len(segmentation):
-        polygons = usable_polygons(segmentation)
+    if not isinstance(segmentation, list):
+        return annotation
+    polygons = usable_polygons(segmentation)
+    if not polygons or len(polygons) < len(segmentation):
         empty = {"size": list(size), "counts": [size[0] * size[1]]}
         return annotation | {"segmentation": polygons or empty}
     return annotation
@@ -182,6 +194,8 @@ def _read(path: Path) -> dict[str, list[Any]]:
         content = json.loads(path.read_bytes())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"The annotation file {path} is not json: {error}.") from error
+    if isinstance(content, dict) and {"images", "categories"} <= content.keys():
+        content.setdefault("annotations", [])  # lists of test pictures have none
     lacking = [
         part
         for part in _PARTS
@@ -215,9 +229,32 @@ def _picture(entry: Any, path: Path) -> Picture:
         raise UserError(
             f"{path}: the picture {name!r} must have 'id', 'file_name', 'height' and 'width'."
         )
-    return Picture(
-        entry["id"], str(entry["file_name"]), (int(entry["height"]), int(entry["width"]))
-    )
+    height, width = entry["height"], entry["width"]
+    if not (_is_number(height) and _is_number(width)):
+        raise UserError(
+            f"{path}: the picture {entry['id']!r} has height {height!r} and width {width!r}; "
+            "expected are two numbers."
+        )
+    return Picture(entry["id"], str(entry["file_name"]), (int(height), int(width)))
+
+
+def _all_classes(
+    listed: Mapping[int, str], classes: Mapping[str, int], path: Path
+) -> dict[int, str]:
+    """Number and name of every class in label order, with the file's numbers where it has any."""
+    unknown = [name for name in listed.values() if name not in classes]
+    if unknown:
+        raise UserError(
+            f"{path} lists the category {unknown[0]!r}, which is not among the "
+            f"{len(classes)} names of data.class_names; leave class_names out to take the names of "
+            "the file."
+        )
+    number_of = {name: number for number, name in listed.items()}
+    spare = itertools.count(max([*listed, *classes.values()]) + 1)
+    return {
+        number_of.get(name, next(spare) if wish in listed else wish): name
+        for name, wish in classes.items()
+    }
 
 
 def _annotation(
@@ -252,8 +289,8 @@ def _annotation(
         )
     return entry | {
         "category_id": label_of[entry["category_id"]],
-        "iscrowd": int(entry.get("iscrowd", 0)),
-        "area": entry.get("area", box[2] * box[3]),
+        "iscrowd": int(entry.get("iscrowd") or 0),
+        "area": entry["area"] if _is_number(entry.get("area")) else box[2] * box[3],
         "segmentation": segmentation,
     }
 

@@ -41,7 +41,9 @@ def read_val_labels(path: Path) -> dict[str, str]:
     """
     if not path.is_file():
         raise UserError(f"The label file {path} does not exist. {_FORMATS}.")
-    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    lines = [
+        line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()
+    ]
     if not lines:
         raise UserError(f"The label file {path} is empty. {_FORMATS}.")
     if all(line.isdigit() for line in lines):

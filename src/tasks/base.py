@@ -26,7 +26,7 @@ from torchmetrics import MetricCollection
 from src.distributed import copy_network, describe_mismatch, materialise, shapes_of, shard
 from src.errors import UserError
 from src.models.stages import Block
-from src.models.weights import load_official
+from src.models.weights import LoadReport, load_official
 from src.optim.param_groups import LrScale, lr_scale_by_depth, parameter_groups
 from src.optim.schedules import StepSchedule, WarmupCosine
 
@@ -114,8 +114,18 @@ class BaseTask(LightningModule):
         """Make the network and give it its starting weights, in shards where the strategy asks."""
         network = self.make_network()
         if self.weights is not None:
-            load_official(network, self.weights)
+            self._warn_of_random_values(load_official(network, self.weights))
         return network
+
+    def _warn_of_random_values(self, report: LoadReport) -> None:
+        """Say that an evaluation means nothing where a part of the network is not in the file."""
+        fresh = [name for name in report.fresh if not name.startswith("auxiliary_head.")]
+        if fresh and self.trainer.state.fn not in (None, TrainerFn.FITTING):
+            rank_zero_warn(
+                f"{len(fresh)} weights of the network are not in {report.source} and have random"
+                f" values (first: {fresh[0]}), so the results mean nothing. Give the classes that"
+                " the weights were trained with (data.class_names), or fit first."
+            )
 
     def make_network(self) -> nn.Module:
         """Make the network with start values, split over the processes where there is a mesh."""

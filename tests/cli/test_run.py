@@ -11,6 +11,8 @@ import yaml
 from PIL import Image
 
 from src.cli import main
+from src.models import InternImage
+from src.models.weights import to_official
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -87,6 +89,16 @@ def test_evaluation_uses_the_average(
     fit = columns(folder / "metrics.csv")
     assert metrics[f"{stage}/loss"] == pytest.approx([fit["val/loss"][-1]], rel=1e-6)
     assert metrics[f"{stage}/top1"] == [fit["val/top1"][-1]]
+
+
+def test_weights_of_other_classes_do_not_pass_for_a_result(
+    trained: Path, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    network = InternImage(num_classes=5, channels=8, depths=(1, 1, 1, 1), groups=(1, 2, 4, 8))
+    torch.save({"model": to_official(network)}, tmp_path / "five.pth")
+    given = ["-c", str(trained / "tiny.yaml"), "--model.weights", str(tmp_path / "five.pth")]
+    assert run(trained, "validate", *given) == 0
+    assert any("the results mean nothing" in str(warning.message) for warning in recwarn)
 
 
 def test_predict_writes_table_and_pictures(trained: Path, pictures: Path) -> None:

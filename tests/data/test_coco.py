@@ -213,6 +213,7 @@ def test_polygons_of_two_points_are_not_scored_as_boxes(root):
             content([annotation(4, segmentation={"size": [9, 9], "counts": [81]})]),
             r"annotation 4 has a run-length code of height and width \(9, 9\)",
         ),
+        (content([], images=[(5, None, 60)]), "the picture 5 has height 60 and width None"),
         (content([{"id": 4}]), "the annotation 4 must have 'image_id'"),
         ({"images": [{"id": 3}], "annotations": [], "categories": []}, "no categories"),
         (content([], images=[(1, 80, 60), (1, 80, 60)]), "several pictures with the same id"),
@@ -222,6 +223,49 @@ def test_broken_files_are_named(root, data, message):
     path = write(root, data)
     with pytest.raises(UserError, match=message):
         CocoFile(path)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"area": None, "iscrowd": None}, {"area": "25"}, {"segmentation": None}]
+)
+def test_entries_without_a_value_are_filled_in(root, changes):
+    (found,) = CocoFile(write(root, content([annotation(1, **changes)]))).annotations(0)
+    assert found["area"] == 1200
+    assert found["iscrowd"] == 0
+
+
+def test_objects_without_a_mask_can_be_scored(root):
+    data = content([annotation(1, segmentation=[]), annotation(2)])
+    file = CocoFile(write(root, data))
+    boxes, masked = (for_scoring(a, (60, 80)) for a in file.annotations(0))
+    assert boxes["segmentation"] == {"size": [60, 80], "counts": [4800]}
+    assert masked["segmentation"] == SQUARE
+
+
+def test_given_classes_decide_the_labels_and_are_matched_by_name(root):
+    write(root, content([annotation(1, category_id=7), annotation(2, category_id=90)]))
+    data = module(root, class_names=["bird", "cat", "dog"])
+    assert data.class_names == ["bird", "cat", "dog"]
+    assert data.category_ids == [1, 90, 7]
+    data.setup("validate")
+    (batch, *_) = data.val_dataloader()
+    assert [a["category_id"] for a in batch["annotations"][0]] == [2, 1]
+    with pytest.raises(UserError, match="lists the category 'dog', which is not among"):
+        _ = module(root, class_names=["bird", "cat"]).class_names
+
+
+def test_given_classes_keep_clear_of_the_numbers_of_the_file(root):
+    write(root, content([], images=[(1, 80, 60)]) | {"categories": [{"id": 1, "name": "dog"}]})
+    assert module(root, class_names=["bird", "dog"]).category_ids == [3, 1]
+
+
+def test_the_test_split_alone_says_what_the_classes_are(root):
+    write(root, {k: v for k, v in content([]).items() if k != "annotations"}, "test.json")
+    files = {"train_annotations": "no.json", "val_annotations": "no.json"}
+    data = module(root, test_images="pictures", test_annotations="test.json", **files)
+    assert data.class_names == ["dog", "cat"]
+    data.setup("test")
+    assert [batch["image_id"] for batch in data.test_dataloader()] == [[1], [2], [3]]
 
 
 def test_a_missing_annotation_file_is_named(root):

@@ -48,6 +48,12 @@ def run(args: argparse.Namespace) -> None:
         files = _divide(args, out)
     readers = {part: CocoFile(path) for part, (path, _) in files.items()}
     learned = {part: _usable(reader) for part, reader in readers.items()}
+    if not any(learned["train"].values()):
+        raise UserError(
+            f"{args.annotations} has no object with a box and a mask; Mask R-CNN needs both. For "
+            "boxes alone take configs/detection/dino_internimage_nano_laptop.yaml "
+            "with --data.train_annotations, --data.train_images and the same of val."
+        )
     print(
         f"{out}: {len(readers['train'].pictures)} training and {len(readers['val'].pictures)} "
         "validation pictures; objects:"

@@ -72,7 +72,7 @@ def read_colours(path: Path) -> Colours:
     names: list[str] = []
     values: list[Colour] = []
     unlabelled: set[Colour] = set()
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
         if not line.strip():
             continue
         match = _LINE.fullmatch(line.strip())

@@ -180,6 +180,17 @@ def test_mistakes_in_coco_files_are_named(annotated, tmp_path, capsys):
     assert "20x20 pixels, but" in capsys.readouterr().err
 
 
+def test_boxes_without_masks_are_refused_before_they_train_on_nothing(annotated, tmp_path, capsys):
+    images, path = annotated
+    content = json.loads(path.read_text())
+    for annotation in content["annotations"]:
+        annotation["segmentation"] = []
+    path.write_text(json.dumps(content))
+    out = str(tmp_path / "out")
+    assert main(["prepare", "from-coco", str(path), "--images", str(images), "--out", out]) == 2
+    assert "has no object with a box and a mask" in capsys.readouterr().err
+
+
 def write_masks(root, mode):
     """Four pictures and their label maps, the first picture lying on its side."""
     for number in range(4):
