@@ -4,8 +4,7 @@ Accepted are ``.pth`` files (plain, or training checkpoints with a configuration
 ``.safetensors`` files, sharded safetensors with their index, folders that hold one of these, and
 the names of published files on the Hugging Face hub.
 
-Nothing in a file is executed: tensors are read by PyTorch's restricted unpickler, and every other
-class that the file names (yacs configurations, schedulers, numpy scalars) becomes an inert stub.
+Nothing in a file is executed: ``restricted_pickle.py`` reads what is pickled.
 
 The meaning of the tensors is the business of ``weights.py``.
 """
@@ -13,16 +12,14 @@ The meaning of the tensors is the business of ``weights.py``.
 from __future__ import annotations
 
 import json
-import zipfile
-from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from src.errors import UserError
+from src.models import restricted_pickle
 
 HUB_REPO = "OpenGVLab/InternImage"
 HUB_FILES = (
@@ -69,20 +66,6 @@ HUB_FILES = (
 _CONTAINERS = ("model", "module", "state_dict")
 _EMA_CONTAINERS = ("model_ema", "state_dict_ema", "ema")
 _FOLDER_FILES = ("model.safetensors", "model.safetensors.index.json")
-_DICT_LIKE = ("yacs.config.CfgNode", "mmcv.utils.config.ConfigDict", "addict.addict.Dict")
-
-
-class _Inert:
-    """Stands in for a class of the checkpoint that is not needed and must not run."""
-
-    def __new__(cls, *_: Any, **__: Any) -> _Inert:
-        return super().__new__(cls)
-
-    def __init__(self, *_: Any, **__: Any) -> None:
-        return
-
-    def __setstate__(self, state: Any) -> None:
-        return
 
 
 def resolve(source: str | Path) -> Path:
@@ -128,14 +111,15 @@ def read(path: Path) -> dict[str, Any]:
         The content, with all tensors in the file's own dtype.
 
     Raises:
-        UserError: If the file is damaged, incomplete, unsafe or of another kind.
+        UserError: If the file is damaged, incomplete or of another kind, or holds what cannot be
+            read without running code of it.
     """
     try:
         if path.name.endswith(".index.json"):
             return _read_shards(path)
         if path.suffix == ".safetensors":
             return _read_safetensors(path)
-        content = _read_pickle(path)
+        content = restricted_pickle.load(path)
     except UserError:
         raise
     except Exception as error:  # a damaged file can fail anywhere in the readers
@@ -257,11 +241,3 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
     from safetensors.torch import load_file
 
     return dict(load_file(path))
-
-
-def _read_pickle(path: Path) -> Any:
-    is_zip = zipfile.is_zipfile(path)
-    named = torch.serialization.get_unsafe_globals_in_checkpoint(path) if is_zip else _DICT_LIKE
-    stubs: list[Any] = [(OrderedDict if name in _DICT_LIKE else _Inert, name) for name in named]
-    with torch.serialization.safe_globals(stubs):
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)

@@ -1,5 +1,6 @@
 """Released files in every container go in and come out under the official names."""
 
+import argparse
 import gzip
 import hashlib
 import json
@@ -7,7 +8,9 @@ import logging
 import pickle
 import sys
 import types
+from collections import deque
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -222,6 +225,16 @@ def test_training_checkpoint_with_a_yacs_configuration(source, tmp_path, monkeyp
     torch.save(content, tmp_path / "run.pth", _use_new_zipfile_serialization=zipped)
     monkeypatch.delitem(sys.modules, "yacs.config")
     monkeypatch.delitem(sys.modules, "yacs")
+    network = target()
+    load_official(network, tmp_path / "run.pth")
+    assert_same(network, source)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_training_checkpoint_with_numbers_and_histories(source, tmp_path, zipped):
+    meta = {"mAP": np.float64(0.5), "lr": deque([0.1]), "args": argparse.Namespace(seed=1)}
+    content = {"meta": meta, "state_dict": to_official(source)}
+    torch.save(content, tmp_path / "run.pth", _use_new_zipfile_serialization=zipped)
     network = target()
     load_official(network, tmp_path / "run.pth")
     assert_same(network, source)

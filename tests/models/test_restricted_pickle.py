@@ -1,0 +1,201 @@
+"""Files of ``torch.save`` give their tensors, whatever else they hold, and run nothing."""
+
+import argparse
+import os
+import pickle
+from collections import Counter, OrderedDict, defaultdict, deque, namedtuple
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from src.errors import UserError
+from src.models import restricted_pickle
+
+WEIGHT = torch.arange(6.0).reshape(2, 3)
+
+
+class EasyDict(dict):
+    """A configuration whose entries are attributes too, as many projects have one."""
+
+    def __setattr__(self, name, value):
+        self[name] = value
+        super().__setattr__(name, value)
+
+
+class SlottedDict(dict):
+    __slots__ = ("frozen",)
+
+
+class Steps(list):
+    """A list with a class of its own."""
+
+
+class Run:
+    def __init__(self):
+        self.epoch, self.history = 3, [0.1, 0.2]
+
+
+Version = namedtuple("Version", ["major", "minor"])
+
+
+def easy_dict():
+    config = EasyDict()
+    config.depths, config.nested = [1, 1, 2, 1], EasyDict(lr=0.1)
+    return config
+
+
+FOREIGN = {
+    "numpy scalar": np.float64(83.5),
+    "numpy array": np.arange(3),
+    "namespace": argparse.Namespace(lr=0.1, steps=[1, 2]),
+    "path": Path("runs/1"),
+    "named tuple": Version(2, 1),
+    "object": Run(),
+    "frozen set": frozenset({1, 2}),
+    "easy dictionary": easy_dict(),
+    "default dictionary": defaultdict(list, {"loss": [0.1]}),
+    "counter": Counter("abc"),
+    "deque": deque([0.1, 0.2], maxlen=5),
+    "list subclass": Steps([1, 2, 3]),
+    "empty containers": [EasyDict(), Steps(), deque(), defaultdict(int)],
+}
+
+
+@pytest.fixture(params=["zip", "legacy"])
+def save(request, tmp_path):
+    """Write a file in either format of PyTorch; the path."""
+
+    def write(content, **options):
+        path = tmp_path / "file.pth"
+        zipped = request.param == "zip"
+        torch.save(content, path, _use_new_zipfile_serialization=zipped, **options)
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_tensors_beside_a_foreign_object(kind, save):
+    content = restricted_pickle.load(save({"state_dict": {"w": WEIGHT}, "meta": FOREIGN[kind]}))
+    assert torch.equal(content["state_dict"]["w"], WEIGHT)
+
+
+def test_foreign_containers_keep_their_entries(save):
+    content = restricted_pickle.load(
+        save({"model": EasyDict(w=WEIGHT), "last": deque([WEIGHT]), "steps": Steps([1, 2])})
+    )
+    assert type(content["model"]) is OrderedDict
+    assert torch.equal(content["model"]["w"], WEIGHT)
+    assert type(content["last"]) is list
+    assert torch.equal(content["last"][0], WEIGHT)
+    assert content["steps"] == [1, 2]
+
+
+def test_other_objects_become_empty_stubs(save):
+    run = restricted_pickle.load(save({"run": Run()}))["run"]
+    assert type(run).__name__ == "Run"
+    assert type(run) is not Run
+    assert not hasattr(run, "epoch")
+
+
+def test_shared_storage_and_half_precision_survive(save):
+    content = restricted_pickle.load(save({"a": WEIGHT, "b": WEIGHT[1], "c": WEIGHT.half()}))
+    assert content["a"].untyped_storage().data_ptr() == content["b"].untyped_storage().data_ptr()
+    assert content["c"].dtype == torch.float16
+    assert torch.equal(content["b"], WEIGHT[1])
+
+
+def listed_steps():
+    steps = Steps([1, 2])
+    steps.unit = "epochs"
+    return steps
+
+
+def slotted_dict():
+    content = SlottedDict(a=1)
+    content.frozen = True
+    return content
+
+
+@pytest.mark.parametrize(
+    ("unreadable", "name"),
+    [(listed_steps, "Steps"), (slotted_dict, "SlottedDict")],
+)
+def test_what_cannot_be_read_is_named_and_not_called_damaged(unreadable, name, save):
+    with pytest.raises(UserError, match=rf"file\.pth.*\b{name}\b") as caught:
+        restricted_pickle.load(save({"w": WEIGHT, "odd": unreadable()}))
+    assert "damaged" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_another_pickle_protocol_is_named(save):
+    with pytest.raises(UserError, match=r"file\.pth.*pickle protocol"):
+        restricted_pickle.load(save({"w": WEIGHT}, pickle_protocol=4))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_torchscript_program_is_named(tmp_path):
+    torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)).save(tmp_path / "program.pth")
+    with pytest.raises(UserError, match=r"program\.pth.*TorchScript"):
+        restricted_pickle.load(tmp_path / "program.pth")
+
+
+class Calls:
+    """Pickled as the call of a function that leaves a trace."""
+
+    def __init__(self, function, *arguments):
+        self.call = (function, arguments)
+
+    def __reduce__(self):
+        return self.call
+
+
+class BuildsAfter(Calls):
+    """Hands a state to the result of the call."""
+
+    def __reduce__(self):
+        return (*self.call, {"__class__": 1, "__setstate__": 2})
+
+
+class FillsAfter(Calls):
+    """Hands list items and entries to the result of the call."""
+
+    def __reduce__(self):
+        return (*self.call, None, iter([1, 2]), iter([("a", 1)]))
+
+
+@pytest.mark.parametrize("form", [Calls, BuildsAfter, FillsAfter])
+@pytest.mark.parametrize("how", ["exec", "eval", "system", "mkdir", "getattr"])
+def test_nothing_in_a_file_runs(how, form, save, tmp_path):
+    marker = tmp_path / "executed"
+    payload = {
+        "exec": form(exec, f"open({str(marker)!r}, 'w').close()"),
+        "eval": form(eval, f"open({str(marker)!r}, 'w')"),
+        "system": form(os.system, f"touch {marker}"),
+        "mkdir": form(os.mkdir, str(marker)),
+        "getattr": form(getattr, Path(marker), "touch"),
+    }[how]
+    path = save({"state_dict": {"w": WEIGHT}, "payload": payload})
+    with suppress(UserError):  # some are refused, the others become stubs
+        restricted_pickle.load(path)
+    assert not marker.exists()
+
+
+def test_a_payload_before_the_content_of_an_old_file_does_not_run(tmp_path):
+    marker = tmp_path / "executed"
+    with (tmp_path / "plain.pth").open("wb") as file:
+        for _ in range(4):
+            pickle.dump(Calls(os.mkdir, str(marker)), file, protocol=2)
+    with pytest.raises(ValueError, match=r"not start like a file of torch\.save"):
+        restricted_pickle.load(tmp_path / "plain.pth")
+    assert not marker.exists()
+
+
+def test_no_foreign_class_stays_allowed(save):
+    before = set(torch.serialization.get_safe_globals())
+    restricted_pickle.load(save({"w": WEIGHT, "config": easy_dict(), "run": Run()}))
+    assert set(torch.serialization.get_safe_globals()) == before
