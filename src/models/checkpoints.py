@@ -12,7 +12,7 @@ The meaning of the tensors is the business of ``weights.py``.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +63,9 @@ HUB_FILES = (
 )
 """Names of published files in `HUB_REPO`, without ``.pth``."""
 
-_CONTAINERS = ("model", "module", "state_dict")
+_CONTAINERS = ("model", "module", "state_dict", "model_state_dict", "weights", "net")
 _EMA_CONTAINERS = ("model_ema", "state_dict_ema", "ema")
+_NESTING = 3  # containers in containers, as in {"model": {"state_dict": ...}}
 _FOLDER_FILES = ("model.safetensors", "model.safetensors.index.json")
 
 
@@ -155,20 +156,29 @@ def tensors_of(
         UserError: If there are no tensors.
     """
     order = _EMA_CONTAINERS + _CONTAINERS if prefer_ema else _CONTAINERS + _EMA_CONTAINERS
-    for _ in range(3):  # containers may be nested, as in {"model": {"state_dict": ...}}
-        if any(isinstance(value, Tensor) for value in content.values()):
-            break
-        inner = next((content[k] for k in order if isinstance(content.get(k), Mapping)), None)
-        if inner is None:
-            break
-        content = inner
-    tensors = {str(k): v for k, v in content.items() if isinstance(v, Tensor)}
+    tensors = _state_dict_in(content, order, _NESTING)
     if not tensors:
         raise UserError(
             f"{source} holds no tensors; its entries are {_shorten(content)}. Accepted are state "
             f"dicts, raw or under {', '.join(_CONTAINERS)} or model_ema."
         )
     return tensors
+
+
+def _state_dict_in(
+    content: Mapping[str, Any], order: Sequence[str], nesting: int
+) -> dict[str, Tensor]:
+    """The tensors of the first container in ``content`` that holds some, else its own."""
+    own = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+    if nesting == 0:
+        return own
+    for name in order:
+        inner = content.get(name)
+        tensors = _state_dict_in(inner, order, nesting - 1) if isinstance(inner, Mapping) else {}
+        # A single tensor beside a container is a metric; a single one inside is no state dict.
+        if tensors and len(tensors) >= len(own):
+            return tensors
+    return own
 
 
 def _shorten(names: Any, limit: int = 5) -> str:

@@ -137,7 +137,7 @@ def test_another_pickle_protocol_is_named(save):
         restricted_pickle.load(save({"w": WEIGHT}, pickle_protocol=4))
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated")
 def test_a_torchscript_program_is_named(tmp_path):
     torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)).save(tmp_path / "program.pth")
     with pytest.raises(UserError, match=r"program\.pth.*TorchScript"):

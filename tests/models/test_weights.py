@@ -111,7 +111,10 @@ def test_round_trip_is_bitwise(kwargs):
 # Containers
 
 
-@pytest.mark.parametrize("key", [None, "model", "module", "state_dict", "model_ema"])
+CONTAINERS = ["model", "module", "state_dict", "model_state_dict", "weights", "net", "model_ema"]
+
+
+@pytest.mark.parametrize("key", [None, *CONTAINERS])
 @pytest.mark.parametrize("prefix", ["", "module.", "model.", "student.", "module.backbone."])
 def test_pth_containers_and_prefixes(source, tmp_path, key, prefix):
     weights = {prefix + name: tensor for name, tensor in to_official(source).items()}
@@ -127,6 +130,35 @@ def test_nested_container_and_legacy_format(source, tmp_path):
     torch.save(content, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
     network = target()
     load_official(network, tmp_path / "old.pth")
+    assert_same(network, source)
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"best_acc": torch.tensor(0.8)},
+        {"model": {}},
+        {"model": {"name": "internimage_t"}, "scale": torch.ones(1)},
+        {"module": {"state_dict": {}}},
+    ],
+)
+def test_the_container_is_found_beside_other_entries(source, beside):
+    network = target()
+    load_official(network, beside | {"state_dict": to_official(source)})
+    assert_same(network, source)
+
+
+@pytest.mark.parametrize("prefer_ema", [True, False])
+def test_averaged_weights_beside_a_single_tensor(source, prefer_ema):
+    network = target()
+    content = {"ema": {"state_dict": to_official(source)}, "decay": torch.tensor(0.99)}
+    load_official(network, content, prefer_ema=prefer_ema)
+    assert_same(network, source)
+
+
+def test_a_state_dict_is_not_hidden_by_an_entry_like_a_container(source):
+    network = target()
+    load_official(network, {"ema": {"decay": torch.tensor(0.99)}, **to_official(source)})
     assert_same(network, source)
 
 
