@@ -32,7 +32,21 @@ WEIGHT_FILE = "model.safetensors"
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 _FORMAT = "internimage-lightning"
 TASKS = ("classification", "detection", "segmentation")
-_PUBLISHED_CLASSES = {"classification": 1000, "detection": 80, "segmentation": 150}
+_RECIPE_ENDINGS = {
+    "dino_4scale_internimage_t_1x_coco": "_layer_wise_lr",
+    "dino_4scale_internimage_h_objects365_coco": "_ss",
+    "dino_4scale_internimage_g_objects365_coco": "_ss",
+    "dino_4scale_cbinternimage_h_objects365_coco": "_ss",
+    "mask2former_internimage_h_896_80k_cocostuff2ade20k": "_ss",  # _ms differs in evaluation only
+}
+"""What the name of a recipe has after the name of the published file."""
+
+# The state before the training on COCO, with the 80 classes of COCO already.
+_SAME_NETWORK = {
+    "dino_4scale_cbinternimage_h_objects365_80classes": (
+        "dino_4scale_cbinternimage_h_objects365_coco"
+    ),
+}
 
 
 @dataclass
@@ -208,29 +222,66 @@ def _load_all(network: nn.Module, source: str | Path) -> None:
 
 
 def _published(name: str) -> Pretrained:
-    recipes = [CONFIGS / task / f"{name}.yaml" for task in TASKS]
+    recipe = _recipe_of(name)
+    settings = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    spec, data = settings["model"]["init_args"]["network"], settings["data"]
+    names = _PUBLISHED_NAMES[data["class_path"]]()
+    network = build_network(spec, len(names))
+    _load_all(network, name)
+    pictures = picture_settings(data["init_args"])
+    return Pretrained(network.eval(), spec, names, recipe.parent.name, pictures)
+
+
+def _recipe_of(name: str) -> Path:
+    if "22k_" in name:
+        raise UserError(
+            f"The published file {name} is a pre-training on 21841 classes, for which there are "
+            f"neither a recipe nor class names; use it as a start with --model.weights {name}, or "
+            "load it into a network of yours with src.models.weights.load_official."
+        )
+    stem = _SAME_NETWORK.get(name, name)
+    stem += _RECIPE_ENDINGS.get(stem, "")
+    recipes = [CONFIGS / task / f"{stem}.yaml" for task in TASKS]
     found = next((path for path in recipes if path.is_file()), None)
     if found is None:
         raise UserError(
-            f"The published file {name} has no recipe in {CONFIGS}, so its network is unknown; "
-            "build the network and use src.models.weights.load_official."
+            f"The recipe {stem} is not in {CONFIGS}, so the network of the published file {name} "
+            "is unknown; build the network and use src.models.weights.load_official."
         )
-    settings = yaml.safe_load(found.read_text(encoding="utf-8"))
-    task, spec = found.parent.name, settings["model"]["init_args"]["network"]
-    network = build_network(spec, _PUBLISHED_CLASSES[task])
-    _load_all(network, name)
-    pictures = picture_settings(settings["data"]["init_args"])
-    return Pretrained(network.eval(), spec, _published_names(task), task, pictures)
+    return found
 
 
-def _published_names(task: str) -> list[str]:
+def _imagenet_names() -> list[str]:
     from src.data.classes import imagenet_synsets, readable_names
+
+    return list(readable_names(imagenet_synsets()))
+
+
+def _coco_names() -> list[str]:
     from src.data.coco_classes import COCO_CATEGORIES
+
+    return list(COCO_CATEGORIES.values())
+
+
+def _ade20k_names() -> list[str]:
     from src.data.palettes import ADE20K_NAMES
 
-    if task == "classification":
-        return list(readable_names(imagenet_synsets()))
-    return list(COCO_CATEGORIES.values() if task == "detection" else ADE20K_NAMES)
+    return list(ADE20K_NAMES)
+
+
+def _coco_stuff_names() -> list[str]:
+    from src.data.coco_stuff_classes import COCO_STUFF_CATEGORIES
+
+    return list(COCO_STUFF_CATEGORIES.values())
+
+
+_PUBLISHED_NAMES: dict[str, Callable[[], list[str]]] = {
+    "ImageNetDataModule": _imagenet_names,
+    "COCODataModule": _coco_names,
+    "ADE20KDataModule": _ade20k_names,
+    "COCOStuffDataModule": _coco_stuff_names,
+}
+"""Class names of the data sets that published networks are for, by the data module of a recipe."""
 
 
 def _download(repository: str) -> Path:

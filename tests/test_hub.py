@@ -7,6 +7,7 @@ import torch
 
 from src.errors import UserError
 from src.hub import Pretrained, build_network, picture_settings
+from src.models.checkpoints import HUB_FILES
 
 BACKBONE = {
     "class_path": "InternImageBackbone",
@@ -86,24 +87,73 @@ def test_pulling_reads_what_the_hub_gives(tmp_path, monkeypatch):
     assert Pretrained.from_pretrained("me/flowers").class_names == NAMES
 
 
-def test_published_names_come_with_network_and_classes(monkeypatch):
-    torch.manual_seed(0)
-    loaded = {}
+@pytest.fixture
+def nothing_is_downloaded(monkeypatch):
+    """Published files count as loaded; the names that were asked for."""
+    asked = []
+
+    class Report:
+        fresh = ()
 
     def pretend(network, source):
-        loaded["source"] = source
-
-        class Report:
-            fresh = ()
-
+        asked.append(source)
         return Report()
 
     monkeypatch.setattr("src.hub.load_official", pretend)
+    return asked
+
+
+def test_published_names_come_with_network_and_classes(nothing_is_downloaded):
     model = Pretrained.from_pretrained("internimage_t_1k_224")
-    assert loaded["source"] == "internimage_t_1k_224"
+    assert nothing_is_downloaded == ["internimage_t_1k_224"]
     assert len(model.class_names) == 1000
     assert model.pictures["image_size"] == 224
     assert sum(p.numel() for p in model.network.parameters()) == 29_918_424
+
+
+PRETRAINING = [name for name in HUB_FILES if "22k_" in name]
+DATA_SETS = {"coco": 80, "80classes": 80, "ade20k": 150, "cocostuff164k": 171, "10k": 171}
+
+
+def published_classes(name):
+    """Number of classes and first name of a published file, from the data set in its name."""
+    if not name.startswith("internimage"):
+        name = name.replace("_layer_wise_lr", "").replace("_0.1x_backbone_lr", "")
+        ending = name.rsplit("_", 1)[-1].removeprefix("cocostuff2")
+        count = DATA_SETS[ending]
+        return count, "wall" if count == 150 else "person"
+    return 1000, "tench"
+
+
+@pytest.mark.parametrize("name", [name for name in HUB_FILES if name not in PRETRAINING])
+def test_every_published_network_can_be_built(name, nothing_is_downloaded):
+    with torch.device("meta"):
+        model = Pretrained.from_pretrained(f"{name}.pth")
+    assert nothing_is_downloaded == [name]
+    assert (len(model.class_names), model.class_names[0]) == published_classes(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("mask2former_internimage_h_896_80k_cocostuff2ade20k", 1_313_496_135),
+        ("mask2former_internimage_h_896_80k_cocostuff164k", 1_313_517_660),
+        ("mask2former_internimage_h_512_40k_cocostuff164k_to_10k", 1_313_517_660),
+    ],
+)
+def test_published_networks_have_as_many_outputs_as_classes(
+    name, parameters, nothing_is_downloaded
+):
+    with torch.device("meta"):
+        model = Pretrained.from_pretrained(name)
+    assert sum(p.numel() for p in model.network.parameters()) == parameters
+
+
+@pytest.mark.parametrize("name", PRETRAINING)
+def test_pretraining_without_a_recipe_is_refused_before_any_download(name, nothing_is_downloaded):
+    with pytest.raises(UserError, match=rf"{name} .*21841 classes.*--model\.weights {name}"):
+        Pretrained.from_pretrained(name)
+    assert not nothing_is_downloaded
 
 
 def test_mistakes_are_one_sentence(tmp_path, monkeypatch):
