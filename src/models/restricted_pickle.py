@@ -20,7 +20,7 @@ import torch
 
 from src.errors import UserError
 
-_UNSUPPORTED = (pickle.UnpicklingError, TypeError, ValueError, AttributeError)
+_UNSUPPORTED = (pickle.UnpicklingError, TypeError, AttributeError)
 _PICKLES_AFTER_MAGIC_NUMBER = ("version", "system", "content")  # of the format without zip
 
 

@@ -185,6 +185,17 @@ def test_nothing_in_a_file_runs(how, form, save, tmp_path):
     assert not marker.exists()
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("protocol", [0, 1, 3, 4, 5])
+def test_nothing_runs_with_any_pickle_protocol(protocol, save, tmp_path):
+    marker = tmp_path / "executed"
+    payload = Calls(exec, f"open({str(marker)!r}, 'w').close()")
+    path = save({"w": WEIGHT, "payload": payload}, pickle_protocol=protocol)
+    with suppress(UserError):
+        restricted_pickle.load(path)
+    assert not marker.exists()
+
+
 def test_a_payload_before_the_content_of_an_old_file_does_not_run(tmp_path):
     marker = tmp_path / "executed"
     with (tmp_path / "plain.pth").open("wb") as file:
