@@ -107,6 +107,28 @@ def trained(tmp_path_factory: pytest.TempPathFactory, write_recipe: Callable[...
     return folder
 
 
+@pytest.fixture
+def truncate() -> Callable[[Path], Path]:
+    """Cut a picture file in the middle of its data."""
+
+    def cut(path: Path) -> Path:
+        content = path.read_bytes()
+        path.write_bytes(content[: len(content) // 2])
+        return path
+
+    return cut
+
+
+@pytest.fixture
+def deep_picture(tmp_path: Path) -> Path:
+    """16-bit grey PNG, 60 pixels wide and 20 high, that its EXIF block turns by 90 degrees."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = tmp_path / "deep.png"
+    Image.fromarray(np.full((20, 60), 80 * 256, dtype=np.uint16)).save(path, exif=exif)
+    return path
+
+
 @pytest.fixture(autouse=True)
 def no_process_group_is_left() -> Iterator[None]:
     """End the process group that a trainer of several devices has started in this process."""

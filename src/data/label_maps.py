@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from src.data.pictures import BrokenPictureError
+from src.decoding import BrokenPictureError
 from src.errors import UserError
 from src.types import IGNORE_LABEL
 

@@ -16,7 +16,8 @@ from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 from src.data import verify_ade20k
-from src.data.pictures import BrokenPictureError, decode, list_class_folders, list_pictures
+from src.data.pictures import list_class_folders, list_pictures
+from src.decoding import BrokenPictureError, decode
 
 
 @dataclass

@@ -13,7 +13,7 @@ import numpy as np
 from src.data.classes import read_class_names
 from src.data.label_maps import read_label_map
 from src.data.palettes import ADE20K_NAMES
-from src.data.pictures import decode
+from src.decoding import decode
 from src.errors import UserError
 from src.types import IGNORE_LABEL
 

@@ -33,18 +33,6 @@ def make_tree(tmp_path):
     return make
 
 
-@pytest.fixture
-def truncate():
-    """Cut a picture file in the middle of its data."""
-
-    def cut(path: Path) -> Path:
-        content = path.read_bytes()
-        path.write_bytes(content[: len(content) // 2])
-        return path
-
-    return cut
-
-
 def save_picture(path: Path, size=(20, 16), shade: int = 0) -> Path:
     rng = np.random.default_rng(shade)
     Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)).save(path)

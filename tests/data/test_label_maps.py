@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from src.data.label_maps import read_label_map
-from src.data.pictures import BrokenPictureError
+from src.decoding import BrokenPictureError
 from src.errors import UserError
 
 STORED = np.array([[0, 1, 2], [3, 255, 1]], dtype=np.uint8)

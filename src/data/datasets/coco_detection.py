@@ -26,8 +26,8 @@ from src.data.coco_json import (
     why_unusable,
 )
 from src.data.datasets.image_folder import files_to_predict
-from src.data.pictures import BrokenPictureError, decode
 from src.data.transforms.protocols import InstanceTransform, PictureTransform
+from src.decoding import BrokenPictureError, decode
 from src.errors import UserError
 from src.types import DetectionTarget
 

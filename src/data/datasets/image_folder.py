@@ -18,13 +18,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from src.data.pictures import (
-    IMAGE_EXTENSIONS,
-    BrokenPictureError,
-    decode,
-    list_class_folders,
-    list_pictures,
-)
+from src.data.pictures import IMAGE_EXTENSIONS, list_class_folders, list_pictures
+from src.decoding import BrokenPictureError, decode
 from src.errors import UserError
 
 BrokenImages = Literal["error", "skip"]

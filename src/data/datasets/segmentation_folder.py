@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from src.data.label_maps import read_label_map
-from src.data.pictures import decode, list_pictures
+from src.data.pictures import list_pictures
 from src.data.transforms.protocols import PairTransform, ViewsTransform
+from src.decoding import decode
 from src.errors import UserError
 from src.types import IGNORE_LABEL
 
@@ -243,6 +244,11 @@ class SegmentationFilesDataset(Dataset[EvalSample]):
         self._files = np.array(files)
         self.transform = transform
         self.upright = upright
+
+    @property
+    def paths(self) -> list[str]:
+        """The files in their order."""
+        return [str(path) for path in self._files]
 
     def __len__(self) -> int:
         return len(self._files)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from src.data.label_maps import MAX_CLASSES
-from src.data.pictures import BrokenPictureError
+from src.decoding import BrokenPictureError
 from src.errors import UserError
 from src.types import IGNORE_LABEL
 

@@ -10,7 +10,7 @@ from multiprocessing.pool import ThreadPool
 
 from PIL import Image
 
-from src.data.pictures import BrokenPictureError, decode
+from src.decoding import BrokenPictureError, decode
 from src.errors import UserError
 
 _ORIENTATION = 0x0112  # the EXIF tag

@@ -9,7 +9,7 @@ from PIL import Image
 
 from src.cli import build, main
 from src.data.own.recipe import RECIPES, small_data_recipe
-from src.data.pictures import decode
+from src.decoding import decode
 
 TURNED = 6  # EXIF orientation: turn by 90 degrees clockwise to look at it
 CLASSES = ("größer Hund", "cat #2: tabby", "ζέβρα")
