@@ -11,11 +11,12 @@ from typing import Any
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
-from PIL import Image, ImageOps
+from PIL import Image
 
-from src.callbacks.label_maps import _output_name as output_name
+from src.callbacks.output_names import OutputNames, output_names
 from src.callbacks.predictions import class_names
 from src.callbacks.run_folder import run_folder
+from src.decoding import decode
 from src.errors import UserError
 from src.metrics.coco_results import Result, decode_masks, with_category_ids
 from src.visualization import draw_instances
@@ -44,10 +45,12 @@ class DetectionWriter(Callback):
             raise UserError(f"detections.score must be a probability from 0 to 1, got {score}.")
         self.folder, self.max_overlays, self.score = folder, max_overlays, score
         self._found: list[tuple[dict[str, Any], list[Result]]] = []
+        self._names = OutputNames((), None)
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget earlier predictions."""
+        """Forget earlier predictions, and choose the names of the files."""
         self._found = []
+        self._names = output_names(trainer)
 
     def on_predict_batch_end(
         self,
@@ -62,12 +65,11 @@ class DetectionWriter(Callback):
         if not isinstance(outputs, dict) or "results" not in outputs:
             return  # another task: its own writer takes care
         names = class_names(trainer)
-        root = getattr(trainer.datamodule, "predict_dir", None)  # type: ignore[attr-defined]
         for path, number, size, results in zip(
             outputs["path"], outputs["image_id"], outputs["size"], outputs["results"], strict=True
         ):
             if self.max_overlays < 0 or len(self._found) < self.max_overlays:
-                target = self._folder(trainer) / "overlays" / output_name(Path(path), root)
+                target = self._folder(trainer) / "overlays" / self._names(path)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 draw_results(path, results, names, self.score).save(target)
             picture = {"id": number, "file_name": path, "height": size[0], "width": size[1]}
@@ -132,12 +134,14 @@ class DetectionWriter(Callback):
 
 
 def draw_results(path: str, results: list[Result], names: list[str], score: float) -> Image.Image:
-    """Draw the COCO results of a picture file that reach a score."""
+    """Draw the COCO results of a picture file, turned upright, that reach a score.
+
+    Raises:
+        UserError: If the file cannot be decoded.
+    """
     shown = [result for result in results if result["score"] >= score]
-    with Image.open(path) as file:
-        picture = ImageOps.exif_transpose(file).convert("RGB")
     return draw_instances(
-        picture,
+        decode(path, upright=True),
         boxes=[result["bbox"] for result in shown],
         masks=decode_masks(shown),
         names=[names[result["category_id"]] for result in shown],

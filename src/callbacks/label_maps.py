@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +9,12 @@ import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
+from src.callbacks.output_names import OutputNames, output_names
 from src.callbacks.predictions import class_names
 from src.callbacks.run_folder import run_folder
+from src.decoding import decode
 from src.visualization import draw_label_map
 
 
@@ -35,10 +36,12 @@ class LabelMapWriter(Callback):
     ) -> None:
         self.folder, self.max_overlays, self.opacity = folder, max_overlays, opacity
         self._count = 0
+        self._names = OutputNames((), None)
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Count from the beginning."""
+        """Count from the beginning, and choose the names of the files."""
         self._count = 0
+        self._names = output_names(trainer)
 
     def on_predict_batch_end(
         self,
@@ -55,15 +58,13 @@ class LabelMapWriter(Callback):
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         names, palette = class_names(trainer), list(data.palette)
         folder = Path(self.folder) if self.folder else run_folder(trainer)
-        for source, label_map in zip(map(Path, outputs["path"]), outputs["label_map"], strict=True):
-            name = _output_name(source, getattr(data, "predict_dir", None))
+        for source, label_map in zip(outputs["path"], outputs["label_map"], strict=True):
+            name = self._names(source)
             values = label_map.numpy()
             _write(_palette_picture(values, palette), folder / "label_maps" / name)
             if self.max_overlays < 0 or self._count < self.max_overlays:
-                with Image.open(source) as file:
-                    turn = getattr(data, "upright", False)  # as the network saw it
-                    picture = ImageOps.exif_transpose(file) if turn else file
-                    drawn = draw_label_map(picture, values, names, palette, self.opacity)
+                picture = decode(source, upright=getattr(data, "upright", False))  # as it was seen
+                drawn = draw_label_map(picture, values, names, palette, self.opacity)
                 _write(drawn, folder / "overlays" / name)
             self._count += 1
 
@@ -82,16 +83,6 @@ def _palette_picture(
     picture = Image.fromarray(label_map)
     picture.putpalette([value for colour in palette for value in colour])
     return picture
-
-
-def _output_name(source: Path, root: str | None) -> Path:
-    """Name of a result: as the picture, in the same subfolder of the folder that was given."""
-    inside = Path(root) if root is not None else source.parent
-    relative = source.relative_to(inside) if source.is_relative_to(inside) else Path(source.name)
-    if relative == Path():  # the picture itself was given
-        relative = Path(source.name)
-    twins = list(source.parent.glob(f"{glob.escape(source.stem)}.*"))
-    return relative.with_name(f"{source.name if len(twins) > 1 else source.stem}.png")
 
 
 def _write(picture: Image.Image, path: Path) -> None:

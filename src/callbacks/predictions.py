@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
-from PIL import Image, ImageOps
 
 from src.callbacks.run_folder import run_folder, tell
+from src.decoding import BrokenPictureError, decode
 from src.visualization import draw_classes
 
 
@@ -95,16 +95,18 @@ def write_table(rows: list[Row], path: Path) -> None:
 
 
 def draw_pictures(rows: list[Row], folder: Path) -> int:
-    """Draw the rows; returns how many pictures were written. Unreadable files are reported."""
+    """Draw the rows on their pictures, turned upright; returns how many pictures were written.
+
+    Unreadable files are reported.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     taken: set[str] = set()
     count = 0
     for row in rows:
         try:
-            with Image.open(row.path) as image:
-                picture = ImageOps.exif_transpose(image)
-        except OSError as error:
-            rank_zero_warn(f"No picture is drawn for {row.path}: {error}")
+            picture = decode(row.path, upright=True)
+        except BrokenPictureError as error:
+            rank_zero_warn(f"No picture is drawn: {error}")
             continue
         name = _free_name(Path(row.path).stem, taken)
         draw_classes(picture, row.names, row.probabilities).save(folder / f"{name}.png")

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from src.callbacks import LabelMapWriter
+from src.data.pictures import list_pictures
 from src.visualization import draw_label_map
 
 NAMES = ["sky", "a class with a rather long name", "sea"]
@@ -24,11 +25,12 @@ def pictures(tmp_path):
 
 
 def write(writer, pictures):
-    paths = [str(path) for path in sorted(pictures.rglob("*.*"))]
+    paths = list_pictures(pictures)
     label_map = torch.zeros(30, 40, dtype=torch.uint8)
     label_map[:10] = 2
     data = SimpleNamespace(class_names=NAMES, palette=PALETTE, predict_dir=str(pictures))
-    trainer = SimpleNamespace(datamodule=data)
+    loader = SimpleNamespace(dataset=SimpleNamespace(paths=paths))
+    trainer = SimpleNamespace(datamodule=data, predict_dataloaders=loader)
     writer.on_predict_start(trainer, None)
     outputs = {"path": paths, "label_map": [label_map] * len(paths)}
     writer.on_predict_batch_end(trainer, None, outputs, {}, 0)
@@ -52,6 +54,25 @@ def test_names_are_those_of_the_pictures(tmp_path, pictures):
     names = sorted(str(path.relative_to(maps)) for path in maps.rglob("*.png"))
     assert names == ["one.png", "sub/two.png", "twin.jpg.png", "twin.png.png"]
     assert len(list((tmp_path / "out" / "overlays").rglob("*.png"))) == 2
+
+
+def test_files_that_are_no_pictures_change_no_name(tmp_path, pictures):
+    (pictures / "one.json").touch()
+    write(LabelMapWriter(folder=str(tmp_path / "out")), pictures)
+    assert (tmp_path / "out" / "label_maps" / "one.png").exists()
+
+
+@pytest.mark.parametrize("upright", [False, True])
+def test_deep_pictures_are_drawn_as_the_network_saw_them(tmp_path, deep_picture, upright):
+    label_map = torch.full((60, 20) if upright else (20, 60), 255, dtype=torch.uint8)
+    data = SimpleNamespace(class_names=NAMES, palette=PALETTE, upright=upright)
+    trainer = SimpleNamespace(datamodule=data, predict_dataloaders=None)
+    writer = LabelMapWriter(folder=str(tmp_path / "out"))
+    writer.on_predict_start(trainer, None)
+    outputs = {"path": [str(deep_picture)], "label_map": [label_map]}
+    writer.on_predict_batch_end(trainer, None, outputs, {}, 0)
+    with Image.open(tmp_path / "out" / "overlays" / "deep.png.png") as drawn:
+        assert drawn.getpixel((5, 5)) == (80, 80, 80)
 
 
 def test_other_tasks_are_left_alone(tmp_path):

@@ -1,0 +1,21 @@
+"""Drawings of what a detector finds."""
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from src.callbacks.detections import draw_results
+
+
+def test_deep_pictures_are_drawn_upright_with_their_own_brightness(deep_picture):
+    mask = np.zeros((60, 20), dtype=np.uint8, order="F")
+    mask[40:, 10:] = 1
+    found = {
+        "image_id": 1,
+        "category_id": 0,
+        "bbox": [10.0, 40.0, 10.0, 20.0],
+        "score": 0.9,
+        "segmentation": coco_mask.encode(mask),
+    }
+    drawn = draw_results(str(deep_picture), [found], ["cat"], score=0.5)
+    assert drawn.height > 2 * drawn.width
+    assert drawn.getpixel((5, 5)) == (80, 80, 80)
