@@ -12,8 +12,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
-_MIN_WIDTH = 360  # pixels; smaller pictures are enlarged so that the text below them fits
-_MAX_SIDE = 1024
+_MIN_WIDTH = 360  # pixels; smaller pictures are enlarged so that the text on them fits
+_MAX_SIDE = 1024  # pixels; tall narrow pictures are enlarged up to here, and stand on wider paper
+_FONT_SIZES = (13, 40)  # pixels; legible, and small enough for names of classes
 _INK, _MUTED, _PAPER, _BAR = (20, 20, 20), (90, 90, 90), (255, 255, 255), (178, 208, 244)
 
 
@@ -28,7 +29,8 @@ def draw_classes(
         probabilities: Their probabilities in [0, 1].
 
     Returns:
-        RGB picture at least 360 pixels wide and about 1024 high or wide at most, text included.
+        RGB sheet at least 360 pixels wide: the picture, up to 1024 pixels high and wide, and the
+        chart below it.
 
     Raises:
         ValueError: If the two lists differ in length.
@@ -36,31 +38,37 @@ def draw_classes(
     if len(names) != len(probabilities):
         raise ValueError(f"got {len(names)} names for {len(probabilities)} probabilities")
     picture = _fit(image.convert("RGB"))
-    size = max(15, picture.width // 28)
+    width = max(picture.width, _MIN_WIDTH)
+    size = max(15, _font_size(width // 28))
     font, row, pad = ImageFont.load_default(size), round(size * 1.7), size // 2
-    sheet = Image.new("RGB", (picture.width, picture.height + row * len(names) + 2 * pad), _PAPER)
+    sheet = Image.new("RGB", (width, picture.height + row * len(names) + 2 * pad), _PAPER)
     sheet.paste(picture, (0, 0))
     draw = ImageDraw.Draw(sheet)
     for line, (name, probability) in enumerate(zip(names, probabilities, strict=True)):
         top = picture.height + pad + line * row
-        full = picture.width - 2 * pad
+        full = width - 2 * pad
         draw.rectangle((pad, top + 2, pad + round(full * probability), top + row - 2), fill=_BAR)
         percent = f"{probability:.1%}"
         room = full - draw.textlength(percent, font) - 3 * pad
         middle = top + row // 2
         color = _INK if line == 0 else _MUTED
         draw.text((2 * pad, middle), _shorten(draw, name, font, room), color, font, anchor="lm")
-        draw.text((picture.width - 2 * pad, middle), percent, color, font, anchor="rm")
+        draw.text((width - 2 * pad, middle), percent, color, font, anchor="rm")
     return sheet
 
 
 def _fit(image: Image.Image) -> Image.Image:
-    scale = min(1.0, _MAX_SIDE / max(image.size))
-    scale = max(scale, _MIN_WIDTH / image.width)
+    """The picture with sides up to `_MAX_SIDE` and, where those allow it, `_MIN_WIDTH` wide."""
+    scale = min(max(1.0, _MIN_WIDTH / image.width), _MAX_SIDE / max(image.size))
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     # Nearest keeps the pixels of tiny pictures recognisable instead of blurring them.
     filter_ = Image.Resampling.NEAREST if scale > 3 else Image.Resampling.BICUBIC
     return image if scale == 1.0 else image.resize(size, filter_)
+
+
+def _font_size(wanted: int) -> int:
+    smallest, largest = _FONT_SIZES
+    return min(max(wanted, smallest), largest)
 
 
 def _shorten(draw: ImageDraw.ImageDraw, text: str, font: Font, room: float) -> str:
@@ -91,7 +99,7 @@ def draw_label_map(
         max_classes: Rows of the legend, largest area first.
 
     Returns:
-        RGB picture with the legend at its right; large pictures are reduced.
+        RGB picture, up to 1024 pixels high and wide, with the legend at its right.
 
     Raises:
         ValueError: If label map and picture differ in size.
@@ -116,7 +124,7 @@ def _beside(
     picture: Image.Image, rows: Sequence[tuple[str, tuple[int, int, int], float]]
 ) -> Image.Image:
     """Put a legend of name, colour and share at the right of a picture."""
-    size = max(13, picture.height // 40)
+    size = _font_size(picture.height // 40)
     font, row, pad = ImageFont.load_default(size), round(size * 1.6), size // 2
     width, room = 17 * size, 11.5 * size
     height = max(picture.height, row * len(rows) + 2 * pad)
@@ -153,7 +161,8 @@ def draw_instances(
         opacity: Share of the colour over the picture, from 0 to 1.
 
     Returns:
-        RGB picture; small ones are enlarged so that text is legible, large ones reduced.
+        RGB picture up to 1024 pixels high and wide; small ones are enlarged so that text is
+        legible, and narrow ones have white paper at their right, 360 pixels wide in all.
     """
     order = sorted(range(len(boxes)), key=lambda i: scores[i])
     colours = [_instance_colour(classes[i]) for i in range(len(boxes))]
@@ -163,17 +172,21 @@ def draw_instances(
             pixels[masks[i]] * (1 - opacity) + np.array(colours[i], np.float32) * opacity
         )
     picture = _fit(Image.fromarray(np.rint(pixels).astype(np.uint8)))
-    scale = picture.width / image.width
-    draw = ImageDraw.Draw(picture)
-    size = max(13, max(picture.size) // 55)
+    # Not one scale for both: the short side of a narrow picture is rounded to few pixels.
+    right, down = picture.width / image.width, picture.height / image.height
+    sheet = Image.new("RGB", (max(picture.width, _MIN_WIDTH), picture.height), _PAPER)
+    sheet.paste(picture, (0, 0))
+    draw = ImageDraw.Draw(sheet)
+    size = _font_size(max(picture.size) // 55)
     font, line = ImageFont.load_default(size), max(2, size // 7)
     for i in order:
-        x, y, width, height = (value * scale for value in boxes[i])
-        draw.rectangle((x, y, x + width, y + height), outline=colours[i], width=line)
+        x, y, width, height = boxes[i]
+        corners = (x * right, y * down, (x + width) * right, (y + height) * down)
+        draw.rectangle(corners, outline=colours[i], width=line)
     for i in order:  # names last, so that no box crosses them
-        corner = (boxes[i][0] * scale, boxes[i][1] * scale)
+        corner = (boxes[i][0] * right, boxes[i][1] * down)
         _draw_tag(draw, f"{names[i]} {scores[i]:.0%}", corner, colours[i], font)
-    return picture
+    return sheet
 
 
 def _draw_tag(

@@ -61,17 +61,35 @@ def test_number_of_pictures(tmp_path: Path, limit: int, drawn: int) -> None:
     assert len(list(tmp_path.glob("out/pictures/*.png"))) == drawn
 
 
+def test_deep_pictures_are_drawn_upright_with_their_own_brightness(
+    tmp_path: Path, deep_picture: Path
+) -> None:
+    predict(ClassPredictionWriter(str(tmp_path / "out")), [deep_picture])
+    with Image.open(tmp_path / "out" / "pictures" / "deep.png") as drawn:
+        assert drawn.getpixel((0, 0)) == (80, 80, 80)
+        assert drawn.height > 2 * drawn.width
+
+
+def test_unreadable_pictures_are_left_out(tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("no picture")
+    paths = [picture(tmp_path / "good.png"), tmp_path / "text.png"]
+    with pytest.warns(UserWarning, match=r"No picture is drawn: .*text\.png"):
+        predict(ClassPredictionWriter(str(tmp_path / "out")), paths)
+    assert [path.name for path in (tmp_path / "out" / "pictures").iterdir()] == ["good.png"]
+
+
 def test_no_predictions_write_nothing(tmp_path: Path) -> None:
     predict(ClassPredictionWriter(str(tmp_path / "out")), [])
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("size", [(8, 8), (40, 300), (3000, 200), (640, 480)])
+@pytest.mark.parametrize("size", [(8, 8), (40, 300), (2, 1500), (3000, 200), (640, 480)])
 def test_drawings_are_legible_at_any_size(size: tuple[int, int]) -> None:
     names = ["a class with a name that is far too long for the picture that it is written on", "b"]
     drawn = draw_classes(Image.new("L", size, 128), names, [0.9, 0.1])
     assert drawn.mode == "RGB"
-    assert 360 <= drawn.width <= 1024 or size[1] > size[0]
+    assert 360 <= drawn.width <= 1024
+    assert drawn.height < 1300
     chart = np.asarray(drawn)[-150:]
     assert (chart < 60).all(-1).any()  # dark letters ...
     assert (chart > 240).all(-1).any()  # ... on white
