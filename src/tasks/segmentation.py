@@ -19,7 +19,7 @@ from src.errors import UserError
 from src.losses.mask_set import MaskSetLoss  # noqa: F401  gives its short name to YAML
 from src.losses.segmentation import SegmentationLoss
 from src.metrics.segmentation import SegmentationMetric
-from src.models.segmentors import Outputs, Segmentor, SlidingWindow, picture_probabilities
+from src.models.segmentors import Outputs, Segmentor, SlidingWindow, probability_strips
 from src.optim.dense_layer_decay import dense_lr_scale
 from src.optim.param_groups import LrScale
 from src.optim.poly import WarmupPoly
@@ -125,15 +125,22 @@ class SegmentationTask(DenseTask):
         self, network: nn.Module, batch: SegmentationEvalBatch, stage: str, suffix: str
     ) -> None:
         """Count the pixels of every picture, and log the loss per labelled pixel."""
-        for index, probability in self._segment(network, batch):
-            label = batch["label"][index]
+        losses = [torch.zeros((), device=label.device) for label in batch["label"]]
+        for index, rows, probability in self._segment(network, batch):
+            label = batch["label"][index][rows]
             self.metrics_of(stage + suffix).update(probability.argmax(0), label)
-            labelled = label != IGNORE_LABEL
-            right = probability.gather(0, label.clamp(max=self.num_classes - 1)[None])[0]
-            loss = -right[labelled].clamp(min=1e-12).log().mean() if labelled.any() else 0.0
+            losses[index] += self._summed_loss(probability, label)
+        for label, loss in zip(batch["label"], losses, strict=True):
             # The weight makes this the mean over all labelled pixels of all pictures.
-            weight = int(labelled.sum())
-            self.log(f"{stage}/loss{suffix}", loss, batch_size=weight, sync_dist=True)
+            weight = int((label != IGNORE_LABEL).sum())
+            self.log(
+                f"{stage}/loss{suffix}", loss / max(weight, 1), batch_size=weight, sync_dist=True
+            )
+
+    def _summed_loss(self, probability: Tensor, label: Tensor) -> Tensor:
+        """Cross entropy of probabilities ``(K, H, W)``, added up over the labelled pixels."""
+        right = probability.gather(0, label.clamp(max=self.num_classes - 1)[None])[0]
+        return -right[label != IGNORE_LABEL].clamp(min=1e-12).log().sum()
 
     def predict_step(self, batch: SegmentationEvalBatch, batch_idx: int) -> dict[str, Any]:
         """Most probable class of every pixel.
@@ -142,19 +149,18 @@ class SegmentationTask(DenseTask):
             ``path`` (``N`` strings) and ``label_map``: for each picture a uint8 tensor of classes
             at its own size, ``(H, W)``, on the CPU.
         """
-        label_maps = {
-            index: probability.argmax(0).to(torch.uint8).cpu()
-            for index, probability in self._segment(self.evaluation_network, batch)
-        }
-        return {
-            "path": batch["path"],
-            "label_map": [label_maps[index] for index in range(len(batch["path"]))],
-        }
+        label_maps = [torch.empty(tuple(size), dtype=torch.uint8) for size in batch["size"]]
+        for index, rows, probability in self._segment(self.evaluation_network, batch):
+            label_maps[index][rows] = probability.argmax(0).to("cpu", torch.uint8)
+        return {"path": batch["path"], "label_map": label_maps}
 
     def _segment(
         self, network: nn.Module, batch: SegmentationEvalBatch
-    ) -> Iterator[tuple[int, Tensor]]:
-        """Probabilities ``(K, H, W)`` of every picture, those of equal sizes computed together."""
+    ) -> Iterator[tuple[int, slice, Tensor]]:
+        """Probabilities of every picture in strips of rows, ``(K, rows, W)``, with their place.
+
+        Pictures of equal sizes are computed together.
+        """
         alike: dict[Any, list[int]] = defaultdict(list)
         for index, views in enumerate(batch["views"]):
             height, width = batch["size"][index]
@@ -164,10 +170,11 @@ class SegmentationTask(DenseTask):
                 torch.stack([batch["views"][i][number] for i in members])
                 for number in range(len(shapes))
             ]
-            probabilities = picture_probabilities(
+            for rows, probabilities in probability_strips(
                 network, views, size, flipped=batch["flipped"], window=self.window
-            )
-            yield from zip(members, probabilities, strict=True)
+            ):
+                for index, probability in zip(members, probabilities, strict=True):
+                    yield index, rows, probability
 
     def _check_batch_norm(self, size: int) -> None:
         """Refuse one picture per step where batch norm would have a single value per channel."""

@@ -15,6 +15,7 @@ from src.models import (
     Segmentor,
     UPerHead,
 )
+from src.models.segmentors import probability_strips
 from src.tasks import SegmentationTask
 
 CLASSES = 5
@@ -149,6 +150,21 @@ def test_label_maps_have_the_sizes_of_the_pictures(make_task, eval_batch):
     assert all(m.dtype == torch.uint8 for m in outputs["label_map"])
     for one, other in zip(outputs["label_map"], same["label_map"], strict=True):
         assert (one == other).float().mean() > 0.999
+
+
+def test_large_pictures_are_scored_in_strips_with_the_same_result(
+    make_task, eval_batch, monkeypatch
+):
+    whole = evaluate(make_task(), eval_batch)
+    in_strips = partial(probability_strips, max_values=2000)
+    monkeypatch.setattr("src.tasks.segmentation.probability_strips", in_strips)
+    task = make_task()
+    assert evaluate(task, eval_batch) == pytest.approx(whole, abs=1e-3)  # ties may fall differently
+    assert task.logged["val/loss"] == pytest.approx(whole["val/loss"])
+    with torch.no_grad():
+        label_maps = task.predict_step(eval_batch, 0)["label_map"]
+    assert [tuple(m.shape) for m in label_maps] == eval_batch["size"]
+    assert all(m.max() < CLASSES for m in label_maps)
 
 
 def test_optimizer_groups_follow_the_official_rule(make_task):

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from src.models.segmentors.inference import SlidingWindow, picture_probabilities, slide_logits
+from src.models.segmentors.inference import (
+    SlidingWindow,
+    picture_probabilities,
+    probability_strips,
+    slide_logits,
+)
 from src.models.segmentors.mask2former import Mask2Former
 from src.models.segmentors.segmentor import Outputs, Segmentor
 
@@ -12,5 +17,6 @@ __all__ = [
     "Segmentor",
     "SlidingWindow",
     "picture_probabilities",
+    "probability_strips",
     "slide_logits",
 ]

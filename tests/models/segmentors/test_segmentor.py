@@ -4,13 +4,19 @@ from functools import partial
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from src.errors import UserError
 from src.models import InternImageBackbone
 from src.models.heads.fcn import FCNHead
 from src.models.heads.upernet import UPerHead
-from src.models.segmentors import Segmentor, SlidingWindow, picture_probabilities
+from src.models.segmentors import (
+    Segmentor,
+    SlidingWindow,
+    picture_probabilities,
+    probability_strips,
+)
 from src.models.weights import load_official, to_official
 
 TINY = partial(InternImageBackbone, channels=8, depths=(1, 1, 2, 1), groups=(1, 2, 4, 8))
@@ -162,3 +168,54 @@ def test_windows_cover_every_pixel(size):
 def test_windows_must_overlap_or_touch():
     with pytest.raises(UserError, match="stride"):
         SlidingWindow(crop_size=(32, 32), stride=(33, 32))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("view", "size"),
+    [((32, 48), (77, 61)), ((512, 9), (3001, 20)), ((40, 30), (40, 33)), ((64, 50), (40, 50))],
+)
+def test_strips_of_large_pictures_are_rows_of_the_whole(view, size, dtype):
+    torch.manual_seed(0)
+    image = torch.randn(2, 3, *view, dtype=dtype)
+    resized = F.interpolate(Ramp()(image)["out"], size=size, mode="bilinear")
+    top = 0
+    for rows, probabilities in probability_strips(Ramp(), [image], size, max_values=40 * size[1]):
+        assert rows.start == top
+        top = rows.stop
+        expected = resized[:, :, rows].softmax(dim=1)
+        # PyTorch's float32 rounds the place of a row to about 1e-4, not always in the same way.
+        atol = 1e-12 if dtype == torch.float64 else 1e-4
+        torch.testing.assert_close(probabilities, expected, rtol=0, atol=atol)
+    assert top == size[0]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"flipped": [False, True]},
+        {"content_size": (20, 30)},
+        {"window": SlidingWindow(crop_size=(16, 16), stride=(11, 11))},
+    ],
+)
+def test_strips_know_views_margins_and_windows(options):
+    image, size = torch.randn(1, 3, 32, 40), (50, 70)
+    views = [image, image.flip(-1)] if "flipped" in options else [image]
+    parts = [
+        probabilities
+        for _, probabilities in probability_strips(Ramp(), views, size, max_values=700, **options)
+    ]
+    assert len(parts) == 10
+    whole = picture_probabilities(Ramp(), views, size, **options)
+    torch.testing.assert_close(torch.cat(parts, dim=2), whole, rtol=0, atol=1e-5)
+
+
+def test_many_large_views_of_a_small_picture_are_added_up_one_by_one():
+    views = [torch.randn(1, 3, 32, 40)] * 6
+    strips = list(probability_strips(Ramp(), views, (30, 40), max_values=80))
+    assert [rows for rows, _ in strips] == [slice(0, 30)]
+
+
+def test_a_picture_needs_a_view():
+    with pytest.raises(UserError, match="at least one view"):
+        picture_probabilities(Ramp(), [], (4, 4))
