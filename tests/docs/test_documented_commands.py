@@ -81,7 +81,7 @@ def test_quickstart_runs_on_own_pictures(
         shutil.copytree(tmp_path / "toy" / "train" / shape, tmp_path / "photos" / name)
     pages = commands(ROOT / "docs" / "quickstart.md")
     tour = [args for args in pages if "photos" in " ".join(args)]
-    assert [args[0] for args in tour] == ["prepare", "fit", "predict", "export"]
+    assert [args[0] for args in tour] == ["prepare", "fit", "predict", "export", "fit"]
     shorter = {"fit": ["--trainer.max_epochs", "2"], "prepare": []}
     for args in tour:
         assert main([*args, *shorter.get(args[0], [])]) == 0, args
