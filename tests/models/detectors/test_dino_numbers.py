@@ -6,20 +6,25 @@ float32 follow from how far the official float32 run itself is off.
 
 import json
 import re
+from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torchvision.ops import generalized_box_iou
 
+from src.losses.box_set import match, pixel_boxes, relative_boxes
 from src.models import CBDINO, DINO, CBInternImageBackbone, InternImageBackbone
 from src.models.detectors.denoising import Noise
 from src.models.detectors.padding import find_padding
 from src.models.official_names import official_names
 from src.models.weights import load_official
 from tests.models.conftest import name_noise, name_weight
+from tests.models.wide_sums import WideSums
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 SIZES = [(92, 120), (80, 128)]
@@ -213,25 +218,104 @@ def test_predictions_of_every_layer_and_detections(read, name, dtype):
         assert_equal(found.scores, stored[:, 4], 5e-6)
 
 
-@both_types
+@pytest.mark.parametrize(
+    ("dtype", "sums"),
+    [
+        pytest.param(torch.float32, nullcontext, id="fp32"),
+        pytest.param(torch.float32, WideSums, id="fp32-with-wide-sums"),
+        pytest.param(torch.float64, nullcontext, id="fp64", marks=pytest.mark.slow),
+    ],
+)
 @both_runs
-def test_losses_and_gradients(name, dtype):
+def test_losses_and_gradients(name, dtype, sums):
     run = read_run(name, dtype)
     network, arrays = run.network, run.arrays
-    used = slice(0, 2 if name == "dino_t" else 1)  # the official CB-DINO takes one picture
-    losses = network(run.image[used], SIZES[used], targets=run.targets[used])
-    stored = {key.removeprefix("loss/"): a for key, a in arrays.items() if key[:5] == "loss/"}
+    with sums():
+        losses = train(run)
+        torch.stack(list(losses.values())).sum().backward()
+    stored = stored_losses(arrays)
     assert losses.keys() == stored.keys()
     rtol = 1e-5 if dtype == torch.float32 else 1e-10
     for key, value in losses.items():
-        assert value.item() == pytest.approx(float(stored[key][0]), rel=rtol), key
-    torch.stack(list(losses.values())).sum().backward()
+        assert value.item() == pytest.approx(stored[key], rel=rtol), key
     names = official_names(network)
     gradients = {names[key]: p.grad.double() for key, p in network.named_parameters()}
+    for key in gradients:
+        if re.search(r"cb_modules\.1\.gamma\d$", key):  # officially of half precision; ours is not
+            gradients[key] = gradients[key].half().double()
     ours = np.array([float(gradients[key].norm()) for key in run.param_order])
-    rtol, atol = (1e-4, run.grad_error) if dtype == torch.float32 else (1e-9, 1e-9)
-    # The official code rounds the gradients of these scales to half precision as well.
-    is_half = [re.search(r"cb_modules\.1\.gamma\d$", key) is not None for key in run.param_order]
-    rtols = np.where(is_half, 1e-3, rtol)
-    wrong = np.abs(ours - arrays["grad_norms"]) > rtols * arrays["grad_norms"] + atol
+    rtol = 1e-4 if dtype == torch.float32 else 1e-9
+    atol = run.grad_error if dtype == torch.float32 and sums is nullcontext else 0
+    wrong = np.abs(ours - arrays["grad_norms"]) > rtol * arrays["grad_norms"] + atol
     assert not wrong.any(), [run.param_order[i] for i in wrong.nonzero()[0]]
+
+
+def train(run):
+    """Losses of the pictures that the official run had."""
+    used = slice(0, 2 if run.name == "dino_t" else 1)  # the official CB-DINO takes one picture
+    return run.network(run.image[used], SIZES[used], targets=run.targets[used])
+
+
+def stored_losses(arrays):
+    return {
+        key.removeprefix("loss/"): float(a[0]) for key, a in arrays.items() if key[:5] == "loss/"
+    }
+
+
+@pytest.fixture
+def matched(monkeypatch):
+    """What every call of the matching saw and found."""
+    calls = []
+
+    def spy(logits, boxes, targets, sizes):
+        pairs = match(logits, boxes, targets, sizes)
+        calls.append((boxes.detach(), targets, sizes, pairs))
+        return pairs
+
+    monkeypatch.setattr("src.models.detectors.dino_head.match", spy)
+    return calls
+
+
+def box_losses_of_all_assignments(boxes, target, size):
+    """Queries of the objects ``(A, G)`` and coordinate and overlap loss ``(A,)`` of each choice."""
+    objects = target["boxes"].to(boxes)
+    distance = torch.cdist(boxes, relative_boxes(objects, size), p=1)
+    overlap = 1 - generalized_box_iou(pixel_boxes(boxes, size), objects)
+    choices = torch.tensor(list(permutations(range(len(boxes)), len(objects))))
+    column = torch.arange(len(objects))
+    return choices, 5 * distance[choices, column].sum(1), 2 * overlap[choices, column].sum(1)
+
+
+@both_runs
+def test_only_our_assignments_give_the_official_losses(name, matched):
+    run = read_run(name, torch.float64)
+    stored = stored_losses(run.arrays)
+    names = [key for key in train(run) if "bbox" in key and "dn_" not in key]
+    assert len(names) == len(matched) == (5 if name == "dino_t" else 10)
+    for key, (boxes, targets, sizes, pairs) in zip(names, matched, strict=True):
+        pictures = zip(boxes, targets, sizes, strict=True)
+        found = [box_losses_of_all_assignments(*picture) for picture in pictures]
+        number = sum(len(target["labels"]) for target in targets) + torch.finfo(torch.float32).eps
+        number /= 0.5 if key.endswith("0_w0.5") else 1
+        distance, overlap = (
+            reduce(lambda a, b: (a[:, None] + b).flatten(), [losses[i] for losses in found])
+            for i in (1, 2)
+        )
+        is_official = (distance / number - stored[key]).abs() < 1e-8
+        is_official &= (overlap / number - stored[key.replace("bbox", "iou")]).abs() < 1e-8
+        (official,) = is_official.nonzero()
+        counts = [len(choices) for choices, _, _ in found]
+        for i, row in enumerate(np.unravel_index(int(official), counts)):
+            query, thing = pairs[i]
+            assert query.tolist() == found[i][0][row][thing].tolist()
+
+
+@both_runs
+def test_assignments_of_float32_are_those_of_float64(name, matched):
+    for dtype in (torch.float32, torch.float64):
+        train(read_run(name, dtype))
+    narrow, wide = matched[: len(matched) // 2], matched[len(matched) // 2 :]
+    for (*_, ours), (*_, exact) in zip(narrow, wide, strict=True):
+        for (query, thing), (exact_query, exact_thing) in zip(ours, exact, strict=True):
+            assert query.tolist() == exact_query.tolist()
+            assert thing.tolist() == exact_thing.tolist()

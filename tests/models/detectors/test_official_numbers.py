@@ -15,6 +15,7 @@ from src.models.detectors.roi_align import align_on_pyramid, boxes_with_image
 from src.models.detectors.roi_head import resize_factor
 from src.models.official_names import official_names
 from tests.models.detectors.conftest import ORIGINAL_SIZES, SIZES, read_run
+from tests.models.wide_sums import WideSums
 
 slow = pytest.mark.slow
 RUNS = [
@@ -24,6 +25,8 @@ RUNS = [
     pytest.param("cascade_l", torch.float64, id="cascade-fp64", marks=slow),
 ]
 STAGES = {"mask_rcnn_t": 1, "cascade_l": 3}
+ROUNDING = {"mask_rcnn_t": 1e-5, "cascade_l": 1e-4}
+"""Of float32 gradients: share of the largest norm. ReLU inputs close to 0 change sign."""
 STDS = [(0.1, 0.1, 0.2, 0.2), (0.05, 0.05, 0.1, 0.1), (0.033, 0.033, 0.067, 0.067)]
 
 
@@ -143,9 +146,8 @@ def test_detections_in_order_with_masks(read, name, dtype):
         stored = official.arrays[f"det_boxes{i}"]
         assert found.labels.tolist() == official.arrays[f"det_labels{i}"].tolist()
         assert_equal(found.boxes, stored[:, :4], 2e-3, fp64_atol=1e-10)
-        # The official float32 run of Mask R-CNN is 3.8e-6 off its float64 run.
         assert_equal(
-            found.scores, stored[:, 4], 4e-6 if STAGES[name] == 1 else 1e-6, fp64_atol=1e-12
+            found.scores, stored[:, 4], max(1e-6, official_score_error(official)), fp64_atol=1e-12
         )
         area = found.masks.sum(dim=(1, 2)) - torch.from_numpy(official.arrays[f"det_mask_area{i}"])
         assert area.abs().max() <= (2 if dtype == torch.float32 else 0)
@@ -153,6 +155,24 @@ def test_detections_in_order_with_masks(read, name, dtype):
         masks = bits[:, : found.masks[0].numel()].reshape(-1, *ORIGINAL_SIZES[i])
         different = (masks != found.masks[: len(masks)].numpy()).sum(axis=(1, 2))
         assert different.max() <= (2 if dtype == torch.float32 else 0)
+
+
+def official_score_error(official):
+    """How far the scores of the official float32 run are off its float64 run."""
+    names = ("det_boxes0", "det_boxes1")
+    pairs = [(official.arrays[f"{name}_f32"], official.arrays[name]) for name in names]
+    return max(float(np.abs(narrow - wide)[:, 4].max()) for narrow, wide in pairs)
+
+
+@slow
+def test_float32_scores_of_mask_rcnn_differ_only_by_how_sums_are_rounded():
+    official = read_run("mask_rcnn_t", torch.float32)
+    with WideSums():
+        detections = official.network(official.image, SIZES, ORIGINAL_SIZES)
+    for i, found in enumerate(detections):
+        assert found.scores.dtype == torch.float32
+        assert found.labels.tolist() == official.arrays[f"det_labels{i}"].tolist()
+        assert_equal(found.scores, official.arrays[f"det_boxes{i}"][:, 4], 1e-6)
 
 
 @pytest.mark.parametrize("sampling", [pytest.param("nosample", marks=slow), "first_k"])
@@ -177,13 +197,13 @@ def test_losses_and_gradients(name, dtype, sampling, monkeypatch):
     names = official_names(network)
     gradients = {names[key]: p.grad.double() for key, p in network.named_parameters()}
     norms = np.array([float(gradients[key].norm()) for key in official.param_order])
-    rtol = 1e-4 if dtype == torch.float32 else 1e-11
-    np.testing.assert_allclose(norms, stored_norms, rtol=rtol, atol=rtol * stored_norms.max())
+    rtol, rounding = (1e-4, ROUNDING[name]) if dtype == torch.float32 else (1e-11, 1e-11)
+    np.testing.assert_allclose(norms, stored_norms, rtol=rtol, atol=rounding * stored_norms.max())
     for key, value in arrays.items():
         if sampling == "nosample" and key.startswith("grad_nosample/"):
             ours = gradients[key.removeprefix("grad_nosample/")]
             torch.testing.assert_close(
-                ours, torch.from_numpy(value), rtol=rtol, atol=rtol * float(stored_norms.max())
+                ours, torch.from_numpy(value), rtol=rtol, atol=rounding * float(stored_norms.max())
             )
 
 
