@@ -27,7 +27,7 @@ def _locate_rows(
     ROWS: tl.constexpr,
     WIDE: tl.constexpr,
 ):
-    """Of every row: is there one, output pixel, group, out_y, out_x, first input element.
+    """Of every row: number, is there one, output pixel, group, out_y, out_x, first input element.
 
     ``WIDE`` is for more than 2^31 rows: 64-bit divisions cost as much as a sampling point.
     """
@@ -41,28 +41,50 @@ def _locate_rows(
     line = pixel // out_width
     image = (line // out_height).to(tl.int64)
     element = image * height * width * (GROUPS * CHANNELS) + group * CHANNELS
-    return is_row, pixel.to(tl.int64), group, line % out_height, pixel % out_width, element
+    out_y, out_x = line % out_height, pixel % out_width
+    return row.to(tl.int64), is_row, pixel.to(tl.int64), group, out_y, out_x, element
+
+
+@triton.jit
+def _tile_of_points(start, is_row, POINTS: tl.constexpr, BLOCK: tl.constexpr):
+    """Points ``start`` to ``start + BLOCK``, and which of them every row has.
+
+    Such a tile has the shape of a tile of channels, and so its layout: what is computed per row
+    needs no way through shared memory, and no number of points fills the registers.
+    """
+    point = start + tl.arange(0, BLOCK)[None, :]
+    return point, is_row[:, None] & (point < POINTS)
+
+
+@triton.jit
+def _load_logits(mask, point, wanted, ACC: tl.constexpr):
+    return tl.load(mask[:, None] + point, mask=wanted, other=-float("inf")).to(ACC)
 
 
 @triton.jit
 def _softmax_statistics(
-    mask, is_row, POINTS: tl.constexpr, POINTS_2: tl.constexpr, ACC: tl.constexpr
+    mask, is_row, POINTS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, ACC: tl.constexpr
 ):
-    """Largest logit of every row, and the sum of exp(logit - largest)."""
-    point = tl.arange(0, POINTS_2)[None, :]
-    wanted = is_row[:, None] & (point < POINTS)
-    logit = tl.load(mask[:, None] + point, mask=wanted, other=-float("inf")).to(ACC)
-    peak = tl.where(is_row, tl.max(logit, axis=1), 0)
-    exponential = tl.where(wanted, tl.exp(logit - peak[:, None]), 0)
-    return peak, tl.where(is_row, tl.sum(exponential, axis=1), 1)
+    """Largest logit of every row, and the inverse of the sum of exp(logit - largest)."""
+    peak = tl.full((ROWS,), -float("inf"), ACC)
+    for start in range(0, POINTS, BLOCK):
+        point, wanted = _tile_of_points(start, is_row, POINTS, BLOCK)
+        peak = tl.maximum(peak, tl.max(_load_logits(mask, point, wanted, ACC), axis=1))
+    peak = tl.where(is_row, peak, 0)
+    total = tl.zeros((ROWS,), ACC)
+    for start in range(0, POINTS, BLOCK):
+        point, wanted = _tile_of_points(start, is_row, POINTS, BLOCK)
+        logit = _load_logits(mask, point, wanted, ACC)
+        total += tl.sum(tl.exp(logit - peak[:, None]), axis=1)
+    return peak, 1 / tl.where(is_row, total, 1)
 
 
 @triton.jit
-def _load_weight(mask, p, is_row, peak, total, SOFTMAX: tl.constexpr, ACC: tl.constexpr):
+def _load_weight(mask, p, is_row, peak, inverse, SOFTMAX: tl.constexpr, ACC: tl.constexpr):
     """Weight of point ``p`` of every row."""
     weight = tl.load(mask + p, mask=is_row, other=0).to(ACC)
     if SOFTMAX:
-        weight = tl.exp(weight - peak) / total
+        weight = tl.exp(weight - peak) * inverse
     return weight
 
 
@@ -142,7 +164,6 @@ def forward(
     REMOVE_CENTER: tl.constexpr,
     SOFTMAX: tl.constexpr,
     POINTS: tl.constexpr,
-    POINTS_2: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
     WIDE: tl.constexpr,
@@ -150,14 +171,14 @@ def forward(
 ):
     """``output``; the second axis of the grid goes over blocks of channels."""
     PIXEL: tl.constexpr = GROUPS * CHANNELS
-    is_row, pixel, group, out_y, out_x, element = _locate_rows(
+    row, is_row, pixel, group, out_y, out_x, element = _locate_rows(
         count, height, width, out_height, out_width, GROUPS, CHANNELS, ROWS, WIDE
     )
     offset += pixel * offset_stride + group * (2 * POINTS)
     mask += pixel * mask_stride + group * POINTS
-    peak, total = 0.0, 1.0
+    peak, inverse = 0.0, 1.0
     if SOFTMAX:
-        peak, total = _softmax_statistics(mask, is_row, POINTS, POINTS_2, ACC)
+        peak, inverse = _softmax_statistics(mask, is_row, POINTS, ROWS, BLOCK, ACC)
     channel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     is_channel = (channel < CHANNELS)[None, :]
     values = input + element[:, None] + channel[None, :]
@@ -167,7 +188,7 @@ def forward(
             offset, p, is_row, out_y, out_x, height, width, PIXEL,
             KERNEL, STRIDE, PAD, DILATION, SCALE, REMOVE_CENTER, ACC,
         )  # fmt: skip
-        weight = _load_weight(mask, p, is_row, peak, total, SOFTMAX, ACC)
+        weight = _load_weight(mask, p, is_row, peak, inverse, SOFTMAX, ACC)
         weight = tl.where(counts, weight, 0)
         for side in tl.static_range(4):
             at = corner + (side // 2 * width + side % 2) * PIXEL
@@ -175,8 +196,8 @@ def forward(
             share = (low if side // 2 else 1 - low) * (right if side % 2 else 1 - right)
             value = tl.load(values + at[:, None], mask=is_inside[:, None] & is_channel, other=0)
             result += (weight * share)[:, None] * value.to(ACC)
-    rows = output + pixel * PIXEL + group * CHANNELS
-    tl.store(rows[:, None] + channel[None, :], result, mask=is_row[:, None] & is_channel)
+    to = output + (row * CHANNELS)[:, None] + channel[None, :]
+    tl.store(to, result, mask=is_row[:, None] & is_channel)
 
 
 @triton.jit
@@ -207,7 +228,6 @@ def backward(
     REMOVE_CENTER: tl.constexpr,
     SOFTMAX: tl.constexpr,
     POINTS: tl.constexpr,
-    POINTS_2: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
     WIDE: tl.constexpr,
@@ -223,25 +243,25 @@ def backward(
     the softmax needs is known; it may be ``grad_mask`` itself.
     """
     PIXEL: tl.constexpr = GROUPS * CHANNELS
-    is_row, pixel, group, out_y, out_x, element = _locate_rows(
+    row, is_row, pixel, group, out_y, out_x, element = _locate_rows(
         count, height, width, out_height, out_width, GROUPS, CHANNELS, ROWS, WIDE
     )
     offset += pixel * offset_stride + group * (2 * POINTS)
     mask += pixel * mask_stride + group * POINTS
-    point = (pixel * GROUPS + group) * POINTS  # of the row, where rows are dense
-    peak, total = 0.0, 1.0
+    point = row * POINTS  # where rows are dense
+    peak, inverse = 0.0, 1.0
     if SOFTMAX:
-        peak, total = _softmax_statistics(mask, is_row, POINTS, POINTS_2, ACC)
+        peak, inverse = _softmax_statistics(mask, is_row, POINTS, ROWS, BLOCK, ACC)
     if DETERMINISTIC:
         one = tl.load(unit)
-    upstream = grad + pixel * PIXEL + group * CHANNELS
+    upstream = grad + row * CHANNELS
     mean = tl.zeros((ROWS,), ACC)  # of d(weight) under the weights
     for p in range(POINTS):
         counts, corner, low, right, in_top, in_bottom, in_left, in_right = _locate_point(
             offset, p, is_row, out_y, out_x, height, width, PIXEL,
             KERNEL, STRIDE, PAD, DILATION, SCALE, REMOVE_CENTER, ACC,
         )  # fmt: skip
-        weight = _load_weight(mask, p, is_row, peak, total, SOFTMAX, ACC)
+        weight = _load_weight(mask, p, is_row, peak, inverse, SOFTMAX, ACC)
         valid_weight = tl.where(counts, weight, 0)
         value = tl.zeros((ROWS,), ACC)
         slope_y = tl.zeros((ROWS,), ACC)
@@ -273,15 +293,18 @@ def backward(
                         part = tl.floor(part.to(tl.float64) * one + 0.5).to(tl.int64)
                     tl.atomic_add(grad_input + at, part, mask=is_inside, sem="relaxed")
         if WANT_OFFSET:
-            pair = grad_offset + 2 * (point + p)
-            tl.store(pair, valid_weight * slope_x * SCALE, mask=is_row)
-            tl.store(pair + 1, valid_weight * slope_y * SCALE, mask=is_row)
+            slope = tl.join(slope_x, slope_y) * (valid_weight * SCALE)[:, None]
+            pair = grad_offset + 2 * (point + p)[:, None] + tl.arange(0, 2)[None, :]
+            tl.store(pair, slope, mask=is_row[:, None])
         if WANT_MASK:
             tl.store(scratch + point + p, value, mask=is_row)
             mean += weight * value
     if WANT_MASK and SOFTMAX:
         tl.debug_barrier()  # other threads of the program wrote some of the scratch
-        for p in range(POINTS):
-            weight = _load_weight(mask, p, is_row, peak, total, SOFTMAX, ACC)
-            value = tl.load(scratch + point + p, mask=is_row, other=0)
-            tl.store(grad_mask + point + p, weight * (value - mean), mask=is_row)
+        for start in range(0, POINTS, BLOCK):
+            column, wanted = _tile_of_points(start, is_row, POINTS, BLOCK)
+            logit = _load_logits(mask, column, wanted, ACC)
+            weight = tl.exp(logit - peak[:, None]) * inverse[:, None]
+            at = point[:, None] + column
+            value = tl.load(scratch + at, mask=wanted, other=0)
+            tl.store(grad_mask + at, weight * (value - mean[:, None]), mask=wanted)

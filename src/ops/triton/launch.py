@@ -115,10 +115,8 @@ def backward(
 def _constants(input: Tensor, window: Window) -> dict[str, Any]:
     """What the kernels are specialised for: the window, and blocks of 16 bytes per thread."""
     channels = input.shape[-1] // window.groups
-    points = triton.next_power_of_2(window.points)
     block = min(MAX_BLOCK, triton.next_power_of_2(channels))
     values = THREADS * 16 // input.element_size()
-    rows = min(MAX_ROWS, values // block, max(1, 64 * MAX_ROWS // points))
     return {
         "GROUPS": window.groups,
         "CHANNELS": channels,
@@ -130,8 +128,7 @@ def _constants(input: Tensor, window: Window) -> dict[str, Any]:
         "REMOVE_CENTER": window.remove_center,
         "SOFTMAX": window.mask_softmax,
         "POINTS": window.points,
-        "POINTS_2": points,
-        "ROWS": rows,
+        "ROWS": min(MAX_ROWS, values // block),
         "BLOCK": block,
         "ACC": tl.float64 if input.dtype == torch.float64 else tl.float32,
     }

@@ -1,0 +1,55 @@
+"""Compiles the Triton kernels for a GPU that is not here, as `launch.py` would have them."""
+
+import torch
+from triton import compile as compile_source
+from triton.compiler import ASTSource
+
+from src.ops._arguments import make_window
+from src.ops.triton import kernels, launch
+
+NAMES = {
+    torch.bfloat16: "bf16",
+    torch.float16: "fp16",
+    torch.float32: "fp32",
+    torch.float64: "fp64",
+}
+GROUPS = 4
+
+
+def compile_kernel(direction, target, dtype, *, wide=False, deterministic=False, **shape):
+    """Code of one kernel in every form; `wide` as for more than 2^31 rows."""
+    kernel = getattr(kernels, direction)
+    constants = _constants(dtype, **shape) | {"WIDE": wide}
+    if direction == "backward":
+        constants |= dict.fromkeys(["WANT_INPUT", "WANT_OFFSET", "WANT_MASK"], True)
+        constants |= {"DETERMINISTIC": deterministic} | ({} if deterministic else {"unit": None})
+    types = _pointers(dtype, deterministic) | {"count": "i64" if wide else "i32"}
+    signature = {
+        name: "constexpr" if name in constants else types.get(name, "i32")
+        for name in kernel.arg_names
+    }
+    aligned = {
+        (i,): [["tt.divisibility", 16]]
+        for i, name in enumerate(kernel.arg_names)
+        if signature[name].startswith("*")
+    }
+    source = ASTSource(kernel, signature, constexprs=constants, attrs=aligned)
+    return compile_source(source, target=target).asm
+
+
+def _constants(dtype, channels=16, kernel_size=3, remove_center=False):
+    x = torch.empty(1, 8, 8, GROUPS * channels, dtype=dtype, device="meta")
+    padding = kernel_size // 2
+    window = make_window(
+        GROUPS, kernel_size, 1, padding, 1, 1.0, remove_center=remove_center, mask_softmax=True
+    )
+    return launch._constants(x, window)
+
+
+def _pointers(dtype, deterministic):
+    """Types of the tensors."""
+    same = ["input", "offset", "mask", "output", "grad", "grad_offset", "grad_mask"]
+    sums = NAMES[torch.float64 if dtype == torch.float64 else torch.float32]
+    grad_input = "i64" if deterministic else sums
+    others = {"unit": "*fp64", "grad_input": f"*{grad_input}", "scratch": f"*{sums}"}
+    return dict.fromkeys(same, f"*{NAMES[dtype]}") | others
