@@ -21,6 +21,8 @@ from src.ops.fixed_point import fixed_point_unit
 SOURCES = [ROOT / "src/ops/csrc/cuda", ROOT / "src/ops/csrc", ROOT / "tests/ops/emulator"]
 COMPILER = shutil.which("g++")
 FLAGS = ["-std=c++17", "-O1", "-g0", "-mf16c", "-fPIC", "-shared", "-Wno-unknown-pragmas"]
+FLAGS += ["-fno-strict-aliasing"]  # as nvcc
+FLAGS += ["-DINTERNIMAGE_MAX_GRID=2"]  # so that images take two axes of the grid
 FLAGS += ["-fsanitize=alignment,shift,signed-integer-overflow", "-fno-sanitize-recover=all"]
 TYPES = {
     torch.float64: "double",
@@ -49,6 +51,7 @@ class Request(ctypes.Structure):
         ("mask", ctypes.c_void_p),
         ("offset_stride", ctypes.c_int64),
         ("mask_stride", ctypes.c_int64),
+        ("multiprocessors", ctypes.c_int64),
         ("is_offset_wide", ctypes.c_bool),
         ("is_mask_wide", ctypes.c_bool),
         ("wants_vectors", ctypes.c_bool),
@@ -120,6 +123,7 @@ class Emulator:
         vectors: Let kernels load 16 bytes at once where channels allow it.
         backwards: Threads take turns from the last to the first.
         deterministic: Accumulate the input gradient in fixed point.
+        multiprocessors: Of the device; the more it has, the smaller are blocks.
         padding: Values between rows of offset and mask, as in slices of a wider tensor.
         only: Ask for one of the three gradients; the others are null pointers.
         shift: Lie about the output's place by this many values, to see the guards work.
@@ -132,6 +136,7 @@ class Emulator:
         vectors=True,
         backwards=False,
         deterministic=False,
+        multiprocessors=1,
         padding=0,
         only=None,
         shift=0,
@@ -139,6 +144,7 @@ class Emulator:
         self.libraries = libraries
         self.vectors, self.backwards = vectors, backwards
         self.deterministic, self.padding = deterministic, padding
+        self.multiprocessors = multiprocessors
         self.only, self.shift = only, shift
 
     def __call__(self, input: Tensor, offset: Tensor, mask: Tensor, **kwargs) -> Tensor:
@@ -163,6 +169,7 @@ class Emulator:
             window.mask_softmax,
             *(array.pointer for array in arrays),
             *(array.tensor.shape[-1] for array in arrays[1:]),
+            self.multiprocessors,
             *(side.dtype != input.dtype for side in (offset, mask)),
             self.vectors,
             self.backwards,

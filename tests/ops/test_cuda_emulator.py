@@ -23,12 +23,16 @@ def libraries(request):
     "name", [pytest.param(n, marks=[] if n in QUICK else pytest.mark.slow) for n in CASES]
 )
 def test_float64(libraries, name):
-    """Alternating between the kernels and between the orders of the threads."""
+    """Alternating between the kernels, the orders of the threads, and the sizes of the blocks."""
     number = list(CASES).index(name)
-    check(
-        Emulator(libraries, vectors=number % 3 > 0, backwards=number % 2 > 0, padding=number % 4),
-        name,
+    emulator = Emulator(
+        libraries,
+        vectors=number % 3 > 0,
+        backwards=number % 2 > 0,
+        multiprocessors=(1, 20, 132)[number // 2 % 3],
+        padding=number % 4,
     )
+    check(emulator, name)
 
 
 @pytest.mark.slow

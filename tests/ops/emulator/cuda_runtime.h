@@ -9,6 +9,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 
 #define __global__
 #define __device__
@@ -18,7 +19,7 @@
 #define __align__(bytes)
 
 struct Index {
-  unsigned x, y;
+  unsigned x, y, z;
 };
 // Of the fiber that is running.
 extern Index threadIdx, blockIdx, gridDim;
@@ -60,6 +61,27 @@ inline int atomicAnd(int* to, int value) {
   *to = old & value;
   return old;
 }
+
+inline unsigned __umulhi(unsigned a, unsigned b) {
+  return static_cast<unsigned>(static_cast<uint64_t>(a) * b >> 32);
+}
+
+inline float __uint_as_float(unsigned bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+
+inline double __hiloint2double(int high, int low) {
+  const uint64_t bits = static_cast<uint64_t>(static_cast<unsigned>(high)) << 32 |
+                        static_cast<unsigned>(low);
+  double value;
+  std::memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+
+inline float __expf(float x) { return expf(x); }
+inline float __fdividef(float a, float b) { return a / b; }
 
 inline int min(int a, int b) { return b < a ? b : a; }
 inline float max(float a, float b) { return fmaxf(a, b); }

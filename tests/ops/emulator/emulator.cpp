@@ -123,11 +123,13 @@ const char* run_grid(const internimage::cuda::Plan& plan, size_t shared, bool is
                      std::function<void()> body) {
   if (shared > sizeof(shared_memory)) return "too much shared memory";
   kernel = std::move(body);
-  gridDim = {plan.blocks_per_image, plan.images};
-  for (blockIdx.y = 0; blockIdx.y < gridDim.y; ++blockIdx.y) {
-    for (blockIdx.x = 0; blockIdx.x < gridDim.x; ++blockIdx.x) {
-      const char* error = run_block(is_backwards);
-      if (error != nullptr) return error;
+  gridDim = {plan.blocks_per_image, plan.images_y, plan.images_z};
+  for (blockIdx.z = 0; blockIdx.z < gridDim.z; ++blockIdx.z) {
+    for (blockIdx.y = 0; blockIdx.y < gridDim.y; ++blockIdx.y) {
+      for (blockIdx.x = 0; blockIdx.x < gridDim.x; ++blockIdx.x) {
+        const char* error = run_block(is_backwards);
+        if (error != nullptr) return error;
+      }
     }
   }
   return nullptr;
@@ -140,7 +142,7 @@ struct Request {
   internimage::Problem problem;
   const void* input;
   void *offset, *mask;
-  int64_t offset_stride, mask_stride;
+  int64_t offset_stride, mask_stride, multiprocessors;
   bool is_offset_wide, is_mask_wide;
   bool wants_vectors, is_backwards;
   void* output;
@@ -155,8 +157,8 @@ using T = INTERNIMAGE_TYPE;
 static Call<T> to_call(const Request& request) {
   Call<T> call = make_call<T>(request.problem);
   call.input = static_cast<const T*>(request.input);
-  call.offset = {request.offset, request.offset_stride, request.is_offset_wide};
-  call.mask = {request.mask, request.mask_stride, request.is_mask_wide};
+  call.offset = make_side<T>(request.offset, request.offset_stride, request.is_offset_wide);
+  call.mask = make_side<T>(request.mask, request.mask_stride, request.is_mask_wide);
   return call;
 }
 
@@ -166,7 +168,7 @@ extern "C" const char* emulate_forward(const Request* request) {
   const char* error = nullptr;
   choose_kernel(call, request->wants_vectors, [&](auto channels, auto fixed_points) {
     constexpr int vector = channels, points = fixed_points;
-    const Plan plan = make_plan(call, vector);
+    const Plan plan = make_plan(call, vector, static_cast<int>(request->multiprocessors));
     const auto kernel = [&] {
       forward_kernel<T, vector, points>(call, plan, static_cast<T*>(request->output));
     };
@@ -180,13 +182,13 @@ extern "C" const char* emulate_backward(const Request* request) {
   const Call<T> call = to_call(*request);
   const Gradients<T> gradients{static_cast<const T*>(request->grad), request->grad_input,
                                request->unit,
-                               {request->grad_offset, 0, request->is_offset_wide},
-                               {request->grad_mask, 0, request->is_mask_wide}};
+                               make_side<T>(request->grad_offset, 0, request->is_offset_wide),
+                               make_side<T>(request->grad_mask, 0, request->is_mask_wide)};
   const bool adds_vectors = request->wants_vectors && request->unit == nullptr;
   const char* error = nullptr;
   choose_kernel(call, adds_vectors, [&](auto channels, auto fixed_points) {
     constexpr int vector = channels, points = fixed_points;
-    const Plan plan = make_plan(call, vector);
+    const Plan plan = make_plan(call, vector, static_cast<int>(request->multiprocessors));
     const auto kernel = [&] {
       if (request->unit == nullptr) {
         backward_kernel<T, vector, points, false>(call, plan, gradients);
@@ -203,7 +205,7 @@ extern "C" const char* emulate_backward(const Request* request) {
 // Half of the threads leave, the others wait for them: must be reported.
 extern "C" const char* emulate_deadlock() {
   Plan plan{};
-  plan.blocks_per_image = plan.images = 1;
+  plan.blocks_per_image = plan.images_y = plan.images_z = 1;
   return emulator::run_grid(plan, 0, false, [] {
     if (threadIdx.x < kThreads / 2) __syncthreads();
   });

@@ -68,14 +68,17 @@ Tensor dense(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::co
 // As it is if its rows are spread evenly, else a dense copy.
 Tensor as_rows(const Tensor& t) { return row_distance(t) > 0 ? t : dense(t); }
 
+template <typename T>
 Side read_side(const Tensor& rows, const Tensor& input) {
   const int64_t distance = row_distance(rows);
-  return {rows.data_ptr(), distance > 0 ? distance : rows.size(3),
-          rows.scalar_type() != input.scalar_type()};
+  return make_side<T>(rows.data_ptr(), distance > 0 ? distance : rows.size(3),
+                      rows.scalar_type() != input.scalar_type());
 }
 
+template <typename T>
 Side write_side(const Tensor& t, const Tensor& input, bool is_wanted) {
-  return {is_wanted ? t.data_ptr() : nullptr, 0, t.scalar_type() != input.scalar_type()};
+  return make_side<T>(is_wanted ? t.data_ptr() : nullptr, 0,
+                      t.scalar_type() != input.scalar_type());
 }
 
 Tensor result(const Tensor& like, bool is_wanted) {
@@ -99,8 +102,8 @@ Tensor dcnv3(const Tensor input, const Tensor offset, const Tensor mask, int64_t
     using T = decltype(zero);
     Call<T> call = make_call<T>(p);
     call.input = static_cast<const T*>(x.data_ptr());
-    call.offset = read_side(o, input);
-    call.mask = read_side(m, input);
+    call.offset = read_side<T>(o, input);
+    call.mask = read_side<T>(m, input);
     check_launch(launch_forward(call, static_cast<T*>(output.data_ptr()), device.stream()));
   });
   return output;
@@ -133,14 +136,14 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor* unit, const Tensor& gr
       using T = decltype(zero);
       Call<T> call = make_call<T>(p);
       call.input = static_cast<const T*>(x.data_ptr());
-      call.offset = read_side(o, input);
-      call.mask = read_side(m, input);
+      call.offset = read_side<T>(o, input);
+      call.mask = read_side<T>(m, input);
       const Gradients<T> gradients{
           static_cast<const T*>(g.data_ptr()),
           output_mask[0] ? grad_input.data_ptr() : nullptr,
           unit != nullptr ? static_cast<const double*>(unit->data_ptr()) : nullptr,
-          write_side(grad_offset, input, output_mask[1]),
-          write_side(grad_mask, input, output_mask[2])};
+          write_side<T>(grad_offset, input, output_mask[1]),
+          write_side<T>(grad_mask, input, output_mask[2])};
       check_launch(launch_backward(call, gradients, device.stream()));
     });
   }

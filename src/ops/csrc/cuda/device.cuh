@@ -29,15 +29,38 @@ __device__ __forceinline__ T narrow(Sum<T> x) {
   }
 }
 
-// Neighbouring values that are loaded and stored as one.
+// Neighbouring values that are loaded and stored as one, or 16 bytes at a time.
 template <typename T, int kCount>
-struct alignas(sizeof(T) * kCount) Pack {
+struct alignas(std::min<size_t>(sizeof(T) * kCount, 16)) Pack {
   T value[kCount];
 };
 
+// The same as read from memory: in words, since 16-bit values one by one cost instructions.
+template <typename T, int kCount>
+using Raw = std::conditional_t<sizeof(T) * kCount % 4 == 0, Pack<unsigned, sizeof(T) * kCount / 4>,
+                               Pack<T, kCount>>;
+
 template <int kCount, typename T>
-__device__ __forceinline__ Pack<T, kCount> load_pack(const T* from) {
-  return *reinterpret_cast<const Pack<T, kCount>*>(from);
+__device__ __forceinline__ Raw<T, kCount> load_raw(const T* from) {
+  return *reinterpret_cast<const Raw<T, kCount>*>(from);
+}
+
+// Value k of it.
+template <typename T, int kCount>
+__device__ __forceinline__ Sum<T> widen(const Raw<T, kCount>& raw, int k) {
+  if constexpr (sizeof(T) * kCount % 4 != 0) {
+    return widen(raw.value[k]);
+  } else if constexpr (std::is_same_v<T, double>) {
+    return __hiloint2double(raw.value[2 * k + 1], raw.value[2 * k]);
+  } else if constexpr (std::is_same_v<T, float>) {
+    return __uint_as_float(raw.value[k]);
+  } else if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+    const unsigned word = raw.value[k / 2];
+    return __uint_as_float(k % 2 != 0 ? word & 0xffff0000u : word << 16);
+  } else {
+    const unsigned word = raw.value[k / 2];
+    return __half2float(__ushort_as_half(static_cast<uint16_t>(k % 2 != 0 ? word >> 16 : word)));
+  }
 }
 
 template <int kCount, typename T>
@@ -48,20 +71,23 @@ __device__ __forceinline__ void store_pack(T* to, const Sum<T> (&values)[kCount]
   *reinterpret_cast<Pack<T, kCount>*>(to) = pack;
 }
 
-template <typename T>
-__device__ __forceinline__ Sum<T> load_side(const Side& side, int64_t at) {
-  if (side.is_wide) return static_cast<const Sum<T>*>(side.data)[at];
-  return widen(static_cast<const T*>(side.data)[at]);
+// run(values of the side) with a pointer of its type.
+template <typename T, typename Run>
+__device__ __forceinline__ void with_type(const Side& side, const Run& run) {
+  if constexpr (!std::is_same_v<T, Sum<T>>) {
+    if (!side.is_wide) return run(static_cast<T*>(side.data));
+  }
+  run(static_cast<Sum<T>*>(side.data));
 }
 
-template <typename T, int kCount>
-__device__ __forceinline__ void store_side(const Side& side, int64_t at,
-                                           const Sum<T> (&values)[kCount]) {
-  if (side.is_wide) {
-    store_pack(static_cast<Sum<T>*>(side.data) + at, values);
-  } else {
-    store_pack(static_cast<T*>(side.data) + at, values);
-  }
+__device__ __forceinline__ double exponential(double x) { return exp(x); }
+// Its relative error grows with |x|. In a softmax x <= 0: the absolute error stays below 1e-7.
+__device__ __forceinline__ float exponential(float x) { return __expf(x); }
+__device__ __forceinline__ double inverse(double x) { return 1 / x; }
+__device__ __forceinline__ float inverse(float x) { return __fdividef(1, x); }
+
+__device__ __forceinline__ unsigned quotient(unsigned numerator, const Divisor& divisor) {
+  return (__umulhi(numerator, divisor.factor) + numerator) >> divisor.shift;
 }
 
 // Adds to four neighbouring values in global memory.
