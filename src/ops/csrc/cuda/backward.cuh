@@ -32,15 +32,16 @@ __device__ __forceinline__ Products<S> sum_over_lanes(Products<S> products, int 
 }
 
 // One point and kVector channels of one row, whose input begins at `values` and its gradient at
-// `totals`, which is added to unless it is null. Returns the products.
-template <typename T, int kVector, typename Total>
+// `totals`, which is added to unless it is null. Returns the products. With kAll the point is known
+// to be inside with all corners.
+template <bool kAll, typename T, int kVector, typename Total>
 __device__ __forceinline__ Products<Sum<T>> backward_point(
     const Cell<Sum<T>> cell, bool is_active, const Sum<T> (&upstream)[kVector], const T* values,
     Total* totals, const double* unit, unsigned right, unsigned down) {
   using S = Sum<T>;
   const unsigned shift[4] = {0, right, down, down + right};
   values += cell.element;
-  const int is_inside = is_active ? cell.is_inside : 0;
+  const int is_inside = kAll ? kAllInside : is_active ? cell.is_inside : 0;
   Raw<T, kVector> raw[4] = {};
 #pragma unroll
   for (int c = 0; c < 4; ++c) {
@@ -131,10 +132,18 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce<T>)
         gradients.input == nullptr ? nullptr : static_cast<Total*>(gradients.input) + at;
 #pragma unroll 1
     for (int p = 0; p < points; ++p) {
-      const Products<S> sum = sum_over_lanes(
-          backward_point<T, kVector>(my_cells[p], is_active, upstream, values, totals,
-                                     gradients.unit, right, down),
-          plan.log_lanes);
+      const Cell<S> cell = my_cells[p];
+      // A warp takes the fast way together or not at all.
+      const bool is_fast = __all_sync(kWarp, is_active && cell.is_inside == kAllInside);
+      Products<S> sum;
+      if (is_fast) {
+        sum = backward_point<true, T>(cell, is_active, upstream, values, totals, gradients.unit,
+                                      right, down);
+      } else {
+        sum = backward_point<false, T>(cell, is_active, upstream, values, totals, gradients.unit,
+                                       right, down);
+      }
+      sum = sum_over_lanes(sum, plan.log_lanes);
       if (is_row && lane == 0) {
         Products<S>& total = my_products[p];
         total = base == 0 ? sum
