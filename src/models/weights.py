@@ -26,9 +26,9 @@ from src.models.official_names import official_names
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LoadReport:
-    """What `load_official` did.
+    """What `load_official` did. Prints as counts; the fields have the names.
 
     Attributes:
         source: File or object that the weights came from.
@@ -43,6 +43,10 @@ class LoadReport:
     fresh: tuple[str, ...]
     unused: tuple[str, ...]
     notes: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        counts = (f"{name}={len(getattr(self, name))}" for name in ("loaded", "fresh", "unused"))
+        return f"LoadReport({self.source!r}, {', '.join(counts)})"
 
 
 def to_official(module: nn.Module) -> dict[str, Tensor]:

@@ -317,6 +317,7 @@ def test_other_class_count_keeps_a_fresh_head(source, caplog):
     report = load_official(network, to_official(source))
     assert torch.equal(network.head.weight, before)
     assert report.fresh == ("head.weight", "head.bias")
+    assert repr(report).endswith(f"loaded={len(report.loaded)}, fresh=2, unused=0)")
     assert "has 10 classes, the network 7: the head starts fresh" in caplog.text
     assert torch.equal(network.conv_head.conv.weight, source.conv_head.conv.weight)
 
