@@ -18,7 +18,7 @@ from src.cli.checkpoints import resolve_checkpoint
 from src.distributed import consolidate, describe_mismatch, is_sharded_checkpoint, shapes_of
 from src.errors import UserError
 from src.export.card import card
-from src.export.compare import TOLERANCE, differences, runner
+from src.export.compare import SHARES, TOLERANCE, differences, runner
 from src.export.files import WRITERS, trace
 from src.export.graphs import LEVELS, Graph, graphs_of
 from src.hub import Pretrained, picture_settings, task_of
@@ -186,9 +186,9 @@ def _check(
                     worst[key] = max(worst.get(key, 0.0), value)
     print(f"Largest difference from PyTorch over {count} pictures:")
     for (file, output), value in worst.items():
-        share = " of the pixels" if output == "label_map" else ""
-        print(f"  {file:<18} {output:<14} {value:.1e}{share}")
-    return max(value for (_, output), value in worst.items() if output != "label_map")
+        share = f" of the {SHARES[output]}" if output in SHARES else ""
+        print(f"  {file:<18} {output:<15} {value:.1e}{share}")
+    return max(value for (_, output), value in worst.items() if output not in SHARES)
 
 
 @torch.no_grad()

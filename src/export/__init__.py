@@ -1,7 +1,7 @@
 """Networks as files for other programs: ONNX and torch.export.
 
-``graphs`` says what goes in and out of each file, ``onnx_operators`` how two operators are written
-with standard ONNX ones, ``files`` writes, ``compare`` runs the files against PyTorch, ``card`` is
-the text beside them. The command is ``src.cli.export``. onnx, onnxruntime and onnxscript are the
-optional extra ``export``.
+``graphs`` says what goes in and out of each file, ``onnx_operators`` how operators that ONNX lacks
+are written with standard ones, ``files`` writes, ``compare`` runs the files against PyTorch,
+``card`` is the text beside them. The command is ``src.cli.export``. onnx, onnxruntime and
+onnxscript are the optional extra ``export``.
 """

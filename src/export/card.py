@@ -15,6 +15,9 @@ _MEANING = {
     "objectness": "RPN scores of all anchors before the sigmoid, finest level first",
     "offsets": "box offsets (dx, dy, dw, dh), relative to the anchor or to the given box",
     "anchors": "x1, y1, x2, y2 in pixels of the image",
+    "boxes": "centre x, centre y, width, height of each query's box over the size of the image",
+    "proposals": "pixel of all maps that each query starts from",
+    "proposal_scores": "scores that the proposals are chosen by, falling",
     "masks": "mask probabilities of the given classes in their boxes",
     "image": "prepared RGB pictures, float32",
     "rois": "number of the picture in the batch, x1, y1, x2, y2",
@@ -82,7 +85,10 @@ def _table(graph: Graph) -> str:
     rows = [
         f"| `{name}` | in | {_shape(graph, name)} | {_meaning(name)} |" for name in graph.inputs
     ]
-    rows += [f"| `{name}` | out | | {_meaning(name)} |" for name in graph.outputs]
+    rows += [
+        f"| `{name}` | out | | {graph.meanings.get(name) or _meaning(name)} |"
+        for name in graph.outputs
+    ]
     head = f"## {graph.name}\n\n| name | | shape | meaning |\n| --- | --- | --- | --- |\n"
     return head + "\n".join(rows)
 

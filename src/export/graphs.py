@@ -3,8 +3,10 @@
 Classifier: ``image -> logits, probabilities``. Segmentor: ``image -> logits, label_map``, both at
 the size of the image.
 
-Detector: three files, because what lies between them (sorting, non-maximum suppression) is the
-runtime's own affair. ``trunk``: image to pyramid and the outputs of the RPN with their anchors;
+DINO: ``image -> logits, boxes`` of all queries, ``proposals, proposal_scores``.
+
+Other detectors: three files, because what lies between them (sorting, non-maximum suppression) is
+the runtime's own affair. ``trunk``: image to pyramid and the outputs of the RPN with their anchors;
 ``boxes``: class logits and box offsets of given boxes, one file per stage of a cascade; ``masks``:
 mask probabilities of given boxes and classes. docs/export.md tells how they are put together.
 """
@@ -12,7 +14,7 @@ mask probabilities of given boxes and classes. docs/export.md tells how they are
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -21,11 +23,12 @@ from torch.export import Dim
 from torchvision.ops import roi_align
 
 from src.errors import UserError
-from src.models.detectors import CascadeMaskRCNN, MaskRCNN, TwoStageDetector
+from src.models.detectors import CBDINO, DINO, CascadeMaskRCNN, MaskRCNN, TwoStageDetector
 from src.models.detectors import box_head as boxes_
 from src.models.detectors import mask_head as masks_
 from src.models.detectors.box_head import BoxHead
 from src.models.detectors.mask_head import MaskHead, masks_of_class
+from src.models.detectors.padding import no_padding
 from src.models.detectors.roi_align import STRIDES, pyramid_level
 from src.models.internimage import InternImage
 from src.models.segmentors import Mask2Former, Segmentor
@@ -33,6 +36,8 @@ from src.models.segmentors import Mask2Former, Segmentor
 LEVELS = ("p2", "p3", "p4", "p5")
 SMALLEST_SIDE = 33
 """Up to 32 pixels the last map has a single cell, which tracing would take for a fixed size."""
+SMALLEST_SIDE_DINO = 65
+"""The last map of DINO is half as large."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,9 @@ class Graph:
         inputs: Example inputs by name; their values do not matter.
         dynamic: Free axes of the inputs, as `torch.export.export` takes them.
         outputs: Names of the outputs.
+        choices: Outputs that are a choice between numbers which may be nearly equal, each with the
+            output that holds these numbers. The module takes a choice as an argument, too.
+        meanings: What outputs mean where it is special to the graph.
     """
 
     name: str
@@ -52,6 +60,8 @@ class Graph:
     inputs: dict[str, Tensor]
     dynamic: dict[str, Any]
     outputs: tuple[str, ...]
+    choices: Mapping[str, str] = field(default_factory=dict)
+    meanings: Mapping[str, str] = field(default_factory=dict)
 
 
 def graphs_of(network: nn.Module) -> list[Graph]:
@@ -66,13 +76,15 @@ def graphs_of(network: nn.Module) -> list[Graph]:
     network = network.eval().float().cpu()
     if isinstance(network, InternImage):
         return [_whole("model", Classifier(network), ("logits", "probabilities"), _sides(network))]
-    if isinstance(network, Segmentor) and not isinstance(network, Mask2Former):
-        return [_whole("model", PixelClassifier(network), ("logits", "label_map"), _sides(network))]
+    if isinstance(network, Segmentor):
+        return [_segmentor(network)]
     if isinstance(network, (MaskRCNN, CascadeMaskRCNN)):
         return _detector(network)
+    if isinstance(network, (DINO, CBDINO)):
+        return [_set_detector(network)]
     raise UserError(
-        "ONNX and torch.export accept InternImage, Segmentor (UPerNet), MaskRCNN and "
-        f"CascadeMaskRCNN, got {type(network).__name__}. --format safetensors accepts all networks."
+        "Export accepts InternImage, Segmentor (UPerNet), Mask2Former, MaskRCNN, CascadeMaskRCNN, "
+        f"DINO and CBDINO, got {type(network).__name__}."
     )
 
 
@@ -100,6 +112,41 @@ class PixelClassifier(nn.Module):
         """Segment ``(N, 3, H, W)``."""
         logits = self.network(image)["out"]
         return logits, logits.argmax(dim=1)
+
+
+class SetDetector(nn.Module):
+    """What DINO finds in pictures that fill the batch, before the best are taken."""
+
+    def __init__(self, network: DINO | CBDINO) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(
+        self, image: Tensor, proposals: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Detect in ``(N, 3, H, W)``.
+
+        Args:
+            image: Prepared pictures.
+            proposals: Pixels that the queries start from, instead of the best ones.
+
+        Returns:
+            Logits of the last decoder layer ``(N, Q, classes)``; boxes ``(N, Q, 4)``, centre and
+            size in [0, 1]; the pixels of all maps that the queries start from, int64 ``(N, Q)``,
+            and the logits that they are chosen by, ``(N, Q)``, falling.
+        """
+        head = self.network.bbox_head
+        transformer = head.transformer
+        maps = self.network.neck(self.network.maps_for_detection(image))
+        padding = no_padding(maps)
+        memory = transformer.encode(maps, padding)
+        chosen = transformer.propose(
+            memory, padding, head.cls_branches[-1], head.reg_branches[-1], proposals
+        )
+        found = head.predict(
+            *transformer.decode(memory, padding, chosen, None, head.reg_branches), chosen
+        )
+        return found.logits[-1], found.boxes[-1], chosen.index, chosen.logits.amax(-1)
 
 
 class Trunk(nn.Module):
@@ -186,7 +233,10 @@ def _sides(network: nn.Module) -> dict[int, Any]:
     """Free axes of an image; H and G need sides that are multiples of 32."""
     if getattr(network, "use_clip_projector", False):
         return _multiples_of_32()
-    least = SMALLEST_SIDE
+    return _from(SMALLEST_SIDE)
+
+
+def _from(least: int) -> dict[int, Any]:
     return {0: Dim("batch", min=1), 2: Dim("height", min=least), 3: Dim("width", min=least)}
 
 
@@ -200,6 +250,29 @@ def _whole(
     image = torch.zeros(2, 3, 96, 128)
     dynamic = {"image": dict(sides)}
     return Graph(name, module.eval(), {"image": image}, dynamic, outputs)
+
+
+def _segmentor(network: Segmentor) -> Graph:
+    outputs = ("logits", "label_map")
+    graph = _whole("model", PixelClassifier(network), outputs, _sides(network))
+    if not isinstance(network, Mask2Former):
+        return graph
+    meaning = "scores per pixel: masks times class probabilities, summed over the queries"
+    return replace(graph, meanings={"logits": meaning})
+
+
+def _set_detector(network: DINO | CBDINO) -> Graph:
+    return Graph(
+        "model",
+        SetDetector(network).eval(),
+        {"image": torch.zeros(2, 3, 160, 224)},
+        {"image": _from(SMALLEST_SIDE_DINO)},
+        ("logits", "boxes", "proposals", "proposal_scores"),
+        # Two pixels whose scores differ by less than rounding may change places, and with them the
+        # learned content that their queries start from.
+        choices={"proposals": "proposal_scores"},
+        meanings={"logits": "scores of each query before the sigmoid, (N, Q, classes)"},
+    )
 
 
 def _detector(network: MaskRCNN | CascadeMaskRCNN) -> list[Graph]:

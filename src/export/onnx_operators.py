@@ -1,8 +1,9 @@
-"""Two operators of the networks, written with standard ONNX operators (opset 18).
+"""Operators of the networks that ONNX lacks, written with standard ONNX operators (opset 18).
 
 DCNv3 becomes ``GridSample`` with bilinear interpolation and zeros outside, one image per group, and
 a weighted sum over the points. ``GridSample`` with half-pixel positions (``align_corners=0``)
-samples outside pixels as zero, which is the validity rule of DCNv3. Adaptive average pooling
+samples outside pixels as zero, which is the validity rule of DCNv3. Multi-scale deformable
+attention is the same on each level, one image per head. Adaptive average pooling
 becomes two matrix products whose matrices follow from the size at run time.
 
 The functions are called by the exporter with symbolic values in place of tensors; it takes
@@ -18,7 +19,7 @@ import torch
 from onnx import TensorProto
 from onnxscript.onnx_opset import opset18
 
-import src.ops  # noqa: F401  registers the operator
+import src.ops  # noqa: F401  registers the operators
 
 op: Any = opset18  # its annotations describe values, and these functions build graphs
 
@@ -121,6 +122,49 @@ def _regular_grid(
     return op.Add(op.Add(axes[0], axes[1]), displacement)
 
 
+def ms_deform_attn(value: Any, sides: Any, locations: Any, weights: Any) -> Any:
+    """See `src.ops.ms_deform_attn`; ``sides`` are heights and widths, numbers or values."""
+    levels = len(sides) // 2
+    minus_one, zero, one = (op.Constant(value_ints=[number]) for number in (-1, 0, 1))
+    # (N, heads, Q, levels, P, 2): -1 and 1 are the outer edges of a map, as 0 and 1 are before.
+    places = op.Transpose(_affine(locations, 2.0, -1.0), perm=[0, 2, 1, 3, 4, 5])
+    factors = op.Transpose(weights, perm=[0, 2, 1, 3, 4])  # (N, heads, Q, levels, P)
+    images = op.Transpose(value, perm=[0, 2, 3, 1])  # (N, heads, C, S)
+    queries_and_points = op.Concat(
+        op.Shape(locations, start=1, end=2), op.Shape(locations, start=4, end=5), axis=0
+    )
+    grid_shape = op.Concat(minus_one, queries_and_points, op.Constant(value_ints=[2]), axis=0)
+    weight_shape = op.Concat(minus_one, one, queries_and_points, axis=0)
+    channels = op.Shape(value, start=3, end=4)
+    start, total = zero, None
+    for level in range(levels):
+        size = op.Concat(*(_length(side) for side in sides[2 * level : 2 * level + 2]), axis=0)
+        end = op.Add(start, op.ReduceProd(size, keepdims=1))
+        image = op.Slice(images, start, end, op.Constant(value_ints=[3]))
+        samples = op.GridSample(
+            op.Reshape(image, op.Concat(minus_one, channels, size, axis=0)),
+            op.Reshape(op.Gather(places, op.Constant(value_int=level), axis=3), grid_shape),
+            align_corners=0,
+            mode="bilinear",
+            padding_mode="zeros",
+        )  # (N * heads, C, Q, P)
+        factor = op.Gather(factors, op.Constant(value_int=level), axis=3)
+        weighted = op.Mul(samples, op.Reshape(factor, weight_shape))
+        part = op.ReduceSum(weighted, op.Constant(value_ints=[3]), keepdims=0)
+        total = part if total is None else op.Add(total, part)  # (N * heads, C, Q)
+        start = end
+    batch, queries = (op.Shape(locations, start=axis, end=axis + 1) for axis in (0, 1))
+    shape = op.Concat(batch, minus_one, queries, axis=0)
+    return op.Transpose(op.Reshape(total, shape), perm=[0, 2, 1])  # (N, Q, heads * C)
+
+
+def _length(side: Any) -> Any:
+    """A number or a value without axes as a value of shape ``(1,)``."""
+    if isinstance(side, int):
+        return op.Constant(value_ints=[side])
+    return op.Reshape(side, op.Constant(value_ints=[1]))
+
+
 def adaptive_avg_pool2d(self: Any, output_size: Sequence[int]) -> Any:
     """Mean over ``output_size`` cells per axis, which may overlap by one pixel."""
     rows = _averages(op.Shape(self, start=2, end=3), output_size[0])  # (o_h, H)
@@ -161,6 +205,7 @@ def _constant(values: list[float]) -> Any:
 
 TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.internimage.dcnv3.default: dcnv3,
+    torch.ops.internimage.ms_deform_attn.default: ms_deform_attn,
     torch.ops.aten.adaptive_avg_pool2d.default: adaptive_avg_pool2d,
     torch.ops.aten._adaptive_avg_pool2d.default: adaptive_avg_pool2d,
 }

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from src.errors import UserError
+from src.models.transformer import width_and_height
 from src.ops import ms_deform_attn
 
 Shape = tuple[int, int]
@@ -120,7 +121,7 @@ class MultiScaleDeformableAttention(nn.Module):
         offsets = offsets.view(*query.shape[:2], self.heads, self.levels, self.points, 2)
         centers = references[:, :, None, :, None, :2]
         if references.shape[-1] == 2:
-            sizes = offsets.new_tensor([(width, height) for height, width in spatial_shapes])
+            sizes = torch.stack([width_and_height(shape, offsets) for shape in spatial_shapes])
             return centers + offsets / sizes[:, None]
         return centers + offsets / self.points * references[:, :, None, :, None, 2:] * 0.5
 

@@ -74,6 +74,12 @@ def map_positions(size: tuple[int, int], channels: int, like: Tensor) -> Tensor:
     return encoded.flatten(0, 1).to(like.dtype)
 
 
+def width_and_height(size: tuple[int, int], like: Tensor) -> Tensor:
+    """``(2,)``, dtype and device of ``like``; sizes stay free where a graph is recorded."""
+    height, width = size
+    return torch.stack([like.new_full((), side) for side in (width, height)])
+
+
 class XavierLinear(nn.Linear):
     """Linear layer that starts from one of Xavier's distributions.
 

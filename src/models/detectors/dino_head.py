@@ -161,15 +161,23 @@ class DINOHead(nn.Module):
         states, references = self.transformer.decode(
             memory, padding, proposals, noisy, self.reg_branches
         )
-        return self._predict(states, references, proposals, plan)
+        return self.predict(states, references, proposals, plan)
 
-    def _predict(
+    def predict(
         self,
         states: Sequence[Tensor],
         references: Sequence[Tensor],
         proposals: Proposals,
-        plan: DenoisingPlan | None,
+        plan: DenoisingPlan | None = None,
     ) -> Predictions:
+        """Classes and boxes of what the transformer found.
+
+        Args:
+            states: Queries after each decoder layer, ``(N, Q, C)``.
+            references: Boxes that the predictions of each layer are relative to, ``(N, Q, 4)``.
+            proposals: What the queries start from.
+            plan: The denoising queries among them.
+        """
         logits, boxes = [], []
         for i, (state, reference) in enumerate(zip(states, references, strict=True)):
             logits.append(full_precision(self.cls_branches[i](state)))

@@ -101,7 +101,12 @@ class DINOTransformer(nn.Module):
         return encoded
 
     def propose(
-        self, memory: Tensor, padding: Padding, cls_branch: nn.Module, reg_branch: nn.Module
+        self,
+        memory: Tensor,
+        padding: Padding,
+        cls_branch: nn.Module,
+        reg_branch: nn.Module,
+        index: Tensor | None = None,
     ) -> Proposals:
         """Take the pixels with the highest class logits as proposals.
 
@@ -113,6 +118,7 @@ class DINOTransformer(nn.Module):
             padding: Padding of the maps.
             cls_branch: Makes class logits of a pixel.
             reg_branch: Makes a change of box of a pixel.
+            index: Pixels to take instead of the best ones, ``(N, K)``.
         """
         start = padding.start_boxes()
         is_inside = ((start > 0.01) & (start < 0.99)).all(-1, keepdim=True)
@@ -121,8 +127,9 @@ class DINOTransformer(nn.Module):
         pixels = self.enc_output_norm(self.enc_output(memory.masked_fill(~is_usable, 0.0)))
         logits: Tensor = full_precision(cls_branch(pixels))
         boxes = full_precision(reg_branch(pixels)) + start
-        count = min(self.num_queries, logits.shape[1])
-        index = logits.amax(-1).topk(count, dim=1).indices
+        if index is None:
+            count = min(self.num_queries, logits.shape[1])
+            index = logits.amax(-1).topk(count, dim=1).indices
         return Proposals(
             logits.gather(1, index[..., None].expand(-1, -1, logits.shape[2])),
             boxes.gather(1, index[..., None].expand(-1, -1, 4)),

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from src.models.transformer import POSITION_EPS, sine_encoding
+from src.models.transformer import POSITION_EPS, sine_encoding, width_and_height
 
 Size = tuple[int, int]
 
@@ -51,7 +51,7 @@ class Padding:
         for i, shape in enumerate(self.sizes):
             valid = ~self.masks[i]
             extent = torch.stack([valid[:, 0].sum(1), valid[:, :, 0].sum(1)], dim=1)  # (N, 2)
-            pixels = self.ratios.new_tensor([shape[1], shape[0]])
+            pixels = width_and_height(shape, self.ratios)
             centers = _centers(shape, self.ratios) * pixels / extent[:, None]
             boxes.append(torch.cat([centers, torch.full_like(centers, size * 2**i)], dim=2))
         return torch.cat(boxes, dim=1)
@@ -77,6 +77,21 @@ def find_padding(image_size: Size, sizes: Sequence[Size], maps: Sequence[Tensor]
         for mask in masks
     ]
     return Padding(map_sizes, masks, torch.stack(ratios, dim=1))
+
+
+def no_padding(maps: Sequence[Tensor]) -> Padding:
+    """What `find_padding` gives where every picture fills the batch, from the maps alone.
+
+    Args:
+        maps: Maps ``(N, C, H, W)``, whose sizes stay free where a graph is recorded.
+    """
+    like = maps[0]
+    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+    return Padding(
+        [(level.shape[2], level.shape[3]) for level in maps],
+        [torch.zeros_like(level[:, 0], dtype=torch.bool) for level in maps],
+        torch.ones(like.shape[0], len(maps), 2, dtype=dtype, device=like.device),
+    )
 
 
 def _mask(image_size: Size, sizes: Sequence[Size], shape: Size, device: torch.device) -> Tensor:

@@ -186,7 +186,7 @@ class Mask2FormerHead(SegmentationHead):
             for x, level in zip(memory, self.level_embed.weight, strict=True)
         ]  # (N, S, C)
         positions = [map_positions(size, self.channels, pixel_features) for size in sizes]
-        queries = self.query_feat.weight.expand(len(pixel_features), -1, -1)
+        queries = self.query_feat.weight.expand(pixel_features.shape[0], -1, -1)
         predictions = [self._read(queries, pixel_features)]
         for i, layer in enumerate(self.transformer_decoder.layers):
             level = i % len(sizes)

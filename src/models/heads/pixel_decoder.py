@@ -138,7 +138,7 @@ class PixelDecoder(nn.Module):
             ]
         )
         references = torch.cat([pixel_centers(size, tokens) for size in sizes])
-        references = references[None, :, None].expand(len(tokens), -1, len(sizes), -1)
+        references = references[None, :, None].expand(tokens.shape[0], -1, len(sizes), -1)
         tokens = self.encoder(tokens, positions, references, sizes)
         encoded = tokens.split([height * width for height, width in sizes], dim=1)
         return [
