@@ -1,9 +1,15 @@
 """``python -m src export`` from a training run to files that other programs run."""
 
-import pytest
+from pathlib import Path
 
-from src.cli import main
+import pytest
+import torch
+
+from src.cli import build, main
 from src.hub import Pretrained
+from src.models.official_names import official_names
+
+RECIPES = Path(__file__).parents[2] / "configs"
 
 
 def command(trained, out, *more):
@@ -26,6 +32,19 @@ def test_a_run_becomes_files_that_are_checked_on_pictures(trained, pictures, tmp
     card = (tmp_path / "EXPORT.md").read_text()
     assert "| `image` | in | (N, 3, H, W) |" in card
     assert "0 blue" in card
+
+
+@pytest.mark.slow
+def test_a_recipe_of_mask2former(pictures, tmp_path, capsys):
+    config = ["--config", str(RECIPES / "toy/mask2former.yaml"), "--trainer.accelerator", "cpu"]
+    network = build(config).model.training_network
+    names, weights = official_names(network), tmp_path / "start.pth"
+    torch.save({names.get(k, k): x for k, x in network.state_dict().items()}, weights)
+    more = ["--model.weights", str(weights), "--check", str(pictures / "val"), "--out"]
+    assert main(["export", *config, *more, str(tmp_path / "exported")]) == 0
+    assert "label_map" in capsys.readouterr().out
+    card = (tmp_path / "exported" / "EXPORT.md").read_text()
+    assert "| `logits` | out | | scores per pixel: masks times class probabilities" in card
 
 
 @pytest.mark.parametrize(
