@@ -63,6 +63,7 @@ def _onnx_runner(path: Path, threads: int | None) -> Runner:
     return run
 
 
+@torch.no_grad()
 def differences(graph: Graph, run: Runner, inputs: dict[str, Tensor]) -> dict[str, float]:
     """Largest absolute difference of every output between PyTorch and a file.
 
@@ -79,7 +80,6 @@ def differences(graph: Graph, run: Runner, inputs: dict[str, Tensor]) -> dict[st
     return {name: _difference(expected[name], found[name]) for name in graph.outputs}
 
 
-@torch.no_grad()
 def _expected(graph: Graph, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     return dict(zip(graph.outputs, _as_list(graph.module(**inputs)), strict=True))
 

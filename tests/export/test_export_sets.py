@@ -15,7 +15,7 @@ from torch.export import Dim
 from src.errors import UserError
 from src.export.card import card
 from src.export.compare import TOLERANCE, differences, runner
-from src.export.files import trace, write_compiled, write_onnx, write_program
+from src.export.files import trace, write_onnx, write_program
 from src.export.graphs import Graph, SetDetector, graphs_of
 from src.models import (
     CBDINO,
@@ -121,12 +121,6 @@ def test_pictures_with_fewer_pixels_than_queries(tmp_path):
     assert logits.shape == (2, 119, 5)
     assert boxes.shape == (2, 119, 4)
     assert scores.shape == proposals.shape == (2, 119)
-
-
-@slow
-def test_machine_code_of_aotinductor(tmp_path):
-    graph = graph_of("dino")
-    assert_equal(graph, runner(write_compiled(graph, trace(graph), tmp_path)))
 
 
 class Attention(nn.Module):
