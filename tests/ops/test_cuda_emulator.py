@@ -83,6 +83,18 @@ def test_single_gradients(libraries, wanted):
     torch.testing.assert_close(*both)
 
 
+@pytest.mark.parametrize(
+    "divisor", [1, 2, 3, 7, 10, 64, 641, 65535, 2**16 + 1, 2**30 + 1, 2**31 - 1]
+)
+def test_division_by_multiplication(libraries, divisor):
+    quotient = libraries[torch.float64].emulate_quotient
+    most = 2**31 - 1
+    multiples = {most // divisor * divisor, divisor, divisor * (most // divisor // 2)}
+    for numerator in {n + d for n in multiples | {0, most} for d in (-1, 0, 1)}:
+        if 0 <= numerator <= most:
+            assert quotient(numerator, divisor) == numerator // divisor
+
+
 def test_the_emulator_finds_threads_that_wait_for_each_other_in_vain(libraries):
     assert b"wait at different places" in libraries[torch.float64].emulate_deadlock()
 

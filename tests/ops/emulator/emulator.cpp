@@ -202,6 +202,10 @@ extern "C" const char* emulate_backward(const Request* request) {
   return error;
 }
 
+extern "C" unsigned emulate_quotient(unsigned numerator, int divisor) {
+  return quotient(numerator, make_divisor(divisor));
+}
+
 // Half of the threads leave, the others wait for them: must be reported.
 extern "C" const char* emulate_deadlock() {
   Plan plan{};
