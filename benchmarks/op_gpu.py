@@ -37,7 +37,7 @@ DIRECTIONS = ("forward", "forward_backward")
 # Largest error allowed, relative to the largest value of the tensor compared.
 TOLERANCES = {"fp32": 1e-4, "fp16": 4e-3, "bf16": 3e-2}
 LEAST_ROUNDS, MOST_ROUNDS = 20, 200
-SLEEP_CYCLES = 2_000_000  # about a millisecond, several times what a call takes to issue
+SLEEP_CYCLES = 2_000_000  # about a millisecond at 2 GHz; a call has to be issued within it
 
 
 def shapes(models: list[str], inputs: list[str]) -> Iterator[tuple[str, int, int, int, int]]:

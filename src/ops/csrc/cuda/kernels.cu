@@ -63,7 +63,8 @@ const char* launch_backward(const Call<T>& call, const Gradients<T>& gradients,
   };
   // Where additions to memory go one by one (fixed point, and before sm_90), neighbouring threads
   // had better add to neighbouring channels.
-  const bool adds_vectors = gradients.unit == nullptr && read_attribute(cudaDevAttrComputeCapabilityMajor) >= 9;
+  const bool adds_vectors =
+      gradients.unit == nullptr && read_attribute(cudaDevAttrComputeCapabilityMajor) >= 9;
   const bool is_vector = adds_vectors && is_aligned(call.input) && is_aligned(gradients.output);
   choose_kernel(call, is_vector, [&](auto vector, auto points) {
     if (gradients.unit == nullptr) {
