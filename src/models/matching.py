@@ -30,6 +30,12 @@ from src.models.variants import ARCHITECTURES
 ANCHOR = "patch_embed.conv1.weight"
 TRUNK = ("patch_embed.", "levels.")
 WRAPPERS = ("module.", "model.", "student.", "network.", "_orig_mod.")
+MASKED_MODELLING = (
+    (r"(^|\.)dcnv3\.", r"\1"),
+    (r"(^|\.)clip\.classifier_ln\.", r"\1fc_norm."),
+    (r"(^|\.)clip\.classifier\.", r"\1head."),
+)
+"""Patterns on names of masked-modelling checkpoints, which hold a ``mask_token``, and our names."""
 
 
 @dataclass
@@ -109,6 +115,8 @@ def match_tensors(
 def _align(tensors: Mapping[str, Tensor], trunks: list[str], source: str) -> dict[str, Tensor]:
     """Drop wrapper prefixes and move the file's trunk to where the network has its own."""
     renamed = {re.sub(r"\.layer_scale([12])$", r".gamma\1", k): v for k, v in tensors.items()}
+    if any(k.endswith("mask_token") for k in renamed):
+        renamed = {_without_masked_modelling(k): v for k, v in renamed.items()}
     if not trunks:
         return renamed
     prefixes = [k.removesuffix(ANCHOR) for k in renamed if k.endswith(ANCHOR)]
@@ -126,6 +134,12 @@ def _align(tensors: Mapping[str, Tensor], trunks: list[str], source: str) -> dic
     old = next((p for p in ("", "backbone.") if p in found), min(found))
     moved = {trunks[0] + k[len(old) :]: v for k, v in renamed.items() if k.startswith(old)}
     return {k: v for k, v in renamed.items() if not k.startswith(old)} | moved
+
+
+def _without_masked_modelling(name: str) -> str:
+    for pattern, replacement in MASKED_MODELLING:
+        name = re.sub(pattern, replacement, name)
+    return name
 
 
 def _wrapper(prefix: str) -> str:

@@ -125,6 +125,27 @@ def test_pth_containers_and_prefixes(source, tmp_path, key, prefix):
     assert_same(network, source)
 
 
+@pytest.mark.parametrize("prefix", ["", "student."])
+@pytest.mark.parametrize("nested", ["", "0."])
+def test_masked_modelling_checkpoint(prefix, nested):
+    network = randomized(small(**HUGE_LIKE))
+    heads = {f"fc_norm.{nested}": f"clip.classifier_ln.{nested}", "head.": "clip.classifier."}
+
+    def renamed(name):
+        for ours, theirs in heads.items():
+            if name.startswith(ours):
+                return theirs + name.removeprefix(ours)
+        return "dcnv3." + name
+
+    names = to_official(network) if nested else network.state_dict()
+    weights = {prefix + renamed(name): tensor for name, tensor in names.items()}
+    weights[f"{prefix}mask_token"] = torch.zeros(1, 1, 16)
+    other = small(**HUGE_LIKE)
+    report = load_official(other, {"model": weights})
+    assert_same(other, network)
+    assert report.unused == ("mask_token",)
+
+
 def test_nested_container_and_legacy_format(source, tmp_path):
     content = {"model": {"state_dict": to_official(source)}}
     torch.save(content, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
