@@ -11,6 +11,9 @@ if TYPE_CHECKING:  # commands that only look at files start without torch
 IGNORE_LABEL = 255
 """Label of pixels that count nowhere, neither in losses nor in metrics."""
 
+PictureId = int | str
+"""How an annotation file calls a picture: COCO has numbers, other files have names too."""
+
 
 class ClassificationBatch(TypedDict):
     """Pictures and, unless they are to be predicted, their classes.
@@ -74,7 +77,7 @@ class DetectionBatch(TypedDict):
     image: Tensor
     size: list[tuple[int, int]]
     original_size: list[tuple[int, int]]
-    image_id: list[int]
+    image_id: list[PictureId]
     path: list[str]
     target: NotRequired[list[DetectionTarget]]
     annotations: NotRequired[list[list[dict[str, Any]]]]

@@ -130,7 +130,11 @@ class EMA(WeightAveraging):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Restore both; outside of fit the checkpoint's own weights are already the average."""
-        if self._average_model is None or "state_dict" not in checkpoint:
+        if self._average_model is None:
+            return
+        if "averaging_state" in checkpoint:
+            self._average_model.n_averaged.copy_(checkpoint["averaging_state"]["n_averaged"])
+        if "state_dict" not in checkpoint:
             return  # a sharding strategy has loaded it
         average = {
             name.removeprefix(_PREFIX): value

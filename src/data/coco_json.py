@@ -1,19 +1,17 @@
 """Reading COCO annotation files: checks, classes, and what is usable of every object.
 
 The rules of what is learned from are those of the official code (mmdetection 2.28): crowds are
-left out of training, as are objects outside their picture, without area or with a side below one
-pixel. pycocotools only decodes masks here; it accepts broken files silently, this does not.
+left out of training, as are objects marked ``ignore``, outside their picture, without area or with
+a side below one pixel. pycocotools only decodes masks here; it accepts broken files silently, this
+does not.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 import logging
-import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +19,20 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
+from src.data.coco_entries import (
+    Annotation,
+    check_annotation,
+    check_categories,
+    check_picture,
+    find_categories,
+)
 from src.errors import UserError
+from src.types import PictureId
 
 _log = logging.getLogger(__name__)
 
-Annotation = dict[str, Any]
 _PARTS = ("images", "annotations", "categories")
-
-
-@dataclass(frozen=True)
-class Picture:
-    """An entry of ``images``: its number, its file, its height and width in pixels."""
-
-    id: int
-    file_name: str
-    size: tuple[int, int]
+_MIN_SIDE = 1e-3  # pixels; float32 cannot tell the sides of a narrower box apart
 
 
 class CocoFile:
@@ -61,19 +58,18 @@ class CocoFile:
     ) -> None:
         self.path = Path(path)
         content = _read(self.path)
-        self.listed = _categories(content["categories"], self.path)
+        self.listed = check_categories(content["categories"], self.path)
         self.categories = self.listed
         if classes is not None:
-            self.categories = _all_classes(self.listed, classes, self.path)
-        self.pictures = [_picture(entry, self.path) for entry in content["images"]]
-        labels = {name: label for label, name in enumerate(self.categories.values())}
-        label_of = {number: labels[name] for number, name in self.listed.items()}
+            self.categories = find_categories(self.listed, classes, self.path)
+        self.pictures = [check_picture(entry, self.path) for entry in content["images"]]
+        label_of = {number: label for label, number in enumerate(self.categories)}
         by_picture = self._sorted(content["annotations"], label_of)
         blocks = [json.dumps(by_picture.get(p.id, [])).encode() for p in self.pictures]
         self._ends = np.cumsum([len(block) for block in blocks])
         self._block = np.frombuffer(b"".join(blocks), dtype=np.uint8)
         self.num_annotations = np.array([len(by_picture.get(p.id, [])) for p in self.pictures])
-        self._report(by_picture, masks)
+        self.num_usable, self.left_out = self._report(by_picture, masks)
 
     @property
     def class_names(self) -> list[str]:
@@ -93,23 +89,31 @@ class CocoFile:
 
     def _sorted(
         self, annotations: Sequence[Any], label_of: dict[int, int]
-    ) -> dict[int, list[Annotation]]:
+    ) -> dict[PictureId, list[Annotation]]:
         sizes = {picture.id: picture.size for picture in self.pictures}
         if len(sizes) < len(self.pictures):
             raise UserError(f"{self.path} lists several pictures with the same id.")
-        by_picture: dict[int, list[Annotation]] = defaultdict(list)
+        by_picture: dict[PictureId, list[Annotation]] = defaultdict(list)
         for annotation in annotations:
-            checked = _annotation(annotation, label_of, sizes, self.path)
+            checked = check_annotation(annotation, label_of, sizes, self.path)
             by_picture[annotation["image_id"]].append(checked)
         return by_picture
 
-    def _report(self, by_picture: dict[int, list[Annotation]], masks: bool) -> None:
-        """Tell once which objects cannot be learned from although they are no crowds."""
+    def _report(
+        self, by_picture: dict[PictureId, list[Annotation]], masks: bool
+    ) -> tuple[int, dict[str, int]]:
+        """Tell once which objects cannot be learned from although they should be.
+
+        Returns:
+            How many objects can be learned from, and how many cannot for each reason.
+        """
         reasons: dict[str, list[Any]] = defaultdict(list)
+        usable = 0
         for picture in self.pictures:
             for annotation in by_picture.get(picture.id, []):
                 reason = why_unusable(annotation, picture.size, masks)
-                if reason not in (None, "crowd"):
+                usable += reason is None
+                if reason not in (None, "crowd", "ignored"):
                     reasons[str(reason)].append(annotation.get("id"))
         for reason, ids in reasons.items():
             shown = ", ".join(map(str, ids[:5])) + (", ..." if len(ids) > 5 else "")
@@ -120,6 +124,7 @@ class CocoFile:
                 reason,
                 shown,
             )
+        return usable, {reason: len(ids) for reason, ids in reasons.items()}
 
 
 def why_unusable(
@@ -128,11 +133,13 @@ def why_unusable(
     """Why an object is left out of training, or None if it is not."""
     if annotation["iscrowd"]:
         return "crowd"
+    if annotation.get("ignore"):
+        return "ignored"
     _, _, width, height = annotation["bbox"]
     if annotation["area"] <= 0 or width < 1 or height < 1:
         return "no area"
     x1, y1, x2, y2 = clipped_box(annotation, size)
-    if x2 <= x1 or y2 <= y1:
+    if min(x2 - x1, y2 - y1) < _MIN_SIDE:
         return "a box outside the picture"
     segmentation = annotation["segmentation"]
     if needs_mask and isinstance(segmentation, list) and not usable_polygons(segmentation):
@@ -207,107 +214,3 @@ def _read(path: Path) -> dict[str, list[Any]]:
             " Expected is an object with the lists 'images', 'annotations' and 'categories'."
         )
     return content
-
-
-def _categories(entries: list[Any], path: Path) -> dict[int, str]:
-    found: dict[int, str] = {}
-    for entry in entries:
-        if not isinstance(entry, dict) or not {"id", "name"} <= entry.keys():
-            raise UserError(f"{path}: a category must have 'id' and 'name', got {entry!r}.")
-        if entry["id"] in found:
-            raise UserError(f"{path} lists the category id {entry['id']} twice.")
-        found[entry["id"]] = str(entry["name"])
-    if not found:
-        raise UserError(f"{path} lists no categories, so there is nothing to detect.")
-    return dict(sorted(found.items()))
-
-
-def _picture(entry: Any, path: Path) -> Picture:
-    needed = ("id", "file_name", "height", "width")
-    if not isinstance(entry, dict) or any(key not in entry for key in needed):
-        name = entry.get("id", entry) if isinstance(entry, dict) else entry
-        raise UserError(
-            f"{path}: the picture {name!r} must have 'id', 'file_name', 'height' and 'width'."
-        )
-    height, width = entry["height"], entry["width"]
-    if not (_is_number(height) and _is_number(width)):
-        raise UserError(
-            f"{path}: the picture {entry['id']!r} has height {height!r} and width {width!r}; "
-            "expected are two numbers."
-        )
-    return Picture(entry["id"], str(entry["file_name"]), (int(height), int(width)))
-
-
-def _all_classes(
-    listed: Mapping[int, str], classes: Mapping[str, int], path: Path
-) -> dict[int, str]:
-    """Number and name of every class in label order, with the file's numbers where it has any."""
-    unknown = [name for name in listed.values() if name not in classes]
-    if unknown:
-        raise UserError(
-            f"{path} lists the category {unknown[0]!r}, which is not among the "
-            f"{len(classes)} names of data.class_names; leave class_names out to take the names of "
-            "the file."
-        )
-    number_of = {name: number for number, name in listed.items()}
-    spare = itertools.count(max([*listed, *classes.values()]) + 1)
-    return {
-        number_of.get(name, next(spare) if wish in listed else wish): name
-        for name, wish in classes.items()
-    }
-
-
-def _annotation(
-    entry: Any, label_of: dict[int, int], sizes: dict[int, tuple[int, int]], path: Path
-) -> Annotation:
-    needed = ("image_id", "category_id", "bbox")
-    if not isinstance(entry, dict) or any(key not in entry for key in needed):
-        name = entry.get("id", entry) if isinstance(entry, dict) else entry
-        raise UserError(
-            f"{path}: the annotation {name!r} must have 'image_id', 'category_id' and 'bbox'."
-        )
-    name = f"{path}: the annotation {entry.get('id', '(without id)')}"
-    if entry["category_id"] not in label_of:
-        raise UserError(
-            f"{name} has category_id {entry['category_id']}, which is not one of the file's "
-            f"categories {_shorten(list(label_of))}."
-        )
-    if entry["image_id"] not in sizes:
-        raise UserError(
-            f"{name} belongs to image_id {entry['image_id']}, which is not one of the file's "
-            "images."
-        )
-    box = entry["bbox"]
-    if not (isinstance(box, list) and len(box) == 4 and all(map(_is_number, box))):
-        raise UserError(f"{name} has the bbox {box!r}; expected are four numbers x, y, w, h.")
-    segmentation = entry.get("segmentation") or []
-    if isinstance(segmentation, dict):
-        _check_code(segmentation, sizes[entry["image_id"]], name)
-    elif not all(isinstance(polygon, list) for polygon in segmentation):
-        raise UserError(
-            f"{name} has a segmentation that is neither a list of polygons nor a run-length code."
-        )
-    return entry | {
-        "category_id": label_of[entry["category_id"]],
-        "iscrowd": int(entry.get("iscrowd") or 0),
-        "area": entry["area"] if _is_number(entry.get("area")) else box[2] * box[3],
-        "segmentation": segmentation,
-    }
-
-
-def _check_code(code: dict[str, Any], size: tuple[int, int], name: str) -> None:
-    if not {"size", "counts"} <= code.keys():
-        raise UserError(f"{name} has a run-length code without 'size' or 'counts'.")
-    if tuple(code["size"]) != size:
-        raise UserError(
-            f"{name} has a run-length code of height and width {tuple(code['size'])}, but its "
-            f"picture is {size}."
-        )
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
-
-
-def _shorten(values: list[int]) -> str:
-    return ", ".join(map(str, values[:10])) + (", ..." if len(values) > 10 else "")

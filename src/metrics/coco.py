@@ -23,7 +23,7 @@ from torchmetrics import Metric
 
 from src.errors import UserError
 from src.metrics.coco_results import Result, to_results
-from src.types import Detections
+from src.types import Detections, PictureId
 
 NUMBERS = (
     "AP",
@@ -67,13 +67,13 @@ class COCOMetric(Metric):
         self.num_classes = num_classes
         self.kinds = tuple(kinds)
         self.tools = _tools(backend)
-        self.pictures: dict[int, Picture] = {}
-        self.scored: dict[int, Picture] = {}
+        self.pictures: dict[PictureId, Picture] = {}
+        self.scored: dict[PictureId, Picture] = {}
 
     def update(
         self,
         found: Sequence[Detections],
-        image_ids: Sequence[int],
+        image_ids: Sequence[PictureId],
         sizes: Sequence[tuple[int, int]],
         annotations: Sequence[Sequence[dict[str, Any]]],
     ) -> None:
@@ -119,7 +119,7 @@ Picture = tuple[tuple[int, int], list[dict[str, Any]], list[Result]]
 """Size, annotations and results of a picture."""
 
 
-def gather(pictures: dict[int, Picture]) -> dict[int, Picture]:
+def gather(pictures: dict[PictureId, Picture]) -> dict[PictureId, Picture]:
     """Pictures of all processes, ordered by number."""
     parts = [pictures]
     if dist.is_available() and dist.is_initialized():
@@ -130,7 +130,7 @@ def gather(pictures: dict[int, Picture]) -> dict[int, Picture]:
 
 
 def evaluate(
-    pictures: dict[int, Picture], num_classes: int, kind: Kind, tools: tuple[Any, Any]
+    pictures: dict[PictureId, Picture], num_classes: int, kind: Kind, tools: tuple[Any, Any]
 ) -> tuple[dict[str, float], dict[str, list[float]]]:
     """Score results against annotations.
 

@@ -9,12 +9,12 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
-from src.types import Detections
+from src.types import Detections, PictureId
 
 Result = dict[str, Any]
 
 
-def to_results(found: Detections, image_id: int) -> list[Result]:
+def to_results(found: Detections, image_id: PictureId) -> list[Result]:
     """Turn the detections of one picture into COCO results.
 
     Args:

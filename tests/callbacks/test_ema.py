@@ -1,9 +1,11 @@
 import copy
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from timm.utils import ModelEma
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -73,7 +75,7 @@ def loader() -> DataLoader:
     return DataLoader(data, batch_size=2)
 
 
-def trainer(*callbacks: EMA, **settings: object) -> Trainer:
+def trainer(*callbacks: Callback, **settings: object) -> Trainer:
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     base = {"accelerator": "cpu", "max_epochs": 2, "enable_model_summary": False}
     return Trainer(callbacks=list(callbacks), **(quiet | base | settings))
@@ -128,6 +130,22 @@ def test_average_starts_at_the_weights_of_a_checkpoint_without_one(tmp_path) -> 
     saved = torch.load(path, weights_only=True)["state_dict"]
     for name, value in task.network.state_dict().items():  # decay 1: the average never moves
         assert torch.equal(value, saved[f"network.{name}"])
+
+
+@pytest.mark.parametrize("warmup_steps", [0, 10])
+def test_continued_average_is_that_of_one_go(tmp_path, warmup_steps: int) -> None:
+    def fit(*callbacks: Callback, epochs: int = 4, start: Path | None = None) -> nn.Module:
+        torch.manual_seed(0)  # the network is built at the start of fit
+        task, average = Task(), EMA(0.9, warmup_steps)
+        run = trainer(average, *callbacks, max_epochs=epochs, enable_checkpointing=bool(callbacks))
+        run.fit(task, loader(), ckpt_path=start)
+        return task.network
+
+    whole = fit()
+    fit(ModelCheckpoint(tmp_path, "half"), epochs=2)
+    rest = fit(start=tmp_path / "half.ckpt")
+    for name, value in whole.state_dict().items():
+        assert torch.equal(rest.state_dict()[name], value), name
 
 
 @pytest.mark.parametrize("decay", [-0.1, 1.5])

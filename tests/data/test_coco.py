@@ -22,6 +22,10 @@ def annotation(number, image_id=1, category_id=7, **changes):
     return {"id": number, "image_id": image_id, "category_id": category_id} | box | changes
 
 
+def code(counts):
+    return {"size": [60, 80], "counts": counts}
+
+
 CROWD = {"iscrowd": 1, "segmentation": {"size": [60, 80], "counts": [100, 50, 4650]}}
 
 
@@ -135,6 +139,23 @@ def test_unusable_objects_are_left_out_and_reported_once(root, changes, reason, 
     assert "25" in said[0]
 
 
+def test_objects_marked_to_be_ignored_are_not_learned(root):
+    (batch,) = train_batches(root, content([annotation(1), annotation(2, ignore=1)]))
+    assert len(batch["target"][0]["labels"]) == 1
+
+
+def test_a_box_that_clipping_leaves_no_width_is_left_out(root):
+    sliver = annotation(2, bbox=[79.99999, 10, 5, 50])
+    (batch,) = train_batches(root, content([annotation(1), sliver]))
+    assert len(batch["target"][0]["labels"]) == 1
+
+
+def test_masks_cannot_be_learned_from_boxes_alone(root):
+    data = content([annotation(1, segmentation=[]), annotation(2, segmentation=None)])
+    with pytest.raises(UserError, match=r"2 objects, but none with a mask.*data\.masks"):
+        train_batches(root, data)
+
+
 def test_boxes_alone_need_no_masks(root, caplog):
     data = content([annotation(1, segmentation=[]), annotation(2, image_id=3)])
     with caplog.at_level(logging.WARNING):
@@ -208,12 +229,27 @@ def test_polygons_of_two_points_are_not_scored_as_boxes(root):
         (content([annotation(4, image_id=9)]), "annotation 4 belongs to image_id 9"),
         (content([annotation(4, bbox=[1, 2, 3])]), "annotation 4 has the bbox"),
         (content([annotation(4, bbox=[1, 2, float("nan"), 4])]), "annotation 4 has the bbox"),
+        (content([annotation(4, category_id=[7])]), r"annotation 4 has category_id \[7\]"),
+        (content([annotation(4, image_id={})]), "annotation 4 belongs to image_id {}"),
+        (content([annotation(4, iscrowd="no")]), "annotation 4 has iscrowd 'no'"),
         (content([annotation(4, segmentation=[1, 2])]), "annotation 4 has a segmentation"),
+        (content([annotation(4, segmentation=5)]), "annotation 4 has a segmentation"),
+        (content([annotation(4, segmentation=[[1, 2, float("nan")] * 2])]), "4 has a polygon with"),
+        (content([annotation(4, segmentation=[[1, 2, None] * 2])]), "4 has a polygon with"),
         (
             content([annotation(4, segmentation={"size": [9, 9], "counts": [81]})]),
-            r"annotation 4 has a run-length code of height and width \(9, 9\)",
+            r"annotation 4 has a run-length code of height and width \[9, 9\]",
         ),
+        (content([annotation(4, segmentation=code(None))]), "4 has a run-length code that cannot"),
+        (content([annotation(4, segmentation=code("PX~"))]), "4 has a run-length code that cannot"),
+        (content([annotation(4, segmentation=code([1.5]))]), "4 has a run-length code that cannot"),
+        (content([annotation(4, segmentation=code([10, 20]))]), "4 has a run-length code of 30"),
+        (content([annotation(4, segmentation=code([4900, -100]))]), "run-length code of 4800 pix"),
+        (content([annotation(4, segmentation=code("d0T2"))]), "run-length code of .* pixels, but"),
         (content([], images=[(5, None, 60)]), "the picture 5 has height 60 and width None"),
+        (content([], images=[(5, 0, 60)]), "the picture 5 has height 60 and width 0"),
+        (content([], images=[([5], 80, 60)]), r"a picture has the id \[5\]"),
+        (content([]) | {"categories": [{"id": "a", "name": "b"}]}, "category 'b' has the id 'a'"),
         (content([{"id": 4}]), "the annotation 4 must have 'image_id'"),
         ({"images": [{"id": 3}], "annotations": [], "categories": []}, "no categories"),
         (content([], images=[(1, 80, 60), (1, 80, 60)]), "several pictures with the same id"),
@@ -242,6 +278,17 @@ def test_objects_without_a_mask_can_be_scored(root):
     assert masked["segmentation"] == SQUARE
 
 
+def test_pictures_may_be_called_by_names(root):
+    data = content([annotation(1, image_id="a")], images=[("a", 80, 60), ("b", 80, 60)])
+    for number, entry in enumerate(data["images"], start=1):
+        entry["file_name"] = f"{number}.jpg"
+    data["images"][1]["file_name"] = "3.jpg"
+    assert {name for batch in train_batches(root, data) for name in batch["image_id"]} == {"a"}
+    evaluated = module(root)
+    evaluated.setup("validate")
+    assert [batch["image_id"] for batch in evaluated.val_dataloader()] == [["a"], ["b"]]
+
+
 def test_given_classes_decide_the_labels_and_are_matched_by_name(root):
     write(root, content([annotation(1, category_id=7), annotation(2, category_id=90)]))
     data = module(root, class_names=["bird", "cat", "dog"])
@@ -252,6 +299,16 @@ def test_given_classes_decide_the_labels_and_are_matched_by_name(root):
     assert [a["category_id"] for a in batch["annotations"][0]] == [2, 1]
     with pytest.raises(UserError, match="lists the category 'dog', which is not among"):
         _ = module(root, class_names=["bird", "cat"]).class_names
+
+
+def test_categories_of_one_name_stay_apart(root):
+    data = content([annotation(1, category_id=7), annotation(2, category_id=90)])
+    data["categories"][0]["name"] = "dog"
+    file = CocoFile(write(root, data))
+    assert [a["category_id"] for a in file.annotations(0)] == [0, 1]
+    assert file.category_ids == [7, 90]
+    with pytest.raises(UserError, match="2 categories named 'dog'"):
+        _ = module(root, class_names=["dog", "cat"]).class_names
 
 
 def test_given_classes_keep_clear_of_the_numbers_of_the_file(root):

@@ -14,6 +14,7 @@ import traceback
 from pathlib import Path
 
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 
 import src.cli.app
 import src.data.transforms.detection
@@ -37,6 +38,7 @@ def run_rank(rank: int, ranks: int, port: int, arguments: list[str], log: Path) 
         variables |= {"LOCAL_WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         os.environ |= {name: str(value) for name, value in variables.items()}
         os.environ["TORCHELASTIC_RUN_ID"] = "tests"
+        rank_zero_only.rank = rank  # Lightning looks for it when it is imported
     code = 99
     try:
         code = main(arguments)

@@ -10,7 +10,10 @@ from src.models.weights import load_official
 from tests.distributed.conftest import Launcher, Run
 
 STEPS = ("--trainer.max_epochs", "-1", "--trainer.max_steps", "8")
-EMA = ("--trainer.callbacks+=EMA", "--trainer.callbacks.decay", "0.5")
+EMA = (
+    *("--trainer.callbacks+=EMA", "--trainer.callbacks.decay", "0.5"),
+    *("--trainer.callbacks.warmup_steps", "4"),
+)
 CLIP = ("--trainer.gradient_clip_val", "0.5")
 LAYERS = ("--model.layer_decay", "0.5", "--model.dcn_lr_scale", "0.1")
 SAVE = ("--checkpoint.every_n_train_steps", "4")
@@ -37,7 +40,19 @@ def last(run: Run, version: int = 0) -> Path:
     return run.folder / f"version_{version}" / "checkpoints" / "last.ckpt"
 
 
+def assert_same_networks(content: dict, expected: dict) -> None:
+    for entry in ("state_dict", "current_model_state"):  # the average, the weights in training
+        for name, value in expected[entry].items():
+            if "running_" in name or "num_batches" in name:
+                continue  # one process updates them twice a step, with half the pictures each
+            if name == "network.levels.3.norm.bias":
+                continue  # batch norm follows: its gradient is rounding, which Adam blows up
+            torch.testing.assert_close(content[entry][name], value, atol=1e-5, rtol=1e-4)
+
+
 def whole(path: Path, tmp_path: Path, *flags: str) -> dict:
+    if path.is_file():
+        return torch.load(path, weights_only=True)
     output = tmp_path / f"whole{len(list(tmp_path.iterdir()))}"
     assert main(["consolidate", str(path), "--output", str(output), *flags]) == 0
     return torch.load(output, weights_only=True)
@@ -52,13 +67,7 @@ def test_average_clipping_and_layer_decay_are_those_of_one_process(
     expected = torch.load(last(alone), weights_only=True)
     content = whole(last(two), tmp_path)
     assert set(content) == set(expected)
-    for entry in ("state_dict", "current_model_state"):  # the average, the weights in training
-        for name, value in expected[entry].items():
-            if "running_" in name or "num_batches" in name:
-                continue  # one process updates them twice a step, with half the pictures each
-            if name == "network.levels.3.norm.bias":
-                continue  # batch norm follows: its gradient is rounding, which Adam blows up
-            torch.testing.assert_close(content[entry][name], value, atol=1e-5, rtol=1e-4)
+    assert_same_networks(content, expected)
     ours, theirs = content["optimizer_states"][0], expected["optimizer_states"][0]
     assert ours["param_groups"] == theirs["param_groups"]
     assert len(ours["param_groups"]) > 2
@@ -77,6 +86,8 @@ def test_a_folder_continues_on_another_number_of_processes(
     rest = launch(tmp_path, "classification", *flags, ranks=ranks)
     assert sorted(rest.losses) == [5, 6, 7, 8]
     assert rest.losses == pytest.approx({s: alone.losses[s] for s in rest.losses}, abs=1e-5)
+    expected = torch.load(last(alone), weights_only=True)
+    assert_same_networks(whole(last(rest), tmp_path), expected)
 
 
 @pytest.mark.slow

@@ -119,6 +119,16 @@ def test_same_twelve_numbers_as_pycocotools_by_hand(kind):
     assert [float(scores[f"{kind}_{name}"]) for name in NUMBERS] == pytest.approx(by_hand)
 
 
+def test_pictures_called_by_names_score_the_same():
+    dataset, named = make_dataset(), COCOMetric(NUM_CLASSES)
+    for image in dataset["images"]:
+        truth = [a for a in dataset["annotations"] if a["image_id"] == image["id"]]
+        found = detections_of(dataset, image, noise=4.0)
+        named.update([found], [f"picture {image['id']}"], [SIZE], [truth])
+    numbered = score(dataset, dataset["images"], noise=4.0)
+    assert all(torch.equal(value, numbered[key]) for key, value in named.compute().items())
+
+
 def test_nothing_found_scores_zero_and_nothing_seen_minus_one():
     dataset = make_dataset()
     metric = COCOMetric(NUM_CLASSES)

@@ -16,10 +16,9 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from src.data.coco_entries import Annotation, Picture
 from src.data.coco_json import (
-    Annotation,
     CocoFile,
-    Picture,
     clipped_box,
     decode_mask,
     for_scoring,
@@ -29,7 +28,7 @@ from src.data.datasets.image_folder import files_to_predict
 from src.data.transforms.protocols import InstanceTransform, PictureTransform
 from src.decoding import BrokenPictureError, decode
 from src.errors import UserError
-from src.types import DetectionTarget
+from src.types import DetectionTarget, PictureId
 
 _MAX_TRIES = 100
 
@@ -40,7 +39,7 @@ class Sample(TypedDict):
     image: Tensor
     size: tuple[int, int]
     original_size: tuple[int, int]
-    image_id: int
+    image_id: PictureId
     path: str
     target: NotRequired[DetectionTarget]
     annotations: NotRequired[list[Annotation]]
@@ -111,7 +110,7 @@ class COCOTrainDataset(_CocoPictures, Dataset[Sample]):
         masks: Read masks beside the boxes.
 
     Raises:
-        UserError: If no picture is left.
+        UserError: If no picture is left, or masks are wanted and no object has one.
     """
 
     def __init__(
@@ -133,6 +132,13 @@ class COCOTrainDataset(_CocoPictures, Dataset[Sample]):
             raise UserError(
                 f"{file.path} has no picture with annotations and sides of at least {min_size} "
                 "pixels, so there is nothing to learn from."
+            )
+        maskless = file.left_out.get("no usable mask", 0)
+        if masks and maskless and not file.num_usable:
+            raise UserError(
+                f"{file.path} has {maskless} objects, but none with a mask to learn from; set "
+                "data.masks to false for a detector of boxes alone, such as "
+                "configs/detection/dino_internimage_nano_laptop.yaml."
             )
         super().__init__(file, folder, indices)
         self.transform, self.masks = transform, masks
@@ -245,7 +251,7 @@ def upright_picture(picture: Image.Image) -> Image.Image:
     return picture if turned is None else turned
 
 
-def _facts(tensor: Tensor, image: NDArray[np.uint8], image_id: int, path: str) -> Sample:
+def _facts(tensor: Tensor, image: NDArray[np.uint8], image_id: PictureId, path: str) -> Sample:
     return {
         "image": tensor,
         "size": (tensor.shape[1], tensor.shape[2]),
@@ -256,7 +262,7 @@ def _facts(tensor: Tensor, image: NDArray[np.uint8], image_id: int, path: str) -
 
 
 def _prepare(
-    transform: PictureTransform, image: NDArray[np.uint8], image_id: int, path: str
+    transform: PictureTransform, image: NDArray[np.uint8], image_id: PictureId, path: str
 ) -> Sample:
     """A picture for evaluation, with the further views that the transform makes."""
     sample = _facts(transform(image), image, image_id, path)

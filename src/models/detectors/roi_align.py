@@ -42,8 +42,14 @@ def align_on_pyramid(pyramid: Sequence[Tensor], rois: Tensor, side: int) -> Tens
     for i, stride in enumerate(STRIDES):
         members = (level == i).nonzero().flatten()
         if len(members):
+            # 16 bits would round boxes to whole pixels and more.
+            exact = torch.promote_types(pyramid[i].dtype, rois.dtype)
             cut = roi_align(
-                pyramid[i], rois[members].to(pyramid[i]), (side, side), 1 / stride, aligned=True
+                pyramid[i].to(exact),
+                rois[members].to(exact),
+                (side, side),
+                1 / stride,
+                aligned=True,
             )
             features = features.index_copy(0, members, cut.to(features))
     return features

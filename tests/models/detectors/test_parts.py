@@ -15,6 +15,7 @@ from src.models.detectors.mask_head import mask_targets
 from src.models.detectors.mask_paste import paste_masks
 from src.models.detectors.matching import BACKGROUND, IGNORED, MaxIoUAssigner, RandomSampler
 from src.models.detectors.nms import grouped_nms
+from src.models.detectors.roi_align import align_on_pyramid, boxes_with_image
 from src.models.weights import load_official, to_official
 
 TINY = {
@@ -105,6 +106,17 @@ def test_nms_only_within_groups(split_from, monkeypatch):
     kept = grouped_nms(boxes, torch.tensor([0.5, 0.9, 0.8, 0.1]), torch.tensor([0, 0, 1, 0]), 0.5)
     assert kept.tolist() == [1, 2, 3]
     assert grouped_nms(boxes[:0], torch.empty(0), torch.empty(0).long(), 0.5).shape == (0,)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_maps_of_16_bits_are_cut_where_the_boxes_are(dtype):
+    ramp = torch.arange(400.0).expand(1, 1, 100, 400)  # too far apart for boxes of 16 bits
+    pyramid = [(ramp[:, :, ::n, ::n] / 400).to(dtype) for n in (1, 2, 4, 8)]
+    rois = boxes_with_image([torch.tensor([[1201.3, 40.0, 1209.7, 48.4]])])
+    cut = align_on_pyramid(pyramid, rois, 7)
+    assert cut.dtype == dtype
+    exact = align_on_pyramid([level.float() for level in pyramid], rois, 7)
+    torch.testing.assert_close(cut, exact.to(dtype), atol=0, rtol=0)
 
 
 def test_pasted_mask_fills_its_box():
