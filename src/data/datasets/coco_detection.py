@@ -6,6 +6,7 @@ Plain PyTorch data sets: no Lightning, no sampling.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
@@ -59,7 +60,7 @@ class _CocoPictures:
     def __len__(self) -> int:
         return len(self._indices)
 
-    @property
+    @cached_property
     def is_wide(self) -> NDArray[np.bool_]:
         """Which pictures are wider than high."""
         sizes = np.array([self.file.pictures[i].size for i in self._indices])

@@ -146,7 +146,8 @@ def _cut(bboxes: Array, window: tuple[int, int, int, int], full: tuple[int, int]
     size = np.array([right - left, bottom - top] * 2, np.float64)
     boxes = (bboxes[:, :4] * [width, height, width, height] - [left, top, left, top]) / size
     boxes = boxes.clip(0, 1)
-    seen = ((boxes[:, 2:] - boxes[:, :2]) * size[:2] > 1e-4).all(axis=1)  # not merely rounding
+    # Sides that float32 can tell apart.
+    seen = ((boxes[:, 2:] - boxes[:, :2]) * size[:2] > 1e-3).all(axis=1)
     return np.concatenate([boxes, bboxes[:, 4:]], axis=1)[seen]
 
 
