@@ -175,6 +175,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         for entry in (AVERAGE, TRAINED):
             content.pop(entry, None)
         if self._is_fitting:
+            self.task.check_continues({"optimizer_states": states})
             for optimizer, state in zip(self.optimizers, states, strict=True):
                 self.task.check_group_sizes(_group_sizes(state["param_groups"]))
                 optimizer.load_state_dict(_split_state(optimizer, state))

@@ -28,14 +28,14 @@ from src.distributed.checkpoints import (
 from src.errors import UserError
 from src.tasks import BaseTask
 
-_BY_EPOCH, _BY_STEP = "best-{epoch}", "best-{step}"
+_BY_EPOCH, _BY_STEP, _BY_BOTH = "best-{epoch}", "best-{step}", "best-{epoch}-{step}"
 
 
 class Checkpoint(ModelCheckpoint):
     """Write ``best-epoch=N.ckpt`` and ``last.ckpt`` into the ``checkpoints`` of the run folder.
 
     Where validations are counted in batches over epochs (``check_val_every_n_epoch: null``), the
-    best is ``best-step=N.ckpt``.
+    best is ``best-step=N.ckpt``; where an epoch has several, ``best-epoch=N-step=M.ckpt``.
 
     Args:
         monitor: Logged value that decides which epoch is best; default is the task's
@@ -80,8 +80,10 @@ class Checkpoint(ModelCheckpoint):
             self.monitor = self.requested_monitor or pl_module.monitor
             self.mode = self.requested_mode or pl_module.monitor_mode
             self.kth_value = torch.tensor(torch.inf if self.mode == "min" else -torch.inf)
-        if trainer.check_val_every_n_epoch is None and self.filename == _BY_EPOCH:
+        if self.filename == _BY_EPOCH and trainer.check_val_every_n_epoch is None:
             self.filename = _BY_STEP
+        elif self.filename == _BY_EPOCH and trainer.val_check_interval != 1.0:
+            self.filename = _BY_BOTH
         super().setup(trainer, pl_module, stage)
 
     def on_train_batch_end(

@@ -85,7 +85,8 @@ def class_names(trainer: Trainer) -> list[str]:
 def write_table(rows: list[Row], path: Path) -> None:
     """Write one line per file; every file has the same number of classes."""
     columns = [f"{kind}_{i + 1}" for i in range(len(rows[0].names)) for kind in ("class", "prob")]
-    with path.open("w", newline="", encoding="utf-8") as file:
+    # Names of files can be any bytes.
+    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file)
         writer.writerow(["path", *columns])
         for row in rows:

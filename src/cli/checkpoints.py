@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from src.distributed.checkpoints import REST, is_sharded_checkpoint
+from src.distributed.checkpoints import REST, is_sharded_checkpoint, read_rest
 from src.errors import UserError
 
 KEYWORDS = ("last", "best")
@@ -44,16 +44,34 @@ def resolve_checkpoint(given: str, runs: Path) -> Path:
 
 
 def _newest(keyword: str, runs: Path) -> Path:
-    found = list(runs.glob(f"version_*/checkpoints/{keyword}*.ckpt"))
+    pattern = "last" if keyword == "last" else "best*"  # beside last.ckpt lies last_whole.ckpt
+    found = list(runs.glob(f"version_*/checkpoints/{pattern}.ckpt"))
     # A process that was killed between two renamings has left its checkpoint under this name.
-    spare = runs.glob(f"version_*/checkpoints/{keyword}*.ckpt.old")
+    spare = runs.glob(f"version_*/checkpoints/{pattern}.ckpt.old")
     found += [path for path in spare if path.with_suffix("") not in found]
     if not found:
         raise UserError(
             f"There is no {keyword!r} checkpoint in {runs}/version_*/checkpoints to continue from;"
             " leave --ckpt_path out to start anew, or give the file, or the run's --name."
         )
-    return max(found, key=lambda path: (path.stat().st_mtime_ns, path.parts))
+    newest = max(found, key=lambda path: (path.stat().st_mtime_ns, path.parts))
+    return newest if keyword == "last" else _best_known_to(newest)
+
+
+def _best_known_to(checkpoint: Path) -> Path:
+    """The best checkpoint of the run that wrote this one, which is only the newest of its best.
+
+    Each of the best checkpoints was the newest when it was written, and knows the best until then.
+    """
+    if checkpoint.is_dir():
+        content = read_rest(checkpoint)
+    else:
+        check_readable(checkpoint)
+        content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    states = content.get("callbacks", {}).values()
+    known = [Path(state["best_model_path"]) for state in states if state.get("best_model_path")]
+    moved = [checkpoint.with_name(path.name) for path in known]
+    return next((path for path in (*known, *moved) if path.exists()), checkpoint)
 
 
 def check_readable(path: Path) -> None:

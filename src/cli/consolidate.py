@@ -59,6 +59,8 @@ def read(path: Path, *, weights_only: bool = False) -> dict[str, Any]:
         return consolidate(path, weights_only=weights_only)
     check_readable(path)
     content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    if weights_only:
+        content.pop("optimizer_states", None)
     return content
 
 

@@ -14,7 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from lightning import LightningDataModule
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
 
 from src.data.samplers import DealtBatchSampler
 from src.errors import UserError
@@ -84,8 +84,8 @@ class BaseDataModule(LightningDataModule, ABC):
             sampler: Which samples, in which order; default is all of them, shuffled in training.
         """
         dataset = self._datasets[split]
-        if train and sampler is None:
-            sampler = self._dealt(dataset)
+        if sampler is None:
+            sampler = self._dealt(dataset) if train else self._repeated(dataset)
         return DataLoader(
             dataset,
             batch_size=self.batch_size if train else self.eval_batch_size,
@@ -105,6 +105,17 @@ class BaseDataModule(LightningDataModule, ABC):
             trainer.global_rank if trainer else 0,
             int(os.environ.get("PL_GLOBAL_SEED", 0)),  # `seed_everything` of the configuration
         )
+
+    def _repeated(self, dataset: Dataset[Any]) -> Sampler[int] | None:
+        """The same number of samples for every process, in prediction too.
+
+        Lightning would give some processes one batch less there, while networks in shards and what
+        gathers results need all processes at once.
+        """
+        trainer = self.trainer
+        if trainer is None or trainer.world_size == 1:
+            return None
+        return DistributedSampler(dataset, trainer.world_size, trainer.global_rank, shuffle=False)
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Report the pictures that were skipped in the epoch that has just ended."""

@@ -60,7 +60,9 @@ def resolve_classes(root: str | Path, class_names: Sequence[str] | str | None = 
         return ClassSet(tuple(names), readable_names(names))
     if set(folders) <= set(names):
         return ClassSet(tuple(names), readable_names(names))
-    if len(names) == len(folders):
+    # A folder's name at another folder's place is a list in label order with a mistake in it.
+    moved = any(n in folders and n != folder for n, folder in zip(names, folders, strict=False))
+    if len(names) == len(folders) and not moved:
         return ClassSet(tuple(folders), tuple(names))
     stranger = next(folder for folder in folders if folder not in set(names))
     raise UserError(

@@ -18,6 +18,8 @@ def is_picture(path: str | Path) -> bool:
 def list_pictures(root: str | Path) -> list[str]:
     """All pictures under a folder, at any depth, links followed, hidden files and folders left out.
 
+    A folder that links lead to several times, or in circles, is read once.
+
     Args:
         root: An existing folder.
 
@@ -28,8 +30,14 @@ def list_pictures(root: str | Path) -> list[str]:
 
 
 def _walk(root: str | Path) -> Iterator[str]:
+    seen = set()
     for folder, children, files in os.walk(root, followlinks=True):
-        children[:] = [child for child in children if not child.startswith(".")]
+        facts = Path(folder).stat()
+        if (facts.st_dev, facts.st_ino) in seen:
+            children.clear()
+            continue
+        seen.add((facts.st_dev, facts.st_ino))
+        children[:] = sorted(child for child in children if not child.startswith("."))
         for name in files:
             if is_picture(name):
                 yield os.path.join(folder, name)  # noqa: PTH118 - a million strings, no Path objects

@@ -253,7 +253,10 @@ class BaseTask(LightningModule):
     def global_batch_size(self) -> int:
         """Images per optimizer step: images per device x devices x accumulated batches."""
         loader = self.trainer.train_dataloader
-        per_device = getattr(loader, "batch_size", None)
+        # Fewer than the loader's where the data do not fill a batch.
+        per_device = getattr(getattr(loader, "sampler", None), "batch_size", None)
+        if per_device is None:
+            per_device = getattr(loader, "batch_size", None)
         if per_device is None:
             per_device = getattr(getattr(loader, "batch_sampler", None), "batch_size", None)
         if per_device is None:
@@ -332,8 +335,22 @@ class BaseTask(LightningModule):
             checkpoint["state_dict"] = checkpoint["current_model_state"]
         self.check_fits(shapes_of(checkpoint["state_dict"]), shapes_of(self.state_dict()))
         if self._is_fitting:
+            self.check_continues(checkpoint)
             groups = checkpoint["optimizer_states"][0]["param_groups"]
             self.check_group_sizes([len(group["params"]) for group in groups])
+
+    @staticmethod
+    def check_continues(checkpoint: Mapping[str, Any]) -> None:
+        """Refuse to continue without the state of the optimizer.
+
+        Raises:
+            UserError: Says what to do instead.
+        """
+        if not checkpoint.get("optimizer_states"):
+            raise UserError(
+                "The checkpoint holds weights only, so training cannot go on from it; to start anew"
+                " from its weights use model.init_args.weights instead of ckpt_path."
+            )
 
     @staticmethod
     def check_fits(saved: Mapping[str, Size], wanted: Mapping[str, Size]) -> None:

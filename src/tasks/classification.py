@@ -58,6 +58,11 @@ class ClassificationTask(BaseTask):
         for name, value in (("mixup_prob", mixup_prob), ("mixup_switch_prob", mixup_switch_prob)):
             _check(0 <= value <= 1, name, value, "a probability from 0 to 1")
         _check(0 <= label_smoothing < 1, "label_smoothing", label_smoothing, "a share in [0, 1)")
+        if num_classes < 2:
+            raise UserError(
+                "There is one class, so there is nothing to tell apart; the data need a folder for "
+                "each of at least two classes."
+            )
         self.label_smoothing = label_smoothing
         self.mixup: Mixup | None = None
         if mixup_alpha > 0 or cutmix_alpha > 0:

@@ -8,6 +8,7 @@ from torch.utils.data import DataLoader
 from torchmetrics import MetricCollection
 
 from src.callbacks import AtomicCheckpointIO, Checkpoint
+from src.cli.checkpoints import resolve_checkpoint
 from src.errors import UserError
 from src.tasks import BaseTask
 
@@ -68,6 +69,22 @@ def test_epochs_without_validation_are_not_the_best(tmp_path: Path) -> None:
     callback = Checkpoint(save_top_k=3)
     names = fit(tmp_path, callback, 0.1, 0.2, max_epochs=4, check_val_every_n_epoch=2)
     assert names == ["best-epoch=1.ckpt", "best-epoch=3.ckpt", "last.ckpt"]
+
+
+def test_each_of_several_validations_of_an_epoch_has_its_file(tmp_path: Path) -> None:
+    callback = Checkpoint(save_top_k=-1)
+    names = fit(tmp_path, callback, 0.8, 0.7, max_epochs=1, val_check_interval=0.5)
+    assert names == ["best-epoch=0-step=2.ckpt", "best-epoch=0-step=4.ckpt", "last.ckpt"]
+    assert callback.best_model_path.endswith("best-epoch=0-step=2.ckpt")
+
+
+def test_the_best_is_found_among_several(tmp_path: Path) -> None:
+    folder = tmp_path / "version_0" / "checkpoints"
+    folder.mkdir(parents=True)
+    fit(folder, Checkpoint(save_top_k=3), 0.1, 0.9, 0.3, 0.4)
+    assert resolve_checkpoint("best", tmp_path).name == "best-epoch=1.ckpt"
+    (tmp_path / "version_0").rename(tmp_path / "version_1")  # paths of its own no longer hold
+    assert resolve_checkpoint("best", tmp_path).name == "best-epoch=1.ckpt"
 
 
 def test_the_best_of_validations_within_epochs_is_what_was_scored(tmp_path: Path) -> None:

@@ -212,6 +212,16 @@ def test_nothing_left_to_train_is_said(
     assert "max_epochs=2" in capsys.readouterr().err
 
 
+def test_weights_alone_cannot_be_continued(
+    config: Path, straight: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = str(straight / "checkpoints" / "last.ckpt")
+    alone = str(tmp_path / "weights.ckpt")
+    assert main(["consolidate", whole, "--output", alone, "--weights_only"]) == 0
+    assert fit(config, tmp_path, "--ckpt_path", alone, *EPOCHS) == 2
+    assert "holds weights only" in capsys.readouterr().err
+
+
 def test_the_best_of_the_continued_run_is_remembered(
     config: Path, straight: Path, tmp_path: Path
 ) -> None:

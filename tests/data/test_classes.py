@@ -37,6 +37,11 @@ def test_given_names_name_the_sorted_folders(make_tree):
     assert classes.names == ("cat", "dog")
 
 
+def test_a_given_name_may_be_that_of_its_folder(make_tree):
+    classes = resolve_classes(make_tree({"train": {"cat": 1, "hot_dog": 1}}), ["cat", "hot dog"])
+    assert classes.names == ("cat", "hot dog")
+
+
 def test_given_folder_names_set_the_label_order(make_tree):
     classes = resolve_classes(make_tree({"train": {"cat": 1, "dog": 1}}), ["dog", "cat", "eel"])
     assert classes.folders == ("dog", "cat", "eel")
@@ -51,6 +56,7 @@ def test_names_from_a_file_need_no_data_set(tmp_path):
     ("names", "sentence"),
     [
         (["cat"], "1 names but .* has 2 class folders, and the folder 'a' is not among"),
+        (["b", "aa"], "2 names but .* has 2 class folders, and the folder 'a' is not among"),
         ([], "holds no names"),
         (["a", "a"], "'a' more than once"),
         ("nowhere.txt", "nowhere.txt, which does not exist"),

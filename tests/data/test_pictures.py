@@ -18,3 +18,14 @@ def test_listing_follows_links(tmp_path):
     (tmp_path / "root" / "cat").symlink_to(tmp_path / "elsewhere")
     assert list_class_folders(tmp_path / "root") == ["cat"]
     assert len(list_pictures(tmp_path / "root")) == 1
+
+
+def test_links_in_circles_end(tmp_path):
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"{name}.jpg").touch()
+    (tmp_path / "cat" / "here").symlink_to(tmp_path / "cat")
+    (tmp_path / "cat" / "there").symlink_to(tmp_path / "dog")
+    (tmp_path / "dog" / "back").symlink_to(tmp_path / "cat")
+    assert len(list_pictures(tmp_path)) == 2
+    assert len(list_pictures(tmp_path / "dog")) == 2

@@ -1,9 +1,12 @@
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
+from src.data.samplers import DealtBatchSampler
 from src.errors import UserError
 from src.models import InternImage
 from src.tasks import ClassificationTask
@@ -51,6 +54,17 @@ def test_groups_of_the_recipe_with_layer_decay() -> None:
     built.configure_model()
     scales = {group["lr_scale"] for group in built.parameter_groups()}
     assert scales == {1.0, 0.5, 0.25, 0.125, 0.1, 0.05, 0.025, 0.0125}
+
+
+@pytest.mark.parametrize(("pictures", "used"), [(20, 20), (100, 64)])
+def test_the_learning_rate_is_scaled_to_the_batches_that_there_are(pictures, used) -> None:
+    data = TensorDataset(torch.zeros(pictures))
+    loader = DataLoader(data, batch_size=64, sampler=DealtBatchSampler(data, 64))
+    built = task()
+    built.trainer = SimpleNamespace(
+        train_dataloader=loader, world_size=2, accumulate_grad_batches=3
+    )
+    assert built.global_batch_size() == used * 2 * 3
 
 
 def test_an_inert_setting_is_said() -> None:

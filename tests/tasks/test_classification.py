@@ -101,3 +101,8 @@ def test_predictions_are_sorted(batch: dict) -> None:
     assert torch.equal(found["index"][:, 0], probabilities.argmax(-1))
     torch.testing.assert_close(probabilities.gather(1, found["index"]), found["probability"])
     assert (found["probability"].diff(dim=1) <= 0).all()
+
+
+def test_one_class_is_refused() -> None:
+    with pytest.raises(UserError, match="at least two classes"):
+        ClassificationTask(num_classes=1, network=Lookup)
