@@ -175,7 +175,8 @@ class ADE20KDataModule(BaseDataModule):
         if self._given_names == "ade20k":
             return list(ADE20K_NAMES)
         names = read_class_names(self._given_names)
-        check(len(names) <= MAX_CLASSES, "class_names", len(names), f"up to {MAX_CLASSES} names")
+        most = MAX_CLASSES - self.reduce_zero_label  # 255 stays the value of unlabelled pixels
+        check(len(names) <= most, "class_names", len(names), f"up to {most} names")
         values = self.class_values
         check(
             values is None or len(values) == len(names),

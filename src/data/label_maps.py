@@ -14,6 +14,7 @@ from src.errors import UserError
 from src.types import IGNORE_LABEL
 
 MAX_CLASSES = 255
+_STRETCH = {"L;2": 85, "L;4": 17}
 
 
 def read_label_map(
@@ -25,12 +26,12 @@ def read_label_map(
 ) -> NDArray[np.uint8]:
     """Read the class of every pixel.
 
-    Grey and palette pictures of 8, 16 or 32 bits are read as numbers; the colours of a palette do
-    not matter.
+    Grey and palette pictures of up to 32 bits are read as numbers; the colours of a palette and an
+    alpha channel do not matter.
 
     Args:
         path: A PNG or another lossless picture.
-        num_classes: Number of classes, at most 255.
+        num_classes: Number of classes, at most 255, and 254 with ``reduce_zero_label``.
         reduce_zero_label: The file counts classes from 1, and 0 means unlabelled.
         class_values: Number of each class in the file, if they are not counted; not together with
             ``reduce_zero_label``.
@@ -84,11 +85,22 @@ def _look_up(
     return label.astype(np.uint8)
 
 
+def stored_values(picture: Image.Image) -> NDArray[np.unsignedinteger]:
+    """Values of a picture as its file has them, ``(H, W)`` of grey and palette pictures.
+
+    Pillow stretches grey of 2 and 4 bits to 8.
+    """
+    tiles = getattr(picture, "tile", [])  # of a file that has not been read yet
+    layout = tiles[0][3] if tiles else ""
+    stretch = _STRETCH.get(layout if isinstance(layout, str) else layout[0], 1)
+    values = np.array(picture.getchannel(0) if picture.mode == "LA" else picture)
+    return values // stretch
+
+
 def _read_numbers(path: str | Path) -> NDArray[np.unsignedinteger]:
     try:
         with Image.open(path) as picture:
-            mode = picture.mode
-            values = np.array(picture)
+            mode, values = picture.mode, stored_values(picture)
     except MemoryError:
         raise
     except Exception as error:  # PIL's plugins raise OSError, SyntaxError, struct.error, ...

@@ -8,6 +8,7 @@ from src.distributed.checkpoints import (
 )
 from src.distributed.sharding import (
     copy_network,
+    forwards_behind,
     is_sharded,
     load_whole,
     materialise,
@@ -19,6 +20,7 @@ __all__ = [
     "consolidate",
     "copy_network",
     "describe_mismatch",
+    "forwards_behind",
     "is_sharded",
     "is_sharded_checkpoint",
     "load_whole",

@@ -46,6 +46,20 @@ def is_sharded(network: nn.Module) -> bool:
     return any(isinstance(parameter, DTensor) for parameter in network.parameters())
 
 
+def forwards_behind(network: nn.Module, own: int) -> int:
+    """How many forward passes the busiest process makes beyond those of this one.
+
+    All processes must call this, and then gather their shards equally often, or they would wait
+    for each other for ever. Networks that are not split need no company: 0.
+    """
+    if not is_sharded(network):
+        return 0
+    parameter = next(p for p in network.parameters() if isinstance(p, DTensor))
+    most = torch.tensor(own, device=parameter.device)
+    distributed.all_reduce(most, distributed.ReduceOp.MAX, parameter.device_mesh.get_group())
+    return int(most) - own
+
+
 def local(tensor: Tensor) -> Tensor:
     """The part of a tensor that this process holds; a plain tensor itself."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor

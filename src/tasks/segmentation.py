@@ -15,11 +15,19 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
+from src.distributed import forwards_behind
 from src.errors import UserError
 from src.losses.mask_set import MaskSetLoss  # noqa: F401  gives its short name to YAML
 from src.losses.segmentation import SegmentationLoss
 from src.metrics.segmentation import SegmentationMetric
-from src.models.segmentors import Outputs, Segmentor, SlidingWindow, probability_strips
+from src.models.precision import full_precision
+from src.models.segmentors import (
+    Outputs,
+    Segmentor,
+    SlidingWindow,
+    number_of_forwards,
+    probability_strips,
+)
 from src.optim.dense_layer_decay import dense_lr_scale
 from src.optim.param_groups import LrScale
 from src.optim.poly import WarmupPoly
@@ -114,7 +122,7 @@ class SegmentationTask(DenseTask):
         self._check_batch_norm(len(label))
         outputs = self.training_network(batch["image"])
         with torch.autocast(self.device.type, enabled=False):
-            losses: dict[str, Tensor] = self.criterion(_full_precision(outputs), label)
+            losses: dict[str, Tensor] = self.criterion(_widened(outputs), label)
         loss = torch.stack(list(losses.values())).sum()
         size = len(label)
         self.log("train/loss", loss, prog_bar=True, batch_size=size)
@@ -161,10 +169,9 @@ class SegmentationTask(DenseTask):
 
         Pictures of equal sizes are computed together.
         """
-        alike: dict[Any, list[int]] = defaultdict(list)
-        for index, views in enumerate(batch["views"]):
-            height, width = batch["size"][index]
-            alike[(int(height), int(width)), tuple(view.shape for view in views)].append(index)
+        alike = _alike(batch)
+        own = sum(number_of_forwards(shapes, self.window) for _, shapes in alike)
+        fewer = forwards_behind(network, own)
         for (size, shapes), members in alike.items():
             views = [
                 torch.stack([batch["views"][i][number] for i in members])
@@ -175,6 +182,9 @@ class SegmentationTask(DenseTask):
             ):
                 for index, probability in zip(members, probabilities, strict=True):
                     yield index, rows, probability
+        height, width = self.window.crop_size if self.window else batch["views"][0][0].shape[-2:]
+        for _ in range(fewer):
+            network(batch["views"][0][0][None, :, :height, :width])
 
     def _check_batch_norm(self, size: int) -> None:
         """Refuse one picture per step where batch norm would have a single value per channel."""
@@ -197,10 +207,20 @@ class SegmentationTask(DenseTask):
             self.class_scores = {key: scores[f"{stage}/{key}"] for key in ("IoU", "Acc")}
 
 
-def _full_precision(outputs: Outputs) -> dict[str, Any]:
-    """Outputs of 16 bits as 32 bits, the range that losses are computed in."""
+def _alike(batch: SegmentationEvalBatch) -> dict[Any, list[int]]:
+    """Pictures by their own size and the shapes of their views."""
+    alike: dict[Any, list[int]] = defaultdict(list)
+    for index, views in enumerate(batch["views"]):
+        height, width = batch["size"][index]
+        alike[(int(height), int(width)), tuple(view.shape for view in views)].append(index)
+    return alike
+
+
+def _widened(outputs: Outputs) -> dict[str, Any]:
     return {
-        name: [x.float() for x in value] if isinstance(value, list) else value.float()
+        name: [full_precision(x) for x in value]
+        if isinstance(value, list)
+        else full_precision(value)
         for name, value in outputs.items()
     }
 

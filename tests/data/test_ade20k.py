@@ -163,7 +163,8 @@ def test_broken_picture(root):
         {"test_images": "images/test"},
         {"palette": [(0, 0, 0)]},
         {"class_names": ["a"] * 3},
-        {"class_names": [str(number) for number in range(256)]},
+        {"class_names": [str(number) for number in range(256)], "reduce_zero_label": False},
+        {"class_names": [str(number) for number in range(255)], "reduce_zero_label": True},
     ],
 )
 def test_bad_arguments(root, changes):

@@ -1,5 +1,8 @@
 """Label maps of every kind of PNG, and those that are none."""
 
+import struct
+import zlib
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -17,6 +20,21 @@ def save(path, values):
     return path
 
 
+def save_narrow(path, values, bits):
+    """A grey PNG of 1, 2, 4 bits, which Pillow does not write."""
+    height, width = values.shape
+    places = values[..., None] >> np.arange(bits - 1, -1, -1) & 1
+    rows = np.packbits(places.reshape(height, width * bits), axis=1)
+    header = struct.pack(">IIBBBBB", width, height, bits, 0, 0, 0, 0)
+    pixels = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
+    chunks = [
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in ((b"IHDR", header), (b"IDAT", pixels), (b"IEND", b""))
+    ]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+    return path
+
+
 @pytest.fixture
 def grey(tmp_path):
     return save(tmp_path / "grey.png", STORED)
@@ -30,6 +48,18 @@ def test_classes_as_stored(grey):
 
 def test_classes_counted_from_one(grey):
     assert read_label_map(grey, 3, reduce_zero_label=True).tolist() == COUNTED_FROM_ONE
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_narrow_grey_is_not_stretched(tmp_path, bits):
+    values = np.arange(15, dtype=np.uint8).reshape(3, 5) % 2**bits
+    label = read_label_map(save_narrow(tmp_path / "narrow.png", values, bits), 16)
+    assert (label == values).all()
+
+
+def test_alpha_does_not_matter(tmp_path):
+    Image.merge("LA", [Image.fromarray(STORED), Image.new("L", (3, 2), 9)]).save(tmp_path / "a.png")
+    assert (read_label_map(tmp_path / "a.png", 4) == STORED).all()
 
 
 def test_palette_means_numbers_not_colours(tmp_path):

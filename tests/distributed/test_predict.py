@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.distributed.conftest import TASKS, Launcher
 
@@ -29,3 +30,18 @@ def test_every_picture_is_predicted(
     flags += ("--trainer.strategy", strategy)
     run = launch(tmp_path, task, *flags, ranks=2, command="predict", timeout=120)
     assert len(list((run.folder / "predict_0").glob(WRITTEN[task]))) == count
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_processes_with_fewer_windows_keep_the_others_company(
+    launch: Launcher, tmp_path: Path, strategy: str
+) -> None:
+    folder = tmp_path / "holiday"
+    folder.mkdir()
+    for number, size in enumerate([(64, 64), (250, 64), (64, 64), (64, 128)]):
+        Image.new("RGB", size).save(folder / f"{number}.png")
+    flags = ("--data.predict_dir", str(folder), "--data.eval_batch_size", "2")
+    flags += ("--model.window_size", "[48, 48]", "--trainer.strategy", strategy)
+    run = launch(tmp_path, "segmentation", *flags, ranks=2, command="predict", timeout=120)
+    assert len(list((run.folder / "predict_0").glob("label_maps/*.png"))) == 4

@@ -56,7 +56,8 @@ def find_pairs(
         Paths of pictures and label maps, sorted by picture.
 
     Raises:
-        UserError: If a folder or a label map is missing, or there are no pictures.
+        UserError: If a folder or a label map is missing, two pictures share one, or there are no
+            pictures.
     """
     for folder, what in ((images, "pictures"), (labels, "label maps")):
         if not folder.is_dir():
@@ -77,6 +78,13 @@ def find_pairs(
         )
         for path in pictures
     ]
+    owner: dict[str, str] = {}
+    for path, label in pairs:
+        if owner.setdefault(label, path) != path:
+            raise UserError(
+                f"The pictures {owner[label]} and {path} share the label map {label}; give them "
+                "different names."
+            )
     missing = [pair for pair in pairs if not Path(pair[1]).is_file()]
     if missing:
         picture, label = missing[0]

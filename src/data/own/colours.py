@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from src.data.label_maps import MAX_CLASSES
+from src.data.label_maps import MAX_CLASSES, stored_values
 from src.decoding import BrokenPictureError
 from src.errors import UserError
 from src.types import IGNORE_LABEL
@@ -41,7 +41,7 @@ class Colours:
         Raises:
             UserError: If the file has a colour that is not in the table.
         """
-        pixels = read_pixels(path)
+        pixels = read_pixels(path, palettes=True)
         if pixels.ndim == 2:
             pixels = np.repeat(pixels[..., None], 3, axis=-1)  # grey is a colour, too
         codes = pixels.astype(np.uint32) @ np.array([65536, 256, 1], dtype=np.uint32)  # (H, W)
@@ -94,20 +94,24 @@ def read_colours(path: Path) -> Colours:
     return Colours(names, values, frozenset(unlabelled))
 
 
-def read_pixels(path: str) -> NDArray[np.uint8]:
+def read_pixels(path: str, *, palettes: bool = False) -> NDArray[np.unsignedinteger]:
     """Numbers ``(H, W)`` of a grey or palette file, colours ``(H, W, 3)`` of others.
+
+    Args:
+        path: The file.
+        palettes: Give the colours of palette files too.
 
     Raises:
         BrokenPictureError: If the file cannot be decoded.
     """
     try:
         with Image.open(path) as picture:
-            is_grey = picture.mode in ("1", "L", "LA", "P") or picture.mode.startswith("I")
             if picture.mode == "1":
                 return np.asarray(picture.convert("L"))
-            if picture.mode == "LA":
-                return np.asarray(picture.getchannel(0))
-            return np.asarray(picture if is_grey else picture.convert("RGB"))
+            has_numbers = picture.mode in ("L", "LA") or picture.mode.startswith("I")
+            if has_numbers or (picture.mode == "P" and not palettes):
+                return stored_values(picture)
+            return np.asarray(picture.convert("RGB"))
     except MemoryError:
         raise
     except Exception as error:  # PIL's plugins raise OSError, SyntaxError, struct.error, ...

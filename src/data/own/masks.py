@@ -50,8 +50,11 @@ def run(args: argparse.Namespace) -> None:
 
     name, out = split.target(args, args.images)
     pairs = find_pairs(args.images, args.masks, label_suffix=args.mask_suffix)
-    if len(pairs) < 2:
-        raise UserError(f"{args.images} holds one picture; two are needed, one to check with.")
+    if len(pairs) < 3:
+        raise UserError(
+            f"{args.images} holds {len(pairs)} pictures; at least three are needed: the heads "
+            "learn from two at a time, and one is to check with."
+        )
     colours = read_colours(args.colours) if args.colours else None
     found = survey([picture for picture, _ in pairs])
     labels = _Labels(pairs, colours, _given_names(args))

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from src.models.convolutions import ClassLinear, ConvUnit, Linear
-from src.models.detectors.boxes import full_precision
+from src.models.precision import full_precision
 
 ROI_SIDE = 7
 

@@ -19,11 +19,6 @@ _MAX_LOG_RATIO = math.log(1000 / 16)  # a box grows or shrinks by at most this i
 _MIN_AREA = 1e-6
 
 
-def full_precision(x: Tensor) -> Tensor:
-    """Widen 16-bit values to float32: box arithmetic and losses need it."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-
-
 def pairwise_iou(a: Tensor, b: Tensor) -> Tensor:
     """Intersection over union of ``a (M, 4)`` with ``b (N, 4)``, shape ``(M, N)``.
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from src.models.deformable_encoder import LayerSizes
-from src.models.detectors.boxes import full_precision
 from src.models.detectors.padding import Padding
+from src.models.precision import full_precision
 from src.models.transformer import MultiheadAttention, XavierLinear, sine_encoding
 
 Size = tuple[int, int]

@@ -23,12 +23,13 @@ from src.losses.box_set import (
 from src.losses.detection import mean_over_processes
 from src.models.convolutions import ClassOutput
 from src.models.detectors.anchors import Size
-from src.models.detectors.boxes import clip, full_precision
+from src.models.detectors.boxes import clip
 from src.models.detectors.denoising import Denoising, DenoisingPlan
 from src.models.detectors.dino_decoder import inverse_sigmoid
 from src.models.detectors.dino_transformer import DINOTransformer, Proposals
 from src.models.detectors.padding import find_padding
 from src.models.detectors.roi_head import resize_factor
+from src.models.precision import full_precision
 from src.types import Detections, DetectionTarget
 
 CLASS_PRIOR = 0.01

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from src.models.deformable_encoder import Encoder, LayerSizes
-from src.models.detectors.boxes import full_precision
 from src.models.detectors.dino_decoder import DINODecoder
 from src.models.detectors.padding import Padding, padded_positions
+from src.models.precision import full_precision
 from src.models.transformer import XavierLinear
 
 PIXEL_TEMPERATURE = 20.0

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torchvision.ops import roi_align
 
 from src.models.convolutions import ClassConv2d, ConvUnit, Upsample2x
-from src.models.detectors.boxes import clip, full_precision
+from src.models.detectors.boxes import clip
+from src.models.precision import full_precision
 
 ROI_SIDE = 14
 MASK_SIDE = 28

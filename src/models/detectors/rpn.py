@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from src.losses.detection import average
 from src.models.convolutions import Conv2d
 from src.models.detectors.anchors import AnchorGenerator, Size
-from src.models.detectors.boxes import BoxCoder, full_precision
+from src.models.detectors.boxes import BoxCoder
 from src.models.detectors.matching import MaxIoUAssigner, RandomSampler
 from src.models.detectors.nms import grouped_nms
+from src.models.precision import full_precision
 
 BoxLoss = Callable[[Tensor, Tensor, float], Tensor]
 NMS_IOU = 0.7

@@ -20,6 +20,7 @@ from src.errors import UserError
 from src.models.convolutions import ClassOutput
 from src.models.heads.pixel_decoder import PixelDecoder
 from src.models.heads.segmentation import SegmentationHead, resize
+from src.models.precision import full_precision
 from src.models.transformer import FeedForward, MultiheadAttention, map_positions
 
 Prediction = tuple[Tensor, Tensor]
@@ -228,7 +229,10 @@ def class_map(class_logits: Tensor, mask_logits: Tensor) -> Tensor:
         mask_logits: ``(N, Q, H, W)``.
 
     Returns:
-        Scores of shape ``(N, K, H, W)``, at least 0; those of a pixel do not sum to 1.
+        Scores of shape ``(N, K, H, W)``, at least 0, never of 16 bits: the sum over 200 queries
+        would change classes. Those of a pixel do not sum to 1.
     """
-    classes = class_logits.softmax(dim=-1)[..., :-1]
-    return torch.einsum("nqk,nqhw->nkhw", classes.to(mask_logits.dtype), mask_logits.sigmoid())
+    with torch.autocast(mask_logits.device.type, enabled=False):
+        classes = full_precision(class_logits).softmax(dim=-1)[..., :-1]
+        masks = full_precision(mask_logits).sigmoid()
+        return torch.einsum("nqk,nqhw->nkhw", classes.to(masks.dtype), masks)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from src.models.segmentors.inference import (
     SlidingWindow,
+    number_of_forwards,
     picture_probabilities,
     probability_strips,
     slide_logits,
@@ -16,6 +17,7 @@ __all__ = [
     "Outputs",
     "Segmentor",
     "SlidingWindow",
+    "number_of_forwards",
     "picture_probabilities",
     "probability_strips",
     "slide_logits",

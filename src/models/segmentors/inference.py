@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from src.errors import UserError
 from src.models.heads.segmentation import resize
+from src.models.precision import full_precision
 
 MAX_VALUES = 2**26
 """Probabilities that are computed at once: 256 MiB in float32, a few times that at work."""
@@ -74,7 +75,7 @@ def slide_logits(network: nn.Module, image: Tensor, window: SlidingWindow) -> Te
     count = image.new_zeros((1, 1, height, width))
     for y, x in window.starts((height, width)):
         patch = (..., slice(y, y + window.crop_size[0]), slice(x, x + window.crop_size[1]))
-        logits: Tensor = network(image[patch])["out"]
+        logits = full_precision(network(image[patch])["out"])
         if total is None:
             total = logits.new_zeros((*logits.shape[:2], height, width))
         total[patch] += logits
@@ -82,6 +83,14 @@ def slide_logits(network: nn.Module, image: Tensor, window: SlidingWindow) -> Te
     if total is None:  # no image side is empty, so this cannot happen with real pictures
         raise UserError(f"An image of {height}x{width} pixels cannot be segmented.")
     return total / count
+
+
+def number_of_forwards(
+    shapes: Iterable[tuple[int, ...]], window: SlidingWindow | None = None
+) -> int:
+    """How often views of these shapes ``(..., H, W)`` take the network, at one batch per shape."""
+    windows = (window.starts((s[-2], s[-1])) if window else [(0, 0)] for s in shapes)
+    return sum(map(len, windows))
 
 
 def picture_probabilities(
@@ -181,8 +190,7 @@ def _view_logits(
     window: SlidingWindow | None,
 ) -> Tensor:
     logits: Tensor = network(view)["out"] if window is None else slide_logits(network, view, window)
-    if not torch.is_floating_point(logits) or logits.dtype in (torch.float16, torch.bfloat16):
-        logits = logits.float()
+    logits = full_precision(logits)
     if content_size is not None:
         logits = logits[..., : content_size[0], : content_size[1]]
     return logits

@@ -15,6 +15,7 @@ from src.models.backbone import InternImageBackbone
 from src.models.heads.fcn import FCNHead
 from src.models.heads.segmentation import SegmentationHead, resize
 from src.models.heads.upernet import UPerHead
+from src.models.precision import full_precision
 
 Outputs = Mapping[str, Tensor] | Mapping[str, list[Tensor]]
 """What a segmentor gives: ``out`` in evaluation; in training what its loss needs, by name."""
@@ -61,8 +62,10 @@ class Segmentor(nn.Module):
             mode, ``aux`` of the auxiliary head.
         """
         features = self.backbone(image)
-        heads = {"out": self.decode_head}
-        if self.training and self.auxiliary_head is not None:
-            heads["aux"] = self.auxiliary_head
         size = (image.shape[-2], image.shape[-1])
+        if not self.training:  # 16 bits are too few for the last comparison of classes
+            return {"out": resize(full_precision(self.decode_head(features)), size)}
+        heads = {"out": self.decode_head}
+        if self.auxiliary_head is not None:
+            heads["aux"] = self.auxiliary_head
         return {name: resize(head(features), size) for name, head in heads.items()}

@@ -1,6 +1,7 @@
 """``prepare from-folder``, ``from-coco`` and ``from-masks`` on awkward files."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -204,15 +205,18 @@ def write_masks(root, mode):
         elif mode == "colour":
             mask = np.array([(0, 0, 0), (255, 128, 0)], np.uint8)[mask]
         (root / "masks").mkdir(exist_ok=True)
-        Image.fromarray(mask).save(root / "masks" / f"{number}.png")
+        picture = Image.fromarray(mask)
+        if mode == "palette":
+            picture.putpalette([0, 0, 0, 255, 128, 0])
+        picture.save(root / "masks" / f"{number}.png")
     return ["--images", str(root / "images"), "--masks", str(root / "masks")]
 
 
-@pytest.mark.parametrize("mode", ["numbers", "binary", "colour"])
+@pytest.mark.parametrize("mode", ["numbers", "binary", "colour", "palette"])
 def test_label_maps_become_class_numbers(mode, tmp_path, capsys):
     given = ["prepare", "from-masks", *write_masks(tmp_path, mode), "--out", str(tmp_path / "out")]
     names = ["der Grund", "été"]
-    if mode == "colour":
+    if mode in ("colour", "palette"):
         table = tmp_path / "colours.txt"
         table.write_text("#000000 der Grund\n\n#FF8000 été\n", encoding="utf-8")
         given += ["--colours", str(table)]
@@ -226,7 +230,7 @@ def test_label_maps_become_class_numbers(mode, tmp_path, capsys):
     settings = recipe_of(tmp_path / "out" / "images.yaml")["data"]["init_args"]
     assert settings["class_names"] == names
     assert settings["upright"] is True
-    if mode == "colour":
+    if mode in ("colour", "palette"):
         assert settings["palette"] == [[0, 0, 0], [255, 128, 0]]
 
 
@@ -246,12 +250,20 @@ def test_mistakes_in_label_maps_are_named(tmp_path, capsys):
     table.write_text("#000000 ground\n")
     assert main([*given, "--colours", str(table)]) == 2
     assert "has the colour #ff8000 in 400 pixels" in capsys.readouterr().err
+    shutil.copy(tmp_path / "images" / "3.jpg", tmp_path / "images" / "3.jpeg")
+    assert main(given) == 2
+    assert "share the label map" in capsys.readouterr().err
+    (tmp_path / "images" / "3.jpeg").unlink()
     (tmp_path / "masks" / "2.png").unlink()
     assert main(given) == 2
     assert "have no label map" in capsys.readouterr().err
     Image.new("L", (5, 5)).save(tmp_path / "masks" / "2.png")
     assert main([*given, "--colours", str(table)]) == 2
     assert "5x5; they must have the same size" in capsys.readouterr().err
+    for number in (2, 3):
+        (tmp_path / "images" / f"{number}.jpg").unlink()
+    assert main(given) == 2
+    assert "at least three are needed" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("task", RECIPES)

@@ -56,6 +56,15 @@ def test_score_is_the_mask_weighted_by_the_class():
     assert_close(class_map(class_logits, mask_logits), expected)
 
 
+def test_classes_are_summed_with_32_bits():
+    class_logits, mask_logits = torch.randn(1, 200, 6), torch.randn(1, 200, 4, 4)
+    expected = class_map(class_logits, mask_logits)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert_close(class_map(class_logits, mask_logits), expected)
+        rounded = class_map(class_logits.bfloat16(), mask_logits.bfloat16())
+    assert rounded.dtype == torch.float32
+
+
 def test_queries_look_inside_their_masks_or_everywhere():
     masks = torch.tensor([[[[1.0, -1.0], [0.0, -1.0]], [[-1.0, -1.0], [-1.0, -1.0]]]])
     visible = visible_pixels(masks, (2, 2))

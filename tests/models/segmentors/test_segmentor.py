@@ -16,6 +16,7 @@ from src.models.segmentors import (
     SlidingWindow,
     picture_probabilities,
     probability_strips,
+    slide_logits,
 )
 from src.models.weights import load_official, to_official
 
@@ -142,6 +143,15 @@ class Ramp(nn.Module):
 
     def forward(self, image):
         return {"out": torch.stack([-image[:, 0], image[:, 0]], dim=1)}
+
+
+def test_scores_have_32_bits_whatever_the_network_computes_with():
+    network, image = tiny().eval(), torch.randn(1, 3, 64, 96)
+    window = SlidingWindow((64, 64), (32, 32))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert network(image)["out"].dtype == torch.float32
+        assert network.decode_head(network.backbone(image)).dtype == torch.bfloat16
+        assert slide_logits(network, image, window).dtype == torch.float32
 
 
 def test_views_are_averaged_as_probabilities_and_flips_are_undone():
