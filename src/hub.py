@@ -73,8 +73,9 @@ class Pretrained:
         """Read a folder, a hub repository in the same format, or a published file.
 
         Args:
-            source: A folder; ``"user/repository"``; or a name of ``docs/model_zoo.md`` such as
-                ``"upernet_internimage_t_512_160k_ade20k"``. A folder that exists wins.
+            source: A folder; ``"user/repository"``; a name of ``docs/model_zoo.md`` such as
+                ``"upernet_internimage_t_512_160k_ade20k"``; or a file of such a name (``.pth``).
+                What exists wins.
 
         Raises:
             UserError: If there is no such model, it is damaged, or the hub cannot be reached.
@@ -82,9 +83,9 @@ class Pretrained:
         folder = Path(source).expanduser()
         if folder.is_dir():
             return _read(folder)
-        name = str(source).removesuffix(".pth")
-        if name in checkpoints.HUB_FILES:
-            return _published(name)
+        name = folder.name.removesuffix(".pth")
+        if name in checkpoints.HUB_FILES and (folder.is_file() or folder.name == str(source)):
+            return _published(name, folder if folder.is_file() else None)
         if str(source).count("/") == 1 and not folder.exists():
             return _read(_download(str(source)))
         raise UserError(
@@ -221,13 +222,13 @@ def _load_all(network: nn.Module, source: str | Path) -> None:
         )
 
 
-def _published(name: str) -> Pretrained:
+def _published(name: str, file: Path | None = None) -> Pretrained:
     recipe = _recipe_of(name)
     settings = yaml.safe_load(recipe.read_text(encoding="utf-8"))
     spec, data = settings["model"]["init_args"]["network"], settings["data"]
     names = _PUBLISHED_NAMES[data["class_path"]]()
     network = build_network(spec, len(names))
-    _load_all(network, name)
+    _load_all(network, name if file is None else file)
     pictures = picture_settings(data["init_args"])
     return Pretrained(network.eval(), spec, names, recipe.parent.name, pictures)
 

@@ -110,7 +110,7 @@ class TrainingCLI(LightningCLI):
             "--name",
             type=str | None,
             default=None,
-            help="Name of the run folder: runs/<name>. Default: name of the last config file.",
+            help="Name of the run folder: runs/<name>. Default: names of the config files, joined.",
         )
         for key, callback in _SWITCHABLE.items():
             parser.add_lightning_class_args(callback, key)
@@ -129,11 +129,11 @@ class TrainingCLI(LightningCLI):
 
     @property
     def run_name(self) -> str:
-        """Name of the run: given, or that of the last configuration file."""
+        """Name of the run: given, or those of the configuration files: recipe-fsdp2."""
         if self.run_config.name:
             return str(self.run_config.name)
         files = [Path(str(file)) for file in self.run_config.config or []]
-        return files[-1].stem if files else "unnamed"
+        return "-".join(file.stem for file in files) or "unnamed"
 
     @property
     def runs(self) -> Path:

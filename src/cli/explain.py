@@ -72,6 +72,9 @@ def _unknown_setting(message: str, parser: Any) -> str | None:
 
 
 def _unknown_option(message: str, parser: Any) -> str | None:
+    loose = re.search(r"unrecognized arguments: ([^-\s]\S*)", message)
+    if loose:
+        return f"{loose[1]!r} follows no option; settings files are given with --config {loose[1]}."
     match = re.search(r"does not accept option '([\w.]+)'", message)
     match = match or re.search(r"unrecognized arguments: -*([\w.]+)", message)
     if not match:

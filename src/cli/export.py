@@ -52,6 +52,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, recipe = _parser().parse_known_args(argv)
     if not any(part.startswith(("--config", "-c")) for part in recipe):
         raise UserError("export needs a recipe: --config FILE, as it was trained with.")
+    if args.check and not args.check.exists():
+        raise UserError(f"The pictures to --check on, {args.check}, do not exist.")
+    if args.check and set(args.format) == {"safetensors"}:
+        raise UserError("--check compares onnx, pt2 and aoti files; add one of them to --format.")
     model, data = load(recipe, args.ckpt_path)
     out = Path(args.out or Path("exported") / model.name)
     files, worst = export(model.pretrained, out, args.format, args.check, data)
@@ -116,6 +120,12 @@ def load(recipe: Sequence[str], checkpoint: str | None = None) -> tuple[_Loaded,
         _load_checkpoint(network, resolve_checkpoint(checkpoint, cli.runs))
     elif cli.model.weights is None:
         raise UserError("export needs weights: give --ckpt_path best, or --model.weights FILE.")
+    elif cli.model.random_weights:
+        raise UserError(
+            f"{cli.model.weights} does not have all weights of the network: "
+            f"{cli.model.random_weights[0]} would be random. Give the classes that the weights "
+            "were trained with (data.class_names), or fit first and export with --ckpt_path best."
+        )
     settings = cli.config["model"]["init_args"]["network"]
     pretrained = Pretrained(
         network.eval(),

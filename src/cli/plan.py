@@ -24,7 +24,7 @@ from src.tasks.base import SHARDED_UNITS, BaseTask
 
 STRATEGIES = ("ddp", "fsdp1 SHARD_GRAD_OP", "fsdp2")
 _CLASSES = {"ClassificationTask": 1000, "DetectionTask": 80, "SegmentationTask": 150}
-_UNITS = {"": 1, "K": 10, "M": 20, "G": 30, "T": 40}
+_UNITS = {"K": 10, "M": 20, "G": 30, "T": 40}
 _RESERVE = 0.1  # CUDA context, fragmentation, workspace of the libraries
 _GIB = 2**30
 
@@ -206,11 +206,11 @@ def optimizer_states(task: BaseTask) -> int:
 
 
 def read_bytes(text: str) -> int:
-    """Bytes of a text such as ``80GB``, ``24GiB`` or ``500M``; units are powers of 1024."""
+    """Bytes of a text such as ``80GB``, ``24GiB``, ``500M`` or ``80`` (GB); powers of 1024."""
     match = re.fullmatch(r"([\d.]+)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
     if not match:
         raise UserError(f"--memory accepts a size such as 80GB or 24GB, got {text!r}.")
-    return int(float(match[1]) * 2 ** (_UNITS[match[2].upper()] if match[2] else 0))
+    return int(float(match[1]) * 2 ** _UNITS[match[2].upper() or "G"])
 
 
 def main(argv: Sequence[str] | None = None) -> int:

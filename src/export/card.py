@@ -45,7 +45,6 @@ def card(
     tables = "\n\n".join(_table(graph) for graph in graphs)
     listed = "\n".join(f"- `{path.name}` ({path.stat().st_size / 1e6:.1f} MB)" for path in files)
     names = "\n".join(f"{number} {name}" for number, name in enumerate(class_names))
-    first = graphs[0]
     return f"""# InternImage for {task}, exported
 
 {listed}
@@ -64,14 +63,7 @@ RGB, divided by 255, minus the mean, divided by the deviation:
 
 ## Running
 
-```python
-import numpy as np
-import onnxruntime
-
-session = onnxruntime.InferenceSession("{first.name}.onnx")
-image = np.zeros((1, 3, 256, 256), np.float32)  # a prepared picture
-outputs = dict(zip({list(first.outputs)!r}, session.run(None, {{"image": image}})))
-```
+{_running(graphs[0], files)}
 
 ## Classes
 
@@ -79,6 +71,33 @@ outputs = dict(zip({list(first.outputs)!r}, session.run(None, {{"image": image}}
 {names}
 ```
 """
+
+
+def _running(graph: Graph, files: Sequence[Path]) -> str:
+    """Lines of Python that run the first file of every format."""
+    shape, names = tuple(graph.inputs["image"].shape), list(graph.outputs)
+    written = {path.name for path in files}
+    blocks = {
+        f"{graph.name}.onnx": f"""import numpy as np
+import onnxruntime
+
+session = onnxruntime.InferenceSession("{graph.name}.onnx")
+image = np.zeros({shape}, np.float32)  # a prepared picture
+outputs = dict(zip({names!r}, session.run(None, {{"image": image}})))""",
+        f"{graph.name}.pt2": f"""import torch
+import src.ops
+
+program = torch.export.load("{graph.name}.pt2").module()
+outputs = program(image=torch.zeros({shape}))  # a prepared picture; gives {names!r}""",
+        f"{graph.name}.aoti.pt2": f"""import torch
+import src.ops
+
+program = torch._inductor.aoti_load_package("{graph.name}.aoti.pt2")
+outputs = program(image=torch.zeros({shape}))  # a prepared picture; gives {names!r}""",
+    }
+    return "\n\n".join(
+        f"```python\n{text}\n```" for name, text in blocks.items() if name in written
+    )
 
 
 def _table(graph: Graph) -> str:

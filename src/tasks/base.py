@@ -90,6 +90,7 @@ class BaseTask(LightningModule):
         self.lr_interval, self.reference_batch_size = lr_interval, reference_batch_size
         self.layer_decay, self.dcn_lr_scale = layer_decay, dcn_lr_scale
         self.network: nn.Module | None = None
+        self.random_weights: tuple[str, ...] = ()
         self._averaged: tuple[nn.Module, ...] = ()  # a tuple, so that it is not a submodule
         self._group_settings: list[dict[str, Any]] = []
         self._save_plain_hyperparameters()
@@ -114,13 +115,16 @@ class BaseTask(LightningModule):
         """Make the network and give it its starting weights, in shards where the strategy asks."""
         network = self.make_network()
         if self.weights is not None:
-            self._warn_of_random_values(load_official(network, self.weights))
+            report = load_official(network, self.weights)
+            fresh = (name for name in report.fresh if not name.startswith("auxiliary_head."))
+            self.random_weights = tuple(fresh)
+            self._warn_of_random_values(report)
         return network
 
     def _warn_of_random_values(self, report: LoadReport) -> None:
         """Say that an evaluation means nothing where a part of the network is not in the file."""
-        fresh = [name for name in report.fresh if not name.startswith("auxiliary_head.")]
-        if fresh and self.trainer.state.fn not in (None, TrainerFn.FITTING):
+        fresh = self.random_weights
+        if fresh and self._trainer and self.trainer.state.fn not in (None, TrainerFn.FITTING):
             rank_zero_warn(
                 f"{len(fresh)} weights of the network are not in {report.source} and have random"
                 f" values (first: {fresh[0]}), so the results mean nothing. Give the classes that"
@@ -322,12 +326,34 @@ class BaseTask(LightningModule):
 
     # ---------------------------------------------------------------- resuming
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Remember which classes the weights tell apart."""
+        if self._class_names:
+            checkpoint["class_names"] = self._class_names
+
+    @property
+    def _class_names(self) -> list[str]:
+        """Readable names of the classes of the data in use, if there are any."""
+        data = getattr(self.trainer, "datamodule", None)
+        return list(getattr(data, "class_names", []))
+
+    def _compare_classes(self, trained: list[str]) -> None:
+        """Warn where the data have other classes than the checkpoint, in as many places."""
+        pairs = zip(trained, self._class_names, strict=False)
+        other = [(old, new) for old, new in pairs if old != new]
+        if other:
+            rank_zero_warn(
+                f"The checkpoint was trained for other classes than those of the data: {len(other)}"
+                f" have other names, the first is {other[0][0]!r} there and {other[0][1]!r} here."
+            )
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse weights of another network; continue without an average if none is kept now.
 
         Raises:
             UserError: If names or shapes of the weights differ.
         """
+        self._compare_classes(checkpoint.get("class_names", []))
         if "state_dict" not in checkpoint:
             return  # a sharding strategy has checked and loaded it
         if "current_model_state" in checkpoint and self._is_fitting and not self._averaged:

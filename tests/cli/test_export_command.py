@@ -1,5 +1,7 @@
 """``python -m src export`` from a training run to files that other programs run."""
 
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -7,7 +9,9 @@ import torch
 
 from src.cli import build, main
 from src.hub import Pretrained
+from src.models import InternImage
 from src.models.official_names import official_names
+from src.models.weights import to_official
 
 RECIPES = Path(__file__).parents[2] / "configs"
 
@@ -18,7 +22,9 @@ def command(trained, out, *more):
     return ["export", *config, *runs, "--out", str(out), *more]
 
 
-def test_a_run_becomes_files_that_are_checked_on_pictures(trained, pictures, tmp_path, capsys):
+def test_a_run_becomes_files_that_are_checked_on_pictures(
+    trained, pictures, tmp_path, capsys, monkeypatch
+):
     size = ["--data.image_size", "64"]  # larger than in training: the smallest side is 33
     formats = ["--format", "onnx", "pt2", "safetensors", "--ckpt_path", "best"]
     check = ["--check", str(pictures / "val")]
@@ -32,6 +38,11 @@ def test_a_run_becomes_files_that_are_checked_on_pictures(trained, pictures, tmp
     card = (tmp_path / "EXPORT.md").read_text()
     assert "| `image` | in | (N, 3, H, W) |" in card
     assert "0 blue" in card
+    blocks = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    assert ["onnx" in block for block in blocks] == [True, False]
+    monkeypatch.chdir(tmp_path)
+    for block in blocks:
+        exec(block, {})
 
 
 @pytest.mark.slow
@@ -52,6 +63,8 @@ def test_a_recipe_of_mask2former(pictures, tmp_path, capsys):
     [
         ([], "export needs weights"),
         (["--ckpt_path", "nowhere.ckpt"], "nowhere.ckpt does not exist"),
+        (["--ckpt_path", "last", "--check", "nowhere"], "nowhere, do not exist"),
+        (["--check", ".", "--format", "safetensors"], "--check compares onnx, pt2 and aoti"),
     ],
 )
 def test_mistakes_are_one_sentence(more, message, trained, tmp_path, capsys):
@@ -59,6 +72,15 @@ def test_mistakes_are_one_sentence(more, message, trained, tmp_path, capsys):
     error = capsys.readouterr().err
     assert message in error
     assert "Traceback" not in error
+
+
+def test_random_weights_are_not_exported(trained, tmp_path, capsys):
+    sizes = {"channels": 8, "depths": (1, 1, 1, 1), "groups": (1, 2, 4, 8)}
+    torch.save({"model": to_official(InternImage(7, **sizes))}, tmp_path / "seven.pth")
+    given = [f"--model.network.{name}={json.dumps(value)}" for name, value in sizes.items()]
+    weights = ["--model.weights", str(tmp_path / "seven.pth")]
+    assert main(command(trained, tmp_path, *given, *weights)) == 2
+    assert "head.weight would be random" in capsys.readouterr().err
 
 
 def test_a_recipe_is_needed(capsys):

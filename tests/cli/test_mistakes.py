@@ -1,6 +1,8 @@
 """What the user gets wrong: one sentence on stderr, exit code 2, and nothing left behind."""
 
 import json
+import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -76,6 +78,7 @@ def test_wrong_settings(
 def test_wrong_commands(folder: Path, complaint: Callable[..., str]) -> None:
     assert "There is no command 'fti'" in complaint("fti")
     assert "data and model must be given: name a recipe" in complaint("fit")
+    assert "given with --config some/tiny.yaml" in complaint("fit", "some/tiny.yaml")
 
 
 def test_wrong_configuration_files(folder: Path, complaint: Callable[..., str]) -> None:
@@ -125,6 +128,18 @@ def test_weights_of_another_variant(
     checkpoint = trained / "runs/tiny/version_0/checkpoints/last.ckpt"
     flags = ["--model.network.channels", "16", "--model.weights", str(checkpoint)]
     assert str(checkpoint) in complaint("fit", "-c", "tiny.yaml", *flags)
+
+
+def test_checkpoint_of_other_classes(folder: Path, trained: Path, pictures: Path) -> None:
+    shutil.copytree(pictures / "val", "other/val")
+    Path("other/val/blue").rename("other/val/azure")
+    checkpoint = str(trained / "runs/tiny/version_0/checkpoints/last.ckpt")
+    flags = ["-c", "tiny.yaml", "--ckpt_path", checkpoint]
+    with pytest.warns(UserWarning, match="'blue' there and 'azure' here"):
+        assert main(["validate", *flags, "--data.root", "other"]) == 0
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="The checkpoint was trained for other classes")
+        assert main(["validate", *flags]) == 0
 
 
 def test_checkpoint_of_other_optimizer_groups(

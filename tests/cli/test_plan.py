@@ -14,7 +14,7 @@ def plan(capsys, recipe, *flags):
     return capsys.readouterr().out
 
 
-@pytest.mark.parametrize("text", ["80GB", "80 GiB", "80g", "81920M"])
+@pytest.mark.parametrize("text", ["80GB", "80 GiB", "80g", "81920M", "80"])
 def test_sizes_are_read_as_people_write_them(text):
     assert read_bytes(text) == 80 * 2**30
 

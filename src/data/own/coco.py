@@ -63,6 +63,9 @@ def run(args: argparse.Namespace) -> None:
     never = [label for label in train.class_names if not learned["train"][label]]
     if never:
         print(f"note: no training object of {', '.join(never)}: it cannot be learned")
+    unseen = [label for label in train.class_names if not learned["val"][label]]
+    if unseen:
+        print(f"note: no validation object of {', '.join(unseen)}: the scores leave it out")
     print(f"Checked: {survey(pictures)}")
     data: dict[str, Any] = {"root": "."}
     for part, (path, images) in files.items():

@@ -7,11 +7,13 @@ Either ``FOLDER/<class>/*``, of which a part is kept for validation, or ``FOLDER
 from __future__ import annotations
 
 import argparse
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 from src.data.own import recipe, split
 from src.data.own.survey import survey
-from src.data.pictures import list_class_folders, list_pictures
+from src.data.pictures import is_picture, list_class_folders, list_pictures
 from src.data.verify import verify_imagenet
 from src.errors import UserError
 
@@ -55,6 +57,10 @@ def run(args: argparse.Namespace) -> None:
     for label in classes:
         print(f"  {label}: {counts['train'].get(label, 0)} + {counts['val'].get(label, 0)}")
     print(f"Checked: {found}")
+    others = Counter(path.suffix.lower() or path.name for path in _other_files(source))
+    if others:
+        listed = ", ".join(f"{count} {ending}" for ending, count in sorted(others.items()))
+        print(f"note: files that are no pictures by their endings are left out ({listed})")
     data = {"root": str(root), "upright": True}
     recipe.write(args, out / f"{name}.yaml", "classification", data, number["train"])
 
@@ -69,6 +75,11 @@ def _classes(folder: Path) -> list[str]:
             "named as its class."
         )
     return classes
+
+
+def _other_files(source: Path) -> Iterator[Path]:
+    files = (path for path in source.rglob("*") if path.is_file())
+    return (p for p in files if not is_picture(p) and not p.name.startswith("."))
 
 
 def _labels(folder: Path) -> list[str]:

@@ -54,16 +54,19 @@ def run_once(config, **smaller):
 
 def test_folders_are_split_checked_and_trainable(photos, tmp_path, capsys):
     out = tmp_path / "out"
+    for name in ("a.heic", "b.heic", "notes"):
+        (next(photos.iterdir()) / name).touch()
     assert main(["prepare", "from-folder", str(photos), "--out", str(out)]) == 0
     text = capsys.readouterr().out
     assert "10 training and 3 validation pictures" in text
     assert "all 13 pictures can be read (1 CMYK, 1 grey, 1 turned by EXIF)" in text
+    assert "left out (2 .heic, 1 notes)" in text
     assert "InternImage-NANO, starts from scratch" in text
     config = out / "my_photos.yaml"
     assert f"python -m src fit --config {config}" in text
     assert {path.name for path in (out / "train").iterdir()} == set(CLASSES)
     everything = {p.name for p in out.glob("*/*/*") if p.suffix in (".jpg", ".png")}
-    assert everything == {path.name for path in photos.glob("*/*")}
+    assert everything == {p.name for p in photos.glob("*/*") if p.suffix in (".jpg", ".png")}
     cli = build(["--config", str(config)])
     assert cli.datamodule.class_names == sorted(CLASSES)
     assert cli.model.num_classes == 3
