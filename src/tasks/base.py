@@ -334,7 +334,7 @@ class BaseTask(LightningModule):
     @property
     def _class_names(self) -> list[str]:
         """Readable names of the classes of the data in use, if there are any."""
-        data = getattr(self.trainer, "datamodule", None)
+        data = getattr(self._trainer, "datamodule", None)
         return list(getattr(data, "class_names", []))
 
     def _compare_classes(self, trained: list[str]) -> None:

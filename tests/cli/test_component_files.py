@@ -71,7 +71,8 @@ def test_overfit_learns_one_batch(recipe_file: str) -> None:
 def test_limit_profile_and_anomaly(recipe_file: str, tmp_path: Path) -> None:
     limit = ["--trainer.limit_train_batches", "1"]
     assert main(["fit", *added(recipe_file, "debug/profile.yaml"), *limit]) == 0
-    assert (tmp_path / "runs" / "profile" / "version_0" / "fit-profile.txt").is_file()
+    name = f"{Path(recipe_file).stem}-profile"
+    assert (tmp_path / "runs" / name / "version_0" / "fit-profile.txt").is_file()
     cli = build(added(recipe_file, "debug/limit.yaml"))
     assert (cli.trainer.max_epochs, cli.trainer.limit_train_batches) == (3, 0.05)
     assert build(added(recipe_file, "debug/anomaly.yaml")).trainer._detect_anomaly
