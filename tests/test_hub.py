@@ -111,6 +111,15 @@ def test_published_names_come_with_network_and_classes(nothing_is_downloaded):
     assert sum(p.numel() for p in model.network.parameters()) == 29_918_424
 
 
+def test_a_published_file_that_exists_is_read(nothing_is_downloaded, tmp_path):
+    file = tmp_path / "internimage_t_1k_224.pth"
+    file.touch()
+    assert len(Pretrained.from_pretrained(file).class_names) == 1000
+    assert nothing_is_downloaded == [file]
+    with pytest.raises(UserError, match="There is no model"):
+        Pretrained.from_pretrained(tmp_path / "elsewhere" / "internimage_t_1k_224.pth")
+
+
 PRETRAINING = [name for name in HUB_FILES if "22k_" in name]
 DATA_SETS = {"coco": 80, "80classes": 80, "ade20k": 150, "cocostuff164k": 171, "10k": 171}
 

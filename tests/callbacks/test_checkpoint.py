@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,8 @@ def test_the_best_is_found_among_several(tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     fit(folder, Checkpoint(save_top_k=3), 0.1, 0.9, 0.3, 0.4)
     assert resolve_checkpoint("best", tmp_path).name == "best-epoch=1.ckpt"
+    shutil.copy(folder / "last.ckpt", folder / "last_whole.ckpt")  # as consolidate names it
+    assert resolve_checkpoint("last", tmp_path).name == "last.ckpt"
     (tmp_path / "version_0").rename(tmp_path / "version_1")  # paths of its own no longer hold
     assert resolve_checkpoint("best", tmp_path).name == "best-epoch=1.ckpt"
 

@@ -1,4 +1,5 @@
 import csv
+import os
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,12 @@ def picture(path: Path, size: tuple[int, int] = (40, 30)) -> Path:
     path.parent.mkdir(exist_ok=True, parents=True)
     Image.new("RGB", size, (200, 40, 40)).save(path)
     return path
+
+
+def test_names_of_files_may_be_any_bytes(tmp_path: Path) -> None:
+    path = picture(Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png")))
+    predict(ClassPredictionWriter(str(tmp_path / "out")), [path])
+    assert b"caf\xe9.png," in (tmp_path / "out" / "predictions.csv").read_bytes()
 
 
 def test_table_and_pictures(tmp_path: Path) -> None:
