@@ -6,6 +6,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DEMO := runs/demo
+WORKERS ?= auto
+PYTEST = $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 OPERATOR_SOURCES := setup.py $(shell find src/ops/csrc -type f 2>/dev/null)
 
 .PHONY: help install ops demo demo-again test test-all test-gpu lint types format benchmark clean
@@ -42,11 +44,11 @@ $(DEMO)/done.txt: | $(INSTALLED)
 demo-again: ## Run the demo from scratch although it has been run
 	@rm -rf $(DEMO) && $(MAKE) --no-print-directory demo
 
-test: $(INSTALLED) ## Run the tests (minutes)
-	@$(BIN)/python -m pytest -q -m "not slow and not gpu"
+test: $(INSTALLED) ## Run the tests (minutes; WORKERS=0 for a single process)
+	@$(PYTEST) -m "not slow and not gpu"
 
 test-all: $(INSTALLED) ## Run all tests, the slow ones too
-	@$(BIN)/python -m pytest -q -m "not gpu"
+	@$(PYTEST) -m "not gpu"
 
 test-gpu: $(INSTALLED) ## Run the tests that need a CUDA device
 	@$(BIN)/python -m pytest -q -m gpu

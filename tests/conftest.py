@@ -1,6 +1,5 @@
 """Tiny pictures, a tiny recipe and a run of it, shared by the tests of tasks, callbacks and CLI."""
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,7 @@ import yaml
 from PIL import Image
 
 CLASSES = ("blue", "green", "red")
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _few_threads() -> None:
-    torch.set_num_threads(min(2, os.cpu_count() or 1))
+pytest_plugins = ["tests.plugins.workers", "tests.plugins.ports", "tests.plugins.leftovers"]
 
 
 @pytest.fixture(scope="session")

@@ -4,8 +4,10 @@ The pictures are not augmented and nothing is dropped, so that a step depends on
 alone. Every process has one thread.
 """
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -115,8 +117,8 @@ class Run:
 class Launcher:
     """Runs ``python -m src`` in a number of processes; see ``launcher.py``."""
 
-    def __init__(self, recipes: Path) -> None:
-        self.recipes = recipes
+    def __init__(self, recipes: Path, ports: Iterator[int]) -> None:
+        self.recipes, self.ports = recipes, ports
         self.server = subprocess.Popen(
             [sys.executable, "-m", "tests.distributed.launcher"],
             cwd=ROOT,
@@ -124,6 +126,7 @@ class Launcher:
             text=True,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            start_new_session=True,
         )
 
     def __call__(
@@ -144,7 +147,8 @@ class Launcher:
         if command == "fit":
             given += ["--trainer.callbacks+=tests.distributed.callbacks.LossCurve"]
             given += ["--trainer.callbacks.path", str(curve)]
-        job = {"ranks": ranks, "arguments": given, "log": str(log), "timeout": timeout}
+        job = {"ranks": ranks, "port": next(self.ports), "arguments": given}
+        job |= {"log": str(log), "timeout": timeout}
         self.server.stdin.write(json.dumps(job) + "\n")
         self.server.stdin.flush()
         answer = json.loads(self.server.stdout.readline())
@@ -159,23 +163,34 @@ class Launcher:
             **answer,
         )
 
+    def stop(self) -> None:
+        """End the server and the ranks of a run that it may still be waiting for."""
+        os.killpg(self.server.pid, signal.SIGKILL)
+        self.server.wait()
 
-def start(recipe: Path, runs: Path, *arguments: str) -> "subprocess.Popen[str]":
-    """Start ``fit`` as a user does; Lightning starts the further processes."""
+
+def fit(recipe: Path, runs: Path, *arguments: str, timeout: float) -> tuple[int, str]:
+    """Exit code and output of ``fit`` as a user calls it; Lightning starts the further ranks."""
     where = ["--trainer.default_root_dir", str(runs)]
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-m", "src", "fit", "-c", str(recipe), *where, *arguments],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
+        start_new_session=True,
     )
+    try:
+        output, _ = process.communicate(timeout=timeout)  # until the last rank closes the pipe
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    return process.returncode, output
 
 
 @pytest.fixture(scope="session")
-def launch(recipes: Path) -> Iterator[Launcher]:
-    launcher = Launcher(recipes)
+def launch(recipes: Path, ports: Iterator[int]) -> Iterator[Launcher]:
+    launcher = Launcher(recipes, ports)
     yield launcher
-    launcher.server.kill()
-    launcher.server.wait()
+    launcher.stop()

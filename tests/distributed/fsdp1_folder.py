@@ -25,7 +25,6 @@ from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 
 from src.models import InternImage
 from src.models.stages import Block
-from tests.distributed.launcher import free_port
 
 
 class Task(nn.Module):
@@ -53,8 +52,8 @@ def gather(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any
     return whole
 
 
-def write(rank: int, port: int, folder: Path) -> None:
-    address = f"tcp://127.0.0.1:{port}"
+def write(rank: int, folder: Path) -> None:
+    address = f"file://{folder.with_suffix('.meeting')}"
     distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
     torch.manual_seed(0)
     module = FullyShardedDataParallel(
@@ -91,11 +90,10 @@ def write(rank: int, port: int, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    chosen = free_port()
     children = []
     for number in range(2):
         child = os.fork()
         if child == 0:
-            write(number, chosen, Path(sys.argv[1]))
+            write(number, Path(sys.argv[1]))
         children.append(child)
     sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children))

@@ -7,7 +7,7 @@ from this one, which has imported everything but computed nothing.
 import json
 import os
 import resource
-import socket
+import select
 import sys
 import time
 import traceback
@@ -22,20 +22,15 @@ import src.data.transforms.segmentation  # noqa: F401
 from src.cli import main
 
 
-def free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return int(server.getsockname()[1])
-
-
 def run_rank(rank: int, ranks: int, port: int, arguments: list[str], log: Path) -> None:
     with log.open("w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     torch.set_num_threads(1)
+    os.environ["MASTER_PORT"] = str(port)
     if ranks > 1:
         variables = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "WORLD_SIZE": ranks}
-        variables |= {"LOCAL_WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        variables |= {"LOCAL_WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1"}
         os.environ |= {name: str(value) for name, value in variables.items()}
         os.environ["TORCHELASTIC_RUN_ID"] = "tests"
         rank_zero_only.rank = rank  # Lightning looks for it when it is imported
@@ -50,9 +45,11 @@ def run_rank(rank: int, ranks: int, port: int, arguments: list[str], log: Path) 
     os._exit(code)
 
 
-def run(ranks: int, arguments: list[str], log: str, timeout: float) -> dict[str, list[float]]:
+def run(
+    ranks: int, port: int, arguments: list[str], log: str, timeout: float
+) -> dict[str, list[float]]:
     """Exit codes (negative: signals, None: too late) and seconds of the processes."""
-    begin, port = time.monotonic(), free_port()
+    begin = time.monotonic()
     children = {}
     for rank in range(ranks):
         pid = os.fork()
@@ -63,7 +60,8 @@ def run(ranks: int, arguments: list[str], log: str, timeout: float) -> dict[str,
     while children and time.monotonic() - begin < timeout:
         pid, status = os.waitpid(-1, os.WNOHANG)
         if pid == 0:
-            time.sleep(0.02)
+            if select.select([sys.stdin], [], [], 0.02)[0]:  # closed: the tests are gone
+                break
             continue
         rank = children.pop(pid)
         codes[rank] = os.waitstatus_to_exitcode(status)

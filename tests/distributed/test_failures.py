@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from src.distributed import is_sharded_checkpoint
-from tests.distributed.conftest import Launcher, start
+from tests.distributed.conftest import Launcher, fit
 
 STEPS = ("--trainer.max_epochs", "-1", "--trainer.max_steps", "8")
 SAVE = ("--checkpoint.every_n_train_steps", "3")
@@ -46,11 +46,9 @@ def test_processes_that_lightning_has_started_stop_too(
     recipes: Path, tmp_path: Path, killed: int
 ) -> None:
     flags = ("--trainer.devices", "2", "--trainer.strategy", "ddp", *STEPS)
-    process = start(
-        recipes / "classification.yaml", tmp_path, *flags, *failing("KillRank", killed, 2)
-    )
-    output, _ = process.communicate(timeout=200)  # the pipe closes when the last process ends
-    assert process.returncode != 0
+    flags += failing("KillRank", killed, 2)
+    code, output = fit(recipes / "classification.yaml", tmp_path, *flags, timeout=200)
+    assert code != 0
     assert LOST in output
 
 

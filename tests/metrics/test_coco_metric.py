@@ -3,7 +3,6 @@
 import contextlib
 import io
 import json
-import socket
 
 import numpy as np
 import pytest
@@ -162,8 +161,8 @@ def test_results_name_the_categories_of_the_file():
     assert json.loads(json.dumps(named)) == named
 
 
-def _score_a_share(rank, port, queue):
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+def _score_a_share(rank, address, queue):
+    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
     dataset = make_dataset(num_images=11)
     images = [*dataset["images"], dataset["images"][0]]  # 12: one picture twice, as samplers do
     scores = score(dataset, images[rank::2], noise=4.0)
@@ -171,14 +170,13 @@ def _score_a_share(rank, port, queue):
     dist.destroy_process_group()
 
 
-def test_two_processes_give_the_numbers_of_one():
+def test_two_processes_give_the_numbers_of_one(tmp_path):
     dataset = make_dataset(num_images=11)
     alone = score(dataset, dataset["images"], noise=4.0)
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
     queue = mp.get_context("spawn").SimpleQueue()
-    workers = mp.spawn(_score_a_share, (port, queue), nprocs=2, join=False)
+    workers = mp.spawn(
+        _score_a_share, (f"file://{tmp_path / 'meeting'}", queue), nprocs=2, join=False
+    )
     while not workers.join():  # first, so that a failed process is an error and not a wait
         pass
     together = dict(queue.get() for _ in range(2))

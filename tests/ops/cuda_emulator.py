@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from dcnv3_cases import ROOT
+from filelock import FileLock
 from torch import Tensor
 
 from src.ops._arguments import make_window, output_size
@@ -79,7 +80,9 @@ class Libraries:
 
     def build(self, type_name: str) -> Path:
         library = self.folder / f"{type_name}_{self.digest}.so"
-        if not library.exists():
+        with FileLock(library.with_suffix(".lock")):  # one worker compiles, the others wait
+            if library.exists():
+                return library
             flags = [*FLAGS, f"-DINTERNIMAGE_TYPE={type_name}", *(f"-I{path}" for path in SOURCES)]
             source = ROOT / "tests/ops/emulator/emulator.cpp"
             target = library.with_suffix(".tmp")
