@@ -20,14 +20,20 @@ def failing(name: str, rank: int, step: int) -> tuple[str, ...]:
     return flag, "--trainer.callbacks.rank", str(rank), "--trainer.callbacks.step", str(step)
 
 
+@pytest.fixture(scope="module")
+def straight(launch: Launcher, tmp_path_factory: pytest.TempPathFactory) -> dict[int, float]:
+    """Losses of the run that nothing happens to; they are those of every strategy."""
+    flags = (*STEPS, "--trainer.strategy", "ddp")
+    return launch(tmp_path_factory.mktemp("straight"), "classification", *flags, ranks=2).losses
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 @pytest.mark.parametrize("killed", [0, 1])
 def test_a_killed_process_stops_the_others_and_the_run_continues(
-    launch: Launcher, tmp_path: Path, strategy: str, killed: int
+    launch: Launcher, straight: dict[int, float], tmp_path: Path, strategy: str, killed: int
 ) -> None:
     flags = (*STEPS, *SAVE, "--trainer.strategy", strategy)
-    straight = launch(tmp_path / "straight", "classification", *flags, ranks=2)
     kill = failing("KillRank", killed, 5)
     died = launch(tmp_path, "classification", *flags, *kill, ranks=2, succeeds=False)
     other = 1 - killed
@@ -37,7 +43,7 @@ def test_a_killed_process_stops_the_others_and_the_run_continues(
     assert LOST in died.output[other]
     rest = launch(tmp_path, "classification", *flags, "--ckpt_path", "last", ranks=2)
     assert sorted(rest.losses) == [4, 5, 6, 7, 8]
-    assert rest.losses == pytest.approx({s: straight.losses[s] for s in rest.losses}, abs=1e-6)
+    assert rest.losses == pytest.approx({s: straight[s] for s in rest.losses}, abs=1e-6)
 
 
 @pytest.mark.slow
