@@ -9,6 +9,7 @@ import itertools
 import os
 import socket
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 from filelock import FileLock, Timeout
@@ -18,9 +19,9 @@ from tests.plugins.workers import LOCKS
 FIRST, LAST, BLOCK = 20_000, 32_000, 100
 
 
-@pytest.fixture(scope="session")
-def ports() -> Iterator[Iterator[int]]:
-    """Free ports: ``next(ports)``."""
+@contextmanager
+def reserved() -> Iterator[Iterator[int]]:
+    """Free ports that nobody else is given in the meantime."""
     LOCKS.mkdir(exist_ok=True)
     for first in range(FIRST, LAST, BLOCK):
         try:
@@ -30,6 +31,13 @@ def ports() -> Iterator[Iterator[int]]:
             continue
         return
     raise RuntimeError(f"All ports from {FIRST} to {LAST} are taken by other test runs.")
+
+
+@pytest.fixture(scope="session")
+def ports() -> Iterator[Iterator[int]]:
+    """Free ports: ``next(ports)``."""
+    with reserved() as numbers:
+        yield numbers
 
 
 def is_free(port: int) -> bool:
