@@ -22,11 +22,14 @@ class ClassificationBatch(TypedDict):
         image: Normalised RGB pictures, float32, shape ``(N, 3, H, W)``.
         label: Class indices in ``[0, num_classes)``, int64, shape ``(N,)``. Absent in prediction.
         path: The file of each picture, ``N`` strings.
+        surplus: True where the batch only keeps this rank in step with the others: nothing in it
+            counts. Only in evaluation and prediction.
     """
 
     image: Tensor
     label: NotRequired[Tensor]
     path: list[str]
+    surplus: NotRequired[bool]
 
 
 class DetectionTarget(TypedDict):
@@ -72,6 +75,8 @@ class DetectionBatch(TypedDict):
         annotations: COCO annotations of each picture as they are in the file, except that
             ``category_id`` is the class index. Only in evaluation.
         views: Further views of the same pictures. Only with test-time augmentation.
+        surplus: True where the batch only keeps this rank in step with the others: nothing in it
+            counts. Only in evaluation and prediction.
     """
 
     image: Tensor
@@ -82,6 +87,7 @@ class DetectionBatch(TypedDict):
     target: NotRequired[list[DetectionTarget]]
     annotations: NotRequired[list[list[dict[str, Any]]]]
     views: NotRequired[list[DetectionView]]
+    surplus: NotRequired[bool]
 
 
 @dataclass
@@ -125,8 +131,10 @@ class SegmentationEvalBatch(TypedDict):
         flipped: Which views are mirrored left to right; the same for all pictures.
         size: Height and width of each picture in its file.
         label: As in `SegmentationBatch`, at the size of the file, one ``(H, W)`` for each picture.
-            Absent in prediction. A picture that another process counts has only 255.
+            Absent in prediction. Of a surplus batch only 255.
         path: The file of each picture.
+        surplus: True where the batch only keeps this rank in step with the others: nothing in it
+            counts. Only in evaluation and prediction.
     """
 
     views: list[list[Tensor]]
@@ -134,3 +142,4 @@ class SegmentationEvalBatch(TypedDict):
     size: list[tuple[int, int]]
     label: NotRequired[list[Tensor]]
     path: list[str]
+    surplus: NotRequired[bool]

@@ -17,8 +17,9 @@ from torch.utils.data import DataLoader
 from src.data.base import BaseDataModule, check
 from src.data.classes import read_class_names
 from src.data.datasets.image_folder import files_to_predict
+from src.data.datasets.readable import BrokenImages
 from src.data.datasets.segmentation_folder import (
-    EvalSample,
+    SegmentationCollate,
     SegmentationEvalDataset,
     SegmentationFilesDataset,
     SegmentationTrainDataset,
@@ -26,7 +27,6 @@ from src.data.datasets.segmentation_folder import (
 )
 from src.data.label_maps import MAX_CLASSES
 from src.data.palettes import ADE20K_NAMES, Colour, ade20k_palette, distinct_palette
-from src.data.samplers import CountOnceSampler
 from src.data.transforms.protocols import ViewsTransform
 from src.errors import UserError
 from src.types import IGNORE_LABEL
@@ -77,6 +77,7 @@ class ADE20KDataModule(BaseDataModule):
         predict_dir: A folder of pictures, searched at any depth, or a single picture, for
             ``predict``.
         upright: Turn pictures as their EXIF block says; label maps stay as they are.
+        broken_images: See `BaseDataModule`.
 
     Raises:
         UserError: If a value is out of range; later, if files are missing or do not fit.
@@ -113,8 +114,9 @@ class ADE20KDataModule(BaseDataModule):
         eval_batch_size: int | None = 1,
         predict_dir: str | None = None,
         upright: bool = False,
+        broken_images: BrokenImages = "error",
     ) -> None:
-        super().__init__(batch_size, num_workers, eval_batch_size)
+        super().__init__(batch_size, num_workers, eval_batch_size, broken_images)
         sides = "two positive numbers of pixels"
         check(min(image_scale) >= 1, "image_scale", image_scale, sides)
         check(min(crop_size) >= 1, "crop_size", crop_size, sides)
@@ -231,6 +233,7 @@ class ADE20KDataModule(BaseDataModule):
                 reduce_zero_label=self.reduce_zero_label,
                 class_values=self.class_values,
                 upright=self.upright,
+                broken_images=self.broken_images,
             )
         if stage in ("fit", "validate"):
             self._datasets["val"] = self._labelled("val")
@@ -260,7 +263,7 @@ class ADE20KDataModule(BaseDataModule):
 
     def predict_dataloader(self) -> DataLoader[Any]:
         """Every picture to predict once, without ``label``."""
-        return self.loader("predict", collate_fn=self._collate)
+        return self._eval_loader("predict")
 
     def _pairs(self, split: str) -> list[tuple[str, str]]:
         images, labels = self.folders[split]
@@ -274,21 +277,11 @@ class ADE20KDataModule(BaseDataModule):
             reduce_zero_label=self.reduce_zero_label,
             class_values=self.class_values,
             upright=self.upright,
+            broken_images=self.broken_images,
         )
 
     def _eval_loader(self, split: str) -> DataLoader[Any]:
-        sampler = None
-        if self.trainer is not None and self.trainer.world_size > 1:
-            sampler = CountOnceSampler(
-                self._datasets[split], self.trainer.world_size, self.trainer.global_rank
-            )
-        return self.loader(split, collate_fn=self._collate, sampler=sampler)
-
-    def _collate(self, samples: Sequence[EvalSample]) -> dict[str, Any]:
-        batch: dict[str, Any] = {"flipped": self.eval_transform.flipped}
-        for key in samples[0]:
-            batch[key] = [sample[key] for sample in samples]  # type: ignore[literal-required]
-        return batch
+        return self.loader(split, collate_fn=SegmentationCollate(self.eval_transform.flipped))
 
 
 def _are_values(values: Sequence[int]) -> bool:

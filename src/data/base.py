@@ -10,13 +10,15 @@ import logging
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from lightning import LightningDataModule
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
-from src.data.samplers import DealtBatchSampler
+from src.data.datasets.readable import BrokenImages, ReadableImages
+from src.data.samplers import CountOnceSampler, DealtBatchSampler
+from src.data.surplus import CountedCollate
 from src.errors import UserError
 
 _log = logging.getLogger(__name__)
@@ -30,13 +32,21 @@ class BaseDataModule(LightningDataModule, ABC):
         num_workers: Loader processes per device; 0 loads in the main process.
         eval_batch_size: Pictures per device in validation, test and prediction; default
             ``batch_size``.
+        broken_images: What to do with an image that cannot be decoded: "error" names it and stops;
+            "skip" takes another one in training, leaves it out of evaluation, and reports the
+            number at the end of the epoch. Prediction always goes on to the next image; with
+            "error" it ends with the names of the broken ones and exit status 2.
 
     Raises:
-        UserError: If a number is out of range.
+        UserError: If a value is out of range.
     """
 
     def __init__(
-        self, batch_size: int, num_workers: int, eval_batch_size: int | None = None
+        self,
+        batch_size: int,
+        num_workers: int,
+        eval_batch_size: int | None = None,
+        broken_images: BrokenImages = "error",
     ) -> None:
         super().__init__()
         check(batch_size >= 1, "batch_size", batch_size, "an integer of at least 1")
@@ -47,6 +57,10 @@ class BaseDataModule(LightningDataModule, ABC):
             eval_batch_size,
             "null (the same as batch_size) or an integer of at least 1",
         )
+        check(
+            broken_images in ("error", "skip"), "broken_images", broken_images, '"error" or "skip"'
+        )
+        self.broken_images: BrokenImages = broken_images
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.eval_batch_size = eval_batch_size or batch_size
@@ -85,7 +99,8 @@ class BaseDataModule(LightningDataModule, ABC):
         """
         dataset = self._datasets[split]
         if sampler is None:
-            sampler = self._dealt(dataset) if train else self._repeated(dataset)
+            sampler = self._dealt(dataset) if train else self._counted_once(dataset)
+        collate = collate_fn or default_collate
         return DataLoader(
             dataset,
             batch_size=self.batch_size if train else self.eval_batch_size,
@@ -93,7 +108,7 @@ class BaseDataModule(LightningDataModule, ABC):
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
-            collate_fn=collate_fn,
+            collate_fn=collate if train else CountedCollate(collate),
         )
 
     def _dealt(self, dataset: Dataset[Any]) -> DealtBatchSampler:
@@ -106,16 +121,24 @@ class BaseDataModule(LightningDataModule, ABC):
             int(os.environ.get("PL_GLOBAL_SEED", 0)),  # `seed_everything` of the configuration
         )
 
-    def _repeated(self, dataset: Dataset[Any]) -> Sampler[int] | None:
-        """The same number of samples for every process, in prediction too.
+    def _counted_once(self, dataset: Dataset[Any]) -> Sampler[int] | None:
+        """The batches of a single rank, dealt to all of them.
 
-        Lightning would give some processes one batch less there, while networks in shards and what
-        gathers results need all processes at once.
+        In prediction too: Lightning would give some ranks one batch less there, while networks in
+        shards and what gathers results need all ranks at once.
         """
         trainer = self.trainer
         if trainer is None or trainer.world_size == 1:
             return None
-        return DistributedSampler(dataset, trainer.world_size, trainer.global_rank, shuffle=False)
+        return CountOnceSampler(
+            dataset, self.eval_batch_size, trainer.world_size, trainer.global_rank
+        )
+
+    @property
+    def unreadable(self) -> list[str]:
+        """Images to predict that could not be decoded so far, in this rank."""
+        dataset = self._datasets.get("predict")
+        return dataset.broken_paths if isinstance(dataset, ReadableImages) else []
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Report the pictures that were skipped in the epoch that has just ended."""
@@ -131,23 +154,17 @@ class BaseDataModule(LightningDataModule, ABC):
 
     def _report_skipped(self) -> None:
         for split, dataset in self._datasets.items():
-            if not isinstance(dataset, _RemembersBroken):
+            if not isinstance(dataset, ReadableImages) or split == "predict":
                 continue
             paths = dataset.broken_paths
             if len(paths) > self._reported.get(split, 0):
                 self._reported[split] = len(paths)
-                _log.warning(_skip_report(split, paths, len(dataset)))  # type: ignore[arg-type]
-
-
-@runtime_checkable
-class _RemembersBroken(Protocol):
-    @property
-    def broken_paths(self) -> list[str]: ...
+                _log.warning(_skip_report(split, paths, len(dataset)))
 
 
 def _skip_report(split: str, paths: list[str], total: int) -> str:
     shown = ", ".join(paths[:5]) + (", ..." if len(paths) > 5 else "")
-    return f"{len(paths)} of {total} {split} pictures cannot be read and were skipped: {shown}"
+    return f"{len(paths)} of {total} {split} images cannot be read and were skipped: {shown}"
 
 
 def check(accepted: bool, name: str, value: object, accepts: str) -> None:

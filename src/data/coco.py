@@ -24,6 +24,7 @@ from src.data.datasets.coco_detection import (
     PicturesToDetect,
     collate,
 )
+from src.data.datasets.readable import BrokenImages
 from src.data.transforms.protocols import PictureTransform
 from src.errors import UserError
 
@@ -70,6 +71,7 @@ class COCODataModule(BaseDataModule):
         class_names: Names of the classes in label order, as weights were trained with: a list, a
             text file with one name a line, or ``"coco"``. Annotation files may list fewer of them;
             they are matched by name. Default: the categories of the annotation files.
+        broken_images: See `BaseDataModule`.
 
     Raises:
         UserError: If a value is out of range; later, if files are missing or do not fit.
@@ -104,8 +106,9 @@ class COCODataModule(BaseDataModule):
         seed: int = 0,
         predict_dir: str | None = None,
         class_names: list[str] | str | None = None,
+        broken_images: BrokenImages = "error",
     ) -> None:
-        super().__init__(batch_size, num_workers, eval_batch_size)
+        super().__init__(batch_size, num_workers, eval_batch_size, broken_images)
         pairs = "pairs of positive numbers of pixels"
         for name, scales in (("train_scales", train_scales), ("crop_scales", crop_scales)):
             valid = scales is None or (bool(scales) and all(min(scale) >= 1 for scale in scales))
@@ -210,6 +213,7 @@ class COCODataModule(BaseDataModule):
                 self._file("train"),
                 self.root / self.splits["train"][0],
                 transform,
+                broken_images=self.broken_images,
                 **self._filter,  # type: ignore[arg-type]
             )
         if stage in ("fit", "validate"):
@@ -268,7 +272,8 @@ class COCODataModule(BaseDataModule):
                 f"{file.path} has other categories than the training annotations: "
                 f"{_first_difference(file.listed, wanted)}."
             )
-        return COCOEvalDataset(file, self.root / self.splits[split][0], self.eval_transform)
+        folder = self.root / self.splits[split][0]
+        return COCOEvalDataset(file, folder, self.eval_transform, self.broken_images)
 
 
 def _first_difference(found: dict[int, str], wanted: dict[int, str]) -> str:

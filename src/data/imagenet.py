@@ -7,22 +7,19 @@ needed: folders are read as they are.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import DataLoader
 
 from src.data.base import BaseDataModule, check
 from src.data.classes import ClassSet, resolve_classes
 from src.data.datasets.image_folder import (
-    BrokenImages,
     ImageFilesDataset,
     ImageFolderDataset,
-    Sample,
 )
+from src.data.datasets.readable import BrokenImages
 from src.data.transforms.classification import Interpolation, eval_transform, train_transform
 from src.errors import UserError
 
@@ -64,9 +61,7 @@ class ImageNetDataModule(BaseDataModule):
             (they may outnumber the folders, so that a 1000-class model can be tested on a few
             classes); others are readable names for the sorted folders. Default: the folders,
             ImageNet synsets shown in words.
-        broken_images: What to do with an undecodable picture: "error" names it and stops; "skip"
-            takes the next one (prediction: leaves it out) and reports the number at the end of the
-            epoch.
+        broken_images: See `BaseDataModule`.
         upright: Turn pictures as their EXIF block says; the official recipe does not.
 
     Raises:
@@ -98,7 +93,7 @@ class ImageNetDataModule(BaseDataModule):
         broken_images: BrokenImages = "error",
         upright: bool = False,
     ) -> None:
-        super().__init__(batch_size, num_workers, eval_batch_size)
+        super().__init__(batch_size, num_workers, eval_batch_size, broken_images)
         check(image_size >= 1, "image_size", image_size, "a positive number of pixels")
         check(0 < crop_pct <= 1, "crop_pct", crop_pct, "a ratio above 0 and up to 1")
         check(
@@ -118,14 +113,10 @@ class ImageNetDataModule(BaseDataModule):
         check(color_jitter >= 0, "color_jitter", color_jitter, "0 (off) or a positive strength")
         check(erasing_count >= 1, "erasing_count", erasing_count, "an integer of at least 1")
         check(min(std) > 0, "std", std, "three positive numbers")
-        check(
-            broken_images in ("error", "skip"), "broken_images", broken_images, '"error" or "skip"'
-        )
         self.root = Path(root)
         self.image_size = image_size
         self.test_split = test_split
         self.predict_dir = predict_dir
-        self.broken_images: BrokenImages = broken_images
         self.upright = upright
         self._given_names = class_names
         self._train_transform = train_transform(
@@ -176,7 +167,6 @@ class ImageNetDataModule(BaseDataModule):
             self._datasets["predict"] = ImageFilesDataset(
                 self.predict_dir,
                 self._eval_transform,
-                self.broken_images,
                 upright=self.upright,
             )
 
@@ -194,7 +184,7 @@ class ImageNetDataModule(BaseDataModule):
 
     def predict_dataloader(self) -> DataLoader[Any]:
         """Every picture to predict once, without ``label``."""
-        return self.loader("predict", collate_fn=self._collate_readable)
+        return self.loader("predict")
 
     def _labelled(self, split: str, *, train: bool = False) -> ImageFolderDataset:
         transform = self._train_transform if train else self._eval_transform
@@ -204,11 +194,5 @@ class ImageNetDataModule(BaseDataModule):
             self.classes.folders,
             self.broken_images,
             upright=self.upright,
+            train=train,
         )
-
-    def _collate_readable(self, samples: Sequence[Sample | None]) -> dict[str, Any]:
-        """A batch of the readable samples; with none, an empty batch of the right shape."""
-        readable = [sample for sample in samples if sample is not None]
-        if not readable:
-            return {"image": torch.empty(0, 3, self.image_size, self.image_size), "path": []}
-        return default_collate(readable)

@@ -1,4 +1,4 @@
-"""Sharing pictures among processes: in training by whole batches, in evaluation each one once."""
+"""Sharing images among ranks by whole batches; in evaluation each one counts once."""
 
 from __future__ import annotations
 
@@ -10,24 +10,38 @@ from torch.utils.data import Dataset, DistributedSampler
 
 
 class CountOnceSampler(DistributedSampler[Any]):
-    """Gives every process the same number of pictures; the surplus is marked.
+    """Deals whole batches to the ranks, so that every image is in one batch of one rank.
 
-    PyTorch's sampler repeats pictures where they do not divide evenly, and a metric counts them
-    twice. Here the surplus has indices of ``len(dataset)`` and more: the data set returns pictures
-    for them (so that no process waits for another), but without anything to count.
+    The batches are those of a single rank, so metrics do not depend on the number of ranks. Every
+    rank gets the same number of batches, because networks in shards and what gathers results need
+    all ranks at once: where they do not divide evenly, a rank gets the index ``len(dataset)``, for
+    which the dataset returns a sample without anything to count (`src.data.surplus`). PyTorch's
+    sampler would repeat images there, and a metric would count them twice.
 
     Args:
-        dataset: Data set that understands such indices.
-        num_replicas: Number of processes.
-        rank: Number of this process.
+        dataset: Dataset that understands such an index.
+        batch_size: Images per rank and step.
+        num_replicas: Number of ranks.
+        rank: Number of this rank.
     """
 
-    def __init__(self, dataset: Dataset[Any], num_replicas: int, rank: int) -> None:
+    def __init__(
+        self, dataset: Dataset[Any], batch_size: int, num_replicas: int, rank: int
+    ) -> None:
         super().__init__(dataset, num_replicas, rank, shuffle=False)
+        length = len(dataset)  # type: ignore[arg-type]
+        total = -(-length // (batch_size * num_replicas)) * num_replicas
+        self._indices: list[int] = []
+        for start in range(rank * batch_size, total * batch_size, num_replicas * batch_size):
+            self._indices += range(start, min(start + batch_size, length)) or [length]
+
+    def __len__(self) -> int:
+        """Number of indices of this rank."""
+        return len(self._indices)
 
     def __iter__(self) -> Iterator[int]:
-        """Indices of this process: every ``num_replicas``-th, from its own number on."""
-        return iter(range(self.rank, self.total_size, self.num_replicas))
+        """Indices of this rank; every ``batch_size`` of them are one batch."""
+        return iter(self._indices)
 
 
 class DealtBatchSampler(DistributedSampler[Any]):

@@ -124,9 +124,10 @@ class ClassificationTask(BaseTask):
         """Update and log loss, top-1 and top-5."""
         logits, label = self._logits(network, batch["image"]), batch["label"]
         metrics = self.metrics_of(stage + suffix)
-        metrics.update(logits, label)
+        size = 0 if batch.get("surplus") else len(label)
+        if size:
+            metrics.update(logits, label)
         loss = F.cross_entropy(logits, label)
-        size = len(label)
         self.log(f"{stage}/loss{suffix}", loss, batch_size=size, sync_dist=True, prog_bar=True)
         self.log_dict(metrics, batch_size=size, prog_bar=True)
 
@@ -141,9 +142,11 @@ class ClassificationTask(BaseTask):
 
         Returns:
             ``path`` (``N`` strings), ``index`` and ``probability`` of shape ``(N, k)``, best first,
-            with ``k`` = 5 or the number of classes if that is smaller.
+            with ``k`` = 5 or the number of classes if that is smaller. Nothing of a surplus batch.
         """
         probabilities = self._logits(self.evaluation_network, batch["image"]).softmax(dim=-1)
+        if batch.get("surplus"):
+            return {}
         best = probabilities.topk(min(5, self.num_classes), dim=-1)
         return {"path": batch["path"], "index": best.indices, "probability": best.values}
 

@@ -136,21 +136,21 @@ class DetectionTask(DenseTask):
     ) -> None:
         """Keep the detections of a batch for scoring."""
         metric = self.metrics_of(stage + suffix)
-        metric.update(
-            self._detect(network, batch),
-            batch["image_id"],
-            batch["original_size"],
-            batch["annotations"],
-        )
+        found = self._detect(network, batch)
+        if not batch.get("surplus"):
+            metric.update(found, batch["image_id"], batch["original_size"], batch["annotations"])
 
     def predict_step(self, batch: DetectionBatch, batch_idx: int) -> dict[str, Any]:
         """Detections of every picture.
 
         Returns:
             ``path`` (``N`` strings), ``image_id`` (``N`` integers), ``size`` (height and width of
-            each picture) and ``results``: COCO results of each picture with class indices.
+            each picture) and ``results``: COCO results of each picture with class indices. Nothing
+            of a surplus batch.
         """
         found = self._detect(self.evaluation_network, batch)
+        if batch.get("surplus"):
+            return {}
         return {
             "path": batch["path"],
             "image_id": batch["image_id"],

@@ -155,12 +155,12 @@ class SegmentationTask(DenseTask):
 
         Returns:
             ``path`` (``N`` strings) and ``label_map``: for each picture a uint8 tensor of classes
-            at its own size, ``(H, W)``, on the CPU.
+            at its own size, ``(H, W)``, on the CPU. Nothing of a surplus batch.
         """
         label_maps = [torch.empty(tuple(size), dtype=torch.uint8) for size in batch["size"]]
         for index, rows, probability in self._segment(self.evaluation_network, batch):
             label_maps[index][rows] = probability.argmax(0).to("cpu", torch.uint8)
-        return {"path": batch["path"], "label_map": label_maps}
+        return {} if batch.get("surplus") else {"path": batch["path"], "label_map": label_maps}
 
     def _segment(
         self, network: nn.Module, batch: SegmentationEvalBatch

@@ -339,7 +339,7 @@ def test_without_annotation_files_or_names_the_classes_are_unknown(root):
 
 def test_a_missing_picture_is_named(root):
     (root / "pictures" / "1.jpg").unlink()
-    with pytest.raises(UserError, match=r"1\.jpg cannot be read.*picture 1 of .*train\.json"):
+    with pytest.raises(UserError, match=r"1\.jpg cannot be read.*image 1 of .*train\.json"):
         train_batches(root, content([annotation(1)]))
 
 

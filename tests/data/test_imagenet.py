@@ -115,18 +115,17 @@ def test_prediction_needs_no_data_set_if_names_are_given(toy_imagenet, tmp_path)
     assert data.num_classes == 2
 
 
-def test_prediction_leaves_broken_pictures_out(toy_imagenet, tmp_path, truncate, caplog):
+def test_prediction_leaves_broken_pictures_out(toy_imagenet, tmp_path, truncate):
     folder = shutil.copytree(toy_imagenet / "predict", tmp_path / "predict")
     truncate(folder / "picture_02.jpg"), truncate(folder / "picture_03.jpg")
-    options = {"predict_dir": str(folder), "batch_size": 2, "broken_images": "skip"}
+    options = {"predict_dir": str(folder), "batch_size": 2}
     data = data_module(toy_imagenet, "predict", **options)
     first, second = data.predict_dataloader()
     assert len(first["path"]) == 2
-    assert second["path"] == []
-    assert second["image"].shape == (0, 3, 16, 16)
-    data.teardown("predict")
-    assert "2 of 4 predict pictures" in caplog.text
-    assert str(folder / "picture_02.jpg") in caplog.text
+    assert "surplus" not in first
+    assert second["surplus"]
+    assert second["image"].shape == (1, 3, 16, 16)
+    assert data.unreadable == [str(folder / f"picture_0{number}.jpg") for number in (2, 3)]
 
 
 def test_prediction_without_pictures_says_what_to_give(toy_imagenet, tmp_path):
@@ -164,7 +163,7 @@ def test_lightning_reports_skipped_pictures_once(toy_imagenet, tmp_path, truncat
     trainer(tmp_path, max_epochs=3).fit(Mean(), datamodule=data)
     reports = [text for text in caplog.messages if "cannot be read" in text]
     assert len(reports) == 1
-    assert reports[0].startswith("1 of 60 train pictures cannot be read and were skipped: ")
+    assert reports[0].startswith("1 of 60 train images cannot be read and were skipped: ")
     assert reports[0].endswith("star_0003.jpg")
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from src.data.samplers import DealtBatchSampler
+from src.data.samplers import CountOnceSampler, DealtBatchSampler
 
 
 def deal(length: int, batch_size: int, processes: int, epoch: int = 0) -> list[list[list[int]]]:
@@ -39,3 +39,16 @@ def test_a_data_set_smaller_than_a_step_is_one_step() -> None:
     (step,) = deal(5, 8, 2)
     assert [len(batch) for batch in step] == [3, 3]  # one picture twice
     assert {index for batch in step for index in batch} == set(range(5))
+
+
+@pytest.mark.parametrize("length", [1, 7, 12, 13])
+@pytest.mark.parametrize("processes", [1, 2, 5])
+def test_evaluation_deals_the_batches_of_one_rank(length: int, processes: int) -> None:
+    def batches(rank: int, ranks: int) -> list[list[int]]:
+        order = list(CountOnceSampler(range(length), 3, ranks, rank))
+        return [order[start : start + 3] for start in range(0, len(order), 3)]
+
+    dealt = [batches(rank, processes) for rank in range(processes)]
+    assert len({len(of_rank) for of_rank in dealt}) == 1
+    together = [batch for step in zip(*dealt, strict=True) for batch in step]
+    assert [batch for batch in together if batch != [length]] == batches(0, 1)

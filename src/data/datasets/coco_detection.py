@@ -26,8 +26,9 @@ from src.data.coco_json import (
     why_unusable,
 )
 from src.data.datasets.image_folder import files_to_predict
+from src.data.datasets.readable import BLANK, BrokenImages, ReadableImages
 from src.data.transforms.protocols import InstanceTransform, PictureTransform
-from src.decoding import BrokenPictureError, decode
+from src.decoding import BrokenPictureError
 from src.errors import UserError
 from src.types import DetectionTarget, PictureId
 
@@ -45,20 +46,26 @@ class Sample(TypedDict):
     target: NotRequired[DetectionTarget]
     annotations: NotRequired[list[Annotation]]
     views: NotRequired[list[tuple[Tensor, bool]]]
+    surplus: NotRequired[bool]
 
 
-class _CocoPictures:
-    """Reading of the pictures of an annotation file."""
+class _CocoPictures(ReadableImages):
+    """Reading of the images of an annotation file."""
 
-    def __init__(self, file: CocoFile, folder: str | Path, indices: Sequence[int]) -> None:
+    def __init__(
+        self,
+        file: CocoFile,
+        folder: str | Path,
+        indices: Sequence[int],
+        broken_images: BrokenImages,
+    ) -> None:
         self.file = file
         self.folder = Path(folder)
         self._indices = np.array(indices, dtype=np.int64)
         if not len(self._indices):
             raise UserError(f"{file.path} has no picture to use.")
-
-    def __len__(self) -> int:
-        return len(self._indices)
+        files = [str(self.folder / file.pictures[i].file_name) for i in indices]
+        super().__init__(files, broken_images)
 
     @cached_property
     def is_wide(self) -> NDArray[np.bool_]:
@@ -70,21 +77,17 @@ class _CocoPictures:
         """Entry of the annotation file."""
         return self.file.pictures[self._indices[index]]
 
-    def read(self, index: int) -> NDArray[np.uint8]:
-        """Picture ``(H, W, 3)``, turned upright if the annotations are.
+    def read(self, index: int) -> NDArray[np.uint8] | None:
+        """Image ``(H, W, 3)``, turned upright if the annotations are; None if broken and skipped.
 
         Raises:
-            UserError: If the file is broken or has another size than in the annotation file.
+            UserError: If the file is broken and not to be skipped, or has another size than in the
+                annotation file.
         """
-        entry = self.picture(index)
-        path = self.folder / entry.file_name
-        try:
-            picture = decode(path)
-        except BrokenPictureError as error:
-            raise UserError(
-                f"{error} It is the picture {entry.id} of {self.file.path}; check the folder of "
-                "the pictures, or remove the entry."
-            ) from error
+        entry, path = self.picture(index), self.path(index)
+        picture = self.open(index)
+        if picture is None:
+            return None
         height, width = entry.size
         upright = upright_picture(picture)
         for candidate in (upright, picture):
@@ -94,6 +97,16 @@ class _CocoPictures:
             f"The picture {path} is {picture.width}x{picture.height} pixels, but {self.file.path} "
             f"says {width}x{height} (picture {entry.id}); the objects would be misplaced."
         )
+
+    def refuse_or_remember(self, index: int, error: BrokenPictureError) -> None:
+        """Name the entry of the annotation file too."""
+        if self.broken_images == "error":
+            raise UserError(
+                f"{error} It is the image {self.picture(index).id} of {self.file.path}; check the "
+                "folder of the images, remove the entry, or go on without such files with "
+                "--data.broken_images skip."
+            ) from error
+        super().refuse_or_remember(index, error)
 
 
 class COCOTrainDataset(_CocoPictures, Dataset[Sample]):
@@ -109,6 +122,7 @@ class COCOTrainDataset(_CocoPictures, Dataset[Sample]):
         keep_empty: Keep pictures without annotations as examples of background.
         min_size: Smallest side in pixels.
         masks: Read masks beside the boxes.
+        broken_images: See `src.data.base.BaseDataModule`.
 
     Raises:
         UserError: If no picture is left, or masks are wanted and no object has one.
@@ -123,6 +137,7 @@ class COCOTrainDataset(_CocoPictures, Dataset[Sample]):
         keep_empty: bool = False,
         min_size: int = 32,
         masks: bool = True,
+        broken_images: BrokenImages = "error",
     ) -> None:
         indices = [
             i
@@ -141,17 +156,17 @@ class COCOTrainDataset(_CocoPictures, Dataset[Sample]):
                 "data.masks to false for a detector of boxes alone, such as "
                 "configs/detection/dino_internimage_nano_laptop.yaml."
             )
-        super().__init__(file, folder, indices)
+        super().__init__(file, folder, indices, broken_images)
         self.transform, self.masks = transform, masks
 
     def __getitem__(self, index: int) -> Sample:
         """Read and transform one picture; PyTorch's seed decides what is random.
 
-        If the crop must show an object and does not, another picture of the same orientation
-        takes its place.
+        If the crop must show an object and does not, or the image is broken and skipped, another
+        image of the same orientation takes its place.
 
         Raises:
-            UserError: If the picture is broken or no picture gives a crop with an object.
+            UserError: If the image is broken or no image gives a crop with an object.
         """
         for _ in range(_MAX_TRIES):
             sample = self._try(index)
@@ -159,6 +174,8 @@ class COCOTrainDataset(_CocoPictures, Dataset[Sample]):
                 return sample
             alike = np.flatnonzero(self.is_wide == self.is_wide[index])
             index = int(alike[int(torch.randint(len(alike), ()))])
+        if self._broken.any():
+            raise self.refuse_all(index, _MAX_TRIES)
         raise UserError(
             f"{_MAX_TRIES} random crops in a row showed no object of {self.file.path}; set "
             "data.allow_empty_crop to true."
@@ -166,6 +183,8 @@ class COCOTrainDataset(_CocoPictures, Dataset[Sample]):
 
     def _try(self, index: int) -> Sample | None:
         picture, image = self.picture(index), self.read(index)
+        if image is None:
+            return None
         objects = [
             annotation
             for annotation in self.file.annotations(int(self._indices[index]))
@@ -183,7 +202,7 @@ class COCOTrainDataset(_CocoPictures, Dataset[Sample]):
         if self.masks:
             target["masks"] = kept_masks
         return {
-            **_facts(tensor, image, picture.id, str(self.folder / picture.file_name)),
+            **_facts(tensor, image, picture.id, self.path(index)),
             "target": target,
         }
 
@@ -191,14 +210,24 @@ class COCOTrainDataset(_CocoPictures, Dataset[Sample]):
 class COCOEvalDataset(_CocoPictures, Dataset[Sample]):
     """Every picture of an annotation file with its annotations.
 
+    An index beyond the end, and a broken image that is skipped, give a surplus sample
+    (`src.data.surplus`).
+
     Args:
         file: The annotations.
         folder: Folder of the pictures.
         transform: Preparation of a picture.
+        broken_images: See `src.data.base.BaseDataModule`.
     """
 
-    def __init__(self, file: CocoFile, folder: str | Path, transform: PictureTransform) -> None:
-        super().__init__(file, folder, range(len(file.pictures)))
+    def __init__(
+        self,
+        file: CocoFile,
+        folder: str | Path,
+        transform: PictureTransform,
+        broken_images: BrokenImages = "error",
+    ) -> None:
+        super().__init__(file, folder, range(len(file.pictures)), broken_images)
         self.transform = transform
 
     def __getitem__(self, index: int) -> Sample:
@@ -207,18 +236,20 @@ class COCOEvalDataset(_CocoPictures, Dataset[Sample]):
         Raises:
             UserError: If the picture is broken.
         """
-        picture, image = self.picture(index), self.read(index)
-        annotations = [for_scoring(a, picture.size) for a in self.file.annotations(index)]
-        path = str(self.folder / picture.file_name)
-        sample = _prepare(self.transform, image, picture.id, path)
-        sample["annotations"] = annotations
-        return sample
+        place = index % len(self)
+        picture, image = self.picture(place), self.read(place)
+        found = BLANK if image is None else image
+        sample = _prepare(self.transform, found, picture.id, self.path(place))
+        annotations = self.file.annotations(place)
+        sample["annotations"] = [for_scoring(a, picture.size) for a in annotations]
+        return {**sample, "surplus": True} if image is None or index >= len(self) else sample
 
 
-class PicturesToDetect(Dataset[Sample]):
+class PicturesToDetect(ReadableImages, Dataset[Sample]):
     """Pictures without labels: one file of any name, or every picture under a folder, sorted.
 
-    Pictures are turned upright as their EXIF block says. ``image_id`` counts them from 1.
+    Images are turned upright as their EXIF block says. ``image_id`` counts them from 1. A file that
+    cannot be decoded is remembered and gives a surplus sample, as does an index beyond the end.
 
     Args:
         source: A picture or a folder.
@@ -229,21 +260,16 @@ class PicturesToDetect(Dataset[Sample]):
     """
 
     def __init__(self, source: str | Path, transform: PictureTransform) -> None:
-        self.paths = files_to_predict(source)
+        super().__init__(files_to_predict(source), "skip", upright=True)
         self.transform = transform
 
-    def __len__(self) -> int:
-        return len(self.paths)
-
     def __getitem__(self, index: int) -> Sample:
-        """Read and prepare one picture.
-
-        Raises:
-            UserError: If the picture is broken.
-        """
-        path = self.paths[index]
-        image = np.asarray(upright_picture(decode(path)))
-        return _prepare(self.transform, image, index + 1, path)
+        """Read and prepare one image."""
+        place = index % len(self)
+        opened = self.open(place)
+        image = BLANK if opened is None else np.asarray(opened)
+        sample = _prepare(self.transform, image, place + 1, self.path(place))
+        return {**sample, "surplus": True} if opened is None or index >= len(self) else sample
 
 
 def upright_picture(picture: Image.Image) -> Image.Image:

@@ -1,88 +1,46 @@
 """Pictures in class folders (the ImageNet layout) and pictures without labels.
 
-A picture that cannot be decoded is an error that names the file, or, with ``broken_images="skip"``,
-is left out and remembered in memory shared with the loader workers, so that the main process can
-report it.
+What happens to an image that cannot be decoded is in ``readable.py``.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, NotRequired, TypedDict
+from typing import NotRequired, TypedDict
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from src.data.datasets.readable import (
+    BLANK,
+    MAX_BROKEN_IN_A_ROW,
+    BrokenImages,
+    ReadableImages,
+)
 from src.data.pictures import IMAGE_EXTENSIONS, list_class_folders, list_pictures
-from src.decoding import BrokenPictureError, decode
 from src.errors import UserError
 
-BrokenImages = Literal["error", "skip"]
 Transform = Callable[[Image.Image], Tensor]
 
-_MAX_BROKEN_IN_A_ROW = 100
 _ENDINGS = ", ".join(IMAGE_EXTENSIONS)
 
 
 class Sample(TypedDict):
-    """One picture, ``(3, H, W)``, with its file and, if known, its class index."""
+    """One image, ``(3, H, W)``, with its file and, if known, its class index.
+
+    ``surplus`` marks a sample that counts nowhere, see `src.data.surplus`.
+    """
 
     image: Tensor
     path: str
     label: NotRequired[int]
+    surplus: NotRequired[bool]
 
 
-class _Pictures(Dataset[Sample | None]):
-    """Files, a transform and the memory of which files were broken."""
-
-    def __init__(
-        self,
-        paths: Sequence[str],
-        transform: Transform,
-        broken_images: BrokenImages,
-        upright: bool,
-    ) -> None:
-        # One array of bytes instead of a list of str: workers made by fork share its pages, a
-        # list's they would copy.
-        self._paths = np.array([os.fsencode(path) for path in paths], dtype=np.bytes_)
-        self._broken = torch.zeros(len(paths), dtype=torch.bool).share_memory_()
-        self.transform = transform
-        self.broken_images = broken_images
-        self.upright = upright
-
-    def __len__(self) -> int:
-        return len(self._paths)
-
-    def path(self, index: int) -> str:
-        """File of one picture."""
-        return os.fsdecode(self._paths[index])
-
-    @property
-    def broken_paths(self) -> list[str]:
-        """Files that could not be decoded so far, by any worker of this process."""
-        return [self.path(int(index)) for index in self._broken.nonzero()]
-
-    def _read(self, index: int) -> Tensor | None:
-        """The transformed picture, or None if it is broken and may be skipped."""
-        try:
-            picture = decode(self.path(index), upright=self.upright)
-        except BrokenPictureError as error:
-            if self.broken_images == "error":
-                raise UserError(
-                    f"{error} Replace or delete the file, or train on without such files with "
-                    "--data.broken_images skip."
-                ) from error
-            self._broken[index] = True
-            return None
-        return self.transform(picture)
-
-
-class ImageFolderDataset(_Pictures):
+class ImageFolderDataset(ReadableImages, Dataset[Sample]):
     """Labelled pictures of ``root/<class>/**``.
 
     The label is the position of the folder's name in ``folders``.
@@ -92,9 +50,10 @@ class ImageFolderDataset(_Pictures):
         transform: From an RGB picture to a tensor of shape ``(3, H, W)``.
         folders: Class folders in label order; ``root`` may lack some of them. Default: the folders
             found, sorted.
-        broken_images: ``"error"`` raises on the first undecodable file; ``"skip"`` takes the next
-            picture instead.
+        broken_images: ``"error"`` raises on the first file that cannot be decoded; ``"skip"`` takes
+            the next image instead or, in evaluation, counts nothing for it.
         upright: Turn pictures as their EXIF block says.
+        train: Whether the images are learned from.
 
     Raises:
         UserError: If the folder is missing, holds no classes, an unknown class or an empty class.
@@ -108,6 +67,7 @@ class ImageFolderDataset(_Pictures):
         broken_images: BrokenImages = "error",
         *,
         upright: bool = False,
+        train: bool = False,
     ) -> None:
         found = _class_folders(Path(root))
         self.folders = tuple(found if folders is None else folders)
@@ -130,58 +90,61 @@ class ImageFolderDataset(_Pictures):
                 )
             paths += pictures
             labels += [label_of[folder]] * len(pictures)
-        super().__init__(paths, transform, broken_images, upright)
+        super().__init__(paths, broken_images, upright=upright)
         self.labels = np.array(labels, dtype=np.int64)
+        self.transform, self.train = transform, train
 
     def __getitem__(self, index: int) -> Sample:
-        """Read one picture; in skip mode the next readable one if this is broken.
+        """Read one image.
+
+        A broken image that is skipped is replaced by the next readable one in training; in
+        evaluation the sample is surplus, as is that of an index beyond the end.
 
         Raises:
-            UserError: If the picture is broken, or in skip mode if a long run of pictures is.
+            UserError: If the image is broken, or in skip mode if a long run of images is.
         """
-        tries = min(len(self), _MAX_BROKEN_IN_A_ROW)
-        for candidate in ((index + step) % len(self) for step in range(tries)):
-            image = self._read(candidate)
+        place = index % len(self)
+        tries = min(len(self), MAX_BROKEN_IN_A_ROW if self.train else 1)
+        for candidate in ((place + step) % len(self) for step in range(tries)):
+            image = self.open(candidate)
             if image is not None:
-                return {
-                    "image": image,
-                    "label": int(self.labels[candidate]),
-                    "path": self.path(candidate),
-                }
-        raise UserError(
-            f"{tries} pictures in a row cannot be read, beginning with {self.path(index)}. "
-            "Run `python -m src verify imagenet --decode --root ...` to list the broken files."
-        )
+                sample = self._sample(candidate, self.transform(image))
+                return {**sample, "surplus": True} if index >= len(self) else sample
+        if self.train:
+            raise self.refuse_all(place, tries)
+        blank = self.transform(Image.fromarray(BLANK))
+        return {**self._sample(place, blank), "surplus": True}
+
+    def _sample(self, index: int, image: Tensor) -> Sample:
+        return {"image": image, "label": int(self.labels[index]), "path": self.path(index)}
 
 
-class ImageFilesDataset(_Pictures):
-    """Pictures without labels: one file of any name, or every picture under a folder, sorted.
+class ImageFilesDataset(ReadableImages, Dataset[Sample]):
+    """Images without labels: one file of any name, or every image under a folder, sorted.
+
+    A file that cannot be decoded is remembered and gives a surplus sample, as does an index beyond
+    the end.
 
     Args:
         source: A picture or a folder.
         transform: From an RGB picture to a tensor of shape ``(3, H, W)``.
-        broken_images: ``"error"`` raises on an undecodable file; with ``"skip"`` the sample is None
-            (`collate` drops it).
         upright: Turn pictures as their EXIF block says.
 
     Raises:
         UserError: If the source is missing or a folder without pictures.
     """
 
-    def __init__(
-        self,
-        source: str | Path,
-        transform: Transform,
-        broken_images: BrokenImages = "error",
-        *,
-        upright: bool = False,
-    ) -> None:
-        super().__init__(files_to_predict(source), transform, broken_images, upright)
+    def __init__(self, source: str | Path, transform: Transform, *, upright: bool = False) -> None:
+        super().__init__(files_to_predict(source), "skip", upright=upright)
+        self.transform = transform
 
-    def __getitem__(self, index: int) -> Sample | None:
-        """Read one picture; None if it is broken and broken pictures are skipped."""
-        image = self._read(index)
-        return None if image is None else {"image": image, "path": self.path(index)}
+    def __getitem__(self, index: int) -> Sample:
+        """Read one image."""
+        place = index % len(self)
+        image = self.open(place)
+        tensor = self.transform(Image.fromarray(BLANK) if image is None else image)
+        sample: Sample = {"image": tensor, "path": self.path(place)}
+        return {**sample, "surplus": True} if image is None or index >= len(self) else sample
 
 
 def _class_folders(root: Path) -> list[str]:

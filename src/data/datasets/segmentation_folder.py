@@ -6,19 +6,26 @@ nowhere.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from src.data.datasets.readable import (
+    BLANK,
+    MAX_BROKEN_IN_A_ROW,
+    BrokenImages,
+    ReadableImages,
+)
 from src.data.label_maps import read_label_map
 from src.data.pictures import list_pictures
 from src.data.transforms.protocols import PairTransform, ViewsTransform
-from src.decoding import decode
+from src.decoding import BrokenPictureError
 from src.errors import UserError
 from src.types import IGNORE_LABEL
 
@@ -38,6 +45,7 @@ class EvalSample(TypedDict):
     size: tuple[int, int]
     label: NotRequired[Tensor]
     path: str
+    surplus: NotRequired[bool]
 
 
 def find_pairs(
@@ -101,8 +109,8 @@ def _label_name(picture: Path, image_suffix: str | None, label_suffix: str) -> P
     return picture.with_name(picture.name.removesuffix(image_suffix) + label_suffix)
 
 
-class _Pairs:
-    """Reading of pictures with their label maps."""
+class _Pairs(ReadableImages):
+    """Reading of images with their label maps."""
 
     def __init__(
         self,
@@ -112,27 +120,48 @@ class _Pairs:
         reduce_zero_label: bool,
         class_values: Sequence[int] | None,
         upright: bool,
+        broken_images: BrokenImages,
     ) -> None:
-        # Arrays instead of lists, which the loader's processes would copy bit by bit.
-        self._images, self._labels = (np.array(paths) for paths in zip(*pairs, strict=True))
+        images, labels = zip(*pairs, strict=True)
+        super().__init__(images, broken_images, upright=upright)
+        self._labels = np.array([os.fsencode(path) for path in labels], dtype=np.bytes_)
         self.num_classes = num_classes
         self.reduce_zero_label = reduce_zero_label
         self.class_values = class_values
-        self.upright = upright
 
-    def __len__(self) -> int:
-        return len(self._images)
+    def label_path(self, index: int) -> str:
+        """File of one label map."""
+        return os.fsdecode(self._labels[index])
 
-    def read(self, index: int) -> tuple[np.ndarray, np.ndarray, str]:
-        """Picture ``(H, W, 3)``, labels ``(H, W)``, both uint8, and the file of the picture."""
-        path, label_path = str(self._images[index]), str(self._labels[index])
-        image = np.asarray(decode(path, upright=self.upright))
-        label = read_label_map(
-            label_path,
+    def read_label(self, index: int) -> np.ndarray:
+        """Class of every pixel of a label map, uint8 ``(H, W)``.
+
+        Raises:
+            UserError: If the file is broken or has a value that is no class.
+        """
+        return read_label_map(
+            self.label_path(index),
             self.num_classes,
             reduce_zero_label=self.reduce_zero_label,
             class_values=self.class_values,
         )
+
+    def read(self, index: int) -> tuple[np.ndarray, np.ndarray] | None:
+        """Image ``(H, W, 3)`` and labels ``(H, W)``, both uint8; None if one is broken and skipped.
+
+        Raises:
+            UserError: If a file is broken and not to be skipped, or the two do not fit.
+        """
+        path, label_path = self.path(index), self.label_path(index)
+        opened = self.open(index)
+        if opened is None:
+            return None
+        image = np.asarray(opened)
+        try:
+            label = self.read_label(index)
+        except BrokenPictureError as error:
+            self.refuse_or_remember(index, error)
+            return None
         if image.shape[:2] != label.shape:
             (height, width), (label_height, label_width) = image.shape[:2], label.shape
             raise UserError(
@@ -140,7 +169,7 @@ class _Pairs:
                 f"{label_width}x{label_height}; they must have the same size (data.upright turns "
                 "pictures as their EXIF block says)."
             )
-        return image, label, path
+        return image, label
 
 
 class SegmentationTrainDataset(_Pairs, Dataset[TrainSample]):
@@ -153,6 +182,7 @@ class SegmentationTrainDataset(_Pairs, Dataset[TrainSample]):
         reduce_zero_label: Whether the files count classes from 1.
         class_values: Number of each class in the files, if they are not counted.
         upright: Turn pictures as their EXIF block says.
+        broken_images: See `src.data.base.BaseDataModule`.
     """
 
     def __init__(
@@ -164,6 +194,7 @@ class SegmentationTrainDataset(_Pairs, Dataset[TrainSample]):
         reduce_zero_label: bool,
         class_values: Sequence[int] | None = None,
         upright: bool = False,
+        broken_images: BrokenImages = "error",
     ) -> None:
         super().__init__(
             pairs,
@@ -171,6 +202,7 @@ class SegmentationTrainDataset(_Pairs, Dataset[TrainSample]):
             reduce_zero_label=reduce_zero_label,
             class_values=class_values,
             upright=upright,
+            broken_images=broken_images,
         )
         self.transform = transform
 
@@ -180,17 +212,21 @@ class SegmentationTrainDataset(_Pairs, Dataset[TrainSample]):
         Raises:
             UserError: If a file is broken, or picture and label map do not fit.
         """
-        image, label, path = self.read(index)
-        seed = int(torch.randint(2**31, ()))
-        tensor, target = self.transform(image, label, seed)
-        return {"image": tensor, "label": target, "path": path}
+        tries = min(len(self), MAX_BROKEN_IN_A_ROW)
+        for candidate in ((index + step) % len(self) for step in range(tries)):
+            pair = self.read(candidate)
+            if pair is not None:
+                seed = int(torch.randint(2**31, ()))
+                tensor, target = self.transform(*pair, seed)
+                return {"image": tensor, "label": target, "path": self.path(candidate)}
+        raise self.refuse_all(index, tries)
 
 
 class SegmentationEvalDataset(_Pairs, Dataset[EvalSample]):
     """Pictures prepared for evaluation, and their labels at the size of the file.
 
-    An index beyond the end gives the same picture as from the beginning, but with all labels
-    ignored: processes that have one picture fewer than others fill up with these.
+    An index beyond the end, and a broken image that is skipped, give a surplus sample
+    (`src.data.surplus`), whose labels are all ignored.
 
     Args:
         pairs: Files of pictures and label maps, see `find_pairs`.
@@ -199,6 +235,7 @@ class SegmentationEvalDataset(_Pairs, Dataset[EvalSample]):
         reduce_zero_label: Whether the files count classes from 1.
         class_values: Number of each class in the files, if they are not counted.
         upright: Turn pictures as their EXIF block says.
+        broken_images: See `src.data.base.BaseDataModule`.
     """
 
     def __init__(
@@ -210,6 +247,7 @@ class SegmentationEvalDataset(_Pairs, Dataset[EvalSample]):
         reduce_zero_label: bool,
         class_values: Sequence[int] | None = None,
         upright: bool = False,
+        broken_images: BrokenImages = "error",
     ) -> None:
         super().__init__(
             pairs,
@@ -217,6 +255,7 @@ class SegmentationEvalDataset(_Pairs, Dataset[EvalSample]):
             reduce_zero_label=reduce_zero_label,
             class_values=class_values,
             upright=upright,
+            broken_images=broken_images,
         )
         self.transform = transform
 
@@ -226,19 +265,26 @@ class SegmentationEvalDataset(_Pairs, Dataset[EvalSample]):
         Raises:
             UserError: If a file is broken, or picture and label map do not fit.
         """
-        image, label, path = self.read(index % len(self))
-        if index >= len(self):
+        place = index % len(self)
+        pair = self.read(place)
+        image, label = pair or (BLANK, np.zeros(BLANK.shape[:2], np.uint8))
+        surplus = pair is None or index >= len(self)
+        if surplus:
             label = np.full_like(label, IGNORE_LABEL)
-        return {
+        sample: EvalSample = {
             "views": self.transform(image),
             "size": (image.shape[0], image.shape[1]),
             "label": torch.from_numpy(label.astype(np.int64)),
-            "path": path,
+            "path": self.path(place),
         }
+        return {**sample, "surplus": True} if surplus else sample
 
 
-class SegmentationFilesDataset(Dataset[EvalSample]):
-    """Pictures without labels.
+class SegmentationFilesDataset(ReadableImages, Dataset[EvalSample]):
+    """Images without labels.
+
+    A file that cannot be decoded is remembered and gives a surplus sample, as does an index beyond
+    the end.
 
     Args:
         files: The pictures.
@@ -249,28 +295,35 @@ class SegmentationFilesDataset(Dataset[EvalSample]):
     def __init__(
         self, files: Sequence[str], transform: ViewsTransform, *, upright: bool = False
     ) -> None:
-        self._files = np.array(files)
+        super().__init__(files, "skip", upright=upright)
         self.transform = transform
-        self.upright = upright
-
-    @property
-    def paths(self) -> list[str]:
-        """The files in their order."""
-        return [str(path) for path in self._files]
-
-    def __len__(self) -> int:
-        return len(self._files)
 
     def __getitem__(self, index: int) -> EvalSample:
-        """Read and prepare one picture.
-
-        Raises:
-            UserError: If the file is broken.
-        """
-        path = str(self._files[index])
-        image = np.asarray(decode(path, upright=self.upright))
-        return {
+        """Read and prepare one image."""
+        place = index % len(self)
+        opened = self.open(place)
+        image = BLANK if opened is None else np.asarray(opened)
+        sample: EvalSample = {
             "views": self.transform(image),
             "size": (image.shape[0], image.shape[1]),
-            "path": path,
+            "path": self.path(place),
         }
+        return {**sample, "surplus": True} if opened is None or index >= len(self) else sample
+
+
+class SegmentationCollate:
+    """Batch of images of different sizes, see `src.types.SegmentationEvalBatch`.
+
+    Args:
+        flipped: Which of the views are mirrored left to right.
+    """
+
+    def __init__(self, flipped: list[bool]) -> None:
+        self.flipped = flipped
+
+    def __call__(self, samples: Sequence[EvalSample]) -> dict[str, Any]:
+        """One list per entry of the samples."""
+        batch: dict[str, Any] = {"flipped": self.flipped}
+        for key in samples[0]:
+            batch[key] = [sample[key] for sample in samples]  # type: ignore[literal-required]
+        return batch

@@ -57,7 +57,7 @@ def test_a_broken_picture_is_one_sentence_from_any_process(make_tree, truncate, 
 def test_skipping_takes_the_next_picture_and_remembers(make_tree, truncate, num_workers):
     root = make_tree({"val": {"a": 3, "b": 2}}) / "val"
     broken = [str(truncate(root / "a" / "2.png")), str(truncate(root / "b" / "1.png"))]
-    data = ImageFolderDataset(root, to_tensor, broken_images="skip")
+    data = ImageFolderDataset(root, to_tensor, broken_images="skip", train=True)
     for _ in range(2):
         loader = DataLoader(data, batch_size=5, num_workers=num_workers)
         (batch,) = list(loader)
@@ -69,8 +69,8 @@ def test_skipping_ends_when_nothing_can_be_read(make_tree, truncate):
     root = make_tree({"val": {"a": 2}}) / "val"
     for path in sorted((root / "a").iterdir()):
         truncate(path)
-    with pytest.raises(UserError, match=r"2 pictures in a row .*0\.png.*verify imagenet"):
-        ImageFolderDataset(root, to_tensor, broken_images="skip")[0]
+    with pytest.raises(UserError, match=r"2 images in a row .*0\.png.*verify imagenet"):
+        ImageFolderDataset(root, to_tensor, broken_images="skip", train=True)[0]
 
 
 def test_files_come_from_a_folder_at_any_depth_or_are_a_single_one(make_tree):

@@ -1,0 +1,97 @@
+"""Image files of a dataset, and which of them could not be decoded.
+
+The memory is shared with the loader processes, so that the main process can report all of them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+
+from src.decoding import BrokenPictureError, decode
+from src.errors import UserError
+
+BrokenImages = Literal["error", "skip"]
+
+MAX_BROKEN_IN_A_ROW = 100
+BLANK = np.zeros((32, 32, 3), dtype=np.uint8)
+"""What a network sees where an image cannot be read and the output is dropped."""
+
+
+class ReadableImages:
+    """Paths of images, decoded on demand.
+
+    Args:
+        paths: The files.
+        broken_images: ``"error"`` refuses a file that cannot be decoded; ``"skip"`` remembers it.
+        upright: Turn images as their EXIF block says.
+    """
+
+    def __init__(
+        self, paths: Sequence[str], broken_images: BrokenImages = "error", *, upright: bool = False
+    ) -> None:
+        # One array of bytes: forked workers share its memory; touching a list of `str` would copy
+        # it (reference counts).
+        self._paths = np.array([os.fsencode(path) for path in paths], dtype=np.bytes_)
+        self._broken = torch.zeros(len(paths), dtype=torch.bool).share_memory_()
+        self.broken_images = broken_images
+        self.upright = upright
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __iter__(self) -> Iterator[Any]:
+        """All samples; an index beyond the end is no error, so Python would not stop by itself."""
+        return (self[index] for index in range(len(self)))
+
+    def __getitem__(self, index: int) -> Any:
+        """A sample."""
+        raise TypeError(f"{type(self).__name__} must define __getitem__()")
+
+    def path(self, index: int) -> str:
+        """File of one image."""
+        return os.fsdecode(self._paths[index])
+
+    @property
+    def paths(self) -> list[str]:
+        """The files in their order."""
+        return [self.path(index) for index in range(len(self._paths))]
+
+    @property
+    def broken_paths(self) -> list[str]:
+        """Files that could not be decoded so far, by any loader process of this rank."""
+        return [self.path(int(index)) for index in self._broken.nonzero()]
+
+    def open(self, index: int) -> Image.Image | None:
+        """The decoded image, or None if it cannot be decoded and is skipped.
+
+        Raises:
+            UserError: If it cannot be decoded and is not to be skipped.
+        """
+        try:
+            return decode(self.path(index), upright=self.upright)
+        except BrokenPictureError as error:
+            self.refuse_or_remember(index, error)
+            return None
+
+    def refuse_or_remember(self, index: int, error: BrokenPictureError) -> None:
+        """Raise the error with what to do about it, or note that the image is skipped."""
+        if self.broken_images == "error":
+            raise UserError(
+                f"{error} Replace or delete the file, or train on without such files with "
+                "--data.broken_images skip."
+            ) from error
+        self._broken[index] = True
+
+    def refuse_all(self, index: int, tries: int) -> UserError:
+        """The error after many broken images in a row."""
+        return UserError(
+            f"{tries} images in a row cannot be read, beginning with {self.path(index)}. Check the "
+            "disk and the folder; `python -m src verify imagenet --decode --root ...` lists the "
+            "broken files of class folders."
+        )
