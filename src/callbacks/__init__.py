@@ -10,6 +10,7 @@ from src.callbacks.predictions import ClassPredictionWriter
 from src.callbacks.run_folder import RunFolder
 from src.callbacks.summary import NetworkSummary
 from src.callbacks.throughput import Throughput
+from src.callbacks.unreadable import UnreadableImages
 
 __all__ = [
     "EMA",
@@ -23,4 +24,5 @@ __all__ = [
     "NetworkSummary",
     "RunFolder",
     "Throughput",
+    "UnreadableImages",
 ]

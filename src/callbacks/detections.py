@@ -8,15 +8,15 @@ import math
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from PIL import Image
 
 from src.callbacks.output_names import OutputNames, output_names
 from src.callbacks.predictions import class_names
-from src.callbacks.run_folder import run_folder
-from src.decoding import decode
+from src.callbacks.run_folder import run_folder, tell
+from src.callbacks.unreadable import gather, is_predicting, of_this_rank
+from src.decoding import BrokenPictureError, decode
 from src.errors import UserError
 from src.metrics.coco_results import Result, decode_masks, with_category_ids
 from src.visualization import draw_instances
@@ -69,17 +69,46 @@ class DetectionWriter(Callback):
             outputs["path"], outputs["image_id"], outputs["size"], outputs["results"], strict=True
         ):
             if self.max_overlays < 0 or len(self._found) < self.max_overlays:
-                target = self._folder(trainer) / "overlays" / self._names(path)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                draw_results(path, results, names, self.score).save(target)
+                self._draw(trainer, path, results, names)
             picture = {"id": number, "file_name": path, "height": size[0], "width": size[1]}
             self._found.append((picture, results))
 
+    def _draw(self, trainer: Trainer, path: str, results: list[Result], names: list[str]) -> None:
+        target = self._folder(trainer) / "overlays" / self._names(path)
+        try:
+            drawn = draw_results(path, results, names, self.score)
+        except BrokenPictureError as error:  # the file has gone since the network saw it
+            rank_zero_warn(f"No overlay is drawn: {error}")
+            return
+        target.parent.mkdir(parents=True, exist_ok=True)
+        drawn.save(target)
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Keep what an interrupted prediction has found until then, each rank by itself."""
+        if is_predicting(trainer) and self._found:
+            name = of_this_rank(trainer, "detections.json")
+            try:
+                path = self._write_found(trainer, self._found, name)
+                tell(f"Detections:  {path} ({len(self._found)} images until it was stopped)")
+            except OSError as error:  # the exception is what the user must see
+                rank_zero_warn(f"What was detected until then cannot be written: {error}.")
+
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Bring the results of all devices together and write them."""
-        found = _gather(self._found)
+        found = gather(self._found)
+        self._found = []
         if not found or not trainer.is_global_zero:
             return
+        path = self._write_found(trainer, found, "detections.json")
+        rank_zero_info(f"Detections:  {path} ({len(found)} images)")
+        if self.max_overlays:
+            rank_zero_info(f"Overlays:    {path.parent / 'overlays'}")
+
+    def _write_found(
+        self, trainer: Trainer, found: list[tuple[dict[str, Any], list[Result]]], name: str
+    ) -> Path:
         unique = {picture["id"]: (picture, results) for picture, results in found}
         pictures, results = zip(*(unique[number] for number in sorted(unique)), strict=True)
         names, ids = class_names(trainer), category_ids(trainer)
@@ -88,11 +117,9 @@ class DetectionWriter(Callback):
             "annotations": with_category_ids([r for part in results for r in part], ids),
             "categories": [{"id": i, "name": n} for i, n in zip(ids, names, strict=True)],
         }
-        folder = self._folder(trainer)
-        _write_json(content, folder / "detections.json")
-        rank_zero_info(f"Detections:  {folder / 'detections.json'} ({len(pictures)} pictures)")
-        if self.max_overlays:
-            rank_zero_info(f"Overlays:    {folder / 'overlays'}")
+        path = self._folder(trainer) / name
+        _write_json(content, path)
+        return path
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the results and classes of the validation pictures."""
@@ -163,11 +190,3 @@ def _percent(value: float) -> str:
 def _write_json(content: Any, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content))
-
-
-def _gather(found: list[Any]) -> list[Any]:
-    if not (dist.is_available() and dist.is_initialized()):
-        return found
-    parts: list[list[Any]] = [[] for _ in range(dist.get_world_size())]
-    dist.all_gather_object(parts, found)
-    return [item for part in parts for item in part]

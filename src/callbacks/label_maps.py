@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from numpy.typing import NDArray
 from PIL import Image
 
 from src.callbacks.output_names import OutputNames, output_names
 from src.callbacks.predictions import class_names
 from src.callbacks.run_folder import run_folder
-from src.decoding import decode
+from src.decoding import BrokenPictureError, decode
 from src.visualization import draw_label_map
 
 
@@ -63,9 +63,15 @@ class LabelMapWriter(Callback):
             values = label_map.numpy()
             _write(_palette_picture(values, palette), folder / "label_maps" / name)
             if self.max_overlays < 0 or self._count < self.max_overlays:
-                picture = decode(source, upright=getattr(data, "upright", False))  # as it was seen
-                drawn = draw_label_map(picture, values, names, palette, self.opacity)
-                _write(drawn, folder / "overlays" / name)
+                try:
+                    image = decode(
+                        source, upright=getattr(data, "upright", False)
+                    )  # as it was seen
+                except BrokenPictureError as error:  # the file has gone since the network saw it
+                    rank_zero_warn(f"No overlay is drawn: {error}")
+                else:
+                    drawn = draw_label_map(image, values, names, palette, self.opacity)
+                    _write(drawn, folder / "overlays" / name)
             self._count += 1
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

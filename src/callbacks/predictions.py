@@ -7,11 +7,11 @@ import itertools
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
 from src.callbacks.run_folder import run_folder, tell
+from src.callbacks.unreadable import gather, is_predicting, of_this_rank
 from src.decoding import BrokenPictureError, decode
 from src.visualization import draw_classes
 
@@ -60,16 +60,32 @@ class ClassPredictionWriter(Callback):
             found = [names[i] if i < len(names) else str(i) for i in index]
             self._rows.append(Row(path, found, probability))
 
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Bring the rows of all devices together and write them."""
-        rows = _gather(self._rows)
-        if not trainer.is_global_zero or not rows:
-            return
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Keep what an interrupted prediction has found until then, each rank by itself."""
+        if is_predicting(trainer) and self._rows:
+            rows, name = sorted(self._rows), of_this_rank(trainer, "predictions.csv")
+            try:
+                path = self._write(trainer, rows, name)
+                tell(f"Predictions: {path} ({len(rows)} files until it was stopped)")
+            except OSError as error:  # the exception is what the user must see
+                rank_zero_warn(f"What was predicted until then cannot be written: {error}.")
+
+    def _write(self, trainer: Trainer, rows: list[Row], name: str) -> Path:
         folder = Path(self.folder) if self.folder else run_folder(trainer)
         folder.mkdir(parents=True, exist_ok=True)
-        rows = sorted({row.path: row for row in rows}.values())
-        table = folder / "predictions.csv"
-        write_table(rows, table)
+        write_table(rows, folder / name)
+        return folder / name
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Bring the rows of all devices together and write them."""
+        rows = sorted(gather(self._rows))
+        self._rows = []
+        if not trainer.is_global_zero or not rows:
+            return
+        table = self._write(trainer, rows, "predictions.csv")
+        folder = table.parent
         tell(f"Predictions: {table} ({len(rows)} files)")
         chosen = rows if self.max_pictures < 0 else rows[: self.max_pictures]
         if chosen:
@@ -120,11 +136,3 @@ def _free_name(stem: str, taken: set[str]) -> str:
     name = next(name for name in names if name not in taken)
     taken.add(name)
     return name
-
-
-def _gather(rows: list[Row]) -> list[Row]:
-    if not (dist.is_available() and dist.is_initialized()):
-        return rows
-    parts: list[list[Row]] = [[] for _ in range(dist.get_world_size())]
-    dist.all_gather_object(parts, rows)
-    return [row for part in parts for row in part]

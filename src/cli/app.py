@@ -34,6 +34,7 @@ from src.callbacks import (
     LabelMapWriter,
     NetworkSummary,
     RunFolder,
+    UnreadableImages,
 )
 from src.callbacks.progress import default_progress
 from src.callbacks.run_folder import next_run_folder
@@ -215,6 +216,8 @@ class TrainingCLI(LightningCLI):
         callbacks.append(EpochSeed(seed if isinstance(seed, int) else 0))
         resumed = str(self.checkpoint) if self.checkpoint else None
         callbacks.append(RunFolder(folder, self._config_text(), resumed))
+        self._unreadable = UnreadableImages()
+        callbacks.append(self._unreadable)
         return callbacks
 
     def _config_text(self) -> str:
@@ -241,6 +244,11 @@ class TrainingCLI(LightningCLI):
     def predict(self, **kwargs: Any) -> None:
         """Predict without keeping every output in memory; the writers have what they need."""
         self._run("predict", kwargs | {"return_predictions": False})
+        if self._unreadable.paths:
+            sentence = self._unreadable.sentence()
+            if self.datamodule.broken_images == "error":
+                raise UserError(sentence)
+            rank_zero_warn(sentence)
 
     def _run(self, command: str, kwargs: dict[str, Any]) -> None:
         if self.checkpoint is not None:
