@@ -32,7 +32,11 @@ class ClassSet:
     names: tuple[str, ...]
 
 
-def resolve_classes(root: str | Path, class_names: Sequence[str] | str | None = None) -> ClassSet:
+def resolve_classes(
+    root: str | Path,
+    class_names: Sequence[str] | str | None = None,
+    splits: Sequence[str] = ("train", "val"),
+) -> ClassSet:
     """Find the classes of ``root/train`` (or, without it, ``root/val``), helped by given names.
 
     Given names that contain every class folder of the data set are its folder names in label order
@@ -43,6 +47,7 @@ def resolve_classes(root: str | Path, class_names: Sequence[str] | str | None = 
         root: Data set folder with ``train/<class>`` and ``val/<class>``.
         class_names: Names, a text file with one name a line, ``"imagenet-1k"``, or None for the
             folder names.
+        splits: Folders under ``root`` that are looked into, the first that exists counts.
 
     Returns:
         The classes in label order.
@@ -50,10 +55,10 @@ def resolve_classes(root: str | Path, class_names: Sequence[str] | str | None = 
     Raises:
         UserError: If there are neither folders nor names, or the two do not fit each other.
     """
-    folders = _folders(Path(root))
+    folders = _folders(Path(root), splits)
     if class_names is None:
         if not folders:
-            raise UserError(_no_classes(Path(root)))
+            raise UserError(_no_classes(Path(root), splits))
         return ClassSet(tuple(folders), readable_names(folders))
     names = read_class_names(class_names)
     if not folders:
@@ -142,8 +147,8 @@ def imagenet_synsets() -> list[str]:
     return [str(name) for name in ImageNetInfo("imagenet-1k").label_names()]
 
 
-def _folders(root: Path) -> list[str]:
-    for split in ("train", "val"):
+def _folders(root: Path, splits: Sequence[str]) -> list[str]:
+    for split in splits:
         if (root / split).is_dir():
             folders = list_class_folders(root / split)
             if folders:
@@ -151,8 +156,8 @@ def _folders(root: Path) -> list[str]:
     return []
 
 
-def _no_classes(root: Path) -> str:
-    tree = f"Expected are {root}/train/<class>/*.jpg and {root}/val/<class>/*.jpg"
+def _no_classes(root: Path, splits: Sequence[str]) -> str:
+    tree = "Expected are " + " and ".join(f"{root}/{split}/<class>/*.jpg" for split in splits)
     if not root.exists():
         return (
             f"The data folder {root} does not exist. {tree}; set data.root, or draw a small set "
@@ -162,6 +167,7 @@ def _no_classes(root: Path) -> str:
         return f"The data folder {root} is a file. {tree}; set data.root to their parent."
     found = ", ".join(sorted(child.name for child in root.iterdir())[:5]) or "nothing"
     return (
-        f"The data folder {root} has no class folders in train or val (it holds: {found}). "
-        f"{tree}; set data.root."
+        f"The data folder {root} has no class folders in {' or '.join(splits)} (it "
+        f"holds: {found}). {tree}; set data.root, or data.train_split and data.val_split to the "
+        "names there are."
     )

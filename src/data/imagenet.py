@@ -53,7 +53,10 @@ class ImageNetDataModule(BaseDataModule):
             official: 1.0.
         mean: Mean of each RGB channel, of values in [0, 1].
         std: Standard deviation of each RGB channel.
-        test_split: Folder under ``root`` that ``test`` reads; ImageNet is tested on ``val``.
+        train_split: Folder under ``root`` of the training images.
+        val_split: Folder under ``root`` of the validation images.
+        test_split: Folder under ``root`` that ``test`` reads; default is ``val_split``, which
+            ImageNet is tested on.
         predict_dir: A folder of pictures, searched at any depth, or a single picture, for
             ``predict``.
         class_names: Names of the classes: a list, a text file with one name a line, or
@@ -87,7 +90,9 @@ class ImageNetDataModule(BaseDataModule):
         crop_pct: float = 1.0,
         mean: tuple[float, float, float] = IMAGENET_MEAN,
         std: tuple[float, float, float] = IMAGENET_STD,
-        test_split: str = "val",
+        train_split: str = "train",
+        val_split: str = "val",
+        test_split: str | None = None,
         predict_dir: str | None = None,
         class_names: list[str] | str | None = None,
         broken_images: BrokenImages = "error",
@@ -115,7 +120,7 @@ class ImageNetDataModule(BaseDataModule):
         check(min(std) > 0, "std", std, "three positive numbers")
         self.root = Path(root)
         self.image_size = image_size
-        self.test_split = test_split
+        self.splits = {"train": train_split, "val": val_split, "test": test_split or val_split}
         self.predict_dir = predict_dir
         self.upright = upright
         self._given_names = class_names
@@ -140,7 +145,9 @@ class ImageNetDataModule(BaseDataModule):
     @cached_property
     def classes(self) -> ClassSet:
         """Folders and readable names in label order."""
-        return resolve_classes(self.root, self._given_names)
+        return resolve_classes(
+            self.root, self._given_names, (self.splits["train"], self.splits["val"])
+        )
 
     @property
     def class_names(self) -> list[str]:
@@ -158,7 +165,7 @@ class ImageNetDataModule(BaseDataModule):
         if stage in ("fit", "validate"):
             self._datasets["val"] = self._labelled("val")
         if stage == "test":
-            self._datasets["test"] = self._labelled(self.test_split)
+            self._datasets["test"] = self._labelled("test")
         if stage == "predict":
             if self.predict_dir is None:
                 raise UserError(
@@ -189,7 +196,7 @@ class ImageNetDataModule(BaseDataModule):
     def _labelled(self, split: str, *, train: bool = False) -> ImageFolderDataset:
         transform = self._train_transform if train else self._eval_transform
         return ImageFolderDataset(
-            self.root / split,
+            self.root / self.splits[split],
             transform,
             self.classes.folders,
             self.broken_images,

@@ -21,6 +21,7 @@ from src.data.datasets.readable import (
     ReadableImages,
 )
 from src.data.pictures import IMAGE_EXTENSIONS, list_class_folders, list_pictures
+from src.data.splits import split_of
 from src.errors import UserError
 
 Transform = Callable[[Image.Image], Tensor]
@@ -151,7 +152,7 @@ def _class_folders(root: Path) -> list[str]:
     if not root.is_dir():
         raise UserError(
             f"The folder {root} does not exist. Expected is one folder of pictures per class: "
-            f"{root}/<class>/*.jpg; check data.root."
+            f"{root}/<class>/*.jpg; check data.root{_other_name(root)}."
         )
     folders = list_class_folders(root)
     if not folders:
@@ -160,6 +161,14 @@ def _class_folders(root: Path) -> list[str]:
             f"class: {root}/<class>/*.jpg."
         )
     return folders
+
+
+def _other_name(root: Path) -> str:
+    """Where the split has another usual name, the setting that takes it."""
+    if not root.parent.is_dir() or (split := split_of(root.name)) is None:
+        return ""
+    names = [name for name in list_class_folders(root.parent) if split_of(name) == split]
+    return f", or set data.{split}_split to {names[0]}" if names else ""
 
 
 def files_to_predict(source: str | Path) -> list[str]:

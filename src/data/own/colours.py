@@ -19,6 +19,7 @@ Colour = tuple[int, int, int]
 
 _LINE = re.compile(r"#?([0-9a-fA-F]{6})\s+(.+)")
 _UNLABELLED = "unlabelled"
+_FORGOTTEN = 5  # so many colours may be missing from a table; more were not drawn
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,12 @@ class Colours:
     values: list[Colour]
     unlabelled: frozenset[Colour]
 
-    def translate(self, path: str) -> NDArray[np.uint8]:
+    def translate(self, path: str, *, snap: bool = False) -> NDArray[np.uint8]:
         """Class of every pixel of a coloured label map, ``(H, W)``.
+
+        Args:
+            path: The file.
+            snap: Take the nearest colour of the table for those that it does not list.
 
         Raises:
             UserError: If the file has a colour that is not in the table.
@@ -51,14 +56,34 @@ class Colours:
         for label, (red, green, blue) in entries:
             here = codes == (red << 16 | green << 8 | blue)
             labels[here], known = label, known | here
-        if not known.all():
+        if snap:
+            labels[~known] = self._nearest(codes[~known])
+        elif not known.all():
+            others = np.unique(codes[~known])
             code = int(codes[~known][0])
+            if len(others) > _FORGOTTEN:
+                raise UserError(
+                    f"The label map {path} has {len(others)} colours in {(~known).mean():.1%} of "
+                    f"its pixels that the table does not list, such as #{code:06x}, as after saving"
+                    " with loss (JPEG) or drawing with soft edges (antialiasing). Save label maps "
+                    "as PNG without either, or give --snap, which takes the nearest colour."
+                )
             raise UserError(
                 f"The label map {path} has the colour #{code:06x} in {int((~known).sum())} pixels, "
                 f"which the table does not list. Add it, as `#{code:06x} name` or "
                 f"`#{code:06x} {_UNLABELLED}`. Label maps must be saved without loss (PNG)."
             )
         return labels
+
+    def _nearest(self, codes: NDArray[np.uint32]) -> NDArray[np.uint8]:
+        """Class of the colour of the table that is nearest to each code."""
+        table = [*enumerate(self.values), *((IGNORE_LABEL, c) for c in self.unlabelled)]
+        classes = np.array([label for label, _ in table], dtype=np.uint8)
+        colours = np.array([colour for _, colour in table], dtype=np.int64)
+        unique, places = np.unique(codes, return_inverse=True)
+        wanted = np.stack([unique >> 16, unique >> 8 & 255, unique & 255], -1).astype(np.int64)
+        distances = ((wanted[:, None] - colours[None]) ** 2).sum(-1)
+        return classes[distances.argmin(1)][places]
 
 
 def read_colours(path: Path) -> Colours:

@@ -1,7 +1,7 @@
-"""``prepare from-folder``: pictures sorted into one folder per class.
+"""``prepare from-folder``: images sorted into one folder per class.
 
-Either ``FOLDER/<class>/*``, of which a part is kept for validation, or ``FOLDER/{train,val}/
-<class>/*``, which is used as it is.
+Either ``FOLDER/<class>/*``, of which a part is kept for validation, or ``FOLDER/<split>/<class>/*``
+with splits of any usual names (``train``, ``valid``, ``Testing``), which are used as they are.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from src.data.own import recipe, split
+from src.data.own.layout import Layout, find_layout
 from src.data.own.survey import survey
 from src.data.pictures import is_picture, list_class_folders, list_pictures
+from src.data.splits import SPLITS
 from src.data.verify import verify_imagenet
 from src.errors import UserError
-
-_SPLITS = ("train", "val")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("folder", type=Path, help="holds <class>/*, or train/ and val/ of these")
+    parser.add_argument("folder", type=Path, help="holds <class>/*, or train, val, test of these")
     split.add_arguments(parser)
     recipe.add_arguments(parser, "classification")
     parser.set_defaults(run=run)
@@ -39,30 +39,47 @@ def run(args: argparse.Namespace) -> None:
     if not source.is_dir():
         raise UserError(f"The folder {source} does not exist. Expected is {source}/<class>/*.jpg.")
     name, out = split.target(args, source)
-    is_split = all((source / part).is_dir() for part in _SPLITS)
-    root = source if is_split else out
-    classes = _classes(source / "train" if is_split else source)
-    found = survey(list_pictures(source))
-    if is_split:
-        _check(source)
+    layout = find_layout(source)
+    splits = layout.splits
+    classes = _classes(splits.get("train", layout.root))
+    folders = splits.values() or [layout.root]
+    found = survey([path for folder in folders for path in list_pictures(folder)])
+    if "val" in splits:
+        _check(layout)
         split.start_over(out, (), {"source": str(source)})
+        data = {"root": str(layout.root)}
+        data |= {
+            f"{part}_split": folder.name for part, folder in splits.items() if folder.name != part
+        }
     else:
-        _divide(source, out, args)
+        _divide(layout, out, args)
+        data = {"root": str(out)}
+        splits = {part: out / part for part in SPLITS if (out / part).is_dir()}
+    if "test" in splits:
+        data["test_split"] = splits["test"].name
     counts = {
-        part: {label: len(list_pictures(root / part / label)) for label in _labels(root / part)}
-        for part in _SPLITS
+        part: {label: len(list_pictures(folder / label)) for label in list_class_folders(folder)}
+        for part, folder in splits.items()
     }
-    number = {part: sum(counts[part].values()) for part in _SPLITS}
-    print(f"{root}: {number['train']} training and {number['val']} validation pictures")
+    number = {part: sum(counts[part].values()) for part in splits}
+    tested = f" and {number['test']} test" if "test" in number else ""
+    comma = "," if tested else " and"
+    print(
+        f"{data['root']}: {number['train']} training{comma} {number['val']} validation{tested} "
+        "images"
+    )
     for label in classes:
-        print(f"  {label}: {counts['train'].get(label, 0)} + {counts['val'].get(label, 0)}")
+        print(f"  {label}: " + " + ".join(str(counts[part].get(label, 0)) for part in splits))
     print(f"Checked: {found}")
+    for note in layout.notes:
+        print(f"note: {note}")
     others = Counter(path.suffix.lower() or path.name for path in _other_files(source))
     if others:
         listed = ", ".join(f"{count} {ending}" for ending, count in sorted(others.items()))
         print(f"note: files that are no pictures by their endings are left out ({listed})")
-    data = {"root": str(root), "upright": True}
-    recipe.write(args, out / f"{name}.yaml", "classification", data, number["train"])
+    recipe.write(
+        args, out / f"{name}.yaml", "classification", data | {"upright": True}, number["train"]
+    )
 
 
 def _classes(folder: Path) -> list[str]:
@@ -82,17 +99,18 @@ def _other_files(source: Path) -> Iterator[Path]:
     return (p for p in files if not is_picture(p) and not p.name.startswith("."))
 
 
-def _labels(folder: Path) -> list[str]:
-    return list_class_folders(folder)
-
-
-def _check(source: Path) -> None:
-    problems = verify_imagenet(source).problems
+def _check(layout: Layout) -> None:
+    names = [folder.name for folder in layout.splits.values()]
+    problems = verify_imagenet(layout.root, names).problems
     if problems:
         raise UserError("\n  ".join(problems))
 
 
-def _divide(source: Path, out: Path, args: argparse.Namespace) -> None:
+def _divide(layout: Layout, out: Path, args: argparse.Namespace) -> None:
+    """Keep a part of the training images for validation, and put a test split beside them."""
+    source = layout.splits.get("train", layout.root)
+    if "test" in layout.splits:
+        _check(layout)
     parts = {}
     for label in list_class_folders(source):
         pictures = list_pictures(source / label)
@@ -103,9 +121,13 @@ def _divide(source: Path, out: Path, args: argparse.Namespace) -> None:
             )
         parts[label] = split.split(pictures, args.val_share, args.seed)
     facts = {"source": str(source), "val_share": args.val_share, "seed": args.seed}
-    split.start_over(out, _SPLITS, facts)
+    split.start_over(out, SPLITS, facts)
     for label, divided in parts.items():
-        for part, pictures in zip(_SPLITS, divided, strict=True):
+        for part, pictures in zip(SPLITS, divided, strict=False):
             for picture in map(Path, pictures):
                 inside = picture.relative_to(source / label)
                 split.place(picture, out / part / label / inside, args.mode)
+    if "test" in layout.splits:
+        for picture in map(Path, list_pictures(layout.splits["test"])):
+            inside = picture.relative_to(layout.splits["test"])
+            split.place(picture, out / "test" / inside, args.mode)

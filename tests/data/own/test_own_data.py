@@ -58,7 +58,7 @@ def test_folders_are_split_checked_and_trainable(photos, tmp_path, capsys):
         (next(photos.iterdir()) / name).touch()
     assert main(["prepare", "from-folder", str(photos), "--out", str(out)]) == 0
     text = capsys.readouterr().out
-    assert "10 training and 3 validation pictures" in text
+    assert "10 training and 3 validation images" in text
     assert "all 13 pictures can be read (1 CMYK, 1 grey, 1 turned by EXIF)" in text
     assert "left out (2 .heic, 1 notes)" in text
     assert "InternImage-NANO, starts from scratch" in text
@@ -86,7 +86,7 @@ def test_folders_that_are_split_already_stay_where_they_are(photos, tmp_path, ca
             save(root / part / "ab"[number % 2] / f"{number}.png", seed=number)
     out = tmp_path / "out"
     assert main(["prepare", "from-folder", str(root), "--out", str(out), "--name", "x"]) == 0
-    assert "4 training and 4 validation pictures" in capsys.readouterr().out
+    assert "4 training and 4 validation images" in capsys.readouterr().out
     assert recipe_of(out / "x.yaml")["data"]["init_args"]["root"] == str(root)
     assert not (out / "train").exists()
 

@@ -1,0 +1,14 @@
+"""A callback that stops a prediction, for tests of what an interruption leaves."""
+
+from lightning.pytorch import Callback
+
+
+class InterruptSecondBatch(Callback):
+    """Raise what Ctrl-C or a fault raises when the second batch starts."""
+
+    def __init__(self, fault: bool = False) -> None:
+        self.fault = fault
+
+    def on_predict_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
+        if batch_idx == 1:
+            raise (RuntimeError("out of memory") if self.fault else KeyboardInterrupt)
