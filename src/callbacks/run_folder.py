@@ -117,6 +117,9 @@ class RunFolder(Callback):
             "Operator": _describe_operator(pl_module.device.type),
             "Results": "none (fast_dev_run)" if is_dry_run(trainer) else str(self.path),
         }
+        images = getattr(trainer.datamodule, "images_in_use", "")  # type: ignore[attr-defined]
+        if verb == "Training" and images:
+            rows["Images"] = images
         if self.resumed_from:
             rows["Checkpoint"] = self.resumed_from
         text = "\n".join(f"{name + ':':<12} {value}" for name, value in rows.items())

@@ -12,8 +12,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import DataLoader
 
+from src.data.absent_classes import look_for_classes
 from src.data.base import BaseDataModule, check
 from src.data.classes import read_class_names
 from src.data.datasets.image_folder import files_to_predict
@@ -27,6 +29,7 @@ from src.data.datasets.segmentation_folder import (
 )
 from src.data.label_maps import MAX_CLASSES
 from src.data.palettes import ADE20K_NAMES, Colour, ade20k_palette, distinct_palette
+from src.data.pictures import first_pictures, list_pictures
 from src.data.transforms.protocols import ViewsTransform
 from src.errors import UserError
 from src.types import IGNORE_LABEL
@@ -54,7 +57,8 @@ class ADE20KDataModule(BaseDataModule):
         class_values: Number of each class in the label maps, in label order, for numbers with gaps;
             default counts from 0 or, with ``reduce_zero_label``, from 1. 255 is unlabelled.
         class_names: Names of the classes in label order: a list, a text file with one name a line,
-            or ``"ade20k"``.
+            or ``"ade20k"``. Default: those of ADE20K, which other data refuse: where there are
+            training images and none is named as ADE20K's, the names must be given.
         palette: Red, green and blue of each class, 0 to 255. Default: ADE20K's for its classes,
             else generated.
         image_scale: Largest long and short side in pixels that pictures are scaled to.
@@ -96,7 +100,7 @@ class ADE20KDataModule(BaseDataModule):
         label_suffix: str = ".png",
         reduce_zero_label: bool = True,
         class_values: list[int] | None = None,
-        class_names: list[str] | str = "ade20k",
+        class_names: list[str] | str | None = None,
         palette: list[tuple[int, int, int]] | None = None,
         image_scale: tuple[int, int] = (2048, 512),
         ratio_range: tuple[float, float] = (0.5, 2.0),
@@ -174,8 +178,11 @@ class ADE20KDataModule(BaseDataModule):
 
     @cached_property
     def _names(self) -> list[str]:
-        if self._given_names == "ade20k":
+        if self._given_names is None:
+            self._check_is_ade20k()
+        if self._given_names in (None, "ade20k"):
             return list(ADE20K_NAMES)
+        assert self._given_names is not None
         names = read_class_names(self._given_names)
         most = MAX_CLASSES - self.reduce_zero_label  # 255 stays the value of unlabelled pixels
         check(len(names) <= most, "class_names", len(names), f"up to {most} names")
@@ -187,6 +194,24 @@ class ADE20KDataModule(BaseDataModule):
             f"one number for each of the {len(names)} classes",
         )
         return names
+
+    def _check_is_ade20k(self) -> None:
+        """Refuse to take other data for ADE20K.
+
+        Raises:
+            UserError: If there are training or validation images, and none has a name of ADE20K.
+        """
+        folders = (self.root / self.folders[split][0] for split in ("train", "val"))
+        names = (Path(path).name for folder in folders for path in first_pictures(folder))
+        first = next(names, None)
+        if first is None or any(name.startswith("ADE_") for name in (first, *names)):
+            return
+        raise UserError(
+            f"The images in {self.root} (such as {first}) are not ADE20K's, which are named "
+            "ADE_train_00000001.jpg, so their classes are not its 150 either: give data.class_names"
+            " (a list or a text file, in the order of the numbers in the label maps), or ade20k if "
+            "these are its classes. `python -m src prepare from-masks` writes a recipe with names."
+        )
 
     @property
     def class_names(self) -> list[str]:
@@ -226,7 +251,7 @@ class ADE20KDataModule(BaseDataModule):
             from src.data.transforms.segmentation import TrainTransform
 
             transform = TrainTransform(**self._train_options, **self._normalization)  # type: ignore[arg-type]
-            self._datasets["train"] = SegmentationTrainDataset(
+            dataset = SegmentationTrainDataset(
                 self._pairs("train"),
                 transform,
                 self.num_classes,
@@ -235,6 +260,10 @@ class ADE20KDataModule(BaseDataModule):
                 upright=self.upright,
                 broken_images=self.broken_images,
             )
+            dataset.left_out = self._without_suffix("train")
+            self._datasets["train"] = dataset
+            if getattr(rank_zero_only, "rank", 0) == 0:
+                self.warn_of_absent(*look_for_classes(dataset))
         if stage in ("fit", "validate"):
             self._datasets["val"] = self._labelled("val")
         if stage == "test":
@@ -268,6 +297,13 @@ class ADE20KDataModule(BaseDataModule):
     def _pairs(self, split: str) -> list[tuple[str, str]]:
         images, labels = self.folders[split]
         return find_pairs(self.root / images, self.root / labels, *self.suffixes)
+
+    def _without_suffix(self, split: str) -> dict[str, int]:
+        """Images that ``image_suffix`` leaves out, with the reason."""
+        ending = self.suffixes[0]
+        files = list_pictures(self.root / self.folders[split][0]) if ending else []
+        count = sum(not path.endswith(str(ending)) for path in files)
+        return {f"not ending in {ending} (data.image_suffix)": count} if count else {}
 
     def _labelled(self, split: str) -> SegmentationEvalDataset:
         return SegmentationEvalDataset(

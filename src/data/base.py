@@ -9,11 +9,12 @@ from __future__ import annotations
 import logging
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
 from lightning import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from src.data.datasets.readable import BrokenImages, ReadableImages
@@ -133,6 +134,37 @@ class BaseDataModule(LightningDataModule, ABC):
         return CountOnceSampler(
             dataset, self.eval_batch_size, trainer.world_size, trainer.global_rank
         )
+
+    @property
+    def images_in_use(self) -> str:
+        """How many images training and validation use, and which setting leaves out how many."""
+        parts: list[str] = []
+        for split, use in (("train", "training"), ("val", "validation")):
+            dataset = self._datasets.get(split)
+            if isinstance(dataset, ReadableImages):
+                reasons = [f"{n} {reason}" for reason, n in dataset.left_out.items()]
+                total = len(dataset) + sum(dataset.left_out.values())
+                of_all = f" of {total}" if reasons else ""
+                without = f" (left out: {'; '.join(reasons)})" if reasons else ""
+                parts.append(f"{len(dataset)}{of_all} for {use}{without}")
+        return ", ".join(parts)
+
+    def warn_of_absent(self, present: Collection[int], where: str, hint: str = "") -> None:
+        """Warn of classes that training cannot learn, because they never occur.
+
+        Args:
+            present: Labels that occur.
+            where: In what they do not occur, as it reads after "in".
+            hint: What may be the cause.
+        """
+        names = self.class_names
+        absent = [name for label, name in enumerate(names) if label not in present]
+        if absent:
+            listed = ", ".join(absent[:5]) + (", ..." if len(absent) > 5 else "")
+            rank_zero_warn(
+                f"{len(absent)} of the {len(names)} classes occur in {where} and cannot be learned:"
+                f" {listed}.{hint}"
+            )
 
     @property
     def unreadable(self) -> list[str]:

@@ -216,6 +216,8 @@ class COCODataModule(BaseDataModule):
                 broken_images=self.broken_images,
                 **self._filter,  # type: ignore[arg-type]
             )
+            file = self._file("train")
+            self.warn_of_absent(+file.objects_of_class, f"no usable object of {file.path}")
         if stage in ("fit", "validate"):
             self._datasets["val"] = self._evaluated("val")
         if stage == "test":

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,7 @@ class CocoFile:
         self._ends = np.cumsum([len(block) for block in blocks])
         self._block = np.frombuffer(b"".join(blocks), dtype=np.uint8)
         self.num_annotations = np.array([len(by_picture.get(p.id, [])) for p in self.pictures])
+        self.objects_of_class: Counter[int] = Counter()
         self.num_usable, self.left_out = self._report(by_picture, masks)
 
     @property
@@ -113,6 +114,7 @@ class CocoFile:
             for annotation in by_picture.get(picture.id, []):
                 reason = why_unusable(annotation, picture.size, masks)
                 usable += reason is None
+                self.objects_of_class[annotation["category_id"]] += reason is None
                 if reason not in (None, "crowd", "ignored"):
                     reasons[str(reason)].append(annotation.get("id"))
         for reason, ids in reasons.items():
@@ -125,6 +127,31 @@ class CocoFile:
                 shown,
             )
         return usable, {reason: len(ids) for reason, ids in reasons.items()}
+
+
+def images_to_learn(
+    file: CocoFile, *, keep_empty: bool, min_size: int
+) -> tuple[list[int], dict[str, int]]:
+    """Images of a file that training uses.
+
+    Args:
+        file: The annotations.
+        keep_empty: Keep images without annotations.
+        min_size: Smallest side in pixels.
+
+    Returns:
+        Their indices, and how many are left out for each reason, with the setting that does it.
+    """
+    kept: list[int] = []
+    left_out: Counter[str] = Counter()
+    for index, picture in enumerate(file.pictures):
+        if min(picture.size) < min_size:
+            left_out[f"with a side below {min_size} pixels (data.min_size)"] += 1
+        elif not (keep_empty or file.num_annotations[index]):
+            left_out["without annotations (data.keep_empty)"] += 1
+        else:
+            kept.append(index)
+    return kept, dict(left_out)
 
 
 def why_unusable(

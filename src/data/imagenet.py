@@ -161,7 +161,10 @@ class ImageNetDataModule(BaseDataModule):
             UserError: If a folder is missing or empty, or train and val do not fit.
         """
         if stage == "fit":
-            self._datasets["train"] = self._labelled("train", train=True)
+            dataset = self._labelled("train", train=True)
+            self._datasets["train"] = dataset
+            where = f"no folder of {self.root / self.splits['train']}"
+            self.warn_of_absent(set(dataset.labels.tolist()), where)
         if stage in ("fit", "validate"):
             self._datasets["val"] = self._labelled("val")
         if stage == "test":

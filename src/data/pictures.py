@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
+
+from src.errors import UserError
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
@@ -29,9 +32,14 @@ def list_pictures(root: str | Path) -> list[str]:
     return sorted(_walk(root))
 
 
+def first_pictures(root: str | Path, count: int = 100) -> list[str]:
+    """Some images under a folder, as `list_pictures` finds them; none if it does not exist."""
+    return list(itertools.islice(_walk(root), count)) if Path(root).is_dir() else []
+
+
 def _walk(root: str | Path) -> Iterator[str]:
     seen = set()
-    for folder, children, files in os.walk(root, followlinks=True):
+    for folder, children, files in os.walk(root, onerror=_refuse, followlinks=True):
         facts = Path(folder).stat()
         if (facts.st_dev, facts.st_ino) in seen:
             children.clear()
@@ -41,6 +49,11 @@ def _walk(root: str | Path) -> Iterator[str]:
         for name in files:
             if is_picture(name):
                 yield os.path.join(folder, name)  # noqa: PTH118 - a million strings, no Path objects
+
+
+def _refuse(error: OSError) -> None:
+    """A folder that cannot be listed may hold images, so it is not passed over."""
+    raise UserError(f"The folder {error.filename} cannot be read: {error.strerror}.") from error
 
 
 def list_class_folders(root: str | Path) -> list[str]:

@@ -165,6 +165,26 @@ def tensors_of(
     return tensors
 
 
+def class_names_of(content: Mapping[str, Any], source: str) -> tuple[str, ...]:
+    """Names of the classes that weights tell apart, where they are written down.
+
+    Checkpoints of a training run hold them; beside exported weights they are in ``config.json``.
+
+    Args:
+        content: What `read` returned.
+        source: The file it came from.
+    """
+    names = content.get("class_names")
+    config = Path(source).parent / "config.json"
+    if names is None and Path(source).name in _FOLDER_FILES and config.is_file():
+        try:
+            names = json.loads(config.read_text(encoding="utf-8")).get("class_names")
+        except (ValueError, AttributeError):  # a file of somebody else
+            return ()
+    is_list = isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)
+    return tuple(names) if is_list and names is not None else ()
+
+
 def _state_dict_in(
     content: Mapping[str, Any], order: Sequence[str], nesting: int
 ) -> dict[str, Tensor]:

@@ -36,6 +36,7 @@ class LoadReport:
         fresh: Names (ours) that keep their start values.
         unused: Names of the file that the network has no place for.
         notes: Sentences for the user; they have been logged.
+        class_names: Names of the classes in label order, if the source says them.
     """
 
     source: str
@@ -43,6 +44,7 @@ class LoadReport:
     fresh: tuple[str, ...]
     unused: tuple[str, ...]
     notes: tuple[str, ...]
+    class_names: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         counts = (f"{name}={len(getattr(self, name))}" for name in ("loaded", "fresh", "unused"))
@@ -104,6 +106,7 @@ def load_official(
         fresh=tuple(match.fresh),
         unused=tuple(match.unused),
         notes=tuple(match.notes),
+        class_names=checkpoints.class_names_of(content, name),
     )
 
 

@@ -119,6 +119,8 @@ class BaseTask(LightningModule):
             fresh = (name for name in report.fresh if not name.startswith("auxiliary_head."))
             self.random_weights = tuple(fresh)
             self._warn_of_random_values(report)
+            if report.class_names:
+                self._compare_classes(list(report.class_names), report.source)
         return network
 
     def _warn_of_random_values(self, report: LoadReport) -> None:
@@ -337,15 +339,29 @@ class BaseTask(LightningModule):
         data = getattr(self._trainer, "datamodule", None)
         return list(getattr(data, "class_names", []))
 
-    def _compare_classes(self, trained: list[str]) -> None:
-        """Warn where the data have other classes than the checkpoint, in as many places."""
-        pairs = zip(trained, self._class_names, strict=False)
-        other = [(old, new) for old, new in pairs if old != new]
-        if other:
-            rank_zero_warn(
-                f"The checkpoint was trained for other classes than those of the data: {len(other)}"
-                f" have other names, the first is {other[0][0]!r} there and {other[0][1]!r} here."
+    def _compare_classes(self, trained: list[str], source: str = "The checkpoint") -> None:
+        """Warn where the data have other classes than the weights, in as many places.
+
+        Raises:
+            UserError: If an evaluation or prediction would have the same names in another order.
+        """
+        now = self._class_names
+        other = [(old, new) for old, new in zip(trained, now, strict=False) if old != new]
+        if not other or (len(trained) != len(now) and source != "The checkpoint"):
+            return  # layers of another number of classes are not taken from weights
+        difference = (
+            f"{len(other)} have other names, the first is {other[0][0]!r} there and"
+            f" {other[0][1]!r} here"
+        )
+        if sorted(trained) == sorted(now) and not self._is_fitting:
+            raise UserError(
+                f"{source} was trained for the classes of the data in another order, so the results"
+                f" would have wrong names: {difference}. Give data.class_names in the order of the"
+                f" weights: {trained}."
             )
+        rank_zero_warn(
+            f"{source} was trained for other classes than those of the data: {difference}."
+        )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse weights of another network; continue without an average if none is kept now.

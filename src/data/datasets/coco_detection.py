@@ -23,6 +23,7 @@ from src.data.coco_json import (
     clipped_box,
     decode_mask,
     for_scoring,
+    images_to_learn,
     why_unusable,
 )
 from src.data.datasets.image_folder import files_to_predict
@@ -139,11 +140,7 @@ class COCOTrainDataset(_CocoPictures, Dataset[Sample]):
         masks: bool = True,
         broken_images: BrokenImages = "error",
     ) -> None:
-        indices = [
-            i
-            for i, picture in enumerate(file.pictures)
-            if (keep_empty or file.num_annotations[i]) and min(picture.size) >= min_size
-        ]
+        indices, left_out = images_to_learn(file, keep_empty=keep_empty, min_size=min_size)
         if not indices:
             raise UserError(
                 f"{file.path} has no picture with annotations and sides of at least {min_size} "
@@ -157,7 +154,7 @@ class COCOTrainDataset(_CocoPictures, Dataset[Sample]):
                 "configs/detection/dino_internimage_nano_laptop.yaml."
             )
         super().__init__(file, folder, indices, broken_images)
-        self.transform, self.masks = transform, masks
+        self.transform, self.masks, self.left_out = transform, masks, left_out
 
     def __getitem__(self, index: int) -> Sample:
         """Read and transform one picture; PyTorch's seed decides what is random.

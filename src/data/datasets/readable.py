@@ -41,6 +41,7 @@ class ReadableImages:
         self._broken = torch.zeros(len(paths), dtype=torch.bool).share_memory_()
         self.broken_images = broken_images
         self.upright = upright
+        self.left_out: dict[str, int] = {}  # of the files that there are, by reason
 
     def __len__(self) -> int:
         return len(self._paths)

@@ -74,6 +74,11 @@ def find_pairs(
                 "names (data.train_images, data.train_labels, data.val_images, data.val_labels)."
             )
     pictures = list_pictures(images)
+    if images.resolve() == labels.resolve() and image_suffix is None:
+        pictures = [path for path in pictures if not path.endswith(label_suffix)]
+    elif labels.resolve().is_relative_to(images.resolve()) and labels.resolve() != images.resolve():
+        inner = set(list_pictures(labels))
+        pictures = [path for path in pictures if path not in inner]
     if image_suffix is not None:
         pictures = [path for path in pictures if path.endswith(image_suffix)]
     if not pictures:
@@ -98,7 +103,9 @@ def find_pairs(
         picture, label = missing[0]
         raise UserError(
             f"{len(missing)} of {len(pairs)} pictures in {images} have no label map; the first is "
-            f"{picture}, whose label map should be {label}."
+            f"{picture}, whose label map should be {label}. "
+            "data.image_suffix and data.label_suffix say how the names end, such as .jpg and "
+            "_mask.png."
         )
     return pairs
 

@@ -1,0 +1,81 @@
+"""Which classes occur in label maps: wrong numbering shows as classes that never do."""
+
+from __future__ import annotations
+
+import os
+from multiprocessing.pool import ThreadPool
+
+import numpy as np
+
+from src.data.datasets.segmentation_folder import SegmentationTrainDataset
+from src.errors import UserError
+from src.types import IGNORE_LABEL
+
+_MOST = 1000
+_CHUNK = 50
+
+
+def look_for_classes(dataset: SegmentationTrainDataset) -> tuple[set[int], str, str]:
+    """Read label maps until every class has occurred, at most a thousand, evenly spaced.
+
+    Args:
+        dataset: Images and label maps for training.
+
+    Returns:
+        Labels that occur, what was looked at (as it reads after "occur in"), and a sentence about
+        the likely cause if some do not occur.
+
+    Raises:
+        UserError: If a label map is broken or holds what is no class, or none holds any class.
+    """
+    count = min(len(dataset), _MOST)
+    chosen = np.linspace(0, len(dataset) - 1, count).round().astype(int).tolist()
+    present: set[int] = set()
+    ignored = 0
+    with ThreadPool(os.cpu_count() or 1) as pool:  # PIL decodes outside Python's lock
+        for start in range(0, count, _CHUNK):
+            for labels, unlabelled in pool.map(
+                lambda index: _classes_of(dataset, index), chosen[start : start + _CHUNK]
+            ):
+                present |= labels
+                ignored += unlabelled
+            if len(present) == dataset.num_classes:
+                break
+    hint = _hint(dataset, ignored > 0)
+    if not present and count == len(dataset):
+        raise UserError(
+            f"None of the {count} training label maps (the first is {dataset.label_path(0)}) shows "
+            f"any class: every pixel is unlabelled.{hint}"
+        )
+    sample = "" if count == len(dataset) else f" that were looked at, of {len(dataset)},"
+    return present, f"none of the {count} training label maps{sample}", hint
+
+
+def _classes_of(dataset: SegmentationTrainDataset, index: int) -> tuple[set[int], bool]:
+    try:
+        found = set(np.unique(dataset.read_label(index)).tolist())
+    except UserError:
+        if dataset.broken_images == "error":
+            raise
+        return set(), False
+    return found - {IGNORE_LABEL}, IGNORE_LABEL in found
+
+
+def _hint(dataset: SegmentationTrainDataset, ignored: bool) -> str:
+    if dataset.class_values is not None:
+        return f" data.class_values is {list(dataset.class_values)}: the number of each class."
+    if dataset.reduce_zero_label:
+        return (
+            " data.reduce_zero_label is true: 0 is unlabelled and classes count from 1; set it to "
+            "false if the files count from 0."
+        )
+    unlabelled = (
+        " 255 is unlabelled; for black and white masks (0 and 255) make a recipe with `python -m "
+        "src prepare from-masks`."
+        if ignored
+        else ""
+    )
+    return (
+        " data.reduce_zero_label is false: classes count from 0; set it to true if 0 is "
+        f"unlabelled.{unlabelled}"
+    )
