@@ -1,4 +1,8 @@
-"""``prepare from-coco``: a COCO annotation file (or two) and the folder of its pictures."""
+"""``prepare from-coco``: COCO annotation files and the folders of their images.
+
+Either one file (a part is kept for validation), a file for training and one for validation, or a
+folder with a file for each split.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +12,20 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from src.data.coco_json import CocoFile, why_unusable
+from src.data.coco_json import CocoFile, images_to_learn, why_unusable
 from src.data.own import recipe, split
+from src.data.own.coco_layout import find_annotations, find_images, neighbours
 from src.data.own.survey import survey
 from src.errors import UserError
+
+_MIN_SIZE = 32  # pixels; data.min_size of the recipe
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     add = parser.add_argument
-    add("annotations", type=Path, help="COCO json with boxes and masks")
-    add("--images", type=Path, required=True, help="folder that its file names start in")
+    add("annotations", type=Path, help="COCO json, or a folder with one in train, valid, test")
+    add("--images", type=Path, help="folder that its file names start in (found nearby)")
     add("--val-annotations", type=Path, help="json of the validation pictures (default: a part)")
     add("--val-images", type=Path, help="folder of the validation pictures (that of --images)")
     split.add_arguments(parser)
@@ -32,46 +39,89 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         UserError: If a file is broken, a picture missing, or its size not that of the json.
     """
-    name, out = split.target(args, args.images)
-    train = CocoFile(args.annotations)
-    files = {"train": (args.annotations, args.images)}
-    if args.val_annotations:
-        files["val"] = (args.val_annotations, args.val_images or args.images)
-        _check_categories(train, CocoFile(args.val_annotations))
-    pictures = [
-        picture for path, images in files.values() for picture in _check_pictures(path, images)
-    ]
-    parts = ("annotations",)
-    facts = {"source": str(args.annotations), "val_share": args.val_share, "seed": args.seed}
-    split.start_over(out, parts, facts)
-    if not args.val_annotations:
-        files = _divide(args, out)
-    readers = {part: CocoFile(path) for part, (path, _) in files.items()}
-    learned = {part: _usable(reader) for part, reader in readers.items()}
-    if not any(learned["train"].values()):
+    files = _find_files(args)
+    name, out = split.target(args, _source(args, files))
+    annotations = files["train"][0]
+    train = CocoFile(annotations)
+    if not any(_usable(train).values()):
         raise UserError(
-            f"{args.annotations} has no object with a box and a mask; Mask R-CNN needs both. For "
+            f"{annotations} has no object with a box and a mask; Mask R-CNN needs both. For "
             "boxes alone take configs/detection/dino_internimage_nano_laptop.yaml "
             "with --data.train_annotations, --data.train_images and the same of val."
         )
+    for part in files.keys() - {"train"}:
+        _check_categories(train, CocoFile(files[part][0]))
+    pictures = [
+        picture for path, images in files.values() for picture in _check_pictures(path, images)
+    ]
+    facts = {"source": str(annotations), "val_share": args.val_share, "seed": args.seed}
+    split.start_over(out, ("annotations",), facts)
+    if "val" not in files:
+        divided = _divide(*files["train"], args, out)
+        files = {**divided, **({"test": files["test"]} if "test" in files else {})}
+    readers = {part: CocoFile(path) for part, (path, _) in files.items()}
+    learned = {part: _usable(reader) for part, reader in readers.items()}
+    kept, left_out = images_to_learn(readers["train"], keep_empty=False, min_size=_MIN_SIZE)
+    if not kept:
+        raise UserError(_nothing_left(readers["train"], left_out))
+    tested = f", {len(readers['test'].pictures)} test" if "test" in readers else ""
     print(
-        f"{out}: {len(readers['train'].pictures)} training and {len(readers['val'].pictures)} "
-        "validation pictures; objects:"
+        f"{out}: {len(kept)} training and {len(readers['val'].pictures)} validation{tested} images;"
+        " objects:"
     )
     for label in train.class_names:
-        print(f"  {label}: {learned['train'][label]} + {learned['val'][label]}")
+        print(f"  {label}: " + " + ".join(str(learned[part][label]) for part in files))
+    for reason, count in left_out.items():
+        total = len(readers["train"].pictures)
+        print(f"note: {count} of {total} training images are left out: {reason}")
     never = [label for label in train.class_names if not learned["train"][label]]
     if never:
         print(f"note: no training object of {', '.join(never)}: it cannot be learned")
     unseen = [label for label in train.class_names if not learned["val"][label]]
     if unseen:
         print(f"note: no validation object of {', '.join(unseen)}: the scores leave it out")
+    for other in [] if args.annotations.is_dir() else neighbours(args.annotations):
+        print(
+            f"note: {other} is not used; give {args.annotations.parent.parent} to take all splits"
+        )
     print(f"Checked: {survey(pictures)}")
     data: dict[str, Any] = {"root": "."}
     for part, (path, images) in files.items():
         data[f"{part}_images"] = str(images)
         data[f"{part}_annotations"] = str(path)
-    recipe.write(args, out / f"{name}.yaml", "detection", data, len(readers["train"].pictures))
+    recipe.write(args, out / f"{name}.yaml", "detection", data, len(kept))
+
+
+def _find_files(args: argparse.Namespace) -> dict[str, tuple[Path, Path]]:
+    """Annotation file and folder of images of each split that is given or found."""
+    if not args.annotations.is_dir():
+        images = args.images or find_images(args.annotations, args.annotations.parent)
+        files = {"train": (args.annotations, images)}
+        if args.val_annotations:
+            val = args.val_images or args.images
+            val = val or find_images(args.val_annotations, args.val_annotations.parent)
+            files["val"] = (args.val_annotations, val)
+        return files
+    if args.val_annotations or args.val_images:
+        raise UserError(
+            "--val-annotations and --val-images go with an annotation file; the splits of the "
+            f"folder {args.annotations} are found by their names."
+        )
+    found = find_annotations(args.annotations)
+    return {
+        part: (path, args.images or find_images(path, args.annotations))
+        for part, path in found.items()
+    }
+
+
+def _source(args: argparse.Namespace, files: dict[str, tuple[Path, Path]]) -> Path:
+    """What the dataset is called after, unless a name is given."""
+    return args.annotations if args.annotations.is_dir() else files["train"][1]
+
+
+def _nothing_left(file: CocoFile, left_out: dict[str, int]) -> str:
+    reasons = "; ".join(f"{count} {reason}" for reason, count in left_out.items())
+    return f"{file.path} has {len(file.pictures)} images, none of them for training: {reasons}."
 
 
 def _check_categories(train: CocoFile, val: CocoFile) -> None:
@@ -105,11 +155,13 @@ def _check_pictures(annotations: Path, images: Path) -> list[str]:
     return paths
 
 
-def _divide(args: argparse.Namespace, out: Path) -> dict[str, tuple[Path, Path]]:
-    content = json.loads(args.annotations.read_bytes())
+def _divide(
+    annotations: Path, images: Path, args: argparse.Namespace, out: Path
+) -> dict[str, tuple[Path, Path]]:
+    content = json.loads(annotations.read_bytes())
     numbers = [picture["id"] for picture in content["images"]]
     if len(numbers) < 2:
-        raise UserError(f"{args.annotations} has one picture; two are needed, one to check with.")
+        raise UserError(f"{annotations} has one picture; two are needed, one to check with.")
     files = {}
     for part, chosen in zip(
         ("train", "val"), split.split(numbers, args.val_share, args.seed), strict=True
@@ -122,7 +174,7 @@ def _divide(args: argparse.Namespace, out: Path) -> dict[str, tuple[Path, Path]]
             "annotations": [a for a in content["annotations"] if a["image_id"] in kept],
         }
         path.write_text(json.dumps(content | selected, ensure_ascii=False), encoding="utf-8")
-        files[part] = (path, args.images)
+        files[part] = (path, images)
     return files
 
 
