@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
 
 from src.data.aspect_ratio import AspectRatioSampler
@@ -216,6 +217,11 @@ class COCODataModule(BaseDataModule):
                 broken_images=self.broken_images,
                 **self._filter,  # type: ignore[arg-type]
             )
+            if not any(self._file("val").num_annotations):
+                rank_zero_warn(
+                    f"{self._path('val')} has no annotations, so every AP will be -1 and no "
+                    "checkpoint is better than another."
+                )
             file = self._file("train")
             self.warn_of_absent(+file.objects_of_class, f"no usable object of {file.path}")
         if stage in ("fit", "validate"):

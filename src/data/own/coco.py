@@ -95,6 +95,9 @@ def run(args: argparse.Namespace) -> None:
 def _find_files(args: argparse.Namespace) -> dict[str, tuple[Path, Path]]:
     """Annotation file and folder of images of each split that is given or found."""
     if not args.annotations.is_dir():
+        for path in filter(None, (args.annotations, args.val_annotations)):
+            if not path.is_file():
+                raise UserError(f"The annotation file {path} does not exist.")
         images = args.images or find_images(args.annotations, args.annotations.parent)
         files = {"train": (args.annotations, images)}
         if args.val_annotations:

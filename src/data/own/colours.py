@@ -97,7 +97,13 @@ def read_colours(path: Path) -> Colours:
     names: list[str] = []
     values: list[Colour] = []
     unlabelled: set[Colour] = set()
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"The colour table {path} is not UTF-8 text; write lines `#rrggbb name`."
+        ) from error
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         match = _LINE.fullmatch(line.strip())

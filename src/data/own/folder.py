@@ -37,7 +37,8 @@ def run(args: argparse.Namespace) -> None:
     """
     source: Path = args.folder
     if not source.is_dir():
-        raise UserError(f"The folder {source} does not exist. Expected is {source}/<class>/*.jpg.")
+        state = "is a file" if source.exists() else "does not exist"
+        raise UserError(f"The folder {source} {state}. Expected are folders <class>/*.jpg in it.")
     name, out = split.target(args, source)
     layout = find_layout(source)
     splits = layout.splits

@@ -57,6 +57,11 @@ def target(args: argparse.Namespace, source: Path) -> tuple[str, Path]:
     out = Path(args.out) if args.out else DEFAULT_PARENT / name
     if out.resolve() == source.resolve():
         raise UserError(f"--out {out} is the source itself, which is never changed; name another.")
+    if out.resolve().is_relative_to(source.resolve()):
+        raise UserError(
+            f"--out {out} lies in the source {source}, so the next run would take it for data; "
+            "name a folder elsewhere."
+        )
     if out.exists() and not (out / RECORD).is_file() and (out.is_file() or any(out.iterdir())):
         raise UserError(
             f"{out} exists and was not made by this command, so it is left alone; name another "
@@ -67,12 +72,17 @@ def target(args: argparse.Namespace, source: Path) -> tuple[str, Path]:
 
 def start_over(out: Path, parts: Sequence[str], facts: dict[str, Any]) -> None:
     """Empty ``parts`` of a folder made before and note what it is made from."""
-    for part in parts:
-        if (out / part).is_dir():
-            shutil.rmtree(out / part)
-    out.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(facts, ensure_ascii=False, indent=1)
-    (out / RECORD).write_text(text + "\n", encoding="utf-8")
+    try:
+        for part in parts:
+            if (out / part).is_dir():
+                shutil.rmtree(out / part)
+        out.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(facts, ensure_ascii=False, indent=1)
+        (out / RECORD).write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"The folder {out} cannot be made: {error.strerror}. Name another with --out."
+        ) from error
 
 
 def split(items: Sequence[str], val_share: float, seed: int) -> tuple[list[str], list[str]]:
