@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from src.models import InternImage, InternImageBackbone
+from tests.official import OfficialNumbers
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 RENAMED_AWAY = ("core_op", "with_cp", "type", "norm_layer", "level2_post_norm")
@@ -53,6 +54,11 @@ class OfficialRun:
     spec: dict
     arrays: dict[str, torch.Tensor]
     prefix: str
+
+    @property
+    def numbers(self) -> OfficialNumbers:
+        """What came out, with what float32 makes of it."""
+        return OfficialNumbers(self.arrays, self.spec["f32_vs_f64"])
 
     def build(self, dtype=torch.float32, **changes):
         kind = InternImageBackbone if self.prefix else InternImage

@@ -1,13 +1,16 @@
-"""Networks with official weights give the official numbers, in float64 and float32."""
+"""Networks with official weights give the official numbers, in float64 and float32.
+
+Bounds: see ``tests/official.py``.
+"""
 
 from functools import cache
 
 import pytest
 import torch
-from torch.testing import assert_close
 
 from src.models.official_names import official_names
 from src.models.weights import load_official
+from tests.models.steps import run_in_steps
 
 WITH_BATCH_NORM = ["t_like", "b_like", "l_like", "t_like_remove_center"]
 CLASSIFIERS = [*WITH_BATCH_NORM, "h_like", "g_like"]
@@ -21,80 +24,67 @@ def loaded(run, dtype):
     return network.eval()
 
 
+def check_forward(run, network, dtype):
+    """Compare the logits of a classifier, and the feature maps inside."""
+    maps = {}
+
+    def keep(key):
+        return lambda module, inputs, output: maps.update({key: output})
+
+    hooks = [network.patch_embed.register_forward_hook(keep("feat/patch_embed"))]
+    for i, stage in enumerate(network.levels):
+        hook = stage.blocks[-1].register_forward_hook(keep(f"feat/level{i}_last_block"))
+        hooks.append(hook)
+    with torch.no_grad():
+        logits = network(run.input("image", dtype))
+    for hook in hooks:
+        hook.remove()
+    assert set(maps) == {key for key in run.arrays if key.startswith("feat/")}
+    for key, value in maps.items():
+        run.numbers.check(value, key)
+    run.numbers.check(logits, "logits")
+
+
+def check_training(run, network, exact, share=None):
+    """Compare gradients; those of float32 given the values of a float64 network, ``exact``."""
+    images = []
+
+    def loss(network):
+        dtype = network.head.weight.dtype
+        images.append(run.input("image", dtype).requires_grad_())
+        return (network(images[-1]) * run.input("grad_logits", dtype)).sum()
+
+    network.zero_grad()
+    run_in_steps(loss, network, exact, share or run.numbers.forward_share).backward()
+    names = official_names(network)
+    gradients = {names[key]: p.grad for key, p in network.named_parameters()}
+    assert set(run.spec["param_order"]) == set(gradients)
+    run.numbers.check_gradient_norms(gradients, run.spec["param_order"])
+    run.numbers.check_gradients(gradients | {"image": images[-1].grad})
+
+
 @pytest.fixture(scope="module")
-def outcome(official_run):
-    """Logits, inner maps and gradients of one forward and backward pass, by official name."""
+def classifier(official_run):
+    """A reference run and the network of one dtype."""
 
     @cache
-    def compute(name, dtype):
+    def read(name, dtype):
         run = official_run(f"cls_{name}")
-        network = loaded(run, dtype)
-        maps = {}
+        return run, loaded(run, dtype)
 
-        def keep(key):
-            return lambda module, inputs, output: maps.update({key: output.detach()})
-
-        network.patch_embed.register_forward_hook(keep("feat/patch_embed"))
-        for i, stage in enumerate(network.levels):
-            stage.blocks[-1].register_forward_hook(keep(f"feat/level{i}_last_block"))
-        image = run.input("image", dtype).requires_grad_()
-        logits = network(image)
-        (logits * run.input("grad_logits", dtype)).sum().backward()
-        names = official_names(network)
-        gradients = {names[k]: p.grad for k, p in network.named_parameters()}
-        return run, logits, maps, gradients | {"image": image.grad}
-
-    return compute
-
-
-def check(actual, expected, dtype):
-    """Compare at the precision of the run and of the stored reference."""
-    scale = max(1.0, expected.abs().max().item())
-    if dtype == torch.float32:
-        atol = 2e-5 * scale
-    else:
-        atol = 1e-9 if expected.dtype == torch.float64 else 6e-8 * scale
-    assert_close(actual.detach().double(), expected.double(), rtol=0, atol=atol)
+    return read
 
 
 @DTYPES
 @each_classifier
-def test_logits(outcome, name, dtype):
-    run, logits, _, _ = outcome(name, dtype)
-    check(logits, run.arrays["logits"], dtype)
-    if dtype == torch.float32:
-        check(logits, run.arrays["logits_f32"], dtype)
+def test_logits_and_feature_maps(classifier, name, dtype):
+    check_forward(*classifier(name, dtype), dtype)
 
 
 @DTYPES
 @each_classifier
-def test_maps_inside(outcome, name, dtype):
-    run, _, maps, _ = outcome(name, dtype)
-    expected = {k: v for k, v in run.arrays.items() if k.startswith("feat/")}
-    assert set(maps) == set(expected)
-    for key, value in expected.items():
-        check(maps[key], value, dtype)
-
-
-@DTYPES
-@each_classifier
-def test_gradients(outcome, name, dtype):
-    run, _, _, gradients = outcome(name, dtype)
-    stored = {k.removeprefix("grad/"): v for k, v in run.arrays.items() if k.startswith("grad/")}
-    assert len(stored) > 10
-    for key, expected in stored.items():
-        check(gradients[key], expected, dtype)
-
-
-@DTYPES
-@each_classifier
-def test_gradient_norms_of_all_parameters(outcome, name, dtype):
-    run, _, _, gradients = outcome(name, dtype)
-    assert set(run.spec["param_order"]) == set(gradients) - {"image"}
-    norms = torch.stack([gradients[key].norm().double() for key in run.spec["param_order"]])
-    # The key bias cancels in the softmax: its gradient is rounding noise around zero.
-    rtol, atol = (1e-4, 1e-6) if dtype == torch.float32 else (1e-9, 1e-12)
-    assert_close(norms, run.arrays["grad_norms"].double(), rtol=rtol, atol=atol)
+def test_gradients(classifier, name, dtype):
+    check_training(*classifier(name, dtype), classifier(name, torch.float64)[1])
 
 
 @DTYPES
@@ -102,23 +92,24 @@ def test_gradient_norms_of_all_parameters(outcome, name, dtype):
 def test_training_mode_uses_batch_statistics(official_run, name, dtype):
     run = official_run(f"cls_{name}")
     network = loaded(run, dtype).train()
-    check(network(run.input("image", dtype)), run.arrays["logits_train_mode"], dtype)
+    run.numbers.check(network(run.input("image", dtype)), "logits_train_mode")
     norm = network.conv_head.norm
     for statistic in ("running_mean", "running_var"):
-        expected = run.arrays[f"train_mode/conv_head.1.0.{statistic}"]
-        check(getattr(norm, statistic), expected, dtype)
+        run.numbers.check(getattr(norm, statistic), f"train_mode/conv_head.1.0.{statistic}")
+
+
+def check_backbone(run, network, dtype):
+    """Compare the feature maps that a backbone returns."""
+    with torch.no_grad():
+        features = network(run.input("image", dtype))
+    assert len(features) == 4
+    for i, value in enumerate(features):
+        run.numbers.check(value, f"feat{i}")
+        run.numbers.check_summary(value, f"feat{i}")
 
 
 @DTYPES
 @pytest.mark.parametrize("name", ["t", "b", "l", "h", "g"])
 def test_backbone_maps(official_run, name, dtype):
     run = official_run(f"backbone_det_{name}")
-    maps = loaded(run, dtype)(run.input("image", dtype))
-    assert len(maps) == 4
-    for i, value in enumerate(maps):
-        check(value, run.arrays[f"feat{i}"], dtype)
-        summary = torch.stack([value.double().sum(), value.double().norm()])
-        # Sums of up to 12,288 values of which each may be off by the tolerance above.
-        tolerance = 1e-11 if dtype == torch.float64 else 2e-5
-        expected = run.arrays[f"feat{i}_sum_norm"]
-        assert_close(summary, expected, rtol=0, atol=tolerance * value.numel())
+    check_backbone(run, loaded(run, dtype), dtype)

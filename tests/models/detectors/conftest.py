@@ -12,6 +12,7 @@ from src.models import InternImageBackbone
 from src.models.detectors import CascadeMaskRCNN, MaskRCNN
 from src.models.weights import load_official
 from tests.models.conftest import name_noise, name_weight
+from tests.official import OfficialNumbers
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 SIZES = [(92, 120), (80, 128)]
@@ -42,8 +43,13 @@ class OfficialDetector:
     image: torch.Tensor
     targets: list[dict]
     fixed_proposals: list[torch.Tensor]
-    arrays: dict[str, np.ndarray]
+    numbers: OfficialNumbers
     param_order: list[str]
+
+    @property
+    def arrays(self):
+        """Everything stored, by name."""
+        return self.numbers.arrays
 
 
 def read_run(name: str, dtype: torch.dtype) -> OfficialDetector:
@@ -62,7 +68,7 @@ def read_run(name: str, dtype: torch.dtype) -> OfficialDetector:
         image.to(dtype),
         [read_target(arrays, i) for i in range(2)],
         [torch.from_numpy(arrays[f"fixed_proposals{i}"]).to(dtype) for i in range(2)],
-        arrays,
+        OfficialNumbers.read(spec, arrays),
         spec["param_order"],
     )
 

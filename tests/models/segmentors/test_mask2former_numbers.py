@@ -1,17 +1,21 @@
-"""Mask2Former with official weights gives the official masks, scores, losses and gradients."""
+"""Mask2Former with official weights gives the official masks, scores, losses and gradients.
 
-from functools import partial
+Bounds: see ``tests/official.py``.
+"""
+
+from functools import cache, partial
 
 import pytest
 import torch
-from torch.testing import assert_close
 
 from src.losses.mask_set import MaskSetLoss, mask_targets, query_classes
 from src.models import InternImageBackbone, Mask2Former, Mask2FormerHead
 from src.models.official_names import official_names
 from src.models.segmentors import picture_probabilities
 from src.models.weights import load_official
-from tests.models.conftest import name_noise
+from tests.models.conftest import load_run, name_noise
+from tests.models.steps import run_in_steps
+from tests.official import check_choice
 
 LAYERS = 5
 HEAD = {
@@ -43,18 +47,7 @@ class FixedPoints(MaskSetLoss):
         return torch.from_numpy((noise + 1) / 2).to(like).view(shape)
 
 
-@pytest.fixture(scope="module", params=[torch.float64, torch.float32], ids=["fp64", "fp32"])
-def dtype(request):
-    return request.param
-
-
-@pytest.fixture(scope="module")
-def run(official_run):
-    return official_run("mask2former_h")
-
-
-@pytest.fixture(scope="module")
-def network(run, dtype):
+def loaded(run, dtype):
     network = Mask2Former(
         12, partial(InternImageBackbone, **BACKBONE), partial(Mask2FormerHead, **HEAD)
     )
@@ -64,95 +57,116 @@ def network(run, dtype):
     return network.eval()
 
 
-def check(actual, expected, dtype, atol):
-    """Compare at the precision of the run and of the stored reference."""
-    if dtype == torch.float64:
-        scale = max(1.0, expected.abs().max().item())
-        atol = (1e-9 if expected.dtype == torch.float64 else 6e-8) * scale
-    assert_close(actual.detach().double(), expected.double(), rtol=0, atol=atol)
+@pytest.fixture(scope="module", params=[torch.float64, torch.float32], ids=["fp64", "fp32"])
+def dtype(request):
+    return request.param
 
 
-def check_summary(actual, expected, dtype, per_value):
-    """Compare the sum and the norm of a whole array."""
-    summary = torch.stack([actual.double().sum(), actual.double().norm()]).detach()
-    each = 1e-11 if dtype == torch.float64 else per_value
-    assert_close(summary, expected, rtol=0, atol=each * actual.numel())
+@pytest.fixture(scope="module")
+def run():
+    return load_run("mask2former_h")
+
+
+@pytest.fixture(scope="module")
+def network_of(run):
+    return cache(partial(loaded, run))
+
+
+@pytest.fixture(scope="module")
+def network(network_of, dtype):
+    return network_of(dtype)
 
 
 @torch.no_grad()
-def test_every_stored_array(run, network, dtype):
+def check_forward(run, network, dtype):
+    """Compare the maps of the pixel decoder, the predictions of every layer and the scores."""
     features = network.backbone(run.input("image", dtype))
     for i, value in enumerate(features):
-        check_summary(value, run.arrays[f"feat{i}_sum_norm"], dtype, 2e-5)
+        run.numbers.check_summary(value, f"feat{i}")
     mask_features, memory = network.decode_head.pixel_decoder(features)
     named = {"mask_features": mask_features, **{f"memory{i}": x for i, x in enumerate(memory)}}
     for name, value in named.items():
-        check(value[:, ::8, ::2, ::2], run.arrays[f"{name}_sub"], dtype, 3e-5)
-        check_summary(value, run.arrays[f"{name}_sum_norm"], dtype, 3e-5)
+        run.numbers.check(value[:, ::8, ::2, ::2], name, f"{name}_sub")
+        run.numbers.check_summary(value, name)
     predictions = network.decode_head.predict(features)
     assert len(predictions) == LAYERS
     for i, (classes, masks) in enumerate(predictions):
-        check(classes, run.arrays[f"cls{i}"], dtype, 3e-5)
-        check(masks[:, ::4, ::2, ::2], run.arrays[f"mask{i}_sub"], dtype, 1e-4)
-        check_summary(masks, run.arrays[f"mask{i}_sum_norm"], dtype, 1e-4)
+        run.numbers.check(classes, f"cls{i}")
+        run.numbers.check(masks[:, ::4, ::2, ::2], f"mask{i}", f"mask{i}_sub")
+        run.numbers.check_summary(masks, f"mask{i}")
     scores = network.decode_head(features)
-    check(scores, run.arrays["semantic"], dtype, 3e-5)
-    check_summary(scores, run.arrays["semantic_sum_norm"], dtype, 3e-5)
+    run.numbers.check(scores, "semantic")
+    run.numbers.check_summary(scores, "semantic")
+
+
+def test_every_stored_array(run, network_of, dtype):
+    # Which pixels a query attends to hangs on the sign of mask logits.
+    run_in_steps(
+        lambda network: check_forward(run, network, next(network.parameters()).dtype),
+        network_of(dtype),
+        network_of(torch.float64),
+        run.numbers.forward_share,
+    )
 
 
 @torch.no_grad()
 def test_probabilities_of_whole_pictures(run, network, dtype):
     probability = picture_probabilities(network, [run.input("image", dtype)], (75, 110))
-    check(probability[:, :, ::4, ::4], run.arrays["whole_prob_sub"], dtype, 3e-6)
-    check_summary(probability, run.arrays["whole_prob_sum_norm"], dtype, 3e-6)
-    assert torch.equal(probability.argmax(1), run.arrays["whole_prob_argmax"].long())
+    run.numbers.check(probability[:, :, ::4, ::4], "whole_prob", "whole_prob_sub")
+    run.numbers.check_summary(probability, "whole_prob")
+    bound = run.numbers.bound("whole_prob")
+    check_choice(probability, run.arrays["whole_prob_argmax"], bound)
 
 
 @torch.no_grad()
-def test_classes_are_matched_with_the_official_queries(run, network, dtype):
+def test_classes_are_matched_with_the_official_queries(run, network_of, dtype):
     label = run.arrays["label"].long()
     assert (label == 255).any()
     targets = [mask_targets(picture, dtype) for picture in label]
     for i, target in enumerate(targets):
         assert torch.equal(target.classes, run.arrays[f"gt_labels{i}"])
-    loss = FixedPoints(num_points=112)
-    predictions = network.decode_head.predict(network.backbone(run.input("image", dtype)))
-    assigned = []
+    predictions = run_in_steps(
+        lambda network: network.decode_head.predict(
+            network.backbone(run.input("image", next(network.parameters()).dtype))
+        ),
+        network_of(dtype),
+        network_of(torch.float64),
+        run.numbers.forward_share,
+    )
+    loss, assigned = FixedPoints(num_points=112), []
     for classes, masks in predictions:
         pairs = [loss.match(*x) for x in zip(classes, masks, targets, strict=True)]
         assigned.append(query_classes(classes, targets, pairs))
     assert torch.equal(torch.stack(assigned), run.arrays["assigned_labels"])
 
 
-@pytest.fixture
-def trainable(network):
-    """The network gives what its loss needs, with drop path as in evaluation."""
-    network.training = True
-    # oneDNN's fast convolutions round so coarsely that some ReLU inputs change sign.
-    with torch.backends.mkldnn.flags(enabled=False):
-        yield network
-    network.eval().zero_grad()
-
-
 def official_loss_name(name):
     kind = {"class": "cls"}.get(name.rpartition("_")[2], name.rpartition("_")[2])
     layer = f"d{name[len('layer')]}." if name.startswith("layer") else ""
-    return f"loss/decode.{layer}loss_{kind}"
+    return f"decode.{layer}loss_{kind}"
 
 
-def test_losses_and_gradients(run, trainable, dtype):
-    outputs = trainable(run.input("image", dtype))
-    losses = FixedPoints(num_points=112)(outputs, run.arrays["label"].long())
-    stored = {name: value for name, value in run.arrays.items() if name.startswith("loss/")}
-    assert {official_loss_name(name) for name in losses} == stored.keys()
-    rtol = 1e-5 if dtype == torch.float32 else 1e-11
-    for name, value in losses.items():
-        expected = stored[official_loss_name(name)][0]
-        assert_close(value.double(), expected, rtol=rtol, atol=0, msg=name)
+def check_training(run, network, exact, share=None):
+    """Compare losses and gradients, with drop path as in evaluation.
 
-    sum(losses.values()).backward()
-    names = official_names(trainable)
-    gradients = {names[k]: p.grad for k, p in trainable.named_parameters()}
-    norms = [gradients[name].double().norm() for name, _, _ in run.spec["state_dict"]]
-    rtol = 1e-4 if dtype == torch.float32 else 1e-9
-    assert_close(torch.stack(norms), run.arrays["grad_norms"], rtol=rtol, atol=1e-9)
+    Those of float32 are compared given the values of a float64 network, ``exact``.
+    """
+    label = run.arrays["label"].long()
+
+    def losses(network):
+        network.training = True  # only at the top: it then gives what its loss needs
+        outputs = network(run.input("image", next(network.parameters()).dtype))
+        network.training = False
+        return FixedPoints(num_points=112)(outputs, label)
+
+    network.zero_grad()
+    found = run_in_steps(losses, network, exact, share or run.numbers.forward_share)
+    run.numbers.check_losses({official_loss_name(k): v for k, v in found.items()}, "loss/")
+    sum(found.values()).backward()
+    names = official_names(network)
+    gradients = {names[key]: p.grad for key, p in network.named_parameters()}
+    run.numbers.check_gradient_norms(gradients, [name for name, *_ in run.spec["state_dict"]])
+
+
+def test_losses_and_gradients(run, network_of, dtype):
+    check_training(run, network_of(dtype), network_of(torch.float64))

@@ -1,19 +1,31 @@
-"""UPerNet with official weights gives the official scores, probabilities, losses and gradients."""
+"""UPerNet with official weights gives the official scores, probabilities, losses and gradients.
 
-from functools import partial
+Bounds: see ``tests/official.py``.
+"""
+
+from functools import cache, partial
 
 import pytest
 import torch
 from torch import nn
-from torch.testing import assert_close
 
 from src.losses.segmentation import SegmentationLoss
 from src.models import InternImageBackbone
 from src.models.official_names import official_names
 from src.models.segmentors import Segmentor, SlidingWindow, picture_probabilities, slide_logits
 from src.models.weights import load_official
+from tests.models.conftest import load_run
+from tests.models.steps import run_in_steps
+from tests.official import check_choice
 
 WINDOW = SlidingWindow(crop_size=(64, 64), stride=(42, 42))
+
+
+def loaded(run, dtype):
+    backbone = partial(InternImageBackbone, layer_scale=1.0, **run.spec["backbone_overrides"])
+    network = Segmentor(150, backbone).to(dtype)
+    load_official(network, run.weights())
+    return network.eval()
 
 
 @pytest.fixture(scope="module", params=[torch.float64, torch.float32], ids=["fp64", "fp32"])
@@ -22,41 +34,34 @@ def dtype(request):
 
 
 @pytest.fixture(scope="module")
-def run(official_run):
-    return official_run("upernet_t")
+def run():
+    return load_run("upernet_t")
 
 
 @pytest.fixture(scope="module")
-def network(run, dtype):
-    backbone = partial(InternImageBackbone, layer_scale=1.0, **run.spec["backbone_overrides"])
-    network = Segmentor(150, backbone).to(dtype)
-    load_official(network, run.weights())
-    return network.eval()
+def network_of(run):
+    return cache(partial(loaded, run))
 
 
-def check(actual, expected, dtype, atol=3e-5):
-    """Compare at the precision of the run and of the stored reference."""
-    scale = max(1.0, expected.abs().max().item())
-    if dtype == torch.float64:
-        atol = 1e-9 if expected.dtype == torch.float64 else 6e-8
-    assert_close(actual.detach().double(), expected.double(), rtol=0, atol=atol * scale)
+@pytest.fixture(scope="module")
+def network(network_of, dtype):
+    return network_of(dtype)
 
 
-def check_summary(actual, expected, dtype, per_value):
-    """Compare the sum and the norm of a whole array."""
-    summary = torch.stack([actual.double().sum(), actual.double().norm()]).detach()
-    each = 1e-11 if dtype == torch.float64 else per_value
-    assert_close(summary, expected, rtol=0, atol=each * actual.numel())
+@torch.no_grad()
+def check_forward(run, network, dtype):
+    """Compare the logits of both heads."""
+    features = network.backbone(run.input("image", dtype))
+    for i, value in enumerate(features):
+        run.numbers.check_summary(value, f"feat{i}")
+    decode = network.decode_head(features)
+    run.numbers.check(decode[:, ::5], "decode_logits", "decode_logits_ch5")
+    run.numbers.check_summary(decode, "decode_logits")
+    run.numbers.check(network.auxiliary_head(features), "aux_logits")
 
 
 def test_features_and_logits(run, network, dtype):
-    features = network.backbone(run.input("image", dtype))
-    for i, value in enumerate(features):
-        check_summary(value, run.arrays[f"feat{i}_sum_norm"], dtype, 2e-5)
-    decode = network.decode_head(features)
-    check(decode[:, ::5], run.arrays["decode_logits_ch5"], dtype)
-    check_summary(decode, run.arrays["decode_logits_sum_norm"], dtype, 3e-5)
-    check(network.auxiliary_head(features), run.arrays["aux_logits"], dtype)
+    check_forward(run, network, dtype)
 
 
 @pytest.mark.parametrize(
@@ -69,73 +74,69 @@ def test_features_and_logits(run, network, dtype):
 @torch.no_grad()
 def test_probabilities_of_whole_pictures(run, network, dtype, name, size, options):
     probability = picture_probabilities(network, [run.input("image", dtype)], size, **options)
-    check_probability(probability, run, name, dtype)
+    check_scores(run, probability, name, 4)
 
 
 @torch.no_grad()
 def test_probabilities_of_a_sliding_window(run, network, dtype):
     views = [run.input("image_slide", dtype)]
     probability = picture_probabilities(network, views, (120, 139), window=WINDOW, flipped=[True])
-    check_probability(probability, run, "slide_prob_flip", dtype)
-    check_probability(probability.flip(-1), run, "slide_prob", dtype)
+    check_scores(run, probability, "slide_prob_flip", 4)
+    check_scores(run, probability.flip(-1), "slide_prob", 4)
 
 
-def check_probability(probability, run, name, dtype):
-    check(probability[:, ::10, ::4, ::4], run.arrays[f"{name}_sub"], dtype, 1e-6)
-    check_summary(probability, run.arrays[f"{name}_sum_norm"], dtype, 1e-6)
-    assert torch.equal(probability.argmax(1), run.arrays[f"{name}_argmax"].long())
+def check_scores(run, scores, name, step):
+    run.numbers.check(scores[:, ::10, ::step, ::step], name, f"{name}_sub")
+    run.numbers.check_summary(scores, name)
+    check_choice(scores, run.arrays[f"{name}_argmax"], run.numbers.bound(name))
 
 
 @pytest.mark.slow
 @torch.no_grad()
 def test_sliding_logits(run, network, dtype):
     logits = slide_logits(network, run.input("image_slide", dtype), WINDOW)
-    check(logits[:, ::10, ::4, ::4], run.arrays["slide_logits_sub"], dtype)
-    check_summary(logits, run.arrays["slide_logits_sum_norm"], dtype, 3e-5)
-    assert torch.equal(logits.argmax(1), run.arrays["slide_logits_argmax"].long())
+    check_scores(run, logits, "slide_logits", 4)
 
 
-@pytest.fixture
-def trainable(network):
-    """The network gives both heads, with batch norm, dropout and drop path as in evaluation."""
-    network.training = True
-    # oneDNN's fast convolutions round so coarsely that some ReLU inputs change sign.
-    with torch.backends.mkldnn.flags(enabled=False):
-        yield network
-    network.eval().zero_grad()
+def check_training(run, network, exact, share=None):
+    """Compare losses and gradients, with batch norm, dropout and drop path as in evaluation.
 
-
-def test_losses_and_gradients(run, trainable, dtype):
+    Those of float32 are compared given the values of a float64 network, ``exact``.
+    """
     label = run.arrays["label"][:, 0].long()
     assert (label == 255).any()
-    outputs = trainable(run.input("image", dtype))
-    losses = SegmentationLoss()(outputs, label)
-    rtol = 1e-5 if dtype == torch.float32 else 1e-11
-    for ours, official in (("loss_decode", "decode.loss_ce"), ("loss_aux", "aux.loss_ce")):
-        expected = run.arrays[f"loss/{official}"][0]
-        assert_close(losses[ours].double(), expected, rtol=rtol, atol=0)
+    outputs = []
 
-    sum(losses.values()).backward()
-    names = official_names(trainable)
-    gradients = {names[k]: p.grad for k, p in trainable.named_parameters()}
-    stored = {k.removeprefix("grad/"): v for k, v in run.arrays.items() if k.startswith("grad/")}
-    assert len(stored) == 10
-    for name, expected in stored.items():
-        atol = (1e-5 if dtype == torch.float32 else 1e-10) * expected.abs().max().item()
-        assert_close(gradients[name].double(), expected, rtol=0, atol=atol)
-    norms = torch.stack([gradients[name].double().norm() for name in run.spec["param_order"]])
-    rtol = 1e-4 if dtype == torch.float32 else 1e-9
-    assert_close(norms, run.arrays["grad_norms"], rtol=rtol, atol=1e-9)
+    def losses(network):
+        dtype = next(network.parameters()).dtype
+        network.training = True  # only at the top: it then gives both heads
+        outputs.append(network(run.input("image", dtype)))
+        network.training = False
+        return SegmentationLoss()(outputs[-1], label)
+
+    network.zero_grad()
+    found = run_in_steps(losses, network, exact, share or run.numbers.forward_share)
+    accuracies = {
+        official: accuracy(outputs[-1][ours], label)
+        for ours, official in (("out", "decode.acc_seg"), ("aux", "aux.acc_seg"))
+    }
+    named = {"decode.loss_ce": found["loss_decode"], "aux.loss_ce": found["loss_aux"]}
+    run.numbers.check_losses(named | accuracies, "loss/")
+    sum(found.values()).backward()
+    names = official_names(network)
+    gradients = {names[key]: p.grad for key, p in network.named_parameters()}
+    run.numbers.check_gradients(gradients)
+    run.numbers.check_gradient_norms(gradients, run.spec["param_order"])
 
 
-def test_pixel_accuracy(run, trainable, dtype):
-    with torch.no_grad():
-        outputs = trainable(run.input("image", dtype))
-    label = run.arrays["label"][:, 0].long()
+def accuracy(logits, label):
     labelled = label != 255
-    for output, official in (("out", "decode.acc_seg"), ("aux", "aux.acc_seg")):
-        hits = (outputs[output].argmax(1) == label)[labelled].double().mean()
-        assert_close(100 * hits.float(), run.arrays[f"loss/{official}"][0])
+    hits = (logits.argmax(1) == label)[labelled]
+    return 100 * hits.double().mean().float()
+
+
+def test_losses_accuracy_and_gradients(run, network_of, dtype):
+    check_training(run, network_of(dtype), network_of(torch.float64))
 
 
 def test_batch_norm_statistics_are_part_of_the_weights(run, network, dtype):
