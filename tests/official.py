@@ -16,6 +16,9 @@ largest value, ``scale``). A run of ours may be `FACTOR` times as far:
 A single value can come out exact by luck. So the losses of a run share the largest difference among
 them, relative to their values, and no difference counts for less than the spacing of float32.
 
+Two ways through a network of our own, such as a compiled one, are compared by
+`assert_same_network`.
+
 Gradients, decisions and detections are compared given the values of the float64 run inside the
 network (``tests/models/steps.py``): behind a step in a function, the sign of a ReLU input or the
 order of two scores, rounding is not bounded by anything. ``tests/models/test_wrong_weights.py``
@@ -35,6 +38,8 @@ from torch.testing import assert_close
 
 FACTOR = 10
 SPACING = torch.finfo(torch.float32).eps
+DEPTH = 256
+"""No network of the tests has more operations behind each other."""
 FLOAT64 = 1e-11
 """Of a float64 run, as a share of the largest value; a network adds up some 1e4 spacings."""
 
@@ -153,6 +158,19 @@ def close(actual: Tensor, expected: Tensor, float32: float, name: str) -> None:
         share = FLOAT64 if expected.dtype == torch.float64 else SPACING / 2 + FLOAT64
         atol = share * max(float(expected.abs().max()), SPACING)
     assert_close(actual.detach().double(), expected.double(), rtol=0, atol=atol, msg=named(name))
+
+
+def assert_same_network(actual: Any, expected: Any) -> None:
+    """Compare results of two ways through one network in float32, tensors or lists of them.
+
+    Each operation rounds by up to a spacing of the largest value, on both ways.
+    """
+    pairs = (
+        [(actual, expected)] if isinstance(actual, Tensor) else zip(actual, expected, strict=True)
+    )
+    for found, wanted in pairs:
+        largest = float(wanted.abs().max()) if wanted.numel() else 0.0
+        assert_close(found, wanted, rtol=0, atol=2 * DEPTH * SPACING * largest)
 
 
 def named(name: str) -> Any:

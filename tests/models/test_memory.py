@@ -1,15 +1,12 @@
 """The planner's figures against the peak of a real step on the CPU."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
+import torch
 
 from src.models import InternImage
 from src.models.memory import extrapolate, measure_step
+from tests.allocations import peak_allocation
 
-ROOT = Path(__file__).resolve().parents[2]
 TINY = {"channels": 16, "depths": (1, 1, 2, 1), "groups": (1, 2, 4, 8)}
 
 
@@ -42,24 +39,6 @@ def test_mixed_precision_needs_less(checkpointing: bool) -> None:
     assert half < mixed < full
 
 
-MEASURE = """
-import resource, sys, torch
-from src.models import InternImage
-from tests.models.test_memory import WIDE, SIZE, BATCH
-torch.set_num_threads(1)
-def resident():
-    return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
-network = InternImage(num_classes=10, **WIDE, grad_checkpointing=sys.argv[1] == "True").train()
-image = torch.zeros(1, 3, 32, 32)
-network(torch.cat([image, image])).sum().backward()  # loads what is loaded once
-network.zero_grad(set_to_none=True)
-image = torch.zeros(BATCH, 3, SIZE, SIZE)
-before = resident()
-network(image).sum().backward()
-# Not ru_maxrss, which starts at the size of the process that started this one.
-(peak,) = (line for line in open("/proc/self/status") if line.startswith("VmHWM"))
-print(int(peak.split()[1]) * 1024 - before)
-"""
 WIDE = {"channels": 64, "depths": (2, 2, 4, 2), "groups": (4, 8, 16, 32)}
 SIZE, BATCH = 224, 8
 
@@ -73,12 +52,8 @@ def test_the_measured_peak_of_a_real_step(checkpointing: bool) -> None:
         BATCH,
         checkpointing=checkpointing,
     ).peak()
-    command = [sys.executable, "-c", MEASURE, str(checkpointing)]
-    # Large blocks go back to the system at once, so that the peak is that of what lives.
-    environment = {"MALLOC_MMAP_THRESHOLD_": "65536", "PYTHONPATH": str(ROOT), "PATH": "/usr/bin"}
-    found = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200
-    )
-    assert found.returncode == 0, found.stderr
-    print(f"planned {expected / 2**20:.0f} MiB, measured {int(found.stdout) / 2**20:.0f} MiB")
-    assert int(found.stdout) == pytest.approx(expected, rel=0.1)
+    network = InternImage(num_classes=10, **WIDE, grad_checkpointing=checkpointing).train()
+    image = torch.zeros(BATCH, 3, SIZE, SIZE)
+    found = peak_allocation(lambda: network(image).sum().backward())
+    print(f"planned {expected / 2**20:.0f} MiB, measured {found / 2**20:.0f} MiB")
+    assert found == pytest.approx(expected, rel=0.1)

@@ -151,7 +151,7 @@ def test_instruction_sets(name):
         pytest.skip(f"this processor has no {SETS[name]}")
     code = f"""
 import torch
-from dcnv3_cases import assert_same, make_problem
+from dcnv3_cases import FLOAT32, assert_same, make_problem
 from src.ops import backends, dcnv3, dcnv3_reference
 assert backends()["cpu"] == "compiled ({SETS[name]})", backends()
 for channels in (1, 7, 8, 16, 20, 32, 64, 80):
@@ -161,7 +161,7 @@ for channels in (1, 7, 8, 16, 20, 32, 64, 80):
         want = problem.run(dcnv3_reference)
         assert_same(problem.run(dcnv3), want, rtol=1e-10, atol=1e-10)
         single = [t.double() for t in problem.run(dcnv3, torch.float32)]
-        assert_same(single, want, rtol=1e-4, atol=1e-4)
+        assert_same(single, want, **FLOAT32)
 """
     result = run_python(code, ATEN_CPU_CAPABILITY=name, INTERNIMAGE_OPS="compiled")
     assert result.returncode == 0, result.stderr

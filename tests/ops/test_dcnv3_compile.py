@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from dcnv3_cases import assert_same, make_problem, run_python
+from dcnv3_cases import FLOAT32, assert_same, make_problem, run_python
 from torch import nn
 from torch.library import opcheck
 
@@ -100,7 +100,7 @@ def test_compile_without_graph_breaks(backend, dynamic):
             output = module(leaf)
             grads = torch.autograd.grad(output.square().sum(), (leaf, *layer.parameters()))
             results.append((output.detach(), *grads))
-        assert_same(*results, rtol=1e-4, atol=1e-4)
+        assert_same(*results, **FLOAT32)
 
 
 def test_compile_under_autocast():

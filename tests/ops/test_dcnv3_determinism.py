@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from dcnv3_cases import grad_like, make_problem
+from dcnv3_cases import FLOAT32, grad_like, make_problem
 
 from src.ops import dcnv3
 
@@ -40,4 +40,4 @@ def test_bands_compute_the_gradients_of_whole_images(name):
     output = dcnv3(*whole, **problem.kwargs)
     grads = torch.autograd.grad(output, whole, grad_like(output[:1]).expand_as(output))
     for got, want in zip(grads, banded, strict=True):
-        torch.testing.assert_close(got[7:8], want, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(got[7:8], want, **FLOAT32)

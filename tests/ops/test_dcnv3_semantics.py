@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from dcnv3_cases import Problem, assert_same, make_problem
+from dcnv3_cases import FLOAT32, Problem, assert_same, make_problem
 
 from src.ops import dcnv3, dcnv3_grid_sample, dcnv3_reference
 
@@ -43,7 +43,7 @@ def test_windows(name, mask_softmax):
     assert_same(problem.run(dcnv3), want, rtol=1e-10, atol=1e-10)
     single = [t.double() for t in problem.run(dcnv3, torch.float32)]
     if name == "zero_offset" or problem.kwargs.get("offset_scale", 1.0) == 1.0:
-        assert_same(single, want, rtol=1e-4, atol=1e-4)
+        assert_same(single, want, **FLOAT32)
 
 
 @pytest.mark.parametrize("mask_softmax", [False, True])
@@ -52,7 +52,7 @@ def test_group_channels(group_channels, mask_softmax):
     problem = make_problem(groups=3, group_channels=group_channels, mask_softmax=mask_softmax)
     want = problem.run(dcnv3_reference)
     assert_same(problem.run(dcnv3), want, rtol=1e-10, atol=1e-10)
-    assert_same([t.double() for t in problem.run(dcnv3, torch.float32)], want, rtol=1e-4, atol=1e-4)
+    assert_same([t.double() for t in problem.run(dcnv3, torch.float32)], want, **FLOAT32)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e30])
@@ -77,11 +77,11 @@ def test_bad_pixels_reach_only_the_points_that_touch_them(bad, dtype):
     got, want = problem.run(dcnv3), problem.run(dcnv3_reference)
     assert 0 < (~want[0].isfinite()).sum() < want[0].numel() / 10
     assert_same([t.isfinite().double() for t in got], [t.isfinite().double() for t in want])
-    tolerance = 1e-10 if dtype == torch.float64 else 1e-4
+    tolerance = {"rtol": 1e-10, "atol": 1e-10} if dtype == torch.float64 else FLOAT32
     finite = [
         (a.where(b.isfinite(), 0), b.where(b.isfinite(), 0)) for a, b in zip(got, want, strict=True)
     ]
-    assert_same(*zip(*finite, strict=True), rtol=tolerance, atol=tolerance)
+    assert_same(*zip(*finite, strict=True), **tolerance)
 
 
 def test_pixels_outside_are_not_multiplied_by_zero():
@@ -100,8 +100,8 @@ def test_softmax_of_large_and_masked_logits(dtype):
     problem.mask.mul_(100.0)
     problem.mask[:, :, ::2, 3] = -torch.inf
     problem.mask[:, 1, :, 10] = 1e4
-    tolerance = 1e-10 if dtype == torch.float64 else 1e-4
-    assert_same(problem.run(dcnv3), problem.run(dcnv3_reference), rtol=tolerance, atol=tolerance)
+    tolerance = {"rtol": 1e-10, "atol": 1e-10} if dtype == torch.float64 else FLOAT32
+    assert_same(problem.run(dcnv3), problem.run(dcnv3_reference), **tolerance)
 
 
 def test_softmax_is_that_of_pytorch():

@@ -18,6 +18,7 @@ from src.models.necks.channel_mapper import ChannelMapper
 from src.models.transformer import FeedForward, SplitFeedForward
 from src.models.weights import load_official, to_official
 from src.types import Detections
+from tests.official import assert_same_network
 
 TRUNK = partial(
     InternImageBackbone,
@@ -183,8 +184,8 @@ def test_pictures_of_a_batch_do_not_see_each_other(detector):
     sizes = [(64, 96), (32, 64)]
     together = detector(image, sizes)
     alone = detector(image[:1], sizes[:1])
-    torch.testing.assert_close(together[0].boxes, alone[0].boxes, atol=1e-3, rtol=0)
-    torch.testing.assert_close(together[0].scores, alone[0].scores, atol=1e-5, rtol=0)
+    assert_same_network(together[0].boxes, alone[0].boxes)
+    assert_same_network(together[0].scores, alone[0].scores)
 
 
 def test_composite_losses_of_a_batch_are_those_of_its_pictures():
@@ -199,7 +200,7 @@ def test_composite_losses_of_a_batch_are_those_of_its_pictures():
     assert len(together) == 2 * 3 * (2 * 2 + 1)
     for name in ("loss_cls1", "d0.loss_bbox0_w0.5", "interm_loss_iou1"):
         mean = (alone[0][name] + alone[1][name]) / 2
-        torch.testing.assert_close(together[name], mean, rtol=1e-4, atol=1e-4)
+        assert_same_network(together[name], mean)
 
 
 def test_weights_come_back_and_other_classes_start_fresh(detector):

@@ -99,6 +99,7 @@ def detect(official):
     return proposals, network.roi_head.detect(pyramid, boxes, SIZES, ORIGINAL_SIZES)
 
 
+@slow
 @runs
 def test_proposals_and_detections_in_order_with_masks(read, name, dtype):
     official, exact = read(name, dtype), read(name, torch.float64)
@@ -139,9 +140,10 @@ def check_training(official, exact, sampling, share=None):
     """
 
     def losses(official):
-        choose_first(official.network, sampling)
         return official.network(official.image, SIZES, targets=official.targets)
 
+    for network in (official.network, exact.network):
+        choose_first(network, sampling)
     official.network.zero_grad()
     found = in_steps(losses, official, exact, share)
     official.numbers.check_losses(found, f"loss_{sampling}/")
