@@ -169,7 +169,7 @@ def assert_same_network(actual: Any, expected: Any) -> None:
         [(actual, expected)] if isinstance(actual, Tensor) else zip(actual, expected, strict=True)
     )
     for found, wanted in pairs:
-        largest = float(wanted.abs().max()) if wanted.numel() else 0.0
+        largest = float(wanted.detach().abs().max()) if wanted.numel() else 0.0
         assert_close(found, wanted, rtol=0, atol=2 * DEPTH * SPACING * largest)
 
 

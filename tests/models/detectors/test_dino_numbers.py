@@ -131,7 +131,11 @@ def read_run(name, dtype):
 
 both_runs = pytest.mark.parametrize("name", list(NETWORKS))
 both_types = pytest.mark.parametrize(
-    "dtype", [torch.float32, pytest.param(torch.float64, marks=pytest.mark.slow)]
+    "dtype",
+    [
+        pytest.param(torch.float32, id="fp32"),
+        pytest.param(torch.float64, id="fp64", marks=pytest.mark.slow),
+    ],
 )
 
 
