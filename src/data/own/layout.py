@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from src.data.pictures import is_picture, list_class_folders, list_pictures
+from src.data.pictures import first_pictures, is_picture, list_class_folders, list_pictures
 from src.data.splits import assign, split_of
 from src.errors import UserError
 
@@ -65,6 +65,10 @@ def find_layout(source: Path) -> Layout:
             f"{_names(rest)} {'is' if len(rest) == 1 else 'are'} not. Expected are folders of "
             "classes alone, or of splits alone (train, val, test); move the others elsewhere."
         )
+    for folder in with_classes:
+        stray = sum(is_picture(path) and path.is_file() for path in folder.iterdir())
+        if stray:
+            notes.append(f"images beside the class folders of {folder.name} are left out: {stray}")
     return Layout(root, assign(with_classes, _found(root, folders)), tuple(notes))
 
 
@@ -79,9 +83,10 @@ def _inner(source: Path) -> Path:
 
 
 def _has_class_folders(folder: Path) -> bool:
-    return not _has_images(folder) and any(
-        list_pictures(folder / name) for name in list_class_folders(folder)
-    )
+    """Whether folders with images are in it: one is enough, or two beside stray images."""
+    names = list_class_folders(folder)
+    with_images = sum(bool(first_pictures(folder / name, 1)) for name in names)
+    return with_images >= (2 if _has_images(folder) else 1)
 
 
 def _has_images(folder: Path) -> bool:

@@ -86,10 +86,12 @@ def test_test_images_without_classes_are_left_out(
     source = draw(tmp_path / "in", *by_split("train", "val"), "test", "docs/none", count=2)
     for image in (source / "docs" / "none").iterdir():
         image.unlink()
+    save_image(source / "train" / "stray.jpg")
     assert from_folder(source, tmp_path)[0] == 0
     text = capsys.readouterr().out
     assert "note: test has no class folders" in text
     assert "note: docs holds no images and is left out" in text
+    assert "note: images beside the class folders of train are left out: 1" in text
 
 
 @pytest.mark.parametrize(
