@@ -108,6 +108,7 @@ def test_a_file_is_read_into_the_parts_of_a_process(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.heavy
 def test_h_of_less_depth_trains_on_two_processes(
     launch: Launcher, pictures: Path, tmp_path: Path
 ) -> None:
