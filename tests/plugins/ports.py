@@ -17,6 +17,9 @@ from filelock import FileLock, Timeout
 from tests.plugins.workers import LOCKS
 
 FIRST, LAST, BLOCK = 20_000, 32_000, 100
+# Lightning leaves them in the environment; where LOCAL_RANK is set, it takes a process for one that
+# others have started, and waits for ranks that nobody starts.
+LEFT_BY_LIGHTNING = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR")
 
 
 @contextmanager
@@ -50,8 +53,15 @@ def is_free(port: int) -> bool:
 
 
 @pytest.fixture(autouse=True)
-def _own_master_port(ports: Iterator[int]) -> Iterator[None]:
+def _own_meeting_place(ports: Iterator[int]) -> Iterator[None]:
     """Where the ranks of a trainer meet that a test starts, in this process or in others."""
+    forget_ranks()
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(os.environ, "MASTER_PORT", str(next(ports)))
         yield
+    forget_ranks()
+
+
+def forget_ranks() -> None:
+    for name in LEFT_BY_LIGHTNING:
+        os.environ.pop(name, None)
