@@ -113,13 +113,11 @@ class RunFolder(Callback):
         rows = {
             verb: _describe_task(pl_module),
             "Data": _describe_data(trainer),
+            **_describe_images(trainer, verb),
             "Device": _describe_device(trainer),
             "Operator": _describe_operator(pl_module.device.type),
             "Results": "none (fast_dev_run)" if is_dry_run(trainer) else str(self.path),
         }
-        images = getattr(trainer.datamodule, "images_in_use", "")  # type: ignore[attr-defined]
-        if verb == "Training" and images:
-            rows["Images"] = images
         if self.resumed_from:
             rows["Checkpoint"] = self.resumed_from
         text = "\n".join(f"{name + ':':<12} {value}" for name, value in rows.items())
@@ -150,6 +148,12 @@ def _describe_data(trainer: Trainer) -> str:
         return "given loaders"
     root = getattr(data, "predict_dir" if trainer.predicting else "root", None)
     return f"{type(data).__name__}" + (f", {root}" if root is not None else "")
+
+
+def _describe_images(trainer: Trainer, verb: str) -> dict[str, str]:
+    """How many images training uses; a row only where it is known."""
+    images = getattr(trainer.datamodule, "images_in_use", "")  # type: ignore[attr-defined]
+    return {"Images": images} if verb == "Training" and images else {}
 
 
 def _describe_device(trainer: Trainer) -> str:
