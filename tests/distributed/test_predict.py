@@ -50,3 +50,23 @@ def test_processes_with_fewer_windows_keep_the_others_company(
     flags += ("--model.window_size", "[48, 48]", "--trainer.strategy", strategy)
     run = launch(tmp_path, "segmentation", *flags, ranks=2, command="predict", timeout=120)
     assert len(list((run.folder / "predict_0").glob("label_maps/*.png"))) == 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("task", TASKS)
+def test_broken_images_of_any_rank_are_named_by_all(
+    launch: Launcher, pictures: Path, tmp_path: Path, task: str, strategy: str
+) -> None:
+    folder = tmp_path / "holiday"
+    folder.mkdir()
+    for number, path in enumerate(sorted((pictures / "val").rglob("*.png"))[:5]):
+        shutil.copy(path, folder / f"{number}.png")
+    for number in (0, 3):
+        (folder / f"{number}.png").write_bytes(b"")
+    flags = ("--data.predict_dir", str(folder), "--data.eval_batch_size", "1")
+    flags += ("--trainer.strategy", strategy)
+    run = launch(tmp_path, task, *flags, ranks=2, command="predict", timeout=120, succeeds=False)
+    assert run.codes == [2, 2]
+    assert all("error: 2 images could not be read" in text for text in run.output)
+    assert len(list((run.folder / "predict_0").glob(WRITTEN[task]))) == 3

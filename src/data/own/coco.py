@@ -40,7 +40,9 @@ def run(args: argparse.Namespace) -> None:
         UserError: If a file is broken, a picture missing, or its size not that of the json.
     """
     files = _find_files(args)
-    name, out = split.target(args, _source(args, files))
+    is_folder = args.annotations.is_dir()
+    source = args.annotations if is_folder else files["train"][1]
+    name, out = split.target(args, source, searched=is_folder)
     annotations = files["train"][0]
     train = CocoFile(annotations)
     if not any(_usable(train).values()):
@@ -115,11 +117,6 @@ def _find_files(args: argparse.Namespace) -> dict[str, tuple[Path, Path]]:
         part: (path, args.images or find_images(path, args.annotations))
         for part, path in found.items()
     }
-
-
-def _source(args: argparse.Namespace, files: dict[str, tuple[Path, Path]]) -> Path:
-    """What the dataset is called after, unless a name is given."""
-    return args.annotations if args.annotations.is_dir() else files["train"][1]
 
 
 def _nothing_left(file: CocoFile, left_out: dict[str, int]) -> str:

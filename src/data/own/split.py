@@ -41,8 +41,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def target(args: argparse.Namespace, source: Path) -> tuple[str, Path]:
-    """Name of the data set and the folder to make.
+def target(args: argparse.Namespace, source: Path, *, searched: bool = True) -> tuple[str, Path]:
+    """Name of the dataset and the folder to make.
+
+    Args:
+        args: What `add_arguments` declares.
+        source: Folder that the data come from.
+        searched: Whether its files are found by looking through it, so that nothing may be made in
+            it.
 
     Raises:
         UserError: If the share is out of range, or the folder holds something else.
@@ -57,7 +63,7 @@ def target(args: argparse.Namespace, source: Path) -> tuple[str, Path]:
     out = Path(args.out) if args.out else DEFAULT_PARENT / name
     if out.resolve() == source.resolve():
         raise UserError(f"--out {out} is the source itself, which is never changed; name another.")
-    if out.resolve().is_relative_to(source.resolve()):
+    if searched and out.resolve().is_relative_to(source.resolve()):
         raise UserError(
             f"--out {out} lies in the source {source}, so the next run would take it for data; "
             "name a folder elsewhere."

@@ -162,7 +162,7 @@ def test_coco_files_are_split_checked_and_trainable(annotated, tmp_path, capsys)
     given = ["prepare", "from-coco", str(path), "--images", str(images), "--out", str(out)]
     assert main(given) == 0
     text = capsys.readouterr().out
-    assert "5 training and 1 validation pictures" in text
+    assert "5 training and 1 validation images" in text
     assert "梨: " in text
     parts = [json.loads((out / "annotations" / f"{p}.json").read_text()) for p in ("train", "val")]
     assert sorted(i["id"] for part in parts for i in part["images"]) == [1, 2, 3, 4, 5, 6]
