@@ -14,18 +14,17 @@ import json
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 from torch import nn
 
-import src.models.detectors
-import src.models.segmentors  # noqa: F401  the classes that a configuration may name
 from src.errors import UserError
 from src.models import checkpoints
+from src.models.building import build_network, build_within
 from src.models.weights import load_official, to_official
+from src.serialization import NAME_LENGTH, read_json, shown
 
 CONFIG_FILE = "config.json"
 WEIGHT_FILE = "model.safetensors"
@@ -40,6 +39,11 @@ _RECIPE_ENDINGS = {
     "mask2former_internimage_h_896_80k_cocostuff2ade20k": "_ss",  # _ms differs in evaluation only
 }
 """What the name of a recipe has after the name of the published file."""
+
+_PICTURE_SETTINGS = (
+    "image_size", "crop_pct", "interpolation", "eval_scale", "image_scale", "size_divisor",
+    "mean", "std", "upright",
+)  # fmt: skip
 
 # The state before the training on COCO, with the 80 classes of COCO already.
 _SAME_NETWORK = {
@@ -151,25 +155,6 @@ class Pretrained:
         return url
 
 
-def build_network(spec: Mapping[str, Any], num_classes: int) -> nn.Module:
-    """Build a network of this project from ``class_path`` and ``init_args``.
-
-    Args:
-        spec: As in a recipe; parts may be nested.
-        num_classes: Number of classes.
-
-    Raises:
-        UserError: If a class is not one of ``src.models``.
-    """
-    try:
-        network: nn.Module = _factory(spec)(num_classes=num_classes)
-    except TypeError as error:
-        raise UserError(
-            f"The network {spec.get('class_path')} cannot be built: {error}."
-        ) from error
-    return network
-
-
 def task_of(network: nn.Module) -> str:
     """The task that a network is for."""
     for name, task in (("detectors", "detection"), ("segmentors", "segmentation")):
@@ -178,39 +163,42 @@ def task_of(network: nn.Module) -> str:
     return "classification"
 
 
-def _factory(spec: Mapping[str, Any]) -> Callable[..., nn.Module]:
-    arguments = {
-        key: _factory(value) if isinstance(value, Mapping) and "class_path" in value else value
-        for key, value in (spec.get("init_args") or {}).items()
-    }
-    return partial(_class(str(spec["class_path"])), **arguments)
-
-
-def _class(path: str) -> type[nn.Module]:
-    name = path.rsplit(".", 1)[-1]
-    known = {c.__name__: c for c in _subclasses(nn.Module) if c.__module__.startswith("src.models")}
-    if name not in known:
-        raise UserError(f"There is no network {path!r} in this project.")
-    return known[name]
-
-
-def _subclasses(base: type[nn.Module]) -> set[type[nn.Module]]:
-    direct = set(base.__subclasses__())
-    return direct.union(*(_subclasses(c) for c in direct))
-
-
 def _read(folder: Path) -> Pretrained:
-    path = folder / CONFIG_FILE
-    if not path.is_file() or not (folder / WEIGHT_FILE).is_file():
+    path, weights = folder / CONFIG_FILE, folder / WEIGHT_FILE
+    if not path.is_file() or not weights.is_file():
         raise UserError(f"{folder} is no saved model: it needs {CONFIG_FILE} and {WEIGHT_FILE}.")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        spec, names, task = content["network"], list(content["class_names"]), content["task"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} was not written by this project ({error!r}).") from error
-    network = build_network(spec, len(names))
-    _load_all(network, folder / WEIGHT_FILE)
-    return Pretrained(network.eval(), spec, names, task, content.get("pictures", {}))
+    content = read_json(path, "description")
+    names, task, pictures = (content.get(key) for key in ("class_names", "task", "pictures"))
+    if not isinstance(names, list) or not names or not all(map(_is_class_name, names)):
+        raise UserError(
+            f"{path} was not written by this project: class_names must be texts without control"
+            f" characters and of at most {NAME_LENGTH} letters."
+        )
+    if task not in TASKS:
+        raise UserError(f"{path}: task must be one of {', '.join(TASKS)}, got {shown(repr(task))}.")
+    pictures = {} if pictures is None else _checked_pictures(pictures, path)
+    spec: Any = content.get("network")
+    network = build_within(spec, len(names), weights.stat().st_size, f"{path}: network")
+    if task_of(network) != task:
+        raise UserError(f"{path}: a {type(network).__name__} is not for {task}.")
+    _load_all(network, weights)
+    return Pretrained(network.eval(), spec, names, task, pictures)
+
+
+def _is_class_name(name: Any) -> bool:
+    return isinstance(name, str) and name.isprintable() and len(name) <= NAME_LENGTH
+
+
+def _checked_pictures(pictures: Any, path: Path) -> dict[str, Any]:
+    """Arguments of the preparation of images: names, numbers, and lists of numbers."""
+    plain = isinstance(pictures, dict) and set(pictures) <= set(_PICTURE_SETTINGS)
+    for value in pictures.values() if plain else ():
+        parts = value if isinstance(value, list) else [value]
+        plain &= len(parts) <= 4 and all(isinstance(p, (int, float, str, bool)) for p in parts)
+    if not plain:
+        raise UserError(f"{path}: pictures has settings that this project does not write.")
+    checked: dict[str, Any] = pictures
+    return checked
 
 
 def _load_all(network: nn.Module, source: str | Path) -> None:
@@ -299,12 +287,8 @@ def _download(repository: str) -> Path:
 
 def picture_settings(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a data module's arguments that says how pictures are prepared for evaluation."""
-    names = (
-        "image_size", "crop_pct", "interpolation", "eval_scale", "image_scale", "size_divisor",
-        "mean", "std", "upright",
-    )  # fmt: skip
     imagenet = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
-    given = {n: _plain(arguments[n]) for n in names if arguments.get(n) is not None}
+    given = {n: _plain(arguments[n]) for n in _PICTURE_SETTINGS if arguments.get(n) is not None}
     return imagenet | given
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from lightning.fabric.strategies.model_parallel import _load_raw_module_state
 from lightning.pytorch.strategies import (
     FSDPStrategy,
     ModelParallelStrategy,
@@ -35,20 +36,30 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.constants import default_pg_timeout
 from torch.optim import Optimizer
 
+from src.distributed import fsdp1
 from src.distributed.checkpoints import (
-    REST,
     entry_names,
     is_sharded_checkpoint,
     last_line,
     not_saved,
-    read_rest,
     read_shapes,
     remove,
     replace,
     unreadable,
 )
-from src.distributed.sharding import as_shards, average_buffers, load_whole
+from src.distributed.sharding import as_shards, average_buffers, load_whole, local
 from src.errors import UserError
+from src.serialization import (
+    REST,
+    Folder,
+    check_finite,
+    check_optimizer_groups,
+    first_not_finite,
+    flat_state,
+    read_checkpoint,
+    read_rest,
+)
+from src.serialization.parallel import RestrictedReader
 from src.tasks.base import SHARDED_UNITS, BaseTask
 
 AVERAGE, TRAINED = "state_dict", "current_model_state"
@@ -153,32 +164,42 @@ class FSDP2Strategy(ModelParallelStrategy):
         return self.task.trainer.state.fn == TrainerFn.FITTING
 
     def _load_folder(self, path: Path) -> dict[str, Any]:
-        shapes, rest, names = read_shapes(path), read_rest(path), entry_names(path)
+        folder, rest = Folder(path), read_rest(path)
+        shapes, names = read_shapes(folder), entry_names(folder)
+        if self._is_fitting:
+            self.task.check_continues(rest | {"optimizer_states": rest.get("group_sizes")})
         for entry, state in self._destinations(TRAINED in shapes):
-            self.task.check_fits(shapes[entry], {name: v.shape for name, v in state.items()})
-            _load_parts({names[entry]: state}, path)
+            self.task.check_fits(shapes.get(entry, {}), {n: v.shape for n, v in state.items()})
+            _load_parts({names[entry]: state}, folder)
+            _refuse_not_finite(state, path)
         for i, optimizer in enumerate(self.optimizers if self._is_fitting else ()):
             self.task.check_group_sizes(rest["group_sizes"][i])
             name = f"optimizer_{i}"
             found = {name: get_optimizer_state_dict(self.task, optimizer)}
-            _load_parts(found, path)
+            _load_parts(found, folder)
+            check_optimizer_groups(found[name], path)
+            _refuse_not_finite(flat_state(found[name]), path)
             set_optimizer_state_dict(self.task, optimizer, optim_state_dict=found[name])
         return rest
 
     def _load_file(self, path: Path) -> dict[str, Any]:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        content = read_checkpoint(path)
         for entry, state in self._destinations(TRAINED in content):
             saved = {name: value.shape for name, value in content[entry].items()}
             self.task.check_fits(saved, {name: v.shape for name, v in state.items()})
             load_whole(state, content[entry])
+            _refuse_not_finite(state, path)
         states = content.pop("optimizer_states", [])
         for entry in (AVERAGE, TRAINED):
             content.pop(entry, None)
         if self._is_fitting:
-            self.task.check_continues({"optimizer_states": states})
+            self.task.check_continues(content | {"optimizer_states": states})
+            self.task.check_moments(states)
             for optimizer, state in zip(self.optimizers, states, strict=True):
                 self.task.check_group_sizes(_group_sizes(state["param_groups"]))
-                optimizer.load_state_dict(_split_state(optimizer, state))
+                split = _split_state(optimizer, state)
+                _refuse_not_finite(flat_state(split), path)
+                optimizer.load_state_dict(split)
         return content
 
     def _destinations(self, has_average: bool) -> list[tuple[str, dict[str, Tensor]]]:
@@ -267,13 +288,7 @@ class FSDP1Strategy(FSDPStrategy):
             UserError: If FSDP2 has written it, or it has an average, which FSDP1 cannot keep.
         """
         path = Path(self.broadcast(checkpoint_path))
-        is_folder = is_sharded_checkpoint(path)
-        if is_folder and entry_names(path)[AVERAGE] == AVERAGE:
-            raise UserError(
-                f"{path} is a folder of fsdp2, which fsdp1 cannot read. Go on with"
-                f" --trainer.strategy fsdp2, or make a file of it: python -m src consolidate {path}"
-            )
-        content = super().load_checkpoint(path, weights_only)
+        content = (self._load_folder if is_sharded_checkpoint(path) else self._load_file)(path)
         assert self.lightning_module is not None
         if TRAINED in content and self.lightning_module.trainer.state.fn == TrainerFn.FITTING:
             raise UserError(
@@ -282,13 +297,63 @@ class FSDP1Strategy(FSDPStrategy):
             )
         return content
 
+    @property
+    def _optimizers_in_use(self) -> list[Optimizer]:
+        task = self.lightning_module
+        assert task is not None
+        return list(self.optimizers) if task.trainer.state.fn == TrainerFn.FITTING else []
 
-def _load_parts(state: dict[str, Any], path: Path) -> None:
+    def _load_folder(self, path: Path) -> dict[str, Any]:
+        folder, rest = Folder(path), read_rest(path)
+        if entry_names(folder)[AVERAGE] == AVERAGE:
+            raise UserError(
+                f"{path} is a folder of fsdp2, which fsdp1 cannot read. Go on with"
+                f" --trainer.strategy fsdp2, or make a file of it: python -m src consolidate {path}"
+            )
+        assert self.model is not None
+        try:
+            fsdp1.load_folder(self.model, self._optimizers_in_use, folder)
+        except UserError:
+            raise
+        # A damaged folder can fail anywhere in PyTorch's planners.
+        except (Exception, CheckpointException) as error:
+            raise UserError(unreadable(path, error)) from error
+        return rest
+
+    def _load_file(self, path: Path) -> dict[str, Any]:
+        content = read_checkpoint(path)
+        check_finite(content, path)
+        task, module = self.lightning_module, self.model
+        assert task is not None
+        assert module is not None
+        if TRAINED not in content or task.trainer.state.fn != TrainerFn.FITTING:
+            weights = content.pop("state_dict")
+            _load_raw_module_state(weights, module, self.world_size, task.strict_loading)
+            optimizers = self._optimizers_in_use
+            if optimizers and isinstance(task, BaseTask):
+                task.check_continues(content)
+                fsdp1.load_optimizers(module, optimizers, content["optimizer_states"])
+        return content
+
+
+def _load_parts(state: dict[str, Any], folder: Folder) -> None:
     """Fill a state from a folder, every process its own part."""
     try:
-        load(state, checkpoint_id=path)
-    except CheckpointException as error:
-        raise UserError(unreadable(path, error)) from error
+        load(state, storage_reader=RestrictedReader(folder))
+    # A damaged folder can fail anywhere in PyTorch's planners.
+    except (Exception, CheckpointException) as error:
+        raise UserError(unreadable(folder.path, error)) from error
+
+
+def _refuse_not_finite(tensors: Mapping[str, Any], path: Path) -> None:
+    """Refuse NaN and infinite values; each process looks at its own part, and all fail together."""
+    own = ((name, local(value)) for name, value in tensors.items() if isinstance(value, Tensor))
+    names = _gather(first_not_finite(own))
+    if names:
+        raise UserError(
+            f"The checkpoint {path} has NaN or infinite values, first in {names[0]}: the training"
+            " that wrote it had diverged, or the file is damaged. Take an older one."
+        )
 
 
 def _save_atomically(strategy: Any, path: Path, write: Callable[[Path], None]) -> None:

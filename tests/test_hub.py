@@ -175,10 +175,40 @@ def test_mistakes_are_one_sentence(tmp_path, monkeypatch):
     config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
     config["network"]["class_path"] = "os.system"
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match=r"no network 'os.system'"):
+    with pytest.raises(UserError, match=r"names 'os\.system', and there is no such class"):
         Pretrained.from_pretrained(tmp_path)
     config["network"]["class_path"] = "InternImage"
     config["network"]["init_args"] |= {"layer_scale": 1.0, "res_post_norm": True, "speed": 9}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match="cannot be built"):
+    with pytest.raises(UserError, match="has no argument 'speed'"):
         Pretrained.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"network": 5},
+        {"network": None},
+        {"network": {"class_path": 5}},
+        {"network": {"class_path": "InternImage", "init_args": []}},
+        {"network": {"class_path": "InternImage", "init_args": {"kernel_size": 10001}}},
+        {"network": {"class_path": "InternImage", "init_args": {"channels": 2**19}}},
+        {"class_names": 3},
+        {"class_names": []},
+        {"class_names": [1, 2]},
+        {"class_names": ["\x1b[2J"]},
+        {"task": "cooking"},
+        {"task": "detection"},
+        {"task": None},
+        {"pictures": [1]},
+        {"pictures": {"mean": {"a": 1}}},
+        {"pictures": {"other": 1}},
+    ],
+)
+def test_descriptions_that_make_no_sense(change, tmp_path):
+    made("classification").save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    (tmp_path / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(UserError, match=r"config\.json") as caught:
+        Pretrained.from_pretrained(tmp_path)
+    assert "\n" not in str(caught.value)

@@ -26,6 +26,7 @@ from src.distributed.checkpoints import (
     replace,
 )
 from src.errors import UserError
+from src.serialization import check_finite, read_checkpoint
 from src.tasks import BaseTask
 
 _BY_EPOCH, _BY_STEP, _BY_BOTH = "best-{epoch}", "best-{step}", "best-{epoch}-{step}"
@@ -170,7 +171,18 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         map_location: Any = lambda storage, _: storage,
         weights_only: bool | None = None,
     ) -> dict[str, Any]:
-        """Load a file, or put together a folder that several processes have written."""
-        if is_sharded_checkpoint(Path(path)):
-            return consolidate(Path(path))
-        return super().load_checkpoint(path, map_location, weights_only)
+        """Load a file, or put together a folder that several processes have written.
+
+        Raises:
+            UserError: If it cannot be read, or is no checkpoint of a training run.
+        """
+        path = Path(path)
+        if is_sharded_checkpoint(path):
+            return consolidate(path)
+        content = read_checkpoint(path)
+        check_finite(content, path)
+        # The optimizer keeps what it is given, and the file may change while the training runs.
+        states = content.get("optimizer_states", [])
+        for values in (values for state in states for values in state["state"].values()):
+            values |= {k: v.clone() for k, v in values.items() if isinstance(v, torch.Tensor)}
+        return content

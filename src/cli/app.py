@@ -38,9 +38,10 @@ from src.callbacks import (
 )
 from src.callbacks.progress import default_progress
 from src.callbacks.run_folder import next_run_folder
-from src.cli.checkpoints import resolve_checkpoint
+from src.cli.checkpoints import check_reads_safely, failed_while_restoring, resolve_checkpoint
 from src.cli.explain import explain
 from src.cli.noise import quieten
+from src.cli.processes import explanation
 from src.data.ade20k import ADE20KDataModule  # noqa: F401  gives its short name to YAML
 from src.data.base import BaseDataModule
 from src.data.coco import COCODataModule  # noqa: F401  gives its short name to YAML
@@ -48,6 +49,7 @@ from src.data.coco_stuff import COCOStuffDataModule  # noqa: F401  gives its sho
 from src.data.imagenet import ImageNetDataModule  # noqa: F401  gives its short name to YAML
 from src.errors import UserError
 from src.models import InternImage  # noqa: F401  gives its short name to YAML
+from src.serialization import shown
 from src.strategies import FSDP1Strategy, FSDP2Strategy  # noqa: F401  give their names to YAML
 from src.tasks import BaseTask
 
@@ -253,6 +255,7 @@ class TrainingCLI(LightningCLI):
     def _run(self, command: str, kwargs: dict[str, Any]) -> None:
         if self.checkpoint is not None:
             self.model.weights = None  # the checkpoint replaces them anyway
+            check_reads_safely(self.trainer)
         elif command != "fit" and self.model.weights is None:
             rank_zero_warn(
                 f"{command} uses an untrained network: neither --ckpt_path nor"
@@ -262,6 +265,17 @@ class TrainingCLI(LightningCLI):
             getattr(self.trainer, command)(**kwargs)
         except MisconfigurationException as error:
             raise UserError(f"The settings do not work together: {error}") from error
+        except UserError:
+            raise
+        except Exception as error:
+            is_of_checkpoint = self.checkpoint is not None and failed_while_restoring(error)
+            if not is_of_checkpoint or explanation(error) is not None:
+                raise
+            reason = shown((str(error).strip().splitlines() or [type(error).__name__])[0], 160)
+            raise UserError(
+                f"The checkpoint {self.checkpoint} does not fit this run: {reason}. Use the"
+                " config.yaml of the run that wrote it, or take another checkpoint."
+            ) from error
         except SystemExit as stop:  # Lightning's answer to Ctrl-C, after it has saved and tidied up
             raise KeyboardInterrupt from stop
         finally:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import pickle
-import zipfile
+import traceback
 from pathlib import Path
 
-import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import Strategy
 
-from src.distributed.checkpoints import REST, is_sharded_checkpoint, read_rest
+from src.callbacks import AtomicCheckpointIO
+from src.distributed.checkpoints import is_sharded_checkpoint
 from src.errors import UserError
+from src.serialization import REST, Folder, read_checkpoint, read_rest
+from src.strategies import FSDP1Strategy, FSDP2Strategy
 
 KEYWORDS = ("last", "best")
 
@@ -33,14 +36,46 @@ def resolve_checkpoint(given: str, runs: Path) -> Path:
                 f"The checkpoint {given} does not exist; give a .ckpt file, or 'last' or 'best' to"
                 f" take the newest of {runs}."
             )
-    if path.is_file():
-        check_readable(path)
-    elif not is_sharded_checkpoint(path):
+    if is_sharded_checkpoint(path):
+        Folder(path)
+        read_rest(path)
+    elif path.is_file():
+        read_checkpoint(path)  # of the weights only what describes them
+    else:
         raise UserError(
             f"The folder {path} is no complete checkpoint: what belongs to all processes, .metadata"
             f" and {REST}, is not in it. Take an older checkpoint, or copy it again."
         )
     return path
+
+
+def check_reads_safely(trainer: Trainer) -> None:
+    """Refuse to give a checkpoint to a strategy that would unpickle it with a reader of its own.
+
+    Raises:
+        UserError: Names the strategies that read checkpoints as this project does.
+    """
+    strategy = trainer.strategy
+    own_reader = type(strategy).load_checkpoint is not Strategy.load_checkpoint
+    if own_reader and not isinstance(strategy, (FSDP1Strategy, FSDP2Strategy)):
+        raise UserError(
+            f"{type(strategy).__name__} reads checkpoints in a way that can run code in them; use"
+            " --trainer.strategy fsdp1, fsdp2 or ddp to continue from a checkpoint."
+        )
+    reader = strategy.checkpoint_io
+    # Lightning's own plugins write in other ways and must read in this one.
+    if type(reader).__module__.startswith("lightning."):
+        setattr(reader, "load_checkpoint", AtomicCheckpointIO().load_checkpoint)  # noqa: B010
+
+
+def failed_while_restoring(error: BaseException) -> bool:
+    """Whether an error was raised while Lightning handed out the content of a checkpoint."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return any(
+        Path(frame.filename).name == "checkpoint_connector.py"
+        and frame.name.lstrip("_").startswith(("restore", "resume"))
+        for frame in frames
+    )
 
 
 def _newest(keyword: str, runs: Path) -> Path:
@@ -63,37 +98,8 @@ def _best_known_to(checkpoint: Path) -> Path:
 
     Each of the best checkpoints was the newest when it was written, and knows the best until then.
     """
-    if checkpoint.is_dir():
-        content = read_rest(checkpoint)
-    else:
-        check_readable(checkpoint)
-        content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    content = read_rest(checkpoint) if checkpoint.is_dir() else read_checkpoint(checkpoint)
     states = content.get("callbacks", {}).values()
     known = [Path(state["best_model_path"]) for state in states if state.get("best_model_path")]
     moved = [checkpoint.with_name(path.name) for path in known]
     return next((path for path in (*known, *moved) if path.exists()), checkpoint)
-
-
-def check_readable(path: Path) -> None:
-    """Refuse a file that is no checkpoint of a training run.
-
-    Raises:
-        UserError: If it is truncated, damaged or something else.
-    """
-    # The table of contents stands at the end of the file, so a truncated one has none.
-    if not zipfile.is_zipfile(path):
-        raise UserError(
-            f"The checkpoint {path} cannot be read: it is truncated or not a PyTorch file. Take an"
-            " older checkpoint, or copy it again."
-        )
-    try:
-        # Mapping the file reads its structure only, whatever the size of the weights.
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        text = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")[:160]
-        raise UserError(f"The checkpoint {path} cannot be read: {text}.") from error
-    if not isinstance(content, dict) or "pytorch-lightning_version" not in content:
-        raise UserError(
-            f"{path} is not a checkpoint of a training run; to start from published weights use"
-            f" --model.init_args.weights {path} instead of --ckpt_path."
-        )

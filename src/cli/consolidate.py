@@ -15,9 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from src.cli.checkpoints import check_readable
-from src.distributed.checkpoints import consolidate, is_sharded_checkpoint, not_saved
+from src.distributed.checkpoints import (
+    consolidate,
+    describe_mismatch,
+    is_sharded_checkpoint,
+    not_saved,
+    shapes_of,
+)
 from src.errors import UserError
+from src.models.building import build_network
+from src.serialization import check_finite, read_checkpoint
 
 _PREFIX = "network."
 
@@ -57,10 +64,10 @@ def read(path: Path, *, weights_only: bool = False) -> dict[str, Any]:
     """Content of a checkpoint, a folder or a file."""
     if is_sharded_checkpoint(path) or not path.is_file():
         return consolidate(path, weights_only=weights_only)
-    check_readable(path)
-    content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    content = read_checkpoint(path)
     if weights_only:
         content.pop("optimizer_states", None)
+    check_finite(content, path)
     return content
 
 
@@ -81,34 +88,33 @@ def official(content: dict[str, Any], *, raw: bool = False) -> dict[str, dict[st
     entry = "current_model_state" if raw and "current_model_state" in content else "state_dict"
     network = _network_of(content)
     names = official_names(network)
-    tensors = {
-        names[name.removeprefix(_PREFIX)]: tensor
+    own = {
+        name.removeprefix(_PREFIX): tensor
         for name, tensor in content[entry].items()
         if name.startswith(_PREFIX)
     }
+    mismatch = describe_mismatch(shapes_of(own), shapes_of(network.state_dict()))
+    if mismatch:
+        raise UserError(
+            f"The weights of the checkpoint do not fit the network that it describes: {mismatch}."
+        )
+    tensors = {names[name]: tensor for name, tensor in own.items()}
     return {"model" if isinstance(network, InternImage) else "state_dict": tensors}
 
 
 def _network_of(content: dict[str, Any]) -> nn.Module:
     """The network that a checkpoint belongs to, on the meta device."""
-    from lightning.pytorch.cli import instantiate_module
-
-    import src.cli.app  # noqa: F401  makes all classes known
-    from src.tasks import BaseTask
-
-    settings = content.get("hyper_parameters")
-    if not settings or "_class_path" not in settings:
+    settings = content.get("hyper_parameters") or {}
+    if not settings.get("network") or not settings.get("num_classes"):
         raise UserError(
             "The checkpoint does not hold the settings of its network, which only runs from the"
             " command line keep; load it where the network is made and use"
             " src.models.weights.to_official."
         )
     with torch.device("meta"):
-        plain = {k: v for k, v in settings.items() if k != "_instantiator"}
-        task = instantiate_module(BaseTask, plain | {"weights": None})
-        task.configure_model()
-    network: nn.Module = task.training_network
-    return network
+        return build_network(
+            settings["network"], settings["num_classes"], "hyper_parameters.network"
+        )
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -24,6 +24,7 @@ from src.export.graphs import LEVELS, Graph, graphs_of
 from src.hub import Pretrained, picture_settings, task_of
 from src.models.detectors import TwoStageDetector
 from src.models.detectors.roi_align import boxes_with_image
+from src.serialization import read_checkpoint, refuse_not_finite
 
 FORMATS = (*WRITERS, "safetensors")
 _ONE_CPU = tuple(
@@ -232,9 +233,10 @@ def _load_checkpoint(network: nn.Module, path: Path) -> None:
     if is_sharded_checkpoint(path):
         content = consolidate(path, weights_only=True)["state_dict"]
     else:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
+        content = read_checkpoint(path)["state_dict"]
     prefix = "network."
     state = {k.removeprefix(prefix): v for k, v in content.items() if k.startswith(prefix)}
+    refuse_not_finite(state, f"The checkpoint {path}")
     mismatch = describe_mismatch(shapes_of(state), shapes_of(network.state_dict()))
     if mismatch:
         raise UserError(f"The checkpoint {path} does not fit this network: {mismatch}.")

@@ -8,22 +8,22 @@ they are read alike and put together into the content of an ordinary checkpoint 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Size, Tensor
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
-from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
 
 from src.errors import UserError
+from src.serialization import (
+    REST,
+    Folder,
+    check_checkpoint,
+    check_finite,
+    check_optimizer_state,
+    read_rest,
+)
 
-REST = "meta.pt"
-"""File for what is not split; Lightning's name."""
 _WEIGHTS = {"state_dict": "state_dict", "model": "state_dict"}  # FSDP2's and FSDP1's name
 _TRAINED = "current_model_state"
 
@@ -33,7 +33,7 @@ def is_sharded_checkpoint(path: Path) -> bool:
     return path.is_dir() and (path / ".metadata").is_file() and (path / REST).is_file()
 
 
-def read_shapes(path: Path) -> dict[str, dict[str, Size]]:
+def read_shapes(folder: Folder) -> dict[str, dict[str, Size]]:
     """Shapes of the tensors of the networks in a folder, without reading them.
 
     Returns:
@@ -41,24 +41,17 @@ def read_shapes(path: Path) -> dict[str, dict[str, Size]]:
         name.
     """
     shapes: dict[str, dict[str, Size]] = {}
-    for key, entry in FileSystemReader(path).read_metadata().state_dict_metadata.items():
+    for key, entry in folder.entries.items():
         part, _, name = key.partition(".")
-        if isinstance(entry, TensorStorageMetadata) and part in (*_WEIGHTS, _TRAINED):
+        if entry.size is not None and part in (*_WEIGHTS, _TRAINED):
             shapes.setdefault(_WEIGHTS.get(part, part), {})[name] = entry.size
     return shapes
 
 
-def entry_names(path: Path) -> dict[str, str]:
+def entry_names(folder: Folder) -> dict[str, str]:
     """Names in a folder of ``state_dict`` and ``current_model_state``."""
-    keys = FileSystemReader(path).read_metadata().state_dict_metadata
-    is_fsdp1 = any(key.startswith("model.") for key in keys)
+    is_fsdp1 = any(key.startswith("model.") for key in folder.entries)
     return {"state_dict": "model" if is_fsdp1 else "state_dict", _TRAINED: _TRAINED}
-
-
-def read_rest(path: Path) -> dict[str, Any]:
-    """Everything in a folder that is not split: progress, schedules, callbacks, settings."""
-    rest: dict[str, Any] = torch.load(path / REST, map_location="cpu", weights_only=True)
-    return rest
 
 
 def consolidate(path: Path, *, weights_only: bool = False) -> dict[str, Any]:
@@ -80,18 +73,17 @@ def consolidate(path: Path, *, weights_only: bool = False) -> dict[str, Any]:
             f"{path} is no sharded checkpoint: a folder with the files .metadata and {REST} is"
             " expected. A checkpoint that is a file needs no consolidation."
         )
-    try:
-        parts = _read_parts(path, {*_WEIGHTS, _TRAINED} if weights_only else None)
-        content = read_rest(path)
-    # A damaged folder can fail anywhere in the readers.
-    except (Exception, CheckpointException) as error:
-        raise UserError(unreadable(path, error)) from error
+    content = read_rest(path)
+    parts = Folder(path).read({*_WEIGHTS, _TRAINED} if weights_only else None)
     content |= {_WEIGHTS.get(k, k): v for k, v in parts.items() if not k.startswith("optimizer_")}
-    number = sum(key.startswith("optimizer_") for key in parts)
     content.pop("group_sizes", None)
-    if number:
-        states = [parts[f"optimizer_{i}"] for i in range(number)]
+    states = [value for key, value in sorted(parts.items()) if key.startswith("optimizer_")]
+    for state in states:
+        check_optimizer_state(state, path)
+    if states:
         content["optimizer_states"] = [_numbered(state) for state in states]
+    check_checkpoint(content, path)
+    check_finite(content, path)
     return content
 
 
@@ -106,13 +98,6 @@ def unreadable(path: Path, error: BaseException) -> str:
 def last_line(error: BaseException) -> str:
     """What an error says in the end; that of several processes has their tracebacks before it."""
     return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()[:160]
-
-
-def _read_parts(path: Path, keys: Collection[str] | None) -> dict[str, Any]:
-    parts: dict[str, Any] = {}
-    planner = _EmptyStateDictLoadPlanner(keys=None if keys is None else set(keys))
-    _load_state_dict(parts, FileSystemReader(path), planner=planner, no_dist=True)
-    return parts
 
 
 def _numbered(state: dict[str, Any]) -> dict[str, Any]:

@@ -4,14 +4,13 @@ Accepted are ``.pth`` files (plain, or training checkpoints with a configuration
 ``.safetensors`` files, sharded safetensors with their index, folders that hold one of these, and
 the names of published files on the Hugging Face hub.
 
-Nothing in a file is executed: ``restricted_pickle.py`` reads what is pickled.
+Nothing in a file is executed: ``src.serialization`` reads it.
 
 The meaning of the tensors is the business of ``weights.py``.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,15 @@ from typing import Any
 from torch import Tensor
 
 from src.errors import UserError
-from src.models import restricted_pickle
+from src.serialization import (
+    NAME_LENGTH,
+    Odd,
+    odd_kind,
+    read_json,
+    read_weights,
+    shard_names,
+    shown,
+)
 
 HUB_REPO = "OpenGVLab/InternImage"
 HUB_FILES = (
@@ -112,31 +119,9 @@ def read(path: Path) -> dict[str, Any]:
         The content, with all tensors in the file's own dtype.
 
     Raises:
-        UserError: If the file is damaged, incomplete or of another kind, or holds what cannot be
-            read without running code of it.
+        UserError: If the file is damaged, incomplete or of another kind, or holds what is not read.
     """
-    try:
-        if path.name.endswith(".index.json"):
-            return _read_shards(path)
-        if path.suffix == ".safetensors":
-            return _read_safetensors(path)
-        content = restricted_pickle.load(path)
-    except UserError:
-        raise
-    except Exception as error:  # a damaged file can fail anywhere in the readers
-        size = path.stat().st_size if path.exists() else 0
-        reason = (
-            str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
-        )
-        raise UserError(
-            f"The weight file {path} ({size:,} bytes) cannot be read; it is damaged, incomplete or "
-            f"no PyTorch or safetensors file ({reason}). Download or copy it again."
-        ) from error
-    if not isinstance(content, Mapping):
-        raise UserError(
-            f"The weight file {path} holds a {type(content).__name__}, not a dictionary of tensors."
-        )
-    return dict(content)
+    return read_weights(path)
 
 
 def tensors_of(
@@ -153,7 +138,7 @@ def tensors_of(
         The tensors by their names in the file.
 
     Raises:
-        UserError: If there are no tensors.
+        UserError: If there are no tensors, or one is of a kind that cannot be a weight.
     """
     order = _EMA_CONTAINERS + _CONTAINERS if prefer_ema else _CONTAINERS + _EMA_CONTAINERS
     tensors = _state_dict_in(content, order, _NESTING)
@@ -162,6 +147,13 @@ def tensors_of(
             f"{source} holds no tensors; its entries are {_shorten(content)}. Accepted are state "
             f"dicts, raw or under {', '.join(_CONTAINERS)} or model_ema."
         )
+    for name, tensor in tensors.items():
+        kind = tensor.kind if isinstance(tensor, Odd) else odd_kind(tensor)
+        # Shapes alone, which callers can give, are enough to say which network they are of.
+        if kind is not None and not (isinstance(tensor, Tensor) and tensor.is_meta):
+            raise UserError(f"The tensor {name} of {source} is {kind}, which no weight can be.")
+        if not name.isprintable() or len(name) > NAME_LENGTH:
+            raise UserError(f"{source} holds a tensor with the name {shown(repr(name))}.")
     return tensors
 
 
@@ -178,8 +170,8 @@ def class_names_of(content: Mapping[str, Any], source: str) -> tuple[str, ...]:
     config = Path(source).parent / "config.json"
     if names is None and Path(source).name in _FOLDER_FILES and config.is_file():
         try:
-            names = json.loads(config.read_text(encoding="utf-8")).get("class_names")
-        except (ValueError, AttributeError):  # a file of somebody else
+            names = read_json(config, "description").get("class_names")
+        except UserError:  # a file of somebody else
             return ()
     is_list = isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)
     return tuple(names) if is_list and names is not None else ()
@@ -187,9 +179,9 @@ def class_names_of(content: Mapping[str, Any], source: str) -> tuple[str, ...]:
 
 def _state_dict_in(
     content: Mapping[str, Any], order: Sequence[str], nesting: int
-) -> dict[str, Tensor]:
+) -> dict[str, Any]:
     """The tensors of the first container in ``content`` that holds some, else its own."""
-    own = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+    own = {str(name): value for name, value in content.items() if isinstance(value, Tensor | Odd)}
     if nesting == 0:
         return own
     for name in order:
@@ -202,7 +194,7 @@ def _state_dict_in(
 
 
 def _shorten(names: Any, limit: int = 5) -> str:
-    names = [str(name) for name in names]
+    names = [shown(name) for name in names]
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return (", ".join(names[:limit]) or "none") + more
 
@@ -245,29 +237,6 @@ def _download_repository(repo: str) -> Path:
         if not absent or isinstance(error.__cause__, LocalEntryNotFoundError):
             raise
     index = _download(repo, "model.safetensors.index.json")
-    for shard in _shards(index):
+    for shard in shard_names(index):
         _download(repo, shard)
     return index
-
-
-def _shards(index: Path) -> list[str]:
-    return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-
-
-def _read_shards(index: Path) -> dict[str, Any]:
-    tensors: dict[str, Any] = {}
-    for shard in _shards(index):
-        path = index.parent / shard
-        if not path.is_file():
-            raise UserError(
-                f"{index} lists the shard {shard}, which is missing from {index.parent}; download "
-                f"all shards next to the index."
-            )
-        tensors |= _read_safetensors(path)
-    return tensors
-
-
-def _read_safetensors(path: Path) -> dict[str, Any]:
-    from safetensors.torch import load_file
-
-    return dict(load_file(path))

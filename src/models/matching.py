@@ -104,12 +104,29 @@ def match_tensors(
     aligned = _align(tensors, trunks, source)
     match = Match({places[k]: v for k, v in aligned.items() if k in places})
     match.unused = [k for k in aligned if k not in places]
+    _check_kinds(match.state, targets, source)
     _adapt(module, match, source, remap_22k)
     official = {names[ours]: tensor for ours, tensor in targets.items()}
     for trunk in trunks:
         _check_trunk(trunk, match, targets, official, aligned, source)
     _check_parts(trunks, match, targets, source)
     return match
+
+
+def _check_kinds(state: Mapping[str, Tensor], targets: Mapping[str, Tensor], source: str) -> None:
+    """Refuse tensors that would be converted to another kind of number, or have no rows."""
+    for name, tensor in state.items():
+        target = targets[name]
+        if tensor.is_floating_point() != target.is_floating_point():
+            raise UserError(
+                f"The tensor {name} of {source} has values of type {tensor.dtype}, and the network"
+                f" has {target.dtype} there."
+            )
+        if tensor.dim() != target.dim() or (target.numel() and not tensor.numel()):
+            raise UserError(
+                f"The tensor {name} of {source} has the shape {tuple(tensor.shape)}, and the"
+                f" network has {tuple(target.shape)} there."
+            )
 
 
 def _align(tensors: Mapping[str, Tensor], trunks: list[str], source: str) -> dict[str, Tensor]:

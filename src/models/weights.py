@@ -19,9 +19,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from src.distributed import load_whole
+from src.errors import UserError
 from src.models import checkpoints
 from src.models.matching import match_tensors
 from src.models.official_names import official_names
+from src.serialization import refuse_not_finite
 
 logger = logging.getLogger(__name__)
 
@@ -97,6 +99,10 @@ def load_official(
     tensors = checkpoints.tensors_of(content, name, prefer_ema)
     match = match_tensors(module, tensors, name, remap_22k=remap_22k)
     given = {k: v for k, v in match.state.items() if k not in match.fresh}
+    meta = next((key for key, tensor in given.items() if tensor.is_meta), None)
+    if meta is not None:
+        raise UserError(f"The tensor {meta} of {name} is on the meta device and has no values.")
+    refuse_not_finite(given, name)
     load_whole(module.state_dict(), given)
     for note in match.notes:
         logger.warning(note)

@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from src.errors import UserError
+
 
 class StepSchedule(LRScheduler):
     """Base of schedules over the whole training, stepped after every optimizer step.
@@ -79,8 +81,15 @@ class StepSchedule(LRScheduler):
         return {"last_epoch": self.last_epoch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue at the saved step."""
-        self.last_epoch = int(state_dict["last_epoch"])
+        """Continue at the saved step.
+
+        Raises:
+            UserError: If there is none.
+        """
+        step = state_dict.get("last_epoch")
+        if type(step) is not int or step < 0:
+            raise UserError(f"The schedule in the checkpoint has no step, but {str(step)[:40]!r}.")
+        self.last_epoch = step
         self.apply()
 
 

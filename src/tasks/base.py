@@ -9,14 +9,15 @@ the moving average itself (``src.callbacks.ema``).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, cast
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Self, cast
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Size, nn
+from torch import Size, Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.optim import Optimizer
@@ -29,11 +30,15 @@ from src.models.stages import Block
 from src.models.weights import LoadReport, load_official
 from src.optim.param_groups import LrScale, lr_scale_by_depth, parameter_groups
 from src.optim.schedules import StepSchedule, WarmupCosine
+from src.serialization import check_finite, read_checkpoint
+from src.tasks.saved import check_progress, check_schedules, make_task
 
 OptimizerFactory = Callable[[Any], Optimizer]
 SchedulerFactory = Callable[[Optimizer], LRScheduler]
 SHARDED_UNITS: tuple[type[nn.Module], ...] = (Block,)
 """Modules that sharding strategies gather one at a time."""
+_MOMENTS = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64)
+"""Types of the values in the state of an optimizer."""
 
 
 class BaseTask(LightningModule):
@@ -93,6 +98,7 @@ class BaseTask(LightningModule):
         self.random_weights: tuple[str, ...] = ()
         self._averaged: tuple[nn.Module, ...] = ()  # a tuple, so that it is not a submodule
         self._group_settings: list[dict[str, Any]] = []
+        self._saved_schedules: list[Any] | None = None
         self._save_plain_hyperparameters()
 
     # ---------------------------------------------------------------- building
@@ -370,6 +376,11 @@ class BaseTask(LightningModule):
             UserError: If names or shapes of the weights differ.
         """
         self._compare_classes(checkpoint.get("class_names", []))
+        if self._trainer is not None:
+            check_progress(checkpoint, self.trainer)
+            self._saved_schedules = checkpoint.get("lr_schedulers") if self._is_fitting else None
+            if self.trainer.strategy.restore_checkpoint_after_setup:
+                self._check_schedules()
         if "state_dict" not in checkpoint:
             return  # a sharding strategy has checked and loaded it
         if "current_model_state" in checkpoint and self._is_fitting and not self._averaged:
@@ -380,10 +391,48 @@ class BaseTask(LightningModule):
             self.check_continues(checkpoint)
             groups = checkpoint["optimizer_states"][0]["param_groups"]
             self.check_group_sizes([len(group["params"]) for group in groups])
+            self.check_moments(checkpoint["optimizer_states"])
+
+    def on_fit_start(self) -> None:
+        """Compare the schedules of the checkpoint with those of the run, which are made by now."""
+        self._check_schedules()
+
+    def _check_schedules(self) -> None:
+        if self._saved_schedules is not None:
+            schedules = [config.scheduler for config in self.trainer.lr_scheduler_configs]
+            check_schedules(self._saved_schedules, schedules)
+            self._saved_schedules = None
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]
+        cls, checkpoint_path: str | Path, **settings: Any
+    ) -> Self:
+        """Make the task that a checkpoint describes, with its weights.
+
+        Networks, losses, optimizers and schedules may be those of this project and of
+        ``torch.optim``; the file cannot name anything else.
+
+        Args:
+            checkpoint_path: File that a run from the command line has written; of a folder make a
+                file with ``consolidate``.
+            settings: Arguments that replace those of the file. A file that was written from Python
+                does not hold its factories, which must be given.
+
+        Raises:
+            UserError: If the file cannot be read, or describes what is not in this project.
+        """
+        path = Path(checkpoint_path)
+        content = read_checkpoint(path)
+        check_finite(content, path)
+        task = make_task(cls, content.get("hyper_parameters") or {}, settings, path)
+        task.configure_model()
+        task.on_load_checkpoint(content)
+        task.load_state_dict(content["state_dict"])
+        return task
 
     @staticmethod
     def check_continues(checkpoint: Mapping[str, Any]) -> None:
-        """Refuse to continue without the state of the optimizer.
+        """Refuse to continue without the state of the optimizer, or without the progress.
 
         Raises:
             UserError: Says what to do instead.
@@ -393,6 +442,36 @@ class BaseTask(LightningModule):
                 "The checkpoint holds weights only, so training cannot go on from it; to start anew"
                 " from its weights use model.init_args.weights instead of ckpt_path."
             )
+        missing = [key for key in ("loops", "lr_schedulers") if key not in checkpoint]
+        if missing:
+            raise UserError(
+                f"The checkpoint does not hold {missing[0]}, so training cannot go on from it; to"
+                " start anew from its weights use model.init_args.weights instead of ckpt_path."
+            )
+
+    def check_moments(self, states: Sequence[Mapping[str, Any]]) -> None:
+        """Refuse optimizer state whose tensors do not have the shapes of the parameters.
+
+        Args:
+            states: One for each optimizer, by the number of the parameter.
+
+        Raises:
+            UserError: Names the first entry that does not fit.
+        """
+        if len(states) != 1:
+            raise UserError(f"The checkpoint has {len(states)} optimizers, and training has one.")
+        shapes = [p.shape for group in self.parameter_groups() for p in group["params"]]
+        numbers = [n for group in states[0]["param_groups"] for n in group["params"]]
+        places = dict(zip(numbers, shapes, strict=False))
+        for number, values in states[0]["state"].items():
+            for name, value in values.items():
+                fits = not isinstance(value, Tensor) or value.shape in (places[number], Size(()))
+                if not fits or (isinstance(value, Tensor) and value.dtype not in _MOMENTS):
+                    raise UserError(
+                        f"The optimizer state of the checkpoint does not fit: {name} of parameter"
+                        f" {number} is {tuple(value.shape)} {value.dtype}, and the parameter is"
+                        f" {tuple(places[number])}."
+                    )
 
     @staticmethod
     def check_fits(saved: Mapping[str, Size], wanted: Mapping[str, Size]) -> None:

@@ -100,7 +100,10 @@ def test_damaged_checkpoints(
     content = {"truncated": whole[: len(whole) // 2], "empty": b"", "text": b"hello"}[damage]
     Path("bad.ckpt").write_bytes(content)
     text = complaint("fit", "-c", "tiny.yaml", "--ckpt_path", "bad.ckpt")
-    assert text.startswith("The checkpoint bad.ckpt cannot be read: it is truncated")
+    size = len(content)
+    assert text.startswith(
+        f"The checkpoint bad.ckpt ({size:,} bytes) cannot be read: it is damaged"
+    )
 
 
 def test_weights_are_not_a_checkpoint(folder: Path, complaint: Callable[..., str]) -> None:

@@ -1,0 +1,354 @@
+"""Structure of a training checkpoint, checked in one place.
+
+Lightning and the optimizers take what they find in a checkpoint as it is. So before they see it,
+everything that they use must be of the right kind. Whether it fits the run is checked where the run
+is known (``src.tasks``).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from src.errors import UserError
+from src.serialization.files import read_plain
+from src.serialization.limits import NAME_LENGTH, shown
+from src.serialization.tensors import first_not_finite, odd_kind
+
+REST = "meta.pt"
+"""File of a checkpoint folder for what is not split; Lightning's name."""
+VERSION = "pytorch-lightning_version"
+_LOOPS = ("fit_loop", "validate_loop", "test_loop", "predict_loop")
+_LARGEST_COUNT = 2**53
+_OLDEST = (2, 1)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a training checkpoint that is a file.
+
+    The weights stay in the file until they are used.
+
+    Raises:
+        UserError: If it cannot be read, or is no checkpoint of a training run.
+    """
+    content = read_plain(path)
+    check_checkpoint(content, path)
+    checked: dict[str, Any] = content
+    return checked
+
+
+def read_rest(folder: Path) -> dict[str, Any]:
+    """Read what is not split in a checkpoint folder: progress, schedules, callbacks, settings.
+
+    Raises:
+        UserError: As `read_checkpoint`.
+    """
+    content = read_plain(folder / REST)
+    check_checkpoint(content, folder / REST, has_weights=False)
+    checked: dict[str, Any] = content
+    return checked
+
+
+def check_checkpoint(content: Any, path: Path, *, has_weights: bool = True) -> None:
+    """Refuse what is no training checkpoint, or one whose entries are of the wrong kind.
+
+    Args:
+        content: What was read.
+        path: File, for messages.
+        has_weights: Whether weights must be there, which a folder keeps elsewhere.
+
+    Raises:
+        UserError: Says which entry is wrong.
+    """
+    if not isinstance(content, dict) or VERSION not in content:
+        raise UserError(
+            f"{path} is not a checkpoint of a training run; to start from published weights use"
+            f" --model.init_args.weights {path} instead of --ckpt_path."
+        )
+    for key, check in _CHECKS.items():
+        if key in content:
+            _demand(check(content[key]), path, key, content[key])
+    if not all(isinstance(key, str) for key in content):
+        raise UserError(_wrong(path, "its keys", "must be text"))
+    if has_weights:
+        _check_weights(content, path)
+
+
+def check_finite(content: Mapping[str, Any], path: Path) -> None:
+    """Refuse NaN and infinite values in weights and optimizer state.
+
+    Raises:
+        UserError: Names the first tensor.
+    """
+    for part in ("state_dict", "current_model_state"):
+        refuse_not_finite(content.get(part) or {}, f"The checkpoint {path}")
+    for state in content.get("optimizer_states", ()):
+        refuse_not_finite(flat_state(state), f"The optimizer state of the checkpoint {path}")
+
+
+def refuse_not_finite(tensors: Mapping[str, Any], source: str) -> None:
+    """Refuse NaN and infinite values.
+
+    Raises:
+        UserError: Names the first tensor.
+    """
+    pairs = ((name, value) for name, value in tensors.items() if isinstance(value, Tensor))
+    name = first_not_finite(pairs)
+    if name is not None:
+        raise UserError(
+            f"{source} has NaN or infinite values, first in {name}: the training that wrote it had"
+            " diverged, or the file is damaged. Take an older one."
+        )
+
+
+def flat_state(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Entries of an optimizer state by ``<parameter>.<name>``."""
+    return {
+        f"{number}.{name}": value
+        for number, values in state["state"].items()
+        for name, value in values.items()
+    }
+
+
+def check_optimizer_state(state: Any, path: Path) -> None:
+    """Refuse an optimizer state whose entries are of the wrong kind.
+
+    Raises:
+        UserError: Says so.
+    """
+    _demand(_is_optimizer_state(state), path, "the optimizer state", state)
+
+
+def check_optimizer_groups(state: Any, path: Path) -> None:
+    """Like `check_optimizer_state`, for a state whose tensors are split over processes.
+
+    Raises:
+        UserError: If the groups of parameters are of the wrong kind.
+    """
+    groups = state.get("param_groups") if isinstance(state, dict) else None
+    check_optimizer_state({"state": {}, "param_groups": groups}, path)
+
+
+def _check_weights(content: dict[str, Any], path: Path) -> None:
+    for part in ("state_dict", "current_model_state"):
+        if part not in content:
+            continue
+        for name, value in content[part].items():
+            _demand(_is_name(name), path, f"a name in {part}", name)
+            if not isinstance(value, Tensor):
+                raise UserError(_wrong(path, f"{part}.{name}", f"is {_kind(value)}, no tensor"))
+            kind = odd_kind(value)
+            if kind is not None:
+                raise UserError(_wrong(path, f"{part}.{name}", f"is a tensor that is {kind}"))
+    if "state_dict" not in content:
+        raise UserError(_wrong(path, "state_dict", "is missing"))
+    average, trained = content["state_dict"], content.get("current_model_state")
+    if trained is not None and _shapes(average) != _shapes(trained):
+        raise UserError(_wrong(path, "current_model_state", "has other weights than state_dict"))
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+
+
+def _demand(fine: bool, path: Path, key: str, value: Any) -> None:
+    if not fine:
+        raise UserError(_wrong(path, key, f"is {_kind(value)}, which no training writes there"))
+
+
+def _wrong(path: Path, key: str, problem: str) -> str:
+    return (
+        f"The checkpoint {path} cannot be used: {shown(key)} {problem}. Take an older checkpoint,"
+        " or copy it again."
+    )
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, (str, int, float, bool, type(None))):
+        return shown(repr(value), 40)
+    return f"a {type(value).__name__}"
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= NAME_LENGTH and value.isprintable()
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= _LARGEST_COUNT
+
+
+def _is_version(value: Any) -> bool:
+    found = re.fullmatch(
+        r"(\d{1,3})\.(\d{1,3})\.(\d{1,3})(\.?(post|dev|rc|a|b)\d{1,8})?", str(value)
+    )
+    if not isinstance(value, str) or found is None:
+        return False
+    return (int(found[1]), int(found[2])) >= _OLDEST
+
+
+def _is_progress(value: Any) -> bool:
+    """Nested dictionaries of counts and switches, as loops keep them."""
+    if isinstance(value, dict):
+        return all(isinstance(k, str) and _is_progress(v) for k, v in value.items())
+    if isinstance(value, int) and not isinstance(value, bool):
+        return _is_count(value)
+    return _is_plain(value)
+
+
+def _is_plain(value: Any, depth: int = 0) -> bool:
+    if isinstance(value, (list, tuple, set)):
+        return depth < 20 and all(_is_plain(item, depth + 1) for item in value)
+    if isinstance(value, dict):
+        keys = all(isinstance(key, (str, int, float, bool)) for key in value)
+        return depth < 20 and keys and all(_is_plain(v, depth + 1) for v in value.values())
+    return isinstance(value, (str, int, float, bool, type(None), torch.dtype, bytes))
+
+
+def _is_loops(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and set(value) == set(_LOOPS)
+        and all(isinstance(value[loop], dict) and _is_progress(value[loop]) for loop in _LOOPS)
+    )
+
+
+def _is_callbacks(value: Any) -> bool:
+    if not isinstance(value, dict):
+        return False
+    return all(_is_name(key) and _is_callback(state) for key, state in value.items())
+
+
+def _is_callback(state: Any) -> bool:
+    if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
+        return False
+    models = state.get("best_k_models", {})
+    paths = [state.get(f"{name}_model_path", "") for name in ("best", "last", "kth_best")]
+    paths.append(state.get("dirpath") or "")
+    if not isinstance(models, dict) or not all(map(_is_path, [*models, *paths])):
+        return False
+    scores = [state.get(n) for n in ("best_model_score", "kth_value", "current_score")]
+    return all(score is None or _is_number(score) for score in [*scores, *models.values()])
+
+
+def _is_path(value: Any) -> bool:
+    return isinstance(value, str) and len(value) <= 4096 and "\0" not in value
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return value.numel() == 1 and odd_kind(value) is None
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_optimizer_states(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_optimizer_state, value))
+
+
+def _is_optimizer_state(state: Any) -> bool:
+    """State by parameter and groups of parameters; parameters are numbers or names."""
+    if not isinstance(state, dict) or not {"state", "param_groups"} <= set(state):
+        return False
+    values, groups = state["state"], state["param_groups"]
+    if not isinstance(values, dict) or not isinstance(groups, list) or not groups:
+        return False
+    if not all(map(_is_group, groups)):
+        return False
+    members = [member for group in groups for member in group["params"]]
+    known = set(members)
+    if len(known) != len(members) or not set(values) <= known:
+        return False
+    return all(isinstance(entry, dict) and _is_moments(entry) for entry in values.values())
+
+
+def _is_group(group: Any) -> bool:
+    if not isinstance(group, dict) or not all(isinstance(key, str) for key in group):
+        return False
+    members = group.get("params")
+    if not isinstance(members, list) or not all(_is_count(m) or _is_name(m) for m in members):
+        return False
+    settings = [value for key, value in group.items() if key != "params"]
+    numbers = [group[k] for k in ("lr", "initial_lr", "weight_decay", "eps") if k in group]
+    plain = all(_is_plain(value) or _is_number(value) for value in settings)
+    return plain and all(_is_number(n) and math.isfinite(float(n)) for n in numbers)
+
+
+def _is_moments(entry: dict[Any, Any]) -> bool:
+    return all(
+        isinstance(name, str)
+        and (
+            isinstance(value, (int, float, type(None)))
+            or (isinstance(value, Tensor) and odd_kind(value) is None)
+        )
+        for name, value in entry.items()
+    )
+
+
+def _is_schedulers(value: Any) -> bool:
+    """States of schedules, whose entries become attributes."""
+    if not isinstance(value, list):
+        return False
+    return all(
+        isinstance(state, dict)
+        and all(isinstance(k, str) and k.isidentifier() and not k.startswith("__") for k in state)
+        and "optimizer" not in state
+        and all(_is_plain(v) or _is_number(v) for v in state.values())
+        for state in value
+    )
+
+
+def _is_settings(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(_is_name, value)) and _is_plain(value)
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
+
+
+def _is_average(value: Any) -> bool:
+    if not isinstance(value, dict) or not _is_number(value.get("n_averaged")):
+        return False
+    count = value["n_averaged"]
+    return not isinstance(count, Tensor) or not count.is_floating_point()
+
+
+def _is_sizes(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(sizes, list) and all(map(_is_count, sizes)) for sizes in value
+    )
+
+
+def _is_scaler(value: Any) -> bool:
+    """State of the loss scaling in 16-bit precision."""
+    return isinstance(value, dict) and all(
+        isinstance(key, str) and _is_number(number) and math.isfinite(float(number))
+        for key, number in value.items()
+    )
+
+
+_CHECKS: dict[str, Callable[[Any], bool]] = {
+    VERSION: _is_version,
+    "legacy_" + VERSION: _is_version,
+    "epoch": _is_count,
+    "global_step": _is_count,
+    "state_dict": lambda value: isinstance(value, dict),
+    "current_model_state": lambda value: isinstance(value, dict),
+    "loops": _is_loops,
+    "callbacks": _is_callbacks,
+    "optimizer_states": _is_optimizer_states,
+    "lr_schedulers": _is_schedulers,
+    "hyper_parameters": _is_settings,
+    "hparams_name": lambda value: value in ("kwargs", "args") or _is_name(value),
+    "datamodule_hyper_parameters": _is_settings,
+    "averaging_state": _is_average,
+    "class_names": _is_texts,
+    "group_sizes": _is_sizes,
+    "MixedPrecision": _is_scaler,
+    "native_amp_scaling_state": _is_scaler,
+}
+"""What each entry must be."""

@@ -1,0 +1,137 @@
+"""What a checkpoint says about a run: whether it fits, and the task that it describes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from lightning.pytorch import Trainer
+from torch import Tensor
+
+from src.errors import UserError
+from src.serialization import shown
+from src.serialization.classes import check_arguments
+
+Task = TypeVar("Task")
+_OURS = ("_class_path", "_instantiator", "weights")
+
+
+def make_task(
+    cls: type[Task], saved: Mapping[str, Any], given: Mapping[str, Any], path: Path
+) -> Task:
+    """Make the task that a checkpoint describes.
+
+    Args:
+        cls: The task, or a base class of it.
+        saved: ``hyper_parameters`` of the checkpoint.
+        given: Arguments of the caller, which are not checked and replace those of the file.
+        path: The file, for messages.
+
+    Raises:
+        UserError: If the task is not a known kind of ``cls``, or an argument is not accepted.
+    """
+    owner = _find(cls, saved.get("_class_path"), path)
+    settings = {k: v for k, v in saved.items() if k not in (*_OURS, *given)}
+    where = f"{path}: hyper_parameters"
+    arguments = check_arguments(owner, settings, where) | dict(given)
+    try:
+        return owner(**arguments)
+    except TypeError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"{where} do not make a {owner.__name__}: {reason}. Factories that were given from"
+            " Python are not in a checkpoint; pass them as arguments."
+        ) from error
+
+
+def check_progress(checkpoint: Mapping[str, Any], trainer: Trainer) -> None:
+    """Refuse progress and states of callbacks that are not of the kind that the run keeps.
+
+    Lightning copies them into its own objects as they are.
+
+    Raises:
+        UserError: Names the first entry that is wrong.
+    """
+    loops = {
+        "fit": ("fit_loop", trainer.fit_loop),
+        "validate": ("validate_loop", trainer.validate_loop),
+        "test": ("test_loop", trainer.test_loop),
+        "predict": ("predict_loop", trainer.predict_loop),
+    }
+    name, loop = loops[str(trainer.state.fn.value)] if trainer.state.fn else loops["fit"]
+    progress = checkpoint.get("loops", {}).get(name, {})
+    wrong = _first_difference(loop.state_dict(), progress, f"loops.{name}", exact=True)
+    saved = checkpoint.get("callbacks", {})
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if callback.state_key in saved:
+            where = f"callbacks.{type(callback).__name__}"
+            state = saved[callback.state_key]
+            wrong = wrong or _first_difference(callback.state_dict(), state, where, exact=False)
+    if wrong is not None:
+        raise UserError(
+            f"The checkpoint cannot be used: {shown(wrong)} is not what a run keeps there. Take an"
+            " older checkpoint, or copy it again."
+        )
+
+
+def check_schedules(saved: Any, schedules: Sequence[Any]) -> None:
+    """Refuse states of learning-rate schedules of another kind than those of the run.
+
+    Raises:
+        UserError: Names the first entry that is wrong.
+    """
+    if len(saved) != len(schedules):
+        raise UserError(
+            f"The checkpoint has {len(saved)} learning-rate schedules, these settings have"
+            f" {len(schedules)}. Keep model.lr_scheduler as it was, or start from the weights alone"
+            " with model.init_args.weights."
+        )
+    for state, schedule in zip(saved, schedules, strict=True):
+        wrong = _first_difference(schedule.state_dict(), state, "lr_schedulers", exact=False)
+        if wrong is not None:
+            raise UserError(f"The checkpoint cannot be used: {shown(wrong)} is not of this run.")
+
+
+def _first_difference(own: Any, value: Any, where: str, exact: bool) -> str | None:
+    """Name of the first entry whose kind differs; entries may be absent.
+
+    Where ``exact``, there is no further entry beside numbers, and none of them is ``None``.
+    """
+    if own is None or isinstance(own, Tensor):
+        return None  # checked where the checkpoint was read
+    if not isinstance(own, dict):
+        numbers = not exact and isinstance(own, (int, float)) and isinstance(value, (int, float))
+        fits = numbers or type(value) is type(own) or (value is None and not exact)
+        return None if fits else where
+    if not isinstance(value, dict):
+        return where
+    has_numbers = own and not any(isinstance(part, dict) for part in own.values())
+    for key, part in value.items():
+        found = None
+        if key in own:
+            found = _first_difference(own[key], part, f"{where}.{key}", exact)
+        elif exact and has_numbers:
+            found = f"{where}.{key}"
+        if found is not None:
+            return found
+    return None
+
+
+def _find(cls: type[Task], name: Any, path: Path) -> type[Task]:
+    """The class that a checkpoint names, among those that are loaded already."""
+    if name is None:
+        return cls
+    waiting = [cls]
+    for known in waiting:
+        module = known.__module__
+        if isinstance(name, str) and (
+            name == f"{module}.{known.__qualname__}"
+            or (name == f"src.tasks.{known.__name__}" and module.startswith("src.tasks."))
+        ):
+            return known
+        waiting += type.__subclasses__(known)
+    raise UserError(
+        f"The checkpoint {path} is of the class {shown(repr(name))}, and there is no such"
+        f" {cls.__name__}; import the module that defines it first."
+    )

@@ -1,0 +1,222 @@
+"""Checkpoint folders: nothing in them runs, nothing outside of them is opened."""
+
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+from src.cli import main
+from src.distributed import consolidate
+from src.errors import UserError
+from src.hub import build_network
+from src.serialization import Folder
+from src.serialization.parallel import RestrictedReader
+from tests.serialization.fuzzing import CLASSES, SPEC, checkpoint, write_sharded
+
+
+class Runs:
+    """Pickled as a call that leaves a trace."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self):
+        return (os.mkdir, (str(self.mark),))
+
+
+@pytest.fixture
+def network():
+    return build_network(SPEC, len(CLASSES))
+
+
+@pytest.fixture
+def folder(tmp_path, network):
+    path = tmp_path / "last.ckpt"
+    write_sharded(path, checkpoint(network))
+    return path
+
+
+@pytest.fixture
+def metadata(folder):
+    """The description of the folder, as PyTorch's classes; written back when changed."""
+
+    def change(edit):
+        path = folder / ".metadata"
+        description = pickle.loads(path.read_bytes())
+        edit(description)
+        path.write_bytes(pickle.dumps(description))
+        return folder
+
+    return change
+
+
+def test_a_folder_gives_what_was_saved(folder, network):
+    content = consolidate(folder)
+    for name, value in network.state_dict().items():
+        assert torch.equal(content["state_dict"][f"network.{name}"], value)
+    (state,) = content["optimizer_states"]
+    assert state["param_groups"][0]["betas"] == (0.9, 0.999)
+    assert len(state["state"]) == len(list(network.parameters()))
+
+
+def test_pieces_go_where_pytorch_wants_them(folder, network):
+    from torch.distributed.checkpoint.state_dict_loader import load
+
+    wanted = {f"network.{n}": torch.zeros_like(v) for n, v in network.state_dict().items()}
+    load({"state_dict": wanted}, storage_reader=RestrictedReader(Folder(folder)), no_dist=True)
+    for name, value in network.state_dict().items():
+        assert torch.equal(wanted[f"network.{name}"], value)
+
+
+@pytest.mark.parametrize("file", [".metadata", "meta.pt", "__0_0.distcp"])
+@pytest.mark.parametrize("command", ["consolidate", "official"])
+def test_nothing_in_a_folder_runs(file, command, folder, tmp_path, capsys):
+    mark = tmp_path / "mark"
+    payload = pickle.dumps(Runs(mark))
+    if file == "__0_0.distcp":
+        _replace_bytes_entry(folder, payload)
+    else:
+        (folder / file).write_bytes(payload)
+    flags = ["--official"] if command == "official" else []
+    output = ["--output", str(tmp_path / "out.ckpt")]
+    code = main(["consolidate", str(folder), *output, *flags])
+    assert not mark.exists()
+    if code:
+        printed = capsys.readouterr().err
+        assert printed.startswith("error: ")
+        assert printed.count("\n") == 1
+    else:  # without the optimizer the payload is never looked at
+        assert (file, command) == ("__0_0.distcp", "official")
+
+
+def _replace_bytes_entry(folder: Path, payload: bytes) -> None:
+    """Put a pickle in the place of the first value that is no tensor."""
+    description = pickle.loads((folder / ".metadata").read_bytes())
+    place = next(p for i, p in description.storage_data.items() if i.offset is None)
+    with (folder / place.relative_path).open("r+b") as file:
+        file.seek(place.offset)
+        file.write(payload.ljust(place.length, b"\0"))
+
+
+def _first(description):
+    index = next(i for i in description.storage_data if i.offset is not None)
+    return description.storage_data[index]
+
+
+def _entry(description):
+    return next(e for e in description.state_dict_metadata.values() if getattr(e, "chunks", None))
+
+
+def elsewhere(name):
+    def edit(description):
+        _first(description).relative_path = name
+
+    return edit
+
+
+def place(**changes):
+    def edit(description):
+        vars(_first(description)).update(changes)
+
+    return edit
+
+
+def entry(**changes):
+    def edit(description):
+        vars(_entry(description)).update(changes)
+
+    return edit
+
+
+def chunk(**changes):
+    def edit(description):
+        vars(_entry(description).chunks[0]).update(changes)
+
+    return edit
+
+
+def path_of(path):
+    def edit(description):
+        description.planner_data[next(iter(description.planner_data))] = path
+
+    return edit
+
+
+WRONG = {
+    "a file above": (elsewhere("../secret.distcp"), "not in its folder"),
+    "an absolute file": (elsewhere("/etc/passwd"), "not in its folder"),
+    "a file in a folder": (elsewhere("a/b.distcp"), "not in its folder"),
+    "an empty name": (elsewhere(""), "not in its folder"),
+    "a missing file": (elsewhere("__9_9.distcp"), "missing"),
+    "a name that is none": (elsewhere(5), "a place that is none"),
+    "a start beyond the end": (place(offset=2**40), "shorter"),
+    "a length beyond the end": (place(length=2**40), "shorter"),
+    "a negative start": (place(offset=-8), "a place that is none"),
+    "compression": (place(transform_descriptors=["zstd"]), "compressed"),
+    "2 to the power of 50 values": (entry(size=torch.Size([2**50])), "has a shape that is none"),
+    "more values than pieces": (entry(size=torch.Size([10**6])), "dimensions|cover"),
+    "no pieces": (entry(chunks=[]), "cover"),
+    "an offset that is none": (chunk(offsets=torch.Size([3, 3, 3])), "dimensions"),
+    "a list index of a billion": (path_of(("optimizer_0", "state", 10**9)), "no place"),
+    "a path to nowhere": (path_of(()), "no place"),
+    "a number first": (path_of((0, "x")), "no place"),
+    "another's path": (path_of(("state_dict", "network.head.bias")), "same place"),
+    "no list of tensors": (lambda d: vars(d).update(state_dict_metadata=None), "list of tensors"),
+    "a list of places": (lambda d: vars(d).update(storage_data=[]), "list of tensors"),
+    "a text as description": (lambda d: vars(d).clear(), "without content|list of tensors"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_descriptions_that_are_wrong(kind, metadata):
+    edit, match = WRONG[kind]
+    path = metadata(edit)
+    with pytest.raises(UserError, match=match) as caught:
+        consolidate(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_pieces_that_overlap(metadata):
+    def edit(description):
+        entry = _entry(description)
+        entry.chunks.append(entry.chunks[0])
+        entry.size = torch.Size([2 * entry.size[0], *entry.size[1:]])
+
+    with pytest.raises(UserError, match=r"overlap|cover"):
+        consolidate(metadata(edit))
+
+
+def test_entries_that_share_one_place(metadata):
+    """A small file must not be read a thousand times."""
+
+    def edit(description):
+        places = description.storage_data
+        largest = max(places.values(), key=lambda place: place.length)
+        for index in places:
+            if index.offset is not None:
+                places[index] = largest
+
+    with pytest.raises(UserError, match=r"same part of a file|piece"):
+        consolidate(metadata(edit))
+
+
+def test_a_link_out_of_the_folder(folder, tmp_path):
+    (folder / "__0_0.distcp").rename(tmp_path / "outside")
+    (folder / "__0_0.distcp").symlink_to(tmp_path / "outside")
+    with pytest.raises(UserError, match="leads out of its folder"):
+        consolidate(folder)
+
+
+@pytest.mark.parametrize("command", ["fit", "validate"])
+def test_no_command_runs_what_a_folder_names(command, trained, tmp_path, capsys):
+    mark, folder = tmp_path / "mark", tmp_path / "bad.ckpt"
+    folder.mkdir()
+    (folder / ".metadata").write_bytes(pickle.dumps(Runs(mark)))
+    torch.save({"pytorch-lightning_version": "2.6.6"}, folder / "meta.pt")
+    arguments = ["-c", str(trained / "tiny.yaml"), "--ckpt_path", str(folder)]
+    arguments += ["--trainer.default_root_dir", str(tmp_path / "runs")]
+    assert main([command, *arguments]) == 2
+    assert not mark.exists()
+    assert "names posix.mkdir" in capsys.readouterr().err

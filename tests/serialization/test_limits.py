@@ -1,0 +1,240 @@
+"""Small files that want much: time, memory, depth. Each is refused at once."""
+
+import pickle
+import resource
+import struct
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from src.errors import UserError
+from src.serialization import read_weights
+
+WEIGHT = torch.arange(6.0).reshape(2, 3)
+
+
+@pytest.fixture
+def refused(tmp_path, request):
+    """Read a file; it must be refused within 20 seconds and 1 GB more than before."""
+
+    def read(path: Path, match: str) -> None:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        start = time.monotonic()
+        with pytest.raises(UserError, match=match) as caught:
+            read_weights(path)
+        assert time.monotonic() - start < 20
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**20
+        assert "\n" not in str(caught.value)
+        assert path.name in str(caught.value)
+
+    return read
+
+
+@pytest.fixture
+def archive(tmp_path):
+    """Write an archive of torch.save around a pickle, with storages by their key."""
+
+    def write(pickled: bytes, **storages: bytes) -> Path:
+        path = tmp_path / "file.pth"
+        with zipfile.ZipFile(path, "w") as file:
+            file.writestr("archive/data.pkl", pickled)
+            for key, values in storages.items():
+                file.writestr(f"archive/data/{key.removeprefix('s')}", values)
+        return path
+
+    return write
+
+
+def tensor(size, stride, offset=0, count=4, key="0", kind="torch FloatStorage"):
+    """Pickle of a dictionary with one tensor, whatever it claims."""
+    numbers = lambda values: b"(" + b"".join(integer(v) for v in values) + b"t"  # noqa: E731
+    module, name = kind.split()
+    reference = (
+        b"(X\x07\x00\x00\x00storagec" + f"{module}\n{name}\n".encode()
+        + text(key) + text("cpu") + integer(count) + b"tQ"
+    )  # fmt: skip
+    call = b"ctorch._utils\n_rebuild_tensor_v2\n("
+    rest = integer(offset) + numbers(size) + numbers(stride) + b"\x89N"
+    return b"\x80\x02}" + text("w") + call + reference + rest + b"tRs."
+
+
+def text(value):
+    return b"X" + struct.pack("<I", len(value)) + value.encode()
+
+
+def integer(value):
+    raw = value.to_bytes(max(1, (value.bit_length() + 8) // 8), "little", signed=True)
+    return b"\x8a" + bytes([len(raw)]) + raw
+
+
+def test_the_pickles_of_this_file_are_well_formed(archive):
+    values = torch.arange(4.0)
+    content = read_weights(archive(tensor((2, 2), (2, 1)), s0=values.numpy().tobytes()))
+    assert torch.equal(content["w"], values.reshape(2, 2))
+
+
+def doubling(make: bytes, levels: int) -> bytes:
+    """A pickle whose value has two to the power of ``levels`` values when written out."""
+    body = b"]q\x00"
+    for level in range(levels):
+        body += b"h" + bytes([level]) + b"h" + bytes([level]) + make + b"q" + bytes([level + 1])
+    return body
+
+
+SAME_HASHES = b"".join(
+    b"\x8a\x10" + (number * (2**61 - 1)).to_bytes(16, "little") + b"N" for number in range(9, 5000)
+)
+NESTED = {
+    "lists in lists": b"\x80\x02" + b"]" * 5000 + b"a" * 4999 + b".",
+    "tuples in tuples": b"\x80\x02)" + b"\x85" * 50_000 + b".",
+    "dictionaries in dictionaries": b"\x80\x02}" + b"K\x00}" * 3000 + b"s" * 3000 + b".",
+    "tuples that double": b"\x80\x02}K\x01" + doubling(b"\x86", 60) + b"s.",
+    "a tuple that doubles as a key": b"\x80\x02}" + doubling(b"\x86", 40) + b"K\x01s.",
+    "a list that holds itself": b"\x80\x02]q\x00h\x00a.",
+    "a dictionary that holds itself": b"\x80\x02}q\x00K\x01h\x00s.",
+    "a set of nested tuples": b"\x80\x02cbuiltins\nset\n]" + doubling(b"\x86", 30) + b"a\x85R.",
+    "an integer of a megabyte": (
+        b"\x80\x02}K\x01\x8b" + struct.pack("<I", 2**20) + b"\x01" * 2**20 + b"s."
+    ),
+    "many instructions": b"\x80\x02}(" + b"N" * 5_000_000 + b"u.",
+    "keys with the same hash": b"\x80\x02}(" + SAME_HASHES + b"u.",
+    "text of protocol 0": b"(dp0\nI1\nI2\ns.",
+    "an instruction for extensions": b"\x80\x02\x82\x01.",
+    "an object of an old class": b"\x80\x02(cos\nsystem\nX\x01\x00\x00\x00ao.",
+    "a huge length": b"\x80\x04\x8d" + b"\xff" * 8 + b".",
+    "a mark that is missing": b"\x80\x02}u.",
+    "a memo that is empty": b"\x80\x02h\x07.",
+    "nothing": b"",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", NESTED)
+@pytest.mark.parametrize("form", ["zip", "old"])
+def test_structures_that_explode(kind, form, archive, refused, tmp_path):
+    path = archive(NESTED[kind])
+    if form == "old":
+        with path.open("wb") as file:
+            for part in (torch.serialization.MAGIC_NUMBER, 1001, {"little_endian": True}):
+                pickle.dump(part, file, protocol=2)
+            file.write(NESTED[kind])
+    refused(path, "is not read|cannot be read")
+
+
+def test_a_high_memo_index_costs_nothing(archive):
+    assert read_weights(archive(b"\x80\x02}r\xff\xff\xff\x7f.")) == {}
+
+
+TENSORS = {
+    "more values than there are": tensor((3, 2), (2, 1)),
+    "an offset beyond the end": tensor((1,), (1,), offset=4),
+    "2 to the power of 60 values": tensor((2**60,), (1,)),
+    "one value repeated to terabytes": tensor((2**40, 4), (0, 1)),
+    "sizes whose product is too large": tensor((2**31, 2**31, 2**31), (0, 0, 0)),
+    "a negative stride": tensor((2,), (-1,), offset=3),
+    "a negative size": tensor((-2,), (1,)),
+    "sizes and strides of other lengths": tensor((2, 2), (1,)),
+    "forty dimensions": tensor((1,) * 40, (1,) * 40),
+    "a storage of another size": tensor((2,), (1,), count=5),
+    "a storage that is missing": tensor((2,), (1,), key="1"),
+    "a storage elsewhere": tensor((2,), (1,), key="../../data.pkl"),
+    "a storage of an unknown kind": tensor((2,), (1,), kind="torch QInt8Storage"),
+    "a huge size of nothing": tensor((0, 2**55), (1, 1)),
+}
+
+
+@pytest.mark.parametrize("kind", TENSORS)
+def test_tensors_that_claim_what_is_not_there(kind, archive, refused):
+    refused(archive(TENSORS[kind], s0=bytes(16)), "is not read|cannot be read")
+
+
+def test_many_tensors_over_one_storage(archive, refused, tmp_path):
+    base = torch.zeros(2**18)
+    torch.save({str(i): base for i in range(10)}, tmp_path / "file.pth")
+    assert len(read_weights(tmp_path / "file.pth")) == 10
+    torch.save({str(i): base.view(-1) for i in range(400)}, tmp_path / "file.pth")
+    refused(tmp_path / "file.pth", "repeat their values")
+
+
+def packed_again(path: Path, method: int) -> Path:
+    """The same archive with another compression."""
+    other = path.with_name("packed.pth")
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(other, "w", method) as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    return other
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_archives_that_were_packed_again_give_the_same_values(method, tmp_path):
+    expected = {str(i): torch.randn(400 + i) for i in range(20)}
+    expected |= {"half": torch.randn(7).half(), "wide": torch.randn(5).double()}
+    torch.save(expected, tmp_path / "file.pth")
+    content = read_weights(packed_again(tmp_path / "file.pth", method))
+    assert all(torch.equal(content[name], value) for name, value in expected.items())
+
+
+def test_packing_that_is_not_known_is_refused(tmp_path, refused):
+    torch.save({"w": WEIGHT}, tmp_path / "file.pth")
+    refused(packed_again(tmp_path / "file.pth", zipfile.ZIP_LZMA), "packed oddly")
+
+
+def test_an_archive_that_inflates_is_refused(tmp_path, refused):
+    torch.save({"w": torch.zeros(2**28, dtype=torch.uint8)}, tmp_path / "file.pth")
+    refused(packed_again(tmp_path / "file.pth", zipfile.ZIP_DEFLATED), "when unpacked")
+
+
+def test_two_members_of_one_name_are_refused(tmp_path, refused):
+    torch.save({"w": WEIGHT}, tmp_path / "file.pth")
+    with (
+        zipfile.ZipFile(tmp_path / "file.pth", "a") as file,
+        pytest.warns(UserWarning, match="Duplicate name"),
+    ):
+        file.writestr("file/data/0", bytes(24))
+    refused(tmp_path / "file.pth", "same name")
+
+
+def test_numbers_in_another_byte_order_are_refused(tmp_path, refused):
+    path = tmp_path / "file.pth"
+    torch.save({"w": WEIGHT}, path)
+    other = tmp_path / "other.pth"
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(other, "w") as new:
+        for name in old.namelist():
+            new.writestr(name, b"big" if name.endswith("byteorder") else old.read(name))
+    refused(other, "byte order")
+
+
+def test_what_is_no_file_is_refused(tmp_path, refused):
+    import os
+
+    os.mkfifo(tmp_path / "pipe.pth")
+    refused(tmp_path / "pipe.pth", "no regular file")
+    (tmp_path / "link.pth").symlink_to("/dev/zero")
+    refused(tmp_path / "link.pth", "no regular file")
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b'{"w": {"dtype": "F32", "shape": [1000000000000], "data_offsets": [0, 4]}}',
+        b'{"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}, "w": 1}',
+        b'{"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, ' + b"9" * 30 + b"]}}",
+        b"[" * 100_000,
+        b'{"w": 5}',
+        b"{}garbage",
+    ],
+)
+def test_headers_of_safetensors(header, tmp_path, refused):
+    path = tmp_path / "file.safetensors"
+    path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
+    refused(path, "is not read|cannot be read")
+
+
+def test_a_huge_header_is_refused(tmp_path, refused):
+    path = tmp_path / "file.safetensors"
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", 90_000_000))
+        file.truncate(100_000_000)
+    refused(path, "header has 90,000,000 bytes")
