@@ -277,7 +277,9 @@ def _download(repository: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(repository, allow_patterns=[CONFIG_FILE, WEIGHT_FILE]))
+        offline = not checkpoints.is_hub_reachable()
+        files = [CONFIG_FILE, WEIGHT_FILE]
+        return Path(snapshot_download(repository, allow_patterns=files, local_files_only=offline))
     except Exception as error:  # the hub client raises several unrelated classes
         raise UserError(
             f"The model {repository} is not on this machine and could not be downloaded from "

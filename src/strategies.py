@@ -60,7 +60,9 @@ from src.serialization import (
     read_rest,
 )
 from src.serialization.parallel import RestrictedReader
-from src.tasks.base import SHARDED_UNITS, BaseTask
+from src.tasks import resume
+from src.tasks.base import BaseTask
+from src.tasks.building import SHARDED_UNITS
 
 AVERAGE, TRAINED = "state_dict", "current_model_state"
 """Entries of a checkpoint: what evaluation takes; beside an average, the weights in training."""
@@ -167,13 +169,13 @@ class FSDP2Strategy(ModelParallelStrategy):
         folder, rest = Folder(path), read_rest(path)
         shapes, names = read_shapes(folder), entry_names(folder)
         if self._is_fitting:
-            self.task.check_continues(rest | {"optimizer_states": rest.get("group_sizes")})
+            resume.check_continues(rest | {"optimizer_states": rest.get("group_sizes")})
         for entry, state in self._destinations(TRAINED in shapes):
-            self.task.check_fits(shapes.get(entry, {}), {n: v.shape for n, v in state.items()})
+            resume.check_fits(shapes.get(entry, {}), {n: v.shape for n, v in state.items()})
             _load_parts({names[entry]: state}, folder)
             _refuse_not_finite(state, path)
         for i, optimizer in enumerate(self.optimizers if self._is_fitting else ()):
-            self.task.check_group_sizes(rest["group_sizes"][i])
+            self.task.check_optimizer(rest, rest["group_sizes"][i])
             name = f"optimizer_{i}"
             found = {name: get_optimizer_state_dict(self.task, optimizer)}
             _load_parts(found, folder)
@@ -186,17 +188,17 @@ class FSDP2Strategy(ModelParallelStrategy):
         content = read_checkpoint(path)
         for entry, state in self._destinations(TRAINED in content):
             saved = {name: value.shape for name, value in content[entry].items()}
-            self.task.check_fits(saved, {name: v.shape for name, v in state.items()})
+            resume.check_fits(saved, {name: v.shape for name, v in state.items()})
             load_whole(state, content[entry])
             _refuse_not_finite(state, path)
         states = content.pop("optimizer_states", [])
         for entry in (AVERAGE, TRAINED):
             content.pop(entry, None)
         if self._is_fitting:
-            self.task.check_continues(content | {"optimizer_states": states})
-            self.task.check_moments(states)
+            resume.check_continues(content | {"optimizer_states": states})
+            resume.check_moments(states, self.task.parameter_groups())
             for optimizer, state in zip(self.optimizers, states, strict=True):
-                self.task.check_group_sizes(_group_sizes(state["param_groups"]))
+                self.task.check_optimizer(content, _group_sizes(state["param_groups"]))
                 split = _split_state(optimizer, state)
                 _refuse_not_finite(flat_state(split), path)
                 optimizer.load_state_dict(split)
@@ -213,7 +215,7 @@ class FSDP2Strategy(ModelParallelStrategy):
             own = {f"network.{name}": value for name, value in average.items()}
             destinations.append((AVERAGE, task.state_dict() | own))
         elif has_average:
-            task.warn_of_lost_average()
+            resume.warn_of_lost_average()
         return destinations
 
 
@@ -331,7 +333,7 @@ class FSDP1Strategy(FSDPStrategy):
             _load_raw_module_state(weights, module, self.world_size, task.strict_loading)
             optimizers = self._optimizers_in_use
             if optimizers and isinstance(task, BaseTask):
-                task.check_continues(content)
+                resume.check_continues(content)
                 fsdp1.load_optimizers(module, optimizers, content["optimizer_states"])
         return content
 

@@ -6,9 +6,12 @@ from src.callbacks.detections import DetectionWriter
 from src.callbacks.ema import EMA
 from src.callbacks.epoch_seed import EpochSeed
 from src.callbacks.label_maps import LabelMapWriter
+from src.callbacks.monitors import MonitorCheck
 from src.callbacks.predictions import ClassPredictionWriter
 from src.callbacks.run_folder import RunFolder
+from src.callbacks.step_boundary import StepBoundary
 from src.callbacks.summary import NetworkSummary
+from src.callbacks.terminate_on_nan import TerminateOnNaN
 from src.callbacks.throughput import Throughput
 from src.callbacks.unreadable import UnreadableImages
 
@@ -21,8 +24,11 @@ __all__ = [
     "DetectionWriter",
     "EpochSeed",
     "LabelMapWriter",
+    "MonitorCheck",
     "NetworkSummary",
     "RunFolder",
+    "StepBoundary",
+    "TerminateOnNaN",
     "Throughput",
     "UnreadableImages",
 ]

@@ -16,8 +16,17 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
 
 from src.callbacks.run_folder import is_dry_run, tell
+from src.callbacks.terminate_on_nan import (
+    NonFiniteError,
+    has_finite_weights,
+    is_checked,
+    require_finite_weights,
+    warn_of_weights,
+)
 from src.distributed.checkpoints import (
     consolidate,
     is_sharded_checkpoint,
@@ -74,6 +83,7 @@ class Checkpoint(ModelCheckpoint):
         self.requested_monitor, self.requested_mode = monitor, mode
         self.last_every_n_steps = every_n_train_steps
         self._has_validated = False
+        self._latest_step = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Take monitor and mode from the task where they were not given."""
@@ -97,8 +107,11 @@ class Checkpoint(ModelCheckpoint):
     ) -> None:
         """Write the last checkpoint where it is due in the middle of an epoch."""
         every, step = self.last_every_n_steps, trainer.global_step
-        if every and step % every == 0 and not self._should_skip_saving_checkpoint(trainer):
-            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+        # Accumulated batches between two steps have the step of the one before.
+        is_due = every and step % every == 0 and step != self._latest_step
+        self._latest_step = step
+        if is_due and not self._should_skip_saving_checkpoint(trainer):
+            self._save_last(trainer, self._monitor_candidates(trainer))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the best and the last checkpoint of the epoch, after its validation."""
@@ -108,10 +121,10 @@ class Checkpoint(ModelCheckpoint):
         candidates = self._monitor_candidates(trainer)
         # Values of an earlier epoch stay among the candidates where not every epoch is validated.
         is_new = self._has_validated or not trainer.enable_validation
-        if is_new and self.monitor in candidates:
-            self._save_topk_checkpoint(trainer, candidates)
+        if is_new:
+            self._save_best(trainer, candidates)
         self._has_validated = False
-        self._save_last_checkpoint(trainer, candidates)
+        self._save_last(trainer, candidates)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the best of a validation within an epoch; at its end, wait for the epoch's end.
@@ -125,9 +138,25 @@ class Checkpoint(ModelCheckpoint):
         if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             self._has_validated = True
             return
-        candidates = self._monitor_candidates(trainer)
-        if self.monitor in candidates:
+        self._save_best(trainer, self._monitor_candidates(trainer))
+
+    def _save_best(self, trainer: Trainer, candidates: dict[str, Tensor]) -> None:
+        """Write the best, unless the network or its score is not finite."""
+        value = candidates.get(self.monitor or "")
+        if value is None or not has_finite_weights(trainer.lightning_module):
+            return
+        if torch.isfinite(value).all():
             self._save_topk_checkpoint(trainer, candidates)
+        else:
+            rank_zero_warn(f"{self.monitor} is {float(value)}, so this epoch cannot be the best.")
+
+    def _save_last(self, trainer: Trainer, candidates: dict[str, Tensor]) -> None:
+        """Write the last checkpoint; stop instead where its weights are not finite."""
+        if not has_finite_weights(trainer.lightning_module):
+            if is_checked(trainer):
+                require_finite_weights(trainer.lightning_module)
+            warn_of_weights("last.ckpt")
+        self._save_last_checkpoint(trainer, candidates)
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
@@ -135,6 +164,8 @@ class Checkpoint(ModelCheckpoint):
         """Save what has been learnt since the last checkpoint."""
         if trainer.world_size > 1 or trainer.state.fn != TrainerFn.FITTING:
             return
+        if isinstance(exception, NonFiniteError):
+            return  # the last checkpoint is of better times
         if self._should_save_on_exception(trainer):
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
             tell(f"Saved the interrupted training to {self.last_model_path}")

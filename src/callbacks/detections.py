@@ -189,4 +189,4 @@ def _percent(value: float) -> str:
 
 def _write_json(content: Any, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content))
+    path.write_text(json.dumps(content, allow_nan=False))

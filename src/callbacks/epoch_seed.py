@@ -53,7 +53,8 @@ class EpochSeed(Callback):
         progress: Any = trainer.fit_loop.epoch_loop.batch_progress
         self._pictures = _pictures_per_batch(trainer)
         # A checkpoint written after a step counts its batch as processed, not yet as completed.
-        is_within = not progress.is_last_batch and progress.current.processed > 0
+        has_begun = progress.current.processed > 0 or trainer.fit_loop.restarted_mid_epoch
+        is_within = has_begun and not progress.is_last_batch
         if trainer.ckpt_path is not None and is_within:
             self._recount(progress)
             self._start(trainer)
@@ -109,6 +110,8 @@ class EpochSeed(Callback):
                 setattr(counts, name, getattr(counts, name) + batches - used)
 
     def _pass_over(self, trainer: Trainer, num_batches: int) -> None:
+        if not num_batches:
+            return
         tell(
             f"Passing over the {num_batches} batches of epoch {trainer.current_epoch} that were"
             " already used"

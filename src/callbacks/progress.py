@@ -42,8 +42,12 @@ class LogProgress(_NoVersion):
         self._epoch_start = self._last_line = 0.0
 
     def disable(self) -> None:
-        """Lightning asks for silence on all processes but the first."""
+        """Lightning asks for silence on all ranks but the first, and while it tries settings."""
         self._is_enabled = False
+
+    def enable(self) -> None:
+        """Lightning has finished trying settings."""
+        self._is_enabled = True
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""

@@ -8,10 +8,13 @@ counts, and only weights and states come from the file.
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
+from enum import Enum
 from pathlib import Path
 from typing import Any, NoReturn, Self
 
+from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import (
@@ -32,10 +35,14 @@ from src.callbacks import (
     DetectionWriter,
     EpochSeed,
     LabelMapWriter,
+    MonitorCheck,
     NetworkSummary,
     RunFolder,
+    StepBoundary,
+    TerminateOnNaN,
     UnreadableImages,
 )
+from src.callbacks.monitors import check_callbacks
 from src.callbacks.progress import default_progress
 from src.callbacks.run_folder import next_run_folder
 from src.cli.checkpoints import check_reads_safely, failed_while_restoring, resolve_checkpoint
@@ -61,6 +68,7 @@ _SWITCHABLE = {
     "label_maps": LabelMapWriter,
     "class_table": ClassTable,
     "detections": DetectionWriter,
+    "terminate_on_nan": TerminateOnNaN,
 }
 
 
@@ -98,6 +106,12 @@ class TrainingCLI(LightningCLI):
                 args=None if run else args,
                 run=run,
             )
+        except ModuleNotFoundError as error:
+            raise UserError(_missing_package(error)) from error
+        except ValueError as error:
+            if (sentence := _refused(str(error))) is None:
+                raise
+            raise UserError(sentence) from error
         finally:
             sys.argv = argv
 
@@ -150,6 +164,7 @@ class TrainingCLI(LightningCLI):
                 "model.num_classes cannot be set: it is the number of classes of the data. Remove"
                 " it; data.class_names names classes that have no folder."
             )
+        _write_enumerations(self.config)
         self._validate_in_a_short_run()
         self.checkpoint: Path | None = None
         given = self.run_config.get("ckpt_path")
@@ -169,7 +184,8 @@ class TrainingCLI(LightningCLI):
         config = self._get(self.config_init, "trainer")
         reserve = self.subcommand is not None and not config.fast_dev_run
         self._folder = folder = self._choose_folder(reserve=reserve)
-        callbacks = list(_as_list(config.callbacks))
+        callbacks = [MonitorCheck(), *_as_list(config.callbacks)]  # before what monitors
+        check_callbacks(callbacks)
         callbacks += self._default_callbacks(config, callbacks, folder)
         kwargs = {"default_root_dir": self.runs, "callbacks": callbacks, **kwargs}
         if config.logger in (None, True):
@@ -196,6 +212,11 @@ class TrainingCLI(LightningCLI):
                 break
             except FileExistsError:  # another run has just taken it
                 folder = next_run_folder(self.runs, prefix)
+            except OSError as error:
+                raise UserError(
+                    f"The run folder {folder} cannot be made ({error.strerror}); give another place"
+                    " with --trainer.default_root_dir."
+                ) from error
         return folder
 
     def _default_callbacks(
@@ -215,7 +236,7 @@ class TrainingCLI(LightningCLI):
         if config.enable_progress_bar is not False and not _any(given, ProgressBar):
             callbacks.append(default_progress())
         seed = self.run_config.seed_everything
-        callbacks.append(EpochSeed(seed if isinstance(seed, int) else 0))
+        callbacks += [EpochSeed(seed if isinstance(seed, int) else 0), StepBoundary()]
         resumed = str(self.checkpoint) if self.checkpoint else None
         callbacks.append(RunFolder(folder, self._config_text(), resumed))
         self._unreadable = UnreadableImages()
@@ -282,8 +303,46 @@ class TrainingCLI(LightningCLI):
             _discard_unless_started(self._folder)
 
 
+def _missing_package(error: ModuleNotFoundError | str) -> str:
+    """Sentence about a package that a logger or another class of the configuration needs."""
+    text = " ".join(str(error).split())
+    asked = re.search(r"pip install (?:-U )?'?([\w.\[\]-]+)", text)
+    name = getattr(error, "name", None) or text
+    package = asked[1] if asked else str(name).split(".")[0]
+    return (
+        f"A class of the configuration needs the package {package}, which is not installed:"
+        f" pip install {package}"
+    )
+
+
+def _refused(report: str) -> str | None:
+    """What Lightning or a class of the configuration says about a value, if it is about one."""
+    if "is not in bounds" in report:
+        return f"seed_everything cannot be used: {report}."
+    found = re.search(r"Problem with given class_path '([\w.]+)':\n(.*)", report)
+    if found is None:
+        found = re.search(r"()Errors:\n\s*- (?!Expected|Not a |Problem|\()(.*)", report)
+    if found is None:
+        return None
+    if "pip install" in found[2]:
+        return _missing_package(found[2])
+    name = found[1].rpartition(".")[2] or "A class of the configuration"
+    return f"{name} cannot be made: {found[2].strip()}"
+
+
 def _is_first_process() -> bool:
     return int(getattr(rank_zero_only, "rank", 0)) == 0
+
+
+def _write_enumerations(settings: Any) -> None:
+    """Turn enumerations, which some defaults of Lightning's callbacks are, into text, in place."""
+    entries = vars(settings) if isinstance(settings, Namespace) else settings
+    pairs = entries.items() if isinstance(entries, dict) else enumerate(entries)
+    for key, value in list(pairs):
+        if isinstance(value, Enum):
+            entries[key] = value.value
+        elif isinstance(value, (Namespace, dict, list)):
+            _write_enumerations(value)
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -20,7 +20,8 @@ from torch import nn
 from src.cli.app import TrainingCLI
 from src.errors import UserError
 from src.models.memory import PRECISIONS, StepMemory, extrapolate, is_complete, measure_step
-from src.tasks.base import SHARDED_UNITS, BaseTask
+from src.tasks.base import BaseTask
+from src.tasks.building import SHARDED_UNITS
 
 STRATEGIES = ("ddp", "fsdp1 SHARD_GRAD_OP", "fsdp2")
 _CLASSES = {"ClassificationTask": 1000, "DetectionTask": 80, "SegmentationTask": 150}
@@ -198,7 +199,7 @@ def sizes_of(task: BaseTask, network: nn.Module, precision: str, has_average: bo
 def optimizer_states(task: BaseTask) -> int:
     """Number of values that the optimizer keeps for each weight: 2 for AdamW."""
     weight = nn.Parameter(torch.zeros(8, 8))
-    optimizer = task.optimizer_factory([weight])
+    optimizer = task.optimization.make_optimizer([weight])
     weight.grad = torch.zeros(8, 8)
     optimizer.step()
     values = (v for v in optimizer.state[weight].values() if isinstance(v, torch.Tensor))

@@ -10,7 +10,7 @@ import logging
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning import LightningDataModule
@@ -41,6 +41,9 @@ class BaseDataModule(LightningDataModule, ABC):
     Raises:
         UserError: If a value is out of range.
     """
+
+    image_channels: ClassVar[int] = 3
+    """Channels of the images in a batch."""
 
     def __init__(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 from torch import Tensor
@@ -14,18 +15,39 @@ from src.types import Detections, PictureId
 Result = dict[str, Any]
 
 
+def only_finite(found: Detections) -> Detections:
+    """Leave out detections whose box, score or mask is NaN or infinite.
+
+    Nothing can be compared with such a box, so the COCO tools would match it with anything.
+    """
+    kept = torch.isfinite(found.boxes).all(1) & torch.isfinite(found.scores)
+    masks = found.masks
+    if masks is not None and masks.is_floating_point():
+        kept &= torch.isfinite(masks).flatten(1).all(1)
+    if bool(kept.all()):
+        return found
+    return Detections(
+        found.boxes[kept],
+        found.scores[kept],
+        found.labels[kept],
+        None if masks is None else masks[kept],
+    )
+
+
 def to_results(found: Detections, image_id: PictureId) -> list[Result]:
-    """Turn the detections of one picture into COCO results.
+    """Turn the detections of one image into COCO results.
 
     Args:
         found: Detections of the picture.
         image_id: Number of the picture in its annotation file.
 
     Returns:
-        One dictionary per detection, in the same order: ``image_id``, ``category_id`` (the class
-        index; see `with_category_ids`), ``bbox`` as ``x, y, width, height``, ``score`` and, if
-        there are masks, ``segmentation`` as run-length code with text ``counts``.
+        One dictionary per detection that is finite, in the same order: ``image_id``,
+        ``category_id`` (the class index; see `with_category_ids`), ``bbox`` as ``x, y, width,
+        height``, ``score`` and, if there are masks, ``segmentation`` as run-length code with text
+        ``counts``.
     """
+    found = only_finite(found)
     boxes = found.boxes.double().cpu()
     corner_and_size = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
     rows = zip(corner_and_size.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True)

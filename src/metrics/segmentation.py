@@ -29,19 +29,21 @@ class SegmentationMetric(Metric):
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         self.num_classes = num_classes
-        empty = torch.zeros(num_classes, num_classes, dtype=torch.int64)
+        # The last column counts pixels whose class is not known.
+        empty = torch.zeros(num_classes, num_classes + 1, dtype=torch.int64)
         self.add_state("confusion", default=empty, dist_reduce_fx="sum")
 
     def update(self, prediction: Tensor, label: Tensor) -> None:
         """Count the pixels of a picture.
 
         Args:
-            prediction: Classes in ``[0, num_classes)``, any shape, integers.
+            prediction: Classes in ``[0, num_classes)``, any shape, integers; ``num_classes`` is
+                wrong whatever the label says.
             label: True classes of the same shape; 255 counts nowhere.
         """
         valid = label != IGNORE_LABEL
-        pairs = label[valid].long() * self.num_classes + prediction[valid].long()
-        counts = torch.bincount(pairs, minlength=self.num_classes**2)
+        pairs = label[valid].long() * (self.num_classes + 1) + prediction[valid].long()
+        counts = torch.bincount(pairs, minlength=self.confusion.numel())
         self.confusion += counts.view_as(self.confusion)
 
     def compute(self) -> dict[str, Tensor]:
@@ -54,7 +56,7 @@ class SegmentationMetric(Metric):
         # float64 holds counts up to 2**53 exactly; it is not there on every device.
         confusion = self.confusion.cpu().double()
         hits = confusion.diagonal()
-        labelled, predicted = confusion.sum(1), confusion.sum(0)
+        labelled, predicted = confusion.sum(1), confusion.sum(0)[: self.num_classes]
         iou = hits / (labelled + predicted - hits)
         accuracy = hits / labelled
         return {

@@ -78,6 +78,8 @@ class InternImageBackbone(nn.Module):
     ) -> None:
         super().__init__()
         post_norm_block_ids = tuple(level2_post_norm_block_ids or ())
+        if in_chans < 1:
+            raise UserError(f"in_chans must be at least 1 channel of the image, got {in_chans}.")
         _check_stages(channels, depths, groups, post_norm_block_ids, out_indices, frozen_stages)
         self.depths = tuple(depths)
         self.out_indices = tuple(out_indices)

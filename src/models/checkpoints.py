@@ -213,11 +213,28 @@ def _file_in_folder(folder: Path) -> Path:
     )
 
 
+def is_hub_reachable(seconds: float = 3.0) -> bool:
+    """Whether the hub answers at all; its client would retry for half a minute.
+
+    Args:
+        seconds: How long to wait for an answer.
+    """
+    from huggingface_hub import constants, get_session
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        get_session().head(constants.ENDPOINT, timeout=seconds)
+    except Exception:  # the hub client raises several unrelated classes
+        return False
+    return True
+
+
 def _download(repo: str, filename: str) -> Path:
     from huggingface_hub import hf_hub_download
 
     try:
-        return Path(hf_hub_download(repo, filename))
+        return Path(hf_hub_download(repo, filename, local_files_only=not is_hub_reachable()))
     except Exception as error:  # the hub client raises several unrelated classes
         raise UserError(
             f"{filename} is not on this machine and could not be downloaded from "

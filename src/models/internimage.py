@@ -12,12 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import torch.nn.functional as F
+from timm.layers.adaptive_avgmax_pool import adaptive_pool_feat_mult
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from src.errors import UserError
 from src.models.backbone import InternImageBackbone
-from src.models.heads.classification import CLIP_WIDTH, PROJECTED_WIDTH, ClipProjector, ConvHead
+from src.models.heads.classification import (
+    CLIP_WIDTH,
+    PROJECTED_WIDTH,
+    ClipProjector,
+    ConvHead,
+    pooling,
+)
 from src.models.layers import Linear, layer_norm
 
 __all__ = ["InternImage", "InternImageBackbone"]
@@ -35,6 +42,12 @@ class InternImage(InternImageBackbone):
         channels: See `InternImageBackbone`, as the other arguments not listed here.
         use_clip_projector: Use the head of H and G.
         cls_scale: Width of the standard head over the width of the last stage.
+        global_pool: Pooling by timm's name: ``avg`` (official), ``max``, ``avgmax``, ``catavgmax``,
+            or ``""``, which leaves a feature map and needs ``num_classes=0``. The CLIP projector
+            pools by attention and takes ``avg`` (itself) or ``""``.
+
+    Raises:
+        UserError: If the arguments do not fit together.
     """
 
     def __init__(
@@ -59,6 +72,7 @@ class InternImage(InternImageBackbone):
         kernel_size: int = 3,
         in_chans: int = 3,
         grad_checkpointing: bool = False,
+        global_pool: str | None = "avg",
     ) -> None:
         super().__init__(
             channels=channels,
@@ -97,33 +111,52 @@ class InternImage(InternImageBackbone):
             self.fc_norm = layer_norm(PROJECTED_WIDTH)
         else:
             self.num_features, self.head_hidden_size = width, int(width * cls_scale)
-            self.conv_head = ConvHead(width, self.head_hidden_size)
+            self.conv_head = ConvHead(width, int(width * cls_scale))
+        self.global_pool = "avg"
         self.head: nn.Module = nn.Identity()
-        self.reset_classifier(num_classes)
+        self.reset_classifier(num_classes, global_pool)
 
     def get_classifier(self) -> nn.Module:
         """The last linear layer."""
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the last linear layer by a fresh one.
+        """Replace the last linear layer by a newly initialised one.
 
         Args:
             num_classes: Width of the logits; 0 leaves the pooled features.
-            global_pool: Only ``None`` or ``"avg"``; the pooling belongs to the head.
+            global_pool: Pooling from now on, see the class; ``None`` keeps it.
 
         Raises:
-            UserError: If another pooling is asked for.
+            UserError: If there is no such pooling, or a classifier would have to work on a feature
+                map.
         """
-        if global_pool not in (None, "avg"):
+        if num_classes < 0:
+            raise UserError(f"num_classes must be 0 (no classifier) or more, got {num_classes}.")
+        if global_pool is not None:
+            self._set_pooling(global_pool)
+        if num_classes and not self.global_pool:
             raise UserError(
-                f"InternImage pools in its own head, so global_pool must be 'avg' or None, "
-                f"got {global_pool!r}."
+                "Without pooling (global_pool='') there are feature maps, which the classifier"
+                " cannot read; set num_classes to 0, or global_pool to 'avg'."
             )
         old = next(self.head.parameters(), next(self.parameters()))
         self.num_classes = num_classes
         head = Linear(self.head_hidden_size, num_classes) if num_classes > 0 else nn.Identity()
         self.head = head.to(device=old.device, dtype=old.dtype)
+
+    def _set_pooling(self, global_pool: str) -> None:
+        if self.use_clip_projector:
+            if global_pool not in ("", "avg"):
+                raise UserError(
+                    "The CLIP-projector head of InternImage-H and -G pools by attention, so"
+                    f" global_pool must be 'avg' or '', got {global_pool!r}."
+                )
+        elif self.conv_head is not None:
+            self.conv_head.pool = pooling(global_pool)
+            width = self.conv_head.norm.num_features
+            self.head_hidden_size = width * adaptive_pool_feat_mult(global_pool)
+        self.global_pool = global_pool
 
     def forward_features(self, image: Tensor) -> Tensor:
         """Compute the map that the head pools.
@@ -145,8 +178,11 @@ class InternImage(InternImageBackbone):
             pre_logits: Stop before the last linear layer.
 
         Returns:
-            Logits ``(N, num_classes)``, or pooled features ``(N, head_hidden_size)``.
+            Logits ``(N, num_classes)``, pooled features ``(N, head_hidden_size)``, or, without
+            pooling, a feature map.
         """
+        if self.use_clip_projector and not self.global_pool:
+            return features
         if self.clip_projector is not None and self.fc_norm is not None:
             tokens = features.flatten(2).transpose(1, 2)  # (N, L, C)
             pooled = self.fc_norm(self.clip_projector(tokens))

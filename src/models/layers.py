@@ -13,6 +13,8 @@ This file knows nothing about stages or variants (``internimage.py``) and holds 
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -183,6 +185,13 @@ class DCNv3(nn.Module):
             out = self._blend_center(out, values, guide)
         result: Tensor = self.output_proj(out)
         return result
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        """Refuse ``torch.jit.script``, whose compiler cannot read the networks."""
+        raise UserError(
+            "InternImage cannot be compiled by torch.jit.script; use torch.jit.trace(model, image),"
+            " torch.export, or `python -m src export`."
+        )
 
     def _offset_and_mask(self, guide: Tensor) -> tuple[Tensor, Tensor]:
         weight = torch.cat([self.offset.weight, self.mask.weight])

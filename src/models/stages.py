@@ -14,6 +14,7 @@ from timm.layers.drop import DropPath
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from src.errors import UserError
 from src.models.layers import MLP, DCNv3, conv_nhwc, layer_norm
 
 
@@ -36,7 +37,17 @@ class Stem(nn.Module):
         self.norm2 = layer_norm(channels)
 
     def forward(self, image: Tensor) -> Tensor:
-        """``(N, 3, H, W) -> (N, ceil(H/4), ceil(W/4), C)``."""
+        """``(N, 3, H, W) -> (N, ceil(H/4), ceil(W/4), C)``.
+
+        Raises:
+            UserError: If the image has another number of channels.
+        """
+        is_traced = torch.jit.is_tracing()  # type: ignore[attr-defined]
+        if not is_traced and image.shape[1] != self.conv1.in_channels:
+            raise UserError(
+                f"The network expects {self.conv1.in_channels} image channels (in_chans), got"
+                f" {image.shape[1]}; set in_chans to the channels of the images."
+            )
         # Copying three channels here keeps every later map channels-last without a copy.
         x = image.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)  # (N, H, W, 3)
         x = self.act(self.norm1(conv_nhwc(self.conv1, x)))

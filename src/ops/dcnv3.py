@@ -51,8 +51,9 @@ def dcnv3(
     only if ``-1 < x < W`` and ``-1 < y < H``, so NaN offsets contribute nothing. There is no
     weight and no bias.
 
-    Works under autocast (``input`` is cast, see ``offset``), ``torch.compile(fullgraph=True)`` and
-    ``torch.export``. Results on the CPU are bitwise the same for every number of threads.
+    Works under autocast (``input`` is cast, see ``offset``), ``torch.compile(fullgraph=True)``,
+    ``torch.export`` and ``torch.jit.trace``. Results on the CPU are bitwise the same for every
+    number of threads.
 
     Args:
         input: Values of shape ``(N, H, W, C)``, channels last, float64, float32, float16 or
@@ -90,6 +91,9 @@ def dcnv3(
     has_autocast = device_type != "meta"  # asking about a device without autocast raises
     if has_autocast and torch.is_autocast_enabled(device_type) and input.dtype != torch.float64:
         input = input.to(torch.get_autocast_dtype(device_type))
+    # The sizes are part of a trace, not to be compared.
+    if torch.jit.is_tracing():  # type: ignore[attr-defined]
+        return torch.ops.internimage.dcnv3.default(input, offset, mask, *window)
     check_tensors(input, offset, mask, window)
     is_traced = torch.compiler.is_compiling()
     if is_traced and not torch.compiler.is_exporting() and _traces_triton(device_type):

@@ -8,8 +8,7 @@ the moving average itself (``src.callbacks.ema``).
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self, cast
 
@@ -17,28 +16,25 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Size, Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
+from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MetricCollection
 
-from src.distributed import copy_network, describe_mismatch, materialise, shapes_of, shard
+from src.distributed import shapes_of
 from src.errors import UserError
-from src.models.stages import Block
-from src.models.weights import LoadReport, load_official
 from src.optim.param_groups import LrScale, lr_scale_by_depth, parameter_groups
-from src.optim.schedules import StepSchedule, WarmupCosine
+from src.optim.schedules import WarmupCosine
 from src.serialization import check_finite, read_checkpoint
-from src.tasks.saved import check_progress, check_schedules, make_task
-
-OptimizerFactory = Callable[[Any], Optimizer]
-SchedulerFactory = Callable[[Optimizer], LRScheduler]
-SHARDED_UNITS: tuple[type[nn.Module], ...] = (Block,)
-"""Modules that sharding strategies gather one at a time."""
-_MOMENTS = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64)
-"""Types of the values in the state of an optimizer."""
+from src.tasks import building, resume
+from src.tasks.optimization import (
+    Optimization,
+    OptimizerFactory,
+    Position,
+    SchedulerFactory,
+    configured_lr,
+)
+from src.tasks.saved import check_progress, make_task
 
 
 class BaseTask(LightningModule):
@@ -86,19 +82,20 @@ class BaseTask(LightningModule):
         super().__init__()
         if num_classes < 1:
             raise UserError(f"The number of classes must be at least 1, got {num_classes}.")
-        if reference_batch_size is not None and reference_batch_size < 1:
-            raise UserError(
-                f"reference_batch_size must be at least 1 or null, got {reference_batch_size}."
-            )
         self.network_factory, self.num_classes, self.weights = network, num_classes, weights
-        self.optimizer_factory, self.lr_scheduler_factory = optimizer, lr_scheduler
-        self.lr_interval, self.reference_batch_size = lr_interval, reference_batch_size
+        self.optimization = Optimization(
+            optimizer,
+            lr_scheduler,
+            lr_interval,
+            reference_batch_size,
+            self.monitor,
+            self.monitor_mode,
+        )
         self.layer_decay, self.dcn_lr_scale = layer_decay, dcn_lr_scale
         self.network: nn.Module | None = None
         self.random_weights: tuple[str, ...] = ()
         self._averaged: tuple[nn.Module, ...] = ()  # a tuple, so that it is not a submodule
-        self._group_settings: list[dict[str, Any]] = []
-        self._saved_schedules: list[Any] | None = None
+        self._resumed: resume.Resumed | None = None
         self._save_plain_hyperparameters()
 
     # ---------------------------------------------------------------- building
@@ -118,63 +115,33 @@ class BaseTask(LightningModule):
         )
 
     def build_network(self) -> nn.Module:
-        """Make the network and give it its starting weights, in shards where the strategy asks."""
+        """Make the network and give it its initial weights, in shards where the strategy asks."""
         network = self.make_network()
+        building.check_channels(network, getattr(self._trainer, "datamodule", None))
         if self.weights is not None:
-            report = load_official(network, self.weights)
-            fresh = (name for name in report.fresh if not name.startswith("auxiliary_head."))
-            self.random_weights = tuple(fresh)
-            self._warn_of_random_values(report)
+            report = building.load_weights(network, self.weights, self._trainer)
+            self.random_weights = building.random_weights(report)
             if report.class_names:
                 self._compare_classes(list(report.class_names), report.source)
         return network
 
-    def _warn_of_random_values(self, report: LoadReport) -> None:
-        """Say that an evaluation means nothing where a part of the network is not in the file."""
-        fresh = self.random_weights
-        if fresh and self._trainer and self.trainer.state.fn not in (None, TrainerFn.FITTING):
-            rank_zero_warn(
-                f"{len(fresh)} weights of the network are not in {report.source} and have random"
-                f" values (first: {fresh[0]}), so the results mean nothing. Give the classes that"
-                " the weights were trained with (data.class_names), or fit first."
-            )
-
     def make_network(self) -> nn.Module:
-        """Make the network with start values, split over the processes where there is a mesh."""
+        """Make the network with initial values, split over the ranks where there is a mesh."""
         if self._device_mesh is None:
-            return self._call_factory()
-        network = self._in_shards(self._device_mesh)
-        materialise(network, self.trainer.strategy.root_device)
-        return network
+            return self._make()
+        return building.make_in_shards(self._make, self._device_mesh, self.trainer.strategy)
 
     def copy_in_shards(self) -> nn.Module:
         """Make a second network, split and valued like the one in training."""
         assert self._device_mesh is not None
-        network = self._in_shards(self._device_mesh)
-        network.to_empty(device=self.trainer.strategy.root_device)
-        copy_network(network, self.training_network)
-        return network
+        return building.copy_in_shards(
+            self.training_network, self._make, self._device_mesh, self.trainer.strategy
+        )
 
-    def _call_factory(self) -> nn.Module:
+    def _make(self) -> nn.Module:
         # By name, because functions may have other first arguments.
         make: Callable[..., nn.Module] = self.network_factory
         return make(num_classes=self.num_classes)
-
-    def _in_shards(self, mesh: DeviceMesh) -> nn.Module:
-        if mesh["tensor_parallel"].size() > 1:
-            raise UserError(
-                "The networks are not made for tensor parallelism; use --trainer.strategy fsdp2,"
-                " which splits them over all processes."
-            )
-        with torch.device("meta"):
-            network = self._synchronised(self._call_factory())
-        shard(network, mesh["data_parallel"], SHARDED_UNITS)
-        return network
-
-    def _synchronised(self, network: nn.Module) -> nn.Module:
-        """Follow ``trainer.sync_batchnorm``, which Lightning leaves out for sharded networks."""
-        layer_sync = getattr(self.trainer.strategy, "_layer_sync", None)
-        return network if layer_sync is None else layer_sync.apply(network)
 
     def build_loss(self) -> nn.Module:
         """Make the training loss."""
@@ -216,6 +183,15 @@ class BaseTask(LightningModule):
     def metrics_of(self, key: str) -> MetricCollection:
         """The metrics ``val``, ``val_raw`` or ``test``."""
         return cast("MetricCollection", self.metrics[key])
+
+    def validation_names(self) -> set[str]:
+        """Names that a validation logs, as far as they are known before one."""
+        names = {"val/loss", *self.score_names()}
+        return names | {f"{name}_raw" for name in names} if self.is_averaging else names
+
+    def score_names(self) -> set[str]:
+        """Names of the metrics that a validation logs."""
+        return {str(name) for name in self.metrics_of("val").keys(keep_base=False)}
 
     def set_averaged_network(self, network: nn.Module | None) -> None:
         """Evaluate with ``network`` from now on, and the raw one beside it; ``None`` ends it."""
@@ -262,61 +238,31 @@ class BaseTask(LightningModule):
             network.named_parameters(), lr_scale=self.lr_scale(), no_decay=names() if names else ()
         )
 
-    def global_batch_size(self) -> int:
-        """Images per optimizer step: images per device x devices x accumulated batches."""
-        loader = self.trainer.train_dataloader
-        # Fewer than the loader's where the data do not fill a batch.
-        per_device = getattr(getattr(loader, "sampler", None), "batch_size", None)
-        if per_device is None:
-            per_device = getattr(loader, "batch_size", None)
-        if per_device is None:
-            per_device = getattr(getattr(loader, "batch_sampler", None), "batch_size", None)
-        if per_device is None:
-            raise UserError(
-                "The batch size of the training loader is unknown, so the learning rate cannot be"
-                " scaled to it; set model.init_args.reference_batch_size to null."
-            )
-        return int(per_device) * self.trainer.world_size * self.trainer.accumulate_grad_batches
-
     def configure_optimizers(self) -> Any:
         """Optimizer with grouped, scaled learning rates, and its schedule."""
-        trainer = self.trainer
-        trainer.fit_loop.setup_data()  # the number of steps and the batch size come from the loader
-        scale = 1.0
-        if self.reference_batch_size is not None:
-            scale = self.global_batch_size() / self.reference_batch_size
-        optimizer = self.optimizer_factory(self.parameter_groups())
-        for group in optimizer.param_groups:
-            group["lr"] = group["lr"] * group["lr_scale"] * scale
-        self._group_settings = [_settings(group) for group in optimizer.param_groups]
-        if self.lr_scheduler_factory is None:
-            return optimizer
-        scheduler = self.lr_scheduler_factory(optimizer)
-        if not isinstance(scheduler, StepSchedule):
-            config = {"scheduler": scheduler, "interval": self.lr_interval}
-            return {"optimizer": optimizer, "lr_scheduler": config}
-        self._plan(scheduler, scale)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
-        }
+        return self.optimization.configure(self.trainer, self.parameter_groups())
 
-    def _plan(self, scheduler: StepSchedule, scale: float) -> None:
-        total_steps = self.trainer.estimated_stepping_batches
-        if math.isinf(total_steps):
-            raise UserError(
-                "The length of training is unknown, so the learning-rate schedule cannot be"
-                " planned; set trainer.max_epochs or trainer.max_steps."
-            )
-        batches = self.trainer.num_training_batches
-        per_epoch = max(1, math.ceil(batches / self.trainer.accumulate_grad_batches))
-        scheduler.plan(int(total_steps), per_epoch, scale)
-        if scheduler.num_warmup_steps >= total_steps:
-            rank_zero_warn(
-                f"The warm-up of {scheduler.num_warmup_steps} steps fills the whole training of"
-                f" {int(total_steps)} steps: the learning rate never falls. Shorten it in"
-                " model.lr_scheduler (warmup_epochs or warmup_steps)."
-            )
+    @property
+    def lr(self) -> float:
+        """Learning rate of the configuration, or the one that Lightning's finder has set.
+
+        The configuration's is for ``reference_batch_size`` images, the finder's for the batch in
+        use.
+        """
+        found = self.optimization.found_lr
+        return configured_lr(self.optimization.make_optimizer) if found is None else found
+
+    @lr.setter
+    def lr(self, value: float) -> None:
+        self.optimization.found_lr = value
+
+    def on_train_start(self) -> None:
+        """Let the configuration decide where a checkpoint or a finder brought other settings."""
+        if self._resumed is not None:
+            self._resumed.restart(self.trainer, self.optimization)
+        elif self.optimization.is_outdated(self.trainer):
+            self.optimization.restart(self.trainer, Position(self.trainer))
+        self._resumed = None
 
     def configure_gradient_clipping(
         self,
@@ -335,9 +281,13 @@ class BaseTask(LightningModule):
     # ---------------------------------------------------------------- resuming
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Remember which classes the weights tell apart."""
+        """Remember which classes the weights tell apart, and which optimizer has trained them."""
         if self._class_names:
             checkpoint["class_names"] = self._class_names
+        if len(self.trainer.optimizers) == 1 and self.optimization.current:
+            checkpoint[resume.KEY] = resume.describe(
+                self.trainer, self.optimization, self.training_network
+            )
 
     @property
     def _class_names(self) -> list[str]:
@@ -373,35 +323,30 @@ class BaseTask(LightningModule):
         """Refuse weights of another network; continue without an average if none is kept now.
 
         Raises:
-            UserError: If names or shapes of the weights differ.
+            UserError: If names or shapes of the weights differ, or the optimizer cannot go on.
         """
         self._compare_classes(checkpoint.get("class_names", []))
         if self._trainer is not None:
             check_progress(checkpoint, self.trainer)
-            self._saved_schedules = checkpoint.get("lr_schedulers") if self._is_fitting else None
-            if self.trainer.strategy.restore_checkpoint_after_setup:
-                self._check_schedules()
-        if "state_dict" not in checkpoint:
-            return  # a sharding strategy has checked and loaded it
-        if "current_model_state" in checkpoint and self._is_fitting and not self._averaged:
-            self.warn_of_lost_average()
-            checkpoint["state_dict"] = checkpoint["current_model_state"]
-        self.check_fits(shapes_of(checkpoint["state_dict"]), shapes_of(self.state_dict()))
+        if "state_dict" in checkpoint:  # else a sharding strategy has checked and loaded it
+            self._check_file(checkpoint)
         if self._is_fitting:
-            self.check_continues(checkpoint)
-            groups = checkpoint["optimizer_states"][0]["param_groups"]
-            self.check_group_sizes([len(group["params"]) for group in groups])
-            self.check_moments(checkpoint["optimizer_states"])
+            resume.keep_settings_of_callbacks(checkpoint, self.trainer.callbacks)  # type: ignore[attr-defined]
+            self._resumed = resume.Resumed(checkpoint)
+            for state in checkpoint.get("optimizer_states", []):
+                resume.settings_into(state, self.optimization.make_optimizer)
 
-    def on_fit_start(self) -> None:
-        """Compare the schedules of the checkpoint with those of the run, which are made by now."""
-        self._check_schedules()
-
-    def _check_schedules(self) -> None:
-        if self._saved_schedules is not None:
-            schedules = [config.scheduler for config in self.trainer.lr_scheduler_configs]
-            check_schedules(self._saved_schedules, schedules)
-            self._saved_schedules = None
+    def _check_file(self, checkpoint: dict[str, Any]) -> None:
+        if "current_model_state" in checkpoint and self._is_fitting and not self._averaged:
+            resume.warn_of_lost_average()
+            checkpoint["state_dict"] = checkpoint["current_model_state"]
+        resume.check_fits(shapes_of(checkpoint["state_dict"]), shapes_of(self.state_dict()))
+        if self._is_fitting:
+            resume.check_continues(checkpoint)
+            state, groups = checkpoint["optimizer_states"][0], self.parameter_groups()
+            self.check_optimizer(checkpoint, [len(g["params"]) for g in state["param_groups"]])
+            resume.check_moments(checkpoint["optimizer_states"], groups)
+            resume.check_states(state, self.optimization.make_optimizer)
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]
@@ -430,107 +375,36 @@ class BaseTask(LightningModule):
         task.load_state_dict(content["state_dict"])
         return task
 
-    @staticmethod
-    def check_continues(checkpoint: Mapping[str, Any]) -> None:
-        """Refuse to continue without the state of the optimizer, or without the progress.
-
-        Raises:
-            UserError: Says what to do instead.
-        """
-        if not checkpoint.get("optimizer_states"):
-            raise UserError(
-                "The checkpoint holds weights only, so training cannot go on from it; to start anew"
-                " from its weights use model.init_args.weights instead of ckpt_path."
-            )
-        missing = [key for key in ("loops", "lr_schedulers") if key not in checkpoint]
-        if missing:
-            raise UserError(
-                f"The checkpoint does not hold {missing[0]}, so training cannot go on from it; to"
-                " start anew from its weights use model.init_args.weights instead of ckpt_path."
-            )
-
-    def check_moments(self, states: Sequence[Mapping[str, Any]]) -> None:
-        """Refuse optimizer state whose tensors do not have the shapes of the parameters.
-
-        Args:
-            states: One for each optimizer, by the number of the parameter.
-
-        Raises:
-            UserError: Names the first entry that does not fit.
-        """
-        if len(states) != 1:
-            raise UserError(f"The checkpoint has {len(states)} optimizers, and training has one.")
-        shapes = [p.shape for group in self.parameter_groups() for p in group["params"]]
-        numbers = [n for group in states[0]["param_groups"] for n in group["params"]]
-        places = dict(zip(numbers, shapes, strict=False))
-        for number, values in states[0]["state"].items():
-            for name, value in values.items():
-                fits = not isinstance(value, Tensor) or value.shape in (places[number], Size(()))
-                if not fits or (isinstance(value, Tensor) and value.dtype not in _MOMENTS):
-                    raise UserError(
-                        f"The optimizer state of the checkpoint does not fit: {name} of parameter"
-                        f" {number} is {tuple(value.shape)} {value.dtype}, and the parameter is"
-                        f" {tuple(places[number])}."
-                    )
-
-    @staticmethod
-    def check_fits(saved: Mapping[str, Size], wanted: Mapping[str, Size]) -> None:
-        """Refuse weights whose names or shapes are not those of the network.
-
-        Raises:
-            UserError: Says how they differ.
-        """
-        mismatch = describe_mismatch(saved, wanted)
-        if mismatch:
-            raise UserError(
-                f"The checkpoint does not fit this network: {mismatch}. Use the config.yaml of the"
-                " run that wrote it; to start another network from published weights use"
-                " model.init_args.weights."
-            )
-
-    @staticmethod
-    def warn_of_lost_average() -> None:
-        """Say that a checkpoint with an average is continued without one."""
-        rank_zero_warn(
-            "The checkpoint has a moving average but the EMA callback is not used now: training"
-            " goes on with the weights in training and the average is lost."
-        )
-
     @property
     def _is_fitting(self) -> bool:
         return self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
 
-    def check_group_sizes(self, saved: list[int]) -> None:
-        """Refuse optimizer state of other parameter groups.
+    def check_optimizer(self, checkpoint: Mapping[str, Any], sizes: list[int]) -> None:
+        """Refuse optimizer state of another optimizer or of other parameter groups.
 
         Args:
-            saved: Number of parameters in each group of the checkpoint.
+            checkpoint: Content of the checkpoint.
+            sizes: Number of parameters in each of its groups.
 
         Raises:
-            UserError: If the groups are others now.
+            UserError: If the optimizer or its groups are others now.
         """
-        now = [len(group["params"]) for group in self.parameter_groups()]
-        if saved != now:
+        groups = self.parameter_groups()
+        now = [len(group["params"]) for group in groups]
+        if sizes != now:
             raise UserError(
-                f"The checkpoint groups the parameters for the optimizer as {saved}, these settings"
+                f"The checkpoint groups the parameters for the optimizer as {sizes}, these settings"
                 f" as {now}. Keep layer_decay, dcn_lr_scale and frozen parts as they were, or start"
                 " from the weights alone with model.init_args.weights."
             )
-
-    def on_train_start(self) -> None:
-        """Let the configuration decide where the checkpoint brought other optimizer settings."""
-        if self.trainer.ckpt_path is None:
-            return
-        schedulers = [config.scheduler for config in self.trainer.lr_scheduler_configs]
-        own = [scheduler for scheduler in schedulers if isinstance(scheduler, StepSchedule)]
-        if len(own) < len(schedulers):
-            return  # a foreign schedule keeps its own state in the groups
-        (optimizer,) = self.trainer.optimizers
-        for group, settings in zip(optimizer.param_groups, self._group_settings, strict=True):
-            group.update(settings, initial_lr=settings["lr"])
-        for scheduler in own:
-            scheduler.apply()
+        described = checkpoint.get(resume.KEY, {})
+        make_optimizer = self.optimization.make_optimizer
+        resume.check_optimizer(described, groups, make_optimizer, self.training_network)
 
 
-def _settings(group: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in group.items() if name != "params"}
+def not_finite(path: str) -> str:
+    """Sentence about an image for which a network gives NaN or infinite values."""
+    return (
+        f"The network gives values that are not finite for {path}: its weights are not, or numbers"
+        " overflow in trainer.precision; take an earlier checkpoint, or precision 32-true."
+    )

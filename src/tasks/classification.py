@@ -20,7 +20,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from src.errors import UserError
 from src.models import InternImage
-from src.tasks.base import BaseTask
+from src.tasks.base import BaseTask, not_finite
 from src.types import ClassificationBatch
 
 
@@ -126,7 +126,7 @@ class ClassificationTask(BaseTask):
         metrics = self.metrics_of(stage + suffix)
         size = 0 if batch.get("surplus") else len(label)
         if size:
-            metrics.update(logits, label)
+            metrics.update(_wrong_unless_finite(logits, label), label)
         loss = F.cross_entropy(logits, label)
         self.log(f"{stage}/loss{suffix}", loss, batch_size=size, sync_dist=True, prog_bar=True)
         self.log_dict(metrics, batch_size=size, prog_bar=True)
@@ -147,8 +147,17 @@ class ClassificationTask(BaseTask):
         probabilities = self._logits(self.evaluation_network, batch["image"]).softmax(dim=-1)
         if batch.get("surplus"):
             return {}
+        finite = torch.isfinite(probabilities).all(-1).tolist()
+        if not all(finite):
+            raise UserError(not_finite(batch["path"][finite.index(False)]))
         best = probabilities.topk(min(5, self.num_classes), dim=-1)
         return {"path": batch["path"], "index": best.indices, "probability": best.values}
+
+
+def _wrong_unless_finite(logits: Tensor, label: Tensor) -> Tensor:
+    """Logits ``(N, K)`` whose rows that are not finite name every class but the right one."""
+    wrong = 1.0 - F.one_hot(label, logits.shape[1]).to(logits.dtype)
+    return torch.where(torch.isfinite(logits).all(-1, keepdim=True), logits, wrong)
 
 
 def _check(accepted: bool, name: str, value: object, accepts: str) -> None:

@@ -15,15 +15,15 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
 from src.errors import UserError
-from src.metrics.coco import COCOMetric
-from src.metrics.coco_results import Result, to_results
+from src.metrics.coco import NUMBERS, COCOMetric
+from src.metrics.coco_results import Result, only_finite, to_results
 from src.models.detectors import Detector, MaskRCNN
 from src.models.detectors.box_fusion import fuse, mirror
 from src.optim.dense_layer_decay import dense_lr_scale
 from src.optim.param_groups import LrScale, parameter_groups
 from src.optim.steps import WarmupMultiStep
-from src.tasks.base import OptimizerFactory, SchedulerFactory
 from src.tasks.dense import DenseTask
+from src.tasks.optimization import OptimizerFactory, SchedulerFactory
 from src.types import DetectionBatch, Detections
 
 
@@ -95,6 +95,15 @@ class DetectionTask(DenseTask):
         """The twelve numbers of COCO for boxes and, if the detector makes them, for masks."""
         kinds = cast("Detector", self.training_network).kinds
         return MetricCollection({"coco": COCOMetric(self.num_classes, kinds, self.coco_backend)})
+
+    def validation_names(self) -> set[str]:
+        """Names that a validation logs; detectors compute no loss in evaluation."""
+        return {name for name in super().validation_names() if "loss" not in name}
+
+    def score_names(self) -> set[str]:
+        """Names of the metrics that a validation logs."""
+        kinds = cast("Detector", self.training_network).kinds
+        return {f"val/{kind}_{name}" for kind in kinds for name in NUMBERS}
 
     def lr_scale(self) -> LrScale | None:
         """Learning-rate scale by parameter name, or ``None`` for one rate."""
@@ -178,7 +187,7 @@ class DetectionTask(DenseTask):
             if view["flipped"]:
                 more = [mirror(d, width) for d, (_, width) in zip(more, originals, strict=True)]
             seen.append(more)
-        return [fuse(of_picture) for of_picture in zip(*seen, strict=True)]
+        return [fuse([only_finite(d) for d in found]) for found in zip(*seen, strict=True)]
 
     def log_scores(self, stage: str, suffix: str) -> None:
         """Log the numbers of COCO, and keep those of every class."""

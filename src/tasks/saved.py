@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -75,22 +75,23 @@ def check_progress(checkpoint: Mapping[str, Any], trainer: Trainer) -> None:
         )
 
 
-def check_schedules(saved: Any, schedules: Sequence[Any]) -> None:
-    """Refuse states of learning-rate schedules of another kind than those of the run.
+def check_schedules(saved: Any) -> None:
+    """Refuse states of learning-rate schedules that no run writes.
 
     Raises:
         UserError: Names the first entry that is wrong.
     """
-    if len(saved) != len(schedules):
+    if len(saved) > 1:
         raise UserError(
-            f"The checkpoint has {len(saved)} learning-rate schedules, these settings have"
-            f" {len(schedules)}. Keep model.lr_scheduler as it was, or start from the weights alone"
-            " with model.init_args.weights."
+            f"The checkpoint has {len(saved)} learning-rate schedules, and training has one. Take"
+            " another checkpoint, or start from the weights alone with model.init_args.weights."
         )
-    for state, schedule in zip(saved, schedules, strict=True):
-        wrong = _first_difference(schedule.state_dict(), state, "lr_schedulers", exact=False)
-        if wrong is not None:
-            raise UserError(f"The checkpoint cannot be used: {shown(wrong)} is not of this run.")
+    numbers = ("last_epoch", "best", "num_bad_epochs", "cooldown_counter")
+    for state in saved:
+        wrong = [k for k in numbers if not isinstance(state.get(k, 0), (int, float))]
+        if wrong or not state:
+            name = f"lr_schedulers.{wrong[0]}" if wrong else "lr_schedulers"
+            raise UserError(f"The checkpoint cannot be used: {shown(name)} is not of this run.")
 
 
 def _first_difference(own: Any, value: Any, where: str, exact: bool) -> str | None:

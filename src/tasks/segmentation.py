@@ -31,8 +31,9 @@ from src.models.segmentors import (
 from src.optim.dense_layer_decay import dense_lr_scale
 from src.optim.param_groups import LrScale
 from src.optim.poly import WarmupPoly
-from src.tasks.base import OptimizerFactory, SchedulerFactory
+from src.tasks.base import not_finite
 from src.tasks.dense import DenseTask
+from src.tasks.optimization import OptimizerFactory, SchedulerFactory
 from src.types import IGNORE_LABEL, SegmentationBatch, SegmentationEvalBatch
 
 
@@ -104,6 +105,10 @@ class SegmentationTask(DenseTask):
         """Counts of all pixels, and mIoU, mAcc and aAcc from them."""
         return MetricCollection({"pixels": SegmentationMetric(self.num_classes)})
 
+    def score_names(self) -> set[str]:
+        """Names of the metrics that a validation logs."""
+        return {"val/mIoU", "val/mAcc", "val/aAcc"}
+
     def lr_scale(self) -> LrScale | None:
         """Learning-rate scale by parameter name, or ``None`` for one rate."""
         if self.layer_decay is None:
@@ -136,7 +141,7 @@ class SegmentationTask(DenseTask):
         losses = [torch.zeros((), device=label.device) for label in batch["label"]]
         for index, rows, probability in self._segment(network, batch):
             label = batch["label"][index][rows]
-            self.metrics_of(stage + suffix).update(probability.argmax(0), label)
+            self.metrics_of(stage + suffix).update(_decide(probability), label)
             losses[index] += self._summed_loss(probability, label)
         for label, loss in zip(batch["label"], losses, strict=True):
             # The weight makes this the mean over all labelled pixels of all pictures.
@@ -159,7 +164,10 @@ class SegmentationTask(DenseTask):
         """
         label_maps = [torch.empty(tuple(size), dtype=torch.uint8) for size in batch["size"]]
         for index, rows, probability in self._segment(self.evaluation_network, batch):
-            label_maps[index][rows] = probability.argmax(0).to("cpu", torch.uint8)
+            classes = _decide(probability)
+            if bool((classes == len(probability)).any()):
+                raise UserError(not_finite(batch["path"][index]))
+            label_maps[index][rows] = classes.to("cpu", torch.uint8)
         return {} if batch.get("surplus") else {"path": batch["path"], "label_map": label_maps}
 
     def _segment(
@@ -205,6 +213,12 @@ class SegmentationTask(DenseTask):
         self.log_dict(scalars, prog_bar=True, sync_dist=True)
         if not suffix:
             self.class_scores = {key: scores[f"{stage}/{key}"] for key in ("IoU", "Acc")}
+
+
+def _decide(probability: Tensor) -> Tensor:
+    """Most probable class of ``(K, H, W)``; ``K`` where the probabilities are not finite."""
+    best, classes = probability.max(0)
+    return classes.masked_fill(~torch.isfinite(best), len(probability))
 
 
 def _alike(batch: SegmentationEvalBatch) -> dict[Any, list[int]]:

@@ -1,4 +1,4 @@
-"""Callback that stops its process the hard way; named in a configuration by the resume tests."""
+"""Callbacks that break a run; named in a configuration by the tests."""
 
 import os
 import signal
@@ -19,3 +19,25 @@ class KillAt(Callback):
     def on_train_batch_end(self, trainer, *_: object) -> None:
         if trainer.global_step == self.step:
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+class NaNOnRank(Callback):
+    """Make the loss of one rank NaN.
+
+    Args:
+        rank: Of which rank.
+        step: From which optimizer step on.
+    """
+
+    def __init__(self, rank: int, step: int) -> None:
+        self.rank, self.step = rank, step
+
+    def on_train_start(self, trainer, pl_module) -> None:
+        original = pl_module.training_step
+
+        def training_step(*arguments: object):
+            loss = original(*arguments)
+            is_broken = trainer.global_rank == self.rank and trainer.global_step >= self.step
+            return loss * float("nan") if is_broken else loss
+
+        pl_module.training_step = training_step

@@ -61,6 +61,19 @@ def complaint(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
         ("--trainer.callbacks+", "EarlyStoping", "Did you mean 'EarlyStopping'?"),
         ("--trainer.callbacks+", "EarlyStopping", "EarlyStopping needs a value for monitor."),
         ("--trainr.max_epochs", "1", "There is no setting 'trainr.max_epochs'."),
+        ("--trainer.gradient_clip_val", "-1", "trainer.gradient_clip_val must be 0 or more"),
+        ("--trainer.accumulate_grad_batches", "0", "accumulate_grad_batches must be at least 1"),
+        ("--trainer.max_steps", "0", "There is nothing to train on"),
+        ("--trainer.limit_train_batches", "0", "There is nothing to train on"),
+        ("--trainer.val_check_interval", "1000", "`val_check_interval` (1000) must be less"),
+        ("--trainer.default_root_dir", "tiny.yaml", "tiny.yaml/tiny/version_0 cannot be made"),
+        ("--seed_everything", "-5", "seed_everything cannot be used: -5 is not in bounds"),
+        ("--model.optimizer.lr", "-1", "model.optimizer cannot be made with these settings"),
+        ("--model.optimizer", "torch.optim.SparseAdam", "SparseAdam cannot be used"),
+        ("--model.optimizer", "torch.optim.LBFGS", "LBFGS doesn't support per-parameter options"),
+        ("--model.lr_interval", "batch", "model.lr_interval must be 'epoch' or 'step'"),
+        ("--model.network.in_chans", "1", "in_chans of the network is 1, but images are read"),
+        ("--model.network.in_chans", "0", "in_chans must be at least 1"),
         ("--checkpoint.mode", "up", "checkpoint.mode must be one of 'max', 'min' or null"),
         ("--ckpt_path", "gone.ckpt", "The checkpoint gone.ckpt does not exist"),
         ("--ckpt_path", "last", "There is no 'last' checkpoint in runs/tiny/version_*/checkpoints"),
@@ -104,6 +117,24 @@ def test_damaged_checkpoints(
     assert text.startswith(
         f"The checkpoint bad.ckpt ({size:,} bytes) cannot be read: it is damaged"
     )
+
+
+def test_weights_that_are_not_finite(
+    folder: Path, trained: Path, complaint: Callable[..., str]
+) -> None:
+    content = torch.load(trained / "runs/tiny/version_0/checkpoints/last.ckpt", weights_only=True)
+    for state in (content["state_dict"], content["current_model_state"]):
+        state["network.patch_embed.conv1.weight"].fill_(float("nan"))
+    torch.save(content, "nan.ckpt")
+    text = complaint("fit", "-c", "tiny.yaml", "--model.weights", "nan.ckpt")
+    assert "NaN or infinite values, first in" in text
+    flags = ["--trainer.max_epochs", "3", "--ckpt_path", "nan.ckpt"]
+    assert "NaN or infinite values" in complaint("fit", "-c", "tiny.yaml", *flags)
+
+
+def test_a_single_image_per_step(folder: Path, complaint: Callable[..., str]) -> None:
+    flags = ["--data.batch_size", "1", "--model.mixup_alpha", "0", "--model.cutmix_alpha", "0"]
+    assert "Batch norm cannot train" in complaint("fit", "-c", "tiny.yaml", *flags)
 
 
 def test_weights_are_not_a_checkpoint(folder: Path, complaint: Callable[..., str]) -> None:

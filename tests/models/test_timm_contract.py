@@ -6,6 +6,7 @@ import torch
 from timm.models import group_parameters
 
 from src.errors import UserError
+from src.models import InternImage
 from src.models.variants import ARCHITECTURES, default_cfgs
 from src.models.weights import to_official
 
@@ -118,13 +119,82 @@ def test_reset_classifier():
     assert network.head.weight.dtype == torch.float64
     network.reset_classifier(0)
     assert network(image).shape == (1, network.head_hidden_size)
-    with pytest.raises(UserError, match="global_pool"):
-        network.reset_classifier(4, global_pool="max")
+    network.reset_classifier(4, global_pool="max")
+    assert network(image).shape == (1, 4)
 
 
 def test_pooled_features_without_classifier():
     network = timm.create_model("internimage_nano", num_classes=0).eval()
     assert network(torch.randn(2, 3, 32, 32)).shape == (2, network.head_hidden_size)
+
+
+@pytest.mark.parametrize(
+    ("global_pool", "shape"),
+    [
+        (None, (2, 384)),
+        ("avg", (2, 384)),
+        ("fast", (2, 384)),
+        ("max", (2, 384)),
+        ("avgmax", (2, 384)),
+        ("catavgmax", (2, 768)),
+        ("", (2, 384, 2, 2)),
+    ],
+)
+def test_global_pooling_as_timm_names_it(global_pool, shape):
+    network = timm.create_model("internimage_nano", num_classes=0, global_pool=global_pool).eval()
+    image = torch.randn(2, 3, 64, 64)
+    assert network(image).shape == shape
+    assert network.head_hidden_size == shape[1]
+    if global_pool:
+        network.reset_classifier(5)
+        assert network(image).shape == (2, 5)
+
+
+def test_pooling_values_are_those_of_the_feature_map():
+    network = timm.create_model("internimage_nano", num_classes=0, global_pool="").eval()
+    image = torch.randn(2, 3, 64, 64)
+    feature_map = network(image)
+    for global_pool, expected in (
+        ("avg", feature_map.mean((2, 3))),
+        ("max", feature_map.amax((2, 3))),
+    ):
+        network.reset_classifier(0, global_pool)
+        assert torch.equal(network(image), expected)
+
+
+def test_impossible_heads_are_refused():
+    with pytest.raises(UserError, match=r"global_pool must be one of '', 'avg', .* got 'median'"):
+        timm.create_model("internimage_nano", global_pool="median")
+    with pytest.raises(UserError, match="set num_classes to 0, or global_pool to 'avg'"):
+        timm.create_model("internimage_nano", num_classes=3, global_pool="")
+    with pytest.raises(UserError, match="num_classes must be 0"):
+        timm.create_model("internimage_nano", num_classes=-1)
+    huge = {"channels": 16, "depths": (1, 1), "groups": (1, 2), "use_clip_projector": True}
+    with pytest.raises(UserError, match="pools by attention"):
+        InternImage(num_classes=0, global_pool="max", **huge)
+    network = InternImage(num_classes=0, global_pool="", **huge).eval()
+    assert network(torch.randn(1, 3, 32, 32)).shape == (1, 1024, 8, 8)
+
+
+@pytest.mark.parametrize("in_chans", [1, 4])
+def test_images_of_other_channels(in_chans):
+    network = timm.create_model("internimage_nano", in_chans=in_chans).eval()
+    assert network(torch.randn(1, in_chans, 32, 32)).shape == (1, 1000)
+    with pytest.raises(UserError, match=rf"expects {in_chans} image channels \(in_chans\), got 3"):
+        network(torch.randn(1, 3, 32, 32))
+
+
+def test_no_channels_are_refused():
+    with pytest.raises(UserError, match="in_chans must be at least 1"):
+        timm.create_model("internimage_nano", in_chans=0)
+
+
+def test_a_single_value_per_channel_cannot_be_normalised(nano):
+    nano.train()
+    with pytest.raises(UserError, match=r"data.batch_size to 2 or more"):
+        nano(torch.randn(1, 3, 32, 32))
+    assert nano(torch.randn(2, 3, 32, 32)).shape[0] == 2
+    assert nano.eval()(torch.randn(1, 3, 32, 32)).shape[0] == 1
 
 
 def test_groups_of_parameters_follow_the_depth(nano):

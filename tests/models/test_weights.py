@@ -480,7 +480,7 @@ def test_hub_name_downloads_the_published_file(source, tmp_path, monkeypatch):
     torch.save({"model": to_official(source)}, tmp_path / "internimage_t_1k_224.pth")
     asked = []
 
-    def download(repo, filename):
+    def download(repo, filename, **_):
         asked.append((repo, filename))
         return str(tmp_path / filename)
 
@@ -496,7 +496,7 @@ def test_hub_repository_with_shards(source, tmp_path, monkeypatch):
 
     write_shards(source, tmp_path)
 
-    def download(repo, filename):
+    def download(repo, filename, **_):
         assert repo == "OpenGVLab/internimage_g_22kto1k_512"
         if not (tmp_path / filename).exists():
             raise EntryNotFoundError(filename)
@@ -509,7 +509,7 @@ def test_hub_repository_with_shards(source, tmp_path, monkeypatch):
 
 
 def test_offline_names_the_address(monkeypatch):
-    def download(repo, filename):
+    def download(repo, filename, **_):
         raise OSError("no connection")
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)

@@ -10,6 +10,7 @@ from src.data.samplers import DealtBatchSampler
 from src.errors import UserError
 from src.models import InternImage
 from src.tasks import ClassificationTask
+from src.tasks.optimization import global_batch_size
 
 
 def tiny(num_classes: int = 4, **settings: object) -> InternImage:
@@ -60,11 +61,8 @@ def test_groups_of_the_recipe_with_layer_decay() -> None:
 def test_the_learning_rate_is_scaled_to_the_batches_that_there_are(pictures, used) -> None:
     data = TensorDataset(torch.zeros(pictures))
     loader = DataLoader(data, batch_size=64, sampler=DealtBatchSampler(data, 64))
-    built = task()
-    built.trainer = SimpleNamespace(
-        train_dataloader=loader, world_size=2, accumulate_grad_batches=3
-    )
-    assert built.global_batch_size() == used * 2 * 3
+    trainer = SimpleNamespace(train_dataloader=loader, world_size=2, accumulate_grad_batches=3)
+    assert global_batch_size(trainer) == used * 2 * 3
 
 
 def test_an_inert_setting_is_said() -> None:

@@ -8,33 +8,76 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from timm.layers.adaptive_avgmax_pool import SelectAdaptivePool2d
 from torch import Tensor, nn
 
+from src.errors import UserError
 from src.models.layers import Linear, layer_norm
 
 CLIP_WIDTH = 1024
 PROJECTED_WIDTH = 768
 HEAD_WIDTH = 64
+_REDUCTIONS = ("avg", "max", "avgmax", "catavgmax")
+POOLINGS = ("", *_REDUCTIONS, "fast", *(f"fast{name}" for name in _REDUCTIONS))
+"""Values of ``global_pool``, timm's names; those with ``fast`` are the same here."""
 
 
 class ConvHead(nn.Module):
-    """1x1 convolution, batch norm, GELU, mean over the map.
+    """1x1 convolution, batch norm, GELU, global pooling.
 
     Args:
-        in_channels: Width of the last map.
-        out_channels: Width of the pooled features.
+        in_channels: Width of the last feature map.
+        out_channels: Width of the features after the convolution.
+        global_pool: Pooling by timm's name: ``avg`` (official), ``max``, ``avgmax``, ``catavgmax``
+            (which doubles the width), or ``""`` for none.
     """
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, global_pool: str = "avg") -> None:
         super().__init__()
         self.conv = nn.Conv2d(in_channels, out_channels, 1, bias=False)
         self.norm = nn.BatchNorm2d(out_channels)
         self.act = nn.GELU()
+        self.pool = pooling(global_pool)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(N, C, h, w) -> (N, out_channels)``."""
-        out: Tensor = self.act(self.norm(self.conv(x)))
-        return out.mean(dim=(2, 3))
+        """``(N, C, h, w) -> (N, out_channels)``, without pooling ``(N, out_channels, h, w)``.
+
+        Raises:
+            UserError: In training, if batch norm would have one value per channel.
+        """
+        is_traced = torch.jit.is_tracing()  # type: ignore[attr-defined]
+        if self.training and type(self.norm) is nn.BatchNorm2d and not is_traced:
+            check_batch_norm(x)
+        out: Tensor = self.pool(self.act(self.norm(self.conv(x))))
+        return out
+
+
+def pooling(global_pool: str) -> nn.Module:
+    """Global pooling by timm's name, ``(N, C, h, w) -> (N, C)``; ``""`` passes the map through.
+
+    Raises:
+        UserError: If there is no such pooling.
+    """
+    if global_pool not in POOLINGS:
+        raise UserError(
+            f"global_pool must be one of {', '.join(map(repr, POOLINGS))}, got {global_pool!r}."
+        )
+    name = global_pool and f"fast{global_pool.removeprefix('fast')}"
+    return SelectAdaptivePool2d(pool_type=name, flatten=bool(name))
+
+
+def check_batch_norm(x: Tensor) -> None:
+    """Refuse a feature map ``(N, C, h, w)`` that batch norm cannot normalise in training.
+
+    Raises:
+        UserError: If there is a single value per channel.
+    """
+    if x.numel() == x.shape[1]:
+        raise UserError(
+            "Batch norm cannot train on a single value per channel: the step has one image whose"
+            " last feature map is 1 x 1. Set data.batch_size to 2 or more, or use larger images"
+            " (data.image_size)."
+        )
 
 
 class AttentionPool(nn.Module):

@@ -132,13 +132,13 @@ def test_a_tenth_for_the_backbone_decays_everything(built):
 @pytest.mark.parametrize("recipe", PARAMETERS)
 def test_schedules_limits_and_data(recipe, built):
     config, task = read(recipe), built(recipe)
-    optimizer = task.optimizer_factory([torch.nn.Parameter(torch.zeros(1))])
-    schedule = task.lr_scheduler_factory(optimizer)
+    optimizer = task.optimization.make_optimizer([torch.nn.Parameter(torch.zeros(1))])
+    schedule = task.optimization.make_scheduler(optimizer)
     is_short = recipe in (T, L, BACKBONE_L)
     assert optimizer.defaults["lr"] == 1e-4
     assert optimizer.defaults["weight_decay"] == (0.05 if recipe == BACKBONE_L else 1e-4)
     assert schedule.milestones == ((11,) if is_short else ())
-    assert task.reference_batch_size == (16 if is_short else None)
+    assert task.optimization.reference_batch_size == (16 if is_short else None)
     assert config["trainer"]["gradient_clip_val"] == 0.1
     assert config["trainer"].get("max_steps") == (None if is_short else 20000)
     head = task.network.bbox_head

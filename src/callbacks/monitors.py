@@ -1,0 +1,157 @@
+"""Names of monitored values: refused where a run does not log them, as early as that is known."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Iterable, Iterator
+from typing import Any, NamedTuple
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import (
+    BackboneFinetuning,
+    EarlyStopping,
+    ModelCheckpoint,
+    ModelPruning,
+    StochasticWeightAveraging,
+)
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from src.callbacks.checkpoint import Checkpoint
+from src.callbacks.run_folder import is_dry_run
+from src.errors import UserError
+from src.tasks import BaseTask
+
+
+class Monitor(NamedTuple):
+    """A value that something looks at.
+
+    Attributes:
+        owner: Setting that names it.
+        name: Logged name.
+        mode: ``min`` or ``max``.
+    """
+
+    owner: str
+    name: str
+    mode: str
+
+
+_UNSUITABLE = {
+    StochasticWeightAveraging: (
+        "copies the task before its network is built, so it would average nothing; use the EMA"
+        " callback (configs/callbacks/ema.yaml)."
+    ),
+    ModelPruning: "lists the weights of a task before its network is built.",
+    BackboneFinetuning: (
+        "freezes the backbone of a task before the network is built; use layer_decay, or"
+        " frozen_stages of the backbone."
+    ),
+}
+
+
+def check_callbacks(callbacks: Iterable[Callback]) -> None:
+    """Refuse callbacks of Lightning that cannot work with networks that are built late.
+
+    Raises:
+        UserError: Says what to use instead.
+    """
+    for callback in callbacks:
+        for kind, reason in _UNSUITABLE.items():
+            if isinstance(callback, kind):
+                raise UserError(f"{type(callback).__name__} {reason}")
+
+
+class MonitorCheck(Callback):
+    """Refuse monitored names that are not logged.
+
+    What a task logs in a validation is known before training. Losses of a training step, and what
+    further callbacks log, are known after the first validation or epoch.
+    """
+
+    def __init__(self) -> None:
+        self._seen: set[str] = set()  # names that are known to be logged
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compare with what the task says that it logs.
+
+        Raises:
+            UserError: Names what is logged.
+        """
+        self._seen = set()
+        if is_dry_run(trainer) or not isinstance(pl_module, BaseTask):
+            return
+        known = pl_module.validation_names()
+        for monitor in _monitors(trainer):
+            if known and _is_closed(trainer, pl_module, monitor.name) and monitor.name not in known:
+                raise UserError(_unknown(monitor, known))
+            _warn_of_mode(monitor, known)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compare with what has been logged until the first validation.
+
+        Within an epoch these are the values of a validation only; the rest comes at the end.
+        """
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            is_end = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+            self._compare(trainer, "" if is_end else "val/", but="train/")
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compare the values of training; where there is no validation, all."""
+        self._compare(trainer, "train/" if trainer.enable_validation else "")
+
+    def _compare(self, trainer: Trainer, prefix: str, but: str | None = None) -> None:
+        logged = set(trainer.callback_metrics)
+        for monitor in () if is_dry_run(trainer) else _monitors(trainer):
+            name = monitor.name
+            if name in self._seen or not name.startswith(prefix) or (but and name.startswith(but)):
+                continue
+            if name not in logged:
+                raise UserError(_unknown(monitor, logged))
+            self._seen.add(name)
+
+
+def _monitors(trainer: Trainer) -> Iterator[Monitor]:
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    for callback in callbacks:
+        if isinstance(callback, Checkpoint):
+            if callback.requested_monitor is not None:
+                yield Monitor("checkpoint.monitor", callback.requested_monitor, callback.mode)
+        elif isinstance(callback, (ModelCheckpoint, EarlyStopping)) and callback.monitor:
+            yield Monitor(f"{type(callback).__name__}.monitor", callback.monitor, callback.mode)
+    for config in trainer.lr_scheduler_configs:
+        if isinstance(config.scheduler, ReduceLROnPlateau):
+            yield Monitor("ReduceLROnPlateau.monitor", str(config.monitor), config.scheduler.mode)
+
+
+def _is_closed(trainer: Trainer, task: BaseTask, name: str) -> bool:
+    """Whether only the task can log a name, so that it is known before training."""
+    own = ("src.", "lightning.")
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    parts = (task, *callbacks)
+    is_of_others = any(not type(part).__module__.startswith(own) for part in parts)
+    return not is_of_others and not name.startswith(("train/", "lr-", "test/"))
+
+
+def _unknown(monitor: Monitor, known: Collection[str]) -> str:
+    names = sorted(name for name in known if not name.endswith(("_raw", "_step")))
+    close = difflib.get_close_matches(monitor.name, names, n=1, cutoff=0.5)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    return (
+        f"{monitor.owner} is {monitor.name!r}, which this run does not log.{hint} It logs"
+        f" {', '.join(names)}."
+    )
+
+
+def _warn_of_mode(monitor: Monitor, known: Collection[str]) -> None:
+    if monitor.name not in known:
+        return
+    wanted = "min" if "loss" in monitor.name else "max"
+    if monitor.mode != wanted:
+        better = "smaller" if wanted == "min" else "larger"
+        owner = monitor.owner.removesuffix(".monitor")
+        rank_zero_warn(
+            f"{owner} looks for the {monitor.mode}imum of {monitor.name}, but the {better} value is"
+            f" the better one: set its mode to {wanted}."
+        )

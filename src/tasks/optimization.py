@@ -1,0 +1,305 @@
+"""Optimizer and learning-rate schedule of a task: scaled rates, planned schedules, plateaus.
+
+Rates of the configuration are for a reference number of images; the ones in use follow the global
+batch. `Optimization.restart` brings an optimizer back to the configuration and its schedule to any
+position, which resuming (``src.tasks.resume``) and Lightning's batch-size and learning-rate finders
+need. Which parameters are in which group is decided by the tasks.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.types import LRSchedulerConfig
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from src.errors import UserError
+from src.optim.schedules import StepSchedule
+
+OptimizerFactory = Callable[[Any], Optimizer]
+SchedulerFactory = Callable[[Optimizer], LRScheduler | ReduceLROnPlateau]
+Settings = list[dict[str, Any]]
+"""Hyper-parameters of each parameter group, without the parameters."""
+
+
+class Optimization:
+    """Makes optimizer and schedule for a trainer.
+
+    Args:
+        optimizer: Makes the optimizer from parameter groups.
+        lr_scheduler: Makes the schedule of an optimizer; ``None`` keeps the rate constant.
+        lr_interval: ``epoch`` or ``step``: when a schedule that is not of ``src.optim`` advances.
+        reference_batch_size: Number of images that the rates are meant for; ``None`` takes them as
+            they are.
+        monitor: Logged value that a ``ReduceLROnPlateau`` without its own looks at.
+        monitor_mode: ``min`` or ``max``, for such a schedule.
+
+    Raises:
+        UserError: If a value is out of range.
+    """
+
+    def __init__(
+        self,
+        optimizer: OptimizerFactory,
+        lr_scheduler: SchedulerFactory | None,
+        lr_interval: str,
+        reference_batch_size: int | None,
+        monitor: str,
+        monitor_mode: str,
+    ) -> None:
+        if reference_batch_size is not None and reference_batch_size < 1:
+            raise UserError(
+                f"reference_batch_size must be at least 1 or null, got {reference_batch_size}."
+            )
+        if lr_interval not in ("epoch", "step"):
+            raise UserError(f"model.lr_interval must be 'epoch' or 'step', got {lr_interval!r}.")
+        self.make_optimizer: OptimizerFactory = partial(_made, optimizer, "model.optimizer")
+        self.make_scheduler: SchedulerFactory | None = lr_scheduler and partial(
+            _made, lr_scheduler, "model.lr_scheduler"
+        )
+        self.lr_interval, self.reference_batch_size = lr_interval, reference_batch_size
+        self.monitor, self.monitor_mode = monitor, monitor_mode
+        self.found_lr: float | None = None
+        self.current: Settings = []
+        """Hyper-parameters of each group at the base rates, once there is an optimizer."""
+        self._configured: Settings = []
+        self._scale = 1.0
+
+    def configure(self, trainer: Trainer, groups: list[dict[str, Any]]) -> dict[str, Any]:
+        """Optimizer and schedule in Lightning's form, at the first step.
+
+        Args:
+            trainer: Knows the length of training and the global batch.
+            groups: Parameter groups with ``lr_scale``.
+
+        Raises:
+            UserError: If the schedule needs what is unknown.
+        """
+        _check_settings(trainer)
+        _set_up_data(trainer)  # the number of steps and the batch size come from the loader
+        optimizer = self.make_optimizer(groups)
+        _check_step(self.make_optimizer, groups)
+        self._configured = [settings_of(group) for group in optimizer.param_groups]
+        self._configure(optimizer, trainer)
+        if self.make_scheduler is None:
+            return {"optimizer": optimizer}
+        scheduler = self._new_scheduler(optimizer, trainer)
+        return {"optimizer": optimizer, "lr_scheduler": self._described(scheduler, trainer)}
+
+    def _configure(self, optimizer: Optimizer, trainer: Trainer) -> None:
+        """Give every group the settings of the configuration, rates scaled."""
+        self._scale = self.rate_scale(trainer)
+        self.current = []
+        for group in self._configured:
+            lr = group["lr"] * group["lr_scale"] * self._scale
+            if self.found_lr is not None:
+                lr = self.found_lr * group["lr_scale"]
+            self.current.append(group | {"lr": lr})
+        # A callback such as BackboneFinetuning may have added groups, which it looks after itself.
+        for group, values in zip(optimizer.param_groups, self.current, strict=False):
+            parameters = group["params"]
+            group.clear()
+            group.update({"params": parameters, **values})
+
+    def rate_scale(self, trainer: Trainer) -> float:
+        """Factor on the rates of the configuration: global batch / reference batch."""
+        if self.reference_batch_size is None:
+            return 1.0
+        return global_batch_size(trainer) / self.reference_batch_size
+
+    def is_outdated(self, trainer: Trainer) -> bool:
+        """Whether a finder has changed the batch or the rate since `configure`."""
+        return self.found_lr is not None or self.rate_scale(trainer) != self._scale
+
+    def restart(self, trainer: Trainer, position: Position) -> None:
+        """Bring the optimizer to the configuration and its schedule to a position.
+
+        A schedule is made anew and advanced step by step, so that its state is what it would have
+        been if training had had this configuration from the beginning. The state of the optimizer
+        (moments) is left alone, and so is the state of a ``ReduceLROnPlateau``, which depends on
+        measured values.
+
+        Raises:
+            UserError: If the schedule ends before the position.
+        """
+        (optimizer,) = trainer.optimizers
+        self._configure(optimizer, trainer)
+        for config in trainer.lr_scheduler_configs:
+            config.scheduler = self._new_scheduler(optimizer, trainer)
+            _advance(config, position)
+
+    def _new_scheduler(self, optimizer: Optimizer, trainer: Trainer) -> Any:
+        assert self.make_scheduler is not None
+        scheduler: Any = self.make_scheduler(optimizer)
+        if isinstance(scheduler, StepSchedule):
+            _plan(scheduler, trainer, self._scale)
+        elif isinstance(scheduler, ReduceLROnPlateau) and not hasattr(scheduler, "monitor"):
+            scheduler._init_is_better(
+                self.monitor_mode, scheduler.threshold, scheduler.threshold_mode
+            )
+            scheduler._reset()
+        return scheduler
+
+    def _described(self, scheduler: Any, trainer: Trainer) -> dict[str, Any]:
+        if isinstance(scheduler, StepSchedule):
+            return {"scheduler": scheduler, "interval": "step"}
+        described = {"scheduler": scheduler, "interval": self.lr_interval}
+        if not isinstance(scheduler, ReduceLROnPlateau):
+            return described
+        monitor = getattr(scheduler, "monitor", None) or self.monitor
+        described |= {"monitor": monitor, "reduce_on_plateau": True}
+        if not monitor.startswith("val/"):
+            return described
+        # The value is new after a validation only.
+        if self.lr_interval == "epoch":
+            return described | {"frequency": trainer.check_val_every_n_epoch or 1}
+        every = int(min(trainer.val_check_batch or 1, trainer.num_training_batches))
+        return described | {"frequency": max(1, every), "strict": False}
+
+
+class Position:
+    """How far a training is, in the optimizer steps and epochs of the present configuration.
+
+    Attributes:
+        steps: Optimizer steps done. Where training is counted in epochs, they are those of the
+            finished epochs as they are now: with another global batch an epoch has another number.
+        epochs: Epochs whose batches are all done.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        progress: Any = trainer.fit_loop.epoch_loop.batch_progress
+        total: Any = trainer.fit_loop.epoch_progress.total
+        self.epochs = max(0, total.started - (not progress.is_last_batch))
+        self.steps = trainer.global_step
+        if trainer.max_steps < 0 and trainer.num_training_batches != math.inf:
+            within = 0 if progress.is_last_batch else progress.current.processed
+            self.steps = (
+                self.epochs * steps_per_epoch(trainer) + within // trainer.accumulate_grad_batches
+            )
+
+
+def global_batch_size(trainer: Trainer) -> int:
+    """Images per optimizer step: images per device x devices x accumulated batches.
+
+    Raises:
+        UserError: If the batch size of the loader is unknown.
+    """
+    loader = trainer.train_dataloader
+    # Fewer than the loader's where the data do not fill a batch.
+    per_device = getattr(getattr(loader, "sampler", None), "batch_size", None)
+    if per_device is None:
+        per_device = getattr(loader, "batch_size", None)
+    if per_device is None:
+        per_device = getattr(getattr(loader, "batch_sampler", None), "batch_size", None)
+    if per_device is None:
+        raise UserError(
+            "The batch size of the training loader is unknown, so the learning rate cannot be"
+            " scaled to it; set model.init_args.reference_batch_size to null."
+        )
+    return int(per_device) * trainer.world_size * trainer.accumulate_grad_batches
+
+
+def steps_per_epoch(trainer: Trainer) -> int:
+    """Optimizer steps of an epoch."""
+    return max(1, math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches))
+
+
+def settings_of(group: dict[str, Any]) -> dict[str, Any]:
+    """Hyper-parameters of a parameter group."""
+    return {name: value for name, value in group.items() if name != "params"}
+
+
+def _made(make: Callable[[Any], Any], setting: str, argument: Any) -> Any:
+    try:
+        return make(argument)
+    except (ValueError, TypeError) as error:  # PyTorch's about a setting
+        raise UserError(f"{setting} cannot be made with these settings: {error}.") from error
+
+
+def _check_settings(trainer: Trainer) -> None:
+    """Refuse what Lightning accepts and no training can use."""
+    clip, accumulated = trainer.gradient_clip_val, trainer.accumulate_grad_batches
+    if clip is not None and clip < 0:  # PyTorch would turn the gradients around
+        raise UserError(f"trainer.gradient_clip_val must be 0 or more, got {clip}.")
+    if accumulated < 1:
+        raise UserError(f"trainer.accumulate_grad_batches must be at least 1, got {accumulated}.")
+    if trainer.max_steps == 0 or trainer.limit_train_batches == 0:
+        raise UserError(
+            "There is nothing to train on: trainer.max_steps and trainer.limit_train_batches must"
+            f" not be 0, got {trainer.max_steps} and {trainer.limit_train_batches}."
+        )
+
+
+def _set_up_data(trainer: Trainer) -> None:
+    try:
+        trainer.fit_loop.setup_data()
+    except ValueError as error:
+        if "val_check_interval" not in str(error):
+            raise
+        raise UserError(" ".join(str(error).split())) from error
+
+
+def _check_step(make: OptimizerFactory, groups: list[dict[str, Any]]) -> None:
+    """Refuse an optimizer that cannot step with dense gradients, before anything is trained."""
+    parameter = groups[0]["params"][0]
+    weight = torch.nn.Parameter(torch.zeros(2, 2, device=parameter.device, dtype=parameter.dtype))
+    weight.grad = torch.zeros_like(weight)
+    optimizer = make([weight])
+    try:
+        optimizer.step()
+    except TypeError:  # it asks for a closure, which the trainer gives it
+        return
+    except RuntimeError as error:
+        raise UserError(
+            f"The optimizer {type(optimizer).__name__} cannot be used: {error}."
+        ) from error
+
+
+def _plan(scheduler: StepSchedule, trainer: Trainer, scale: float) -> None:
+    total_steps = trainer.estimated_stepping_batches
+    if math.isinf(total_steps):
+        raise UserError(
+            "The length of training is unknown, so the learning-rate schedule cannot be"
+            " planned; set trainer.max_epochs or trainer.max_steps."
+        )
+    scheduler.plan(int(total_steps), steps_per_epoch(trainer), scale)
+    if scheduler.num_warmup_steps >= total_steps:
+        rank_zero_warn(
+            f"The warm-up of {scheduler.num_warmup_steps} steps fills the whole training of"
+            f" {int(total_steps)} steps: the learning rate never falls. Shorten it in"
+            " model.lr_scheduler (warmup_epochs or warmup_steps)."
+        )
+
+
+def _advance(config: LRSchedulerConfig, position: Position) -> None:
+    """Step a new schedule to where the training is."""
+    scheduler = config.scheduler
+    if isinstance(scheduler, StepSchedule):
+        scheduler.last_epoch = position.steps
+        scheduler.apply()
+    elif not isinstance(scheduler, ReduceLROnPlateau):
+        count = position.steps if config.interval == "step" else position.epochs
+        with warnings.catch_warnings():  # that no optimizer step lies between these
+            warnings.filterwarnings("ignore", message="Detected call of")
+            try:
+                for _ in range(count):
+                    scheduler.step()
+            except ValueError as error:
+                raise UserError(
+                    f"The schedule {type(scheduler).__name__} cannot be continued at"
+                    f" {config.interval} {count}: {error}"
+                ) from error
+
+
+def configured_lr(make_optimizer: OptimizerFactory) -> float:
+    """Learning rate of an optimizer in the configuration."""
+    optimizer = make_optimizer([torch.nn.Parameter(torch.zeros(1))])
+    return float(optimizer.param_groups[0]["lr"])

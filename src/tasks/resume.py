@@ -1,0 +1,319 @@
+"""Resuming: what a checkpoint says about its optimizer, and whether this configuration can go on.
+
+The configuration decides every setting; weights, moments and progress come from the checkpoint.
+What cannot go together (another optimizer, other parameter groups) is refused in one sentence.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+from torch import Size, Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from src.distributed import describe_mismatch
+from src.errors import UserError
+from src.tasks.optimization import Optimization, OptimizerFactory, Position, settings_of
+from src.tasks.saved import check_schedules
+
+KEY = "optimization"
+"""Entry of a checkpoint that `describe` writes."""
+_ANEW = "or start anew from the weights alone with model.init_args.weights."
+_WRAPPERS = r"_(?:fsdp_wrapped|checkpoint_wrapped|forward)_module\.|_orig_mod\."
+_MOMENTS = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64)
+_INTERNAL = ("name", "lr_scale", "initial_lr", "max_lr", "min_lr")
+
+
+def describe(trainer: Trainer, optimization: Optimization, network: nn.Module) -> dict[str, Any]:
+    """What a checkpoint remembers beside the states of optimizer and schedule."""
+    (optimizer,) = trainer.optimizers
+    described: dict[str, Any] = {
+        "optimizer": _class_name(optimizer),
+        "lr": [group["lr"] for group in optimization.current],
+        "current_lr": [float(group["lr"]) for group in optimizer.param_groups],
+        "parameters": _names(optimizer.param_groups, network),
+    }
+    for config in trainer.lr_scheduler_configs:
+        described["lr_scheduler"] = _class_name(config.scheduler)
+        if isinstance(config.scheduler, ReduceLROnPlateau):
+            value = trainer.callback_metrics.get(str(config.monitor))
+            described |= {"monitor": config.monitor, "mode": config.scheduler.mode}
+            described["monitored"] = None if value is None else float(value)
+    return described
+
+
+class Resumed:
+    """Optimizer and schedule of a checkpoint that a training goes on from.
+
+    Args:
+        checkpoint: Its content. Settings in it are replaced by those of the configuration, and the
+            states of schedules are taken out, so that Lightning restores moments and progress only.
+    """
+
+    def __init__(self, checkpoint: dict[str, Any]) -> None:
+        self.described: Mapping[str, Any] = checkpoint.get(KEY, {})
+        states = checkpoint.get("optimizer_states") or [{"param_groups": []}]
+        self.groups = [settings_of(group) for group in states[0].get("param_groups", [])]
+        saved = [group["lr"] for group in self.groups]
+        self.rates: list[float] = list(self.described.get("current_lr", saved))
+        check_schedules(checkpoint.get("lr_schedulers", []))
+        self.schedules: list[Any] = list(checkpoint.get("lr_schedulers", []))
+        checkpoint["lr_schedulers"] = []
+
+    def restart(self, trainer: Trainer, optimization: Optimization) -> None:
+        """Let the configuration decide, and say what is new."""
+        position = Position(trainer)
+        optimization.restart(trainer, position)
+        for config, state in zip(trainer.lr_scheduler_configs, self.schedules, strict=False):
+            if isinstance(config.scheduler, ReduceLROnPlateau):
+                self._restore_plateau(config, state, trainer.optimizers[0], position)
+        changes = self._changes(optimization.current, trainer)
+        if changes and trainer.ckpt_path is not None:  # not a file of a finder
+            _tell(f"Changed since the checkpoint: {', '.join(changes)}")
+
+    def _restore_plateau(
+        self, config: Any, state: Mapping[str, Any], optimizer: Optimizer, position: Position
+    ) -> None:
+        scheduler, described = config.scheduler, self.described
+        now = (config.monitor, scheduler.mode)
+        before = (described.get("monitor", config.monitor), state.get("mode"))
+        if now != before or "num_bad_epochs" not in state:
+            return  # values of something else
+        for name in ("best", "num_bad_epochs", "cooldown_counter", "last_epoch"):
+            setattr(scheduler, name, state[name])
+        bases = described.get("lr", [None] * len(self.rates))
+        for group, rate, base in zip(optimizer.param_groups, self.rates, bases, strict=False):
+            is_same = base is None or base == group["lr"]
+            group["lr"] = rate if is_same else group["lr"] * rate / base
+        scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]
+        count = position.steps if config.interval == "step" else position.epochs
+        value = described.get("monitored")
+        # Lightning advances it after the checkpoint of an epoch is written.
+        if value is not None and scheduler.last_epoch < count // config.frequency:
+            scheduler.step(value)
+
+    def _changes(self, settings: Sequence[dict[str, Any]], trainer: Trainer) -> list[str]:
+        changes: dict[str, str] = {}
+        rates = self.described.get("lr", [])
+        for i, (old, new) in enumerate(zip(self.groups, settings, strict=False)):
+            old = old | ({"lr": rates[i]} if i < len(rates) else {"lr": new["lr"]})
+            for name, value in new.items():
+                before = old.get(name, value)
+                if name not in _INTERNAL and not _equal(value, before):
+                    changes.setdefault(name, f"{name} {_short(before)} -> {_short(value)}")
+        now = [_class_name(config.scheduler) for config in trainer.lr_scheduler_configs]
+        scheduler, before = next(iter(now), None), self.described.get("lr_scheduler")
+        if self.described and scheduler != before:
+            changes["lr_scheduler"] = f"lr_scheduler {_last(before)} -> {_last(scheduler)}"
+        return list(changes.values())
+
+
+def check_continues(checkpoint: Mapping[str, Any]) -> None:
+    """Refuse to continue without the state of the optimizer, or without the progress.
+
+    Raises:
+        UserError: Says what to do instead.
+    """
+    if not checkpoint.get("optimizer_states"):
+        raise UserError(
+            "The checkpoint holds weights only, so training cannot go on from it; to start anew"
+            " from its weights use model.init_args.weights instead of ckpt_path."
+        )
+    missing = [key for key in ("loops", "lr_schedulers") if key not in checkpoint]
+    if missing:
+        raise UserError(
+            f"The checkpoint does not hold {missing[0]}, so training cannot go on from it; to"
+            " start anew from its weights use model.init_args.weights instead of ckpt_path."
+        )
+
+
+def check_moments(states: Sequence[Mapping[str, Any]], groups: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse optimizer state whose tensors do not have the shapes of the parameters.
+
+    Args:
+        states: One for each optimizer, by the number of the parameter.
+        groups: Parameter groups of now.
+
+    Raises:
+        UserError: Names the first entry that does not fit.
+    """
+    if len(states) != 1:
+        raise UserError(f"The checkpoint has {len(states)} optimizers, and training has one.")
+    shapes = [p.shape for group in groups for p in group["params"]]
+    numbers = [n for group in states[0]["param_groups"] for n in group["params"]]
+    places = dict(zip(numbers, shapes, strict=False))
+    for number, values in states[0]["state"].items():
+        for name, value in values.items():
+            fits = not isinstance(value, Tensor) or value.shape in (places[number], Size(()))
+            if not fits or (isinstance(value, Tensor) and value.dtype not in _MOMENTS):
+                raise UserError(
+                    f"The optimizer state of the checkpoint does not fit: {name} of parameter"
+                    f" {number} is {tuple(value.shape)} {value.dtype}, and the parameter is"
+                    f" {tuple(places[number])}."
+                )
+
+
+def check_fits(saved: Mapping[str, Size], wanted: Mapping[str, Size]) -> None:
+    """Refuse weights whose names or shapes are not those of the network.
+
+    Raises:
+        UserError: Says how they differ.
+    """
+    mismatch = describe_mismatch(saved, wanted)
+    if mismatch:
+        raise UserError(
+            f"The checkpoint does not fit this network: {mismatch}. Use the config.yaml of the"
+            " run that wrote it; to start another network from published weights use"
+            " model.init_args.weights."
+        )
+
+
+def warn_of_lost_average() -> None:
+    """Say that a checkpoint with an average is continued without one."""
+    rank_zero_warn(
+        "The checkpoint has a moving average but the EMA callback is not used now: training"
+        " goes on with the weights in training and the average is lost."
+    )
+
+
+def check_optimizer(
+    described: Mapping[str, Any],
+    groups: Sequence[Mapping[str, Any]],
+    make_optimizer: OptimizerFactory,
+    network: nn.Module,
+) -> None:
+    """Refuse to continue with another optimizer or with other parameters in its groups.
+
+    Args:
+        described: What `describe` has written, or nothing for an older checkpoint.
+        groups: Parameter groups of now, with their parameters.
+        make_optimizer: The optimizer of now.
+        network: Network that the parameters belong to.
+
+    Raises:
+        UserError: Says what differs.
+    """
+    optimizer = make_optimizer([dict(group) for group in groups])
+    name, saved = _class_name(optimizer), described.get("optimizer")
+    if saved is not None and saved != name:
+        raise UserError(
+            f"The checkpoint was written with the optimizer {_last(saved)}, these settings have"
+            f" {_last(name)}, which cannot go on from its state. Keep model.optimizer as it was,"
+            f" {_ANEW}"
+        )
+    now = _names(optimizer.param_groups, network)
+    before = described.get("parameters")
+    if before is not None and now != before:
+        pairs = ((set(a), set(b)) for a, b in zip(before, now, strict=False))
+        other = sorted(set().union(*(a ^ b for a, b in pairs)))
+        raise UserError(
+            "The checkpoint has other parameters in the groups of its optimizer (first:"
+            f" {other[0] if other else 'another order'}). Keep layer_decay, dcn_lr_scale and frozen"
+            f" parts as they were, {_ANEW}"
+        )
+
+
+def check_states(state: Mapping[str, Any], make_optimizer: OptimizerFactory) -> None:
+    """Refuse the saved state of an optimizer with which the optimizer of now cannot step.
+
+    Args:
+        state: State dict of the optimizer in the checkpoint.
+        make_optimizer: The optimizer of now.
+
+    Raises:
+        UserError: If the optimizer needs what the state does not have.
+    """
+    known = set(settings_of(make_optimizer([nn.Parameter(torch.zeros(1))]).param_groups[0]))
+    for group in state["param_groups"]:
+        missing = known - set(group)
+        if missing and set(group) - known - set(_INTERNAL):
+            raise UserError(_not_its_state(f"it has no {', '.join(sorted(missing))}"))
+    _try_a_step(next(iter(state["state"].values()), {}), make_optimizer)
+
+
+def settings_into(state: dict[str, Any], make_optimizer: OptimizerFactory) -> None:
+    """Replace the settings in the saved state of an optimizer by those of now.
+
+    PyTorch moves counters to the device that settings such as ``fused`` ask for.
+    """
+    now = settings_of(make_optimizer([nn.Parameter(torch.zeros(1))]).param_groups[0])
+    for group in state["param_groups"]:
+        group.update({name: value for name, value in now.items() if name not in ("lr", *_INTERNAL)})
+
+
+def keep_settings_of_callbacks(checkpoint: Mapping[str, Any], callbacks: Iterable[Any]) -> None:
+    """Let the configuration decide the patience of early stopping, which Lightning restores."""
+    for callback in callbacks:
+        state = checkpoint.get("callbacks", {}).get(getattr(callback, "state_key", None))
+        if isinstance(callback, EarlyStopping) and state:
+            state["patience"] = callback.patience
+
+
+@rank_zero_only
+def _tell(text: str) -> None:
+    print(text, flush=True)
+
+
+def _try_a_step(saved: Mapping[str, Any], make_optimizer: OptimizerFactory) -> None:
+    """Step a tiny optimizer with state of the saved kind, unless that has all it makes itself."""
+    weight = nn.Parameter(torch.zeros(2, 2))
+    optimizer = make_optimizer([weight])
+    weight.grad = torch.zeros_like(weight)
+    try:
+        optimizer.step()
+    except Exception:  # one that needs a closure, for example: nothing to be learnt here
+        return
+    if not saved or set(optimizer.state[weight]) <= set(saved):
+        return
+    optimizer.state[weight] = {
+        name: (torch.zeros_like(weight) if value.ndim else value.clone())
+        if isinstance(value, Tensor)
+        else value
+        for name, value in saved.items()
+    }
+    try:
+        optimizer.step()
+    except Exception as error:  # any optimizer, also one of another package
+        raise UserError(_not_its_state(f"it has no {error}")) from error
+
+
+def _not_its_state(reason: str) -> str:
+    return (
+        f"The state of the optimizer in the checkpoint is not of the optimizer of now: {reason}."
+        f" Keep model.optimizer as it was, {_ANEW}"
+    )
+
+
+def _names(groups: Sequence[Mapping[str, Any]], network: nn.Module) -> list[list[str]]:
+    names = {
+        id(parameter): re.sub(_WRAPPERS, "", name) for name, parameter in network.named_parameters()
+    }
+    return [[names.get(id(parameter), "") for parameter in group["params"]] for group in groups]
+
+
+def _class_name(thing: Any) -> str:
+    return f"{type(thing).__module__}.{type(thing).__qualname__}"
+
+
+def _last(name: str | None) -> str:
+    return "null" if name is None else name.rpartition(".")[2]
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if isinstance(one, float) and isinstance(other, (int, float)):
+        return math.isclose(one, other, rel_tol=1e-12)
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+        return list(one) == list(other)
+    return bool(one == other)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,171 @@
+"""Trainings that diverge: they stop in one sentence, and what they had learnt before is kept."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from src.cli import main
+from src.tasks import ClassificationTask
+
+GO_ON = ("--terminate_on_nan.enabled", "false")
+
+
+@pytest.fixture
+def folder(
+    tmp_path: Path, write_recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """Working directory with the recipe ``tiny.yaml``: three steps are an epoch."""
+    write_recipe(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def break_loss(monkeypatch: pytest.MonkeyPatch, batch: int, value: float) -> None:
+    """Multiply the loss of a batch, counted over the training, by NaN or infinity."""
+    original, count = ClassificationTask.training_step, iter(range(1000))
+
+    def training_step(task: ClassificationTask, *arguments: Any) -> Tensor:
+        loss = original(task, *arguments)
+        return loss * value if next(count) == batch else loss
+
+    monkeypatch.setattr(ClassificationTask, "training_step", training_step)
+
+
+def fit(*arguments: str) -> int:
+    return main(["fit", "-c", "tiny.yaml", *arguments])
+
+
+def weights(name: str) -> dict[str, Tensor]:
+    path = Path("runs/tiny/version_0/checkpoints") / name
+    content = torch.load(path, weights_only=True)
+    return content["state_dict"] | content["current_model_state"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")], ids=str)
+def test_the_first_loss_that_is_not_finite_stops_the_training(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], value: float
+) -> None:
+    break_loss(monkeypatch, 4, value)
+    assert fit("--trainer.max_epochs", "4") == 2
+    error = capsys.readouterr().err
+    assert "The loss is not finite at step 4 of epoch 1: loss" in error
+    assert "model.optimizer.lr" in error
+    assert "--terminate_on_nan.enabled false" in error
+    assert {path.name for path in Path("runs/tiny/version_0/checkpoints").iterdir()} == {
+        "best-epoch=0.ckpt",
+        "last.ckpt",
+    }
+    assert all(torch.isfinite(value).all() for value in weights("last.ckpt").values())
+    assert fit("--trainer.max_epochs", "2", "--ckpt_path", "last") == 0
+
+
+def test_a_loss_within_accumulated_batches_stops_before_their_step(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    break_loss(monkeypatch, 0, float("nan"))
+    assert fit("--trainer.accumulate_grad_batches", "2") == 2
+    assert "not finite at step 0 of epoch 0: loss nan" in capsys.readouterr().err
+
+
+def test_a_training_can_go_on_but_has_no_best(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    break_loss(monkeypatch, 4, float("nan"))
+    with pytest.warns(UserWarning, match="Weights are NaN or infinite"):
+        assert fit("--trainer.max_epochs", "3", *GO_ON) == 0
+    names = {path.name for path in Path("runs/tiny/version_0/checkpoints").iterdir()}
+    assert names == {"best-epoch=0.ckpt", "last.ckpt"}
+    Image.new("RGB", (40, 40)).save("grey.png")
+    predict = ("predict", "--data.predict_dir", "grey.png")
+    for command, *images in (("validate",), ("test",), predict):
+        arguments = [command, "-c", "tiny.yaml", "--ckpt_path", "last", *images]
+        assert main(arguments) == 2
+        assert "last.ckpt has NaN or infinite values" in capsys.readouterr().err
+
+
+def test_weights_that_break_in_the_last_step_are_not_saved(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The loss is finite, its gradients are not."""
+    original = torch.optim.AdamW.step
+
+    def step(optimizer: torch.optim.AdamW, *arguments: Any, **keywords: Any) -> Any:
+        result = original(optimizer, *arguments, **keywords)
+        if next(count) == 5:
+            with torch.no_grad():
+                optimizer.param_groups[0]["params"][0].fill_(float("nan"))
+        return result
+
+    count = iter(range(1000))
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    assert fit("--trainer.max_epochs", "2") == 2
+    assert "are NaN or infinite (first: patch_embed.conv1.weight)" in capsys.readouterr().err
+    assert all(torch.isfinite(value).all() for value in weights("last.ckpt").values())
+
+
+def test_a_validation_that_overflows_stops_the_training(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    original = ClassificationTask._logits
+    monkeypatch.setattr(
+        ClassificationTask, "_logits", lambda *arguments: original(*arguments) * float("nan")
+    )
+    assert fit() == 2
+    assert "val/loss nan" in capsys.readouterr().err
+    assert not list(Path("runs/tiny/version_0").rglob("best*"))
+
+
+def test_infinite_gradients_of_a_scaler_are_normal(
+    folder: Path, write_recipe: Callable[..., Path], recipe: dict[str, Any]
+) -> None:
+    """A scale of 1e30 overflows the gradients of the first steps, which the scaler skips."""
+    scaler = {
+        "class_path": "torch.amp.GradScaler",
+        "init_args": {"device": "cpu", "init_scale": 1e30},
+    }
+    plugin = {
+        "class_path": "lightning.pytorch.plugins.MixedPrecision",
+        "init_args": {"precision": "16-mixed", "device": "cpu", "scaler": scaler},
+    }
+    write_recipe(folder, trainer=recipe["trainer"] | {"plugins": [plugin]})
+    assert fit("--trainer.max_epochs", "2") == 0
+    content = torch.load("runs/tiny/version_0/checkpoints/last.ckpt", weights_only=True)
+    assert content["MixedPrecision"]["scale"] < 1e30
+
+
+@pytest.mark.slow
+def test_all_ranks_stop_together(folder: Path) -> None:
+    callback = "--trainer.callbacks+=tests.cli.crash.NaNOnRank"
+    ranks = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--data.batch_size", "4"]
+    flags = [callback, "--trainer.callbacks.rank", "1", "--trainer.callbacks.step", "4"]
+    flags += ["--trainer.default_root_dir", str(folder / "runs")]
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run(
+        [sys.executable, "-m", "src", "fit", "-c", str(folder / "tiny.yaml"), *ranks, *flags],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 2, done.stderr
+    assert "on rank 1" in done.stderr
+    assert (folder / "runs/tiny/version_0/checkpoints/last.ckpt").exists()
+
+
+def test_files_of_results_are_json(tmp_path: Path) -> None:
+    from src.callbacks.detections import _write_json
+
+    with pytest.raises(ValueError, match="JSON"):
+        _write_json({"score": float("nan")}, tmp_path / "results.json")
+    _write_json({"score": 1.0}, tmp_path / "results.json")
+    assert json.loads((tmp_path / "results.json").read_text()) == {"score": 1.0}
