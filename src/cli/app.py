@@ -335,12 +335,12 @@ def _is_first_process() -> bool:
 
 
 def _write_enumerations(settings: Any) -> None:
-    """Turn enumerations, which some defaults of Lightning's callbacks are, into text, in place."""
+    """Turn enumerated text, which some defaults of Lightning's callbacks are, into plain text."""
     entries = vars(settings) if isinstance(settings, Namespace) else settings
     pairs = entries.items() if isinstance(entries, dict) else enumerate(entries)
     for key, value in list(pairs):
-        if isinstance(value, Enum):
-            entries[key] = value.value
+        if isinstance(value, Enum) and isinstance(value, str):
+            entries[key] = str(value.value)
         elif isinstance(value, (Namespace, dict, list)):
             _write_enumerations(value)
 
