@@ -109,7 +109,8 @@ class TrainingCLI(LightningCLI):
         except ModuleNotFoundError as error:
             raise UserError(_missing_package(error)) from error
         except ValueError as error:
-            if (sentence := _refused(str(error))) is None:
+            sentence = None if isinstance(error, UserError) else _refused(str(error))
+            if sentence is None:
                 raise
             raise UserError(sentence) from error
         finally:
@@ -317,7 +318,7 @@ def _missing_package(error: ModuleNotFoundError | str) -> str:
 
 def _refused(report: str) -> str | None:
     """What Lightning or a class of the configuration says about a value, if it is about one."""
-    if "is not in bounds" in report:
+    if "is not in bounds, numpy accepts" in report:
         return f"seed_everything cannot be used: {report}."
     found = re.search(r"Problem with given class_path '([\w.]+)':\n(.*)", report)
     if found is None:
