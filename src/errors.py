@@ -33,3 +33,14 @@ def _sentence(message: str, name: str) -> str:
         return message
     starts = list(re.finditer(rf"^(?:[\w.]+\.)?{name}: ", message, flags=re.MULTILINE))
     return message[starts[-1].end() :].strip() if starts else message
+
+
+def printable(text: str) -> str:
+    """Text for a terminal: control characters, which file names may hold, are written as escapes.
+
+    Args:
+        text: Any text; its line breaks stay.
+    """
+    return "".join(
+        letter if letter.isprintable() or letter == "\n" else ascii(letter)[1:-1] for letter in text
+    )

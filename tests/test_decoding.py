@@ -115,7 +115,7 @@ def test_other_files_are_named_with_the_reason(tmp_path):
     (tmp_path / "text.jpg").write_text("not a picture")
     (tmp_path / "empty.jpg").touch()
     for name, reason in [
-        ("text.jpg", "not a picture"),
+        ("text.jpg", "its content is none of JPEG, PNG"),
         ("empty.jpg", "is empty"),
         ("absent.jpg", "no such file"),
         (".", "is a folder"),

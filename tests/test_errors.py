@@ -28,3 +28,16 @@ def test_a_user_error_is_a_value_error():
 
 def test_a_sentence_that_only_looks_like_a_worker_report_is_kept():
     assert str(UserError("Caught UserError in the act")) == "Caught UserError in the act"
+
+
+def test_control_characters_of_file_names_do_not_reach_the_terminal(tmp_path, capsys):
+    from src.cli import main
+
+    folder = tmp_path / "photos"
+    for label in ("cat", "dog"):
+        (folder / label).mkdir(parents=True)
+        (folder / label / "a\x1b[2J\r.jpg").write_bytes(b"no image")
+    assert main(["prepare", "from-folder", str(folder), "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert "\\x1b[2J\\r.jpg cannot be read" in error
+    assert "\x1b" not in error

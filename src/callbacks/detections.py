@@ -13,10 +13,10 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from PIL import Image
 
 from src.callbacks.output_names import OutputNames, output_names
-from src.callbacks.predictions import class_names
+from src.callbacks.predictions import class_names, max_pixels
 from src.callbacks.run_folder import run_folder, tell
 from src.callbacks.unreadable import gather, is_predicting, of_this_rank
-from src.decoding import BrokenPictureError, decode
+from src.decoding import MAX_PIXELS, BrokenPictureError, decode
 from src.errors import UserError
 from src.metrics.coco_results import Result, decode_masks, with_category_ids
 from src.visualization import draw_instances
@@ -76,7 +76,7 @@ class DetectionWriter(Callback):
     def _draw(self, trainer: Trainer, path: str, results: list[Result], names: list[str]) -> None:
         target = self._folder(trainer) / "overlays" / self._names(path)
         try:
-            drawn = draw_results(path, results, names, self.score)
+            drawn = draw_results(path, results, names, self.score, max_pixels(trainer))
         except BrokenPictureError as error:  # the file has gone since the network saw it
             rank_zero_warn(f"No overlay is drawn: {error}")
             return
@@ -160,7 +160,13 @@ class DetectionWriter(Callback):
         return Path(self.folder) if self.folder else run_folder(trainer)
 
 
-def draw_results(path: str, results: list[Result], names: list[str], score: float) -> Image.Image:
+def draw_results(
+    path: str,
+    results: list[Result],
+    names: list[str],
+    score: float,
+    max_pixels: int = MAX_PIXELS,
+) -> Image.Image:
     """Draw the COCO results of a picture file, turned upright, that reach a score.
 
     Raises:
@@ -168,7 +174,7 @@ def draw_results(path: str, results: list[Result], names: list[str], score: floa
     """
     shown = [result for result in results if result["score"] >= score]
     return draw_instances(
-        decode(path, upright=True),
+        decode(path, upright=True, max_pixels=max_pixels),
         boxes=[result["bbox"] for result in shown],
         masks=decode_masks(shown),
         names=[names[result["category_id"]] for result in shown],

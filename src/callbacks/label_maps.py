@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from src.callbacks.output_names import OutputNames, output_names
-from src.callbacks.predictions import class_names
+from src.callbacks.predictions import class_names, max_pixels
 from src.callbacks.run_folder import run_folder
 from src.decoding import BrokenPictureError, decode
 from src.visualization import draw_label_map
@@ -65,7 +65,9 @@ class LabelMapWriter(Callback):
             if self.max_overlays < 0 or self._count < self.max_overlays:
                 try:
                     image = decode(
-                        source, upright=getattr(data, "upright", False)
+                        source,
+                        upright=getattr(data, "upright", False),
+                        max_pixels=max_pixels(trainer),
                     )  # as it was seen
                 except BrokenPictureError as error:  # the file has gone since the network saw it
                     rank_zero_warn(f"No overlay is drawn: {error}")

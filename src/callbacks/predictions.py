@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from src.callbacks.run_folder import run_folder, tell
 from src.callbacks.unreadable import gather, is_predicting, of_this_rank
-from src.decoding import BrokenPictureError, decode
+from src.decoding import MAX_PIXELS, BrokenPictureError, decode
 from src.visualization import draw_classes
 
 
@@ -89,13 +89,18 @@ class ClassPredictionWriter(Callback):
         tell(f"Predictions: {table} ({len(rows)} files)")
         chosen = rows if self.max_pictures < 0 else rows[: self.max_pictures]
         if chosen:
-            count = draw_pictures(chosen, folder / "pictures")
+            count = draw_pictures(chosen, folder / "pictures", max_pixels(trainer))
             tell(f"Pictures:    {folder / 'pictures'} ({count} of {len(rows)} files)")
 
 
 def class_names(trainer: Trainer) -> list[str]:
     """Readable class names of the data module in use, or an empty list."""
     return list(getattr(trainer.datamodule, "class_names", []))  # type: ignore[attr-defined]
+
+
+def max_pixels(trainer: Trainer) -> int:
+    """Largest image that the data module in use reads."""
+    return int(getattr(trainer.datamodule, "max_pixels", MAX_PIXELS))  # type: ignore[attr-defined]
 
 
 def write_table(rows: list[Row], path: Path) -> None:
@@ -111,7 +116,7 @@ def write_table(rows: list[Row], path: Path) -> None:
             writer.writerow([row.path, *cells])
 
 
-def draw_pictures(rows: list[Row], folder: Path) -> int:
+def draw_pictures(rows: list[Row], folder: Path, max_pixels: int = MAX_PIXELS) -> int:
     """Draw the rows on their pictures, turned upright; returns how many pictures were written.
 
     Unreadable files are reported.
@@ -121,7 +126,7 @@ def draw_pictures(rows: list[Row], folder: Path) -> int:
     count = 0
     for row in rows:
         try:
-            picture = decode(row.path, upright=True)
+            picture = decode(row.path, upright=True, max_pixels=max_pixels)
         except BrokenPictureError as error:
             rank_zero_warn(f"No picture is drawn: {error}")
             continue

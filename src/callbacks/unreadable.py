@@ -8,7 +8,7 @@ import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
-from src.decoding import BrokenPictureError, decode
+from src.decoding import MAX_PIXELS, BrokenPictureError, decode
 
 _MAX_NAMED = 10
 
@@ -25,6 +25,7 @@ class UnreadableImages(Callback):
 
     def __init__(self) -> None:
         self.paths: list[str] = []
+        self._max_pixels = MAX_PIXELS
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget those of an earlier prediction."""
@@ -33,11 +34,12 @@ class UnreadableImages(Callback):
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Bring those of all ranks together."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        self._max_pixels = getattr(data, "max_pixels", MAX_PIXELS)
         self.paths = sorted(set(gather(list(getattr(data, "unreadable", [])))))
 
     def sentence(self) -> str:
         """What could not be read and why, for the user."""
-        lines = [_reason(path) for path in self.paths[:_MAX_NAMED]]
+        lines = [_reason(path, self._max_pixels) for path in self.paths[:_MAX_NAMED]]
         more = len(self.paths) - _MAX_NAMED
         lines += [f"and {more} more"] if more > 0 else []
         count = len(self.paths)
@@ -69,9 +71,9 @@ def of_this_rank(trainer: Trainer, name: str) -> str:
     return name if trainer.global_rank == 0 else f"{stem}_rank{trainer.global_rank}.{ending}"
 
 
-def _reason(path: str) -> str:
+def _reason(path: str, max_pixels: int) -> str:
     try:
-        decode(path)
+        decode(path, max_pixels=max_pixels)
     except BrokenPictureError as error:
         return str(error)
     return f"The image {path} could not be read at its turn, but can be now."

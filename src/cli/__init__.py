@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from src.cli.processes import explanation, stop_with_parent
 from src.cli.short_help import short_help
-from src.errors import UserError
+from src.errors import UserError, printable
 
 if TYPE_CHECKING:
     from src.cli.app import TrainingCLI
@@ -72,13 +72,13 @@ def main(args: Sequence[str] | None = None) -> int:
         return 130
     except Exception as error:
         if (sentence := explanation(error)) is not None:
-            print(f"error: {sentence}", file=sys.stderr)
+            print(f"error: {printable(sentence)}", file=sys.stderr)
             return 1
         mistake = _mistake_of_user(error)
         if mistake is None or os.environ.get("INTERNIMAGE_TRACEBACK") == "1":
             traceback.print_exc()
         else:
-            print(f"error: {mistake}", file=sys.stderr)
+            print(f"error: {printable(str(mistake))}", file=sys.stderr)
         return 1 if mistake is None else 2
 
 

@@ -31,6 +31,7 @@ from src.data.label_maps import MAX_CLASSES
 from src.data.palettes import ADE20K_NAMES, Colour, ade20k_palette, distinct_palette
 from src.data.pictures import first_pictures, list_pictures
 from src.data.transforms.protocols import ViewsTransform
+from src.decoding import MAX_PIXELS
 from src.errors import UserError
 from src.types import IGNORE_LABEL
 
@@ -82,6 +83,7 @@ class ADE20KDataModule(BaseDataModule):
             ``predict``.
         upright: Turn pictures as their EXIF block says; label maps stay as they are.
         broken_images: See `BaseDataModule`.
+        max_pixels: Larger images, width times height, are refused as broken files.
 
     Raises:
         UserError: If a value is out of range; later, if files are missing or do not fit.
@@ -119,8 +121,9 @@ class ADE20KDataModule(BaseDataModule):
         predict_dir: str | None = None,
         upright: bool = False,
         broken_images: BrokenImages = "error",
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
-        super().__init__(batch_size, num_workers, eval_batch_size, broken_images)
+        super().__init__(batch_size, num_workers, eval_batch_size, broken_images, max_pixels)
         sides = "two positive numbers of pixels"
         check(min(image_scale) >= 1, "image_scale", image_scale, sides)
         check(min(crop_size) >= 1, "crop_size", crop_size, sides)
@@ -259,6 +262,7 @@ class ADE20KDataModule(BaseDataModule):
                 class_values=self.class_values,
                 upright=self.upright,
                 broken_images=self.broken_images,
+                max_pixels=self.max_pixels,
             )
             dataset.left_out = self._without_suffix("train")
             self._datasets["train"] = dataset
@@ -275,7 +279,7 @@ class ADE20KDataModule(BaseDataModule):
                 )
             files = files_to_predict(self.predict_dir)
             self._datasets["predict"] = SegmentationFilesDataset(
-                files, self.eval_transform, upright=self.upright
+                files, self.eval_transform, upright=self.upright, max_pixels=self.max_pixels
             )
 
     def train_dataloader(self) -> DataLoader[Any]:
@@ -314,6 +318,7 @@ class ADE20KDataModule(BaseDataModule):
             class_values=self.class_values,
             upright=self.upright,
             broken_images=self.broken_images,
+            max_pixels=self.max_pixels,
         )
 
     def _eval_loader(self, split: str) -> DataLoader[Any]:

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from src.data.datasets.readable import BrokenImages, ReadableImages
 from src.data.samplers import CountOnceSampler, DealtBatchSampler
 from src.data.surplus import CountedCollate
+from src.decoding import MAX_PIXELS
 from src.errors import UserError
 
 _log = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ class BaseDataModule(LightningDataModule, ABC):
             "skip" takes another one in training, leaves it out of evaluation, and reports the
             number at the end of the epoch. Prediction always goes on to the next image; with
             "error" it ends with the names of the broken ones and exit status 2.
+        max_pixels: Larger images, width times height, are refused as broken files.
 
     Raises:
         UserError: If a value is out of range.
@@ -51,6 +53,7 @@ class BaseDataModule(LightningDataModule, ABC):
         num_workers: int,
         eval_batch_size: int | None = None,
         broken_images: BrokenImages = "error",
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         super().__init__()
         check(batch_size >= 1, "batch_size", batch_size, "an integer of at least 1")
@@ -65,6 +68,8 @@ class BaseDataModule(LightningDataModule, ABC):
             broken_images in ("error", "skip"), "broken_images", broken_images, '"error" or "skip"'
         )
         self.broken_images: BrokenImages = broken_images
+        check(max_pixels >= 1, "max_pixels", max_pixels, "a positive number of pixels")
+        self.max_pixels = max_pixels
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.eval_batch_size = eval_batch_size or batch_size

@@ -18,7 +18,7 @@ from src.data.aspect_ratio import AspectRatioSampler
 from src.data.base import BaseDataModule, check
 from src.data.classes import read_class_names
 from src.data.coco_classes import COCO_CATEGORIES
-from src.data.coco_json import CocoFile
+from src.data.coco_json import MAX_ANNOTATIONS, CocoFile
 from src.data.datasets.coco_detection import (
     COCOEvalDataset,
     COCOTrainDataset,
@@ -27,6 +27,7 @@ from src.data.datasets.coco_detection import (
 )
 from src.data.datasets.readable import BrokenImages
 from src.data.transforms.protocols import PictureTransform
+from src.decoding import MAX_PIXELS
 from src.errors import UserError
 
 Scale = tuple[int, int]
@@ -73,6 +74,9 @@ class COCODataModule(BaseDataModule):
             text file with one name a line, or ``"coco"``. Annotation files may list fewer of them;
             they are matched by name. Default: the categories of the annotation files.
         broken_images: See `BaseDataModule`.
+        max_pixels: Larger images, width times height, are refused as broken files.
+        max_annotations: Most annotations of one image. In training each mask takes a byte for every
+            pixel of its image.
 
     Raises:
         UserError: If a value is out of range; later, if files are missing or do not fit.
@@ -108,8 +112,10 @@ class COCODataModule(BaseDataModule):
         predict_dir: str | None = None,
         class_names: list[str] | str | None = None,
         broken_images: BrokenImages = "error",
+        max_pixels: int = MAX_PIXELS,
+        max_annotations: int = MAX_ANNOTATIONS,
     ) -> None:
-        super().__init__(batch_size, num_workers, eval_batch_size, broken_images)
+        super().__init__(batch_size, num_workers, eval_batch_size, broken_images, max_pixels)
         pairs = "pairs of positive numbers of pixels"
         for name, scales in (("train_scales", train_scales), ("crop_scales", crop_scales)):
             valid = scales is None or (bool(scales) and all(min(scale) >= 1 for scale in scales))
@@ -140,6 +146,8 @@ class COCODataModule(BaseDataModule):
         }
         self.seed = seed
         self.predict_dir = predict_dir
+        check(max_annotations >= 1, "max_annotations", max_annotations, "a positive number")
+        self.max_annotations = max_annotations
         self._given_names = class_names
         self._masks = masks
         self._filter = {"keep_empty": keep_empty, "min_size": min_size, "masks": masks}
@@ -215,6 +223,7 @@ class COCODataModule(BaseDataModule):
                 self.root / self.splits["train"][0],
                 transform,
                 broken_images=self.broken_images,
+                max_pixels=self.max_pixels,
                 **self._filter,  # type: ignore[arg-type]
             )
             if not any(self._file("val").num_annotations):
@@ -233,7 +242,9 @@ class COCODataModule(BaseDataModule):
                 raise UserError(
                     "predict needs pictures: give a folder or a picture with --data.predict_dir."
                 )
-            self._datasets["predict"] = PicturesToDetect(self.predict_dir, self.eval_transform)
+            self._datasets["predict"] = PicturesToDetect(
+                self.predict_dir, self.eval_transform, self.max_pixels
+            )
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled, augmented batches of one orientation (`src.types.DetectionBatch`)."""
@@ -268,7 +279,9 @@ class COCODataModule(BaseDataModule):
     def _file(self, split: str) -> CocoFile:
         path = str(self._path(split))
         if path not in self._files:
-            self._files[path] = CocoFile(path, self._masks, self._given_classes)
+            self._files[path] = CocoFile(
+                path, self._masks, self._given_classes, self.max_annotations
+            )
         return self._files[path]
 
     def _evaluated(self, split: str) -> COCOEvalDataset:
@@ -281,7 +294,9 @@ class COCODataModule(BaseDataModule):
                 f"{_first_difference(file.listed, wanted)}."
             )
         folder = self.root / self.splits[split][0]
-        return COCOEvalDataset(file, folder, self.eval_transform, self.broken_images)
+        return COCOEvalDataset(
+            file, folder, self.eval_transform, self.broken_images, self.max_pixels
+        )
 
 
 def _first_difference(found: dict[int, str], wanted: dict[int, str]) -> str:

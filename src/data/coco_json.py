@@ -8,10 +8,13 @@ does not.
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
-from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,58 +22,77 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
+from src.data.coco_columns import AnnotationRows, read_columns
 from src.data.coco_entries import (
+    MOST_WORK,
     Annotation,
-    check_annotation,
     check_categories,
-    check_picture,
+    check_pictures,
     find_categories,
+    shown,
 )
 from src.errors import UserError
-from src.types import PictureId
+
+MAX_ANNOTATIONS = 10_000
+"""Most annotations of one image unless a setting says otherwise."""
 
 _log = logging.getLogger(__name__)
 
 _PARTS = ("images", "annotations", "categories")
 _MIN_SIDE = 1e-3  # pixels; float32 cannot tell the sides of a narrower box apart
+_IMAGE_WORK = 10 * MOST_WORK  # what the polygons of one image may cost together
+_GZIP = b"\x1f\x8b"
+_LONGEST_NUMBER = 300  # digits of an integer that may be a number
+_REASONS = ("", "crowd", "ignored", "no area", "a box outside the picture", "no usable mask")
+_USABLE, _CROWD, _IGNORED, _NO_AREA, _OUTSIDE, _NO_MASK = range(len(_REASONS))
 
 
 class CocoFile:
     """One annotation file, checked.
 
-    Annotations are kept as one block of bytes instead of millions of objects, because loader
+    Annotations are kept as arrays (`coco_columns`) instead of millions of objects, because loader
     processes made by fork would copy objects bit by bit.
 
     Args:
         path: The json file.
-        masks: Whether objects without a usable mask are lost for training; it only decides what is
-            reported.
+        masks: Whether objects without a usable mask are lost for training.
         classes: Names in label order, each with the number it gets if the file does not list it;
             the file's categories find their label by name. Default: the file's own categories in
             the order of their numbers.
+        max_annotations: Most annotations of one image.
+        content: What `read_coco` has read from the file, if it is at hand.
 
     Raises:
         UserError: If the file is missing, no COCO json, or contradicts itself; names file and id.
     """
 
     def __init__(
-        self, path: str | Path, masks: bool = True, classes: Mapping[str, int] | None = None
+        self,
+        path: str | Path,
+        masks: bool = True,
+        classes: Mapping[str, int] | None = None,
+        max_annotations: int = MAX_ANNOTATIONS,
+        content: dict[str, list[Any]] | None = None,
     ) -> None:
-        self.path = Path(path)
-        content = _read(self.path)
-        self.listed = check_categories(content["categories"], self.path)
-        self.categories = self.listed
-        if classes is not None:
-            self.categories = find_categories(self.listed, classes, self.path)
-        self.pictures = [check_picture(entry, self.path) for entry in content["images"]]
-        label_of = {number: label for label, number in enumerate(self.categories)}
-        by_picture = self._sorted(content["annotations"], label_of)
-        blocks = [json.dumps(by_picture.get(p.id, [])).encode() for p in self.pictures]
-        self._ends = np.cumsum([len(block) for block in blocks])
-        self._block = np.frombuffer(b"".join(blocks), dtype=np.uint8)
-        self.num_annotations = np.array([len(by_picture.get(p.id, [])) for p in self.pictures])
-        self.objects_of_class: Counter[int] = Counter()
-        self.num_usable, self.left_out = self._report(by_picture, masks)
+        self.path, self.masks = Path(path), masks
+        with _few_collections():
+            content = read_coco(self.path) if content is None else content
+            self.listed = check_categories(content["categories"], self.path)
+            self.categories = self.listed
+            if classes is not None:
+                self.categories = find_categories(self.listed, classes, self.path)
+            self.pictures = check_pictures(content["images"], self.path)
+            label_of = {number: label for label, number in enumerate(self.categories)}
+            entries = content["annotations"]
+            columns = read_columns(entries, self.pictures, label_of, self.path)
+        self._rows = AnnotationRows(columns, self.pictures)
+        self.num_annotations = self._rows.counts
+        self._check_amounts(max_annotations)
+        reasons = self._reasons(slice(None))
+        counts = self.count_learnable()
+        self.num_usable = int(counts.sum())
+        self.objects_of_class = Counter(dict(enumerate(counts.tolist())))
+        self.left_out = self._report(reasons, entries)
 
     @property
     def class_names(self) -> list[str]:
@@ -84,53 +106,98 @@ class CocoFile:
 
     def annotations(self, index: int) -> list[Annotation]:
         """Annotations of a picture as in the file, with the class index as ``category_id``."""
-        start = self._ends[index - 1] if index else 0
-        found: list[Annotation] = json.loads(self._block[start : self._ends[index]].tobytes())
-        return found
+        return [self._rows.annotation(int(row)) for row in self._rows.of(index)]
 
-    def _sorted(
-        self, annotations: Sequence[Any], label_of: dict[int, int]
-    ) -> dict[PictureId, list[Annotation]]:
-        sizes = {picture.id: picture.size for picture in self.pictures}
-        if len(sizes) < len(self.pictures):
-            raise UserError(f"{self.path} lists several pictures with the same id.")
-        by_picture: dict[PictureId, list[Annotation]] = defaultdict(list)
-        for annotation in annotations:
-            checked = check_annotation(annotation, label_of, sizes, self.path)
-            by_picture[annotation["image_id"]].append(checked)
-        return by_picture
+    def learnable(self, index: int) -> tuple[list[Annotation], NDArray[np.float32]]:
+        """Annotations of a picture to learn from, and their boxes.
 
-    def _report(
-        self, by_picture: dict[PictureId, list[Annotation]], masks: bool
-    ) -> tuple[int, dict[str, int]]:
+        Returns:
+            The annotations, and ``x1, y1, x2, y2`` clipped to the picture, shape ``(N, 4)``.
+        """
+        rows = self._rows.of(index)
+        rows = rows[self._reasons(rows) == _USABLE]
+        boxes = self._rows.clipped_boxes(rows).astype(np.float32)
+        return [self._rows.annotation(int(row)) for row in rows], boxes
+
+    def count_learnable(self, indices: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
+        """Number of objects of every class that can be learned from, ``(num_classes,)``.
+
+        Args:
+            indices: Only those of these pictures.
+        """
+        columns = self._rows.columns
+        chosen = self._reasons(slice(None)) == _USABLE
+        if indices is not None:
+            is_asked_for = np.zeros(len(self.pictures), dtype=bool)
+            is_asked_for[indices] = True
+            chosen &= is_asked_for[columns.image]
+        return np.bincount(columns.label[chosen], minlength=len(self.categories))
+
+    def _reasons(self, rows: NDArray[np.int64] | slice) -> NDArray[np.int8]:
+        """Why annotations are left out of training, as indices of `_REASONS`."""
+        columns = self._rows.columns
+        boxes = self._rows.clipped_boxes(rows)
+        narrow = (boxes[:, 2:] - boxes[:, :2]).min(axis=1, initial=math.inf) < _MIN_SIDE
+        no_area = (columns.area[rows] <= 0) | (columns.box[rows, 2:] < 1).any(axis=1)
+        conditions = {
+            _CROWD: columns.crowd[rows],
+            _IGNORED: columns.ignore[rows],
+            _NO_AREA: no_area,
+            _OUTSIDE: narrow,
+            _NO_MASK: ~columns.has_mask[rows] & self.masks,
+        }
+        return np.select(list(conditions.values()), list(conditions), _USABLE).astype(np.int8)
+
+    def _check_amounts(self, max_annotations: int) -> None:
+        """Refuse images whose annotations would take all memory or hours."""
+        if not len(self.pictures):
+            return
+        index = int(self.num_annotations.argmax())
+        if self.num_annotations[index] > max_annotations:
+            raise UserError(
+                f"{self.path}: the picture {shown(self.pictures[index].id)} has "
+                f"{self.num_annotations[index]} annotations; accepted are up to {max_annotations} "
+                "(data.max_annotations, or --max-annotations of prepare)."
+            )
+        columns = self._rows.columns
+        work = np.bincount(columns.image, columns.work, len(self.pictures))
+        index = int(work.argmax())
+        if work[index] > _IMAGE_WORK:
+            raise UserError(
+                f"{self.path}: the polygons of the picture {shown(self.pictures[index].id)} have "
+                f"outlines of {work[index]:,.0f} pixels together; accepted are up to "
+                f"{_IMAGE_WORK:,}."
+            )
+
+    def _report(self, reasons: NDArray[np.int8], entries: list[Any]) -> dict[str, int]:
         """Tell once which objects cannot be learned from although they should be.
 
         Returns:
-            How many objects can be learned from, and how many cannot for each reason.
+            How many objects cannot be learned from, for each reason.
         """
-        reasons: dict[str, list[Any]] = defaultdict(list)
-        usable = 0
-        for picture in self.pictures:
-            for annotation in by_picture.get(picture.id, []):
-                reason = why_unusable(annotation, picture.size, masks)
-                usable += reason is None
-                self.objects_of_class[annotation["category_id"]] += reason is None
-                if reason not in (None, "crowd", "ignored"):
-                    reasons[str(reason)].append(annotation.get("id"))
-        for reason, ids in reasons.items():
-            shown = ", ".join(map(str, ids[:5])) + (", ..." if len(ids) > 5 else "")
+        found: dict[str, int] = {}
+        for code in (_NO_AREA, _OUTSIDE, _NO_MASK):
+            rows = np.flatnonzero(reasons == code)
+            if not len(rows):
+                continue
+            found[_REASONS[code]] = len(rows)
+            ids = ", ".join(shown(entries[row].get("id")) for row in rows[:5])
             _log.warning(
                 "%s: %d objects are left out of training because of %s (annotation ids %s)",
                 self.path,
-                len(ids),
-                reason,
-                shown,
+                len(rows),
+                _REASONS[code],
+                ids + (", ..." if len(rows) > 5 else ""),
             )
-        return usable, {reason: len(ids) for reason, ids in reasons.items()}
+        return found
 
 
 def images_to_learn(
-    file: CocoFile, *, keep_empty: bool, min_size: int
+    file: CocoFile,
+    *,
+    keep_empty: bool,
+    min_size: int,
+    indices: Sequence[int] | None = None,
 ) -> tuple[list[int], dict[str, int]]:
     """Images of a file that training uses.
 
@@ -138,52 +205,21 @@ def images_to_learn(
         file: The annotations.
         keep_empty: Keep images without annotations.
         min_size: Smallest side in pixels.
+        indices: Images to look at; default is all.
 
     Returns:
         Their indices, and how many are left out for each reason, with the setting that does it.
     """
     kept: list[int] = []
     left_out: Counter[str] = Counter()
-    for index, picture in enumerate(file.pictures):
-        if min(picture.size) < min_size:
+    for index in range(len(file.pictures)) if indices is None else indices:
+        if min(file.pictures[index].size) < min_size:
             left_out[f"with a side below {min_size} pixels (data.min_size)"] += 1
         elif not (keep_empty or file.num_annotations[index]):
             left_out["without annotations (data.keep_empty)"] += 1
         else:
             kept.append(index)
     return kept, dict(left_out)
-
-
-def why_unusable(
-    annotation: Annotation, size: tuple[int, int], needs_mask: bool = True
-) -> str | None:
-    """Why an object is left out of training, or None if it is not."""
-    if annotation["iscrowd"]:
-        return "crowd"
-    if annotation.get("ignore"):
-        return "ignored"
-    _, _, width, height = annotation["bbox"]
-    if annotation["area"] <= 0 or width < 1 or height < 1:
-        return "no area"
-    x1, y1, x2, y2 = clipped_box(annotation, size)
-    if min(x2 - x1, y2 - y1) < _MIN_SIDE:
-        return "a box outside the picture"
-    segmentation = annotation["segmentation"]
-    if needs_mask and isinstance(segmentation, list) and not usable_polygons(segmentation):
-        return "no usable mask"
-    return None
-
-
-def clipped_box(annotation: Annotation, size: tuple[int, int]) -> tuple[float, ...]:
-    """Box of an object as ``x1, y1, x2, y2``, clipped to the picture of height and width."""
-    x, y, width, height = annotation["bbox"]
-    picture_height, picture_width = size
-    return (
-        min(max(x, 0), picture_width),
-        min(max(y, 0), picture_height),
-        min(max(x + width, 0), picture_width),
-        min(max(y + height, 0), picture_height),
-    )
 
 
 def usable_polygons(segmentation: list[Any]) -> list[list[float]]:
@@ -218,16 +254,18 @@ def for_scoring(annotation: Annotation, size: tuple[int, int]) -> Annotation:
     return annotation
 
 
-def _read(path: Path) -> dict[str, list[Any]]:
+def read_coco(path: Path) -> dict[str, list[Any]]:
+    """Read a COCO json; only its outer form is checked.
+
+    Raises:
+        UserError: If the file is missing or no COCO json.
+    """
     if not path.is_file():
         raise UserError(
             f"The annotation file {path} does not exist; check data.root and the names of the "
             "annotation files (data.train_annotations, data.val_annotations)."
         )
-    try:
-        content = json.loads(path.read_bytes())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"The annotation file {path} is not json: {error}.") from error
+    content = _parse(path)
     if isinstance(content, dict) and {"images", "categories"} <= content.keys():
         content.setdefault("annotations", [])  # lists of test pictures have none
     lacking = [
@@ -241,3 +279,40 @@ def _read(path: Path) -> dict[str, list[Any]]:
             " Expected is an object with the lists 'images', 'annotations' and 'categories'."
         )
     return content
+
+
+def _parse(path: Path) -> Any:
+    text = path.read_bytes()
+    if text.startswith(_GZIP):
+        raise UserError(f"The annotation file {path} is compressed; unpack it with gunzip.")
+    try:
+        with _few_collections():
+            try:
+                return json.loads(text)
+            except (json.JSONDecodeError, UnicodeDecodeError):
+                raise
+            except ValueError:  # an integer of thousands of digits: the checks name its entry
+                return json.loads(text, parse_int=_parse_int)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"The annotation file {path} is not json: {error}.") from error
+    except RecursionError as error:
+        raise UserError(
+            f"The annotation file {path} has lists or objects in each other, deeper than any COCO "
+            "file."
+        ) from error
+
+
+def _parse_int(digits: str) -> float:
+    return int(digits) if len(digits) <= _LONGEST_NUMBER else math.inf
+
+
+@contextmanager
+def _few_collections() -> Iterator[None]:
+    """Keep Python from looking through millions of new objects for cycles, again and again."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from src.data.coco_json import CocoFile
+from src.data.coco_json import CocoFile, read_coco
 from src.errors import UserError
 
 
@@ -29,8 +29,8 @@ def write_subset(source: Path, target: Path, pictures: int, max_objects: int | N
         raise UserError(f"coco-subset takes at least 1 picture, got {pictures}.")
     if source.resolve() == target.resolve():
         raise UserError(f"The subset would replace its source {source}; choose another --out.")
-    CocoFile(source)  # says what is wrong with it, if anything
-    content = json.loads(source.read_bytes())
+    content = read_coco(source)
+    CocoFile(source, content=content)  # says what is wrong with it, if anything
     by_picture: dict[int, list[dict[str, object]]] = {}
     for annotation in content["annotations"]:
         by_picture.setdefault(annotation["image_id"], []).append(annotation)

@@ -21,6 +21,7 @@ from src.data.datasets.image_folder import (
 )
 from src.data.datasets.readable import BrokenImages
 from src.data.transforms.classification import Interpolation, eval_transform, train_transform
+from src.decoding import MAX_PIXELS
 from src.errors import UserError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -66,6 +67,7 @@ class ImageNetDataModule(BaseDataModule):
             ImageNet synsets shown in words.
         broken_images: See `BaseDataModule`.
         upright: Turn pictures as their EXIF block says; the official recipe does not.
+        max_pixels: Larger images, width times height, are refused as broken files.
 
     Raises:
         UserError: If a value is out of range; later, if files are missing or do not fit.
@@ -97,8 +99,9 @@ class ImageNetDataModule(BaseDataModule):
         class_names: list[str] | str | None = None,
         broken_images: BrokenImages = "error",
         upright: bool = False,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
-        super().__init__(batch_size, num_workers, eval_batch_size, broken_images)
+        super().__init__(batch_size, num_workers, eval_batch_size, broken_images, max_pixels)
         check(image_size >= 1, "image_size", image_size, "a positive number of pixels")
         check(0 < crop_pct <= 1, "crop_pct", crop_pct, "a ratio above 0 and up to 1")
         check(
@@ -178,6 +181,7 @@ class ImageNetDataModule(BaseDataModule):
                 self.predict_dir,
                 self._eval_transform,
                 upright=self.upright,
+                max_pixels=self.max_pixels,
             )
 
     def train_dataloader(self) -> DataLoader[Any]:
@@ -204,5 +208,6 @@ class ImageNetDataModule(BaseDataModule):
             self.classes.folders,
             self.broken_images,
             upright=self.upright,
+            max_pixels=self.max_pixels,
             train=train,
         )

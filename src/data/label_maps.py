@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from src.decoding import BrokenPictureError
+from src.decoding import MAX_PIXELS, open_image
 from src.errors import UserError
 from src.types import IGNORE_LABEL
 
@@ -23,6 +23,7 @@ def read_label_map(
     *,
     reduce_zero_label: bool = False,
     class_values: Sequence[int] | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> NDArray[np.uint8]:
     """Read the class of every pixel.
 
@@ -35,6 +36,7 @@ def read_label_map(
         reduce_zero_label: The file counts classes from 1, and 0 means unlabelled.
         class_values: Number of each class in the file, if they are not counted; not together with
             ``reduce_zero_label``.
+        max_pixels: Larger label maps are refused.
 
     Returns:
         Classes in ``[0, num_classes)``, and 255 where the file has 255 or, with
@@ -44,7 +46,7 @@ def read_label_map(
         BrokenPictureError: If the file cannot be decoded.
         UserError: If it holds colours or a number that is no class.
     """
-    stored = _read_numbers(path)
+    stored = _read_numbers(path, max_pixels)
     if class_values is not None:
         return _look_up(stored, class_values, path)
     ignored = stored == IGNORE_LABEL
@@ -90,28 +92,24 @@ def stored_values(picture: Image.Image) -> NDArray[np.unsignedinteger]:
 
     Pillow stretches grey of 2 and 4 bits to 8.
     """
+    if picture.mode == "1":
+        return np.asarray(picture.convert("L")) // 255  # bits would be packed and unpacked again
     tiles = getattr(picture, "tile", [])  # of a file that has not been read yet
     layout = tiles[0][3] if tiles else ""
     stretch = _STRETCH.get(layout if isinstance(layout, str) else layout[0], 1)
-    values = np.array(picture.getchannel(0) if picture.mode == "LA" else picture)
-    return values // stretch
+    values = np.array(picture.getchannel(0) if picture.mode in ("LA", "PA") else picture)
+    return values if stretch == 1 else values // stretch
 
 
-def _read_numbers(path: str | Path) -> NDArray[np.unsignedinteger]:
-    try:
-        with Image.open(path) as picture:
-            mode, values = picture.mode, stored_values(picture)
-    except MemoryError:
-        raise
-    except Exception as error:  # PIL's plugins raise OSError, SyntaxError, struct.error, ...
-        raise BrokenPictureError(f"The label map {path} cannot be read: {error}.") from error
-    if values.ndim != 2 or mode in ("F", "CMYK"):
-        raise UserError(
-            f"The label map {path} holds colours (mode {mode}), not class numbers. Accepted are "
-            "grey or palette pictures of one number a pixel; translate the colours first."
-        )
-    if values.dtype == np.bool_:
-        return values.astype(np.uint8)
+def _read_numbers(path: str | Path, max_pixels: int) -> NDArray[np.unsignedinteger]:
+    with open_image(path, max_pixels, "label map") as picture:
+        if picture.mode not in ("1", "L", "LA", "P", "PA") and not picture.mode.startswith("I"):
+            raise UserError(
+                f"The label map {path} holds colours (mode {picture.mode}), not class numbers. "
+                "Accepted are grey or palette pictures of one number a pixel; translate the "
+                "colours first."
+            )
+        values = stored_values(picture)
     if values.dtype.kind == "i":
         if values.min() < 0:
             raise UserError(f"The label map {path} has the negative value {int(values.min())}.")

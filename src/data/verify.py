@@ -12,12 +12,13 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 from src.data import verify_ade20k
 from src.data.pictures import list_class_folders, list_pictures
-from src.decoding import BrokenPictureError, decode
+from src.decoding import MAX_PIXELS, BrokenPictureError, decode
 
 
 @dataclass
@@ -60,6 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     for layout in (imagenet, ade20k):
         cores = os.cpu_count() or 1
         layout.add_argument("--workers", type=int, default=cores, help="threads (all cores)")
+        layout.add_argument(
+            "--max-pixels", type=int, default=MAX_PIXELS, help="refuse larger images (%(default)s)"
+        )
     args = parser.parse_args(argv)
     report = args.run(args)
     _print(report, args.root)
@@ -68,7 +72,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _imagenet(args: argparse.Namespace) -> Report:
     workers = args.workers if args.decode else 0
-    return verify_imagenet(args.root, args.splits, decode_workers=workers)
+    return verify_imagenet(
+        args.root, args.splits, decode_workers=workers, max_pixels=args.max_pixels
+    )
 
 
 def _ade20k(args: argparse.Namespace) -> Report:
@@ -78,7 +84,10 @@ def _ade20k(args: argparse.Namespace) -> Report:
 
 
 def verify_imagenet(
-    root: Path, splits: Sequence[str] = ("train", "val"), decode_workers: int = 0
+    root: Path,
+    splits: Sequence[str] = ("train", "val"),
+    decode_workers: int = 0,
+    max_pixels: int = MAX_PIXELS,
 ) -> Report:
     """Check class folders.
 
@@ -86,6 +95,7 @@ def verify_imagenet(
         root: Folder that holds the splits.
         splits: Their names; the first one's classes are the labels.
         decode_workers: Threads that decode all pictures; 0 leaves the files unread.
+        max_pixels: Larger images are named as broken.
     """
     report = Report()
     if not root.is_dir():
@@ -98,7 +108,7 @@ def verify_imagenet(
         pictures += _check_split(root / split, split, report)
     _compare(root, splits, report)
     if decode_workers:
-        report.problems += _broken(pictures, decode_workers)
+        report.problems += _broken(pictures, decode_workers, max_pixels)
     return report
 
 
@@ -147,15 +157,15 @@ def _compare(root: Path, splits: Sequence[str], report: Report) -> None:
             )
 
 
-def _broken(pictures: Sequence[str], workers: int) -> list[str]:
+def _broken(pictures: Sequence[str], workers: int, max_pixels: int) -> list[str]:
     with ThreadPool(max(1, workers)) as pool:  # PIL decodes outside Python's lock
-        results = pool.imap(_decode_error, pictures, chunksize=16)
+        results = pool.imap(partial(_decode_error, max_pixels=max_pixels), pictures, chunksize=16)
         return [sentence for sentence in _progress(results, len(pictures)) if sentence]
 
 
-def _decode_error(path: str) -> str | None:
+def _decode_error(path: str, max_pixels: int) -> str | None:
     try:
-        decode(path)
+        decode(path, max_pixels=max_pixels)
     except BrokenPictureError as error:
         return str(error)
     return None

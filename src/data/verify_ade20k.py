@@ -40,7 +40,7 @@ def verify_ade20k(args: argparse.Namespace) -> tuple[list[str], list[str]]:
     """Read every pair of files.
 
     Args:
-        args: What `add_arguments` declares, and ``workers``.
+        args: What `add_arguments` declares, ``workers`` and ``max_pixels``.
 
     Returns:
         Lines about what is there, and one sentence per problem.
@@ -58,7 +58,7 @@ def verify_ade20k(args: argparse.Namespace) -> tuple[list[str], list[str]]:
             continue
         present: Counter[int] = Counter()
         with ThreadPool(max(1, args.workers)) as pool:  # PIL decodes outside Python's lock
-            check = _Check(len(names), not args.count_from_zero)
+            check = _Check(len(names), not args.count_from_zero, args.max_pixels)
             for classes, problem in pool.imap(check, pairs, chunksize=8):
                 present.update(classes)
                 problems += [problem] if problem else []
@@ -81,15 +81,19 @@ def _pairs(root: Path, split: str) -> list[tuple[str, str]]:
 class _Check:
     """Reads one pair: the classes in it, and what is wrong with it."""
 
-    def __init__(self, num_classes: int, reduce_zero_label: bool) -> None:
+    def __init__(self, num_classes: int, reduce_zero_label: bool, max_pixels: int) -> None:
         self.num_classes = num_classes
         self.reduce_zero_label = reduce_zero_label
+        self.max_pixels = max_pixels
 
     def __call__(self, pair: tuple[str, str]) -> tuple[set[int], str]:
         try:
-            image = decode(pair[0])
+            image = decode(pair[0], max_pixels=self.max_pixels)
             label = read_label_map(
-                pair[1], self.num_classes, reduce_zero_label=self.reduce_zero_label
+                pair[1],
+                self.num_classes,
+                reduce_zero_label=self.reduce_zero_label,
+                max_pixels=self.max_pixels,
             )
         except UserError as error:
             return set(), str(error)

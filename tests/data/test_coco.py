@@ -244,7 +244,10 @@ def test_polygons_of_two_points_are_not_scored_as_boxes(root):
         (content([annotation(4, segmentation=code("PX~"))]), "4 has a run-length code that cannot"),
         (content([annotation(4, segmentation=code([1.5]))]), "4 has a run-length code that cannot"),
         (content([annotation(4, segmentation=code([10, 20]))]), "4 has a run-length code of 30"),
-        (content([annotation(4, segmentation=code([4900, -100]))]), "run-length code of 4800 pix"),
+        (
+            content([annotation(4, segmentation=code([4900, -100]))]),
+            "run-length code with a run of 4900 pix",
+        ),
         (content([annotation(4, segmentation=code("d0T2"))]), "run-length code of .* pixels, but"),
         (content([], images=[(5, None, 60)]), "the picture 5 has height 60 and width None"),
         (content([], images=[(5, 0, 60)]), "the picture 5 has height 60 and width 0"),

@@ -13,27 +13,25 @@ from typing import Any, NotRequired, TypedDict
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from src.data.coco_entries import Annotation, Picture
+from src.data.coco_entries import Annotation, Picture, shown
 from src.data.coco_json import (
     CocoFile,
-    clipped_box,
     decode_mask,
     for_scoring,
     images_to_learn,
-    why_unusable,
 )
 from src.data.datasets.image_folder import files_to_predict
 from src.data.datasets.readable import BLANK, BrokenImages, ReadableImages
 from src.data.transforms.protocols import InstanceTransform, PictureTransform
-from src.decoding import BrokenPictureError
+from src.decoding import MAX_PIXELS, BrokenPictureError, turn_upright
 from src.errors import UserError
 from src.types import DetectionTarget, PictureId
 
 _MAX_TRIES = 100
+_MAX_MASKS = 64  # as large as the largest image; more is not meant to fit in memory
 
 
 class Sample(TypedDict):
@@ -59,14 +57,15 @@ class _CocoPictures(ReadableImages):
         folder: str | Path,
         indices: Sequence[int],
         broken_images: BrokenImages,
+        max_pixels: int,
     ) -> None:
         self.file = file
         self.folder = Path(folder)
         self._indices = np.array(indices, dtype=np.int64)
         if not len(self._indices):
             raise UserError(f"{file.path} has no picture to use.")
-        files = [str(self.folder / file.pictures[i].file_name) for i in indices]
-        super().__init__(files, broken_images)
+        files = [str(file.pictures[i].path(self.folder, file.path)) for i in indices]
+        super().__init__(files, broken_images, max_pixels=max_pixels)
 
     @cached_property
     def is_wide(self) -> NDArray[np.bool_]:
@@ -90,7 +89,7 @@ class _CocoPictures(ReadableImages):
         if picture is None:
             return None
         height, width = entry.size
-        upright = upright_picture(picture)
+        upright = turn_upright(picture, path)
         for candidate in (upright, picture):
             if candidate.size == (width, height):
                 return np.asarray(candidate)
@@ -124,6 +123,7 @@ class COCOTrainDataset(_CocoPictures, Dataset[Sample]):
         min_size: Smallest side in pixels.
         masks: Read masks beside the boxes.
         broken_images: See `src.data.base.BaseDataModule`.
+        max_pixels: Larger images count as broken.
 
     Raises:
         UserError: If no picture is left, or masks are wanted and no object has one.
@@ -139,6 +139,7 @@ class COCOTrainDataset(_CocoPictures, Dataset[Sample]):
         min_size: int = 32,
         masks: bool = True,
         broken_images: BrokenImages = "error",
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         indices, left_out = images_to_learn(file, keep_empty=keep_empty, min_size=min_size)
         if not indices:
@@ -153,7 +154,7 @@ class COCOTrainDataset(_CocoPictures, Dataset[Sample]):
                 "data.masks to false for a detector of boxes alone, such as "
                 "configs/detection/dino_internimage_nano_laptop.yaml."
             )
-        super().__init__(file, folder, indices, broken_images)
+        super().__init__(file, folder, indices, broken_images, max_pixels)
         self.transform, self.masks, self.left_out = transform, masks, left_out
 
     def __getitem__(self, index: int) -> Sample:
@@ -182,15 +183,12 @@ class COCOTrainDataset(_CocoPictures, Dataset[Sample]):
         picture, image = self.picture(index), self.read(index)
         if image is None:
             return None
-        objects = [
-            annotation
-            for annotation in self.file.annotations(int(self._indices[index]))
-            if why_unusable(annotation, picture.size, self.masks) is None
-        ]
-        boxes = np.array([clipped_box(o, picture.size) for o in objects], np.float32)
+        objects, boxes = self.file.learnable(int(self._indices[index]))
+        if self.masks:
+            self._check_memory(picture, len(objects))
         masks = [decode_mask(o, picture.size) for o in objects] if self.masks else []
         seed = int(torch.randint(2**31, ()))
-        transformed = self.transform(image, boxes.reshape(-1, 4), masks, seed)
+        transformed = self.transform(image, boxes, masks, seed)
         if transformed is None:
             return None
         tensor, kept_boxes, kept_masks, kept = transformed
@@ -202,6 +200,17 @@ class COCOTrainDataset(_CocoPictures, Dataset[Sample]):
             **_facts(tensor, image, picture.id, self.path(index)),
             "target": target,
         }
+
+    def _check_memory(self, picture: Picture, objects: int) -> None:
+        """Refuse masks that take no memory in the file and all memory when they are decoded."""
+        needed = objects * picture.size[0] * picture.size[1]
+        if needed > _MAX_MASKS * self.max_pixels:
+            raise UserError(
+                f"{self.file.path}: the picture {shown(picture.id)} of {picture.size[1]}x"
+                f"{picture.size[0]} pixels has {objects} objects, whose masks would take "
+                f"{needed / 2**30:.1f} GiB. Cut the picture into smaller ones, or raise "
+                "data.max_pixels."
+            )
 
 
 class COCOEvalDataset(_CocoPictures, Dataset[Sample]):
@@ -215,6 +224,7 @@ class COCOEvalDataset(_CocoPictures, Dataset[Sample]):
         folder: Folder of the pictures.
         transform: Preparation of a picture.
         broken_images: See `src.data.base.BaseDataModule`.
+        max_pixels: Larger images count as broken.
     """
 
     def __init__(
@@ -223,8 +233,9 @@ class COCOEvalDataset(_CocoPictures, Dataset[Sample]):
         folder: str | Path,
         transform: PictureTransform,
         broken_images: BrokenImages = "error",
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
-        super().__init__(file, folder, range(len(file.pictures)), broken_images)
+        super().__init__(file, folder, range(len(file.pictures)), broken_images, max_pixels)
         self.transform = transform
 
     def __getitem__(self, index: int) -> Sample:
@@ -251,13 +262,16 @@ class PicturesToDetect(ReadableImages, Dataset[Sample]):
     Args:
         source: A picture or a folder.
         transform: Preparation of a picture.
+        max_pixels: Larger images count as broken.
 
     Raises:
         UserError: If the source is missing or a folder without pictures.
     """
 
-    def __init__(self, source: str | Path, transform: PictureTransform) -> None:
-        super().__init__(files_to_predict(source), "skip", upright=True)
+    def __init__(
+        self, source: str | Path, transform: PictureTransform, max_pixels: int = MAX_PIXELS
+    ) -> None:
+        super().__init__(files_to_predict(source), "skip", upright=True, max_pixels=max_pixels)
         self.transform = transform
 
     def __getitem__(self, index: int) -> Sample:
@@ -267,12 +281,6 @@ class PicturesToDetect(ReadableImages, Dataset[Sample]):
         image = BLANK if opened is None else np.asarray(opened)
         sample = _prepare(self.transform, image, place + 1, self.path(place))
         return {**sample, "surplus": True} if opened is None or index >= len(self) else sample
-
-
-def upright_picture(picture: Image.Image) -> Image.Image:
-    """The picture turned as its EXIF block says."""
-    turned = ImageOps.exif_transpose(picture)
-    return picture if turned is None else turned
 
 
 def _facts(tensor: Tensor, image: NDArray[np.uint8], image_id: PictureId, path: str) -> Sample:

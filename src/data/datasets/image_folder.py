@@ -22,6 +22,7 @@ from src.data.datasets.readable import (
 )
 from src.data.pictures import IMAGE_EXTENSIONS, list_class_folders, list_pictures
 from src.data.splits import split_of
+from src.decoding import MAX_PIXELS
 from src.errors import UserError
 
 Transform = Callable[[Image.Image], Tensor]
@@ -54,6 +55,7 @@ class ImageFolderDataset(ReadableImages, Dataset[Sample]):
         broken_images: ``"error"`` raises on the first file that cannot be decoded; ``"skip"`` takes
             the next image instead or, in evaluation, counts nothing for it.
         upright: Turn pictures as their EXIF block says.
+        max_pixels: Larger images count as broken.
         train: Whether the images are learned from.
 
     Raises:
@@ -69,6 +71,7 @@ class ImageFolderDataset(ReadableImages, Dataset[Sample]):
         *,
         upright: bool = False,
         train: bool = False,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         found = _class_folders(Path(root))
         self.folders = tuple(found if folders is None else folders)
@@ -91,7 +94,7 @@ class ImageFolderDataset(ReadableImages, Dataset[Sample]):
                 )
             paths += pictures
             labels += [label_of[folder]] * len(pictures)
-        super().__init__(paths, broken_images, upright=upright)
+        super().__init__(paths, broken_images, upright=upright, max_pixels=max_pixels)
         self.labels = np.array(labels, dtype=np.int64)
         self.transform, self.train = transform, train
 
@@ -130,13 +133,21 @@ class ImageFilesDataset(ReadableImages, Dataset[Sample]):
         source: A picture or a folder.
         transform: From an RGB picture to a tensor of shape ``(3, H, W)``.
         upright: Turn pictures as their EXIF block says.
+        max_pixels: Larger images count as broken.
 
     Raises:
         UserError: If the source is missing or a folder without pictures.
     """
 
-    def __init__(self, source: str | Path, transform: Transform, *, upright: bool = False) -> None:
-        super().__init__(files_to_predict(source), "skip", upright=upright)
+    def __init__(
+        self,
+        source: str | Path,
+        transform: Transform,
+        *,
+        upright: bool = False,
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
+        super().__init__(files_to_predict(source), "skip", upright=upright, max_pixels=max_pixels)
         self.transform = transform
 
     def __getitem__(self, index: int) -> Sample:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from src.decoding import BrokenPictureError, decode
+from src.decoding import MAX_PIXELS, BrokenPictureError, decode
 from src.errors import UserError
 
 BrokenImages = Literal["error", "skip"]
@@ -30,17 +30,23 @@ class ReadableImages:
         paths: The files.
         broken_images: ``"error"`` refuses a file that cannot be decoded; ``"skip"`` remembers it.
         upright: Turn images as their EXIF block says.
+        max_pixels: Larger images count as broken.
     """
 
     def __init__(
-        self, paths: Sequence[str], broken_images: BrokenImages = "error", *, upright: bool = False
+        self,
+        paths: Sequence[str],
+        broken_images: BrokenImages = "error",
+        *,
+        upright: bool = False,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         # One array of bytes: forked workers share its memory; touching a list of `str` would copy
         # it (reference counts).
         self._paths = np.array([os.fsencode(path) for path in paths], dtype=np.bytes_)
         self._broken = torch.zeros(len(paths), dtype=torch.bool).share_memory_()
         self.broken_images = broken_images
-        self.upright = upright
+        self.upright, self.max_pixels = upright, max_pixels
         self.left_out: dict[str, int] = {}  # of the files that there are, by reason
 
     def __len__(self) -> int:
@@ -75,7 +81,7 @@ class ReadableImages:
             UserError: If it cannot be decoded and is not to be skipped.
         """
         try:
-            return decode(self.path(index), upright=self.upright)
+            return decode(self.path(index), upright=self.upright, max_pixels=self.max_pixels)
         except BrokenPictureError as error:
             self.refuse_or_remember(index, error)
             return None

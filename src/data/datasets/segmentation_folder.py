@@ -25,7 +25,7 @@ from src.data.datasets.readable import (
 from src.data.label_maps import read_label_map
 from src.data.pictures import list_pictures
 from src.data.transforms.protocols import PairTransform, ViewsTransform
-from src.decoding import BrokenPictureError
+from src.decoding import MAX_PIXELS, BrokenPictureError
 from src.errors import UserError
 from src.types import IGNORE_LABEL
 
@@ -128,9 +128,10 @@ class _Pairs(ReadableImages):
         class_values: Sequence[int] | None,
         upright: bool,
         broken_images: BrokenImages,
+        max_pixels: int,
     ) -> None:
         images, labels = zip(*pairs, strict=True)
-        super().__init__(images, broken_images, upright=upright)
+        super().__init__(images, broken_images, upright=upright, max_pixels=max_pixels)
         self._labels = np.array([os.fsencode(path) for path in labels], dtype=np.bytes_)
         self.num_classes = num_classes
         self.reduce_zero_label = reduce_zero_label
@@ -151,6 +152,7 @@ class _Pairs(ReadableImages):
             self.num_classes,
             reduce_zero_label=self.reduce_zero_label,
             class_values=self.class_values,
+            max_pixels=self.max_pixels,
         )
 
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray] | None:
@@ -189,6 +191,7 @@ class SegmentationTrainDataset(_Pairs, Dataset[TrainSample]):
         reduce_zero_label: Whether the files count classes from 1.
         class_values: Number of each class in the files, if they are not counted.
         upright: Turn pictures as their EXIF block says.
+        max_pixels: Larger images and label maps are refused.
         broken_images: See `src.data.base.BaseDataModule`.
     """
 
@@ -202,6 +205,7 @@ class SegmentationTrainDataset(_Pairs, Dataset[TrainSample]):
         class_values: Sequence[int] | None = None,
         upright: bool = False,
         broken_images: BrokenImages = "error",
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         super().__init__(
             pairs,
@@ -210,6 +214,7 @@ class SegmentationTrainDataset(_Pairs, Dataset[TrainSample]):
             class_values=class_values,
             upright=upright,
             broken_images=broken_images,
+            max_pixels=max_pixels,
         )
         self.transform = transform
 
@@ -242,6 +247,7 @@ class SegmentationEvalDataset(_Pairs, Dataset[EvalSample]):
         reduce_zero_label: Whether the files count classes from 1.
         class_values: Number of each class in the files, if they are not counted.
         upright: Turn pictures as their EXIF block says.
+        max_pixels: Larger images and label maps are refused.
         broken_images: See `src.data.base.BaseDataModule`.
     """
 
@@ -255,6 +261,7 @@ class SegmentationEvalDataset(_Pairs, Dataset[EvalSample]):
         class_values: Sequence[int] | None = None,
         upright: bool = False,
         broken_images: BrokenImages = "error",
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         super().__init__(
             pairs,
@@ -263,6 +270,7 @@ class SegmentationEvalDataset(_Pairs, Dataset[EvalSample]):
             class_values=class_values,
             upright=upright,
             broken_images=broken_images,
+            max_pixels=max_pixels,
         )
         self.transform = transform
 
@@ -297,12 +305,18 @@ class SegmentationFilesDataset(ReadableImages, Dataset[EvalSample]):
         files: The pictures.
         transform: Preparation of a picture.
         upright: Turn pictures as their EXIF block says.
+        max_pixels: Larger images and label maps are refused.
     """
 
     def __init__(
-        self, files: Sequence[str], transform: ViewsTransform, *, upright: bool = False
+        self,
+        files: Sequence[str],
+        transform: ViewsTransform,
+        *,
+        upright: bool = False,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
-        super().__init__(files, "skip", upright=upright)
+        super().__init__(files, "skip", upright=upright, max_pixels=max_pixels)
         self.transform = transform
 
     def __getitem__(self, index: int) -> EvalSample:

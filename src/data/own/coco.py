@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from src.data.coco_json import CocoFile, images_to_learn, why_unusable
+import numpy as np
+from numpy.typing import NDArray
+
+from src.data.coco_json import MAX_ANNOTATIONS, CocoFile, images_to_learn, read_coco
 from src.data.own import recipe, split
 from src.data.own.coco_layout import find_annotations, find_images, neighbours
-from src.data.own.survey import survey
+from src.data.own.survey import Survey, survey
+from src.data.splits import SPLITS
 from src.errors import UserError
+from src.types import PictureId
 
 _MIN_SIZE = 32  # pixels; data.min_size of the recipe
 
@@ -28,6 +32,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--images", type=Path, help="folder that its file names start in (found nearby)")
     add("--val-annotations", type=Path, help="json of the validation pictures (default: a part)")
     add("--val-images", type=Path, help="folder of the validation pictures (that of --images)")
+    add(
+        "--max-annotations",
+        type=int,
+        default=MAX_ANNOTATIONS,
+        help="refuse images with more (%(default)s)",
+    )
     split.add_arguments(parser)
     recipe.add_arguments(parser, "detection")
     parser.set_defaults(run=run)
@@ -44,51 +54,58 @@ def run(args: argparse.Namespace) -> None:
     source = args.annotations if is_folder else files["train"][1]
     name, out = split.target(args, source, searched=is_folder)
     annotations = files["train"][0]
-    train = CocoFile(annotations)
-    if not any(_usable(train).values()):
+    content = read_coco(annotations)
+    train = CocoFile(annotations, content=content, max_annotations=args.max_annotations)
+    if not train.num_usable:
         raise UserError(
             f"{annotations} has no object with a box and a mask; Mask R-CNN needs both. For "
             "boxes alone take configs/detection/dino_internimage_nano_laptop.yaml "
             "with --data.train_annotations, --data.train_images and the same of val."
         )
+    readers = {"train": train}
     for part in files.keys() - {"train"}:
-        _check_categories(train, CocoFile(files[part][0]))
-    pictures = [
-        picture for path, images in files.values() for picture in _check_pictures(path, images)
-    ]
+        readers[part] = CocoFile(files[part][0], max_annotations=args.max_annotations)
+        _check_categories(train, readers[part])
+    surveys = [_check_pictures(readers[part], files[part][1], args.max_pixels) for part in files]
     facts = {"source": str(annotations), "val_share": args.val_share, "seed": args.seed}
-    split.start_over(out, ("annotations",), facts)
-    if "val" not in files:
-        divided = _divide(*files["train"], args, out)
-        files = {**divided, **({"test": files["test"]} if "test" in files else {})}
-    readers = {part: CocoFile(path) for part, (path, _) in files.items()}
-    learned = {part: _usable(reader) for part, reader in readers.items()}
-    kept, left_out = images_to_learn(readers["train"], keep_empty=False, min_size=_MIN_SIZE)
-    if not kept:
-        raise UserError(_nothing_left(readers["train"], left_out))
-    tested = f", {len(readers['test'].pictures)} test" if "test" in readers else ""
-    print(
-        f"{out}: {len(kept)} training and {len(readers['val'].pictures)} validation{tested} images;"
-        " objects:"
+    indices = {part: np.arange(len(file.pictures)) for part, file in readers.items()}
+    divided = {} if "val" in files else _divide(train, args)
+    indices |= divided
+    chosen = indices["train"]
+    kept, left_out = images_to_learn(
+        train, keep_empty=False, min_size=_MIN_SIZE, indices=chosen.tolist()
     )
-    for label in train.class_names:
-        print(f"  {label}: " + " + ".join(str(learned[part][label]) for part in files))
+    if not kept:
+        raise UserError(_nothing_left(annotations, len(chosen), left_out))
+    split.start_over(out, ("annotations",), facts)
+    for part, part_indices in divided.items():
+        path = out / "annotations" / f"{part}.json"
+        _write_part(content, {train.pictures[i].id for i in part_indices}, path)
+        files[part] = (path, files["train"][1])
+        readers[part] = train
+    parts = [part for part in SPLITS if part in files]
+    learned = {part: readers[part].count_learnable(indices[part]) for part in parts}
+    tested = f", {len(indices['test'])} test" if "test" in files else ""
+    print(
+        f"{out}: {len(kept)} training and {len(indices['val'])} validation{tested} images; objects:"
+    )
+    for label, class_name in enumerate(train.class_names):
+        print(f"  {class_name}: " + " + ".join(str(learned[part][label]) for part in parts))
     for reason, count in left_out.items():
-        total = len(readers["train"].pictures)
-        print(f"note: {count} of {total} training images are left out: {reason}")
-    never = [label for label in train.class_names if not learned["train"][label]]
+        print(f"note: {count} of {len(chosen)} training images are left out: {reason}")
+    never = _without_objects(train.class_names, learned["train"])
     if never:
-        print(f"note: no training object of {', '.join(never)}: it cannot be learned")
-    unseen = [label for label in train.class_names if not learned["val"][label]]
+        print(f"note: no training object of {never}: it cannot be learned")
+    unseen = _without_objects(train.class_names, learned["val"])
     if unseen:
-        print(f"note: no validation object of {', '.join(unseen)}: the scores leave it out")
+        print(f"note: no validation object of {unseen}: the scores leave it out")
     for other in [] if args.annotations.is_dir() else neighbours(args.annotations):
         print(
             f"note: {other} is not used; give {args.annotations.parent.parent} to take all splits"
         )
-    print(f"Checked: {survey(pictures)}")
+    print(f"Checked: {sum(surveys, Survey())}")
     data: dict[str, Any] = {"root": "."}
-    for part, (path, images) in files.items():
+    for part, (path, images) in ((part, files[part]) for part in parts):
         data[f"{part}_images"] = str(images)
         data[f"{part}_annotations"] = str(path)
     recipe.write(args, out / f"{name}.yaml", "detection", data, len(kept))
@@ -119,9 +136,13 @@ def _find_files(args: argparse.Namespace) -> dict[str, tuple[Path, Path]]:
     }
 
 
-def _nothing_left(file: CocoFile, left_out: dict[str, int]) -> str:
+def _nothing_left(path: Path, images: int, left_out: dict[str, int]) -> str:
     reasons = "; ".join(f"{count} {reason}" for reason, count in left_out.items())
-    return f"{file.path} has {len(file.pictures)} images, none of them for training: {reasons}."
+    return f"{path} has {images} images, none of them for training: {reasons}."
+
+
+def _without_objects(names: list[str], counts: NDArray[np.int64]) -> str:
+    return ", ".join(name for name, count in zip(names, counts, strict=True) if not count)
 
 
 def _check_categories(train: CocoFile, val: CocoFile) -> None:
@@ -132,58 +153,45 @@ def _check_categories(train: CocoFile, val: CocoFile) -> None:
         )
 
 
-def _check_pictures(annotations: Path, images: Path) -> list[str]:
-    """Paths of the pictures of a file, each of the size that the file says."""
-    file = CocoFile(annotations)
-    paths = [str(images / picture.file_name) for picture in file.pictures]
+def _check_pictures(file: CocoFile, images: Path, max_pixels: int) -> Survey:
+    """Look at every picture of a file; each has the size that the file says."""
+    paths = [str(picture.path(images, file.path)) for picture in file.pictures]
     missing = [path for path in paths if not Path(path).is_file()]
     if missing:
         raise UserError(
-            f"{len(missing)} of {len(paths)} pictures of {annotations} are not in {images}; the "
+            f"{len(missing)} of {len(paths)} pictures of {file.path} are not in {images}; the "
             f"first is {missing[0]}. Check --images: file names in the json start from there."
         )
     if not file.pictures or not any(file.num_annotations):
-        raise UserError(f"{annotations} has no annotated pictures, so there is nothing to learn.")
-    sizes = survey(paths).sizes
+        raise UserError(f"{file.path} has no annotated pictures, so there is nothing to learn.")
+    found = survey(paths, max_pixels)
     for picture, path in zip(file.pictures, paths, strict=True):
-        height, width = sizes[path]
+        height, width = found.sizes[path]
         if picture.size not in ((height, width), (width, height)):
             raise UserError(
-                f"{path} is {width}x{height} pixels, but {annotations} says "
+                f"{path} is {width}x{height} pixels, but {file.path} says "
                 f"{picture.size[1]}x{picture.size[0]}; the objects would be misplaced."
             )
-    return paths
+    return found
 
 
-def _divide(
-    annotations: Path, images: Path, args: argparse.Namespace, out: Path
-) -> dict[str, tuple[Path, Path]]:
-    content = json.loads(annotations.read_bytes())
-    numbers = [picture["id"] for picture in content["images"]]
-    if len(numbers) < 2:
-        raise UserError(f"{annotations} has one picture; two are needed, one to check with.")
-    files = {}
-    for part, chosen in zip(
-        ("train", "val"), split.split(numbers, args.val_share, args.seed), strict=True
-    ):
-        kept = set(chosen)
-        path = out / "annotations" / f"{part}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        selected = {
-            "images": [p for p in content["images"] if p["id"] in kept],
-            "annotations": [a for a in content["annotations"] if a["image_id"] in kept],
-        }
-        path.write_text(json.dumps(content | selected, ensure_ascii=False), encoding="utf-8")
-        files[part] = (path, images)
-    return files
+def _divide(file: CocoFile, args: argparse.Namespace) -> dict[str, NDArray[np.int64]]:
+    """Indices of the pictures of each part."""
+    if len(file.pictures) < 2:
+        raise UserError(f"{file.path} has one picture; two are needed, one to check with.")
+    numbers = [str(index) for index in range(len(file.pictures))]
+    divided = split.split(numbers, args.val_share, args.seed)
+    return {
+        part: np.array(chosen, dtype=np.int64)
+        for part, chosen in zip(("train", "val"), divided, strict=True)
+    }
 
 
-def _usable(file: CocoFile) -> Counter[str]:
-    """Objects of every class that can be learned from."""
-    names = file.class_names
-    return Counter(
-        names[annotation["category_id"]]
-        for index, picture in enumerate(file.pictures)
-        for annotation in file.annotations(index)
-        if why_unusable(annotation, picture.size) is None
-    )
+def _write_part(content: dict[str, Any], kept: set[PictureId], path: Path) -> None:
+    """Write the entries of some pictures, in the order and with all values of the source."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    selected = {
+        "images": [p for p in content["images"] if p["id"] in kept],
+        "annotations": [a for a in content["annotations"] if a["image_id"] in kept],
+    }
+    path.write_text(json.dumps(content | selected), encoding="utf-8")

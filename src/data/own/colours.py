@@ -8,10 +8,9 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from src.data.label_maps import MAX_CLASSES, stored_values
-from src.decoding import BrokenPictureError
+from src.decoding import MAX_PIXELS, open_image
 from src.errors import UserError
 from src.types import IGNORE_LABEL
 
@@ -36,17 +35,20 @@ class Colours:
     values: list[Colour]
     unlabelled: frozenset[Colour]
 
-    def translate(self, path: str, *, snap: bool = False) -> NDArray[np.uint8]:
+    def translate(
+        self, path: str, *, snap: bool = False, max_pixels: int = MAX_PIXELS
+    ) -> NDArray[np.uint8]:
         """Class of every pixel of a coloured label map, ``(H, W)``.
 
         Args:
             path: The file.
             snap: Take the nearest colour of the table for those that it does not list.
+            max_pixels: Larger label maps are refused.
 
         Raises:
             UserError: If the file has a colour that is not in the table.
         """
-        pixels = read_pixels(path, palettes=True)
+        pixels = read_pixels(path, palettes=True, max_pixels=max_pixels)
         if pixels.ndim == 2:
             pixels = np.repeat(pixels[..., None], 3, axis=-1)  # grey is a colour, too
         codes = pixels.astype(np.uint32) @ np.array([65536, 256, 1], dtype=np.uint32)  # (H, W)
@@ -125,25 +127,23 @@ def read_colours(path: Path) -> Colours:
     return Colours(names, values, frozenset(unlabelled))
 
 
-def read_pixels(path: str, *, palettes: bool = False) -> NDArray[np.unsignedinteger]:
+def read_pixels(
+    path: str, *, palettes: bool = False, max_pixels: int = MAX_PIXELS
+) -> NDArray[np.unsignedinteger]:
     """Numbers ``(H, W)`` of a grey or palette file, colours ``(H, W, 3)`` of others.
 
     Args:
         path: The file.
         palettes: Give the colours of palette files too.
+        max_pixels: Larger label maps are refused.
 
     Raises:
         BrokenPictureError: If the file cannot be decoded.
     """
-    try:
-        with Image.open(path) as picture:
-            if picture.mode == "1":
-                return np.asarray(picture.convert("L"))
-            has_numbers = picture.mode in ("L", "LA") or picture.mode.startswith("I")
-            if has_numbers or (picture.mode == "P" and not palettes):
-                return stored_values(picture)
-            return np.asarray(picture.convert("RGB"))
-    except MemoryError:
-        raise
-    except Exception as error:  # PIL's plugins raise OSError, SyntaxError, struct.error, ...
-        raise BrokenPictureError(f"The label map {path} cannot be read: {error}.") from error
+    with open_image(path, max_pixels, "label map") as picture:
+        if picture.mode == "1":
+            return np.asarray(picture.convert("L"))
+        has_numbers = picture.mode in ("L", "LA") or picture.mode.startswith("I")
+        if has_numbers or (picture.mode == "P" and not palettes):
+            return stored_values(picture)
+        return np.asarray(picture.convert("RGB"))

@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> None:
     splits = layout.splits
     classes = _classes(splits.get("train", layout.root))
     folders = splits.values() or [layout.root]
-    found = survey([path for folder in folders for path in list_pictures(folder)])
+    found = survey([path for folder in folders for path in list_pictures(folder)], args.max_pixels)
     if "val" in splits:
         _check(layout)
         split.start_over(out, (), {"source": str(source)})

@@ -16,6 +16,7 @@ from PIL import Image
 
 from src.data.label_maps import MAX_CLASSES
 from src.data.own.colours import Colours, read_pixels
+from src.decoding import MAX_PIXELS, open_image
 from src.errors import UserError
 from src.types import IGNORE_LABEL
 
@@ -41,7 +42,9 @@ class Numbers:
     lossy: str = ""
     colour_of: dict[int, tuple[tuple[int, ...], str]] = field(default_factory=dict)
 
-    def add(self, path: str, values: NDArray[np.unsignedinteger]) -> None:
+    def add(
+        self, path: str, values: NDArray[np.unsignedinteger], max_pixels: int = MAX_PIXELS
+    ) -> None:
         """Add a file."""
         found, counts = np.unique(values, return_counts=True)
         self.pixels.update(dict(zip(found.tolist(), counts.tolist(), strict=True)))
@@ -49,7 +52,7 @@ class Numbers:
         neighbours = (values[:-2, 1:-1], values[2:, 1:-1], values[1:-1, :-2], values[1:-1, 2:])
         inner = np.logical_and.reduce([middle == neighbour for neighbour in neighbours])
         self.inner.update(np.unique(middle[inner]).tolist())
-        with Image.open(path) as image:
+        with open_image(path, max_pixels, "label map") as image:
             if image.format in _LOSSY:
                 self.lossy = self.lossy or path
             if image.mode == "P":
@@ -99,9 +102,9 @@ class Numbers:
         )
 
 
-def read_numbers(path: str) -> NDArray[np.unsignedinteger]:
+def read_numbers(path: str, max_pixels: int = MAX_PIXELS) -> NDArray[np.unsignedinteger]:
     """Numbers of a label map ``(H, W)``, or its colours ``(H, W, 3)`` unless they are all grey."""
-    pixels = read_pixels(path)
+    pixels = read_pixels(path, max_pixels=max_pixels)
     if pixels.ndim == 3 and (pixels == pixels[..., :1]).all():
         return pixels[..., 0]
     return pixels
@@ -116,6 +119,7 @@ class LabelReader:
         names: Class names, if given.
         values: Number of each class in the files, if given.
         snap: Take the nearest class where a pixel is none.
+        max_pixels: Larger label maps are refused.
 
     Raises:
         UserError: If the files do not hold numbers of classes, or the names do not fit them.
@@ -128,18 +132,19 @@ class LabelReader:
         names: list[str] | None,
         values: Sequence[int] | None,
         snap: bool,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
-        self.colours, self.snap = colours, snap
+        self.colours, self.snap, self.max_pixels = colours, snap, max_pixels
         self.values: list[int] = []
         if colours is not None:
             self.names = colours.names
             return
         numbers = Numbers()
         for path in paths:
-            pixels = read_numbers(path)
+            pixels = read_numbers(path, max_pixels)
             if pixels.ndim == 3:
-                raise UserError(_colour_list(path, paths))
-            numbers.add(path, pixels)
+                raise UserError(_colour_list(path, paths, max_pixels))
+            numbers.add(path, pixels, max_pixels)
         if not snap:
             numbers.refuse_loss()
         found = set(numbers.pixels)
@@ -183,8 +188,8 @@ class LabelReader:
     def read(self, path: str) -> NDArray[np.uint8]:
         """Class of every pixel, ``(H, W)``."""
         if self.colours is not None:
-            return self.colours.translate(path, snap=self.snap)
-        pixels = read_numbers(path).astype(np.int64)
+            return self.colours.translate(path, snap=self.snap, max_pixels=self.max_pixels)
+        pixels = read_numbers(path, self.max_pixels).astype(np.int64)
         if self.snap:
             known = np.array(self.values)
             numbers = np.unique(pixels)
@@ -213,11 +218,11 @@ def _wrong_count(count: int, names: list[str], found: list[int], given: bool) ->
     )
 
 
-def _colour_list(path: str, paths: Sequence[str]) -> str:
+def _colour_list(path: str, paths: Sequence[str], max_pixels: int) -> str:
     """What to write into a table of colours, from the files with most of them."""
     pixels = Counter[int]()
     for file in paths[:_MOST_LISTED]:
-        shown = read_pixels(file)
+        shown = read_pixels(file, max_pixels=max_pixels)
         if shown.ndim == 3:
             codes = shown.astype(np.uint32) @ np.array([65536, 256, 1], dtype=np.uint32)
             found, counts = np.unique(codes, return_counts=True)

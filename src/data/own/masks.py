@@ -23,6 +23,7 @@ from src.data.own.label_values import LabelReader, given_values, note_absent
 from src.data.own.pairs import Pair, find_pairs
 from src.data.own.survey import survey
 from src.data.splits import SPLITS
+from src.decoding import open_image
 from src.errors import UserError
 
 _FOLDERS = {"train": "training", "val": "validation", "test": "test"}
@@ -59,11 +60,11 @@ def run(args: argparse.Namespace) -> None:
         )
     parts = _divide(pairs, args)
     colours = read_colours(args.colours) if args.colours else None
-    found = survey([pair.image for pair in pairs])
+    found = survey([pair.image for pair in pairs], args.max_pixels)
     masks = [pair.mask for pair in pairs]
     values = given_values(args.class_values)
-    labels = LabelReader(masks, colours, _given_names(args), values, args.snap)
-    _check_sizes(pairs, found.sizes)
+    labels = LabelReader(masks, colours, _given_names(args), values, args.snap, args.max_pixels)
+    _check_sizes(pairs, found.sizes, args.max_pixels)
     facts = {"source": str(args.images), "val_share": args.val_share, "seed": args.seed}
     split.start_over(out, ("images", "annotations"), facts)
     counts = {}
@@ -142,10 +143,10 @@ def _given_names(args: argparse.Namespace) -> list[str] | None:
     return read_class_names(given[0] if len(given) == 1 and Path(given[0]).is_file() else given)
 
 
-def _check_sizes(pairs: list[Pair], sizes: dict[str, tuple[int, int]]) -> None:
+def _check_sizes(pairs: list[Pair], sizes: dict[str, tuple[int, int]], max_pixels: int) -> None:
     for pair in pairs:
         picture, label = pair.image, pair.mask
-        with Image.open(label) as mask:
+        with open_image(label, max_pixels, "label map") as mask:
             size = (mask.height, mask.width)
         if size != sizes[picture]:
             height, width = sizes[picture]

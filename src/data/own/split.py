@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from src.decoding import MAX_PIXELS
 from src.errors import UserError
 
 RECORD = "prepared.json"
@@ -33,6 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="share of the pictures that is kept for validation (%(default)s)",
     )
     add("--seed", type=int, default=0, help="another one, another split (%(default)s)")
+    add(
+        "--max-pixels",
+        type=int,
+        default=MAX_PIXELS,
+        help="refuse larger images, width times height (%(default)s)",
+    )
     add(
         "--mode",
         choices=sorted(_PLACE),

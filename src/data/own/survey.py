@@ -6,14 +6,12 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing.pool import ThreadPool
 
-from PIL import Image
-
-from src.decoding import BrokenPictureError, decode
+from src.decoding import MAX_PIXELS, BrokenPictureError, decode, open_image, orientation
 from src.errors import UserError
 
-_ORIENTATION = 0x0112  # the EXIF tag
 _KINDS = {"1": "black and white", "L": "grey", "LA": "grey", "CMYK": "CMYK", "YCCK": "CMYK"}
 _MAX_NAMED = 10
 
@@ -34,16 +32,26 @@ class Survey:
     sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
     broken: list[str] = field(default_factory=list)
 
+    def __add__(self, other: Survey) -> Survey:
+        """Both together."""
+        return Survey(
+            self.count + other.count,
+            self.kinds + other.kinds,
+            self.sizes | other.sizes,
+            self.broken + other.broken,
+        )
+
     def __str__(self) -> str:
         unusual = ", ".join(f"{count} {kind}" for kind, count in sorted(self.kinds.items()))
         return f"all {self.count} pictures can be read" + (f" ({unusual})" if unusual else "")
 
 
-def survey(paths: Sequence[str]) -> Survey:
+def survey(paths: Sequence[str], max_pixels: int = MAX_PIXELS) -> Survey:
     """Decode every picture with all cores.
 
     Args:
         paths: The files.
+        max_pixels: Larger images count as broken.
 
     Returns:
         What was found; no file is broken.
@@ -54,7 +62,7 @@ def survey(paths: Sequence[str]) -> Survey:
     found = Survey(len(paths))
     with ThreadPool(os.cpu_count() or 1) as pool:  # PIL decodes outside Python's lock
         for path, (kinds, size, problem) in zip(
-            paths, pool.imap(_look, paths, chunksize=8), strict=True
+            paths, pool.imap(partial(_look, max_pixels=max_pixels), paths, chunksize=8), strict=True
         ):
             found.kinds.update(kinds)
             if problem:
@@ -72,15 +80,15 @@ def survey(paths: Sequence[str]) -> Survey:
     return found
 
 
-def _look(path: str) -> tuple[list[str], tuple[int, int], str]:
+def _look(path: str, max_pixels: int) -> tuple[list[str], tuple[int, int], str]:
     try:
-        upright = decode(path, upright=True)
+        upright = decode(path, upright=True, max_pixels=max_pixels)
+        with open_image(path, max_pixels) as picture:
+            kinds = [_KINDS[picture.mode]] if picture.mode in _KINDS else []
+            if picture.mode.startswith(("I", "F")):
+                kinds.append("16-bit")
+            if orientation(picture, path) != 1:
+                kinds.append("turned by EXIF")
     except BrokenPictureError as error:
         return [], (0, 0), str(error)
-    with Image.open(path) as picture:
-        kinds = [_KINDS[picture.mode]] if picture.mode in _KINDS else []
-        if picture.mode.startswith(("I", "F")):
-            kinds.append("16-bit")
-        if picture.getexif().get(_ORIENTATION, 1) != 1:
-            kinds.append("turned by EXIF")
     return kinds, (upright.height, upright.width), ""

@@ -22,6 +22,8 @@ from src.errors import UserError
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 
+_LONGEST_SHAPE = 16  # sides of 1 to 16: more than the centre crop ever sees
+
 
 def train_transform(
     image_size: int,
@@ -107,6 +109,19 @@ def _posterize(picture: Image.Image, bits_to_keep: int, **kwargs: object) -> Ima
     return cast("Image.Image", auto_augment_ops.posterize(picture, bits_to_keep, **kwargs))
 
 
+def shorten(picture: Image.Image) -> Image.Image:
+    """The middle of a very long picture: enlarging all of it would take more memory than there is.
+
+    Args:
+        picture: Any picture; only one with sides of more than 1 to 16 is cut.
+    """
+    longest = _LONGEST_SHAPE * min(picture.size)
+    left, top = (max(0, (side - longest) // 2) for side in picture.size)
+    if not left and not top:
+        return picture
+    return picture.crop((left, top, picture.width - left, picture.height - top))
+
+
 def eval_transform(
     image_size: int,
     *,
@@ -129,6 +144,7 @@ def eval_transform(
         Callable from an RGB picture to a float32 tensor of shape ``(3, image_size, image_size)``.
     """
     steps = [
+        shorten,
         tv.Resize(
             math.floor(image_size / crop_pct), interpolation=tv.InterpolationMode(interpolation)
         ),

@@ -5,6 +5,7 @@ from lightning import seed_everything
 from PIL import Image
 
 from src.data.transforms import eval_transform, train_transform
+from src.data.transforms.classification import shorten
 from src.errors import UserError
 
 UNIT = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
@@ -95,3 +96,19 @@ def test_posterize_to_no_bits_gives_black_as_in_the_official_recipe():
 def test_an_unknown_policy_is_refused():
     with pytest.raises(UserError, match=r"auto_augment='magic'.*rand-m9"):
         train_transform(32, auto_augment="magic", **UNIT)
+
+
+def test_very_long_images_do_not_take_memory_when_they_are_enlarged():
+    transform = eval_transform(32, mean=(0.5,) * 3, std=(0.5,) * 3)
+    for size in ((1, 3_000_000), (3_000_000, 1), (2, 1000)):
+        assert transform(Image.new("RGB", size, (9, 9, 9))).shape == (3, 32, 32)
+
+
+def test_the_middle_of_long_images_counts():
+    pixels = np.zeros((4, 201, 3), np.uint8)
+    pixels[:, 90:111] = 255
+    image = Image.fromarray(pixels)
+    assert np.asarray(shorten(image)).shape == (4, 65, 3)
+    assert np.asarray(shorten(image))[:, 32].min() == 255
+    usual = Image.new("RGB", (64, 4))
+    assert shorten(usual) is usual

@@ -1,0 +1,1 @@
+"""Readers of files from strangers, fed with thousands of mutated files."""
