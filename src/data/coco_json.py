@@ -282,7 +282,13 @@ def read_coco(path: Path) -> dict[str, list[Any]]:
 
 
 def _parse(path: Path) -> Any:
-    text = path.read_bytes()
+    try:
+        text = path.read_bytes()
+    except MemoryError as error:
+        raise UserError(
+            f"There is not enough memory to read the annotation file {path} of "
+            f"{path.stat().st_size / 2**30:.1f} GiB."
+        ) from error
     if text.startswith(_GZIP):
         raise UserError(f"The annotation file {path} is compressed; unpack it with gunzip.")
     try:

@@ -185,6 +185,16 @@ def test_what_is_no_coco_json_is_one_sentence(write, text, message):
         CocoFile(write(text))
 
 
+def test_a_file_larger_than_memory_is_named(write, monkeypatch):
+    def fail(_):
+        raise MemoryError
+
+    path = write("{}")
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    with pytest.raises(UserError, match=r"not enough memory to read the annotation file .*a\.json"):
+        CocoFile(path)
+
+
 def test_thousands_of_digits_name_their_entry(write):
     text = json.dumps(content(annotation()))
     with pytest.raises(UserError, match=r"the annotation 4 has the bbox \[10, 10, 40, inf\]"):
