@@ -142,7 +142,7 @@ def check_pictures(entries: list[Any], path: Path) -> list[Picture]:
     if len(kinds := {type(number): number for number in ids}) > 1:
         raise UserError(
             f"{path} has pictures with numbers and with text as id ("
-            f"{' and '.join(map(shown, kinds.values()))}); expected is one kind."
+            f"{' and '.join(sorted(map(shown, kinds.values())))}); expected is one kind."
         )
     return pictures
 

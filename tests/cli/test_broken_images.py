@@ -56,7 +56,9 @@ def test_prediction_writes_what_can_be_read_and_names_the_rest(
     error = capsys.readouterr().err
     assert "error: 4 images could not be read and have no prediction" in error
     for name, reason in zip(
-        BROKEN, ("truncated", "is empty", "not a picture", "no such file"), strict=True
+        BROKEN,
+        ("truncated", "is empty", "its content is none of JPEG", "no such file"),
+        strict=True,
     ):
         (line,) = (line for line in error.splitlines() if name in line)
         assert reason in line

@@ -143,7 +143,7 @@ def test_a_wrong_image_is_refused_with_its_id(write, changes, message):
 
 
 def test_ids_of_two_kinds_and_repeated_ids_are_refused(write):
-    with pytest.raises(UserError, match=r"numbers and with text as id \(1 and 'x'\)"):
+    with pytest.raises(UserError, match=r"numbers and with text as id \('x' and 1\)"):
         CocoFile(write(content(images=[image(1), image("x")])))
     with pytest.raises(UserError, match="several pictures with the same id 1"):
         CocoFile(write(content(images=[image(1), image(1)])))
@@ -251,9 +251,8 @@ def test_files_outside_the_folder_are_not_read(write, tmp_path):
     Image.new("RGB", (80, 60)).save(tmp_path / "secret.jpg")
     write(content(annotation(), images=[image(file_name=str(tmp_path / "secret.jpg"))]))
     data = COCODataModule(root=str(tmp_path), eval_scale=(80, 60), **settings)
-    data.setup("validate")
     with pytest.raises(UserError, match=r"picture 1 .*secret\.jpg', which is outside the folder"):
-        next(iter(data.val_dataloader()))
+        data.setup("validate")
 
 
 @pytest.mark.parametrize("workers", [0, 1])

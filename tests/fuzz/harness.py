@@ -7,6 +7,7 @@ removed.
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import resource
@@ -206,6 +207,7 @@ def _watch() -> None:
     """Note the first forbidden event, even if the reader catches the error."""
     global _is_watching, _seen
     _seen = ""
+    gc.collect()  # tracebacks of earlier files can hold their pixels
     if not _is_watching:
         _is_watching = True
         sys.addaudithook(_on_event)
