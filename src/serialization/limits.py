@@ -10,11 +10,11 @@ MEBI = 2**20
 
 PICKLE_BYTES = 64 * MEBI
 """Largest pickled part of a file. The values of tensors are not in it."""
-PICKLE_STEPS = 4_000_000
+PICKLE_STEPS = 1_000_000
 """Instructions that a pickle may have: about 25 for a tensor."""
 NESTING = 100
 """Containers in containers."""
-ITEMS = 8_000_000
+ITEMS = 2_000_000
 """Values in all containers, counted as often as they are referred to."""
 INTEGER_BYTES = 32
 """Length of an integer; keys have 8."""
@@ -33,7 +33,7 @@ OVERLAP, OVERLAP_FREE = 8, 64 * MEBI
 share their values."""
 HEADER_BYTES = 8 * MEBI
 """Header of a safetensors file."""
-COMPARISONS = 5_000_000
+COMPARISONS = 300_000
 """Pairs of pieces of a sharded tensor that are looked at to see that none overlap."""
 JSON_BYTES = 8 * MEBI
 """Size of a json file."""
