@@ -13,6 +13,7 @@ MAY_IMPORT = {
     "ops": set(),
     "types": set(),
     "errors": set(),
+    "stopping": set(),
     "losses": {"types"},
     "metrics": {"types"},
     "optim": {"types"},
@@ -28,6 +29,7 @@ MAY_IMPORT = {
     "tasks": {"models", "losses", "metrics", "optim", "types", "distributed", "serialization"},
     "strategies": {"tasks", "distributed", "serialization"},
     "callbacks": {
+        "stopping",
         "strategies",
         "serialization",
         "distributed",

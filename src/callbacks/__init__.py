@@ -5,6 +5,7 @@ from src.callbacks.class_table import ClassTable
 from src.callbacks.detections import DetectionWriter
 from src.callbacks.ema import EMA
 from src.callbacks.epoch_seed import EpochSeed
+from src.callbacks.graceful_stop import GracefulStop
 from src.callbacks.label_maps import LabelMapWriter
 from src.callbacks.monitors import MonitorCheck
 from src.callbacks.predictions import ClassPredictionWriter
@@ -23,6 +24,7 @@ __all__ = [
     "ClassTable",
     "DetectionWriter",
     "EpochSeed",
+    "GracefulStop",
     "LabelMapWriter",
     "MonitorCheck",
     "NetworkSummary",

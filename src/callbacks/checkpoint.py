@@ -19,6 +19,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from src.callbacks.graceful_stop import GracefulStop
 from src.callbacks.run_folder import is_dry_run, tell
 from src.callbacks.terminate_on_nan import (
     NonFiniteError,
@@ -36,6 +37,7 @@ from src.distributed.checkpoints import (
 )
 from src.errors import UserError
 from src.serialization import check_finite, read_checkpoint
+from src.stopping import Interrupted
 from src.tasks import BaseTask
 
 _BY_EPOCH, _BY_STEP, _BY_BOTH = "best-{epoch}", "best-{step}", "best-{epoch}-{step}"
@@ -55,8 +57,8 @@ class Checkpoint(ModelCheckpoint):
         every_n_epochs: Epochs between checkpoints.
         every_n_train_steps: Also write ``last.ckpt`` after this many optimizer steps; useful where
             an epoch takes hours.
-        save_on_exception: Write ``last.ckpt`` when training stops with an error or with Ctrl-C
-            (on one device only: with several, the others may be beyond reach).
+        save_on_exception: Write ``last.ckpt`` when a signal (Ctrl-C, SIGTERM, SIGHUP) or an error
+            stops training; after an error on one device only: other ranks may be beyond reach.
         filename: Name of the best checkpoints, without suffix; default is as above.
     """
 
@@ -84,6 +86,8 @@ class Checkpoint(ModelCheckpoint):
         self.last_every_n_steps = every_n_train_steps
         self._has_validated = False
         self._latest_step = 0
+        self._first_step = 0
+        self._step_in_last: int | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Take monitor and mode from the task where they were not given."""
@@ -96,6 +100,11 @@ class Checkpoint(ModelCheckpoint):
         elif self.filename == _BY_EPOCH and trainer.val_check_interval != 1.0:
             self.filename = _BY_BOTH
         super().setup(trainer, pl_module, stage)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remember where this run begins: until a step is trained there is nothing to save."""
+        super().on_train_start(trainer, pl_module)
+        self._first_step, self._step_in_last = trainer.global_step, None
 
     def on_train_batch_end(
         self,
@@ -115,10 +124,13 @@ class Checkpoint(ModelCheckpoint):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the best and the last checkpoint of the epoch, after its validation."""
-        due = (trainer.current_epoch + 1) % self._every_n_epochs == 0
-        if not due or is_dry_run(trainer):
+        if is_dry_run(trainer):
             return
         candidates = self._monitor_candidates(trainer)
+        if (trainer.current_epoch + 1) % self._every_n_epochs != 0:
+            if _is_stopping(trainer) and self.save_on_exception:
+                self._save_last(trainer, candidates)
+            return
         # Values of an earlier epoch stay among the candidates where not every epoch is validated.
         is_new = self._has_validated or not trainer.enable_validation
         if is_new:
@@ -162,18 +174,56 @@ class Checkpoint(ModelCheckpoint):
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         """Save what has been learnt since the last checkpoint."""
-        if trainer.world_size > 1 or trainer.state.fn != TrainerFn.FITTING:
+        if not self._can_save(trainer, exception):
             return
+        if trainer.validating:
+            _repeat_validation(trainer.fit_loop.epoch_loop.val_loop.batch_progress)
+        self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+        tell(f"Saved the interrupted training to {self.last_model_path}")
+
+    def _can_save(self, trainer: Trainer, exception: BaseException) -> bool:
+        """Whether there is something new to save, and the state of the training is consistent."""
+        if not self.save_on_exception or is_dry_run(trainer) or trainer.sanity_checking:
+            return False
         if isinstance(exception, NonFiniteError):
-            return  # the last checkpoint is of better times
-        if self._should_save_on_exception(trainer):
-            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
-            tell(f"Saved the interrupted training to {self.last_model_path}")
+            return False  # the last checkpoint is of better times
+        if trainer.state.fn != TrainerFn.FITTING or trainer.global_step <= self._first_step:
+            return False
+        is_together = isinstance(exception, Interrupted) and exception.agreed
+        if trainer.world_size > 1 and not is_together:
+            return False
+        stop = GracefulStop.of(trainer)
+        if stop is not None and stop.is_updating:
+            return False
+        return trainer.validating or trainer.global_step != self._step_in_last
+
+    def _save_last_checkpoint(
+        self, trainer: Trainer, monitor_candidates: dict[str, Tensor]
+    ) -> None:
+        super()._save_last_checkpoint(trainer, monitor_candidates)
+        self._step_in_last = trainer.global_step
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Remember the best of the continued run, also from another run folder."""
         super().load_state_dict(state_dict | {"dirpath": self.dirpath})
         self.last_model_path = ""
+
+
+def _is_stopping(trainer: Trainer) -> bool:
+    stop = GracefulStop.of(trainer)
+    return stop is not None and stop.is_agreed
+
+
+def _repeat_validation(progress: Any) -> None:
+    """Count an interrupted validation as just begun: its metrics are not part of a checkpoint.
+
+    Lightning would go on with the number of the batch, without the results of those before.
+    """
+    before = progress.total.completed - progress.current.completed
+    for counts, begin in ((progress.total, before), (progress.current, 0)):
+        counts.ready = counts.started = begin + 1
+        counts.processed = counts.completed = begin
+    progress.is_last_batch = False
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from src.cli.processes import explanation, stop_with_parent
 from src.cli.short_help import short_help
 from src.errors import UserError, printable
+from src.stopping import Interrupted, StopSignals, exit_code, is_first_rank
 
 if TYPE_CHECKING:
     from src.cli.app import TrainingCLI
@@ -59,27 +60,39 @@ def main(args: Sequence[str] | None = None) -> int:
         args: Command and arguments; default is the command line.
 
     Returns:
-        0; 2 if the user gave something wrong; 1 if the program failed; 130 after Ctrl-C.
+        0; 2 if the user gave something wrong; 1 if the program failed; 130 if a signal stopped it
+        (Ctrl-C, SIGTERM, SIGHUP).
     """
-    given = list(sys.argv[1:] if args is None else args)
+    with StopSignals() as stops:
+        return _main(list(sys.argv[1:] if args is None else args), stops)
+
+
+def _main(given: list[str], stops: StopSignals) -> int:
     if not given or given[0] in ("-h", "--help", "help"):
         print(_OVERVIEW)
         return 0
     try:
         return _command(given[0])(given[1:])
-    except KeyboardInterrupt:
-        print("Interrupted. To go on: the same command with --ckpt_path last", file=sys.stderr)
-        return 130
+    except (Interrupted, KeyboardInterrupt) as stop:
+        return _interrupted(str(stop))
     except Exception as error:
+        mistake = _mistake_of_user(error)
+        if stops.received is not None and mistake is None:
+            return _interrupted()  # other processes of this command have ended before this one
         if (sentence := explanation(error)) is not None:
             print(f"error: {printable(sentence)}", file=sys.stderr)
             return 1
-        mistake = _mistake_of_user(error)
         if mistake is None or os.environ.get("INTERNIMAGE_TRACEBACK") == "1":
             traceback.print_exc()
         else:
             print(f"error: {printable(str(mistake))}", file=sys.stderr)
         return 1 if mistake is None else 2
+
+
+def _interrupted(sentence: str = "") -> int:
+    if is_first_rank():
+        print(sentence or "Interrupted. Run the same command again.", file=sys.stderr)
+    return exit_code()
 
 
 def build(args: Sequence[str]) -> TrainingCLI:

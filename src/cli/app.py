@@ -34,6 +34,7 @@ from src.callbacks import (
     ClassTable,
     DetectionWriter,
     EpochSeed,
+    GracefulStop,
     LabelMapWriter,
     MonitorCheck,
     NetworkSummary,
@@ -57,9 +58,12 @@ from src.data.imagenet import ImageNetDataModule  # noqa: F401  gives its short 
 from src.errors import UserError
 from src.models import InternImage  # noqa: F401  gives its short name to YAML
 from src.serialization import shown
+from src.stopping import Interrupted, active
 from src.strategies import FSDP1Strategy, FSDP2Strategy  # noqa: F401  give their names to YAML
 from src.tasks import BaseTask
 
+_LAST_WORDS = 8.0
+"""Seconds for the other ranks to end after the first one, when all have stopped together."""
 _SWITCHABLE = {
     "checkpoint": Checkpoint,
     "lr_monitor": LearningRateMonitor,
@@ -198,10 +202,12 @@ class TrainingCLI(LightningCLI):
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             kwargs["plugins"] = [*plugins, AtomicCheckpointIO()]
         try:
-            return super().instantiate_trainer(**kwargs)
+            trainer = super().instantiate_trainer(**kwargs)
         except (MisconfigurationException, RuntimeError, ValueError, TypeError) as error:
             _discard_unless_started(folder)
             raise UserError(f"The settings in `trainer` do not work together: {error}") from error
+        GracefulStop.install(trainer)
+        return trainer
 
     def _choose_folder(self, *, reserve: bool) -> Path:
         # Processes that Lightning starts for further devices learn the folder from RunFolder.
@@ -298,10 +304,30 @@ class TrainingCLI(LightningCLI):
                 f"The checkpoint {self.checkpoint} does not fit this run: {reason}. Use the"
                 " config.yaml of the run that wrote it, or take another checkpoint."
             ) from error
-        except SystemExit as stop:  # Lightning's answer to Ctrl-C, after it has saved and tidied up
-            raise KeyboardInterrupt from stop
+        # SystemExit is Lightning's answer to a KeyboardInterrupt, after it has saved and tidied up.
+        except (SystemExit, Interrupted) as stop:
+            self._end_other_ranks(stop)
+            raise Interrupted(self._how_to_go_on(command)) from stop
         finally:
             _discard_unless_started(self._folder)
+
+    @staticmethod
+    def _end_other_ranks(stop: BaseException) -> None:
+        if (stops := active()) is not None:
+            stops.finish()
+            stops.end_children(_LAST_WORDS if getattr(stop, "agreed", False) else 0.0)
+
+    def _how_to_go_on(self, command: str) -> str:
+        """Sentence after a stop by a signal."""
+        if command != "fit":
+            return f"Interrupted: {command} has not finished. Run the same command again."
+        has_last = any(getattr(c, "last_model_path", "") for c in self.trainer.checkpoint_callbacks)
+        if has_last:
+            return "Interrupted. To go on: the same command with --ckpt_path last"
+        return (
+            "Interrupted; nothing was saved, because no step was trained or saving is turned off."
+            " Run the same command again."
+        )
 
 
 def _missing_package(error: ModuleNotFoundError | str) -> str:

@@ -8,29 +8,67 @@ import sys
 import threading
 import time
 
+from src.stopping import is_launched_rank
+
 LOST = (
     "Another process of this run has stopped or cannot be reached, so this one stops too; the cause"
     " is in the output of the other one. To go on: the same command with --ckpt_path last"
 )
-DEAD_WORKER = (
-    "A process that reads pictures has died, most likely because the memory of the machine was"
+_DEAD_WORKER = (
+    "A process that reads images has died, most likely because the memory of the machine was"
     " used up. Lower data.num_workers or data.batch_size; to go on: the same command with"
     " --ckpt_path last"
 )
-_DEAD_WORKER = re.compile(r"DataLoader worker \(pid[^)]*\) (?:is killed|exited)")
+_ENDED_WORKER = (
+    "A process that reads images was ended from outside or has crashed ({how}); to go on: the same"
+    " command with --ckpt_path last. data.num_workers=0 reads in the main process and shows where"
+    " it crashes."
+)
+_NO_SHARED_MEMORY = (
+    "The shared memory (/dev/shm) is full, through which the processes that read images hand over"
+    " their batches. Enlarge it (docker run --shm-size 8g, or --ipc host), or lower"
+    " data.num_workers or data.batch_size; to go on: the same command with --ckpt_path last"
+)
+_WORKER = re.compile(
+    r"DataLoader worker \(pid(?:\(s\))? [\d, ]+\) "
+    r"(?:is killed by signal: (?P<signal>[^.]+)"
+    r"|exited unexpectedly(?: with exit code (?P<code>\d+))?)"
+)
+_SHARED_MEMORY = re.compile(
+    r"(?:unable to \w+|could not|cannot) .*(?:</torch_|shared memory|shm)"
+    r"|out of shared memory|insufficient shared memory",
+    re.IGNORECASE | re.DOTALL,
+)
 _LOST_CONNECTION = re.compile(
     r"Connection (?:was )?(?:closed|reset|refused)|Broken pipe|gloo.*(?:closed|timed? ?out)"
     r"|NCCL.*(?:abort|closed|timed? ?out|remote)|Read error \[|recvValue failed|TCPStore",
     re.IGNORECASE | re.DOTALL,
 )
-_STARTED_BY_OTHERS = ("TORCHELASTIC_RUN_ID", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK")
 
 
 def explanation(error: BaseException) -> str | None:
     """What an error says about other processes, in words; ``None`` if it says nothing."""
-    if _DEAD_WORKER.search(str(error)):
-        return DEAD_WORKER
+    worker = _about_worker(error)
+    if worker is not None:
+        return worker
     return LOST if _is_about_lost_process(error) else None
+
+
+def _about_worker(error: BaseException) -> str | None:
+    if _SHARED_MEMORY.search(str(error)):
+        return _NO_SHARED_MEMORY
+    found = _WORKER.search(str(error))
+    if found is None:
+        return None
+    # PyTorch says "exited unexpectedly" where another error, its cause, names the signal.
+    if error.__cause__ is not None and (reason := _about_worker(error.__cause__)) is not None:
+        return reason
+    name, code = found["signal"], found["code"]
+    if (name is None and code is None) or name == "Killed":
+        return _DEAD_WORKER
+    if name == "Bus error":
+        return _NO_SHARED_MEMORY
+    return _ENDED_WORKER.format(how=f"signal: {name}" if name else f"exit code {code}")
 
 
 def _is_about_lost_process(error: BaseException) -> bool:
@@ -51,8 +89,7 @@ def stop_with_parent(seconds: float = 2.0) -> None:
     Args:
         seconds: Time between two looks.
     """
-    is_first = os.environ.get("LOCAL_RANK", "0") == "0"
-    if is_first or any(name in os.environ for name in _STARTED_BY_OTHERS):
+    if not is_launched_rank():
         return
     parent = os.getppid()
 

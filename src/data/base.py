@@ -18,6 +18,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from src.data.datasets.readable import BrokenImages, ReadableImages
+from src.data.loaders import Loader, start_worker
 from src.data.samplers import CountOnceSampler, DealtBatchSampler
 from src.data.surplus import CountedCollate
 from src.decoding import MAX_PIXELS
@@ -110,7 +111,7 @@ class BaseDataModule(LightningDataModule, ABC):
         if sampler is None:
             sampler = self._dealt(dataset) if train else self._counted_once(dataset)
         collate = collate_fn or default_collate
-        return DataLoader(
+        return Loader(
             dataset,
             batch_size=self.batch_size if train else self.eval_batch_size,
             sampler=sampler,
@@ -118,6 +119,7 @@ class BaseDataModule(LightningDataModule, ABC):
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
             collate_fn=collate if train else CountedCollate(collate),
+            worker_init_fn=start_worker,
         )
 
     def _dealt(self, dataset: Dataset[Any]) -> DealtBatchSampler:

@@ -86,7 +86,7 @@ def test_a_dead_loader_process_is_said(launch: Launcher, tmp_path: Path) -> None
         tmp_path, "classification", *flags, *failing("KillWorker", 1, 2), ranks=2, succeeds=False
     )
     assert run.codes == [1, 1]
-    assert "A process that reads pictures has died" in run.output[1]
+    assert "A process that reads images has died" in run.output[1]
     assert LOST in run.output[0]
 
 

@@ -1,0 +1,198 @@
+"""End a run that was asked to stop by a signal, on all ranks at the same step.
+
+Lightning answers SIGTERM with a collective operation inside the signal handler, which the other
+ranks do not expect, and asks the first rank only. Here every rank remembers its signal
+(``src.stopping``), and the ranks agree after an optimizer step, after a batch of an evaluation and
+at the end of an epoch; then all raise `Interrupted`, and `Checkpoint` saves.
+
+What SLURM sends before its SIGTERM to have a job queued again (SIGUSR1) is Lightning's, unchanged.
+"""
+
+from __future__ import annotations
+
+from types import FrameType
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
+from lightning.pytorch.trainer.states import TrainerFn
+from torch.optim import Optimizer
+
+from src.distributed.agreement import Agreement
+from src.stopping import Interrupted, active
+
+
+class GracefulStop(Callback):
+    """Stop where the run can be continued without loss; nothing without `StopSignals`.
+
+    `install` puts it behind all other callbacks, which have then done their part of a step.
+
+    Attributes:
+        is_updating: Whether an optimizer step has begun whose consequences (progress, moving
+            average) are not complete. What is saved meanwhile would not be consistent.
+        is_agreed: Whether the ranks have agreed to stop.
+    """
+
+    def __init__(self) -> None:
+        self.is_updating = self.is_agreed = False
+        self._agreement: Agreement | None = None
+        self._first_step = 0
+
+    @classmethod
+    def install(cls, trainer: Trainer) -> None:
+        """Add the callback to a trainer and take SIGTERM from Lightning."""
+        trainer.callbacks.append(cls())  # type: ignore[attr-defined]
+        trainer._signal_connector = _WithoutSigterm(trainer)
+
+    @staticmethod
+    def of(trainer: Trainer) -> GracefulStop | None:
+        """The callback of a trainer, if there is one."""
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        return next((c for c in callbacks if isinstance(c, GracefulStop)), None)
+
+    # ---------------------------------------------------------------- training
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin anew."""
+        self.is_updating = self.is_agreed = False
+        self._first_step = trainer.global_step
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """From the first batch on, wait for the end of a step.
+
+        The first step may take minutes where the network is compiled, and can be lost.
+        """
+        self._hold(trainer, saves=trainer.global_step > self._first_step)
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
+        """Do not stop before the step is complete."""
+        self.is_updating = True
+        self._wait()
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Stop after an optimizer step, unless a validation or the end of the epoch comes next.
+
+        Resuming from here would pass over that validation.
+        """
+        loop = trainer.fit_loop.epoch_loop
+        if loop._should_accumulate():
+            return
+        self.is_updating = False
+        self._hold(trainer, saves=True)
+        fetcher = trainer.fit_loop._data_fetcher
+        assert fetcher is not None
+        if not loop._num_ready_batches_reached() and not loop._should_check_val_fx(fetcher):
+            self._stop_if_agreed(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Agree, so that `Checkpoint` saves at the end of this epoch even if none is due."""
+        self._agreement = None
+        self._agree(trainer)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop between two epochs."""
+        if self.is_agreed:
+            self._wait()
+            raise Interrupted(agreed=True)
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Do not stop while a checkpoint is written."""
+        self._wait()
+
+    # -------------------------------------------------------------- evaluation
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Wait for the end of a batch."""
+        is_training = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
+        self._agreement = None  # batches take another time than in training
+        self._hold(trainer, saves=is_training)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Return to the steps of training."""
+        self._agreement = None
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Wait for the end of a batch."""
+        self._hold(trainer, saves=False)
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Wait for the end of a batch."""
+        self._hold(trainer, saves=False)
+
+    def on_validation_batch_end(self, trainer: Trainer, *_: Any, **__: Any) -> None:
+        """Stop after a batch."""
+        self._stop_if_agreed(trainer)
+
+    def on_test_batch_end(self, trainer: Trainer, *_: Any, **__: Any) -> None:
+        """Stop after a batch."""
+        self._stop_if_agreed(trainer)
+
+    def on_predict_batch_end(self, trainer: Trainer, *_: Any, **__: Any) -> None:
+        """Stop after a batch."""
+        self._stop_if_agreed(trainer)
+
+    def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """There is nothing to save yet."""
+        if (stops := active()) is not None:
+            stops.release()
+
+    # --------------------------------------------------------------------- end
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Look after the ranks that Lightning has started, which it would kill at once."""
+        stops, launcher = active(), trainer.strategy.launcher
+        if stops is None or not isinstance(exception, Interrupted):
+            return
+        if isinstance(launcher, _SubprocessScriptLauncher):
+            stops.children = list(launcher.procs)
+            launcher.procs.clear()  # Lightning's observer looks at the same list
+
+    def _hold(self, trainer: Trainer, *, saves: bool) -> None:
+        if (stops := active()) is not None:
+            stops.hold(saves=saves, waits=saves and trainer.world_size > 1)
+
+    def _wait(self) -> None:
+        if (stops := active()) is not None:
+            stops.waits = True
+
+    def _agree(self, trainer: Trainer) -> bool:
+        stops = active()
+        if stops is None:
+            return False
+        if trainer.world_size == 1:
+            self.is_agreed = stops.received is not None
+            return self.is_agreed
+        if self._agreement is None:
+            self._agreement = Agreement(trainer.strategy.root_device)
+        self.is_agreed = self._agreement.reached(stops.received is not None)
+        return self.is_agreed
+
+    def _stop_if_agreed(self, trainer: Trainer) -> None:
+        if self._agree(trainer):
+            self._wait()
+            raise Interrupted(agreed=True)
+
+
+class _WithoutSigterm(_SignalConnector):
+    """Lightning's handling of signals without its answer to SIGTERM."""
+
+    def _sigterm_notifier_fn(self, signum: Any, _: FrameType) -> None:
+        """Leave it to the handler of `StopSignals`, which Lightning calls as well."""
+        if active() is None:  # a trainer of a script or notebook
+            super()._sigterm_notifier_fn(signum, _)
