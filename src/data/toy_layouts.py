@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from src.data.toy import SHAPES, draw_scene
+from src.data.workers import obey_parent_only
 from src.errors import UserError
 
 _RECORD = "toy.json"
@@ -138,7 +139,7 @@ def _draw_all(pictures: list[_Picture], settings: ToySettings) -> None:
         for picture in pictures:
             draw(picture)
         return
-    with ProcessPoolExecutor() as pool:
+    with ProcessPoolExecutor(initializer=obey_parent_only) as pool:
         for _ in pool.map(draw, pictures, chunksize=32):
             pass  # taking the results raises what went wrong in a process
 
