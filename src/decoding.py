@@ -122,9 +122,11 @@ def open_image(
             raise OSError("it is not a regular file")
         if facts.st_size > _MAX_BYTES + _MAX_BYTES_PER_PIXEL * max_pixels:
             raise OSError(f"it has {facts.st_size} bytes, more than an image of data.max_pixels")
-        # An open file instead of its name: by name Pillow maps uncompressed TIFF files into memory
-        # and mixes up the rows of those that it turns.
-        with Path(path).open("rb") as file, _opened(file, max_pixels) as image:
+        # The content instead of the name: by name Pillow maps uncompressed TIFF files into memory
+        # and mixes up the rows of those that it turns; of an open file it reads as many bytes as a
+        # damaged header claims, which takes memory even if the file has fewer.
+        file = io.BytesIO(Path(path).read_bytes())
+        with _opened(file, max_pixels) as image:
             _check_header(image, file, max_pixels)
             yield image
     except UserError:

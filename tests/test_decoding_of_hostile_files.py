@@ -4,6 +4,7 @@ import ast
 import io
 import logging
 import os
+import resource
 import struct
 import zlib
 from pathlib import Path
@@ -233,6 +234,20 @@ def test_millions_of_chunks_are_refused_at_once(written, name):
     path = written(content.replace(one, one * 500))
     with pytest.raises(BrokenPictureError, match="more than 20000 chunks"):
         decode(path)
+
+
+def test_the_length_of_a_chunk_takes_no_memory(written):
+    content = small_png()
+    place = content.index(b"IEND") - 4
+    path = written(content[:place] + b"\x7f\xff\xff\xff" + content[place + 4 :])
+    _, before = resource.getrlimit(resource.RLIMIT_AS)
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * os.sysconf("SC_PAGE_SIZE") + 2**30
+    resource.setrlimit(resource.RLIMIT_AS, (limit, before))
+    try:
+        assert decode(path).size == (4, 3)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (before, before))
 
 
 def test_tiles_larger_than_the_limit_are_refused(written):

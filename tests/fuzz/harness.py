@@ -159,7 +159,9 @@ def _run_child(
         try:
             _confine(seconds, memory, bin_folder)
             with os.fdopen(writing, "w") as pipe:
+                gc.freeze()  # so that the next is fast
                 for number in numbers:
+                    gc.collect()  # tracebacks of earlier files can hold their pixels
                     signal.setitimer(signal.ITIMER_REAL, seconds)
                     print(_verdict(read, number), file=pipe, flush=True)
         finally:
@@ -207,7 +209,6 @@ def _watch() -> None:
     """Note the first forbidden event, even if the reader catches the error."""
     global _is_watching, _seen
     _seen = ""
-    gc.collect()  # tracebacks of earlier files can hold their pixels
     if not _is_watching:
         _is_watching = True
         sys.addaudithook(_on_event)
