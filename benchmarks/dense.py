@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from src import files
 from src.models import ARCHITECTURES, InternImageBackbone
 
 STEP_HEADER = (
@@ -93,4 +94,4 @@ def report(title: str, args: argparse.Namespace, lines: Iterable[str]) -> None:
     print(text)
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(text)
+        files.write_text(args.out, text)

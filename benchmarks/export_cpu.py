@@ -19,6 +19,7 @@ import onnxruntime
 import torch
 from torch import nn
 
+from src import files
 from src.export.compare import differences, runner
 from src.export.files import trace, write_onnx
 from src.export.graphs import graphs_of
@@ -97,8 +98,8 @@ def main() -> None:
     }
     RESULTS.mkdir(exist_ok=True)
     content = {"machine": machine, "rows": rows}
-    (RESULTS / "export_cpu.json").write_text(json.dumps(content, indent=1) + "\n")
-    (RESULTS / "export_cpu.md").write_text(table(machine, rows))
+    files.write_text(RESULTS / "export_cpu.json", json.dumps(content, indent=1) + "\n")
+    files.write_text(RESULTS / "export_cpu.md", table(machine, rows))
     print(table(machine, rows))
 
 

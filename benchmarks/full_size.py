@@ -27,6 +27,7 @@ from jsonargparse import ArgumentParser
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import src.cli.app  # noqa: F401  gives the parts of recipes their short names
+from src import files
 from src.data.base import BaseDataModule
 from src.models.detectors import Detector
 from src.models.official_names import official_names
@@ -135,7 +136,7 @@ def main():
     print(json.dumps(result, indent=1))
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / f"full_size_{args.recipe.stem}.json"
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    files.write_text(path, json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

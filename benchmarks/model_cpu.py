@@ -21,6 +21,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import src.models  # noqa: F401  registers the networks
+from src import files
 from src.ops import backends, dcnv3, dcnv3_grid_sample
 
 OPERATORS = {"grid_sample": dcnv3_grid_sample, "compiled": dcnv3}
@@ -70,7 +71,9 @@ def main():
         "python": platform.python_version(),
     }
     args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "model_cpu.json").write_text(json.dumps(about | {"rows": rows}, indent=2) + "\n")
+    files.write_text(
+        args.out / "model_cpu.json", json.dumps(about | {"rows": rows}, indent=2) + "\n"
+    )
     table = ["| threads | batch | grid_sample images/s | compiled images/s | ratio |"]
     table += ["| --- | --- | --- | --- | --- |"]
     for row in rows:
@@ -81,7 +84,7 @@ def main():
         )
     head = [f"# {args.model} at {args.size}, forward, float32, CPU", ""]
     head += [f"- {key}: {value}" for key, value in about.items()] + [""]
-    (args.out / "model_cpu.md").write_text("\n".join([*head, *table]) + "\n")
+    files.write_text(args.out / "model_cpu.md", "\n".join([*head, *table]) + "\n")
 
 
 if __name__ == "__main__":

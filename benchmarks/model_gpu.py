@@ -28,6 +28,7 @@ from gpu_peers import importable, official
 from op_gpu import milliseconds
 
 import src.models  # noqa: F401  registers the networks
+from src import files
 from src.ops import backends, dcnv3, dcnv3_grid_sample, dcnv3_reference
 
 
@@ -150,8 +151,8 @@ def main() -> None:
         "rows": rows,
     }
     args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "model_gpu.json").write_text(json.dumps(result, indent=1) + "\n")
-    (args.out / "model_gpu.md").write_text(report(result))
+    files.write_text(args.out / "model_gpu.json", json.dumps(result, indent=1) + "\n")
+    files.write_text(args.out / "model_gpu.md", report(result))
     print(f"Written to {args.out / 'model_gpu.md'} and model_gpu.json")
 
 

@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from torch import Tensor
 
+from src import files
 from src.ops import backends, dcnv3, dcnv3_grid_sample, dcnv3_reference
 
 # stage: (height and width, channels, groups)
@@ -241,8 +242,8 @@ def main() -> None:
         for what in ("forward", "forward_backward")
     }
     args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "op_cpu.json").write_text(json.dumps(result, indent=1) + "\n")
-    (args.out / "op_cpu.md").write_text(report(result))
+    files.write_text(args.out / "op_cpu.json", json.dumps(result, indent=1) + "\n")
+    files.write_text(args.out / "op_cpu.md", report(result))
     means = result["geometric_mean"]
     print(
         f"\nGeometric mean: forward {means['forward']:.1f}x, "

@@ -28,6 +28,7 @@ import torch
 from gpu_peers import PATHS, importable
 from torch import Tensor
 
+from src import files
 from src.ops import backends, dcnv3_reference
 
 MODELS = {"T": (64, 4), "B": (112, 7), "H": (320, 10)}  # channels and groups of stage 1
@@ -267,8 +268,8 @@ def main() -> None:
         "rows": rows,
     }
     args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "op_gpu.json").write_text(json.dumps(result, indent=1) + "\n")
-    (args.out / "op_gpu.md").write_text(report(result))
+    files.write_text(args.out / "op_gpu.json", json.dumps(result, indent=1) + "\n")
+    files.write_text(args.out / "op_gpu.md", report(result))
     print(f"Written to {args.out / 'op_gpu.md'} and op_gpu.json")
 
 

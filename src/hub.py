@@ -10,7 +10,8 @@ Nothing in a folder is executed: only networks of ``src.models`` are built.
 
 from __future__ import annotations
 
-import json
+import os
+import re
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -18,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from torch import nn
+from torch import Tensor, nn
 
+from src import files
 from src.errors import UserError
 from src.models import checkpoints
 from src.models.building import build_network, build_within
@@ -103,14 +105,10 @@ class Pretrained:
         Returns:
             The folder.
         """
-        from safetensors.torch import save_file
-
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         tensors = {
             name: t.cpu().contiguous().clone() for name, t in to_official(self.network).items()
         }
-        save_file(tensors, folder / WEIGHT_FILE, metadata={"format": "pt"})
         content = {
             "format": _FORMAT,
             "task": self.task,
@@ -118,9 +116,10 @@ class Pretrained:
             "class_names": self.class_names,
             "pictures": self.pictures,
         }
-        text = json.dumps(content, ensure_ascii=False, indent=1)
-        (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
-        (folder / "README.md").write_text(model_card(self), encoding="utf-8")
+        with files.whole_folder(folder, last=[CONFIG_FILE]) as part:
+            _save_tensors(tensors, part / WEIGHT_FILE)
+            files.write_json(part / CONFIG_FILE, content, ensure_ascii=False, indent=1)
+            files.write_text(part / "README.md", model_card(self))
         return folder
 
     def push_to_hub(self, repository: str, *, private: bool = False) -> str:
@@ -199,6 +198,19 @@ def _checked_pictures(pictures: Any, path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: pictures has settings that this project does not write.")
     checked: dict[str, Any] = pictures
     return checked
+
+
+def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:  # hides what the system says in its text
+        code = re.search(r"Os \{ code: (\d+)", str(error))
+        if code is None:
+            raise
+        raise OSError(int(code[1]), os.strerror(int(code[1]))) from error
 
 
 def _load_all(network: nn.Module, source: str | Path) -> None:

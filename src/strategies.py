@@ -11,6 +11,7 @@ What is not here: tensor parallelism. Networks are split over data-parallel proc
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -36,6 +37,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.constants import default_pg_timeout
 from torch.optim import Optimizer
 
+from src import files
 from src.distributed import fsdp1
 from src.distributed.checkpoints import (
     entry_names,
@@ -143,7 +145,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         def write(folder: Path) -> None:
             save(parts, checkpoint_id=folder)
             if self.global_rank == 0:
-                torch.save(checkpoint, folder / REST)
+                files.write_with(folder / REST, lambda file: torch.save(checkpoint, file))
 
         _save_atomically(self, path, write)
 
@@ -359,26 +361,39 @@ def _refuse_not_finite(tensors: Mapping[str, Any], path: Path) -> None:
 
 
 def _save_atomically(strategy: Any, path: Path, write: Callable[[Path], None]) -> None:
-    """Write beside the place, exchange when all processes have succeeded, and fail together."""
+    """Write beside the place, exchange when all ranks have succeeded, and fail together."""
     part = path.with_name(path.name + ".part")
-    problem: str | None = None
-    if strategy.global_rank == 0:
+    is_first = strategy.global_rank == 0
+
+    def clear() -> None:
         remove(part)
         part.mkdir(parents=True)
-    strategy.barrier()
+
+    steps: list[Callable[[], None]] = [
+        clear if is_first else _nothing,
+        lambda: write(part),
+        (lambda: replace(part, path)) if is_first else _nothing,
+    ]
+    for step in steps:
+        problems = _gather(_problem_of(step))
+        if problems:
+            if is_first:
+                with suppress(OSError):
+                    remove(part)
+            raise UserError(not_saved(path, problems[0]))
+
+
+def _nothing() -> None:
+    """What the other ranks do while the first one moves folders."""
+
+
+def _problem_of(step: Callable[[], None]) -> str | None:
     try:
-        write(part)
-    # The writers raise what they like, and all processes must hear of it.
+        step()
+    # The writers raise what they like, and all ranks must hear of it.
     except (Exception, CheckpointException) as error:
-        problem = last_line(error)
-    problems = _gather(problem)
-    if not problems and strategy.global_rank == 0:
-        replace(part, path)
-    strategy.barrier()
-    if problems:
-        if strategy.global_rank == 0:
-            remove(part)
-        raise UserError(not_saved(path, problems[0]))
+        return last_line(error)
+    return None
 
 
 def _gather(problem: str | None) -> list[str]:

@@ -19,6 +19,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from src import files
 from src.callbacks.graceful_stop import GracefulStop
 from src.callbacks.run_folder import is_dry_run, tell
 from src.callbacks.terminate_on_nan import (
@@ -28,13 +29,7 @@ from src.callbacks.terminate_on_nan import (
     require_finite_weights,
     warn_of_weights,
 )
-from src.distributed.checkpoints import (
-    consolidate,
-    is_sharded_checkpoint,
-    not_saved,
-    remove,
-    replace,
-)
+from src.distributed.checkpoints import consolidate, is_sharded_checkpoint, remove, replace
 from src.errors import UserError
 from src.serialization import check_finite, read_checkpoint
 from src.stopping import Interrupted
@@ -204,9 +199,64 @@ class Checkpoint(ModelCheckpoint):
         self._step_in_last = trainer.global_step
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Remember the best of the continued run, also from another run folder."""
-        super().load_state_dict(state_dict | {"dirpath": self.dirpath})
-        self.last_model_path = ""
+        """Remember the best of the continued run, also from another run folder.
+
+        What the file says decides no more than which earlier checkpoints are compared with.
+
+        Raises:
+            UserError: If the record of the best checkpoints is damaged.
+        """
+        scores = _known_scores(state_dict)
+        own: dict[str, Any] = {
+            "dirpath": self.dirpath,
+            "best_k_models": scores,
+            "last_model_path": "",
+        }
+        if scores:
+            best, worst = (max, min) if self.mode == "max" else (min, max)
+            first, last = (
+                best(scores, key=scores.__getitem__),
+                worst(scores, key=scores.__getitem__),
+            )
+            own |= {"best_model_path": first, "best_model_score": scores[first]}
+            own |= {"kth_best_model_path": last, "kth_value": scores[last]}
+        super().load_state_dict(state_dict | own)
+
+    def _should_remove_checkpoint(self, trainer: Trainer, previous: str, current: str) -> bool:
+        """Only checkpoints in the folder of this run, wherever links and ``..`` in a name lead."""
+        if not super()._should_remove_checkpoint(trainer, previous, current):
+            return False
+        if "://" in previous:
+            return previous.startswith(f"{self.dirpath}/") and ".." not in previous.split("/")
+        folder, path = Path(str(self.dirpath)).resolve(), Path(previous)
+        return is_checkpoint(path) and path.parent.resolve().is_relative_to(folder)
+
+
+def _known_scores(state: dict[str, Any]) -> dict[str, Tensor]:
+    """Score of each of the best checkpoints by path."""
+    scores = state.get("best_k_models", {})
+    texts = [state.get("best_model_path", ""), state.get("kth_best_model_path", "")]
+    is_sound = isinstance(scores, dict) and all(
+        isinstance(path, str) and isinstance(score, Tensor) and _is_number(score)
+        for path, score in scores.items()
+    )
+    if not is_sound or not all(isinstance(text, str) for text in texts):
+        raise UserError(
+            "The checkpoint cannot be continued from: its record of the best checkpoints is"
+            " damaged. Take another checkpoint of the run."
+        )
+    return {path: score.reshape(()) for path, score in scores.items()}
+
+
+def _is_number(score: Tensor) -> bool:
+    """Whether a tensor of any kind, also a sparse, a meta or a complex one, is one real number."""
+    is_plain = score.layout == torch.strided and score.device.type != "meta"
+    return is_plain and score.numel() == 1 and not score.is_complex() and not score.is_quantized
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a path is a file, or a complete folder of a checkpoint, and not a link elsewhere."""
+    return not path.is_symlink() and (path.is_file() or is_sharded_checkpoint(path))
 
 
 def _is_stopping(trainer: Trainer) -> bool:
@@ -227,7 +277,15 @@ def _repeat_validation(progress: Any) -> None:
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Write to a temporary name beside the file, then rename: a kill never leaves half a file."""
+    """Write to a temporary name beside the file, then rename: a kill never leaves half a file.
+
+    Files are removed only where this object has written, whatever the callback that asks for it has
+    read from a checkpoint.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._folders: set[Path] = set()
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
@@ -237,14 +295,22 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
         path = Path(path)
-        part = path.with_name(path.name + ".part")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            torch.save(checkpoint, part)
-        except (OSError, RuntimeError) as error:  # PyTorch turns a full disk into the latter
-            remove(part)
-            raise UserError(not_saved(path, str(error).strip().splitlines()[0])) from error
-        replace(part, path)
+        is_folder = is_sharded_checkpoint(path)  # which another strategy has written
+        target = path.with_name(f"{path.name}.new") if is_folder else path
+        files.write_with(target, lambda file: torch.save(checkpoint, file))
+        self._folders.add(path.parent.resolve())
+        if is_folder:
+            replace(target, path)
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Remove a checkpoint, a file or a folder, that lies where this object has written."""
+        if "://" in str(path):
+            super().remove_checkpoint(path)
+            return
+        path = Path(path)
+        is_known = path.parent.resolve() in self._folders
+        if is_checkpoint(path) and ".." not in path.parts and (is_known or path.is_dir()):
+            remove(path)
 
     def load_checkpoint(
         self,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from src import files
 from src.callbacks.predictions import class_names
 from src.callbacks.run_folder import run_folder
 from src.metrics.segmentation import class_table
@@ -39,9 +39,5 @@ class ClassTable(Callback):
             print("\n".join([f"{'class':<{width}} {'IoU':>7} {'Acc':>7}", *lines]))
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        folder = run_folder(trainer)
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / f"classes_{split}.csv").open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(["class", "IoU", "Acc"])
-            writer.writerows(rows)
+        path = run_folder(trainer) / f"classes_{split}.csv"
+        files.write_csv(path, [("class", "IoU", "Acc"), *rows])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from PIL import Image
 
+from src import files
 from src.callbacks.output_names import OutputNames, output_names
 from src.callbacks.predictions import class_names, max_pixels
 from src.callbacks.run_folder import run_folder, tell
@@ -80,8 +79,7 @@ class DetectionWriter(Callback):
         except BrokenPictureError as error:  # the file has gone since the network saw it
             rank_zero_warn(f"No overlay is drawn: {error}")
             return
-        target.parent.mkdir(parents=True, exist_ok=True)
-        drawn.save(target)
+        files.write_image(target, drawn)
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
@@ -92,7 +90,7 @@ class DetectionWriter(Callback):
             try:
                 path = self._write_found(trainer, self._found, name)
                 tell(f"Detections:  {path} ({len(self._found)} images until it was stopped)")
-            except OSError as error:  # the exception is what the user must see
+            except files.NotWrittenError as error:  # the exception is what the user must see
                 rank_zero_warn(f"What was detected until then cannot be written: {error}.")
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -118,7 +116,7 @@ class DetectionWriter(Callback):
             "categories": [{"id": i, "name": n} for i, n in zip(ids, names, strict=True)],
         }
         path = self._folder(trainer) / name
-        _write_json(content, path)
+        files.write_json(path, content, allow_nan=False)
         return path
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -148,12 +146,10 @@ class DetectionWriter(Callback):
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         folder = self._folder(trainer)
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / f"classes_{split}.csv").open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([("class", *columns), *rows])
+        files.write_csv(folder / f"classes_{split}.csv", [("class", *columns), *rows])
         if pl_module.scored_results is not None:
             results = with_category_ids(pl_module.scored_results, category_ids(trainer))
-            _write_json(results, folder / f"results_{split}.json")
+            files.write_json(folder / f"results_{split}.json", results, allow_nan=False)
             rank_zero_info(f"COCO results: {folder / f'results_{split}.json'}")
 
     def _folder(self, trainer: Trainer) -> Path:
@@ -191,8 +187,3 @@ def category_ids(trainer: Trainer) -> list[int]:
 
 def _percent(value: float) -> str:
     return "-" if math.isnan(value) else f"{100 * value:.1f}"
-
-
-def _write_json(content: Any, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, allow_nan=False))

@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from numpy.typing import NDArray
 from PIL import Image
 
+from src import files
 from src.callbacks.output_names import OutputNames, output_names
 from src.callbacks.predictions import class_names, max_pixels
 from src.callbacks.run_folder import run_folder
@@ -61,19 +62,17 @@ class LabelMapWriter(Callback):
         for source, label_map in zip(outputs["path"], outputs["label_map"], strict=True):
             name = self._names(source)
             values = label_map.numpy()
-            _write(_palette_picture(values, palette), folder / "label_maps" / name)
+            files.write_image(folder / "label_maps" / name, _palette_picture(values, palette))
             if self.max_overlays < 0 or self._count < self.max_overlays:
                 try:
-                    image = decode(
-                        source,
-                        upright=getattr(data, "upright", False),
-                        max_pixels=max_pixels(trainer),
-                    )  # as it was seen
+                    # Turned as the network saw it.
+                    upright = getattr(data, "upright", False)
+                    image = decode(source, upright=upright, max_pixels=max_pixels(trainer))
                 except BrokenPictureError as error:  # the file has gone since the network saw it
                     rank_zero_warn(f"No overlay is drawn: {error}")
                 else:
                     drawn = draw_label_map(image, values, names, palette, self.opacity)
-                    _write(drawn, folder / "overlays" / name)
+                    files.write_image(folder / "overlays" / name, drawn)
             self._count += 1
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -91,8 +90,3 @@ def _palette_picture(
     picture = Image.fromarray(label_map)
     picture.putpalette([value for colour in palette for value in colour])
     return picture
-
-
-def _write(picture: Image.Image, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import itertools
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
+from src import files
+from src.callbacks.output_names import OutputNames
 from src.callbacks.run_folder import run_folder, tell
 from src.callbacks.unreadable import gather, is_predicting, of_this_rank
 from src.decoding import MAX_PIXELS, BrokenPictureError, decode
@@ -69,12 +69,11 @@ class ClassPredictionWriter(Callback):
             try:
                 path = self._write(trainer, rows, name)
                 tell(f"Predictions: {path} ({len(rows)} files until it was stopped)")
-            except OSError as error:  # the exception is what the user must see
+            except files.NotWrittenError as error:  # the exception is what the user must see
                 rank_zero_warn(f"What was predicted until then cannot be written: {error}.")
 
     def _write(self, trainer: Trainer, rows: list[Row], name: str) -> Path:
         folder = Path(self.folder) if self.folder else run_folder(trainer)
-        folder.mkdir(parents=True, exist_ok=True)
         write_table(rows, folder / name)
         return folder / name
 
@@ -89,7 +88,9 @@ class ClassPredictionWriter(Callback):
         tell(f"Predictions: {table} ({len(rows)} files)")
         chosen = rows if self.max_pictures < 0 else rows[: self.max_pictures]
         if chosen:
-            count = draw_pictures(chosen, folder / "pictures", max_pixels(trainer))
+            root = getattr(trainer.datamodule, "predict_dir", None)  # type: ignore[attr-defined]
+            names = OutputNames([row.path for row in rows], root)
+            count = draw_pictures(chosen, folder / "pictures", names, max_pixels(trainer))
             tell(f"Pictures:    {folder / 'pictures'} ({count} of {len(rows)} files)")
 
 
@@ -106,23 +107,21 @@ def max_pixels(trainer: Trainer) -> int:
 def write_table(rows: list[Row], path: Path) -> None:
     """Write one line per file; every file has the same number of classes."""
     columns = [f"{kind}_{i + 1}" for i in range(len(rows[0].names)) for kind in ("class", "prob")]
-    # Names of files can be any bytes.
-    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        writer = csv.writer(file)
-        writer.writerow(["path", *columns])
-        for row in rows:
-            pairs = zip(row.names, row.probabilities, strict=True)
-            cells = [cell for name, value in pairs for cell in (name, f"{value:.6f}")]
-            writer.writerow([row.path, *cells])
+    table: list[list[str]] = [["path", *columns]]
+    for row in rows:
+        pairs = zip(row.names, row.probabilities, strict=True)
+        cells = [cell for name, value in pairs for cell in (name, f"{value:.6f}")]
+        table.append([row.path, *cells])
+    files.write_csv(path, table)
 
 
-def draw_pictures(rows: list[Row], folder: Path, max_pixels: int = MAX_PIXELS) -> int:
+def draw_pictures(
+    rows: list[Row], folder: Path, names: OutputNames, max_pixels: int = MAX_PIXELS
+) -> int:
     """Draw the rows on their pictures, turned upright; returns how many pictures were written.
 
     Unreadable files are reported.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    taken: set[str] = set()
     count = 0
     for row in rows:
         try:
@@ -130,14 +129,7 @@ def draw_pictures(rows: list[Row], folder: Path, max_pixels: int = MAX_PIXELS) -
         except BrokenPictureError as error:
             rank_zero_warn(f"No picture is drawn: {error}")
             continue
-        name = _free_name(Path(row.path).stem, taken)
-        draw_classes(picture, row.names, row.probabilities).save(folder / f"{name}.png")
+        drawn = draw_classes(picture, row.names, row.probabilities)
+        files.write_image(folder / names(row.path), drawn)
         count += 1
     return count
-
-
-def _free_name(stem: str, taken: set[str]) -> str:
-    names = (stem if number == 1 else f"{stem}_{number}" for number in itertools.count(1))
-    name = next(name for name in names if name not in taken)
-    taken.add(name)
-    return name

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from src import ops
+from src import files, ops
 from src.environment import report
 from src.tasks import BaseTask
 
@@ -125,10 +125,9 @@ class RunFolder(Callback):
 
     @rank_zero_only
     def _write_files(self) -> None:
-        self.path.mkdir(parents=True, exist_ok=True)
-        (self.path / "config.yaml").write_text(self.config, encoding="utf-8")
+        files.write_text(self.path / "config.yaml", self.config)
         origin = f"continues  {self.resumed_from}\n" if self.resumed_from else ""
-        (self.path / "env.txt").write_text(f"{origin}{report()}\n", encoding="utf-8")
+        files.write_text(self.path / "env.txt", f"{origin}{report()}\n")
 
 
 def _describe_task(task: LightningModule) -> str:

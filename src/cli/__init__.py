@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from src.cli.processes import explanation, stop_with_parent
 from src.cli.short_help import short_help
 from src.errors import UserError, printable
+from src.files import disk_problem
 from src.stopping import Interrupted, StopSignals, exit_code, is_first_rank
 
 if TYPE_CHECKING:
@@ -152,6 +153,8 @@ def _mistake_of_user(error: BaseException) -> BaseException | None:
     """
     if isinstance(error, UserError) or _is_raised_here(error):
         return error
+    if (problem := disk_problem(error)) is not None:
+        return UserError(problem)
     return None if error.__cause__ is None else _mistake_of_user(error.__cause__)
 
 

@@ -23,7 +23,6 @@ from lightning.pytorch.callbacks import (
     ProgressBar,
 )
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
@@ -43,6 +42,7 @@ from src.callbacks import (
     TerminateOnNaN,
     UnreadableImages,
 )
+from src.callbacks.loggers import Curves, MetricsTable
 from src.callbacks.monitors import check_callbacks
 from src.callbacks.progress import default_progress
 from src.callbacks.run_folder import next_run_folder
@@ -56,6 +56,7 @@ from src.data.coco import COCODataModule  # noqa: F401  gives its short name to 
 from src.data.coco_stuff import COCOStuffDataModule  # noqa: F401  gives its short name to YAML
 from src.data.imagenet import ImageNetDataModule  # noqa: F401  gives its short name to YAML
 from src.errors import UserError
+from src.file_names import check_name, name_of
 from src.models import InternImage  # noqa: F401  gives its short name to YAML
 from src.serialization import shown
 from src.stopping import Interrupted, active
@@ -152,10 +153,10 @@ class TrainingCLI(LightningCLI):
     @property
     def run_name(self) -> str:
         """Name of the run: given, or those of the configuration files: recipe-fsdp2."""
-        if self.run_config.name:
-            return str(self.run_config.name)
+        if self.run_config.name is not None:
+            return check_name(str(self.run_config.name), "--name")
         files = [Path(str(file)) for file in self.run_config.config or []]
-        return "-".join(file.stem for file in files) or "unnamed"
+        return name_of((file.stem for file in files), "unnamed")
 
     @property
     def runs(self) -> Path:
@@ -195,8 +196,8 @@ class TrainingCLI(LightningCLI):
         kwargs = {"default_root_dir": self.runs, "callbacks": callbacks, **kwargs}
         if config.logger in (None, True):
             kwargs["logger"] = [
-                CSVLogger(self.runs.parent, self.run_name, folder.name),
-                TensorBoardLogger(self.runs.parent, self.run_name, folder.name),
+                MetricsTable(folder),
+                Curves(folder),
             ]
         plugins = _as_list(config.plugins)
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
@@ -379,11 +380,12 @@ def _as_list(value: Any) -> list[Any]:
 
 
 def _discard_unless_started(folder: Path) -> None:
-    """Take back the folder of a run that never started, which a logger has opened already."""
+    """Take back the folder of a run that never started, which loggers have opened already."""
     if not _is_first_process() or (folder / "config.yaml").exists():
         return
-    for file in folder.glob("events.out.tfevents.*"):
-        file.unlink()
+    for file in (*folder.glob("events.out.tfevents.*"), folder / "hparams.yaml"):
+        with contextlib.suppress(OSError):  # it is not there, or the disk is read-only
+            file.unlink()
     for path in (folder, folder.parent, folder.parent.parent):
         with contextlib.suppress(OSError):  # it is not empty
             path.rmdir()

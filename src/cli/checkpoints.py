@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import traceback
 from pathlib import Path
 
@@ -89,8 +90,15 @@ def _newest(keyword: str, runs: Path) -> Path:
             f"There is no {keyword!r} checkpoint in {runs}/version_*/checkpoints to continue from;"
             " leave --ckpt_path out to start anew, or give the file, or the run's --name."
         )
-    newest = max(found, key=lambda path: (path.stat().st_mtime_ns, path.parts))
+    newest = max(found, key=_age)
     return newest if keyword == "last" else _best_known_to(newest)
+
+
+def _age(path: Path) -> tuple[int, list[int], int]:
+    """Sort key, larger for newer: run, epoch and step; the clock only where names do not tell."""
+    run = re.fullmatch(r"version_(\d+)", path.parts[-3])
+    progress = [int(number) for number in re.findall(r"=(\d+)", path.name)]
+    return int(run[1]) if run else -1, progress, path.stat().st_mtime_ns
 
 
 def _best_known_to(checkpoint: Path) -> Path:
@@ -100,6 +108,7 @@ def _best_known_to(checkpoint: Path) -> Path:
     """
     content = read_rest(checkpoint) if checkpoint.is_dir() else read_checkpoint(checkpoint)
     states = content.get("callbacks", {}).values()
-    known = [Path(state["best_model_path"]) for state in states if state.get("best_model_path")]
+    named = [state.get("best_model_path") for state in states if isinstance(state, dict)]
+    known = [Path(path) for path in named if isinstance(path, str) and Path(path).name]
     moved = [checkpoint.with_name(path.name) for path in known]
     return next((path for path in (*known, *moved) if path.exists()), checkpoint)

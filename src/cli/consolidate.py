@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from src import files
 from src.distributed.checkpoints import (
     consolidate,
     describe_mismatch,
     is_sharded_checkpoint,
-    not_saved,
     shapes_of,
 )
 from src.errors import UserError
@@ -49,13 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     content = read(args.checkpoint, weights_only=args.official or args.weights_only)
     if args.official:
         content = official(content, raw=args.raw)
-    part = output.with_name(output.name + ".part")
-    try:
-        torch.save(content, part)
-    except (OSError, RuntimeError) as error:
-        part.unlink(missing_ok=True)
-        raise UserError(not_saved(output, str(error).strip().splitlines()[0])) from error
-    part.replace(output)
+    files.write_with(output, lambda file: torch.save(content, file))
     print(f"{output}  {output.stat().st_size / 2**20:,.1f} MiB")
     return 0
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from src import files
 from src.cli.checkpoints import resolve_checkpoint
 from src.distributed import consolidate, describe_mismatch, is_sharded_checkpoint, shapes_of
 from src.errors import UserError
@@ -59,8 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError("--check compares onnx, pt2 and aoti files; add one of them to --format.")
     model, data = load(recipe, args.ckpt_path)
     out = Path(args.out or Path("exported") / model.name)
-    files, worst = export(model.pretrained, out, args.format, args.check, data)
-    for path in files:
+    written, worst = export(model.pretrained, out, args.format, args.check, data)
+    for path in written:
         print(f"Wrote:   {path} ({path.stat().st_size / 1e6:.1f} MB)")
     if args.push:
         print(f"Hub:     {model.pretrained.push_to_hub(args.push)}")
@@ -157,24 +158,34 @@ def export(
     Returns:
         The files, and the largest difference if ``check`` was given.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    files: list[Path] = []
-    if "safetensors" in formats:
-        model.save_pretrained(out)
-        files += [out / "model.safetensors", out / "config.json"]
-    written = [name for name in WRITERS if name in formats]
-    if not written:
-        return files, None
+    names: list[str] = []
+    pairs: list[tuple[Graph, Path]] = []
+    with files.whole_folder(out, last=["EXPORT.md"]) as folder:
+        if "safetensors" in formats:
+            model.save_pretrained(folder)
+            names += ["model.safetensors", "config.json"]
+        written = [name for name in WRITERS if name in formats]
+        if written:
+            pairs = _write_graphs(model, folder, written)
+    pairs = [(graph, out / path.name) for graph, path in pairs]
+    names += [path.name for _, path in pairs] + (["EXPORT.md"] if pairs else [])
+    worst = _check(model.network, pairs, check, data) if check and pairs else None
+    return [out / name for name in names], worst
+
+
+def _write_graphs(
+    model: Pretrained, folder: Path, formats: Sequence[str]
+) -> list[tuple[Graph, Path]]:
+    """Write every graph in every format, and the text about them."""
     graphs = graphs_of(model.network)
     pairs: list[tuple[Graph, Path]] = []
     for graph in graphs:
         program = trace(graph)
-        pairs += [(graph, WRITERS[name](graph, program, out)) for name in written]
+        pairs += [(graph, WRITERS[name](graph, program, folder)) for name in formats]
     paths = [path for _, path in pairs]
     text = card(graphs, paths, model.class_names, model.pictures, model.task)
-    (out / "EXPORT.md").write_text(text, encoding="utf-8")
-    worst = _check(model.network, pairs, check, data) if check else None
-    return [*files, *paths, out / "EXPORT.md"], worst
+    files.write_text(folder / "EXPORT.md", text)
+    return pairs
 
 
 def _check(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
+from src import files
 from src.data.coco_json import CocoFile, read_coco
 from src.errors import UserError
 
@@ -49,6 +49,5 @@ def write_subset(source: Path, target: Path, pictures: int, max_objects: int | N
             f"{pictures}."
         )
     kept = [a for picture in chosen for a in by_picture[picture["id"]]]
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(json.dumps(content | {"images": chosen, "annotations": kept}))
+    files.write_json(target, content | {"images": chosen, "annotations": kept})
     return len(kept)

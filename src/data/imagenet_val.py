@@ -8,12 +8,13 @@ those of timm's ``ImageNetInfo``.
 
 from __future__ import annotations
 
+import errno
 import re
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from src import files
 from src.data.classes import imagenet_synsets
 from src.errors import UserError
 
@@ -95,6 +96,9 @@ def _devkit_labels(path: Path, numbers: list[int]) -> dict[str, str]:
             f"{path} holds the number {unknown}, which {meta} does not list. Are the two from the "
             "same devkit?"
         )
+    strange = next((synset for synset in synset_of.values() if not _SYNSET.fullmatch(synset)), None)
+    if strange is not None:
+        raise UserError(f"{meta} names the class {strange!r}; expected synsets such as n01440764.")
     return {f"ILSVRC2012_val_{i:08d}": synset_of[number] for i, number in enumerate(numbers, 1)}
 
 
@@ -121,17 +125,17 @@ def arrange_val(
             f"The folder {images} does not exist. Give the folder with the flat "
             "ILSVRC2012_val_*.JPEG files."
         )
-    files = sorted(
+    found = sorted(
         path
         for path in images.iterdir()
         if path.name.startswith("ILSVRC2012_val_") and path.is_file()
     )
-    if not files and not _count(target):
+    if not found and not _count(target):
         raise UserError(
             f"The folder {images} holds no ILSVRC2012_val_*.JPEG files. Give the folder that they "
             "lie in."
         )
-    stranger = next((path for path in files if path.stem not in labels), None)
+    stranger = next((path for path in found if path.stem not in labels), None)
     if stranger is not None:
         raise UserError(
             f"{stranger} has no label in the label file; give the list of all 50,000 validation "
@@ -139,7 +143,7 @@ def arrange_val(
         )
     place = _PLACE[mode]
     placed = 0
-    for path in files:
+    for path in found:
         destination = target / labels[path.stem] / path.name
         destination.parent.mkdir(parents=True, exist_ok=True)
         if not destination.exists():
@@ -147,6 +151,8 @@ def arrange_val(
             try:
                 place(path, destination)
             except OSError as error:
+                if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG):
+                    raise files.NotWrittenError(destination, error) from error
                 raise UserError(
                     f"{path} cannot be put at {destination} by {mode}: {error.strerror}. "
                     "Try another --mode, for example copy."
@@ -167,9 +173,19 @@ def _hardlink(source: Path, destination: Path) -> None:
     destination.hardlink_to(source)
 
 
+def _move(source: Path, destination: Path) -> None:
+    try:
+        source.rename(destination)
+    except OSError as error:
+        if error.errno != errno.EXDEV:  # another disk
+            raise
+        files.copy(source, destination)
+        source.unlink()
+
+
 _PLACE: dict[Mode, Callable[[Path, Path], Any]] = {
     "symlink": _symlink,
     "hardlink": _hardlink,
-    "copy": shutil.copy2,
-    "move": shutil.move,
+    "copy": files.copy,
+    "move": _move,
 }

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import itertools
 import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from src.errors import UserError
+from src.files import on_one_line
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
@@ -19,9 +22,10 @@ def is_picture(path: str | Path) -> bool:
 
 
 def list_pictures(root: str | Path) -> list[str]:
-    """All pictures under a folder, at any depth, links followed, hidden files and folders left out.
+    """All images under a folder, at any depth, links followed, hidden files and folders left out.
 
-    A folder that links lead to several times, or in circles, is read once.
+    A folder that links lead to several times, or in circles, is read once. Pipes, sockets and
+    devices are left out with a warning.
 
     Args:
         root: An existing folder.
@@ -39,21 +43,41 @@ def first_pictures(root: str | Path, count: int = 100) -> list[str]:
 
 def _walk(root: str | Path) -> Iterator[str]:
     seen = set()
-    for folder, children, files in os.walk(root, onerror=_refuse, followlinks=True):
+    folders = [os.fspath(root)]
+    while folders:
+        folder = folders.pop()
         facts = Path(folder).stat()
         if (facts.st_dev, facts.st_ino) in seen:
-            children.clear()
             continue
         seen.add((facts.st_dev, facts.st_ino))
-        children[:] = sorted(child for child in children if not child.startswith("."))
-        for name in files:
-            if is_picture(name):
-                yield os.path.join(folder, name)  # noqa: PTH118 - a million strings, no Path objects
+        children = []
+        with _entries(folder) as entries:
+            for entry in entries:
+                if entry.is_dir():
+                    children += [] if entry.name.startswith(".") else [entry.path]
+                elif is_picture(entry.name) and _can_be_read(entry):
+                    yield entry.path
+        folders += sorted(children, reverse=True)  # the first one is taken next
 
 
-def _refuse(error: OSError) -> None:
-    """A folder that cannot be listed may hold images, so it is not passed over."""
-    raise UserError(f"The folder {error.filename} cannot be read: {error.strerror}.") from error
+def _can_be_read(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a regular file; reading others, such as a pipe, can wait forever."""
+    # Links to nothing stay, so that whoever reads them tells.
+    if entry.is_file() or (entry.is_symlink() and not Path(entry.path).exists()):
+        return True
+    warnings.warn(
+        f"{on_one_line(entry.path)} is no regular file (a pipe, socket or device): it is left out.",
+        stacklevel=2,
+    )
+    return False
+
+
+def _entries(folder: str) -> Any:
+    """The open folder; one that cannot be listed may hold images, so it is not passed over."""
+    try:
+        return os.scandir(folder)
+    except OSError as error:
+        raise UserError(f"The folder {folder} cannot be read: {error.strerror}.") from error
 
 
 def list_class_folders(root: str | Path) -> list[str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from src import files
 from src.data.toy import SHAPES, draw_scene
 from src.data.toy_layouts import ToySettings, write_layout
 
@@ -54,10 +55,10 @@ def _draw_all(folder: Path, settings: ToySettings) -> None:
             labels.mkdir(parents=True)
         for number in range(scenes(settings, split)):
             image, label = _draw(split, number, settings)
-            image.save(images / f"scene_{number:04d}.jpg", quality=92)
+            files.write_image(images / f"scene_{number:04d}.jpg", image, quality=92)
             if split != "predict":
-                label.save(labels / f"scene_{number:04d}.png")
-    (folder / "classes.txt").write_text("\n".join(TOY_CLASSES) + "\n")
+                files.write_image(labels / f"scene_{number:04d}.png", label)
+    files.write_text(folder / "classes.txt", "\n".join(TOY_CLASSES) + "\n")
 
 
 def _draw(split: str, number: int, settings: ToySettings) -> tuple[Image.Image, Image.Image]:

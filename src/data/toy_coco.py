@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from src import files
 from src.data.toy import SHAPES, Scene, SceneObject, draw_scene
 from src.data.toy_layouts import ToySettings, write_layout
 
@@ -53,7 +53,8 @@ def _draw_all(folder: Path, settings: ToySettings) -> None:
         pictures, annotations = [], []
         for number, scene in enumerate(_scenes(split, settings), start=1):
             file_name = f"{number:012d}.jpg"
-            Image.fromarray(scene.image).save(folder / name / file_name, quality=92)
+            image = Image.fromarray(scene.image)
+            files.write_image(folder / name / file_name, image, quality=92)
             height, width = scene.image.shape[:2]
             pictures.append(
                 {"id": number, "file_name": file_name, "height": height, "width": width}
@@ -66,7 +67,7 @@ def _draw_all(folder: Path, settings: ToySettings) -> None:
                 "categories": [{"id": i, "name": shape} for i, shape in enumerate(SHAPES, start=1)],
             }
             path = folder / "annotations" / f"instances_{name}.json"
-            path.write_text(json.dumps(content))
+            files.write_json(path, content)
 
 
 def _scenes(split: str, settings: ToySettings) -> Iterator[Scene]:

@@ -8,7 +8,6 @@ its name only when it is complete.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -18,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from src import files
 from src.data.toy import SHAPES, draw_scene
 from src.data.workers import obey_parent_only
 from src.errors import UserError
@@ -100,13 +100,9 @@ def write_layout(
     record = {"drawing": _DRAWING_VERSION, **asdict(settings)}
     if folder.exists() and _is_there(folder, record, force):
         return False
-    unfinished = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    draw(unfinished)
-    (unfinished / _RECORD).write_text(json.dumps(record, indent=1) + "\n")
-    if folder.exists():
-        shutil.rmtree(folder)
-    unfinished.rename(folder)
+    with files.whole_folder(folder, last=[_RECORD]) as unfinished:
+        draw(unfinished)
+        files.write_json(unfinished / _RECORD, record, indent=1)
     return True
 
 
@@ -148,12 +144,12 @@ def _draw(picture: _Picture, settings: ToySettings) -> None:
     seed = [settings.seed, _SPLITS.index(picture.split), picture.label, picture.number]
     shape, size = list(SHAPES)[picture.label], (settings.size, settings.size)
     scene = draw_scene([shape], size, np.random.default_rng(seed))
-    Image.fromarray(scene.image).save(picture.path, quality=92)
+    files.write_image(picture.path, Image.fromarray(scene.image), quality=92)
 
 
 def _is_there(folder: Path, record: dict[str, int], force: bool) -> bool:
     """Whether an existing folder already is what is wanted; only toy data may be replaced."""
-    if not any(folder.iterdir()):
+    if all(files.is_leftover(entry) for entry in folder.iterdir()):
         return False
     path = folder / _RECORD
     if not path.is_file():

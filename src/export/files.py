@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
+from src import files
 from src.errors import UserError
 from src.export.graphs import Graph
 
@@ -80,7 +81,7 @@ def write_program(graph: Graph, program: ExportedProgram, folder: Path) -> Path:
     """Write ``<name>.pt2`` for `torch.export.load`; it needs ``import src.ops`` where it is run."""
     path = folder / f"{graph.name}.pt2"
     with _silence():
-        torch.export.save(program, path)
+        files.write_with(path, lambda file: torch.export.save(program, file))
     return path
 
 
@@ -96,7 +97,9 @@ def write_compiled(graph: Graph, program: ExportedProgram, folder: Path) -> Path
     path = folder / f"{graph.name}.aoti.pt2"
     try:
         with torch.no_grad(), _silence():
-            aoti_compile_and_package(program, package_path=str(path))
+            files.write_with(
+                path, lambda file: aoti_compile_and_package(program, package_path=file)
+            )
     except InvalidCxxCompiler as error:
         raise UserError(
             "AOTInductor needs a C++ compiler (g++ or clang++), and none was found; leave `aoti` "

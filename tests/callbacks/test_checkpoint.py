@@ -1,5 +1,6 @@
 import shutil
 from pathlib import Path
+from typing import IO
 
 import pytest
 import torch
@@ -108,8 +109,8 @@ def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.M
     path = tmp_path / "last.ckpt"
     AtomicCheckpointIO().save_checkpoint({"epoch": 1}, path)
 
-    def broken(_: object, target: Path) -> None:
-        Path(target).write_bytes(b"half")
+    def broken(_: object, target: IO[bytes]) -> None:
+        target.write(b"half")
         raise OSError("disk full")
 
     monkeypatch.setattr(torch, "save", broken)

@@ -117,7 +117,7 @@ def test_predict_writes_table_and_pictures(trained: Path, pictures: Path) -> Non
         probabilities = [float(row[f"prob_{i}"]) for i in (1, 2, 3)]
         assert sum(probabilities) == pytest.approx(1, abs=1e-5)
         assert probabilities == sorted(probabilities, reverse=True)
-    drawn = sorted((folder / "pictures").iterdir())
+    drawn = sorted((folder / "pictures").rglob("*.png"))
     assert len(drawn) == 5
     with Image.open(drawn[0]) as picture:
         assert picture.width >= 360

@@ -1,3 +1,4 @@
+import errno
 import hashlib
 
 import numpy as np
@@ -5,6 +6,7 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
+from src.data import imagenet_val
 from src.data.classes import imagenet_synsets
 from src.data.prepare import main as prepare
 from src.data.toy import SHAPES
@@ -68,9 +70,9 @@ def test_toy_again_says_it_is_there_and_touches_nothing(tmp_path, capsys):
 
 
 def test_an_interrupted_run_is_repeated(tmp_path):
-    (tmp_path / ".imagenet.partial" / "train").mkdir(parents=True)
+    (tmp_path / "imagenet" / ".0123456789ab.part" / "train").mkdir(parents=True)
     toy(tmp_path)
-    assert not (tmp_path / ".imagenet.partial").exists()
+    assert (tmp_path / "imagenet" / "toy.json").exists()
     assert len(list(tmp_path.glob("imagenet/train/*/*.jpg"))) == 20
 
 
@@ -154,6 +156,34 @@ def write_labels(folder, style):
 @pytest.mark.parametrize("style", ["index", "synset", "kaggle", "devkit"])
 def test_every_public_label_list_gives_the_same_folders(flat, tmp_path, style):
     assert arrange(flat, write_labels(tmp_path, style)) == expected()
+
+
+def test_the_devkit_names_no_other_folders(flat, tmp_path):
+    labels = write_labels(tmp_path, "devkit")
+    kinds = [("ILSVRC2012_ID", "O"), ("WNID", "O")]
+    rows = np.array([(i, f"../../{i}") for i in range(1, 1001)], dtype=kinds)
+    savemat(tmp_path / "meta.mat", {"synsets": rows.reshape(-1, 1)})
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError, match=r"meta.mat names the class '../../1'; expected synsets"):
+        arrange(flat, labels)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("mode", ["copy", "move"])
+def test_a_full_disk_leaves_no_half_of_an_image(flat, tmp_path, mode, largest_file, monkeypatch):
+    def other_disk(*_):
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    monkeypatch.setattr(imagenet_val.Path, "rename", other_disk)
+    labels = write_labels(tmp_path, "index")
+    with (
+        largest_file(100),
+        pytest.raises(UserError, match=r"could not be written \(File too large"),
+    ):
+        arrange(flat, labels, "--mode", mode)
+    assert not [path for path in (tmp_path / "imagenet").rglob("*") if path.is_file()]
+    assert arrange(flat, labels, "--mode", mode) == expected()
+    assert len(list(flat.iterdir())) == (0 if mode == "move" else 3)
 
 
 @pytest.mark.parametrize("mode", ["symlink", "hardlink", "copy", "move"])

@@ -193,8 +193,8 @@ def files_to_predict(source: str | Path) -> list[str]:
         return [str(source)]
     if not source.is_dir():
         raise UserError(
-            f"There is nothing to predict: {source} does not exist. Give a picture or a folder of "
-            "pictures."
+            f"There is nothing to predict: {source} is no file and no folder. Give an image or a "
+            "folder of images."
         )
     pictures = list_pictures(source)
     if not pictures:

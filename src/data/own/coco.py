@@ -7,13 +7,13 @@ folder with a file for each split.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from src import files
 from src.data.coco_json import MAX_ANNOTATIONS, CocoFile, images_to_learn, read_coco
 from src.data.own import recipe, split
 from src.data.own.coco_layout import find_annotations, find_images, neighbours
@@ -49,11 +49,11 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         UserError: If a file is broken, a picture missing, or its size not that of the json.
     """
-    files = _find_files(args)
+    sources = _find_files(args)
     is_folder = args.annotations.is_dir()
-    source = args.annotations if is_folder else files["train"][1]
+    source = args.annotations if is_folder else sources["train"][1]
     name, out = split.target(args, source, searched=is_folder)
-    annotations = files["train"][0]
+    annotations = sources["train"][0]
     content = read_coco(annotations)
     train = CocoFile(annotations, content=content, max_annotations=args.max_annotations)
     if not train.num_usable:
@@ -63,13 +63,15 @@ def run(args: argparse.Namespace) -> None:
             "with --data.train_annotations, --data.train_images and the same of val."
         )
     readers = {"train": train}
-    for part in files.keys() - {"train"}:
-        readers[part] = CocoFile(files[part][0], max_annotations=args.max_annotations)
+    for part in sources.keys() - {"train"}:
+        readers[part] = CocoFile(sources[part][0], max_annotations=args.max_annotations)
         _check_categories(train, readers[part])
-    surveys = [_check_pictures(readers[part], files[part][1], args.max_pixels) for part in files]
+    surveys = [
+        _check_pictures(readers[part], sources[part][1], args.max_pixels) for part in sources
+    ]
     facts = {"source": str(annotations), "val_share": args.val_share, "seed": args.seed}
     indices = {part: np.arange(len(file.pictures)) for part, file in readers.items()}
-    divided = {} if "val" in files else _divide(train, args)
+    divided = {} if "val" in sources else _divide(train, args)
     indices |= divided
     chosen = indices["train"]
     kept, left_out = images_to_learn(
@@ -77,15 +79,12 @@ def run(args: argparse.Namespace) -> None:
     )
     if not kept:
         raise UserError(_nothing_left(annotations, len(chosen), left_out))
-    split.start_over(out, ("annotations",), facts)
-    for part, part_indices in divided.items():
-        path = out / "annotations" / f"{part}.json"
-        _write_part(content, {train.pictures[i].id for i in part_indices}, path)
-        files[part] = (path, files["train"][1])
+    for part in divided:
+        sources[part] = (out / "annotations" / f"{part}.json", sources["train"][1])
         readers[part] = train
-    parts = [part for part in SPLITS if part in files]
+    parts = [part for part in SPLITS if part in sources]
     learned = {part: readers[part].count_learnable(indices[part]) for part in parts}
-    tested = f", {len(indices['test'])} test" if "test" in files else ""
+    tested = f", {len(indices['test'])} test" if "test" in sources else ""
     print(
         f"{out}: {len(kept)} training and {len(indices['val'])} validation{tested} images; objects:"
     )
@@ -105,10 +104,14 @@ def run(args: argparse.Namespace) -> None:
         )
     print(f"Checked: {sum(surveys, Survey())}")
     data: dict[str, Any] = {"root": "."}
-    for part, (path, images) in ((part, files[part]) for part in parts):
+    for part, (path, images) in ((part, sources[part]) for part in parts):
         data[f"{part}_images"] = str(images)
         data[f"{part}_annotations"] = str(path)
-    recipe.write(args, out / f"{name}.yaml", "detection", data, len(kept))
+    with split.start_over(out, ("annotations",), facts) as work:
+        for part, part_indices in divided.items():
+            numbers = {train.pictures[i].id for i in part_indices}
+            _write_part(content, numbers, work / "annotations" / f"{part}.json")
+        recipe.write(args, out / f"{name}.yaml", "detection", data, len(kept), work)
 
 
 def _find_files(args: argparse.Namespace) -> dict[str, tuple[Path, Path]]:
@@ -118,12 +121,12 @@ def _find_files(args: argparse.Namespace) -> dict[str, tuple[Path, Path]]:
             if not path.is_file():
                 raise UserError(f"The annotation file {path} does not exist.")
         images = args.images or find_images(args.annotations, args.annotations.parent)
-        files = {"train": (args.annotations, images)}
+        sources = {"train": (args.annotations, images)}
         if args.val_annotations:
             val = args.val_images or args.images
             val = val or find_images(args.val_annotations, args.val_annotations.parent)
-            files["val"] = (args.val_annotations, val)
-        return files
+            sources["val"] = (args.val_annotations, val)
+        return sources
     if args.val_annotations or args.val_images:
         raise UserError(
             "--val-annotations and --val-images go with an annotation file; the splits of the "
@@ -189,9 +192,8 @@ def _divide(file: CocoFile, args: argparse.Namespace) -> dict[str, NDArray[np.in
 
 def _write_part(content: dict[str, Any], kept: set[PictureId], path: Path) -> None:
     """Write the entries of some pictures, in the order and with all values of the source."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     selected = {
         "images": [p for p in content["images"] if p["id"] in kept],
         "annotations": [a for a in content["annotations"] if a["image_id"] in kept],
     }
-    path.write_text(json.dumps(content | selected), encoding="utf-8")
+    files.write_json(path, content | selected)

@@ -45,19 +45,38 @@ def run(args: argparse.Namespace) -> None:
     classes = _classes(splits.get("train", layout.root))
     folders = splits.values() or [layout.root]
     found = survey([path for folder in folders for path in list_pictures(folder)], args.max_pixels)
-    if "val" in splits:
+    is_split = "val" in splits
+    facts: dict[str, object] = {"source": str(source)}
+    if is_split:
         _check(layout)
-        split.start_over(out, (), {"source": str(source)})
-        data = {"root": str(layout.root)}
-        data |= {
-            f"{part}_split": folder.name for part, folder in splits.items() if folder.name != part
-        }
     else:
-        _divide(layout, out, args)
-        data = {"root": str(out)}
-        splits = {part: out / part for part in SPLITS if (out / part).is_dir()}
-    if "test" in splits:
-        data["test_split"] = splits["test"].name
+        facts = {"source": str(splits.get("train", layout.root))}
+        facts |= {"val_share": args.val_share, "seed": args.seed}
+    with split.start_over(out, () if is_split else SPLITS, facts) as work:
+        if is_split:
+            data = {"root": str(layout.root)}
+            data |= {
+                f"{part}_split": folder.name
+                for part, folder in splits.items()
+                if folder.name != part
+            }
+        else:
+            _divide(layout, work, args)
+            data = {"root": str(out)}
+            splits = {part: work / part for part in SPLITS if (work / part).is_dir()}
+        if "test" in splits:
+            data["test_split"] = splits["test"].name
+        number = _tell(data["root"], splits, classes)
+        print(f"Checked: {found}")
+        for note in layout.notes:
+            print(f"note: {note}")
+        _tell_others(source)
+        path = out / f"{name}.yaml"
+        recipe.write(args, path, "classification", data | {"upright": True}, number, work)
+
+
+def _tell(root: str, splits: dict[str, Path], classes: list[str]) -> int:
+    """Print how many images of every class each split has; returns the number for training."""
     counts = {
         part: {label: len(list_pictures(folder / label)) for label in list_class_folders(folder)}
         for part, folder in splits.items()
@@ -65,22 +84,17 @@ def run(args: argparse.Namespace) -> None:
     number = {part: sum(counts[part].values()) for part in splits}
     tested = f" and {number['test']} test" if "test" in number else ""
     comma = "," if tested else " and"
-    print(
-        f"{data['root']}: {number['train']} training{comma} {number['val']} validation{tested} "
-        "images"
-    )
+    print(f"{root}: {number['train']} training{comma} {number['val']} validation{tested} images")
     for label in classes:
         print(f"  {label}: " + " + ".join(str(counts[part].get(label, 0)) for part in splits))
-    print(f"Checked: {found}")
-    for note in layout.notes:
-        print(f"note: {note}")
+    return number["train"]
+
+
+def _tell_others(source: Path) -> None:
     others = Counter(path.suffix.lower() or path.name for path in _other_files(source))
     if others:
         listed = ", ".join(f"{count} {ending}" for ending, count in sorted(others.items()))
         print(f"note: files that are no pictures by their endings are left out ({listed})")
-    recipe.write(
-        args, out / f"{name}.yaml", "classification", data | {"upright": True}, number["train"]
-    )
 
 
 def _classes(folder: Path) -> list[str]:
@@ -107,7 +121,7 @@ def _check(layout: Layout) -> None:
         raise UserError("\n  ".join(problems))
 
 
-def _divide(layout: Layout, out: Path, args: argparse.Namespace) -> None:
+def _divide(layout: Layout, work: Path, args: argparse.Namespace) -> None:
     """Keep a part of the training images for validation, and put a test split beside them."""
     source = layout.splits.get("train", layout.root)
     if "test" in layout.splits:
@@ -121,14 +135,12 @@ def _divide(layout: Layout, out: Path, args: argparse.Namespace) -> None:
                 "needed, one to learn from and one to check with."
             )
         parts[label] = split.split(pictures, args.val_share, args.seed)
-    facts = {"source": str(source), "val_share": args.val_share, "seed": args.seed}
-    split.start_over(out, SPLITS, facts)
     for label, divided in parts.items():
         for part, pictures in zip(SPLITS, divided, strict=False):
             for picture in map(Path, pictures):
                 inside = picture.relative_to(source / label)
-                split.place(picture, out / part / label / inside, args.mode)
+                split.place(picture, work / part / label / inside, args.mode)
     if "test" in layout.splits:
         for picture in map(Path, list_pictures(layout.splits["test"])):
             inside = picture.relative_to(layout.splits["test"])
-            split.place(picture, out / "test" / inside, args.mode)
+            split.place(picture, work / "test" / inside, args.mode)

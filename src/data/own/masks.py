@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from src import files
 from src.data.classes import read_class_names
 from src.data.own import recipe, split
 from src.data.own.colours import read_colours
@@ -66,36 +67,44 @@ def run(args: argparse.Namespace) -> None:
     labels = LabelReader(masks, colours, _given_names(args), values, args.snap, args.max_pixels)
     _check_sizes(pairs, found.sizes, args.max_pixels)
     facts = {"source": str(args.images), "val_share": args.val_share, "seed": args.seed}
-    split.start_over(out, ("images", "annotations"), facts)
-    counts = {}
-    for part, chosen in parts.items():
-        counts[part] = Counter[int]()
-        for pair in chosen:
-            split.place(Path(pair.image), out / "images" / _FOLDERS[part] / pair.inside, args.mode)
-            classes = labels.read(pair.mask)
-            path = out / "annotations" / _FOLDERS[part] / pair.inside.with_suffix(".png")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(classes).save(path)
-            counts[part].update(int(value) for value in np.unique(classes))
-    tested = f", {len(parts['test'])} test" if "test" in parts else ""
-    print(
-        f"{out}: {len(parts['train'])} training and {len(parts['val'])} validation{tested} images; "
-        "showing:"
-    )
-    for number, label in enumerate(labels.names):
-        print(f"  {label}: " + " + ".join(str(counts[part][number]) for part in parts))
-    print(f"Checked: {found}, and all label maps fit them")
-    for part in parts:
-        notes += note_absent(labels.names, counts[part], _FOLDERS[part])
-    for note in notes:
-        print(f"note: {note}")
     data: dict[str, Any] = {"root": str(out), "class_names": labels.names, "upright": True}
     data["reduce_zero_label"] = False
     if "test" in parts:
         data |= {"test_images": "images/test", "test_labels": "annotations/test"}
     if colours:
         data["palette"] = [list(colour) for colour in colours.values]
-    recipe.write(args, out / f"{name}.yaml", "segmentation", data, len(parts["train"]))
+    with split.start_over(out, ("images", "annotations"), facts) as work:
+        counts = _place(parts, labels, work, args.mode)
+        tested = f", {len(parts['test'])} test" if "test" in parts else ""
+        print(
+            f"{out}: {len(parts['train'])} training and {len(parts['val'])} validation{tested} "
+            "images; showing:"
+        )
+        for number, label in enumerate(labels.names):
+            print(f"  {label}: " + " + ".join(str(counts[part][number]) for part in parts))
+        print(f"Checked: {found}, and all label maps fit them")
+        for part in parts:
+            notes += note_absent(labels.names, counts[part], _FOLDERS[part])
+        for note in notes:
+            print(f"note: {note}")
+        path = out / f"{name}.yaml"
+        recipe.write(args, path, "segmentation", data, len(parts["train"]), work)
+
+
+def _place(
+    parts: dict[str, list[Pair]], labels: LabelReader, work: Path, mode: str
+) -> dict[str, Counter[int]]:
+    """Put images and label maps into the new folder; returns how many images show each class."""
+    counts = {}
+    for part, chosen in parts.items():
+        counts[part] = Counter[int]()
+        for pair in chosen:
+            split.place(Path(pair.image), work / "images" / _FOLDERS[part] / pair.inside, mode)
+            classes = labels.read(pair.mask)
+            path = work / "annotations" / _FOLDERS[part] / pair.inside.with_suffix(".png")
+            files.write_image(path, Image.fromarray(classes))
+            counts[part].update(int(value) for value in np.unique(classes))
+    return counts
 
 
 def _divide(pairs: list[Pair], args: argparse.Namespace) -> dict[str, list[Pair]]:

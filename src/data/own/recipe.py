@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from src import files
 from src.errors import UserError
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
@@ -75,16 +76,22 @@ def add_arguments(parser: argparse.ArgumentParser, task: str) -> None:
 
 
 def write(
-    args: argparse.Namespace, path: Path, task: str, data: dict[str, Any], pictures: int
+    args: argparse.Namespace,
+    path: Path,
+    task: str,
+    data: dict[str, Any],
+    pictures: int,
+    folder: Path,
 ) -> None:
     """Write the recipe and print what it does and the commands to go on with.
 
     Args:
         args: What `add_arguments` declares.
-        path: The file.
+        path: The file, where it will lie.
         task: A key of `RECIPES`.
         data: Arguments of the data module that describe the data set.
         pictures: Number of training pictures.
+        folder: Where it is written now; the whole folder goes to its place when it is complete.
     """
     base = RECIPES[task][args.network]
     weights = args.weights or (None if args.network == "nano" else base)
@@ -96,7 +103,7 @@ def write(
         f"# Network and augmentation of configs/{task}/{base}.yaml; {start}. No published number.\n"
     )
     text = yaml.safe_dump(recipe, allow_unicode=True, sort_keys=False, default_flow_style=None)
-    path.write_text(comment + text, encoding="utf-8")
+    files.write_text(folder / path.name, comment + text)
     print(f"Recipe:  {path}: InternImage-{args.network.upper()}, {start}")
     print(f"         {facts[0]} epochs, batches of {facts[1]}")
     if not weights:

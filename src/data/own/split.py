@@ -7,16 +7,19 @@ only the parts that are made again.
 from __future__ import annotations
 
 import argparse
-import json
+import errno
 import random
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from src import files
 from src.decoding import MAX_PIXELS
 from src.errors import UserError
+from src.file_names import check_name, name_of
 
 RECORD = "prepared.json"
 DEFAULT_PARENT = Path("data/own")
@@ -62,11 +65,10 @@ def target(args: argparse.Namespace, source: Path, *, searched: bool = True) -> 
     """
     if not 0 < args.val_share < 1:
         raise UserError(f"--val-share accepts a share between 0 and 1, got {args.val_share}.")
-    name = args.name or source.resolve().name
-    if not args.name:
-        name = re.sub(r"\s+", "_", name) or "mine"
-    if "/" in name or name in (".", ".."):
-        raise UserError(f"--name accepts a file name without folders, got {name!r}.")
+    if args.name is None:
+        name = name_of([re.sub(r"\s+", "_", source.resolve().name)], "mine")
+    else:
+        name = check_name(args.name, "--name")
     out = Path(args.out) if args.out else DEFAULT_PARENT / name
     if out.resolve() == source.resolve():
         raise UserError(f"--out {out} is the source itself, which is never changed; name another.")
@@ -75,7 +77,7 @@ def target(args: argparse.Namespace, source: Path, *, searched: bool = True) -> 
             f"--out {out} lies in the source {source}, so the next run would take it for data; "
             "name a folder elsewhere."
         )
-    if out.exists() and not (out / RECORD).is_file() and (out.is_file() or any(out.iterdir())):
+    if out.exists() and not (out / RECORD).is_file() and (out.is_file() or not _is_empty(out)):
         raise UserError(
             f"{out} exists and was not made by this command, so it is left alone; name another "
             "folder with --out."
@@ -83,19 +85,25 @@ def target(args: argparse.Namespace, source: Path, *, searched: bool = True) -> 
     return name, out
 
 
-def start_over(out: Path, parts: Sequence[str], facts: dict[str, Any]) -> None:
-    """Empty ``parts`` of a folder made before and note what it is made from."""
-    try:
-        for part in parts:
-            if (out / part).is_dir():
-                shutil.rmtree(out / part)
-        out.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(facts, ensure_ascii=False, indent=1)
-        (out / RECORD).write_text(text + "\n", encoding="utf-8")
-    except OSError as error:
-        raise UserError(
-            f"The folder {out} cannot be made: {error.strerror}. Name another with --out."
-        ) from error
+@contextmanager
+def start_over(out: Path, parts: Sequence[str], facts: dict[str, Any]) -> Iterator[Path]:
+    """Give a folder to fill, which replaces ``parts`` of ``out`` when the block succeeds.
+
+    Args:
+        out: The folder to make, or one made before, which stays as it is until then.
+        parts: Names of the subfolders that are made anew.
+        facts: What the folder is made from.
+
+    Yields:
+        An empty folder.
+    """
+    with files.whole_folder(out, last=[RECORD], parts=parts) as work:
+        yield work
+        files.write_json(work / RECORD, facts, ensure_ascii=False, indent=1)
+
+
+def _is_empty(folder: Path) -> bool:
+    return all(files.is_leftover(entry) for entry in folder.iterdir())
 
 
 def split(items: Sequence[str], val_share: float, seed: int) -> tuple[list[str], list[str]]:
@@ -127,8 +135,10 @@ def place(source: Path, destination: Path, mode: str) -> None:
     try:
         _PLACE[mode](source, destination)
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG):
+            raise
         raise UserError(
-            f"{source} cannot be put at {destination} by {mode}: {error.strerror}. Try another "
+            f"{source} cannot be put into the new folder by {mode}: {error.strerror}. Try another "
             "--mode, for example copy."
         ) from error
 

@@ -1,0 +1,132 @@
+"""Loggers of a run folder: ``metrics.csv`` and the curves for TensorBoard.
+
+Lightning's own loggers write in place, and TensorBoard's expands ``~`` and ``$`` in names of
+folders. Here both lie exactly in the run folder, and a full disk leaves a table without half lines.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric.loggers.logger import rank_zero_experiment
+from lightning.pytorch.core.saving import save_hparams_to_yaml
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+
+from src import files
+
+
+class MetricsTable(CSVLogger):
+    """Write ``metrics.csv`` and ``hparams.yaml``.
+
+    Args:
+        folder: The run folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder.parent, "", folder.name)
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> ExperimentWriter:
+        """The writer, made when it is first needed."""
+        if self._experiment is None:
+            self._experiment = _Writer(self.log_dir)
+        return self._experiment  # type: ignore[return-value]
+
+
+class _Writer(ExperimentWriter):
+    """Adds complete lines to the table, and replaces it as a whole where there are new columns."""
+
+    def __init__(self, log_dir: str) -> None:
+        super().__init__(log_dir)
+        self._written_keys: list[str] | None = None
+
+    def save(self) -> None:
+        """Write the recorded metrics."""
+        if not self.metrics:
+            return
+        self._record_new_keys()
+        path, keys = Path(self.metrics_file_path), list(self.metrics_keys)
+        rows = [[row.get(key, "") for key in keys] for row in self.metrics]
+        if keys == self._written_keys and path.is_file():
+            buffer = io.StringIO(newline="")
+            csv.writer(buffer).writerows(rows)
+            files.append_text(path, buffer.getvalue())
+        else:
+            files.write_csv(path, [keys, *self._earlier_rows(path, keys), *rows])
+            self._written_keys = keys
+        self.metrics = []
+
+    def log_hparams(self, params: dict[str, Any]) -> None:
+        """Write the settings."""
+        self.hparams.update(params)
+        with files.whole_file(Path(self.log_dir) / self.NAME_HPARAMS_FILE) as part:
+            save_hparams_to_yaml(part, self.hparams)
+
+    def _earlier_rows(self, path: Path, keys: list[str]) -> list[list[str]]:
+        if self._written_keys is None or not path.is_file():
+            return []
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = [dict(zip(self._written_keys, row, strict=False)) for row in csv.reader(file)]
+        return [[row.get(key, "") for key in keys] for row in rows[1:]]
+
+
+class Curves(TensorBoardLogger):
+    """Write the events for TensorBoard.
+
+    TensorBoard adds to a file that stays open. A full disk can therefore cut the last event, which
+    its reader leaves out.
+
+    Args:
+        folder: The run folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder.parent, "", folder.name)
+        self._folder = folder
+
+    @property
+    def log_dir(self) -> str:
+        """The run folder."""
+        return str(self._folder)
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Add points to the curves."""
+        with self._disk_errors():
+            super().log_metrics(metrics, step)
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """Add the settings."""
+        with self._disk_errors():
+            super().log_hyperparams(*args, **kwargs)
+
+    def save(self) -> None:
+        """Write what has been added; the settings are in the file of `MetricsTable`."""
+        with self._disk_errors():
+            if self._experiment is not None:
+                self._experiment.flush()
+
+    def finalize(self, status: str) -> None:
+        """Close the file."""
+        try:
+            with self._disk_errors():
+                super().finalize(status)
+        except files.NotWrittenError:
+            if status == "success":  # otherwise another error is on its way
+                raise
+
+    @contextmanager
+    def _disk_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # Lightning wraps what the system says in a ValueError
+            cause = files.os_error_in(error)
+            if cause is None:
+                raise
+            raise files.NotWrittenError(self._folder / "events.out.tfevents", cause) from error

@@ -1,0 +1,73 @@
+"""Names that users give."""
+
+import os
+
+import pytest
+
+from src.errors import UserError
+from src.file_names import check_name, name_of, shorten
+
+
+@pytest.mark.parametrize("name", ["run", "internimage-t_run2", "a.b", "two words", "猫", "x" * 150])
+def test_names_of_one_folder_are_accepted(name: str) -> None:
+    assert check_name(name, "--name") == name
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("", "is empty"),
+        ("  ", "is empty"),
+        ("a/b", "contains /"),
+        ("a/", "contains /"),
+        ("/abs", "contains /"),
+        ("../x", "contains /"),
+        ("a\\b", "contains \\"),
+        ("C:x", "contains :"),
+        ("a::b", "contains :"),
+        ("what?", "contains ?"),
+        ("..", "starts with ."),
+        (".hidden", "starts with ."),
+        ("-rf", "starts with -"),
+        ("~", "starts with ~"),
+        ("dot.", "ends with a dot"),
+        (" a", "starts or ends with a space"),
+        ("a\nb", "contains control characters"),
+        ("a\0b", "contains control characters"),
+        ("a\u202eb", "contains control characters"),  # turns the direction of writing
+        ("a\udce9", "contains control characters or bytes that are no text"),
+        ("x" * 300, "is 300 bytes long, more than 150"),
+        ("猫" * 51, "is 153 bytes long, more than 150"),
+    ],
+)
+def test_names_that_lead_elsewhere_are_refused(name: str, problem: str) -> None:
+    with pytest.raises(UserError) as caught:
+        check_name(name, "--name")
+    assert problem in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 250
+
+
+@pytest.mark.parametrize(
+    ("stems", "name"),
+    [
+        (["recipe", "fsdp2"], "recipe-fsdp2"),
+        ([], "unnamed"),
+        ([".hidden"], "hidden"),
+        (["-x "], "x"),
+        (["a:b\n"], "a_b_"),
+        (["..."], "unnamed"),
+    ],
+)
+def test_names_of_files_give_names(stems: list[str], name: str) -> None:
+    assert name_of(stems, "unnamed") == name
+    assert check_name(name_of(["x" * 300, "y" * 300], "unnamed"), "--name")
+
+
+def test_short_names_stay_apart() -> None:
+    names = ["é" * 200 + str(number) for number in range(5)]
+    short = {shorten(name, 100) for name in names}
+    assert len(short) == 5
+    assert all(len(os.fsencode(name)) <= 100 for name in short)
+    assert shorten("short", 100) == "short"
+    assert len(os.fsencode(shorten("\udce9" * 300, 100))) <= 100
