@@ -32,7 +32,7 @@ def test_a_folder_that_cannot_be_made_is_named(
     (tmp_path / "file").touch()
     out = str(tmp_path / "file" / "out")
     assert main(["prepare", "from-folder", str(photos), "--out", out]) == 2
-    assert f"The folder {out} cannot be made: Not a directory" in capsys.readouterr().err
+    assert f"{out} could not be written (Not a directory" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
