@@ -207,10 +207,11 @@ def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     try:
         save_file(tensors, path, metadata={"format": "pt"})
     except SafetensorError as error:  # hides what the system says in its text
-        code = re.search(r"Os \{ code: (\d+)", str(error))
+        code = re.search(r"os error (\d+)|Os \{ code: (\d+)", str(error))
         if code is None:
             raise
-        raise OSError(int(code[1]), os.strerror(int(code[1]))) from error
+        number = int(code[1] or code[2])
+        raise OSError(number, os.strerror(number)) from error
 
 
 def _load_all(network: nn.Module, source: str | Path) -> None:

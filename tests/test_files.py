@@ -210,6 +210,7 @@ NO_FILES = {
     ("strategies.py", "save(parts, checkpoint_id=folder)"),  # into a folder that is moved whole
     ("export/files.py", "exported.save(path, external_data=size > _LARGEST_SINGLE_FILE)"),  # also
     ("hub.py", "save_file(tensors, path, metadata={'format': 'pt'})"),  # also
+    ("serialization/parallel.py", "torch.save(self.folder.value(key), written)"),  # in memory
     ("cli/app.py", "parser.dump(config, skip_none=False)"),  # gives text
 }
 

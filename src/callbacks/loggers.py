@@ -96,6 +96,12 @@ class Curves(TensorBoardLogger):
         """The run folder."""
         return str(self._folder)
 
+    @property
+    def experiment(self) -> Any:
+        """TensorBoard's writer, made when it is first needed."""
+        with self._disk_errors():
+            return super().experiment
+
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Add points to the curves."""
         with self._disk_errors():

@@ -125,9 +125,10 @@ class RunFolder(Callback):
 
     @rank_zero_only
     def _write_files(self) -> None:
-        files.write_text(self.path / "config.yaml", self.config)
         origin = f"continues  {self.resumed_from}\n" if self.resumed_from else ""
         files.write_text(self.path / "env.txt", f"{origin}{report()}\n")
+        # Last, because it says that the run has started.
+        files.write_text(self.path / "config.yaml", self.config)
 
 
 def _describe_task(task: LightningModule) -> str:

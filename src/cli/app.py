@@ -383,7 +383,8 @@ def _discard_unless_started(folder: Path) -> None:
     """Take back the folder of a run that never started, which loggers have opened already."""
     if not _is_first_process() or (folder / "config.yaml").exists():
         return
-    for file in (*folder.glob("events.out.tfevents.*"), folder / "hparams.yaml"):
+    names = ("hparams.yaml", "env.txt")
+    for file in (*folder.glob("events.out.tfevents.*"), *(folder / name for name in names)):
         with contextlib.suppress(OSError):  # it is not there, or the disk is read-only
             file.unlink()
     for path in (folder, folder.parent, folder.parent.parent):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import warnings
 from pathlib import Path
 
@@ -43,12 +44,20 @@ _HIDDEN_MESSAGES = (
 def quieten() -> None:
     """Hide the messages listed above, and show this project's own warnings as plain sentences."""
     warnings.formatwarning = _format_warning
+    threading.excepthook = _report_thread
     for pattern in _HIDDEN_WARNINGS:
         warnings.filterwarnings("ignore", message=pattern)
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
         log = logging.getLogger(name)
         if _is_worth_showing not in log.filters:
             log.addFilter(_is_worth_showing)
+
+
+def _report_thread(error: threading.ExceptHookArgs) -> None:
+    """A full disk that TensorBoard's thread meets is raised in the main thread as well."""
+    is_writer = type(error.thread).__name__ == "_AsyncWriterThread"
+    if not (is_writer and isinstance(error.exc_value, OSError)):
+        threading.__excepthook__(error)
 
 
 def _format_warning(

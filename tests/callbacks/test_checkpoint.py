@@ -118,3 +118,18 @@ def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.M
         AtomicCheckpointIO().save_checkpoint({"epoch": 2}, path)
     assert epoch_of(path) == 1
     assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]  # no half a file
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"best_k_models": ["a"]},
+        {"best_k_models": {1: torch.tensor(1.0)}},
+        {"best_k_models": {"a": torch.zeros(2)}},
+        {"best_k_models": {"a": torch.zeros(1, device="meta")}},
+        {"best_model_path": 7},
+    ],
+)
+def test_a_damaged_record_of_the_best_is_refused(record: dict[str, object]) -> None:
+    with pytest.raises(UserError, match="its record of the best checkpoints is damaged"):
+        Checkpoint().load_state_dict({"best_model_score": None, "best_model_path": ""} | record)

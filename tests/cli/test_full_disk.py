@@ -140,7 +140,7 @@ def test_at_prepare(
 ) -> None:
     arguments = ["prepare", "from-folder", str(pictures / "val"), "--name=mine", "--mode=copy"]
     with largest_file(500):
-        assert "data/own/mine/" in complaint(*arguments)
+        assert "data/own/mine could not be written" in complaint(*arguments)
     assert list(Path("data/own").iterdir()) == []
     assert main(arguments) == 0
     before = contents(Path("data/own"))
@@ -172,5 +172,5 @@ def test_where_nothing_can_be_written(
     Path("file").write_text("no folder")
     shutil.copytree(pictures / "val", "images")
     text = complaint(*arguments)
-    assert "Not a directory; a part of the path is a file" in text
+    assert "Not a directory" in text
     assert Path("file").read_text() == "no folder"

@@ -55,7 +55,6 @@ def fit_on(checkpoint: Path) -> int:
         "file://{folder}/victim/precious",
         "memory://victim/precious",
         "~/victim",
-        "victim\0",
         "victim\n",
         "",
     ],
@@ -87,6 +86,7 @@ def test_a_checkpoint_removes_nothing_outside_its_run(folder: Path, last: Path, 
         {"best_k_models": {"a": torch.tensor(1j)}},
         {"best_k_models": {"a": torch.tensor([1.0]).to_sparse()}},
         {"best_model_path": 7},
+        {"best_model_path": "a\0b"},
         {"kth_best_model_path": None},
     ],
 )
@@ -94,7 +94,8 @@ def test_a_damaged_record_is_refused(
     folder: Path, last: Path, record: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert fit_on(with_record(last, folder / "bad.ckpt", **record)) == 2
-    assert "its record of the best checkpoints is damaged" in capsys.readouterr().err
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "warning" not in line]
+    assert line.startswith("error: The checkpoint ")
 
 
 @pytest.mark.parametrize("name", ["a/b", "../x", "", "a/", "/abs", "x" * 300, "-rf", "a\nb", "$/x"])
