@@ -55,6 +55,7 @@ class NotWrittenError(UserError):
             return
         path = Path(path)
         is_there = os.path.exists(path)  # noqa: PTH110 - no error where a name is too long
+        is_there &= not is_leftover(path)
         kept = f" The previous {on_one_line(path.name)} is intact." if is_there else ""
         super().__init__(f"{on_one_line(path)} could not be written ({reason(error)}).{kept}")
 
