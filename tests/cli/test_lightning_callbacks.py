@@ -36,7 +36,8 @@ def test_the_batch_size_that_is_found_sets_the_learning_rate(fit: Callable[..., 
 
 
 def test_the_learning_rate_that_is_found_is_used(fit: Callable[..., int]) -> None:
-    steps = (f"{NAME}num_training_steps", "24")  # the first ten and the last are left out
+    # The finder leaves out the first ten steps and stops where the training would: at 24.
+    steps = (f"{NAME}num_training_steps", "24", f"{NAME}max_lr", "0.1", "--trainer.max_epochs", "8")
     assert fit(f"{KIND}LearningRateFinder", *steps, "--model.layer_decay", "0.5") == 0
     rates = optimization()["lr"]
     assert rates[0] != 0.05 * 8 / 512
