@@ -78,7 +78,9 @@ def _bad_readers():
     }
 
 
-@pytest.mark.parametrize(("read", "fault"), _bad_readers().items(), ids=lambda v: str(v))
+@pytest.mark.parametrize(
+    ("read", "fault"), _bad_readers().items(), ids=lambda v: getattr(v, "__name__", str(v))
+)
 def test_the_harness_notices(tmp_path, read, fault):
     outcome = fuzz(
         read, [b"x"], lambda _, c: c, tmp_path, name="f", count=2, seconds=0.5, memory=2**30
