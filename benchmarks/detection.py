@@ -12,7 +12,7 @@ from __future__ import annotations
 from dense import STEP_HEADER, arguments, backbone, best_of, report, step_row
 from torch import Tensor
 
-from src.data.coco import COCODataModule
+from src.data.datamodules.coco import COCODataModule
 from src.data.datasets.coco_detection import collate
 from src.models import MaskRCNN
 

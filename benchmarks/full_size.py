@@ -28,10 +28,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import src.cli.app  # noqa: F401  gives the parts of recipes their short names
 from src import files
-from src.data.base import BaseDataModule
-from src.models.detectors import Detector
-from src.models.official_names import official_names
-from src.models.weights import load_official
+from src.data.datamodules.base import BaseDataModule
+from src.models.detection import Detector
+from src.models.weights.names import official_names
+from src.models.weights.load import load_official
 from src.tasks import BaseTask
 
 PERIOD = 65_521

@@ -57,14 +57,14 @@ def make_network(name: str):
 
 
 def expected_logits(name: str, images):
-    with mock.patch("src.models.layers.dcnv3", dcnv3_reference), torch.no_grad():
+    with mock.patch("src.models.internimage.dcnv3.dcnv3", dcnv3_reference), torch.no_grad():
         return make_network(name).eval()(images)
 
 
 def measure(name: str, images, path: str, args) -> dict[str, object]:
     """Images per second of one path, and its largest error relative to the largest logit."""
     operator, dtype, is_compiled = PATHS[path]
-    with mock.patch("src.models.layers.dcnv3", operator):
+    with mock.patch("src.models.internimage.dcnv3.dcnv3", operator):
         network = make_network(name)
         labels = torch.arange(len(images), device="cuda") % 1000
         optimizer = torch.optim.AdamW(network.parameters(), lr=1e-5, fused=True)

@@ -29,7 +29,7 @@ from PIL import Image, ImageFile, JpegImagePlugin, UnidentifiedImageError
 from src.errors import UserError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF")
-"""What Pillow may read: the formats of the file endings in `src.data.pictures`."""
+"""What Pillow may read: the formats of the file endings in `src.data.formats.image_files`."""
 
 MAX_PIXELS = 120_000_000
 """Largest image that is read unless a setting says otherwise; phones make up to 108 million."""

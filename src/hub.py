@@ -23,9 +23,9 @@ from torch import Tensor, nn
 
 from src import files
 from src.errors import UserError
-from src.models import checkpoints
+from src.models.weights import files as checkpoints
 from src.models.building import build_network, build_within
-from src.models.weights import load_official, to_official
+from src.models.weights.load import load_official, to_official
 from src.serialization import NAME_LENGTH, read_json, shown
 
 CONFIG_FILE = "config.json"
@@ -239,7 +239,7 @@ def _recipe_of(name: str) -> Path:
         raise UserError(
             f"The published file {name} is a pre-training on 21841 classes, for which there are "
             f"neither a recipe nor class names; use it as a start with --model.weights {name}, or "
-            "load it into a network of yours with src.models.weights.load_official."
+            "load it into a network of yours with src.models.weights.load.load_official."
         )
     stem = _SAME_NETWORK.get(name, name)
     stem += _RECIPE_ENDINGS.get(stem, "")
@@ -248,31 +248,31 @@ def _recipe_of(name: str) -> Path:
     if found is None:
         raise UserError(
             f"The recipe {stem} is not in {CONFIGS}, so the network of the published file {name} "
-            "is unknown; build the network and use src.models.weights.load_official."
+            "is unknown; build the network and use src.models.weights.load.load_official."
         )
     return found
 
 
 def _imagenet_names() -> list[str]:
-    from src.data.classes import imagenet_synsets, readable_names
+    from src.data.classes.class_names import imagenet_synsets, readable_names
 
     return list(readable_names(imagenet_synsets()))
 
 
 def _coco_names() -> list[str]:
-    from src.data.coco_classes import COCO_CATEGORIES
+    from src.data.classes.coco import COCO_CATEGORIES
 
     return list(COCO_CATEGORIES.values())
 
 
 def _ade20k_names() -> list[str]:
-    from src.data.palettes import ADE20K_NAMES
+    from src.data.classes.ade20k import ADE20K_NAMES
 
     return list(ADE20K_NAMES)
 
 
 def _coco_stuff_names() -> list[str]:
-    from src.data.coco_stuff_classes import COCO_STUFF_CATEGORIES
+    from src.data.classes.coco_stuff import COCO_STUFF_CATEGORIES
 
     return list(COCO_STUFF_CATEGORIES.values())
 

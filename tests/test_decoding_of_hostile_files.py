@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from src.cli import main
-from src.data.label_maps import read_label_map
+from src.data.formats.label_maps import read_label_map
 from src.decoding import MAX_PIXELS, BrokenPictureError, decode
 
 POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 20 20\n%%EndComments\nshowpage\n%%EOF\n"

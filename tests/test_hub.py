@@ -7,7 +7,7 @@ import torch
 
 from src.errors import UserError
 from src.hub import Pretrained, build_network, picture_settings
-from src.models.checkpoints import HUB_FILES
+from src.models.weights.files import HUB_FILES
 
 BACKBONE = {
     "class_path": "InternImageBackbone",
@@ -16,7 +16,7 @@ BACKBONE = {
 SPECS = {
     "classification": {"class_path": "InternImage", "init_args": BACKBONE["init_args"]},
     "segmentation": {
-        "class_path": "src.models.segmentors.Segmentor",
+        "class_path": "src.models.segmentation.Segmentor",
         "init_args": {
             "backbone": BACKBONE,
             "decode_head": {"class_path": "UPerHead", "init_args": {"channels": 8}},
@@ -56,7 +56,7 @@ def test_a_folder_gives_the_same_network_back(task, tmp_path):
 
 
 def test_a_folder_serves_as_weights_of_a_recipe(tmp_path):
-    from src.models.weights import load_official
+    from src.models.weights.load import load_official
 
     made("classification").save_pretrained(tmp_path)
     other = build_network(SPECS["classification"], 3)

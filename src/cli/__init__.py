@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
 TOOLS = {
     "env": "src.environment",
-    "profile": "src.models.profile",
-    "prepare": "src.data.prepare",
-    "verify": "src.data.verify",
-    "export": "src.cli.export",
-    "completion": "src.cli.completion",
-    "consolidate": "src.cli.consolidate",
-    "plan": "src.cli.plan",
+    "profile": "src.profiling.profile",
+    "prepare": "src.cli.commands.prepare",
+    "verify": "src.data.verify.command",
+    "export": "src.cli.commands.export",
+    "completion": "src.cli.commands.completion",
+    "consolidate": "src.cli.commands.consolidate",
+    "plan": "src.cli.commands.plan",
 }
 _OVERVIEW = """\
 InternImage on PyTorch Lightning. Commands of python -m src:

@@ -11,11 +11,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from src.data.ade20k import ADE20KDataModule
-    from src.data.base import BaseDataModule
-    from src.data.coco import COCODataModule
-    from src.data.coco_stuff import COCOStuffDataModule
-    from src.data.imagenet import ImageNetDataModule
+    from src.data.datamodules.ade20k import ADE20KDataModule
+    from src.data.datamodules.base import BaseDataModule
+    from src.data.datamodules.coco import COCODataModule
+    from src.data.datamodules.coco_stuff import COCOStuffDataModule
+    from src.data.datamodules.imagenet import ImageNetDataModule
 
 __all__ = [
     "ADE20KDataModule",
@@ -26,11 +26,11 @@ __all__ = [
 ]
 
 _MODULES = {
-    "ADE20KDataModule": "src.data.ade20k",
-    "BaseDataModule": "src.data.base",
-    "COCODataModule": "src.data.coco",
-    "COCOStuffDataModule": "src.data.coco_stuff",
-    "ImageNetDataModule": "src.data.imagenet",
+    "ADE20KDataModule": "src.data.datamodules.ade20k",
+    "BaseDataModule": "src.data.datamodules.base",
+    "COCODataModule": "src.data.datamodules.coco",
+    "COCOStuffDataModule": "src.data.datamodules.coco_stuff",
+    "ImageNetDataModule": "src.data.datamodules.imagenet",
 }
 
 

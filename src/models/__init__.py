@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from src.models.composite_backbone import CBInternImageBackbone
-from src.models.detectors import CBDINO, DINO, CascadeMaskRCNN, MaskRCNN
-from src.models.heads.fcn import FCNHead
-from src.models.heads.mask2former import Mask2FormerHead
-from src.models.heads.upernet import UPerHead
-from src.models.internimage import InternImage, InternImageBackbone
-from src.models.layers import DCNv3
-from src.models.segmentors import Mask2Former, Segmentor
-from src.models.variants import ARCHITECTURES
+from src.models.internimage.composite import CBInternImageBackbone
+from src.models.detection import CBDINO, DINO, CascadeMaskRCNN, MaskRCNN
+from src.models.segmentation.fcn import FCNHead
+from src.models.segmentation.mask2former.head import Mask2FormerHead
+from src.models.segmentation.upernet import UPerHead
+from src.models.internimage.classifier import InternImage, InternImageBackbone
+from src.models.internimage.dcnv3 import DCNv3
+from src.models.segmentation import Mask2Former, Segmentor
+from src.models.internimage.registry import ARCHITECTURES
 
 __all__ = [
     "ARCHITECTURES",

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-import src.models.detectors
-import src.models.segmentors  # noqa: F401  the classes that a file may name
+import src.models.detection
+import src.models.segmentation  # noqa: F401  the classes that a file may name
 from src.errors import UserError
 from src.serialization.classes import LARGEST, make_factory
 

@@ -3,7 +3,7 @@
 Source: Zhu et al., "Deformable DETR", ICLR 2021 (arXiv 2010.04159), eq. 3, with the sampling rule
 of the official operator (pixel centres at half-integers, zeros outside the map). DINO and
 Mask2Former attend with it. Projections and the softmax belong to the module
-(``src.models.deformable_attention``).
+(``src.models.layers.deformable_attention``).
 
 Each level runs through ``torch.nn.functional.grid_sample``; the backward is an operator of its own
 that samples again, so training keeps the arguments and not the samples, which are

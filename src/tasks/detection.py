@@ -17,8 +17,8 @@ from torchmetrics import MetricCollection
 from src.errors import UserError
 from src.metrics.coco import NUMBERS, COCOMetric
 from src.metrics.coco_results import Result, only_finite, to_results
-from src.models.detectors import Detector, MaskRCNN
-from src.models.detectors.box_fusion import fuse, mirror
+from src.models.detection import Detector, MaskRCNN
+from src.models.detection.tta import fuse, mirror
 from src.optim.dense_layer_decay import dense_lr_scale
 from src.optim.param_groups import LrScale, parameter_groups
 from src.optim.steps import WarmupMultiStep

@@ -20,8 +20,8 @@ from src.errors import UserError
 from src.losses.mask_set import MaskSetLoss  # noqa: F401  gives its short name to YAML
 from src.losses.segmentation import SegmentationLoss
 from src.metrics.segmentation import SegmentationMetric
-from src.models.precision import full_precision
-from src.models.segmentors import (
+from src.models.layers.precision import full_precision
+from src.models.segmentation import (
     Outputs,
     Segmentor,
     SlidingWindow,

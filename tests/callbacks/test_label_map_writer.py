@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from src.callbacks import LabelMapWriter
-from src.data.pictures import list_pictures
+from src.data.formats.image_files import list_pictures
 from src.visualization import draw_label_map
 
 NAMES = ["sky", "a class with a rather long name", "sea"]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from src.cli import main
-from src.cli.completion import script
+from src.cli.commands.completion import script
 from src.cli.short_help import short_help
 
 ROOT = Path(__file__).resolve().parents[2]

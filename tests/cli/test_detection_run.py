@@ -16,8 +16,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from src.cli import build, main
-from src.data.toy_coco import write_toy_coco
-from src.data.toy_layouts import ToySettings
+from src.data.toy.coco import write_toy_coco
+from src.data.toy.imagenet import ToySettings
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY_BACKBONE = {"channels": 8, "depths": [1, 1, 1, 1], "groups": [1, 2, 4, 8]}

@@ -9,8 +9,8 @@ import yaml
 from PIL import Image
 
 from src.cli import main
-from src.data.toy_coco import write_toy_coco
-from src.data.toy_layouts import ToySettings
+from src.data.toy.coco import write_toy_coco
+from src.data.toy.imagenet import ToySettings
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY_BACKBONE = {

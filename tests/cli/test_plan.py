@@ -3,7 +3,7 @@
 import pytest
 
 from src.cli import main
-from src.cli.plan import read_bytes
+from src.cli.commands.plan import read_bytes
 from src.errors import UserError
 
 

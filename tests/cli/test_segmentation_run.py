@@ -11,7 +11,7 @@ import yaml
 from PIL import Image
 
 from src.cli import main
-from src.data.prepare import main as prepare
+from src.cli.commands.prepare import main as prepare
 
 ROOT = Path(__file__).resolve().parents[2]
 

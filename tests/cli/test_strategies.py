@@ -7,7 +7,7 @@ import torch
 import yaml
 
 from src.cli import build, main
-from src.models.stages import Block
+from src.models.internimage.blocks import Block
 from src.strategies import FSDP1Strategy, FSDP2Strategy
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -53,10 +53,10 @@ def test_settings_of_a_strategy_from_the_command_line(config):
         ["fsdp1"],
         ["fsdp"],
         ["FSDP1Strategy", "--trainer.strategy.sharding_strategy", "SHARD_GRAD_OP"],
-        ["FSDP1Strategy", "--trainer.strategy.auto_wrap_policy", "[src.models.stages.Block]"],
+        ["FSDP1Strategy", "--trainer.strategy.auto_wrap_policy", "[src.models.internimage.blocks.Block]"],
         [
             "FSDPStrategy",
-            "--trainer.strategy.activation_checkpointing_policy=[src.models.stages.Block]",
+            "--trainer.strategy.activation_checkpointing_policy=[src.models.internimage.blocks.Block]",
             "--trainer.strategy.state_dict_type=sharded",
             "--trainer.strategy.cpu_offload=true",
         ],

@@ -10,10 +10,10 @@ import torch
 import yaml
 from jsonargparse import ArgumentParser
 
-from src.data.base import BaseDataModule
+from src.data.datamodules.base import BaseDataModule
 from src.losses.mask_set import MaskSetLoss
-from src.models.checkpoints import HUB_FILES
-from src.models.official_names import official_names
+from src.models.weights.files import HUB_FILES
+from src.models.weights.names import official_names
 from src.tasks import SegmentationTask
 
 ROOT = Path(__file__).parents[2]

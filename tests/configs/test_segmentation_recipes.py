@@ -10,7 +10,7 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from src.data import ADE20KDataModule
-from src.models.official_names import official_names
+from src.models.weights.names import official_names
 from src.tasks import SegmentationTask
 
 ROOT = Path(__file__).parents[2]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from src.data.prepare import main as prepare
+from src.cli.commands.prepare import main as prepare
 
 
 @pytest.fixture(scope="session")

@@ -24,7 +24,7 @@ from torch.distributed.fsdp import (
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 
 from src.models import InternImage
-from src.models.stages import Block
+from src.models.internimage.blocks import Block
 
 
 class Task(nn.Module):

@@ -12,7 +12,7 @@ from torch import distributed
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from src.distributed import shard
-from src.models.stages import Block
+from src.models.internimage.blocks import Block
 from tests.distributed.conftest import ROOT, Launcher
 
 PROCESSES = 8
@@ -51,8 +51,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from src.distributed import materialise, shard
 from src.models import InternImage
-from src.models.stages import Block
-from src.models.weights import load_official
+from src.models.internimage.blocks import Block
+from src.models.weights.load import load_official
 from tests.allocations import peak_allocation
 from tests.distributed.test_large_variants import WIDE
 torch.set_num_threads(1)

@@ -9,7 +9,7 @@ import pytest
 
 from src.cli import export, main
 from src.data import prepare
-from src.data.toy_layouts import ToySettings, write_toy_imagenet
+from src.data.toy.imagenet import ToySettings, write_toy_imagenet
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

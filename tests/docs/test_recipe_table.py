@@ -3,7 +3,7 @@
 import importlib.util
 from pathlib import Path
 
-from src.models.checkpoints import HUB_FILES
+from src.models.weights.files import HUB_FILES
 
 DOCS = Path(__file__).parents[2] / "docs"
 _spec = importlib.util.spec_from_file_location("make_recipe_table", DOCS / "make_recipe_table.py")

@@ -31,11 +31,11 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from src.cli.consolidate import official
+from src.cli.commands.consolidate import official
 from src.distributed import consolidate
 from src.errors import UserError
 from src.hub import Pretrained, build_network
-from src.models.weights import load_official, to_official
+from src.models.weights.load import load_official, to_official
 from src.serialization import check_finite, read_checkpoint
 
 SECONDS, BYTES = 20, 2 * 2**30

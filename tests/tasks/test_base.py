@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from src.data.samplers import DealtBatchSampler
+from src.data.samplers.distributed import DealtBatchSampler
 from src.errors import UserError
 from src.models import InternImage
 from src.tasks import ClassificationTask

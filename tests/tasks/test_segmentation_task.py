@@ -15,7 +15,7 @@ from src.models import (
     Segmentor,
     UPerHead,
 )
-from src.models.segmentors import probability_strips
+from src.models.segmentation import probability_strips
 from src.tasks import SegmentationTask
 
 CLASSES = 5

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from src.data.coco_entries import Annotation, Picture, shown
-from src.data.coco_json import (
+from src.data.formats.coco_entries import Annotation, Picture, shown
+from src.data.formats.coco_json import (
     CocoFile,
     decode_mask,
     for_scoring,
@@ -122,7 +122,7 @@ class COCOTrainDataset(_CocoPictures, Dataset[Sample]):
         keep_empty: Keep pictures without annotations as examples of background.
         min_size: Smallest side in pixels.
         masks: Read masks beside the boxes.
-        broken_images: See `src.data.base.BaseDataModule`.
+        broken_images: See `src.data.datamodules.base.BaseDataModule`.
         max_pixels: Larger images count as broken.
 
     Raises:
@@ -217,13 +217,13 @@ class COCOEvalDataset(_CocoPictures, Dataset[Sample]):
     """Every picture of an annotation file with its annotations.
 
     An index beyond the end, and a broken image that is skipped, give a surplus sample
-    (`src.data.surplus`).
+    (`src.data.samplers.surplus`).
 
     Args:
         file: The annotations.
         folder: Folder of the pictures.
         transform: Preparation of a picture.
-        broken_images: See `src.data.base.BaseDataModule`.
+        broken_images: See `src.data.datamodules.base.BaseDataModule`.
         max_pixels: Larger images count as broken.
     """
 

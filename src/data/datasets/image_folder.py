@@ -20,8 +20,8 @@ from src.data.datasets.readable import (
     BrokenImages,
     ReadableImages,
 )
-from src.data.pictures import IMAGE_EXTENSIONS, list_class_folders, list_pictures
-from src.data.splits import split_of
+from src.data.formats.image_files import IMAGE_EXTENSIONS, list_class_folders, list_pictures
+from src.data.formats.splits import split_of
 from src.decoding import MAX_PIXELS
 from src.errors import UserError
 
@@ -33,7 +33,7 @@ _ENDINGS = ", ".join(IMAGE_EXTENSIONS)
 class Sample(TypedDict):
     """One image, ``(3, H, W)``, with its file and, if known, its class index.
 
-    ``surplus`` marks a sample that counts nowhere, see `src.data.surplus`.
+    ``surplus`` marks a sample that counts nowhere, see `src.data.samplers.surplus`.
     """
 
     image: Tensor

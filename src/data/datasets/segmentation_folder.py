@@ -22,8 +22,8 @@ from src.data.datasets.readable import (
     BrokenImages,
     ReadableImages,
 )
-from src.data.label_maps import read_label_map
-from src.data.pictures import list_pictures
+from src.data.formats.label_maps import read_label_map
+from src.data.formats.image_files import list_pictures
 from src.data.transforms.protocols import PairTransform, ViewsTransform
 from src.decoding import MAX_PIXELS, BrokenPictureError
 from src.errors import UserError
@@ -192,7 +192,7 @@ class SegmentationTrainDataset(_Pairs, Dataset[TrainSample]):
         class_values: Number of each class in the files, if they are not counted.
         upright: Turn pictures as their EXIF block says.
         max_pixels: Larger images and label maps are refused.
-        broken_images: See `src.data.base.BaseDataModule`.
+        broken_images: See `src.data.datamodules.base.BaseDataModule`.
     """
 
     def __init__(
@@ -238,7 +238,7 @@ class SegmentationEvalDataset(_Pairs, Dataset[EvalSample]):
     """Pictures prepared for evaluation, and their labels at the size of the file.
 
     An index beyond the end, and a broken image that is skipped, give a surplus sample
-    (`src.data.surplus`), whose labels are all ignored.
+    (`src.data.samplers.surplus`), whose labels are all ignored.
 
     Args:
         pairs: Files of pictures and label maps, see `find_pairs`.
@@ -248,7 +248,7 @@ class SegmentationEvalDataset(_Pairs, Dataset[EvalSample]):
         class_values: Number of each class in the files, if they are not counted.
         upright: Turn pictures as their EXIF block says.
         max_pixels: Larger images and label maps are refused.
-        broken_images: See `src.data.base.BaseDataModule`.
+        broken_images: See `src.data.datamodules.base.BaseDataModule`.
     """
 
     def __init__(

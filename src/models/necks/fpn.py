@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from src.models.convolutions import ConvUnit
+from src.models.layers.conv import ConvUnit
 
 
 class FPN(nn.Module):

@@ -1,0 +1,263 @@
+"""``python -m src export``: a trained network as ONNX, torch.export or safetensors files.
+
+The network, its classes and the preparation of pictures come from a recipe, as for ``predict``;
+all settings of a recipe are accepted. ``--check`` runs the files on real pictures against PyTorch.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from src import files
+from src.cli.checkpoints import resolve_checkpoint
+from src.distributed import consolidate, describe_mismatch, is_sharded_checkpoint, shapes_of
+from src.errors import UserError
+from src.export.card import card
+from src.export.compare import SHARES, TOLERANCE, differences, runner
+from src.export.files import WRITERS, trace
+from src.export.graphs import LEVELS, Graph, graphs_of
+from src.hub import Pretrained, picture_settings, task_of
+from src.models.detection import TwoStageDetector
+from src.models.detection.rcnn.roi_align import boxes_with_image
+from src.serialization import read_checkpoint, refuse_not_finite
+
+FORMATS = (*WRITERS, "safetensors")
+_ONE_CPU = tuple(
+    f"--trainer.{name}"
+    for name in (
+        "accelerator=cpu",
+        "devices=1",
+        "num_nodes=1",
+        "strategy=auto",
+        "precision=32-true",
+        "sync_batchnorm=false",
+    )
+)
+_MASKS_CHECKED = 100  # boxes whose masks are compared
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        argv: Arguments after ``export``.
+
+    Returns:
+        0; 1 if a check found a difference above 1e-4.
+    """
+    args, recipe = _parser().parse_known_args(argv)
+    if not any(part.startswith(("--config", "-c")) for part in recipe):
+        raise UserError("export needs a recipe: --config FILE, as it was trained with.")
+    if args.check and not args.check.exists():
+        raise UserError(f"The pictures to --check on, {args.check}, do not exist.")
+    if args.check and set(args.format) == {"safetensors"}:
+        raise UserError("--check compares onnx, pt2 and aoti files; add one of them to --format.")
+    model, data = load(recipe, args.ckpt_path)
+    out = Path(args.out or Path("exported") / model.name)
+    written, worst = export(model.pretrained, out, args.format, args.check, data)
+    for path in written:
+        print(f"Wrote:   {path} ({path.stat().st_size / 1e6:.1f} MB)")
+    if args.push:
+        print(f"Hub:     {model.pretrained.push_to_hub(args.push)}")
+    if worst is not None:
+        fine = worst <= TOLERANCE
+        print(f"Check:   largest difference {worst:.1e} ({'within' if fine else 'ABOVE'} 1e-4)")
+        return 0 if fine else 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m src export",
+        description="Write a trained network for other programs. Further settings are those of the "
+        "recipe: --config FILE, --model.weights FILE_OR_NAME, --data.class_names ...",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--ckpt_path", help="checkpoint, or best or last; default: model.weights of the recipe")
+    add("--out", type=Path, help="folder to write (exported/<name of the recipe>)")
+    add(
+        "--format",
+        nargs="+",
+        choices=FORMATS,
+        default=["onnx"],
+        help="onnx; pt2: torch.export; aoti: compiled by AOTInductor; safetensors: weights, "
+        "network and class names, for Pretrained.from_pretrained (%(default)s)",
+    )
+    add("--check", type=Path, metavar="FOLDER", help="compare with PyTorch on these pictures")
+    add("--push", metavar="USER/NAME", help="upload the safetensors folder to the hub")
+    return parser
+
+
+class _Loaded:
+    def __init__(self, pretrained: Pretrained, name: str) -> None:
+        self.pretrained, self.name = pretrained, name
+
+
+def load(recipe: Sequence[str], checkpoint: str | None = None) -> tuple[_Loaded, Any]:
+    """Build the network of a recipe with its weights.
+
+    Args:
+        recipe: Arguments as for ``fit``.
+        checkpoint: ``best``, ``last`` or a path; ``None`` takes ``model.weights`` of the recipe.
+
+    Returns:
+        The network with its classes and its name, and the data module.
+
+    Raises:
+        UserError: If there are no weights, or they do not fit.
+    """
+    from src.cli import build
+
+    given = [*recipe, "--model.init_args.weights=null"] if checkpoint else list(recipe)
+    cli = build([*given, *_ONE_CPU])
+    network = cli.model.training_network
+    if checkpoint:
+        _load_checkpoint(network, resolve_checkpoint(checkpoint, cli.runs))
+    elif cli.model.weights is None:
+        raise UserError("export needs weights: give --ckpt_path best, or --model.weights FILE.")
+    elif cli.model.random_weights:
+        raise UserError(
+            f"{cli.model.weights} does not have all weights of the network: "
+            f"{cli.model.random_weights[0]} would be random. Give the classes that the weights "
+            "were trained with (data.class_names), or fit first and export with --ckpt_path best."
+        )
+    settings = cli.config["model"]["init_args"]["network"]
+    pretrained = Pretrained(
+        network.eval(),
+        _as_dict(settings),
+        list(cli.datamodule.class_names),
+        task_of(network),
+        picture_settings(_as_dict(cli.config["data"]["init_args"])),
+    )
+    return _Loaded(pretrained, cli.run_name), cli.datamodule
+
+
+def export(
+    model: Pretrained,
+    out: Path,
+    formats: Sequence[str],
+    check: Path | None = None,
+    data: Any = None,
+) -> tuple[list[Path], float | None]:
+    """Write the files.
+
+    Args:
+        model: The network.
+        out: Folder to write.
+        formats: Any of `FORMATS`.
+        check: Pictures to compare on.
+        data: Data module that prepares them.
+
+    Returns:
+        The files, and the largest difference if ``check`` was given.
+    """
+    names: list[str] = []
+    pairs: list[tuple[Graph, Path]] = []
+    with files.whole_folder(out, last=["EXPORT.md"]) as folder:
+        if "safetensors" in formats:
+            model.save_pretrained(folder)
+            names += ["model.safetensors", "config.json"]
+        written = [name for name in WRITERS if name in formats]
+        if written:
+            pairs = _write_graphs(model, folder, written)
+    pairs = [(graph, out / path.name) for graph, path in pairs]
+    names += [path.name for _, path in pairs] + (["EXPORT.md"] if pairs else [])
+    worst = _check(model.network, pairs, check, data) if check and pairs else None
+    return [out / name for name in names], worst
+
+
+def _write_graphs(
+    model: Pretrained, folder: Path, formats: Sequence[str]
+) -> list[tuple[Graph, Path]]:
+    """Write every graph in every format, and the text about them."""
+    graphs = graphs_of(model.network)
+    pairs: list[tuple[Graph, Path]] = []
+    for graph in graphs:
+        program = trace(graph)
+        pairs += [(graph, WRITERS[name](graph, program, folder)) for name in formats]
+    paths = [path for _, path in pairs]
+    text = card(graphs, paths, model.class_names, model.pictures, model.task)
+    files.write_text(folder / "EXPORT.md", text)
+    return pairs
+
+
+def _check(
+    network: nn.Module, pairs: Sequence[tuple[Graph, Path]], pictures: Path, data: Any
+) -> float:
+    data.predict_dir, data.num_workers = str(pictures), 0
+    data.setup("predict")
+    runners = [(graph, path, runner(path)) for graph, path in pairs]
+    worst: dict[tuple[str, str], float] = {}
+    count = 0
+    for batch in data.predict_dataloader():
+        count += len(batch["path"])
+        for inputs in _inputs(network, batch, data.num_classes):
+            for graph, path, run in runners:
+                fitting = {name: inputs[name] for name in graph.inputs if name in inputs}
+                if len(fitting) < len(graph.inputs):
+                    continue
+                for output, value in differences(graph, run, fitting).items():
+                    key = (path.name, output)
+                    worst[key] = max(worst.get(key, 0.0), value)
+    print(f"Largest difference from PyTorch over {count} pictures:")
+    for (file, output), value in worst.items():
+        share = f" of the {SHARES[output]}" if output in SHARES else ""
+        print(f"  {file:<18} {output:<15} {value:.1e}{share}")
+    return max(value for (_, output), value in worst.items() if output not in SHARES)
+
+
+@torch.no_grad()
+def _inputs(network: nn.Module, batch: Any, classes: int) -> Iterator[dict[str, Tensor]]:
+    """Inputs of the graphs, by name, for a batch of prepared pictures."""
+    if "views" in batch:
+        for views in batch["views"]:
+            yield {"image": views[0][None]}
+        return
+    image = batch["image"]
+    if not isinstance(network, TwoStageDetector):
+        yield {"image": image}
+        return
+    pyramid = network.neck(network.backbone(image))
+    logits, offsets = network.rpn_head(pyramid)
+    cells = [(level.shape[-2], level.shape[-1]) for level in pyramid]
+    anchors = network.rpn_head.anchors(cells, offsets[0])
+    found = network.rpn_head.propose(
+        logits, offsets, anchors, batch["size"], network.rpn_head.test_limits
+    )
+    rois = boxes_with_image([proposals.boxes for proposals in found])
+    maps = dict(zip(LEVELS, pyramid, strict=False))
+    yield {"image": image}
+    yield {**maps, "rois": rois}
+    some = rois[:_MASKS_CHECKED]
+    labels = torch.arange(len(some)) % classes
+    yield {**maps, "rois": some, "labels": labels}
+
+
+def _load_checkpoint(network: nn.Module, path: Path) -> None:
+    if is_sharded_checkpoint(path):
+        content = consolidate(path, weights_only=True)["state_dict"]
+    else:
+        content = read_checkpoint(path)["state_dict"]
+    prefix = "network."
+    state = {k.removeprefix(prefix): v for k, v in content.items() if k.startswith(prefix)}
+    refuse_not_finite(state, f"The checkpoint {path}")
+    mismatch = describe_mismatch(shapes_of(state), shapes_of(network.state_dict()))
+    if mismatch:
+        raise UserError(f"The checkpoint {path} does not fit this network: {mismatch}.")
+    network.load_state_dict(state)
+
+
+def _as_dict(value: Any) -> Any:
+    """Plain dictionaries and lists of a configuration, without what the program fills in."""
+    if hasattr(value, "as_dict"):
+        value = value.as_dict()
+    if isinstance(value, dict):
+        return {key: _as_dict(item) for key, item in value.items() if key != "num_classes"}
+    return [_as_dict(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -1,0 +1,173 @@
+"""Which folder is which label, and what people call it.
+
+Labels come from folder names, never from positions, so a split may lack a class. Synset names
+(``n01440764``) are shown by their first WordNet lemma as listed by timm's ``ImageNetInfo``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from src.data.formats.image_files import list_class_folders
+from src.errors import UserError
+
+_SYNSET = re.compile(r"n\d{8}")
+
+
+@dataclass(frozen=True)
+class ClassSet:
+    """The classes of a data set in label order.
+
+    Attributes:
+        folders: Folder name of each label. Empty if only readable names are known, as in prediction
+            without a data set.
+        names: Readable name of each label.
+    """
+
+    folders: tuple[str, ...]
+    names: tuple[str, ...]
+
+
+def resolve_classes(
+    root: str | Path,
+    class_names: Sequence[str] | str | None = None,
+    splits: Sequence[str] = ("train", "val"),
+) -> ClassSet:
+    """Find the classes of ``root/train`` (or, without it, ``root/val``), helped by given names.
+
+    Given names that contain every class folder of the data set are its folder names in label order
+    (there may be more of them than folders). Other given names are readable names for the sorted
+    folders, one each. Without a data set they stand alone.
+
+    Args:
+        root: Data set folder with ``train/<class>`` and ``val/<class>``.
+        class_names: Names, a text file with one name a line, ``"imagenet-1k"``, or None for the
+            folder names.
+        splits: Folders under ``root`` that are looked into, the first that exists counts.
+
+    Returns:
+        The classes in label order.
+
+    Raises:
+        UserError: If there are neither folders nor names, or the two do not fit each other.
+    """
+    folders = _folders(Path(root), splits)
+    if class_names is None:
+        if not folders:
+            raise UserError(_no_classes(Path(root), splits))
+        return ClassSet(tuple(folders), readable_names(folders))
+    names = read_class_names(class_names)
+    if not folders:
+        return ClassSet(tuple(names), readable_names(names))
+    if set(folders) <= set(names):
+        return ClassSet(tuple(names), readable_names(names))
+    # A folder's name at another folder's place is a list in label order with a mistake in it.
+    moved = any(n in folders and n != folder for n, folder in zip(names, folders, strict=False))
+    if len(names) == len(folders) and not moved:
+        return ClassSet(tuple(folders), tuple(names))
+    stranger = next(folder for folder in folders if folder not in set(names))
+    raise UserError(
+        f"class_names has {len(names)} names but {root} has {len(folders)} class folders, and the "
+        f"folder {stranger!r} is not among "
+        "the names. Give one name per folder (sorted by folder name), or the full list of folder "
+        "names in label order."
+    )
+
+
+def read_class_names(class_names: Sequence[str] | str) -> list[str]:
+    """Names from a list, a text file with one name a line, or ``"imagenet-1k"``: its 1000 synsets.
+
+    Raises:
+        UserError: If the file is missing or unreadable, there are no names, or a name occurs twice.
+    """
+    if isinstance(class_names, str) and class_names == "imagenet-1k":
+        return imagenet_synsets()
+    if isinstance(class_names, str):
+        path = Path(class_names)
+        if not path.is_file():
+            raise UserError(
+                f"class_names names the file {class_names}, which does not exist. "
+                'Accepted are a list of names, a text file with one name a line, or "imagenet-1k".'
+            )
+        try:
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"The class names file {path} is not UTF-8 text; write one name a line."
+            ) from error
+        names, origin = (
+            [line.strip() for line in lines if line.strip()],
+            f"The class names file {path}",
+        )
+    else:
+        names, origin = [str(name) for name in class_names], "class_names"
+    if not names:
+        raise UserError(f"{origin} holds no names; give at least one.")
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise UserError(
+            f"{origin} holds the name {twice[0]!r} more than once; every class needs a name of its "
+            "own."
+        )
+    return names
+
+
+def readable_names(folders: Sequence[str]) -> tuple[str, ...]:
+    """First lemma of each synset if all folders are synsets, else the folder names.
+
+    Synsets that share their first lemma (the two cranes) get the synset added.
+    """
+    if not folders or not all(_SYNSET.fullmatch(folder) for folder in folders):
+        return tuple(folders)
+    # Imported here, because timm takes seconds and most data sets do not need it.
+    from timm.data.imagenet_info import ImageNetInfo
+
+    info = ImageNetInfo("imagenet-1k")
+    try:
+        lemmas = [
+            info.label_name_to_description(folder).split(",")[0].strip() for folder in folders
+        ]
+    except KeyError:  # looks like a synset, but is not one of ImageNet's
+        return tuple(folders)
+    count = Counter(lemmas)
+    return tuple(
+        f"{lemma} ({folder})" if count[lemma] > 1 else lemma
+        for lemma, folder in zip(lemmas, folders, strict=True)
+    )
+
+
+def imagenet_synsets() -> list[str]:
+    """The 1000 synsets of ImageNet-1k in label order."""
+    from timm.data.imagenet_info import ImageNetInfo
+
+    return [str(name) for name in ImageNetInfo("imagenet-1k").label_names()]
+
+
+def _folders(root: Path, splits: Sequence[str]) -> list[str]:
+    for split in splits:
+        if (root / split).is_dir():
+            folders = list_class_folders(root / split)
+            if folders:
+                return folders
+    return []
+
+
+def _no_classes(root: Path, splits: Sequence[str]) -> str:
+    tree = "Expected are " + " and ".join(f"{root}/{split}/<class>/*.jpg" for split in splits)
+    if not root.exists():
+        return (
+            f"The data folder {root} does not exist. {tree}; set data.root, or draw a small set "
+            "with `python -m src prepare toy --root data/toy`."
+        )
+    if not root.is_dir():
+        return f"The data folder {root} is a file. {tree}; set data.root to their parent."
+    found = ", ".join(sorted(child.name for child in root.iterdir())[:5]) or "nothing"
+    return (
+        f"The data folder {root} has no class folders in {' or '.join(splits)} (it "
+        f"holds: {found}). {tree}; set data.root, or data.train_split and data.val_split to the "
+        "names there are."
+    )

@@ -1,0 +1,149 @@
+"""Label maps in colours: the table that says which colour is which class."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from src.data.formats.label_maps import MAX_CLASSES, stored_values
+from src.decoding import MAX_PIXELS, open_image
+from src.errors import UserError
+from src.types import IGNORE_LABEL
+
+Colour = tuple[int, int, int]
+
+_LINE = re.compile(r"#?([0-9a-fA-F]{6})\s+(.+)")
+_UNLABELLED = "unlabelled"
+_FORGOTTEN = 5  # so many colours may be missing from a table; more were not drawn
+
+
+@dataclass(frozen=True)
+class Colours:
+    """Classes by colour.
+
+    Attributes:
+        names: Class names in label order.
+        values: Red, green and blue of each class.
+        unlabelled: Colours of pixels that count nowhere.
+    """
+
+    names: list[str]
+    values: list[Colour]
+    unlabelled: frozenset[Colour]
+
+    def translate(
+        self, path: str, *, snap: bool = False, max_pixels: int = MAX_PIXELS
+    ) -> NDArray[np.uint8]:
+        """Class of every pixel of a coloured label map, ``(H, W)``.
+
+        Args:
+            path: The file.
+            snap: Take the nearest colour of the table for those that it does not list.
+            max_pixels: Larger label maps are refused.
+
+        Raises:
+            UserError: If the file has a colour that is not in the table.
+        """
+        pixels = read_pixels(path, palettes=True, max_pixels=max_pixels)
+        if pixels.ndim == 2:
+            pixels = np.repeat(pixels[..., None], 3, axis=-1)  # grey is a colour, too
+        codes = pixels.astype(np.uint32) @ np.array([65536, 256, 1], dtype=np.uint32)  # (H, W)
+        labels = np.full(codes.shape, IGNORE_LABEL, dtype=np.uint8)
+        known = np.zeros(codes.shape, dtype=bool)
+        entries = [*enumerate(self.values), *((IGNORE_LABEL, c) for c in self.unlabelled)]
+        for label, (red, green, blue) in entries:
+            here = codes == (red << 16 | green << 8 | blue)
+            labels[here], known = label, known | here
+        if snap:
+            labels[~known] = self._nearest(codes[~known])
+        elif not known.all():
+            others = np.unique(codes[~known])
+            code = int(codes[~known][0])
+            if len(others) > _FORGOTTEN:
+                raise UserError(
+                    f"The label map {path} has {len(others)} colours in {(~known).mean():.1%} of "
+                    f"its pixels that the table does not list, such as #{code:06x}, as after saving"
+                    " with loss (JPEG) or drawing with soft edges (antialiasing). Save label maps "
+                    "as PNG without either, or give --snap, which takes the nearest colour."
+                )
+            raise UserError(
+                f"The label map {path} has the colour #{code:06x} in {int((~known).sum())} pixels, "
+                f"which the table does not list. Add it, as `#{code:06x} name` or "
+                f"`#{code:06x} {_UNLABELLED}`. Label maps must be saved without loss (PNG)."
+            )
+        return labels
+
+    def _nearest(self, codes: NDArray[np.uint32]) -> NDArray[np.uint8]:
+        """Class of the colour of the table that is nearest to each code."""
+        table = [*enumerate(self.values), *((IGNORE_LABEL, c) for c in self.unlabelled)]
+        classes = np.array([label for label, _ in table], dtype=np.uint8)
+        colours = np.array([colour for _, colour in table], dtype=np.int64)
+        unique, places = np.unique(codes, return_inverse=True)
+        wanted = np.stack([unique >> 16, unique >> 8 & 255, unique & 255], -1).astype(np.int64)
+        distances = ((wanted[:, None] - colours[None]) ** 2).sum(-1)
+        return classes[distances.argmin(1)][places]
+
+
+def read_colours(path: Path) -> Colours:
+    """Read lines of ``#rrggbb name``; the name ``unlabelled`` marks what counts nowhere.
+
+    Raises:
+        UserError: If the file is missing, or a line is not of this form or repeats a colour.
+    """
+    if not path.is_file():
+        raise UserError(f"The colour table {path} does not exist; write lines `#rrggbb name`.")
+    names: list[str] = []
+    values: list[Colour] = []
+    unlabelled: set[Colour] = set()
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"The colour table {path} is not UTF-8 text; write lines `#rrggbb name`."
+        ) from error
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        match = _LINE.fullmatch(line.strip())
+        if not match:
+            raise UserError(f"Line {number} of {path} is not `#rrggbb name`: {line!r}.")
+        code, name = int(match[1], 16), match[2].strip()
+        colour = (code >> 16, code >> 8 & 255, code & 255)
+        if colour in values or colour in unlabelled:
+            raise UserError(f"Line {number} of {path} repeats the colour #{match[1]}.")
+        if name == _UNLABELLED:
+            unlabelled.add(colour)
+            continue
+        if name in names:
+            raise UserError(f"Line {number} of {path} repeats the class {name!r}.")
+        names.append(name)
+        values.append(colour)
+    if not 1 <= len(names) <= MAX_CLASSES:
+        raise UserError(f"{path} names {len(names)} classes; accepted are 1 to {MAX_CLASSES}.")
+    return Colours(names, values, frozenset(unlabelled))
+
+
+def read_pixels(
+    path: str, *, palettes: bool = False, max_pixels: int = MAX_PIXELS
+) -> NDArray[np.unsignedinteger]:
+    """Numbers ``(H, W)`` of a grey or palette file, colours ``(H, W, 3)`` of others.
+
+    Args:
+        path: The file.
+        palettes: Give the colours of palette files too.
+        max_pixels: Larger label maps are refused.
+
+    Raises:
+        BrokenPictureError: If the file cannot be decoded.
+    """
+    with open_image(path, max_pixels, "label map") as picture:
+        if picture.mode == "1":
+            return np.asarray(picture.convert("L"))
+        has_numbers = picture.mode in ("L", "LA") or picture.mode.startswith("I")
+        if has_numbers or (picture.mode == "P" and not palettes):
+            return stored_values(picture)
+        return np.asarray(picture.convert("RGB"))

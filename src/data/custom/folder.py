@@ -1,0 +1,146 @@
+"""``prepare from-folder``: images sorted into one folder per class.
+
+Either ``FOLDER/<class>/*``, of which a part is kept for validation, or ``FOLDER/<split>/<class>/*``
+with splits of any usual names (``train``, ``valid``, ``Testing``), which are used as they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from src.data.custom import recipe, split
+from src.data.custom.layout import Layout, find_layout
+from src.data.custom.survey import survey
+from src.data.formats.image_files import is_picture, list_class_folders, list_pictures
+from src.data.formats.splits import SPLITS
+from src.data.verify.command import verify_imagenet
+from src.errors import UserError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("folder", type=Path, help="holds <class>/*, or train, val, test of these")
+    split.add_arguments(parser)
+    recipe.add_arguments(parser, "classification")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Check, split, write the recipe and tell what to do next.
+
+    Raises:
+        UserError: If the folder is not laid out as expected, a picture is broken, or a class has
+            too few pictures.
+    """
+    source: Path = args.folder
+    if not source.is_dir():
+        state = "is a file" if source.exists() else "does not exist"
+        raise UserError(f"The folder {source} {state}. Expected are folders <class>/*.jpg in it.")
+    name, out = split.target(args, source)
+    layout = find_layout(source)
+    splits = layout.splits
+    classes = _classes(splits.get("train", layout.root))
+    folders = splits.values() or [layout.root]
+    found = survey([path for folder in folders for path in list_pictures(folder)], args.max_pixels)
+    is_split = "val" in splits
+    facts: dict[str, object] = {"source": str(source)}
+    if is_split:
+        _check(layout)
+    else:
+        facts = {"source": str(splits.get("train", layout.root))}
+        facts |= {"val_share": args.val_share, "seed": args.seed}
+    with split.start_over(out, () if is_split else SPLITS, facts) as work:
+        if is_split:
+            data = {"root": str(layout.root)}
+            data |= {
+                f"{part}_split": folder.name
+                for part, folder in splits.items()
+                if folder.name != part
+            }
+        else:
+            _divide(layout, work, args)
+            data = {"root": str(out)}
+            splits = {part: work / part for part in SPLITS if (work / part).is_dir()}
+        if "test" in splits:
+            data["test_split"] = splits["test"].name
+        number = _tell(data["root"], splits, classes)
+        print(f"Checked: {found}")
+        for note in layout.notes:
+            print(f"note: {note}")
+        _tell_others(source)
+        path = out / f"{name}.yaml"
+        recipe.write(args, path, "classification", data | {"upright": True}, number, work)
+
+
+def _tell(root: str, splits: dict[str, Path], classes: list[str]) -> int:
+    """Print how many images of every class each split has; returns the number for training."""
+    counts = {
+        part: {label: len(list_pictures(folder / label)) for label in list_class_folders(folder)}
+        for part, folder in splits.items()
+    }
+    number = {part: sum(counts[part].values()) for part in splits}
+    tested = f" and {number['test']} test" if "test" in number else ""
+    comma = "," if tested else " and"
+    print(f"{root}: {number['train']} training{comma} {number['val']} validation{tested} images")
+    for label in classes:
+        print(f"  {label}: " + " + ".join(str(counts[part].get(label, 0)) for part in splits))
+    return number["train"]
+
+
+def _tell_others(source: Path) -> None:
+    others = Counter(path.suffix.lower() or path.name for path in _other_files(source))
+    if others:
+        listed = ", ".join(f"{count} {ending}" for ending, count in sorted(others.items()))
+        print(f"note: files that are no pictures by their endings are left out ({listed})")
+
+
+def _classes(folder: Path) -> list[str]:
+    classes = list_class_folders(folder)
+    loose = [path for path in folder.iterdir() if path.is_file()]
+    if len(classes) < 2:
+        raise UserError(
+            f"{folder} has {len(classes)} class folders ({', '.join(classes) or 'none'}) and "
+            f"{len(loose)} files beside them; expected are at least two folders of pictures, each "
+            "named as its class."
+        )
+    return classes
+
+
+def _other_files(source: Path) -> Iterator[Path]:
+    files = (path for path in source.rglob("*") if path.is_file())
+    return (p for p in files if not is_picture(p) and not p.name.startswith("."))
+
+
+def _check(layout: Layout) -> None:
+    names = [folder.name for folder in layout.splits.values()]
+    problems = verify_imagenet(layout.root, names).problems
+    if problems:
+        raise UserError("\n  ".join(problems))
+
+
+def _divide(layout: Layout, work: Path, args: argparse.Namespace) -> None:
+    """Keep a part of the training images for validation, and put a test split beside them."""
+    source = layout.splits.get("train", layout.root)
+    if "test" in layout.splits:
+        _check(layout)
+    parts = {}
+    for label in list_class_folders(source):
+        pictures = list_pictures(source / label)
+        if len(pictures) < 2:
+            raise UserError(
+                f"The class {label!r} in {source} has {len(pictures)} pictures; at least two are "
+                "needed, one to learn from and one to check with."
+            )
+        parts[label] = split.split(pictures, args.val_share, args.seed)
+    for label, divided in parts.items():
+        for part, pictures in zip(SPLITS, divided, strict=False):
+            for picture in map(Path, pictures):
+                inside = picture.relative_to(source / label)
+                split.place(picture, work / part / label / inside, args.mode)
+    if "test" in layout.splits:
+        for picture in map(Path, list_pictures(layout.splits["test"])):
+            inside = picture.relative_to(layout.splits["test"])
+            split.place(picture, work / "test" / inside, args.mode)

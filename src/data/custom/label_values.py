@@ -1,0 +1,280 @@
+"""What the numbers in label maps mean, and whether they are numbers of classes at all.
+
+A label map that was saved with loss (JPEG) or drawn with soft edges (antialiasing) holds numbers
+that nobody drew: most of them occur on edges only, never with four equal neighbours.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from src.data.formats.label_maps import MAX_CLASSES
+from src.data.custom.colours import Colours, read_pixels
+from src.decoding import MAX_PIXELS, open_image
+from src.errors import UserError
+from src.types import IGNORE_LABEL
+
+_LOSSY = ("JPEG", "MPO")
+_MOST_EDGES = 0.1
+_MOST_LISTED = 20
+_SAVE = "Save label maps as PNG, without loss and without soft edges"
+
+
+@dataclass
+class Numbers:
+    """The numbers in label maps.
+
+    Attributes:
+        pixels: How often each number occurs.
+        inner: Numbers that somewhere have four equal neighbours.
+        lossy: The first file in a format that loses.
+        colour_of: Colour of each number in the palettes of files, with the file.
+    """
+
+    pixels: Counter[int] = field(default_factory=Counter)
+    inner: set[int] = field(default_factory=set)
+    lossy: str = ""
+    colour_of: dict[int, tuple[tuple[int, ...], str]] = field(default_factory=dict)
+
+    def add(
+        self, path: str, values: NDArray[np.unsignedinteger], max_pixels: int = MAX_PIXELS
+    ) -> None:
+        """Add a file."""
+        found, counts = np.unique(values, return_counts=True)
+        self.pixels.update(dict(zip(found.tolist(), counts.tolist(), strict=True)))
+        middle = values[1:-1, 1:-1]
+        neighbours = (values[:-2, 1:-1], values[2:, 1:-1], values[1:-1, :-2], values[1:-1, 2:])
+        inner = np.logical_and.reduce([middle == neighbour for neighbour in neighbours])
+        self.inner.update(np.unique(middle[inner]).tolist())
+        with open_image(path, max_pixels, "label map") as image:
+            if image.format in _LOSSY:
+                self.lossy = self.lossy or path
+            if image.mode == "P":
+                self._compare_palettes(path, image, found.tolist())
+
+    def _compare_palettes(self, path: str, image: Image.Image, used: list[int]) -> None:
+        palette = image.getpalette() or []
+        for number in used:
+            colour = tuple(palette[3 * number : 3 * number + 3])
+            other, file = self.colour_of.setdefault(number, (colour, path))
+            if colour != other:
+                raise UserError(
+                    f"The palettes of the label maps differ: number {number} is {_hex(other)} in "
+                    f"{file} and {_hex(colour)} in {path}, so numbers do not say the class. Give a "
+                    "table of the colours with --colours."
+                )
+
+    @property
+    def edges(self) -> set[int]:
+        """Numbers that occur on edges only."""
+        return set(self.pixels) - self.inner
+
+    def refuse_loss(self) -> None:
+        """Refuse numbers that were not drawn.
+
+        Raises:
+            UserError: Names how many, in which share of the pixels.
+        """
+        edges, number = self.edges, len(self.pixels)
+        share = sum(self.pixels[value] for value in edges) / max(1, self.pixels.total())
+        soft = len(edges) >= 3 and 2 * len(edges) > number and share < _MOST_EDGES
+        if not soft and not (self.lossy and number > 2):
+            return
+        cause = (
+            f"{self.lossy} is a JPEG file, which changes numbers"
+            if self.lossy
+            else (
+                f"{len(edges)} of them occur on edges only, in {share:.1%} of the pixels, as after "
+                "saving with loss (JPEG) or drawing with soft edges (antialiasing)"
+            )
+        )
+        common = ", ".join(str(value) for value, _ in self.pixels.most_common(3))
+        raise UserError(
+            f"The label maps hold {number} different numbers, most often {common}; {cause}. "
+            f"{_SAVE}, or give --snap, which takes the nearest of 0 and 255 (black and white "
+            "masks) or of --class-values."
+        )
+
+
+def read_numbers(path: str, max_pixels: int = MAX_PIXELS) -> NDArray[np.unsignedinteger]:
+    """Numbers of a label map ``(H, W)``, or its colours ``(H, W, 3)`` unless they are all grey."""
+    pixels = read_pixels(path, max_pixels=max_pixels)
+    if pixels.ndim == 3 and (pixels == pixels[..., :1]).all():
+        return pixels[..., 0]
+    return pixels
+
+
+class LabelReader:
+    """Reads the label maps of a dataset as class numbers from 0, 255 where unlabelled.
+
+    Args:
+        paths: All label maps.
+        colours: Table for coloured ones.
+        names: Class names, if given.
+        values: Number of each class in the files, if given.
+        snap: Take the nearest class where a pixel is none.
+        max_pixels: Larger label maps are refused.
+
+    Raises:
+        UserError: If the files do not hold numbers of classes, or the names do not fit them.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[str],
+        colours: Colours | None,
+        names: list[str] | None,
+        values: Sequence[int] | None,
+        snap: bool,
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
+        self.colours, self.snap, self.max_pixels = colours, snap, max_pixels
+        self.values: list[int] = []
+        if colours is not None:
+            self.names = colours.names
+            return
+        numbers = Numbers()
+        for path in paths:
+            pixels = read_numbers(path, max_pixels)
+            if pixels.ndim == 3:
+                raise UserError(_colour_list(path, paths, max_pixels))
+            numbers.add(path, pixels, max_pixels)
+        if not snap:
+            numbers.refuse_loss()
+        found = set(numbers.pixels)
+        is_binary = values is None and (snap or found in ({0, 255}, {255}))
+        if values is not None:
+            self.values = list(values)
+        elif is_binary:
+            self.values = [0, 255]
+        else:
+            self.values = list(range(max(found - {IGNORE_LABEL}, default=0) + 1))
+        if not snap:
+            self._check_values(found, given=values is not None, named=names is not None)
+        count = len(self.values)
+        if names is None:
+            binary = ["background", "foreground"]
+            names = binary if is_binary else [f"class {number}" for number in self.values]
+        if len(names) < count or (values is not None and len(names) > count):
+            raise UserError(_wrong_count(count, names, sorted(found), values is not None))
+        self.names = names
+
+    def _check_values(self, found: set[int], *, given: bool, named: bool) -> None:
+        strange = sorted(found - set(self.values) - {IGNORE_LABEL})
+        if strange:
+            raise UserError(
+                f"The label maps hold the number {strange[0]}, which is none of --class-values "
+                f"{_listed(self.values)} and not 255 (unlabelled)."
+            )
+        used = found & set(self.values)
+        if not (given or named) and len(self.values) > 2 * len(used):
+            raise UserError(
+                f"The label maps hold the numbers {_listed(sorted(found))}, so most classes from 0 "
+                f"to {self.values[-1]} would never occur. Give the number of each class with "
+                f"--class-values (255 is unlabelled unless it is listed), such as --class-values "
+                f"{' '.join(map(str, sorted(found)[:_MOST_LISTED]))}."
+            )
+        if len(self.values) > MAX_CLASSES:
+            raise UserError(
+                f"Label maps accept up to {MAX_CLASSES} classes, got {len(self.values)}."
+            )
+
+    def read(self, path: str) -> NDArray[np.uint8]:
+        """Class of every pixel, ``(H, W)``."""
+        if self.colours is not None:
+            return self.colours.translate(path, snap=self.snap, max_pixels=self.max_pixels)
+        pixels = read_numbers(path, self.max_pixels).astype(np.int64)
+        if self.snap:
+            known = np.array(self.values)
+            numbers = np.unique(pixels)
+            nearest = np.abs(numbers[:, None] - known[None]).argmin(1)
+            table = np.zeros(numbers.max() + 1, dtype=np.uint8)
+            table[numbers] = nearest
+            return table[pixels]
+        table = np.full(max(*self.values, IGNORE_LABEL, int(pixels.max())) + 1, IGNORE_LABEL)
+        table[self.values] = range(len(self.values))
+        return table[pixels].astype(np.uint8)
+
+
+def _wrong_count(count: int, names: list[str], found: list[int], given: bool) -> str:
+    if given:
+        return f"--class-values gives {count} numbers, but there are {len(names)} class names."
+    hint = ""
+    if len(names) in (len(found), len(set(found) - {IGNORE_LABEL})):
+        hint = (
+            f" If each name belongs to one of the numbers {_listed(found)}, give them in the same "
+            "order with --class-values."
+        )
+    return (
+        f"The label maps hold numbers up to {count - 1}, counted from 0, but there are "
+        f"{len(names)} class names ({', '.join(names[:5])}). Give {count}, the first one for "
+        f"number 0.{hint}"
+    )
+
+
+def _colour_list(path: str, paths: Sequence[str], max_pixels: int) -> str:
+    """What to write into a table of colours, from the files with most of them."""
+    pixels = Counter[int]()
+    for file in paths[:_MOST_LISTED]:
+        shown = read_pixels(file, max_pixels=max_pixels)
+        if shown.ndim == 3:
+            codes = shown.astype(np.uint32) @ np.array([65536, 256, 1], dtype=np.uint32)
+            found, counts = np.unique(codes, return_counts=True)
+            pixels.update(dict(zip(found.tolist(), counts.tolist(), strict=True)))
+    listed = dict(pixels.most_common(_MOST_LISTED))
+    lines = "\n".join(f"  #{code:06x} name" for code in sorted(listed))
+    rest = len(pixels) - len(listed)
+    share = 1 - sum(listed.values()) / pixels.total()
+    odd = (
+        f"\n{rest} further colours are in {share:.1%} of the pixels, as after saving with loss "
+        f"(JPEG) or drawing with soft edges. {_SAVE}, or add --snap, which takes the nearest colour"
+        " of the table."
+        if rest
+        else ""
+    )
+    return (
+        f"The label map {path} holds colours. Write a text file that says which colour is which "
+        f"class, and give it with --colours; these are there:\n{lines}{odd}"
+    )
+
+
+def _hex(colour: Sequence[int]) -> str:
+    return "#" + "".join(f"{value:02x}" for value in colour)
+
+
+def _listed(values: Sequence[int]) -> str:
+    return ", ".join(map(str, values[:_MOST_LISTED])) + (
+        ", ..." if len(values) > _MOST_LISTED else ""
+    )
+
+
+def note_absent(names: Sequence[str], present: Counter[int], where: str) -> list[str]:
+    """One sentence about the classes that a split never shows."""
+    absent = [name for number, name in enumerate(names) if not present[number]]
+    if not absent:
+        return []
+    listed = ", ".join(absent[:10]) + (", ..." if len(absent) > 10 else "")
+    return [f"no {where} label map shows {listed}"]
+
+
+def given_values(values: list[int] | None) -> list[int] | None:
+    """Check ``--class-values``.
+
+    Raises:
+        UserError: If a number is out of range or occurs twice.
+    """
+    if values is None:
+        return None
+    if len(set(values)) < len(values) or not values or not all(0 <= v < 2**16 for v in values):
+        raise UserError(
+            f"--class-values accepts different numbers from 0 to 65535, got {_listed(values)}."
+        )
+    if len(values) > MAX_CLASSES:
+        raise UserError(f"--class-values accepts up to {MAX_CLASSES} numbers, got {len(values)}.")
+    return values

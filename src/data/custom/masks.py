@@ -1,0 +1,165 @@
+"""``prepare from-masks``: images and their label maps, in two folders or side by side.
+
+Label maps may hold class numbers (``--class-values`` says which, if they are not counted from 0),
+or colours that a table translates (``--colours``). Black and white masks (0 and 255) become the
+classes 0 and 1, because 255 means unlabelled everywhere else. Folders such as ``train`` and
+``valid`` are splits.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from src import files
+from src.data.classes.class_names import read_class_names
+from src.data.custom import recipe, split
+from src.data.custom.colours import read_colours
+from src.data.custom.label_values import LabelReader, given_values, note_absent
+from src.data.custom.pairs import Pair, find_pairs
+from src.data.custom.survey import survey
+from src.data.formats.splits import SPLITS
+from src.decoding import open_image
+from src.errors import UserError
+
+_FOLDERS = {"train": "training", "val": "validation", "test": "test"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    add = parser.add_argument
+    add("--images", type=Path, required=True, help="folder of images, searched at any depth")
+    add("--masks", type=Path, required=True, help="folder of label maps; may be the same")
+    add("--image-suffix", help="end of image names that label maps lack, as _leftImg8bit.png")
+    add("--mask-suffix", help="what label maps have in its place, as _mask.png (found out)")
+    add("--class-names", nargs="+", help="names in the order of the numbers, or one text file")
+    add("--class-values", nargs="+", type=int, help="number of each class, if not 0, 1, 2, ...")
+    add("--colours", type=Path, help="text file with lines `#rrggbb name` for coloured masks")
+    add("--snap", action="store_true", help="soft edges: take the nearest class of each pixel")
+    split.add_arguments(parser)
+    recipe.add_arguments(parser, "segmentation")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Check, translate, split, write the recipe and tell what to do next.
+
+    Raises:
+        UserError: If files are missing or broken, sizes differ, or a value is no class.
+    """
+    name, out = split.target(args, args.images)
+    pairs, notes = find_pairs(args.images, args.masks, args.image_suffix, args.mask_suffix)
+    if len(pairs) < 3:
+        raise UserError(
+            f"{args.images} holds {len(pairs)} images with label maps; at least three are needed: "
+            "the heads learn from two at a time, and one is to check with."
+        )
+    parts = _divide(pairs, args)
+    colours = read_colours(args.colours) if args.colours else None
+    found = survey([pair.image for pair in pairs], args.max_pixels)
+    masks = [pair.mask for pair in pairs]
+    values = given_values(args.class_values)
+    labels = LabelReader(masks, colours, _given_names(args), values, args.snap, args.max_pixels)
+    _check_sizes(pairs, found.sizes, args.max_pixels)
+    facts = {"source": str(args.images), "val_share": args.val_share, "seed": args.seed}
+    data: dict[str, Any] = {"root": str(out), "class_names": labels.names, "upright": True}
+    data["reduce_zero_label"] = False
+    if "test" in parts:
+        data |= {"test_images": "images/test", "test_labels": "annotations/test"}
+    if colours:
+        data["palette"] = [list(colour) for colour in colours.values]
+    with split.start_over(out, ("images", "annotations"), facts) as work:
+        counts = _place(parts, labels, work, args.mode)
+        tested = f", {len(parts['test'])} test" if "test" in parts else ""
+        print(
+            f"{out}: {len(parts['train'])} training and {len(parts['val'])} validation{tested} "
+            "images; showing:"
+        )
+        for number, label in enumerate(labels.names):
+            print(f"  {label}: " + " + ".join(str(counts[part][number]) for part in parts))
+        print(f"Checked: {found}, and all label maps fit them")
+        for part in parts:
+            notes += note_absent(labels.names, counts[part], _FOLDERS[part])
+        for note in notes:
+            print(f"note: {note}")
+        path = out / f"{name}.yaml"
+        recipe.write(args, path, "segmentation", data, len(parts["train"]), work)
+
+
+def _place(
+    parts: dict[str, list[Pair]], labels: LabelReader, work: Path, mode: str
+) -> dict[str, Counter[int]]:
+    """Put images and label maps into the new folder; returns how many images show each class."""
+    counts = {}
+    for part, chosen in parts.items():
+        counts[part] = Counter[int]()
+        for pair in chosen:
+            split.place(Path(pair.image), work / "images" / _FOLDERS[part] / pair.inside, mode)
+            classes = labels.read(pair.mask)
+            path = work / "annotations" / _FOLDERS[part] / pair.inside.with_suffix(".png")
+            files.write_image(path, Image.fromarray(classes))
+            counts[part].update(int(value) for value in np.unique(classes))
+    return counts
+
+
+def _divide(pairs: list[Pair], args: argparse.Namespace) -> dict[str, list[Pair]]:
+    """Pairs of each split, as their folders say, else at random.
+
+    Raises:
+        UserError: If only some are in folders of splits, or there is none for training.
+    """
+    parts: dict[str, list[Pair]] = {part: [] for part in SPLITS}
+    apart = [pair for pair in pairs if pair.split is None]
+    for pair in pairs:
+        parts[pair.split or "train"].append(pair)
+    if apart and len(apart) < len(pairs):
+        names = " and ".join(f"{len(parts[p])} in {p}" for p in SPLITS if parts[p])
+        raise UserError(
+            f"{args.images} has {len(pairs) - len(apart)} images in folders of splits and "
+            f"{len(apart)} in none (the first is {apart[0].image}; counted with train: {names}). "
+            "Put all of them into train, val or test, or none."
+        )
+    if not parts["train"]:
+        found = ", ".join(part for part in SPLITS if parts[part])
+        raise UserError(
+            f"{args.images} has images of the split {found} only; there are none for training."
+        )
+    if not parts["val"]:
+        by_name = {pair.image: pair for pair in parts["train"]}
+        if len(by_name) < 2:
+            raise UserError(
+                f"{args.images} has one training image; at least two are needed, one of them for "
+                "validation."
+            )
+        chosen = split.split(list(by_name), args.val_share, args.seed)
+        parts["train"], parts["val"] = ([by_name[name] for name in part] for part in chosen)
+    return {part: found for part, found in parts.items() if found}
+
+
+def _given_names(args: argparse.Namespace) -> list[str] | None:
+    if args.class_names and args.colours:
+        raise UserError("Give either --class-names or --colours, which names the classes too.")
+    if args.class_values and args.colours:
+        raise UserError("Give either --class-values or --colours, which is for coloured masks.")
+    if not args.class_names:
+        return None
+    given: list[str] = args.class_names
+    return read_class_names(given[0] if len(given) == 1 and Path(given[0]).is_file() else given)
+
+
+def _check_sizes(pairs: list[Pair], sizes: dict[str, tuple[int, int]], max_pixels: int) -> None:
+    for pair in pairs:
+        picture, label = pair.image, pair.mask
+        with open_image(label, max_pixels, "label map") as mask:
+            size = (mask.height, mask.width)
+        if size != sizes[picture]:
+            height, width = sizes[picture]
+            raise UserError(
+                f"The picture {picture} is {width}x{height} pixels (upright), but its label map "
+                f"{label} is {size[1]}x{size[0]}; they must have the same size."
+            )

@@ -1,0 +1,227 @@
+"""Which label map belongs to which image, in folders as people keep them.
+
+Images and label maps may lie in two folders, in one (``1.jpg`` beside ``1_mask.png``), or in
+subfolders of every split (``train/images``, ``train/masks``). Where nothing is said, the end of the
+label maps' names is the one that fits most images.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+from src.data.formats.image_files import list_pictures
+from src.data.formats.splits import split_of
+from src.errors import UserError
+
+_IMAGE_FOLDERS = {"image", "images", "img", "imgs", "photos", "pictures", "jpegimages"}
+_MASK_FOLDERS = {
+    "mask", "masks", "label", "labels", "annotation", "annotations", "labelmaps", "label_maps",
+    "segmentation", "segmentations", "segmentationclass", "gt", "groundtruth", "ground_truth",
+}  # fmt: skip
+_USUAL = ".png"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An image, its label map, and the place of both among the others.
+
+    Attributes:
+        image: File of the image.
+        mask: File of the label map.
+        split: ``train``, ``val`` or ``test`` if a folder of the image says so.
+        inside: Path of the image without the folders that mean a split or images.
+    """
+
+    image: str
+    mask: str
+    split: str | None
+    inside: Path
+
+
+@dataclass(frozen=True)
+class _File:
+    path: str
+    parents: tuple[str, ...]  # without those that mean images or label maps; splits by their name
+    name: str
+
+
+def find_pairs(
+    images: Path, masks: Path, image_suffix: str | None, mask_suffix: str | None
+) -> tuple[list[Pair], list[str]]:
+    """Match every image with its label map.
+
+    Args:
+        images: Folder of the images, searched at any depth.
+        masks: Folder of the label maps, which may be the same or one inside the other.
+        image_suffix: End of the image names that is not part of the common name.
+        mask_suffix: End of the label maps' names; default is found out.
+
+    Returns:
+        The pairs, sorted by image, and notes for the user.
+
+    Raises:
+        UserError: If a folder or a label map is missing, or names are ambiguous.
+    """
+    for folder in (images, masks):
+        if not folder.is_dir():
+            raise UserError(f"The folder {folder} does not exist.")
+    shown, maps = _two_kinds(images, masks, mask_suffix)
+    if image_suffix is not None:
+        shown = [file for file in shown if file.name.endswith(image_suffix)]
+    if not shown:
+        ending = f" ending in {image_suffix}" if image_suffix else ""
+        raise UserError(f"The folder {images} holds no images{ending}.")
+    ends = [image_suffix] if image_suffix is not None else [None, *_common_end(shown)]
+    tries = [(end, _found_suffix(shown, maps, end, mask_suffix)) for end in ends]
+    image_end, suffix = max(tries, key=lambda found: _covered(shown, maps, *found))
+    by_place = {(file.parents, file.name): file.path for file in maps}
+    names = {id(file): _stem(file.name, image_end) + suffix for file in shown}
+    taken: dict[tuple[tuple[str, ...], str], _File] = {}
+    for file in shown:
+        other = taken.setdefault((file.parents, names[id(file)]), file)
+        if other is not file:
+            raise UserError(
+                f"The images {other.path} and {file.path} share the label map {names[id(file)]}; "
+                "give them different names."
+            )
+    missing = [file for file in shown if (file.parents, names[id(file)]) not in by_place]
+    if missing:
+        raise UserError(
+            f"{len(missing)} of {len(shown)} images in {images} have no label map in {masks}; the "
+            f"first is {missing[0].path}, whose label map should be named {names[id(missing[0])]}. "
+            "--mask-suffix and --image-suffix say how the names end."
+        )
+    notes = []
+    if (image_end, suffix) != (None, _USUAL):
+        end = f" in place of {image_end}" if image_end else ""
+        notes.append(f"label maps are the files ending in {suffix}{end}")
+    if len(maps) > len(shown):
+        notes.append(f"{len(maps) - len(shown)} further files in {masks} belong to no image")
+    return [_pair(file, by_place[file.parents, names[id(file)]]) for file in shown], notes
+
+
+def _pair(file: _File, mask: str) -> Pair:
+    split = next((s for part in file.parents if (s := split_of(part))), None)
+    kept = [part for part in file.parents if split is None or part != split]
+    return Pair(file.path, mask, split, Path(*kept, file.name))
+
+
+def _two_kinds(
+    images: Path, masks: Path, mask_suffix: str | None
+) -> tuple[list[_File], list[_File]]:
+    """Images and label maps, also where one folder holds both."""
+    if images.resolve() != masks.resolve():
+        shown, maps = list_pictures(images), list_pictures(masks)
+        if masks.resolve().is_relative_to(images.resolve()):
+            inner = {os.path.realpath(path) for path in maps}
+            shown = [path for path in shown if os.path.realpath(path) not in inner]
+        elif images.resolve().is_relative_to(masks.resolve()):
+            inner = {os.path.realpath(path) for path in shown}
+            maps = [path for path in maps if os.path.realpath(path) not in inner]
+        return [_file(p, images, set()) for p in shown], [_file(p, masks, set()) for p in maps]
+    files = list_pictures(images)
+    below = [path for path in files if _folders_of(path, images) & _MASK_FOLDERS]
+    if below:
+        words, apart = _IMAGE_FOLDERS | _MASK_FOLDERS, set(below)
+        shown = [path for path in files if path not in apart]
+        return [_file(p, images, words) for p in shown], [_file(p, images, words) for p in below]
+    every = [_file(path, images, set()) for path in files]
+    suffix = mask_suffix or _suffix_beside(every, images)
+    return (
+        [file for file in every if not file.name.endswith(suffix)],
+        [file for file in every if file.name.endswith(suffix)],
+    )
+
+
+def _suffix_beside(files: list[_File], folder: Path) -> str:
+    """What label maps beside their images end in."""
+    fits = {
+        suffix: _covered(
+            [file for file in files if not file.name.endswith(suffix)],
+            [file for file in files if file.name.endswith(suffix)],
+            None,
+            suffix,
+        )
+        / sum(not file.name.endswith(suffix) for file in files)
+        for suffix in _suffixes(files, files, None)
+        if any(not file.name.endswith(suffix) for file in files)
+    }
+    best = [s for s in fits if fits[s] == max(fits.values())]
+    lossless = [s for s in best if not s.lower().endswith((".jpg", ".jpeg"))] or best
+    if len(lossless) == 1:
+        return lossless[0]
+    raise UserError(
+        f"{folder} is given for images and for label maps, and "
+        + (
+            f"the label maps may be the files ending in {' or in '.join(sorted(lossless))}; say "
+            "which with --mask-suffix."
+            if lossless
+            else "no file is named as another one with something added, such as 1_mask.png beside "
+            "1.jpg; say how they end with --mask-suffix, or give two folders."
+        )
+    )
+
+
+def _file(path: str, root: Path, dropped: set[str]) -> _File:
+    *parents, name = Path(path).relative_to(root).parts
+    kept = (part for part in parents if part.lower() not in dropped)
+    return _File(path, tuple(split_of(part) or part for part in kept), name)
+
+
+def _found_suffix(
+    images: list[_File], maps: list[_File], image_end: str | None, given: str | None
+) -> str:
+    """The end of the label maps' names that fits most images; the usual one if it fits all."""
+    if given is not None or _covered(images, maps, image_end, _USUAL) == len(images):
+        return given or _USUAL
+    fits = {s: _covered(images, maps, image_end, s) for s in _suffixes(images, maps, image_end)}
+    best = sorted(suffix for suffix in fits if fits[suffix] == max(fits.values()))
+    if len(best) > 1 and fits[best[0]] > 1:
+        raise UserError(
+            f"The label maps may be the files ending in {' or in '.join(best)}; say which with "
+            "--mask-suffix."
+        )
+    return best[0] if best else _USUAL
+
+
+def _suffixes(images: list[_File], maps: list[_File], image_end: str | None) -> Counter[str]:
+    """What follows the name of an image in the names of label maps, and how often."""
+    stems: dict[tuple[str, ...], Counter[str]] = defaultdict(Counter)
+    for file in images:
+        stems[file.parents][_stem(file.name, image_end)] += 1
+    own = {id(file) for file in images}
+    found = Counter[str]()
+    for file in maps:
+        for end in range(1, len(file.name)):
+            stem = file.name[:end]
+            is_itself = id(file) in own and stem == _stem(file.name, image_end)
+            if stems[file.parents][stem] > is_itself and "." in file.name[end:]:
+                found[file.name[end:]] += 1
+    return found
+
+
+def _covered(images: list[_File], maps: list[_File], image_end: str | None, suffix: str) -> int:
+    names = {(file.parents, file.name) for file in maps}
+    return sum((file.parents, _stem(file.name, image_end) + suffix) in names for file in images)
+
+
+def _stem(name: str, end: str | None) -> str:
+    if end is not None and name.endswith(end):
+        return name.removesuffix(end)
+    return Path(name).stem
+
+
+def _folders_of(path: str, root: Path) -> set[str]:
+    return {part.lower() for part in Path(path).relative_to(root).parts[:-1]}
+
+
+def _common_end(files: list[_File]) -> list[str]:
+    """What all names end in beside the file ending, such as ``_leftImg8bit.png``; longest first."""
+    if len(files) < 2:
+        return []
+    first = files[0].name
+    starts = (i for i, letter in enumerate(first) if letter in "_-.")
+    return [first[i:] for i in starts if all(file.name.endswith(first[i:]) for file in files)]

@@ -1,0 +1,329 @@
+"""ADE20K for semantic segmentation, or any data set of pictures and label maps in two folders.
+
+The defaults are the official recipe for 512 pixels; the larger models change ``image_scale`` and
+``crop_size``. What the official code does in its data pipeline is in
+``transforms/segmentation.py``, reading of the files in ``datasets/segmentation_folder.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_only
+from torch.utils.data import DataLoader
+
+from src.data.datamodules.absent_classes import look_for_classes
+from src.data.datamodules.base import BaseDataModule, check
+from src.data.classes.class_names import read_class_names
+from src.data.datasets.image_folder import files_to_predict
+from src.data.datasets.readable import BrokenImages
+from src.data.datasets.segmentation_folder import (
+    SegmentationCollate,
+    SegmentationEvalDataset,
+    SegmentationFilesDataset,
+    SegmentationTrainDataset,
+    find_pairs,
+)
+from src.data.formats.label_maps import MAX_CLASSES
+from src.data.classes.ade20k import ADE20K_NAMES, Colour, ade20k_palette, distinct_palette
+from src.data.formats.image_files import first_pictures, list_pictures
+from src.data.transforms.protocols import ViewsTransform
+from src.decoding import MAX_PIXELS
+from src.errors import UserError
+from src.types import IGNORE_LABEL
+
+Triple = tuple[float, float, float]
+
+
+class ADE20KDataModule(BaseDataModule):
+    """Reads ``root/images/*`` and ``root/annotations/*`` as ADEChallengeData2016 has them.
+
+    Another data set in two folders needs no code, only the names of its folders and classes.
+
+    Args:
+        root: Folder that the other folders are in.
+        train_images: Folder of training pictures, searched at any depth.
+        train_labels: Folder of their label maps, in the same subfolders.
+        val_images: Folder of validation pictures.
+        val_labels: Folder of their label maps.
+        test_images: Folder of pictures for ``test``; default is the validation pictures.
+        test_labels: Folder of their label maps.
+        image_suffix: End of the picture names, for example ``_leftImg8bit.png``; default is any
+            file ending of a picture.
+        label_suffix: What replaces it in the name of the label map.
+        reduce_zero_label: Label maps count classes from 1, and 0 means unlabelled.
+        class_values: Number of each class in the label maps, in label order, for numbers with gaps;
+            default counts from 0 or, with ``reduce_zero_label``, from 1. 255 is unlabelled.
+        class_names: Names of the classes in label order: a list, a text file with one name a line,
+            or ``"ade20k"``. Default: those of ADE20K, which other data refuse: where there are
+            training images and none is named as ADE20K's, the names must be given.
+        palette: Red, green and blue of each class, 0 to 255. Default: ADE20K's for its classes,
+            else generated.
+        image_scale: Largest long and short side in pixels that pictures are scaled to.
+        ratio_range: Smallest and largest random factor on ``image_scale`` in training.
+        crop_size: Height and width of the training crop in pixels.
+        cat_max_ratio: Crops in which one class has this share of the labelled pixels are drawn
+            again, up to ten times; 1 is off.
+        hflip: Probability of a horizontal flip in training.
+        photometric: Whether to change brightness, contrast, saturation and hue in training.
+        size_divisor: Evaluation pictures are stretched to sides that are multiples of this.
+        tta: Test-time augmentation: evaluate and predict at the sizes ``tta_ratios``, each as it is
+            and mirrored, and average the probabilities.
+        tta_ratios: Sizes relative to ``image_scale``.
+        mean: Mean of each RGB channel, of values in [0, 1].
+        std: Standard deviation of each RGB channel.
+        batch_size: Training pictures per device and step.
+        num_workers: Loader processes per device; 0 loads in the main process.
+        eval_batch_size: Pictures per device in evaluation. Those of equal size are segmented
+            together; sizes are never made equal by padding, so the numbers do not depend on it.
+        predict_dir: A folder of pictures, searched at any depth, or a single picture, for
+            ``predict``.
+        upright: Turn pictures as their EXIF block says; label maps stay as they are.
+        broken_images: See `BaseDataModule`.
+        max_pixels: Larger images, width times height, are refused as broken files.
+
+    Raises:
+        UserError: If a value is out of range; later, if files are missing or do not fit.
+    """
+
+    def __init__(
+        self,
+        root: str = "data/ADEChallengeData2016",
+        train_images: str = "images/training",
+        train_labels: str = "annotations/training",
+        val_images: str = "images/validation",
+        val_labels: str = "annotations/validation",
+        test_images: str | None = None,
+        test_labels: str | None = None,
+        image_suffix: str | None = None,
+        label_suffix: str = ".png",
+        reduce_zero_label: bool = True,
+        class_values: list[int] | None = None,
+        class_names: list[str] | str | None = None,
+        palette: list[tuple[int, int, int]] | None = None,
+        image_scale: tuple[int, int] = (2048, 512),
+        ratio_range: tuple[float, float] = (0.5, 2.0),
+        crop_size: tuple[int, int] = (512, 512),
+        cat_max_ratio: float = 0.75,
+        hflip: float = 0.5,
+        photometric: bool = True,
+        size_divisor: int = 32,
+        tta: bool = False,
+        tta_ratios: tuple[float, ...] = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75),
+        mean: tuple[float, float, float] = (0.485, 0.456, 0.406),
+        std: tuple[float, float, float] = (0.229, 0.224, 0.225),
+        batch_size: int = 2,
+        num_workers: int = 4,
+        eval_batch_size: int | None = 1,
+        predict_dir: str | None = None,
+        upright: bool = False,
+        broken_images: BrokenImages = "error",
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
+        super().__init__(batch_size, num_workers, eval_batch_size, broken_images, max_pixels)
+        sides = "two positive numbers of pixels"
+        check(min(image_scale) >= 1, "image_scale", image_scale, sides)
+        check(min(crop_size) >= 1, "crop_size", crop_size, sides)
+        check(
+            0 < ratio_range[0] <= ratio_range[1],
+            "ratio_range",
+            ratio_range,
+            "two positive factors, the smaller one first",
+        )
+        check(0 < cat_max_ratio <= 1, "cat_max_ratio", cat_max_ratio, "a share in (0, 1]")
+        check(0 <= hflip <= 1, "hflip", hflip, "a probability from 0 to 1")
+        check(size_divisor >= 1, "size_divisor", size_divisor, "an integer of at least 1")
+        check(
+            bool(tta_ratios) and min(tta_ratios) > 0, "tta_ratios", tta_ratios, "positive factors"
+        )
+        check(
+            class_values is None or (not reduce_zero_label and _are_values(class_values)),
+            "class_values",
+            class_values,
+            "different numbers from 0 to 254, with data.reduce_zero_label false",
+        )
+        check(min(std) > 0, "std", std, "three positive numbers")
+        check(
+            (test_images is None) == (test_labels is None),
+            "test_labels",
+            test_labels,
+            "a folder together with data.test_images, or null for both",
+        )
+        self.root = Path(root)
+        self.folders = {
+            "train": (train_images, train_labels),
+            "val": (val_images, val_labels),
+            "test": (test_images or val_images, test_labels or val_labels),
+        }
+        self.suffixes = (image_suffix, label_suffix)
+        self.reduce_zero_label, self.class_values = reduce_zero_label, class_values
+        self.predict_dir = predict_dir
+        self.upright = upright
+        self._given_names, self._given_palette = class_names, palette
+        self._normalization = {"mean": mean, "std": std}
+        self._train_options = {
+            "crop_size": crop_size,
+            "scale": image_scale,
+            "ratio_range": ratio_range,
+            "cat_max_ratio": cat_max_ratio,
+            "hflip": hflip,
+            "photometric": photometric,
+        }
+        self._eval_options = {
+            "scale": image_scale,
+            "size_divisor": size_divisor,
+            "ratios": tta_ratios if tta else (1.0,),
+            "flip": tta,
+        }
+
+    @cached_property
+    def _names(self) -> list[str]:
+        if self._given_names is None:
+            self._check_is_ade20k()
+        if self._given_names in (None, "ade20k"):
+            return list(ADE20K_NAMES)
+        assert self._given_names is not None
+        names = read_class_names(self._given_names)
+        most = MAX_CLASSES - self.reduce_zero_label  # 255 stays the value of unlabelled pixels
+        check(len(names) <= most, "class_names", len(names), f"up to {most} names")
+        values = self.class_values
+        check(
+            values is None or len(values) == len(names),
+            "class_values",
+            values,
+            f"one number for each of the {len(names)} classes",
+        )
+        return names
+
+    def _check_is_ade20k(self) -> None:
+        """Refuse to take other data for ADE20K.
+
+        Raises:
+            UserError: If there are training or validation images, and none has a name of ADE20K.
+        """
+        folders = (self.root / self.folders[split][0] for split in ("train", "val"))
+        names = (Path(path).name for folder in folders for path in first_pictures(folder))
+        first = next(names, None)
+        if first is None or any(name.startswith("ADE_") for name in (first, *names)):
+            return
+        raise UserError(
+            f"The images in {self.root} (such as {first}) are not ADE20K's, which are named "
+            "ADE_train_00000001.jpg, so their classes are not its 150 either: give data.class_names"
+            " (a list or a text file, in the order of the numbers in the label maps), or ade20k if "
+            "these are its classes. `python -m src prepare from-masks` writes a recipe with names."
+        )
+
+    @property
+    def class_names(self) -> list[str]:
+        """Readable class names in label order."""
+        return list(self._names)
+
+    @cached_property
+    def palette(self) -> list[Colour]:
+        """Red, green and blue of each class, 0 to 255."""
+        if self._given_palette is None:
+            is_ade20k = self._names == list(ADE20K_NAMES)
+            return ade20k_palette() if is_ade20k else distinct_palette(self.num_classes)
+        colours = [tuple(colour) for colour in self._given_palette]
+        values = [value for colour in colours for value in colour]
+        if len(colours) != self.num_classes or not all(0 <= value <= 255 for value in values):
+            raise UserError(
+                f"data.palette accepts {self.num_classes} colours, one for each class, of values "
+                f"from 0 to 255; got {len(colours)} colours."
+            )
+        return colours  # type: ignore[return-value]
+
+    @cached_property
+    def eval_transform(self) -> ViewsTransform:
+        """Preparation of pictures for evaluation and prediction."""
+        # Imported here, because albumentations takes seconds and `--help` does not need it.
+        from src.data.transforms.segmentation import EvalTransform
+
+        return EvalTransform(**self._eval_options, **self._normalization)  # type: ignore[arg-type]
+
+    def setup(self, stage: str) -> None:
+        """List the files that a stage needs.
+
+        Raises:
+            UserError: If a folder or a label map is missing.
+        """
+        if stage == "fit":
+            from src.data.transforms.segmentation import TrainTransform
+
+            transform = TrainTransform(**self._train_options, **self._normalization)  # type: ignore[arg-type]
+            dataset = SegmentationTrainDataset(
+                self._pairs("train"),
+                transform,
+                self.num_classes,
+                reduce_zero_label=self.reduce_zero_label,
+                class_values=self.class_values,
+                upright=self.upright,
+                broken_images=self.broken_images,
+                max_pixels=self.max_pixels,
+            )
+            dataset.left_out = self._without_suffix("train")
+            self._datasets["train"] = dataset
+            if getattr(rank_zero_only, "rank", 0) == 0:
+                self.warn_of_absent(*look_for_classes(dataset))
+        if stage in ("fit", "validate"):
+            self._datasets["val"] = self._labelled("val")
+        if stage == "test":
+            self._datasets["test"] = self._labelled("test")
+        if stage == "predict":
+            if self.predict_dir is None:
+                raise UserError(
+                    "predict needs pictures: give a folder or a picture with --data.predict_dir."
+                )
+            files = files_to_predict(self.predict_dir)
+            self._datasets["predict"] = SegmentationFilesDataset(
+                files, self.eval_transform, upright=self.upright, max_pixels=self.max_pixels
+            )
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Shuffled, augmented training batches (`src.types.SegmentationBatch`)."""
+        return self.loader("train", train=True)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """Every validation picture once (`src.types.SegmentationEvalBatch`)."""
+        return self._eval_loader("val")
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """Every picture of the test folder once."""
+        return self._eval_loader("test")
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """Every picture to predict once, without ``label``."""
+        return self._eval_loader("predict")
+
+    def _pairs(self, split: str) -> list[tuple[str, str]]:
+        images, labels = self.folders[split]
+        return find_pairs(self.root / images, self.root / labels, *self.suffixes)
+
+    def _without_suffix(self, split: str) -> dict[str, int]:
+        """Images that ``image_suffix`` leaves out, with the reason."""
+        ending = self.suffixes[0]
+        files = list_pictures(self.root / self.folders[split][0]) if ending else []
+        count = sum(not path.endswith(str(ending)) for path in files)
+        return {f"not ending in {ending} (data.image_suffix)": count} if count else {}
+
+    def _labelled(self, split: str) -> SegmentationEvalDataset:
+        return SegmentationEvalDataset(
+            self._pairs(split),
+            self.eval_transform,
+            self.num_classes,
+            reduce_zero_label=self.reduce_zero_label,
+            class_values=self.class_values,
+            upright=self.upright,
+            broken_images=self.broken_images,
+            max_pixels=self.max_pixels,
+        )
+
+    def _eval_loader(self, split: str) -> DataLoader[Any]:
+        return self.loader(split, collate_fn=SegmentationCollate(self.eval_transform.flipped))
+
+
+def _are_values(values: Sequence[int]) -> bool:
+    return len(set(values)) == len(values) > 0 and min(values) >= 0 and max(values) < IGNORE_LABEL

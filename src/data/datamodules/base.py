@@ -1,0 +1,225 @@
+"""What all data modules share: loaders, batch sizes, the classes, the report of skipped pictures.
+
+A data module knows files and transforms; it knows neither the model nor the loss. The seeding of
+the workers is Lightning's (``seed_everything`` in the configuration).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection
+from typing import Any, ClassVar
+
+import torch
+from lightning import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_warn
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+
+from src.data.datasets.readable import BrokenImages, ReadableImages
+from src.data.datamodules.loaders import Loader, start_worker
+from src.data.samplers.distributed import CountOnceSampler, DealtBatchSampler
+from src.data.samplers.surplus import CountedCollate
+from src.decoding import MAX_PIXELS
+from src.errors import UserError
+
+_log = logging.getLogger(__name__)
+
+
+class BaseDataModule(LightningDataModule, ABC):
+    """Base of all data modules.
+
+    Args:
+        batch_size: Training pictures per device and step.
+        num_workers: Loader processes per device; 0 loads in the main process.
+        eval_batch_size: Pictures per device in validation, test and prediction; default
+            ``batch_size``.
+        broken_images: What to do with an image that cannot be decoded: "error" names it and stops;
+            "skip" takes another one in training, leaves it out of evaluation, and reports the
+            number at the end of the epoch. Prediction always goes on to the next image; with
+            "error" it ends with the names of the broken ones and exit status 2.
+        max_pixels: Larger images, width times height, are refused as broken files.
+
+    Raises:
+        UserError: If a value is out of range.
+    """
+
+    image_channels: ClassVar[int] = 3
+    """Channels of the images in a batch."""
+
+    def __init__(
+        self,
+        batch_size: int,
+        num_workers: int,
+        eval_batch_size: int | None = None,
+        broken_images: BrokenImages = "error",
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
+        super().__init__()
+        check(batch_size >= 1, "batch_size", batch_size, "an integer of at least 1")
+        check(num_workers >= 0, "num_workers", num_workers, "0 (no extra process) or more")
+        check(
+            eval_batch_size is None or eval_batch_size >= 1,
+            "eval_batch_size",
+            eval_batch_size,
+            "null (the same as batch_size) or an integer of at least 1",
+        )
+        check(
+            broken_images in ("error", "skip"), "broken_images", broken_images, '"error" or "skip"'
+        )
+        self.broken_images: BrokenImages = broken_images
+        check(max_pixels >= 1, "max_pixels", max_pixels, "a positive number of pixels")
+        self.max_pixels = max_pixels
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.eval_batch_size = eval_batch_size or batch_size
+        self._datasets: dict[str, Dataset[Any]] = {}
+        self._reported: dict[str, int] = {}
+        self._epoch = 0
+
+    @property
+    @abstractmethod
+    def class_names(self) -> list[str]:
+        """Readable class names in label order."""
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes; the command line hands it to the model."""
+        return len(self.class_names)
+
+    def loader(
+        self,
+        split: str,
+        *,
+        train: bool = False,
+        collate_fn: Callable[[list[Any]], Any] | None = None,
+        sampler: Sampler[int] | None = None,
+    ) -> DataLoader[Any]:
+        """Loader of one of the data sets that `setup` has made.
+
+        Training loaders shuffle and leave out what does not fill a step, unless it is the only
+        one, so that Mixup meets even batches.
+
+        Args:
+            split: Key of the data set.
+            train: Whether this is a training loader.
+            collate_fn: How samples become a batch; default is PyTorch's.
+            sampler: Which samples, in which order; default is all of them, shuffled in training.
+        """
+        dataset = self._datasets[split]
+        if sampler is None:
+            sampler = self._dealt(dataset) if train else self._counted_once(dataset)
+        collate = collate_fn or default_collate
+        return Loader(
+            dataset,
+            batch_size=self.batch_size if train else self.eval_batch_size,
+            sampler=sampler,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            collate_fn=collate if train else CountedCollate(collate),
+            worker_init_fn=start_worker,
+        )
+
+    def _dealt(self, dataset: Dataset[Any]) -> DealtBatchSampler:
+        trainer = self.trainer
+        return DealtBatchSampler(
+            dataset,
+            self.batch_size,
+            trainer.world_size if trainer else 1,
+            trainer.global_rank if trainer else 0,
+            int(os.environ.get("PL_GLOBAL_SEED", 0)),  # `seed_everything` of the configuration
+        )
+
+    def _counted_once(self, dataset: Dataset[Any]) -> Sampler[int] | None:
+        """The batches of a single rank, dealt to all of them.
+
+        In prediction too: Lightning would give some ranks one batch less there, while networks in
+        shards and what gathers results need all ranks at once.
+        """
+        trainer = self.trainer
+        if trainer is None or trainer.world_size == 1:
+            return None
+        return CountOnceSampler(
+            dataset, self.eval_batch_size, trainer.world_size, trainer.global_rank
+        )
+
+    @property
+    def images_in_use(self) -> str:
+        """How many images training and validation use, and which setting leaves out how many."""
+        parts: list[str] = []
+        for split, use in (("train", "training"), ("val", "validation")):
+            dataset = self._datasets.get(split)
+            if isinstance(dataset, ReadableImages):
+                reasons = [f"{n} {reason}" for reason, n in dataset.left_out.items()]
+                total = len(dataset) + sum(dataset.left_out.values())
+                of_all = f" of {total}" if reasons else ""
+                without = f" (left out: {'; '.join(reasons)})" if reasons else ""
+                parts.append(f"{len(dataset)}{of_all} for {use}{without}")
+        return ", ".join(parts)
+
+    def warn_of_absent(self, present: Collection[int], where: str, hint: str = "") -> None:
+        """Warn of classes that training cannot learn, because they never occur.
+
+        Args:
+            present: Labels that occur.
+            where: In what they do not occur, as it reads after "in".
+            hint: What may be the cause.
+        """
+        names = self.class_names
+        absent = [name for label, name in enumerate(names) if label not in present]
+        if absent:
+            listed = ", ".join(absent[:5]) + (", ..." if len(absent) > 5 else "")
+            rank_zero_warn(
+                f"{len(absent)} of the {len(names)} classes occur in {where} and cannot be learned:"
+                f" {listed}.{hint}"
+            )
+
+    @property
+    def unreadable(self) -> list[str]:
+        """Images to predict that could not be decoded so far, in this rank."""
+        dataset = self._datasets.get("predict")
+        return dataset.broken_paths if isinstance(dataset, ReadableImages) else []
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Report the pictures that were skipped in the epoch that has just ended."""
+        epoch = self.trainer.current_epoch if self.trainer else 0
+        if epoch != self._epoch:
+            self._epoch = epoch
+            self._report_skipped()
+        return batch
+
+    def teardown(self, stage: str) -> None:
+        """Report the pictures that were skipped since the last report."""
+        self._report_skipped()
+
+    def _report_skipped(self) -> None:
+        for split, dataset in self._datasets.items():
+            if not isinstance(dataset, ReadableImages) or split == "predict":
+                continue
+            paths = dataset.broken_paths
+            if len(paths) > self._reported.get(split, 0):
+                self._reported[split] = len(paths)
+                _log.warning(_skip_report(split, paths, len(dataset)))
+
+
+def _skip_report(split: str, paths: list[str], total: int) -> str:
+    shown = ", ".join(paths[:5]) + (", ..." if len(paths) > 5 else "")
+    return f"{len(paths)} of {total} {split} images cannot be read and were skipped: {shown}"
+
+
+def check(accepted: bool, name: str, value: object, accepts: str) -> None:
+    """Refuse a value of a data argument in one sentence.
+
+    Args:
+        accepted: Whether the value is fine.
+        name: Argument of the data module.
+        value: What was given.
+        accepts: What is accepted, as it reads after "accepts".
+
+    Raises:
+        UserError: If ``accepted`` is false.
+    """
+    if not accepted:
+        raise UserError(f"data.{name} accepts {accepts}, got {value!r}.")

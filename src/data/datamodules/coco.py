@@ -1,0 +1,306 @@
+"""COCO for detection and instance segmentation, or any data set in the same format.
+
+Class names and their number are read from the annotation files, so other data needs nothing but
+other paths. The defaults are the official 12-epoch recipe; the long schedules change
+``train_scales`` and ``crop_scales``.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning.pytorch.utilities import rank_zero_warn
+from torch.utils.data import DataLoader
+
+from src.data.samplers.aspect_ratio import AspectRatioSampler
+from src.data.datamodules.base import BaseDataModule, check
+from src.data.classes.class_names import read_class_names
+from src.data.classes.coco import COCO_CATEGORIES
+from src.data.formats.coco_json import MAX_ANNOTATIONS, CocoFile
+from src.data.datasets.coco_detection import (
+    COCOEvalDataset,
+    COCOTrainDataset,
+    PicturesToDetect,
+    collate,
+)
+from src.data.datasets.readable import BrokenImages
+from src.data.transforms.protocols import PictureTransform
+from src.decoding import MAX_PIXELS
+from src.errors import UserError
+
+Scale = tuple[int, int]
+
+
+class COCODataModule(BaseDataModule):
+    """Reads COCO annotation files and folders of pictures.
+
+    Args:
+        root: Folder that the other paths are in.
+        train_images: Folder of training pictures.
+        train_annotations: Annotation file of the training pictures.
+        val_images: Folder of validation pictures.
+        val_annotations: Annotation file of the validation pictures.
+        test_images: Folder of pictures for ``test``; default is the validation pictures.
+        test_annotations: Annotation file of the pictures for ``test``.
+        train_scales: Long and short side that a training picture is scaled to fit; one of them is
+            drawn for each picture.
+        train_scale_mode: ``value`` takes one of ``train_scales``; ``range`` draws both sides
+            between the smallest and the largest.
+        crop_scales: If given, half of the training pictures are first scaled to fit one of these
+            sizes and cropped, then scaled to ``train_scales``.
+        crop_sides: Smallest and largest side of the crop in pixels.
+        allow_empty_crop: Whether a crop may show no object; if not, another picture is taken.
+        hflip: Probability of a horizontal flip in training.
+        keep_empty: Train on pictures without annotations too, as examples of background.
+        min_size: Training pictures with a shorter side are left out.
+        masks: Read masks beside the boxes; false saves memory for detectors of boxes alone (DINO)
+            and keeps objects without a usable mask.
+        eval_scale: Long and short side that pictures are scaled to fit in evaluation.
+        tta: In ``validate``, ``test`` and ``predict``, detect in every picture at several sizes,
+            plain and mirrored, and fuse the boxes (detectors of boxes alone).
+        tta_ratios: Sizes relative to ``eval_scale``; the size 1.0 itself always takes part.
+        mean: Mean of each RGB channel, of values in [0, 1].
+        std: Standard deviation of each RGB channel.
+        batch_size: Training pictures per device and step.
+        num_workers: Loader processes per device; 0 loads in the main process.
+        eval_batch_size: Pictures per device in evaluation. The official numbers are those of 1:
+            larger batches pad pictures more, which changes results slightly.
+        seed: Decides the order of the training pictures together with the epoch.
+        predict_dir: A folder of pictures, searched at any depth, or a single picture, for
+            ``predict``.
+        class_names: Names of the classes in label order, as weights were trained with: a list, a
+            text file with one name a line, or ``"coco"``. Annotation files may list fewer of them;
+            they are matched by name. Default: the categories of the annotation files.
+        broken_images: See `BaseDataModule`.
+        max_pixels: Larger images, width times height, are refused as broken files.
+        max_annotations: Most annotations of one image. In training each mask takes a byte for every
+            pixel of its image.
+
+    Raises:
+        UserError: If a value is out of range; later, if files are missing or do not fit.
+    """
+
+    def __init__(
+        self,
+        root: str = "data/coco",
+        train_images: str = "train2017",
+        train_annotations: str = "annotations/instances_train2017.json",
+        val_images: str = "val2017",
+        val_annotations: str = "annotations/instances_val2017.json",
+        test_images: str | None = None,
+        test_annotations: str | None = None,
+        train_scales: list[Scale] = [(1333, 800)],  # noqa: B006 - read only; YAML needs a list
+        train_scale_mode: Literal["value", "range"] = "value",
+        crop_scales: list[Scale] | None = None,
+        crop_sides: tuple[int, int] = (384, 600),
+        allow_empty_crop: bool = True,
+        hflip: float = 0.5,
+        keep_empty: bool = False,
+        min_size: int = 32,
+        masks: bool = True,
+        eval_scale: Scale = (1333, 800),
+        tta: bool = False,
+        tta_ratios: tuple[float, ...] = (0.8, 1.0, 1.2),
+        mean: tuple[float, float, float] = (0.485, 0.456, 0.406),
+        std: tuple[float, float, float] = (0.229, 0.224, 0.225),
+        batch_size: int = 2,
+        num_workers: int = 4,
+        eval_batch_size: int | None = 1,
+        seed: int = 0,
+        predict_dir: str | None = None,
+        class_names: list[str] | str | None = None,
+        broken_images: BrokenImages = "error",
+        max_pixels: int = MAX_PIXELS,
+        max_annotations: int = MAX_ANNOTATIONS,
+    ) -> None:
+        super().__init__(batch_size, num_workers, eval_batch_size, broken_images, max_pixels)
+        pairs = "pairs of positive numbers of pixels"
+        for name, scales in (("train_scales", train_scales), ("crop_scales", crop_scales)):
+            valid = scales is None or (bool(scales) and all(min(scale) >= 1 for scale in scales))
+            check(valid, name, scales, pairs)
+        check(min(eval_scale) >= 1, "eval_scale", eval_scale, "two positive numbers of pixels")
+        check(
+            1 <= crop_sides[0] <= crop_sides[1],
+            "crop_sides",
+            crop_sides,
+            "two positive numbers of pixels, the smaller one first",
+        )
+        check(
+            bool(tta_ratios) and min(tta_ratios) > 0, "tta_ratios", tta_ratios, "positive factors"
+        )
+        check(0 <= hflip <= 1, "hflip", hflip, "a probability from 0 to 1")
+        check(min(std) > 0, "std", std, "three positive numbers")
+        check(
+            (test_images is None) == (test_annotations is None),
+            "test_annotations",
+            test_annotations,
+            "a file together with data.test_images, or null for both",
+        )
+        self.root = Path(root)
+        self.splits = {
+            "train": (train_images, train_annotations),
+            "val": (val_images, val_annotations),
+            "test": (test_images or val_images, test_annotations or val_annotations),
+        }
+        self.seed = seed
+        self.predict_dir = predict_dir
+        check(max_annotations >= 1, "max_annotations", max_annotations, "a positive number")
+        self.max_annotations = max_annotations
+        self._given_names = class_names
+        self._masks = masks
+        self._filter = {"keep_empty": keep_empty, "min_size": min_size, "masks": masks}
+        self._normalization = {"mean": mean, "std": std}
+        self._eval_scale = eval_scale
+        self._tta_ratios = tta_ratios if tta else ()
+        self._train_options = {
+            "scales": train_scales,
+            "scale_mode": train_scale_mode,
+            "crop_scales": crop_scales,
+            "crop_sides": crop_sides,
+            "allow_empty_crop": allow_empty_crop,
+            "hflip": hflip,
+        }
+        self._files: dict[str, CocoFile] = {}
+
+    @cached_property
+    def categories(self) -> dict[int, str]:
+        """Number and name of every category in label order."""
+        split = next((s for s in ("train", "val", "test") if self._path(s).is_file()), None)
+        if split is not None:
+            return self._file(split).categories
+        if self._given_classes is None:
+            raise UserError(
+                f"There is no annotation file at {self._path('train')} or {self._path('val')}, so "
+                "the classes are unknown. Check data.root, or for predict give the names with "
+                "data.class_names (coco for the 80 classes of COCO)."
+            )
+        return {number: name for name, number in self._given_classes.items()}
+
+    @cached_property
+    def _given_classes(self) -> dict[str, int] | None:
+        """Names of ``class_names`` and the category number that each has unless a file says so."""
+        if self._given_names is None:
+            return None
+        if self._given_names == "coco":
+            return {name: number for number, name in COCO_CATEGORIES.items()}
+        names = read_class_names(self._given_names)
+        return {name: number for number, name in enumerate(names, start=1)}
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the categories in label order."""
+        return list(self.categories.values())
+
+    @property
+    def category_ids(self) -> list[int]:
+        """Number of each class in the annotation files."""
+        return list(self.categories)
+
+    @cached_property
+    def eval_transform(self) -> PictureTransform:
+        """Preparation of pictures for evaluation and prediction."""
+        # Imported here, because albumentations takes seconds and `--help` does not need it.
+        from src.data.transforms.detection import DetectionEvalTransform
+
+        return DetectionEvalTransform(
+            self._eval_scale, ratios=self._tta_ratios, **self._normalization
+        )
+
+    def setup(self, stage: str) -> None:
+        """Read the annotation files that a stage needs.
+
+        Raises:
+            UserError: If a file is missing or broken, or the splits have different categories.
+        """
+        if stage == "fit":
+            from src.data.transforms.detection import DetectionTrainTransform
+
+            transform = DetectionTrainTransform(**self._train_options, **self._normalization)  # type: ignore[arg-type]
+            self._datasets["train"] = COCOTrainDataset(
+                self._file("train"),
+                self.root / self.splits["train"][0],
+                transform,
+                broken_images=self.broken_images,
+                max_pixels=self.max_pixels,
+                **self._filter,  # type: ignore[arg-type]
+            )
+            if not any(self._file("val").num_annotations):
+                rank_zero_warn(
+                    f"{self._path('val')} has no annotations, so every AP will be -1 and no "
+                    "checkpoint is better than another."
+                )
+            file = self._file("train")
+            self.warn_of_absent(+file.objects_of_class, f"no usable object of {file.path}")
+        if stage in ("fit", "validate"):
+            self._datasets["val"] = self._evaluated("val")
+        if stage == "test":
+            self._datasets["test"] = self._evaluated("test")
+        if stage == "predict":
+            if self.predict_dir is None:
+                raise UserError(
+                    "predict needs pictures: give a folder or a picture with --data.predict_dir."
+                )
+            self._datasets["predict"] = PicturesToDetect(
+                self.predict_dir, self.eval_transform, self.max_pixels
+            )
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Shuffled, augmented batches of one orientation (`src.types.DetectionBatch`)."""
+        dataset = self._datasets["train"]
+        assert isinstance(dataset, COCOTrainDataset)
+        trainer = self.trainer
+        sampler = AspectRatioSampler(
+            dataset,  # type: ignore[arg-type]
+            dataset.is_wide,
+            self.batch_size,
+            trainer.world_size if trainer else 1,
+            trainer.global_rank if trainer else 0,
+            self.seed,
+        )
+        return self.loader("train", train=True, collate_fn=collate, sampler=sampler)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """Every validation picture with its annotations."""
+        return self.loader("val", collate_fn=collate)
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """Every picture of the test split with its annotations."""
+        return self.loader("test", collate_fn=collate)
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """Every picture to predict once."""
+        return self.loader("predict", collate_fn=collate)
+
+    def _path(self, split: str) -> Path:
+        return self.root / self.splits[split][1]
+
+    def _file(self, split: str) -> CocoFile:
+        path = str(self._path(split))
+        if path not in self._files:
+            self._files[path] = CocoFile(
+                path, self._masks, self._given_classes, self.max_annotations
+            )
+        return self._files[path]
+
+    def _evaluated(self, split: str) -> COCOEvalDataset:
+        file, wanted = self._file(split), self.categories
+        if self._given_classes is not None:  # a file need not list all of them
+            wanted = {number: name for number, name in wanted.items() if number in file.listed}
+        if file.listed != wanted:
+            raise UserError(
+                f"{file.path} has other categories than the training annotations: "
+                f"{_first_difference(file.listed, wanted)}."
+            )
+        folder = self.root / self.splits[split][0]
+        return COCOEvalDataset(
+            file, folder, self.eval_transform, self.broken_images, self.max_pixels
+        )
+
+
+def _first_difference(found: dict[int, str], wanted: dict[int, str]) -> str:
+    for number in sorted(found.keys() | wanted.keys()):
+        if found.get(number) != wanted.get(number):
+            return f"category {number} is {found.get(number)!r} instead of {wanted.get(number)!r}"
+    raise ValueError("the categories are equal")

@@ -1,0 +1,213 @@
+"""Pictures in class folders for classification: ImageNet-1k, or any data set of the same layout.
+
+The defaults are the official recipe; evaluation uses crop ratio 1.0. Mixup, CutMix and label
+smoothing belong to the task. The list files and the in-memory caches of the official code are not
+needed: folders are read as they are.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from torch.utils.data import DataLoader
+
+from src.data.datamodules.base import BaseDataModule, check
+from src.data.classes.class_names import ClassSet, resolve_classes
+from src.data.datasets.image_folder import (
+    ImageFilesDataset,
+    ImageFolderDataset,
+)
+from src.data.datasets.readable import BrokenImages
+from src.data.transforms.classification import Interpolation, eval_transform, train_transform
+from src.decoding import MAX_PIXELS
+from src.errors import UserError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class ImageNetDataModule(BaseDataModule):
+    """Reads ``root/train/<class>/**`` and ``root/val/<class>/**``; labels are sorted folder names.
+
+    Args:
+        root: Folder that holds ``train`` and ``val``. Validation and prediction do not need
+            ``train``.
+        image_size: Height and width of the network's input in pixels.
+        batch_size: Training pictures per device and step.
+        num_workers: Loader processes per device; 0 loads in the main process.
+        eval_batch_size: Pictures per device in validation, test and prediction; default
+            ``batch_size``.
+        crop_scale: Smallest and largest area of the random training crop, relative to the picture.
+        crop_ratio: Smallest and largest width / height of the random training crop.
+        hflip: Probability of a horizontal flip in training.
+        color_jitter: Strength of colour jitter in training; used only when ``auto_augment`` is
+            null.
+        auto_augment: RandAugment or another policy in timm's notation; null switches it off.
+        random_erasing: Probability of erasing a rectangle in training.
+        erasing_mode: Filling of the rectangle: zeros, one random colour, or a random colour per
+            pixel.
+        erasing_count: Number of rectangles.
+        interpolation: Filter of crops and resizes.
+        crop_pct: Side of the centre crop relative to the resized shorter side in evaluation;
+            official: 1.0.
+        mean: Mean of each RGB channel, of values in [0, 1].
+        std: Standard deviation of each RGB channel.
+        train_split: Folder under ``root`` of the training images.
+        val_split: Folder under ``root`` of the validation images.
+        test_split: Folder under ``root`` that ``test`` reads; default is ``val_split``, which
+            ImageNet is tested on.
+        predict_dir: A folder of pictures, searched at any depth, or a single picture, for
+            ``predict``.
+        class_names: Names of the classes: a list, a text file with one name a line, or
+            "imagenet-1k". Names that contain all class folders are folder names in label order
+            (they may outnumber the folders, so that a 1000-class model can be tested on a few
+            classes); others are readable names for the sorted folders. Default: the folders,
+            ImageNet synsets shown in words.
+        broken_images: See `BaseDataModule`.
+        upright: Turn pictures as their EXIF block says; the official recipe does not.
+        max_pixels: Larger images, width times height, are refused as broken files.
+
+    Raises:
+        UserError: If a value is out of range; later, if files are missing or do not fit.
+    """
+
+    def __init__(
+        self,
+        root: str = "data/imagenet",
+        image_size: int = 224,
+        batch_size: int = 64,
+        num_workers: int = 4,
+        eval_batch_size: int | None = None,
+        crop_scale: tuple[float, float] = (0.08, 1.0),
+        crop_ratio: tuple[float, float] = (3 / 4, 4 / 3),
+        hflip: float = 0.5,
+        color_jitter: float = 0.4,
+        auto_augment: str | None = "rand-m9-mstd0.5-inc1",
+        random_erasing: float = 0.25,
+        erasing_mode: Literal["const", "rand", "pixel"] = "pixel",
+        erasing_count: int = 1,
+        interpolation: Interpolation = "bicubic",
+        crop_pct: float = 1.0,
+        mean: tuple[float, float, float] = IMAGENET_MEAN,
+        std: tuple[float, float, float] = IMAGENET_STD,
+        train_split: str = "train",
+        val_split: str = "val",
+        test_split: str | None = None,
+        predict_dir: str | None = None,
+        class_names: list[str] | str | None = None,
+        broken_images: BrokenImages = "error",
+        upright: bool = False,
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
+        super().__init__(batch_size, num_workers, eval_batch_size, broken_images, max_pixels)
+        check(image_size >= 1, "image_size", image_size, "a positive number of pixels")
+        check(0 < crop_pct <= 1, "crop_pct", crop_pct, "a ratio above 0 and up to 1")
+        check(
+            0 < crop_scale[0] <= crop_scale[1] <= 1,
+            "crop_scale",
+            crop_scale,
+            "two areas in (0, 1], the smaller one first",
+        )
+        check(
+            0 < crop_ratio[0] <= crop_ratio[1],
+            "crop_ratio",
+            crop_ratio,
+            "two positive ratios, the smaller one first",
+        )
+        for name, value in (("hflip", hflip), ("random_erasing", random_erasing)):
+            check(0 <= value <= 1, name, value, "a probability from 0 to 1")
+        check(color_jitter >= 0, "color_jitter", color_jitter, "0 (off) or a positive strength")
+        check(erasing_count >= 1, "erasing_count", erasing_count, "an integer of at least 1")
+        check(min(std) > 0, "std", std, "three positive numbers")
+        self.root = Path(root)
+        self.image_size = image_size
+        self.splits = {"train": train_split, "val": val_split, "test": test_split or val_split}
+        self.predict_dir = predict_dir
+        self.upright = upright
+        self._given_names = class_names
+        self._train_transform = train_transform(
+            image_size,
+            mean=mean,
+            std=std,
+            interpolation=interpolation,
+            crop_scale=crop_scale,
+            crop_ratio=crop_ratio,
+            hflip=hflip,
+            color_jitter=color_jitter,
+            auto_augment=auto_augment,
+            random_erasing=random_erasing,
+            erasing_mode=erasing_mode,
+            erasing_count=erasing_count,
+        )
+        self._eval_transform = eval_transform(
+            image_size, mean=mean, std=std, interpolation=interpolation, crop_pct=crop_pct
+        )
+
+    @cached_property
+    def classes(self) -> ClassSet:
+        """Folders and readable names in label order."""
+        return resolve_classes(
+            self.root, self._given_names, (self.splits["train"], self.splits["val"])
+        )
+
+    @property
+    def class_names(self) -> list[str]:
+        """Readable class names in label order."""
+        return list(self.classes.names)
+
+    def setup(self, stage: str) -> None:
+        """List the files that a stage needs.
+
+        Raises:
+            UserError: If a folder is missing or empty, or train and val do not fit.
+        """
+        if stage == "fit":
+            dataset = self._labelled("train", train=True)
+            self._datasets["train"] = dataset
+            where = f"no folder of {self.root / self.splits['train']}"
+            self.warn_of_absent(set(dataset.labels.tolist()), where)
+        if stage in ("fit", "validate"):
+            self._datasets["val"] = self._labelled("val")
+        if stage == "test":
+            self._datasets["test"] = self._labelled("test")
+        if stage == "predict":
+            if self.predict_dir is None:
+                raise UserError(
+                    "predict needs pictures: give a folder or a picture with --data.predict_dir."
+                )
+            self._datasets["predict"] = ImageFilesDataset(
+                self.predict_dir,
+                self._eval_transform,
+                upright=self.upright,
+                max_pixels=self.max_pixels,
+            )
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Shuffled, augmented training batches."""
+        return self.loader("train", train=True)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """Every validation picture once, in order of class and file name."""
+        return self.loader("val")
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """Every picture of the test split once."""
+        return self.loader("test")
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """Every picture to predict once, without ``label``."""
+        return self.loader("predict")
+
+    def _labelled(self, split: str, *, train: bool = False) -> ImageFolderDataset:
+        transform = self._train_transform if train else self._eval_transform
+        return ImageFolderDataset(
+            self.root / self.splits[split],
+            transform,
+            self.classes.folders,
+            self.broken_images,
+            upright=self.upright,
+            max_pixels=self.max_pixels,
+            train=train,
+        )

@@ -1,0 +1,378 @@
+"""Entries of COCO annotation files: what each must hold, and one sentence for what it lacks.
+
+Everything that pycocotools or OpenCV will see is checked here: both trust numbers blindly, and a
+polygon that reaches far takes all memory there is.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import reprlib
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from src.data.formats.run_length import run_lengths
+from src.errors import UserError
+from src.types import PictureId
+
+Annotation = dict[str, Any]
+
+FARTHEST = 1e6
+"""Largest coordinate in pixels."""
+
+MOST_WORK = 2_000_000
+"""What the polygons of an annotation may cost, see `polygon_work`."""
+
+_MOST_PIXELS = 2**31 - 1  # pycocotools counts pixels with 32 bits
+_MOST_LETTERS = 1000  # of a class name
+_LARGEST_ID = 2**63
+_LONGEST_NAME, _LONGEST_PATH = 255, 4096  # bytes that file systems accept
+
+_repr = reprlib.Repr()
+_repr.maxstring = _repr.maxother = _repr.maxlong = 60
+_repr.maxlevel = 3
+
+
+def shown(value: Any) -> str:
+    """A value from a file for a message, shortened."""
+    return _repr.repr(value)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An entry of ``images``: its number, its file, its height and width in pixels."""
+
+    id: PictureId
+    file_name: str
+    size: tuple[int, int]
+
+    def path(self, folder: Path, annotations: Path) -> Path:
+        """The file under a folder.
+
+        Args:
+            folder: Folder of the images.
+            annotations: The annotation file, for the message.
+
+        Raises:
+            UserError: If the file name leads out of the folder.
+        """
+        path = folder / self.file_name
+        if Path(self.file_name).is_absolute() and _leads_out(os.path.relpath(path, folder)):
+            raise UserError(
+                f"{annotations}: the picture {shown(self.id)} has the file name "
+                f"{shown(self.file_name)}, which is outside the folder {folder}."
+            )
+        return path
+
+
+def check_categories(entries: list[Any], path: Path) -> dict[int, str]:
+    """Number and name of every category, in the order of the numbers."""
+    found: dict[int, str] = {}
+    for entry in entries:
+        if not isinstance(entry, dict) or not {"id", "name"} <= entry.keys():
+            raise UserError(f"{path}: a category must have 'id' and 'name', got {shown(entry)}.")
+        number, name = entry["id"], entry["name"]
+        if not _is_id(number) or isinstance(number, str):
+            raise UserError(
+                f"{path}: the category {shown(name)} has the id {shown(number)}; expected is a "
+                "whole number."
+            )
+        if number in found:
+            raise UserError(f"{path} lists the category id {number} twice.")
+        if isinstance(name, (dict, list)) or not 1 <= len(str(name)) <= _MOST_LETTERS:
+            raise UserError(
+                f"{path}: the category {number} has the name {shown(name)}; expected is text of up "
+                f"to {_MOST_LETTERS} letters."
+            )
+        if not _is_encodable(str(name)):
+            raise UserError(
+                f"{path}: the category {number} has the name {shown(name)}, which is no valid text."
+            )
+        found[number] = str(name)
+    if not found:
+        raise UserError(f"{path} lists no categories, so there is nothing to detect.")
+    return dict(sorted(found.items()))
+
+
+def find_categories(
+    listed: Mapping[int, str], classes: Mapping[str, int], path: Path
+) -> dict[int, str]:
+    """Number and name of every class in label order, with the file's numbers where it has any.
+
+    Args:
+        listed: Number and name of the file's categories.
+        classes: Names in label order, each with its number if the file has none.
+        path: The file.
+    """
+    unknown = [name for name in listed.values() if name not in classes]
+    if unknown:
+        raise UserError(
+            f"{path} lists the category {unknown[0]!r}, which is not among the "
+            f"{len(classes)} names of data.class_names; leave class_names out to take the names of "
+            "the file."
+        )
+    name, times = Counter(listed.values()).most_common(1)[0]
+    if times > 1:
+        raise UserError(
+            f"{path} lists {times} categories named {name!r}, so data.class_names cannot tell them "
+            "apart; leave class_names out, or give them different names."
+        )
+    number_of = {name: number for number, name in listed.items()}
+    spare = itertools.count(max([*listed, *classes.values()]) + 1)
+    return {
+        number_of.get(name, next(spare) if wish in listed else wish): name
+        for name, wish in classes.items()
+    }
+
+
+def check_pictures(entries: list[Any], path: Path) -> list[Picture]:
+    """All entries of ``images``."""
+    pictures = [check_picture(entry, path) for entry in entries]
+    ids = {picture.id for picture in pictures}
+    if len(ids) < len(pictures):
+        twice, _ = Counter(picture.id for picture in pictures).most_common(1)[0]
+        raise UserError(f"{path} lists several pictures with the same id {shown(twice)}.")
+    if len(kinds := {type(number): number for number in ids}) > 1:
+        raise UserError(
+            f"{path} has pictures with numbers and with text as id ("
+            f"{' and '.join(sorted(map(shown, kinds.values())))}); expected is one kind."
+        )
+    return pictures
+
+
+def check_picture(entry: Any, path: Path) -> Picture:
+    """An entry of ``images``."""
+    needed = ("id", "file_name", "height", "width")
+    if not isinstance(entry, dict) or any(key not in entry for key in needed):
+        name = entry.get("id", entry) if isinstance(entry, dict) else entry
+        raise UserError(
+            f"{path}: the picture {shown(name)} must have 'id', 'file_name', 'height' and 'width'."
+        )
+    number, name = entry["id"], entry["file_name"]
+    if not _is_id(number):
+        raise UserError(
+            f"{path}: a picture has the id {shown(number)}; expected is a whole number or text."
+        )
+    height, width = entry["height"], entry["width"]
+    if not (
+        _is_number(height)
+        and _is_number(width)
+        and min(height, width) >= 1
+        and int(height) * int(width) <= _MOST_PIXELS
+    ):
+        raise UserError(
+            f"{path}: the picture {shown(number)} has height {shown(height)} and width "
+            f"{shown(width)}; expected are two numbers of pixels."
+        )
+    if (fault := _fault_of_file_name(name)) is not None:
+        raise UserError(
+            f"{path}: the picture {shown(number)} has the file name {shown(name)}, {fault}."
+        )
+    return Picture(number, name, (int(height), int(width)))
+
+
+def _fault_of_file_name(name: Any) -> str | None:
+    if not isinstance(name, str) or not name:
+        return "which is no text"
+    try:
+        encoded = os.fsencode(name)
+    except UnicodeEncodeError:
+        return "which is no valid text"
+    if b"\0" in encoded:
+        return "which holds a zero byte"
+    parts = encoded.split(b"/")
+    if len(encoded) > _LONGEST_PATH or max(map(len, parts)) > _LONGEST_NAME:
+        return f"which has more than {_LONGEST_NAME} bytes"
+    if b".." in parts and _leads_out(os.path.normpath(name)):
+        return "which is outside the folder of the pictures"
+    return None
+
+
+def check_annotation(
+    entry: Any,
+    position: int,
+    label_of: Mapping[int, int],
+    sizes: Mapping[PictureId, tuple[int, int]],
+    path: Path,
+) -> Annotation:
+    """An entry of ``annotations`` with every value filled in.
+
+    Args:
+        entry: As in the file.
+        position: Its place in the list, which names it if it has no id.
+        label_of: Label of each category number.
+        sizes: Height and width of each picture by its number.
+        path: The file.
+    """
+    number = entry.get("id") if isinstance(entry, dict) else None
+    name = f"{path}: the annotation " + (
+        f"at position {position} (without id)" if number is None else shown(number)
+    )
+    needed = ("image_id", "category_id", "bbox")
+    if not isinstance(entry, dict) or any(key not in entry for key in needed):
+        raise UserError(f"{name} must have 'image_id', 'category_id' and 'bbox'.")
+    category, image = entry["category_id"], entry["image_id"]
+    if not _is_id(category) or category not in label_of:
+        raise UserError(
+            f"{name} has category_id {shown(category)}, which is not one of the file's "
+            f"categories {_shorten(list(label_of))}."
+        )
+    if not _is_id(image) or image not in sizes:
+        raise UserError(
+            f"{name} belongs to image_id {shown(image)}, which is not one of the file's images."
+        )
+    box = entry["bbox"]
+    if not (isinstance(box, list) and len(box) == 4 and all(map(_is_number, box))):
+        raise UserError(f"{name} has the bbox {shown(box)}; expected are four numbers x, y, w, h.")
+    if max(map(abs, box)) > FARTHEST:
+        raise UserError(
+            f"{name} has the bbox {shown(box)}; accepted are numbers up to {FARTHEST:,.0f} pixels."
+        )
+    area: Any = entry.get("area")
+    if type(area) not in (int, float) or area != area:  # not a number
+        area = box[2] * box[3]
+    elif not abs(area) <= FARTHEST**2:
+        raise UserError(f"{name} has the area {shown(area)}; accepted are numbers up to 1e12.")
+    crowd = entry.get("iscrowd")
+    if crowd not in (None, 0, 1):
+        raise UserError(f"{name} has iscrowd {shown(crowd)}; expected is 0 or 1.")
+    segmentation = entry.get("segmentation") or []
+    if isinstance(segmentation, dict):
+        _check_code(segmentation, sizes[image], name)
+    else:
+        _check_polygons(segmentation, name)
+    return {
+        "image_id": image,
+        "category_id": category,
+        "bbox": box,
+        "iscrowd": int(crowd or 0),
+        "area": area,
+        "segmentation": segmentation,
+        "ignore": bool(entry.get("ignore")),
+    }
+
+
+def _check_polygons(segmentation: Any, name: str) -> None:
+    lists = isinstance(segmentation, list) and all(isinstance(p, list) for p in segmentation)
+    if not lists:
+        raise UserError(
+            f"{name} has a segmentation that is neither a list of polygons nor a run-length code."
+        )
+    numbers = list(itertools.chain.from_iterable(segmentation))
+    for value in numbers:
+        if not _is_number(value):
+            raise UserError(
+                f"{name} has a polygon with coordinates that are not numbers: {shown(value)}."
+            )
+        if abs(value) > FARTHEST:
+            raise UserError(
+                f"{name} has a polygon with the coordinate {shown(value)}; accepted are numbers up "
+                f"to {FARTHEST:,.0f} pixels."
+            )
+    if (
+        not numbers
+        or polygon_work(len(numbers) * (1 + max(numbers) - min(numbers)), len(segmentation))
+        <= MOST_WORK
+    ):
+        return  # no step is longer than that; the exact length takes time
+    lengths = np.array([len(polygon) for polygon in segmentation], dtype=np.int64)
+    outline = outlines(np.array(numbers, dtype=np.float64), lengths).sum()
+    if polygon_work(outline, len(lengths)) > MOST_WORK:
+        raise UserError(
+            f"{name} has {len(lengths)} polygons with an outline of {outline:,.0f} pixels, which "
+            "are too many to draw; accepted are up to "
+            f"{MOST_WORK / polygon_work(1.0, len(lengths)):,.0f} pixels for so many polygons."
+        )
+
+
+def outlines(coordinates: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Length of the outline of each polygon, plus one for each corner.
+
+    Args:
+        coordinates: ``x, y, x, y, ...`` of all polygons in turn.
+        lengths: How many of them each polygon has; of less than two, there is no outline.
+
+    Returns:
+        Sum of horizontal and vertical steps in pixels, shape of ``lengths``.
+    """
+    ends = np.cumsum(lengths)
+    starts, some = ends - lengths, lengths >= 2
+    result = lengths / 2.0
+    if not some.any():
+        return result
+    steps = np.concatenate([[0.0], np.cumsum(np.abs(coordinates[2:] - coordinates[:-2]))])
+    start, end = starts[some], ends[some]
+    closing = np.abs(coordinates[start] - coordinates[end - 2])
+    closing += np.abs(coordinates[start + 1] - coordinates[end - 1])
+    result[some] += steps[end - 2] - steps[start] + closing
+    return result
+
+
+def polygon_work(outline: Any, polygons: Any) -> Any:
+    """Cost of drawing polygons with pycocotools: 100 bytes, or some nanoseconds, for each unit.
+
+    Args:
+        outline: Length of their outlines together, in pixels.
+        polygons: How many there are: each one is merged with all before it.
+    """
+    return outline * (1 + polygons / 1000)
+
+
+def _check_code(code: dict[str, Any], size: tuple[int, int], name: str) -> None:
+    if not {"size", "counts"} <= code.keys():
+        raise UserError(f"{name} has a run-length code without 'size' or 'counts'.")
+    if code["size"] != list(size):
+        raise UserError(
+            f"{name} has a run-length code of height and width {shown(code['size'])}, but its "
+            f"picture is {list(size)}."
+        )
+    try:
+        runs = run_lengths(code["counts"])
+    except (ValueError, OverflowError) as error:
+        raise UserError(f"{name} has a run-length code that cannot be read: {error}.") from error
+    pixels = size[0] * size[1]
+    # Single runs first: their sum could wrap.
+    wrong = runs[(runs < 0) | (runs > pixels)]
+    if len(wrong):
+        raise UserError(
+            f"{name} has a run-length code with a run of {wrong[0]} pixels, but its picture has "
+            f"{pixels}."
+        )
+    if runs.sum() != pixels:
+        raise UserError(
+            f"{name} has a run-length code of {runs.sum()} pixels, but its picture has {pixels}."
+        )
+
+
+def _leads_out(normal_path: str) -> bool:
+    return Path(normal_path).parts[:1] == (os.pardir,)
+
+
+def _is_id(value: Any) -> bool:
+    if type(value) is int:  # True is no number
+        return -_LARGEST_ID <= value < _LARGEST_ID
+    return isinstance(value, str)
+
+
+def _is_number(value: Any) -> bool:
+    if type(value) is int:
+        return abs(value) < _LARGEST_ID
+    return isinstance(value, float) and math.isfinite(value)
+
+
+def _is_encodable(text: str) -> bool:
+    try:
+        return bool(text.encode())
+    except UnicodeEncodeError:
+        return False
+
+
+def _shorten(values: list[int]) -> str:
+    return ", ".join(map(str, values[:10])) + (", ..." if len(values) > 10 else "")

@@ -1,0 +1,324 @@
+"""Reading COCO annotation files: checks, classes, and what is usable of every object.
+
+The rules of what is learned from are those of the official code (mmdetection 2.28): crowds are
+left out of training, as are objects marked ``ignore``, outside their picture, without area or with
+a side below one pixel. pycocotools only decodes masks here; it accepts broken files silently, this
+does not.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as coco_mask
+
+from src.data.formats.coco_columns import AnnotationRows, read_columns
+from src.data.formats.coco_entries import (
+    MOST_WORK,
+    Annotation,
+    check_categories,
+    check_pictures,
+    find_categories,
+    shown,
+)
+from src.errors import UserError
+
+MAX_ANNOTATIONS = 10_000
+"""Most annotations of one image unless a setting says otherwise."""
+
+_log = logging.getLogger(__name__)
+
+_PARTS = ("images", "annotations", "categories")
+_MIN_SIDE = 1e-3  # pixels; float32 cannot tell the sides of a narrower box apart
+_IMAGE_WORK = 10 * MOST_WORK  # what the polygons of one image may cost together
+_GZIP = b"\x1f\x8b"
+_LONGEST_NUMBER = 300  # digits of an integer that may be a number
+_REASONS = ("", "crowd", "ignored", "no area", "a box outside the picture", "no usable mask")
+_USABLE, _CROWD, _IGNORED, _NO_AREA, _OUTSIDE, _NO_MASK = range(len(_REASONS))
+
+
+class CocoFile:
+    """One annotation file, checked.
+
+    Annotations are kept as arrays (`coco_columns`) instead of millions of objects, because loader
+    processes made by fork would copy objects bit by bit.
+
+    Args:
+        path: The json file.
+        masks: Whether objects without a usable mask are lost for training.
+        classes: Names in label order, each with the number it gets if the file does not list it;
+            the file's categories find their label by name. Default: the file's own categories in
+            the order of their numbers.
+        max_annotations: Most annotations of one image.
+        content: What `read_coco` has read from the file, if it is at hand.
+
+    Raises:
+        UserError: If the file is missing, no COCO json, or contradicts itself; names file and id.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        masks: bool = True,
+        classes: Mapping[str, int] | None = None,
+        max_annotations: int = MAX_ANNOTATIONS,
+        content: dict[str, list[Any]] | None = None,
+    ) -> None:
+        self.path, self.masks = Path(path), masks
+        with _few_collections():
+            content = read_coco(self.path) if content is None else content
+            self.listed = check_categories(content["categories"], self.path)
+            self.categories = self.listed
+            if classes is not None:
+                self.categories = find_categories(self.listed, classes, self.path)
+            self.pictures = check_pictures(content["images"], self.path)
+            label_of = {number: label for label, number in enumerate(self.categories)}
+            entries = content["annotations"]
+            columns = read_columns(entries, self.pictures, label_of, self.path)
+        self._rows = AnnotationRows(columns, self.pictures)
+        self.num_annotations = self._rows.counts
+        self._check_amounts(max_annotations)
+        reasons = self._reasons(slice(None))
+        counts = self.count_learnable()
+        self.num_usable = int(counts.sum())
+        self.objects_of_class = Counter(dict(enumerate(counts.tolist())))
+        self.left_out = self._report(reasons, entries)
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the categories in label order."""
+        return list(self.categories.values())
+
+    @property
+    def category_ids(self) -> list[int]:
+        """Numbers of the categories in label order."""
+        return list(self.categories)
+
+    def annotations(self, index: int) -> list[Annotation]:
+        """Annotations of a picture as in the file, with the class index as ``category_id``."""
+        return [self._rows.annotation(int(row)) for row in self._rows.of(index)]
+
+    def learnable(self, index: int) -> tuple[list[Annotation], NDArray[np.float32]]:
+        """Annotations of a picture to learn from, and their boxes.
+
+        Returns:
+            The annotations, and ``x1, y1, x2, y2`` clipped to the picture, shape ``(N, 4)``.
+        """
+        rows = self._rows.of(index)
+        rows = rows[self._reasons(rows) == _USABLE]
+        boxes = self._rows.clipped_boxes(rows).astype(np.float32)
+        return [self._rows.annotation(int(row)) for row in rows], boxes
+
+    def count_learnable(self, indices: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
+        """Number of objects of every class that can be learned from, ``(num_classes,)``.
+
+        Args:
+            indices: Only those of these pictures.
+        """
+        columns = self._rows.columns
+        chosen = self._reasons(slice(None)) == _USABLE
+        if indices is not None:
+            is_asked_for = np.zeros(len(self.pictures), dtype=bool)
+            is_asked_for[indices] = True
+            chosen &= is_asked_for[columns.image]
+        return np.bincount(columns.label[chosen], minlength=len(self.categories))
+
+    def _reasons(self, rows: NDArray[np.int64] | slice) -> NDArray[np.int8]:
+        """Why annotations are left out of training, as indices of `_REASONS`."""
+        columns = self._rows.columns
+        boxes = self._rows.clipped_boxes(rows)
+        narrow = (boxes[:, 2:] - boxes[:, :2]).min(axis=1, initial=math.inf) < _MIN_SIDE
+        no_area = (columns.area[rows] <= 0) | (columns.box[rows, 2:] < 1).any(axis=1)
+        conditions = {
+            _CROWD: columns.crowd[rows],
+            _IGNORED: columns.ignore[rows],
+            _NO_AREA: no_area,
+            _OUTSIDE: narrow,
+            _NO_MASK: ~columns.has_mask[rows] & self.masks,
+        }
+        return np.select(list(conditions.values()), list(conditions), _USABLE).astype(np.int8)
+
+    def _check_amounts(self, max_annotations: int) -> None:
+        """Refuse images whose annotations would take all memory or hours."""
+        if not len(self.pictures):
+            return
+        index = int(self.num_annotations.argmax())
+        if self.num_annotations[index] > max_annotations:
+            raise UserError(
+                f"{self.path}: the picture {shown(self.pictures[index].id)} has "
+                f"{self.num_annotations[index]} annotations; accepted are up to {max_annotations} "
+                "(data.max_annotations, or --max-annotations of prepare)."
+            )
+        columns = self._rows.columns
+        work = np.bincount(columns.image, columns.work, len(self.pictures))
+        index = int(work.argmax())
+        if work[index] > _IMAGE_WORK:
+            raise UserError(
+                f"{self.path}: the polygons of the picture {shown(self.pictures[index].id)} have "
+                f"outlines of {work[index]:,.0f} pixels together; accepted are up to "
+                f"{_IMAGE_WORK:,}."
+            )
+
+    def _report(self, reasons: NDArray[np.int8], entries: list[Any]) -> dict[str, int]:
+        """Tell once which objects cannot be learned from although they should be.
+
+        Returns:
+            How many objects cannot be learned from, for each reason.
+        """
+        found: dict[str, int] = {}
+        for code in (_NO_AREA, _OUTSIDE, _NO_MASK):
+            rows = np.flatnonzero(reasons == code)
+            if not len(rows):
+                continue
+            found[_REASONS[code]] = len(rows)
+            ids = ", ".join(shown(entries[row].get("id")) for row in rows[:5])
+            _log.warning(
+                "%s: %d objects are left out of training because of %s (annotation ids %s)",
+                self.path,
+                len(rows),
+                _REASONS[code],
+                ids + (", ..." if len(rows) > 5 else ""),
+            )
+        return found
+
+
+def images_to_learn(
+    file: CocoFile,
+    *,
+    keep_empty: bool,
+    min_size: int,
+    indices: Sequence[int] | None = None,
+) -> tuple[list[int], dict[str, int]]:
+    """Images of a file that training uses.
+
+    Args:
+        file: The annotations.
+        keep_empty: Keep images without annotations.
+        min_size: Smallest side in pixels.
+        indices: Images to look at; default is all.
+
+    Returns:
+        Their indices, and how many are left out for each reason, with the setting that does it.
+    """
+    kept: list[int] = []
+    left_out: Counter[str] = Counter()
+    for index in range(len(file.pictures)) if indices is None else indices:
+        if min(file.pictures[index].size) < min_size:
+            left_out[f"with a side below {min_size} pixels (data.min_size)"] += 1
+        elif not (keep_empty or file.num_annotations[index]):
+            left_out["without annotations (data.keep_empty)"] += 1
+        else:
+            kept.append(index)
+    return kept, dict(left_out)
+
+
+def usable_polygons(segmentation: list[Any]) -> list[list[float]]:
+    """Polygons of at least three corners; pycocotools would take two corners for a box."""
+    return [p for p in segmentation if len(p) >= 6 and len(p) % 2 == 0]
+
+
+def decode_mask(annotation: Annotation, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Mask of an object, 0 and 1, shape ``(H, W)``; empty if it has no usable polygon."""
+    segmentation, (height, width) = annotation["segmentation"], size
+    if isinstance(segmentation, list):
+        polygons = usable_polygons(segmentation)
+        if not polygons:
+            return np.zeros(size, np.uint8)
+        code = coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
+    elif isinstance(segmentation["counts"], list):
+        code = coco_mask.frPyObjects(segmentation, height, width)
+    else:
+        code = segmentation
+    return np.asarray(coco_mask.decode(code), dtype=np.uint8)
+
+
+def for_scoring(annotation: Annotation, size: tuple[int, int]) -> Annotation:
+    """The annotation as the COCO tools score it, with polygons they would misread replaced."""
+    segmentation = annotation["segmentation"]
+    if not isinstance(segmentation, list):
+        return annotation
+    polygons = usable_polygons(segmentation)
+    if not polygons or len(polygons) < len(segmentation):
+        empty = {"size": list(size), "counts": [size[0] * size[1]]}
+        return annotation | {"segmentation": polygons or empty}
+    return annotation
+
+
+def read_coco(path: Path) -> dict[str, list[Any]]:
+    """Read a COCO json; only its outer form is checked.
+
+    Raises:
+        UserError: If the file is missing or no COCO json.
+    """
+    if not path.is_file():
+        raise UserError(
+            f"The annotation file {path} does not exist; check data.root and the names of the "
+            "annotation files (data.train_annotations, data.val_annotations)."
+        )
+    content = _parse(path)
+    if isinstance(content, dict) and {"images", "categories"} <= content.keys():
+        content.setdefault("annotations", [])  # lists of test pictures have none
+    lacking = [
+        part
+        for part in _PARTS
+        if not isinstance(content, dict) or not isinstance(content.get(part), list)
+    ]
+    if lacking:
+        raise UserError(
+            f"{path} is not a COCO annotation file: it has no list {', '.join(map(repr, lacking))}."
+            " Expected is an object with the lists 'images', 'annotations' and 'categories'."
+        )
+    return content
+
+
+def _parse(path: Path) -> Any:
+    try:
+        text = path.read_bytes()
+    except MemoryError as error:
+        raise UserError(
+            f"There is not enough memory to read the annotation file {path} of "
+            f"{path.stat().st_size / 2**30:.1f} GiB."
+        ) from error
+    if text.startswith(_GZIP):
+        raise UserError(f"The annotation file {path} is compressed; unpack it with gunzip.")
+    try:
+        with _few_collections():
+            try:
+                return json.loads(text)
+            except (json.JSONDecodeError, UnicodeDecodeError):
+                raise
+            except ValueError:  # an integer of thousands of digits: the checks name its entry
+                return json.loads(text, parse_int=_parse_int)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"The annotation file {path} is not json: {error}.") from error
+    except RecursionError as error:
+        raise UserError(
+            f"The annotation file {path} has lists or objects in each other, deeper than any COCO "
+            "file."
+        ) from error
+
+
+def _parse_int(digits: str) -> float:
+    return int(digits) if len(digits) <= _LONGEST_NUMBER else math.inf
+
+
+@contextmanager
+def _few_collections() -> Iterator[None]:
+    """Keep Python from looking through millions of new objects for cycles, again and again."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

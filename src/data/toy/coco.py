@@ -1,0 +1,97 @@
+"""Toy scenes on disk in the COCO layout: pictures, and annotation files with boxes and masks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from src import files
+from src.data.toy.scenes import SHAPES, Scene, SceneObject, draw_scene
+from src.data.toy.imagenet import ToySettings, write_layout
+
+_MOST_OBJECTS = 3
+_RADIUS = (0.16, 0.3)  # relative to the shorter side
+_SEED = 30_000  # keeps these scenes apart from those of the other layouts
+_FOLDERS = {"train": "train2017", "val": "val2017", "predict": "predict"}
+_SHAPE = (3, 4)  # scenes are wider or higher than others, to be grouped by orientation
+
+
+def write_toy_coco(folder: Path, settings: ToySettings, *, force: bool = False) -> bool:
+    """Write ``folder/{train2017,val2017,annotations}`` and ``folder/predict``.
+
+    Args:
+        folder: Folder to make, for example ``data/toy/coco``.
+        settings: Numbers, size and seed; see `scenes` for how many that makes.
+        force: Replace toy data of other settings.
+
+    Returns:
+        True if the scenes were drawn, False if they were there already.
+
+    Raises:
+        UserError: If the folder holds something else, or toy data of other settings without
+            ``force``.
+    """
+    return write_layout(folder, settings, lambda new: _draw_all(new, settings), force=force)
+
+
+def scenes(settings: ToySettings, split: str) -> int:
+    """Number of scenes of a split; a scene shows about two shapes, a classification picture one."""
+    times = {"train": 4, "val": 2, "predict": 1}
+    return int(getattr(settings, split)) * times[split]
+
+
+def _draw_all(folder: Path, settings: ToySettings) -> None:
+    (folder / "annotations").mkdir(parents=True)
+    for split, name in _FOLDERS.items():
+        (folder / name).mkdir()
+        pictures, annotations = [], []
+        for number, scene in enumerate(_scenes(split, settings), start=1):
+            file_name = f"{number:012d}.jpg"
+            image = Image.fromarray(scene.image)
+            files.write_image(folder / name / file_name, image, quality=92)
+            height, width = scene.image.shape[:2]
+            pictures.append(
+                {"id": number, "file_name": file_name, "height": height, "width": width}
+            )
+            annotations += [_annotation(item, number) for item in scene.objects]
+        if split != "predict":
+            content = {
+                "images": pictures,
+                "annotations": [a | {"id": i} for i, a in enumerate(annotations, start=1)],
+                "categories": [{"id": i, "name": shape} for i, shape in enumerate(SHAPES, start=1)],
+            }
+            path = folder / "annotations" / f"instances_{name}.json"
+            files.write_json(path, content)
+
+
+def _scenes(split: str, settings: ToySettings) -> Iterator[Scene]:
+    short, long = (settings.size * side // max(_SHAPE) for side in _SHAPE)
+    for number in range(scenes(settings, split)):
+        rng = np.random.default_rng([settings.seed, _SEED, list(_FOLDERS).index(split), number])
+        count = int(rng.integers(1, _MOST_OBJECTS + 1))
+        names = [str(name) for name in rng.choice(list(SHAPES), count)]
+        size = (short, long) if rng.random() < 0.5 else (long, short)
+        yield draw_scene(names, size, rng, _RADIUS)
+
+
+def _annotation(item: SceneObject, image_id: int) -> dict[str, Any]:
+    x1, y1, x2, y2 = item.box
+    return {
+        "image_id": image_id,
+        "category_id": list(SHAPES).index(item.name) + 1,
+        "bbox": [x1, y1, x2 - x1, y2 - y1],
+        "area": int(item.mask.sum()),
+        "iscrowd": 0,
+        "segmentation": _run_length_code(item.mask),
+    }
+
+
+def _run_length_code(mask: NDArray[np.bool_]) -> dict[str, Any]:
+    code = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+    return {"size": list(code["size"]), "counts": code["counts"].decode("ascii")}

@@ -1,0 +1,201 @@
+"""`python -m src verify`: look through a data folder before hours of training depend on it.
+
+It counts pictures, and names what the data module would refuse: missing folders, empty classes,
+classes that only one split has, and with ``--decode`` every file that cannot be decoded. It changes
+nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+
+from src.data.verify import ade20k as verify_ade20k
+from src.data.formats.image_files import list_class_folders, list_pictures
+from src.decoding import MAX_PIXELS, BrokenPictureError, decode
+
+
+@dataclass
+class Report:
+    """What was found.
+
+    Attributes:
+        counts: Pictures by split and class folder.
+        problems: One sentence each; empty if all is well.
+        notes: What may be meant, such as a split that lacks a class.
+    """
+
+    counts: dict[str, dict[str, int]] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        argv: Arguments after ``verify``; default is those of the process.
+
+    Returns:
+        Exit status: 0 if all is well, 1 if there are problems.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m src verify", description="Check a data folder and name what is wrong."
+    )
+    layouts = parser.add_subparsers(required=True, metavar="LAYOUT")
+    imagenet = layouts.add_parser("imagenet", help="ROOT/{train,val}/<class>/*")
+    add = imagenet.add_argument
+    add("--root", type=Path, default=Path("data/imagenet"), help="data folder (%(default)s)")
+    add("--splits", nargs="+", default=["train", "val"], help="folders to check (train val)")
+    add("--decode", action="store_true", help="also decode every picture")
+    imagenet.set_defaults(run=_imagenet)
+    ade20k = layouts.add_parser("ade20k", help="ROOT/{images,annotations}/{training,validation}/*")
+    verify_ade20k.add_arguments(ade20k)
+    ade20k.set_defaults(run=_ade20k)
+    for layout in (imagenet, ade20k):
+        cores = os.cpu_count() or 1
+        layout.add_argument("--workers", type=int, default=cores, help="threads (all cores)")
+        layout.add_argument(
+            "--max-pixels", type=int, default=MAX_PIXELS, help="refuse larger images (%(default)s)"
+        )
+    args = parser.parse_args(argv)
+    report = args.run(args)
+    _print(report, args.root)
+    return 1 if report.problems else 0
+
+
+def _imagenet(args: argparse.Namespace) -> Report:
+    workers = args.workers if args.decode else 0
+    return verify_imagenet(
+        args.root, args.splits, decode_workers=workers, max_pixels=args.max_pixels
+    )
+
+
+def _ade20k(args: argparse.Namespace) -> Report:
+    facts, problems = verify_ade20k.verify_ade20k(args)
+    print("\n".join(facts))
+    return Report(problems=problems)
+
+
+def verify_imagenet(
+    root: Path,
+    splits: Sequence[str] = ("train", "val"),
+    decode_workers: int = 0,
+    max_pixels: int = MAX_PIXELS,
+) -> Report:
+    """Check class folders.
+
+    Args:
+        root: Folder that holds the splits.
+        splits: Their names; the first one's classes are the labels.
+        decode_workers: Threads that decode all pictures; 0 leaves the files unread.
+        max_pixels: Larger images are named as broken.
+    """
+    report = Report()
+    if not root.is_dir():
+        report.problems.append(
+            f"The folder {root} does not exist. Give the folder that holds {' and '.join(splits)}."
+        )
+        return report
+    pictures: list[str] = []
+    for split in splits:
+        pictures += _check_split(root / split, split, report)
+    _compare(root, splits, report)
+    if decode_workers:
+        report.problems += _broken(pictures, decode_workers, max_pixels)
+    return report
+
+
+def _check_split(folder: Path, split: str, report: Report) -> list[str]:
+    if not folder.is_dir():
+        report.problems.append(
+            f"The folder {folder} does not exist. Expected is {folder}/<class>/*.jpg."
+        )
+        return []
+    classes = list_class_folders(folder)
+    if not classes:
+        report.problems.append(
+            f"The folder {folder} has no class folders. Expected is {folder}/<class>/*.jpg."
+        )
+    pictures: list[str] = []
+    report.counts[split] = {}
+    for name in classes:
+        found = list_pictures(folder / name)
+        report.counts[split][name] = len(found)
+        if not found:
+            report.problems.append(
+                f"The class folder {folder / name} holds no pictures. Fill or remove it."
+            )
+        pictures += found
+    return pictures
+
+
+def _compare(root: Path, splits: Sequence[str], report: Report) -> None:
+    """Classes that the first split lacks have no label; the reverse only makes a smaller test."""
+    found = [split for split in splits if report.counts.get(split)]
+    if not found:
+        return
+    first, *others = found
+    labels = set(report.counts[first])
+    for split in others:
+        classes = set(report.counts[split])
+        report.problems += [
+            f"The class folder {root / split / name} has no counterpart in {root / first}. Remove "
+            f"it, or add the class to {first}."
+            for name in sorted(classes - labels)
+        ]
+        missing = sorted(labels - classes)
+        if missing:
+            report.notes.append(
+                f"{split} lacks {len(missing)} of the {len(labels)} classes: {_some(missing)}."
+            )
+
+
+def _broken(pictures: Sequence[str], workers: int, max_pixels: int) -> list[str]:
+    with ThreadPool(max(1, workers)) as pool:  # PIL decodes outside Python's lock
+        results = pool.imap(partial(_decode_error, max_pixels=max_pixels), pictures, chunksize=16)
+        return [sentence for sentence in _progress(results, len(pictures)) if sentence]
+
+
+def _decode_error(path: str, max_pixels: int) -> str | None:
+    try:
+        decode(path, max_pixels=max_pixels)
+    except BrokenPictureError as error:
+        return str(error)
+    return None
+
+
+def _progress(results: Iterator[str | None], total: int) -> Iterator[str | None]:
+    """Pass results on, counting them on the terminal if there is one."""
+    shown = sys.stderr.isatty()
+    for done, result in enumerate(results, 1):
+        if shown and (done % 100 == 0 or done == total):
+            print(
+                f"\rdecoded {done} of {total}", end="\n" if done == total else "", file=sys.stderr
+            )
+        yield result
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+
+
+def _print(report: Report, root: Path) -> None:
+    for split, counts in report.counts.items():
+        if counts:
+            print(
+                f"{root / split}: {sum(counts.values())} pictures in {len(counts)} classes, "
+                f"{min(counts.values())} to {max(counts.values())} each"
+            )
+    for note in report.notes:
+        print(f"note: {note}")
+    for problem in report.problems:
+        print(f"problem: {problem}")
+    count = len(report.problems)
+    print(f"{count} problem{'s' if count > 1 else ''}" if count else "no problems found")

@@ -1,0 +1,139 @@
+"""Decoder of DINO: queries look at each other and at the maps, and move their boxes.
+
+Source: Zhang et al., "DINO: DETR with Improved DeNoising Anchor Boxes for End-to-End Object
+Detection", ICLR 2023 (arXiv 2203.03605), on Deformable DETR; order of operations and constants of
+the official InternImage configurations ``dino_4scale_*`` (mmdet 2.28). Norms follow each residual;
+there is no dropout. Boxes are centre and size in [0, 1] of each picture without padding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from src.models.layers.deformable_encoder import LayerSizes
+from src.models.detection.dino.padding import Padding
+from src.models.layers.precision import full_precision
+from src.models.layers.transformer import MultiheadAttention, XavierLinear, sine_encoding
+
+Size = tuple[int, int]
+BOX_TEMPERATURE = 10000.0
+SIGMOID_EPS = 1e-3
+
+
+def inverse_sigmoid(x: Tensor, eps: float = SIGMOID_EPS) -> Tensor:
+    """Logit of values clamped to [0, 1], each side kept at least ``eps`` from 0."""
+    x = x.clamp(0, 1)
+    return torch.log(x.clamp(min=eps) / (1 - x).clamp(min=eps))
+
+
+class DecoderLayer(nn.Module):
+    """Self-attention among queries, deformable attention to the maps, a feed-forward layer.
+
+    Args:
+        layer: Sizes of the layer.
+    """
+
+    def __init__(self, layer: LayerSizes) -> None:
+        super().__init__()
+        self.self_attention = MultiheadAttention(layer.channels, layer.heads, layer.spread)
+        self.cross_attention = layer.make_attention()
+        self.ffn = layer.make_ffn()
+        self.norms = nn.ModuleList(nn.LayerNorm(layer.channels) for _ in range(3))
+
+    def forward(
+        self,
+        queries: Tensor,
+        positions: Tensor,
+        references: Tensor,
+        memory: Tensor,
+        sizes: Sequence[Size],
+        padding: Tensor,
+        visible: Tensor | None,
+    ) -> Tensor:
+        """One step.
+
+        Args:
+            queries: ``(N, Q, C)``.
+            positions: Encoding of each query's box, ``(N, Q, C)``.
+            references: Box of each query on each map, ``(N, Q, levels, 4)``.
+            memory: Result of the encoder, ``(N, S, C)``.
+            sizes: Height and width of each map.
+            padding: True where a pixel is padding, ``(N, S)``.
+            visible: True where the query of a row may look at the query of a column, ``(1, Q, Q)``;
+                ``None`` is everywhere.
+
+        Returns:
+            ``(N, Q, C)``.
+        """
+        placed = queries + positions
+        queries = self.norms[0](queries + self.self_attention(placed, placed, queries, visible))
+        attended = self.cross_attention(queries + positions, references, memory, sizes, padding)
+        queries = self.norms[1](queries + attended)
+        out: Tensor = self.norms[2](queries + self.ffn(queries))
+        return out
+
+
+class DINODecoder(nn.Module):
+    """A stack of `DecoderLayer`; each layer moves the boxes that the next one looks at.
+
+    Args:
+        num_layers: Number of layers.
+        layer: Sizes of each layer.
+    """
+
+    def __init__(self, num_layers: int, layer: LayerSizes) -> None:
+        super().__init__()
+        self.channels = layer.channels
+        self.layers = nn.ModuleList(DecoderLayer(layer) for _ in range(num_layers))
+        self.ref_point_head = nn.Sequential(
+            XavierLinear(2 * layer.channels, layer.channels, "uniform"),
+            nn.ReLU(inplace=True),
+            XavierLinear(layer.channels, layer.channels, "uniform"),
+        )
+        self.norm = nn.LayerNorm(layer.channels)
+
+    def forward(
+        self,
+        queries: Tensor,
+        boxes: Tensor,
+        memory: Tensor,
+        padding: Padding,
+        visible: Tensor | None,
+        reg_branches: nn.ModuleList,
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Refine the queries.
+
+        Args:
+            queries: ``(N, Q, C)``.
+            boxes: Where each query starts, ``(N, Q, 4)``.
+            memory: Result of the encoder, ``(N, S, C)``.
+            padding: Padding of the maps.
+            visible: Which other queries each one may look at, ``(1, Q, Q)``.
+            reg_branches: Makes a change of box from a query, one for each layer.
+
+        Returns:
+            For each layer the normed queries, and the boxes that its predictions are relative to.
+            These keep the gradient of the layer before (look forward twice), while what the layer
+            itself looked at has none.
+        """
+        ratios = torch.cat([padding.ratios, padding.ratios], dim=-1)[:, None]  # (N, 1, levels, 4)
+        tokens = padding.tokens
+        states, references = [], [boxes]
+        for layer, branch in zip(self.layers, reg_branches, strict=False):
+            on_maps = boxes[:, :, None] * ratios
+            positions = self.ref_point_head(self._encode(on_maps[:, :, 0]).to(queries.dtype))
+            queries = layer(queries, positions, on_maps, memory, padding.sizes, tokens, visible)
+            moved = (full_precision(branch(queries)) + inverse_sigmoid(boxes)).sigmoid()
+            boxes = moved.detach()
+            states.append(self.norm(queries))
+            references.append(moved)
+        return states, references[:-1]
+
+    def _encode(self, boxes: Tensor) -> Tensor:
+        """Sine encoding of boxes ``(N, Q, 4)`` in the order y, x, width, height."""
+        angles = boxes[..., [1, 0, 2, 3]] * (2 * math.pi)
+        return sine_encoding(angles, self.channels // 2, BOX_TEMPERATURE).flatten(-2)

@@ -1,0 +1,267 @@
+"""The head of DINO: predictions of every layer, their losses, and detections.
+
+Source: Zhang et al., "DINO", ICLR 2023 (arXiv 2203.03605); constants are those of the official
+InternImage configurations ``dino_4scale_*`` (mmdet 2.28). Boxes are predicted as centre and size in
+[0, 1] of each picture without padding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from src.losses.box_set import (
+    Pairs,
+    match,
+    pixel_boxes,
+    relative_boxes,
+    set_losses,
+)
+from src.losses.detection import mean_over_processes
+from src.models.layers.conv import ClassOutput
+from src.models.detection.rcnn.anchors import Size
+from src.models.detection.boxes import clip
+from src.models.detection.dino.denoising import Denoising, DenoisingPlan
+from src.models.detection.dino.decoder import inverse_sigmoid
+from src.models.detection.dino.transformer import DINOTransformer, Proposals
+from src.models.detection.dino.padding import find_padding
+from src.models.detection.rcnn.roi_head import resize_factor
+from src.models.layers.precision import full_precision
+from src.types import Detections, DetectionTarget
+
+CLASS_PRIOR = 0.01
+LOSSES = ("loss_cls", "loss_bbox", "loss_iou")
+
+
+class ClassBranch(ClassOutput, nn.Linear):
+    """Class logits; every class starts with a probability of 0.01."""
+
+    def reset_parameters(self) -> None:
+        """Set the start values."""
+        super().reset_parameters()
+        nn.init.constant_(self.bias, -math.log((1 - CLASS_PRIOR) / CLASS_PRIOR))
+
+
+class LabelEmbedding(ClassOutput, nn.Embedding):
+    """Content of a denoising query for each class."""
+
+
+class _ZeroLinear(nn.Linear):
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
+
+
+def box_branch(channels: int) -> nn.Sequential:
+    """Change of a box from a query: three layers, no change at the start."""
+    return nn.Sequential(
+        nn.Linear(channels, channels),
+        nn.ReLU(),
+        nn.Linear(channels, channels),
+        nn.ReLU(),
+        _ZeroLinear(channels, 4),
+    )
+
+
+@dataclass
+class Predictions:
+    """What the head says about some pictures.
+
+    Attributes:
+        logits: Class logits of the queries for each decoder layer, ``(N, Q, classes)``.
+        boxes: Their boxes, ``(N, Q, 4)``.
+        encoder_logits: Class logits of the proposals, ``(N, K, classes)``.
+        encoder_boxes: Their boxes, ``(N, K, 4)``.
+        plan: The denoising queries, which are the first ones of ``Q``; ``None`` if there are none.
+    """
+
+    logits: list[Tensor]
+    boxes: list[Tensor]
+    encoder_logits: Tensor
+    encoder_boxes: Tensor
+    plan: DenoisingPlan | None
+
+    def part(self, start: int, stop: int) -> Predictions:
+        """The pictures ``start`` to ``stop``."""
+        plan = self.plan
+        if plan is not None:
+            plan = DenoisingPlan(plan.groups, plan.width, plan.counts[start:stop])
+        return Predictions(
+            [x[start:stop] for x in self.logits],
+            [x[start:stop] for x in self.boxes],
+            self.encoder_logits[start:stop],
+            self.encoder_boxes[start:stop],
+            plan,
+        )
+
+
+class DINOHead(nn.Module):
+    """Transformer and prediction branches.
+
+    Args:
+        num_classes: Classes without background.
+        transformer: Encoder and decoder.
+        denoising: Makes the denoising queries of training.
+        max_detections: Detections per picture.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        transformer: DINOTransformer,
+        denoising: Denoising,
+        max_detections: int = 300,
+    ) -> None:
+        super().__init__()
+        channels = transformer.decoder.channels
+        branches = len(transformer.decoder.layers) + 1  # the last one is the encoder's
+        self.num_classes, self.max_detections = num_classes, max_detections
+        self.denoising = denoising
+        self.transformer = transformer
+        self.cls_branches = nn.ModuleList(
+            ClassBranch(channels, num_classes) for _ in range(branches)
+        )
+        self.reg_branches = nn.ModuleList(box_branch(channels) for _ in range(branches))
+        self.label_embedding = LabelEmbedding(num_classes, channels)
+
+    def forward(
+        self,
+        maps: Sequence[Tensor],
+        image_size: Size,
+        sizes: Sequence[Size],
+        targets: Sequence[DetectionTarget] | None = None,
+    ) -> Predictions:
+        """Predict.
+
+        Args:
+            maps: Maps ``(N, C, H_i, W_i)``.
+            image_size: Height and width of the batch.
+            sizes: Height and width of each picture without padding.
+            targets: Objects of each picture, for the denoising queries.
+
+        Returns:
+            Predictions of all layers.
+        """
+        padding = find_padding(image_size, sizes, maps)
+        memory = self.transformer.encode(maps, padding)
+        proposals = self.transformer.propose(
+            memory, padding, self.cls_branches[-1], self.reg_branches[-1]
+        )
+        noisy, plan = None, None
+        if targets is not None:
+            boxes = [
+                relative_boxes(target["boxes"].to(proposals.unsigmoid), size)
+                for target, size in zip(targets, sizes, strict=True)
+            ]
+            noisy, plan = self.denoising(
+                targets, boxes, self.label_embedding, proposals.index.shape[1]
+            )
+        states, references = self.transformer.decode(
+            memory, padding, proposals, noisy, self.reg_branches
+        )
+        return self.predict(states, references, proposals, plan)
+
+    def predict(
+        self,
+        states: Sequence[Tensor],
+        references: Sequence[Tensor],
+        proposals: Proposals,
+        plan: DenoisingPlan | None = None,
+    ) -> Predictions:
+        """Classes and boxes of what the transformer found.
+
+        Args:
+            states: Queries after each decoder layer, ``(N, Q, C)``.
+            references: Boxes that the predictions of each layer are relative to, ``(N, Q, 4)``.
+            proposals: What the queries start from.
+            plan: The denoising queries among them.
+        """
+        logits, boxes = [], []
+        for i, (state, reference) in enumerate(zip(states, references, strict=True)):
+            logits.append(full_precision(self.cls_branches[i](state)))
+            change = full_precision(self.reg_branches[i](state))
+            boxes.append((change + inverse_sigmoid(reference)).sigmoid())
+        return Predictions(logits, boxes, proposals.logits, proposals.unsigmoid.sigmoid(), plan)
+
+    def losses(
+        self,
+        predictions: Predictions,
+        targets: Sequence[DetectionTarget],
+        sizes: Sequence[Size],
+    ) -> dict[str, Tensor]:
+        """Compare predictions with the objects.
+
+        Returns:
+            ``loss_cls``, ``loss_bbox`` and ``loss_iou`` of the last decoder layer; with prefix
+            ``d0.``, ``d1.``, ... of the others, ``interm_`` of the encoder, and ``dn_`` for the
+            denoising queries.
+        """
+        plan = predictions.plan
+        assert plan is not None, "losses need the denoising queries of training"
+        device = predictions.encoder_logits.device
+        count = sum(min(n, predictions.encoder_logits.shape[1]) for n in plan.counts)
+        number = mean_over_processes(count, device)
+        found = self._matched(
+            predictions.encoder_logits, predictions.encoder_boxes, targets, sizes, number
+        )
+        losses = _named("interm_", found)
+        for prefix, logits, boxes in _layers(predictions):
+            queries = self._matched(
+                logits[:, plan.size :], boxes[:, plan.size :], targets, sizes, number
+            )
+            losses |= _named(prefix, queries)
+        number = mean_over_processes(sum(plan.counts) * plan.groups, device)
+        pairs = [plan.positive(i, device) for i in range(len(targets))]
+        # Without any object the embedding would get no gradient, which distributed training minds.
+        unused = self.label_embedding.weight.sum() * 0
+        for prefix, logits, boxes in _layers(predictions):
+            noisy = set_losses(
+                logits[:, : plan.size], boxes[:, : plan.size], targets, sizes, pairs, number
+            )
+            losses |= _named(f"{prefix}dn_", (noisy[0] + unused, *noisy[1:]))
+        return losses
+
+    def _matched(
+        self,
+        logits: Tensor,
+        boxes: Tensor,
+        targets: Sequence[DetectionTarget],
+        sizes: Sequence[Size],
+        number: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        pairs: Pairs = match(logits, boxes, targets, sizes)
+        return set_losses(logits, boxes, targets, sizes, pairs, number)
+
+    def detect(
+        self, predictions: Predictions, sizes: Sequence[Size], original_sizes: Sequence[Size]
+    ) -> list[Detections]:
+        """The best pairs of query and class of each picture; no threshold, no suppression.
+
+        Boxes are in pixels of ``original_sizes``.
+        """
+        found = []
+        for logits, boxes, size, original in zip(
+            predictions.logits[-1], predictions.boxes[-1], sizes, original_sizes, strict=True
+        ):
+            probability = logits.sigmoid().flatten()
+            scores, index = probability.topk(min(self.max_detections, len(probability)))
+            corners = clip(pixel_boxes(boxes[index // self.num_classes], size), size)
+            corners = corners / resize_factor(size, original, corners)
+            found.append(Detections(corners, scores, index % self.num_classes))
+        return found
+
+
+def _layers(predictions: Predictions) -> list[tuple[str, Tensor, Tensor]]:
+    """Prefix of the names, logits and boxes of each decoder layer."""
+    last = len(predictions.logits) - 1
+    return [
+        ("" if i == last else f"d{i}.", logits, boxes)
+        for i, (logits, boxes) in enumerate(zip(predictions.logits, predictions.boxes, strict=True))
+    ]
+
+
+def _named(prefix: str, values: Sequence[Tensor]) -> dict[str, Tensor]:
+    return {f"{prefix}{name}": value for name, value in zip(LOSSES, values, strict=True)}

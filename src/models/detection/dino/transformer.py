@@ -1,0 +1,162 @@
+"""The transformer of DINO: encoder over all pixels, choice of queries, decoder.
+
+Source: Zhang et al., "DINO: DETR with Improved DeNoising Anchor Boxes for End-to-End Object
+Detection", ICLR 2023 (arXiv 2203.03605), section 3; details are those of the official InternImage
+configurations ``dino_4scale_*`` (mmdet 2.28). Boxes are centre and size in [0, 1] of each picture
+without padding; ``unsigmoid`` ones are before the sigmoid.
+
+Class and box predictions come from the branches of the head (``dino_head.py``), one for each
+decoder layer and a last one for the encoder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from src.models.layers.deformable_encoder import Encoder, LayerSizes
+from src.models.detection.dino.decoder import DINODecoder
+from src.models.detection.dino.padding import Padding, padded_positions
+from src.models.layers.precision import full_precision
+from src.models.layers.transformer import XavierLinear
+
+PIXEL_TEMPERATURE = 20.0
+
+
+@dataclass
+class Proposals:
+    """The best pixels of the encoder as boxes; all with gradients.
+
+    Attributes:
+        logits: Class logits, ``(N, K, classes)``.
+        unsigmoid: Boxes, ``(N, K, 4)``.
+        index: Number of each pixel, ``(N, K)``.
+    """
+
+    logits: Tensor
+    unsigmoid: Tensor
+    index: Tensor
+
+
+@dataclass
+class NoisyQueries:
+    """Queries for the denoising task, before the others.
+
+    Attributes:
+        content: ``(N, P, C)``.
+        unsigmoid: Noisy boxes, ``(N, P, 4)``.
+        visible: Which of all queries each one may look at, bool ``(1, P + K, P + K)``.
+    """
+
+    content: Tensor
+    unsigmoid: Tensor
+    visible: Tensor
+
+
+class DINOTransformer(nn.Module):
+    """Encoder, choice of queries, decoder.
+
+    Args:
+        num_queries: Boxes that the decoder works on; fewer where a batch has fewer pixels.
+        encoder_layers: Layers of the encoder.
+        decoder_layers: Layers of the decoder.
+        layer: Sizes of each layer.
+    """
+
+    def __init__(
+        self, num_queries: int, encoder_layers: int, decoder_layers: int, layer: LayerSizes
+    ) -> None:
+        super().__init__()
+        channels = layer.channels
+        self.num_queries = num_queries
+        self.level_embeds = nn.Parameter(torch.empty(layer.levels, channels))
+        self.encoder = Encoder(encoder_layers, layer)
+        self.decoder = DINODecoder(decoder_layers, layer)
+        self.enc_output = XavierLinear(channels, channels, "uniform")
+        self.enc_output_norm = nn.LayerNorm(channels)
+        self.query_embed = nn.Embedding(num_queries, channels)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Set the start values of the embeddings of the maps; the submodules reset themselves."""
+        nn.init.normal_(self.level_embeds)
+
+    def encode(self, maps: Sequence[Tensor], padding: Padding) -> Tensor:
+        """Let all pixels of all maps ``(N, C, H_i, W_i)`` look at each other: ``(N, S, C)``."""
+        tokens = torch.cat([level.flatten(2).transpose(1, 2) for level in maps], dim=1)
+        positions = torch.cat(
+            [
+                padded_positions(mask, tokens.shape[2], PIXEL_TEMPERATURE, tokens)
+                + self.level_embeds[i]
+                for i, mask in enumerate(padding.masks)
+            ],
+            dim=1,
+        ).to(tokens.dtype)
+        encoded: Tensor = self.encoder(
+            tokens, positions, padding.references(), padding.sizes, padding.tokens
+        )
+        return encoded
+
+    def propose(
+        self,
+        memory: Tensor,
+        padding: Padding,
+        cls_branch: nn.Module,
+        reg_branch: nn.Module,
+        index: Tensor | None = None,
+    ) -> Proposals:
+        """Take the pixels with the highest class logits as proposals.
+
+        Padding, and pixels whose start box crosses the border, are zeroed before the branches, so
+        they all get the same logits and the whole picture's corner as a box.
+
+        Args:
+            memory: Result of `encode`.
+            padding: Padding of the maps.
+            cls_branch: Makes class logits of a pixel.
+            reg_branch: Makes a change of box of a pixel.
+            index: Pixels to take instead of the best ones, ``(N, K)``.
+        """
+        start = padding.start_boxes()
+        is_inside = ((start > 0.01) & (start < 0.99)).all(-1, keepdim=True)
+        is_usable = is_inside & ~padding.tokens[..., None]
+        start = torch.where(is_usable, torch.log(start / (1 - start)), torch.inf)
+        pixels = self.enc_output_norm(self.enc_output(memory.masked_fill(~is_usable, 0.0)))
+        logits: Tensor = full_precision(cls_branch(pixels))
+        boxes = full_precision(reg_branch(pixels)) + start
+        if index is None:
+            count = min(self.num_queries, logits.shape[1])
+            index = logits.amax(-1).topk(count, dim=1).indices
+        return Proposals(
+            logits.gather(1, index[..., None].expand(-1, -1, logits.shape[2])),
+            boxes.gather(1, index[..., None].expand(-1, -1, 4)),
+            index,
+        )
+
+    def decode(
+        self,
+        memory: Tensor,
+        padding: Padding,
+        proposals: Proposals,
+        noisy: NoisyQueries | None,
+        reg_branches: nn.ModuleList,
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Refine the proposals, with the denoising queries before them; see `DINODecoder`.
+
+        What queries start from is learned and the same for every picture; only their boxes come
+        from the encoder.
+        """
+        unsigmoid = proposals.unsigmoid.detach()
+        batch, count, _ = unsigmoid.shape
+        queries = self.query_embed.weight[:count].expand(batch, -1, -1)
+        if noisy is not None:
+            queries = torch.cat([noisy.content, queries], dim=1)
+            unsigmoid = torch.cat([noisy.unsigmoid, unsigmoid], dim=1)
+        visible = None if noisy is None else noisy.visible
+        states, references = self.decoder(
+            queries, unsigmoid.sigmoid(), memory, padding, visible, reg_branches
+        )
+        return states, references

@@ -1,1 +1,0 @@
-"""Heads: modules that turn backbone maps into predictions."""

@@ -1,0 +1,210 @@
+"""The InternImage trunk: stem and stages, one map per stage.
+
+Source: Wang et al., "InternImage: Exploring Large-Scale Vision Foundation Models with Deformable
+Convolutions", CVPR 2023 (arXiv 2211.05778). Attribute names and the places of the norms follow the
+official code (OpenGVLab/InternImage, MIT); this is an independent implementation.
+
+Maps are channels-last ``(N, H, W, C)`` inside and leave as ``(N, C, H, W)`` views of the same
+memory. The classifier is in ``internimage.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from src.errors import UserError
+from src.models.internimage.blocks import Block, Stage, Stem
+
+
+class InternImageBackbone(nn.Module):
+    """Stem and stages of InternImage; returns one map per requested stage.
+
+    No norm is added to the outputs: a stage's map is what its last block (or its closing norm)
+    gives, before the downsampling.
+
+    Args:
+        channels: Width of the first stage, even; each later stage doubles it.
+        depths: Blocks per stage.
+        groups: DCNv3 groups per stage; must divide the width of the stage.
+        mlp_ratio: Hidden width of the MLPs over the width of the stage.
+        drop_rate: Dropout after the stem and in the MLPs, in [0, 1).
+        drop_path_rate: Drop-path probability of the last block; grows linearly from 0 over all
+            blocks of all stages.
+        layer_scale: Start value of learned channel scales in the blocks; ``None`` means none.
+        offset_scale: Factor on the sampling grid and on the learned offsets.
+        post_norm: Norm after each branch instead of before.
+        res_post_norm: Second norm after each branch; without effect if ``post_norm`` or
+            ``layer_scale`` is given.
+        dw_kernel_size: Side of the depthwise convolution; ``None`` means ``kernel_size``.
+        level2_post_norm_block_ids: Blocks of the third stage (index 2) followed by a norm.
+        center_feature_scale: Blend the DCNv3 output with its projected input.
+        remove_center: Sample the grid without its centre.
+        kernel_size: Odd side of the sampling grid.
+        in_chans: Channels of the image.
+        grad_checkpointing: Recompute every block in the backward pass to save memory.
+        out_indices: Stages to return, ascending.
+        frozen_stages: Number of leading stages that are neither trained nor put in training mode;
+            the stem stays trainable, as officially.
+
+    Raises:
+        UserError: If the arguments do not fit together.
+    """
+
+    def __init__(
+        self,
+        channels: int = 64,
+        depths: tuple[int, ...] = (4, 4, 18, 4),
+        groups: tuple[int, ...] = (4, 8, 16, 32),
+        mlp_ratio: float = 4.0,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        layer_scale: float | None = None,
+        offset_scale: float = 1.0,
+        post_norm: bool = False,
+        res_post_norm: bool = False,
+        dw_kernel_size: int | None = None,
+        level2_post_norm_block_ids: tuple[int, ...] | None = None,
+        center_feature_scale: bool = False,
+        remove_center: bool = False,
+        kernel_size: int = 3,
+        in_chans: int = 3,
+        grad_checkpointing: bool = False,
+        out_indices: tuple[int, ...] = (0, 1, 2, 3),
+        frozen_stages: int = 0,
+    ) -> None:
+        super().__init__()
+        post_norm_block_ids = tuple(level2_post_norm_block_ids or ())
+        if in_chans < 1:
+            raise UserError(f"in_chans must be at least 1 channel of the image, got {in_chans}.")
+        _check_stages(channels, depths, groups, post_norm_block_ids, out_indices, frozen_stages)
+        self.depths = tuple(depths)
+        self.out_indices = tuple(out_indices)
+        self.frozen_stages = frozen_stages
+        self.stage_channels = [channels * 2**i for i in range(len(depths))]
+        self.feature_info = [
+            {"num_chs": width, "reduction": 4 * 2**i, "module": f"levels.{i}"}
+            for i, width in enumerate(self.stage_channels)
+        ]
+        self.patch_embed = Stem(in_chans, channels)
+        self.pos_drop = nn.Dropout(drop_rate)
+        drop_paths = iter(_drop_path_rates(drop_path_rate, sum(depths)))
+        self.levels = nn.ModuleList()
+        for i, width in enumerate(self.stage_channels):
+            blocks = [
+                Block(
+                    width,
+                    groups[i],
+                    mlp_ratio=mlp_ratio,
+                    drop_rate=drop_rate,
+                    drop_path=next(drop_paths),
+                    layer_scale=layer_scale,
+                    post_norm=post_norm,
+                    res_post_norm=res_post_norm,
+                    kernel_size=kernel_size,
+                    dw_kernel_size=dw_kernel_size,
+                    offset_scale=offset_scale,
+                    center_feature_scale=center_feature_scale,
+                    remove_center=remove_center,
+                )
+                for _ in range(depths[i])
+            ]
+            stage = Stage(
+                blocks,
+                width,
+                norm=not post_norm or center_feature_scale,
+                post_norm_block_ids=post_norm_block_ids if i == 2 else (),
+                downsample=i < len(depths) - 1,
+            )
+            self.levels.append(stage)
+        self.levels[:frozen_stages].requires_grad_(False)
+        self.set_grad_checkpointing(grad_checkpointing)
+
+    def train(self, mode: bool = True) -> InternImageBackbone:
+        """Set training mode; frozen stages stay in evaluation mode."""
+        super().train(mode)
+        self.levels[: self.frozen_stages].eval()
+        return self
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Switch recomputation of the blocks in the backward pass on or off."""
+        for stage in cast("Iterable[Stage]", self.levels):
+            stage.grad_checkpointing = enable
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Patterns that sort parameters into layers from input to output (timm contract)."""
+        if coarse:
+            return {"stem": r"^patch_embed", "blocks": r"^levels\.(\d+)"}
+        end_of_stage = (10_000,)  # after the last block of the stage
+        return {
+            "stem": r"^patch_embed",
+            "blocks": [
+                (r"^levels\.(\d+)\.blocks\.(\d+)", None),
+                (r"^levels\.(\d+)\.(?:post_norms|norm|downsample)", end_of_stage),
+            ],
+        }
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """Names that must not decay although they are matrices: none (official rule)."""
+        return set()
+
+    def forward_stages(self, image: Tensor, last: int | None = None) -> list[Tensor]:
+        """Maps of the stages ``0..last`` (default: all), each ``(N, C, H, W)``."""
+        x = self.pos_drop(self.patch_embed(image))  # (N, H, W, C)
+        maps = []
+        for stage in self.levels[: None if last is None else last + 1]:
+            out, x = stage(x)
+            maps.append(out.permute(0, 3, 1, 2))  # (N, C, H, W)
+        return maps
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """Compute the maps of ``out_indices``.
+
+        Args:
+            image: Normalised images of shape ``(N, 3, H, W)``; any size from 1 pixel.
+
+        Returns:
+            Maps of shape ``(N, C_i, ceil(H / s_i), ceil(W / s_i))`` with strides 4, 8, 16, 32.
+        """
+        maps = self.forward_stages(image, max(self.out_indices))
+        return [maps[i] for i in self.out_indices]
+
+
+def _drop_path_rates(last: float, num_blocks: int) -> list[float]:
+    return [last * i / max(num_blocks - 1, 1) for i in range(num_blocks)]
+
+
+def _check_stages(
+    channels: int,
+    depths: Sequence[int],
+    groups: Sequence[int],
+    post_norm_block_ids: Sequence[int],
+    out_indices: Sequence[int],
+    frozen_stages: int,
+) -> None:
+    num_stages = len(depths)
+    if channels < 2 or channels % 2:
+        raise UserError(f"channels must be even and at least 2, got {channels}.")
+    if not depths or len(groups) != num_stages:
+        raise UserError(
+            f"depths and groups need one entry per stage, got depths={list(depths)} and "
+            f"groups={list(groups)}."
+        )
+    if min(depths) < 1 or min(groups) < 1:
+        raise UserError(
+            f"depths and groups must be at least 1, got depths={list(depths)} and "
+            f"groups={list(groups)}."
+        )
+    if post_norm_block_ids and (num_stages < 3 or max(post_norm_block_ids) >= depths[2]):
+        raise UserError(
+            f"level2_post_norm_block_ids={list(post_norm_block_ids)} must be blocks of the third "
+            f"stage, which are 0 to {depths[2] - 1 if num_stages > 2 else 'none'}."
+        )
+    if not out_indices or min(out_indices) < 0 or max(out_indices) >= num_stages:
+        raise UserError(f"out_indices={list(out_indices)} must be stages, 0 to {num_stages - 1}.")
+    if not 0 <= frozen_stages <= num_stages:
+        raise UserError(f"frozen_stages must be 0 to {num_stages}, got {frozen_stages}.")

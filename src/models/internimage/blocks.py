@@ -1,0 +1,200 @@
+"""Parts of the InternImage trunk: stem, block, downsampling, stage.
+
+Source: "InternImage", CVPR 2023 (arXiv 2211.05778), figure 4; the block modes and the places of the
+norms are those of the official code. Maps are channels-last, ``(N, H, W, C)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from timm.layers.drop import DropPath
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from src.errors import UserError
+from src.models.internimage.dcnv3 import MLP, DCNv3, conv_nhwc, layer_norm
+
+
+class Stem(nn.Module):
+    """Two strided 3x3 convolutions: image ``(N, 3, H, W)`` to ``(N, H/4, W/4, C)``.
+
+    Sides are halved twice rounding up. The result is not activated.
+
+    Args:
+        in_chans: Channels of the image.
+        channels: Output width ``C``, even.
+    """
+
+    def __init__(self, in_chans: int, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_chans, channels // 2, 3, stride=2, padding=1)
+        self.norm1 = layer_norm(channels // 2)
+        self.act = nn.GELU()
+        self.conv2 = nn.Conv2d(channels // 2, channels, 3, stride=2, padding=1)
+        self.norm2 = layer_norm(channels)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """``(N, 3, H, W) -> (N, ceil(H/4), ceil(W/4), C)``.
+
+        Raises:
+            UserError: If the image has another number of channels.
+        """
+        is_traced = torch.jit.is_tracing()  # type: ignore[attr-defined]
+        if not is_traced and image.shape[1] != self.conv1.in_channels:
+            raise UserError(
+                f"The network expects {self.conv1.in_channels} image channels (in_chans), got"
+                f" {image.shape[1]}; set in_chans to the channels of the images."
+            )
+        # Copying three channels here keeps every later map channels-last without a copy.
+        x = image.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)  # (N, H, W, 3)
+        x = self.act(self.norm1(conv_nhwc(self.conv1, x)))
+        out: Tensor = self.norm2(conv_nhwc(self.conv2, x))
+        return out
+
+
+class Downsample(nn.Module):
+    """Strided 3x3 convolution without bias and a norm: half the side, twice the width."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, 2 * channels, 3, stride=2, padding=1, bias=False)
+        self.norm = layer_norm(2 * channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, H, W, C) -> (N, ceil(H/2), ceil(W/2), 2C)``."""
+        out: Tensor = self.norm(conv_nhwc(self.conv, x))
+        return out
+
+
+class Block(nn.Module):
+    """DCNv3 and MLP, each with a residual connection.
+
+    The residual branch of ``f`` is, in this order of precedence:
+
+    ========================  =================================
+    ``layer_scale`` set       ``gamma * norm(f(x))`` if ``post_norm``, else ``gamma * f(norm(x))``
+    ``post_norm``             ``norm(f(x))``
+    ``res_post_norm``         ``res_post_norm(f(norm(x)))``
+    otherwise                 ``f(norm(x))``
+    ========================  =================================
+
+    Args:
+        channels: Width of the map.
+        groups: Groups of the DCNv3 layer.
+        mlp_ratio: Hidden width of the MLP over ``channels``.
+        drop_rate: Dropout in the MLP, in [0, 1).
+        drop_path: Probability to skip each residual branch per sample, in [0, 1).
+        layer_scale: Start value of the learned channel scales; ``None`` means no scales.
+        post_norm: Norm after the branch instead of before.
+        res_post_norm: Second norm after the branch (InternImage-H).
+        dcn: Further arguments of `DCNv3`.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        groups: int,
+        mlp_ratio: float = 4.0,
+        drop_rate: float = 0.0,
+        drop_path: float = 0.0,
+        layer_scale: float | None = None,
+        post_norm: bool = False,
+        res_post_norm: bool = False,
+        **dcn: Any,
+    ) -> None:
+        super().__init__()
+        self.layer_scale = layer_scale
+        self.post_norm = post_norm
+        self.norm1 = layer_norm(channels)
+        self.dcn = DCNv3(channels, groups, **dcn)
+        self.norm2 = layer_norm(channels)
+        self.mlp = MLP(channels, int(channels * mlp_ratio), drop_rate)
+        self.drop_path = DropPath(drop_path)
+        self.gamma1: nn.Parameter | None = None
+        self.gamma2: nn.Parameter | None = None
+        self.res_post_norm1: nn.LayerNorm | None = None
+        self.res_post_norm2: nn.LayerNorm | None = None
+        if layer_scale is not None:
+            self.gamma1 = nn.Parameter(torch.empty(channels))
+            self.gamma2 = nn.Parameter(torch.empty(channels))
+        elif res_post_norm and not post_norm:
+            self.res_post_norm1 = layer_norm(channels)
+            self.res_post_norm2 = layer_norm(channels)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Set the channel scales to ``layer_scale``; the submodules reset themselves."""
+        for gamma in (self.gamma1, self.gamma2):
+            if gamma is not None and self.layer_scale is not None:
+                nn.init.constant_(gamma, self.layer_scale)
+
+    def _branch(
+        self,
+        x: Tensor,
+        norm: nn.Module,
+        layer: nn.Module,
+        gamma: Tensor | None,
+        res_post_norm: nn.Module | None,
+    ) -> Tensor:
+        out: Tensor = norm(layer(x)) if self.post_norm else layer(norm(x))
+        if gamma is not None:
+            out = gamma * out
+        elif res_post_norm is not None:
+            out = res_post_norm(out)
+        dropped: Tensor = self.drop_path(out)
+        return dropped
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, H, W, C) -> (N, H, W, C)``."""
+        x = x + self._branch(x, self.norm1, self.dcn, self.gamma1, self.res_post_norm1)
+        return x + self._branch(x, self.norm2, self.mlp, self.gamma2, self.res_post_norm2)
+
+
+class Stage(nn.Module):
+    """Blocks of one resolution, with the norms around them and the step to the next stage.
+
+    Args:
+        blocks: The blocks in order.
+        channels: Width of the map.
+        norm: Whether a norm closes the stage.
+        post_norm_block_ids: Blocks whose output is replaced by its norm.
+        downsample: Whether another stage follows.
+    """
+
+    def __init__(
+        self,
+        blocks: Sequence[Block],
+        channels: int,
+        norm: bool,
+        post_norm_block_ids: Sequence[int],
+        downsample: bool,
+    ) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.post_norm_block_ids = tuple(post_norm_block_ids)
+        self.post_norms = nn.ModuleList(layer_norm(channels) for _ in self.post_norm_block_ids)
+        self.norm = layer_norm(channels) if norm else None
+        self.downsample = Downsample(channels) if downsample else None
+        self.grad_checkpointing = False
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Run the stage.
+
+        Args:
+            x: Map of shape ``(N, H, W, C)``.
+
+        Returns:
+            The map of the stage, ``(N, H, W, C)``, and the input of the next stage (the same map
+            if there is none).
+        """
+        recompute = self.grad_checkpointing and torch.is_grad_enabled()
+        for index, block in enumerate(self.blocks):
+            x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
+            if index in self.post_norm_block_ids:
+                x = self.post_norms[self.post_norm_block_ids.index(index)](x)
+        if self.norm is not None:
+            x = self.norm(x)
+        return x, x if self.downsample is None else self.downsample(x)

@@ -1,0 +1,280 @@
+"""The InternImage classifier with timm's backbone contract.
+
+Source: Wang et al., "InternImage: Exploring Large-Scale Vision Foundation Models with Deformable
+Convolutions", CVPR 2023 (arXiv 2211.05778); heads as in the official code (OpenGVLab/InternImage,
+MIT). Released weights go in and out through ``src.models.weights.load``; the named variants and their
+timm registration are in ``variants.py``, the trunk in ``backbone.py``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch.nn.functional as F
+from timm.layers.adaptive_avgmax_pool import adaptive_pool_feat_mult
+from timm.models._features import feature_take_indices
+from torch import Tensor, nn
+
+from src.errors import UserError
+from src.models.internimage.backbone import InternImageBackbone
+from src.models.internimage.heads import (
+    CLIP_WIDTH,
+    PROJECTED_WIDTH,
+    ClipProjector,
+    ConvHead,
+    pooling,
+)
+from src.models.internimage.dcnv3 import Linear, layer_norm
+
+__all__ = ["InternImage", "InternImageBackbone"]
+
+
+class InternImage(InternImageBackbone):
+    """InternImage image classifier with timm's backbone contract.
+
+    Two heads exist. The standard one (T to XL) is a 1x1 convolution, pooling and a linear layer on
+    the last map. The CLIP-projector head (H, G) merges the last two maps, pools them by attention
+    and classifies; it needs sides whose 1/16 is even, for instance multiples of 32.
+
+    Args:
+        num_classes: Width of the logits; 0 leaves the pooled features.
+        channels: See `InternImageBackbone`, as the other arguments not listed here.
+        use_clip_projector: Use the head of H and G.
+        cls_scale: Width of the standard head over the width of the last stage.
+        global_pool: Pooling by timm's name: ``avg`` (official), ``max``, ``avgmax``, ``catavgmax``,
+            or ``""``, which leaves a feature map and needs ``num_classes=0``. The CLIP projector
+            pools by attention and takes ``avg`` (itself) or ``""``.
+
+    Raises:
+        UserError: If the arguments do not fit together.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 1000,
+        channels: int = 64,
+        depths: tuple[int, ...] = (4, 4, 18, 4),
+        groups: tuple[int, ...] = (4, 8, 16, 32),
+        mlp_ratio: float = 4.0,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        layer_scale: float | None = None,
+        offset_scale: float = 1.0,
+        post_norm: bool = False,
+        res_post_norm: bool = False,
+        dw_kernel_size: int | None = None,
+        level2_post_norm_block_ids: tuple[int, ...] | None = None,
+        center_feature_scale: bool = False,
+        remove_center: bool = False,
+        use_clip_projector: bool = False,
+        cls_scale: float = 1.5,
+        kernel_size: int = 3,
+        in_chans: int = 3,
+        grad_checkpointing: bool = False,
+        global_pool: str | None = "avg",
+    ) -> None:
+        super().__init__(
+            channels=channels,
+            depths=depths,
+            groups=groups,
+            mlp_ratio=mlp_ratio,
+            drop_rate=drop_rate,
+            drop_path_rate=drop_path_rate,
+            layer_scale=layer_scale,
+            offset_scale=offset_scale,
+            post_norm=post_norm,
+            res_post_norm=res_post_norm,
+            dw_kernel_size=dw_kernel_size,
+            level2_post_norm_block_ids=level2_post_norm_block_ids,
+            center_feature_scale=center_feature_scale,
+            remove_center=remove_center,
+            kernel_size=kernel_size,
+            in_chans=in_chans,
+            grad_checkpointing=grad_checkpointing,
+            out_indices=tuple(range(len(depths))),
+        )
+        self.num_classes = num_classes
+        self.drop_rate = drop_rate
+        self.use_clip_projector = use_clip_projector
+        width = self.stage_channels[-1]
+        self.conv_head: ConvHead | None = None
+        self.dcnv3_head_x4: nn.Conv2d | None = None
+        self.dcnv3_head_x3: nn.Conv2d | None = None
+        self.clip_projector: ClipProjector | None = None
+        self.fc_norm: nn.LayerNorm | None = None
+        if use_clip_projector:
+            self.num_features, self.head_hidden_size = CLIP_WIDTH, PROJECTED_WIDTH
+            self.dcnv3_head_x4 = nn.Conv2d(width, 4 * CLIP_WIDTH, 1)
+            self.dcnv3_head_x3 = nn.Conv2d(width // 2, CLIP_WIDTH, 1)
+            self.clip_projector = ClipProjector(CLIP_WIDTH, PROJECTED_WIDTH)
+            self.fc_norm = layer_norm(PROJECTED_WIDTH)
+        else:
+            self.num_features, self.head_hidden_size = width, int(width * cls_scale)
+            self.conv_head = ConvHead(width, int(width * cls_scale))
+        self.global_pool = "avg"
+        self.head: nn.Module = nn.Identity()
+        self.reset_classifier(num_classes, global_pool)
+
+    def get_classifier(self) -> nn.Module:
+        """The last linear layer."""
+        return self.head
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the last linear layer by a newly initialised one.
+
+        Args:
+            num_classes: Width of the logits; 0 leaves the pooled features.
+            global_pool: Pooling from now on, see the class; ``None`` keeps it.
+
+        Raises:
+            UserError: If there is no such pooling, or a classifier would have to work on a feature
+                map.
+        """
+        if num_classes < 0:
+            raise UserError(f"num_classes must be 0 (no classifier) or more, got {num_classes}.")
+        if global_pool is not None:
+            self._set_pooling(global_pool)
+        if num_classes and not self.global_pool:
+            raise UserError(
+                "Without pooling (global_pool='') there are feature maps, which the classifier"
+                " cannot read; set num_classes to 0, or global_pool to 'avg'."
+            )
+        old = next(self.head.parameters(), next(self.parameters()))
+        self.num_classes = num_classes
+        head = Linear(self.head_hidden_size, num_classes) if num_classes > 0 else nn.Identity()
+        self.head = head.to(device=old.device, dtype=old.dtype)
+
+    def _set_pooling(self, global_pool: str) -> None:
+        if self.use_clip_projector:
+            if global_pool not in ("", "avg"):
+                raise UserError(
+                    "The CLIP-projector head of InternImage-H and -G pools by attention, so"
+                    f" global_pool must be 'avg' or '', got {global_pool!r}."
+                )
+        elif self.conv_head is not None:
+            self.conv_head.pool = pooling(global_pool)
+            width = self.conv_head.norm.num_features
+            self.head_hidden_size = width * adaptive_pool_feat_mult(global_pool)
+        self.global_pool = global_pool
+
+    def forward_features(self, image: Tensor) -> Tensor:
+        """Compute the map that the head pools.
+
+        Args:
+            image: Normalised images of shape ``(N, 3, H, W)``.
+
+        Returns:
+            The last map, ``(N, C, H/32, W/32)``; with the CLIP projector the merged map
+            ``(N, 1024, H/16, W/16)``.
+        """
+        return self._merge(self.forward_stages(image))
+
+    def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
+        """Pool and classify the result of `forward_features`.
+
+        Args:
+            features: Map of shape ``(N, num_features, h, w)``.
+            pre_logits: Stop before the last linear layer.
+
+        Returns:
+            Logits ``(N, num_classes)``, pooled features ``(N, head_hidden_size)``, or, without
+            pooling, a feature map.
+        """
+        if self.use_clip_projector and not self.global_pool:
+            return features
+        if self.clip_projector is not None and self.fc_norm is not None:
+            tokens = features.flatten(2).transpose(1, 2)  # (N, L, C)
+            pooled = self.fc_norm(self.clip_projector(tokens))
+        elif self.conv_head is not None:
+            pooled = self.conv_head(features)
+        else:
+            raise UserError("This InternImage was pruned to its feature maps and has no head left.")
+        out: Tensor = pooled if pre_logits else self.head(pooled)
+        return out
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Any:
+        """Compute the maps of several stages (timm contract).
+
+        Args:
+            x: Normalised images of shape ``(N, 3, H, W)``.
+            indices: Last ``n`` stages if an int, all if ``None``, else these.
+            norm: Without effect; the maps are already as the stages give them.
+            stop_early: Do not compute stages after the last one asked for.
+            output_fmt: Only ``"NCHW"``.
+            intermediates_only: Return the list alone.
+
+        Returns:
+            Maps ``(N, C_i, H_i, W_i)``; preceded by the result of `forward_features` unless
+            ``intermediates_only``.
+
+        Raises:
+            UserError: If another output format is asked for.
+        """
+        if output_fmt != "NCHW":
+            raise UserError(
+                f"InternImage returns maps as NCHW only, got output_fmt={output_fmt!r}."
+            )
+        take, last = feature_take_indices(len(self.levels), indices)
+        only_maps = stop_early or intermediates_only
+        maps = self.forward_stages(x, last if only_maps else None)
+        intermediates = [maps[i] for i in take]
+        if intermediates_only:
+            return intermediates
+        complete = len(maps) == len(self.depths)
+        return self._merge(maps) if complete else maps[-1], intermediates
+
+    def prune_intermediate_layers(
+        self,
+        indices: int | list[int] = 1,
+        prune_norm: bool = False,
+        prune_head: bool = True,
+    ) -> list[int]:
+        """Drop the stages after the last one asked for, and the head (timm contract).
+
+        Args:
+            indices: Last ``n`` stages if an int, else these.
+            prune_norm: Without effect; there is no norm outside the stages.
+            prune_head: Drop the head.
+
+        Returns:
+            The indices of the maps that stay available.
+        """
+        take, last = feature_take_indices(len(self.levels), indices)
+        self.levels = self.levels[: last + 1]
+        if prune_head:
+            self.conv_head = self.dcnv3_head_x4 = self.dcnv3_head_x3 = None
+            self.clip_projector = self.fc_norm = None
+            self.reset_classifier(0)
+        return take
+
+    def forward(self, image: Tensor) -> Tensor:  # type: ignore[override]  # logits, not maps
+        """Images ``(N, 3, H, W)`` to logits ``(N, num_classes)``."""
+        return self.forward_head(self.forward_features(image))
+
+    def load_pretrained(self, path: str | Path) -> None:
+        """Load an official checkpoint file (called by timm for ``pretrained=True``)."""
+        from src.models.weights.load import load_official
+
+        load_official(self, path)
+
+    def _merge(self, maps: list[Tensor]) -> Tensor:
+        if self.dcnv3_head_x4 is None or self.dcnv3_head_x3 is None:
+            return maps[-1]
+        coarse = F.pixel_shuffle(self.dcnv3_head_x4(maps[-1]), 2)
+        fine: Tensor = self.dcnv3_head_x3(maps[-2])
+        if coarse.shape != fine.shape:
+            raise UserError(
+                f"The CLIP-projector head of InternImage-H and -G needs an image whose last two "
+                f"maps differ by exactly a factor of 2, but they are {tuple(maps[-2].shape[2:])} "
+                f"and {tuple(maps[-1].shape[2:])}; use sides that are multiples of 32."
+            )
+        return coarse + fine

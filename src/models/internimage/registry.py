@@ -1,0 +1,192 @@
+"""Named InternImage variants and their registration with timm.
+
+Importing this module (or ``src.models``) makes ``timm.create_model("internimage_t")``,
+``timm.list_models("internimage*")`` and ``features_only=True`` work. Tags name published weights;
+``pretrained=True`` downloads the official file and converts it with ``src.models.weights.load``.
+
+Source: official configurations (OpenGVLab/InternImage, MIT). ``internimage_nano`` is ours, a small
+network for laptops without published weights.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from torch import Tensor, nn
+
+from src.models.internimage.classifier import InternImage
+
+HUB_REPO = "OpenGVLab/InternImage"
+
+_SCALED = {"layer_scale": 1e-5, "post_norm": True}
+_HUGE = {"dw_kernel_size": 5, "center_feature_scale": True, "use_clip_projector": True}
+
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "internimage_nano": {
+        "channels": 32,
+        "depths": (1, 1, 3, 1),
+        "groups": (2, 4, 8, 16),
+        "drop_path_rate": 0.05,
+    },
+    "internimage_t": {
+        "channels": 64,
+        "depths": (4, 4, 18, 4),
+        "groups": (4, 8, 16, 32),
+        "drop_path_rate": 0.1,
+    },
+    "internimage_s": {
+        "channels": 80,
+        "depths": (4, 4, 21, 4),
+        "groups": (5, 10, 20, 40),
+        "drop_path_rate": 0.4,
+        **_SCALED,
+    },
+    "internimage_b": {
+        "channels": 112,
+        "depths": (4, 4, 21, 4),
+        "groups": (7, 14, 28, 56),
+        "drop_path_rate": 0.5,
+        **_SCALED,
+    },
+    "internimage_l": {
+        "channels": 160,
+        "depths": (5, 5, 22, 5),
+        "groups": (10, 20, 40, 80),
+        "drop_path_rate": 0.1,
+        "offset_scale": 2.0,
+        **_SCALED,
+    },
+    "internimage_xl": {
+        "channels": 192,
+        "depths": (5, 5, 24, 5),
+        "groups": (12, 24, 48, 96),
+        "drop_path_rate": 0.2,
+        "offset_scale": 2.0,
+        **_SCALED,
+    },
+    "internimage_h": {
+        "channels": 320,
+        "depths": (6, 6, 32, 6),
+        "groups": (10, 20, 40, 80),
+        "drop_path_rate": 0.2,
+        "res_post_norm": True,
+        "level2_post_norm_block_ids": (5, 11, 17, 23, 29),
+        **_HUGE,
+    },
+    "internimage_g": {
+        "channels": 512,
+        "depths": (2, 2, 48, 4),
+        "groups": (16, 32, 64, 128),
+        "drop_path_rate": 0.4,
+        "post_norm": True,
+        "level2_post_norm_block_ids": (5, 11, 17, 23, 29, 35, 41, 47),
+        **_HUGE,
+    },
+}
+"""Constructor arguments of `InternImage` per variant."""
+
+
+def _cfg(filename: str = "", size: int = 224, **kwargs: Any) -> dict[str, Any]:
+    hub = {"hf_hub_id": HUB_REPO, "hf_hub_filename": filename, "custom_load": "hf"}
+    return {
+        **(hub if filename else {}),
+        "input_size": (3, size, size),
+        "num_classes": 1000,
+        "interpolation": "bicubic",
+        "crop_pct": 1.0,
+        "first_conv": "patch_embed.conv1",
+        "classifier": "head",
+        "license": "mit",
+        "paper_ids": "arXiv:2211.05778",
+        "origin_url": "https://github.com/OpenGVLab/InternImage",
+        **kwargs,
+    }
+
+
+default_cfgs = generate_default_cfgs(
+    {
+        "internimage_nano": _cfg(),
+        "internimage_t.in1k_224": _cfg("internimage_t_1k_224.pth"),
+        "internimage_s.in1k_224": _cfg("internimage_s_1k_224.pth"),
+        "internimage_b.in1k_224": _cfg("internimage_b_1k_224.pth"),
+        "internimage_l.in22k_ft_in1k_384": _cfg("internimage_l_22kto1k_384.pth", 384),
+        "internimage_l.in22k_384": _cfg("internimage_l_22k_192to384.pth", 384, num_classes=21841),
+        "internimage_xl.in22k_ft_in1k_384": _cfg("internimage_xl_22kto1k_384.pth", 384),
+        "internimage_xl.in22k_384": _cfg("internimage_xl_22k_192to384.pth", 384, num_classes=21841),
+        "internimage_h.joint_in22k_ft_in1k_640": _cfg("internimage_h_22kto1k_640.pth", 640),
+        "internimage_h.joint_in22k_384": _cfg(
+            "internimage_h_jointto22k_384.pth", 384, num_classes=21841
+        ),
+        "internimage_g.joint_in22k_ft_in1k_512": _cfg("internimage_g_22kto1k_512.pth", 512),
+        "internimage_g.joint_in22k_384": _cfg(
+            "internimage_g_pretrainto22k_384.pth", 384, num_classes=21841
+        ),
+    }
+)
+
+
+def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Turn an official state dict into one of ``model`` (hook of timm's weight loading)."""
+    from src.models.weights.load import convert_state_dict
+
+    return convert_state_dict(state_dict, model)
+
+
+def _create(variant: str, pretrained: bool, kwargs: dict[str, Any]) -> InternImage:
+    return build_model_with_cfg(
+        InternImage,
+        variant,
+        pretrained,
+        pretrained_filter_fn=checkpoint_filter_fn,
+        feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter"},
+        **{**ARCHITECTURES[variant], **kwargs},
+    )
+
+
+@register_model
+def internimage_nano(pretrained: bool = False, **kwargs: Any) -> InternImage:
+    """InternImage-nano (ours): under 5 M parameters, for laptops and tests."""
+    return _create("internimage_nano", pretrained, kwargs)
+
+
+@register_model
+def internimage_t(pretrained: bool = False, **kwargs: Any) -> InternImage:
+    """InternImage-T, 30 M parameters."""
+    return _create("internimage_t", pretrained, kwargs)
+
+
+@register_model
+def internimage_s(pretrained: bool = False, **kwargs: Any) -> InternImage:
+    """InternImage-S, 50 M parameters."""
+    return _create("internimage_s", pretrained, kwargs)
+
+
+@register_model
+def internimage_b(pretrained: bool = False, **kwargs: Any) -> InternImage:
+    """InternImage-B, 97 M parameters."""
+    return _create("internimage_b", pretrained, kwargs)
+
+
+@register_model
+def internimage_l(pretrained: bool = False, **kwargs: Any) -> InternImage:
+    """InternImage-L, 223 M parameters."""
+    return _create("internimage_l", pretrained, kwargs)
+
+
+@register_model
+def internimage_xl(pretrained: bool = False, **kwargs: Any) -> InternImage:
+    """InternImage-XL, 335 M parameters."""
+    return _create("internimage_xl", pretrained, kwargs)
+
+
+@register_model
+def internimage_h(pretrained: bool = False, **kwargs: Any) -> InternImage:
+    """InternImage-H, 1.08 B parameters."""
+    return _create("internimage_h", pretrained, kwargs)
+
+
+@register_model
+def internimage_g(pretrained: bool = False, **kwargs: Any) -> InternImage:
+    """InternImage-G, 3 B parameters."""
+    return _create("internimage_g", pretrained, kwargs)

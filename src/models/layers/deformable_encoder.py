@@ -1,0 +1,115 @@
+"""Encoder over the pixels of several maps, as DINO and Mask2Former use it.
+
+Source: Zhu et al., "Deformable DETR", ICLR 2021 (arXiv 2010.04159), section 4.1; order of
+operations and constants of the official InternImage models (mmdet 2.28). Norms follow each
+residual; there is no dropout. Positions and references are made by who calls it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from src.models.layers.deformable_attention import MultiScaleDeformableAttention
+from src.models.layers.transformer import FeedForward, SplitFeedForward, Spread
+
+Size = tuple[int, int]
+
+
+class LayerSizes(NamedTuple):
+    """Sizes and start of a layer.
+
+    Attributes:
+        channels: Width ``C`` of the tokens.
+        heads: Attention heads.
+        levels: Maps.
+        points: Places that a head looks at on each map.
+        hidden_channels: Width inside the feed-forward layer.
+        spread: Distribution of the start values.
+        ffn_parts: Number of parts that the feed-forward layer is stored in; 1 is the usual layer.
+    """
+
+    channels: int
+    heads: int
+    levels: int
+    points: int
+    hidden_channels: int
+    spread: Spread = "normal"
+    ffn_parts: int = 1
+
+    def make_ffn(self) -> nn.Module:
+        """The feed-forward layer."""
+        if self.ffn_parts == 1:
+            return FeedForward(self.channels, self.hidden_channels, self.spread)
+        return SplitFeedForward(self.channels, self.hidden_channels, self.ffn_parts, self.spread)
+
+    def make_attention(self) -> MultiScaleDeformableAttention:
+        """The attention over maps."""
+        return MultiScaleDeformableAttention(self.channels, self.heads, self.levels, self.points)
+
+
+class EncoderLayer(nn.Module):
+    """Deformable self-attention over all maps, then a feed-forward layer, each with its norm.
+
+    Args:
+        layer: Sizes of the layer.
+    """
+
+    def __init__(self, layer: LayerSizes) -> None:
+        super().__init__()
+        self.attention = layer.make_attention()
+        self.ffn = layer.make_ffn()
+        self.norms = nn.ModuleList(nn.LayerNorm(layer.channels) for _ in range(2))
+
+    def forward(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        references: Tensor,
+        sizes: Sequence[Size],
+        padding: Tensor | None = None,
+    ) -> Tensor:
+        """One step.
+
+        Args:
+            tokens: All pixels of all maps, ``(N, S, C)``.
+            positions: Encoding of each pixel's place, ``(N, S, C)`` or ``(S, C)``.
+            references: Place of each pixel on each map, ``(N, S, levels, 2)``.
+            sizes: Height and width of each map.
+            padding: True where a pixel is padding, ``(N, S)``; ``None`` is nowhere.
+
+        Returns:
+            ``(N, S, C)``.
+        """
+        attended = self.attention(tokens + positions, references, tokens, sizes, padding)
+        tokens = self.norms[0](tokens + attended)
+        out: Tensor = self.norms[1](tokens + self.ffn(tokens))
+        return out
+
+
+class Encoder(nn.Module):
+    """A stack of `EncoderLayer`.
+
+    Args:
+        num_layers: Number of layers.
+        layer: Sizes of each layer.
+    """
+
+    def __init__(self, num_layers: int, layer: LayerSizes) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(EncoderLayer(layer) for _ in range(num_layers))
+
+    def forward(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        references: Tensor,
+        sizes: Sequence[Size],
+        padding: Tensor | None = None,
+    ) -> Tensor:
+        """See `EncoderLayer`."""
+        for layer in self.layers:
+            tokens = layer(tokens, positions, references, sizes, padding)
+        return tokens

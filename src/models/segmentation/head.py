@@ -1,0 +1,50 @@
+"""What the segmentation heads share: their interface, the resize of maps, the layer of scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from src.models.layers.conv import Conv2d, ConvUnit
+
+
+class SegmentationHead(nn.Module):
+    """Base of modules that score every pixel from the maps of all stages.
+
+    Subclasses are made from ``(in_channels, num_classes)``: the width of each stage's map, finest
+    first, and the number of classes.
+    """
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """Score every pixel.
+
+        Args:
+            features: One map per stage, finest first, ``(N, C_i, H_i, W_i)``.
+
+        Returns:
+            Logits of shape ``(N, num_classes, H_k, W_k)`` at the size of one of the maps.
+        """
+        raise TypeError(f"{type(self).__name__} must define forward()")
+
+
+class ClassConv2d(Conv2d):
+    """1x1 convolution to class scores; starts from a normal of std 0.01 and bias 0."""
+
+    def __init__(self, in_channels: int, num_classes: int) -> None:
+        super().__init__(in_channels, num_classes, 1, start=0.01)
+
+
+def conv_norm_relu(in_channels: int, out_channels: int, kernel_size: int) -> ConvUnit:
+    """Convolution without bias, batch norm, ReLU; the size of the map stays."""
+    return ConvUnit(in_channels, out_channels, kernel_size, norm=True)
+
+
+def resize(x: Tensor, size: tuple[int, int], align_corners: bool = False) -> Tensor:
+    """Bilinear resize of ``(N, C, H, W)`` to ``(N, C, *size)``; the same tensor if it fits."""
+    # Sizes are unknown while a graph is recorded; resizing to the same size changes nothing.
+    if not torch.compiler.is_exporting() and tuple(x.shape[-2:]) == tuple(size):
+        return x
+    return F.interpolate(x, size=size, mode="bilinear", align_corners=align_corners)

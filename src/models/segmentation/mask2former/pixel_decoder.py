@@ -1,0 +1,157 @@
+"""Pixel decoder: deformable attention over three stages, then one map at the finest resolution.
+
+Source: Cheng et al., "Masked-attention Mask Transformer for Universal Image Segmentation", CVPR
+2022 (arXiv 2112.01527), section 3.2.1, with the deformable encoder of Zhu et al., "Deformable
+DETR", ICLR 2021. Order of operations, attribute names and start values as in the official
+InternImage models (mmdet 2.28).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from src.errors import UserError
+from src.models.layers.conv import Conv2d, Start
+from src.models.layers.deformable_encoder import Encoder, LayerSizes
+from src.models.segmentation.head import resize
+from src.models.layers.transformer import map_positions
+
+Size = tuple[int, int]
+
+
+class NormedConv(nn.Module):
+    """Convolution, GroupNorm, optional ReLU; parameters ``conv.*`` and ``gn.*``.
+
+    Args:
+        in_channels: Input width.
+        out_channels: Output width, a multiple of ``groups``.
+        kernel_size: Odd side of the kernel.
+        groups: Groups of the norm.
+        start: Start values of the convolution.
+        bias: Whether the convolution has a bias.
+        relu: Whether to end with a ReLU.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        groups: int,
+        *,
+        start: Start = "lecun",
+        bias: bool = False,
+        relu: bool = False,
+    ) -> None:
+        super().__init__()
+        self.conv = Conv2d(in_channels, out_channels, kernel_size, start, bias=bias)
+        self.gn = nn.GroupNorm(groups, out_channels)
+        self.act = nn.ReLU(inplace=True) if relu else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, C, H, W) -> (N, C', H, W)``."""
+        out: Tensor = self.act(self.gn(self.conv(x)))
+        return out
+
+
+class PixelDecoder(nn.Module):
+    """Maps of equal width at strides 32, 16 and 8, and per-pixel features at stride 4.
+
+    Args:
+        in_channels: Width of each stage's map, finest first. The first map is merged in by a
+            convolution, the others go through the encoder.
+        channels: Width of all results, a multiple of 4, ``heads`` and ``norm_groups``.
+        num_layers: Encoder layers; official: 6.
+        heads: Attention heads.
+        points: Places that a head looks at on each map.
+        hidden_channels: Width inside the feed-forward layers.
+        norm_groups: Groups of the GroupNorms; official: 32.
+
+    Raises:
+        UserError: If the widths do not fit together, or there are fewer than two maps.
+    """
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        channels: int = 1024,
+        num_layers: int = 6,
+        heads: int = 32,
+        points: int = 4,
+        hidden_channels: int = 4096,
+        norm_groups: int = 32,
+    ) -> None:
+        super().__init__()
+        if len(in_channels) < 2:
+            raise UserError(
+                f"The pixel decoder needs the maps of at least two stages, got {list(in_channels)}."
+            )
+        if channels % 4 or channels % norm_groups or channels == norm_groups:
+            raise UserError(
+                f"The pixel decoder needs channels to be a multiple of 4 and a larger multiple of "
+                f"norm_groups, got channels={channels} and norm_groups={norm_groups}."
+            )
+        finest, *encoded = in_channels
+        self.channels = channels
+        self.input_convs = nn.ModuleList(
+            NormedConv(width, channels, 1, norm_groups, start="xavier", bias=True)
+            for width in reversed(encoded)
+        )
+        layer = LayerSizes(channels, heads, len(encoded), points, hidden_channels)
+        self.encoder = Encoder(num_layers, layer)
+        self.level_encoding = nn.Embedding(len(encoded), channels)
+        self.lateral_convs = nn.ModuleList([NormedConv(finest, channels, 1, norm_groups)])
+        self.output_convs = nn.ModuleList(
+            [NormedConv(channels, channels, 3, norm_groups, relu=True)]
+        )
+        self.mask_feature = Conv2d(channels, channels, 1, "lecun")
+
+    def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """Mix the stages.
+
+        Args:
+            features: One map per stage, finest first, ``(N, C_i, H_i, W_i)``.
+
+        Returns:
+            Features of each pixel, ``(N, channels, H_0, W_0)``, and the encoded maps, coarsest
+            first, ``(N, channels, H_i, W_i)``.
+        """
+        finest, *coarser = features
+        memory = self.encode(coarser[::-1])
+        lateral: Tensor = self.lateral_convs[0](finest)
+        size = (lateral.shape[-2], lateral.shape[-1])
+        merged: Tensor = self.output_convs[0](lateral + resize(memory[-1], size))
+        return self.mask_feature(merged), memory
+
+    def encode(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """Let all pixels of all maps, coarsest first, look at each other."""
+        maps = [conv(x) for conv, x in zip(self.input_convs, maps, strict=True)]
+        sizes = [(x.shape[-2], x.shape[-1]) for x in maps]
+        tokens = torch.cat([x.flatten(2).transpose(1, 2) for x in maps], dim=1)  # (N, S, C)
+        positions = torch.cat(
+            [
+                map_positions(size, self.channels, tokens) + level
+                for size, level in zip(sizes, self.level_encoding.weight, strict=True)
+            ]
+        )
+        references = torch.cat([pixel_centers(size, tokens) for size in sizes])
+        references = references[None, :, None].expand(tokens.shape[0], -1, len(sizes), -1)
+        tokens = self.encoder(tokens, positions, references, sizes)
+        encoded = tokens.split([height * width for height, width in sizes], dim=1)
+        return [
+            level.transpose(1, 2).unflatten(2, size)
+            for level, size in zip(encoded, sizes, strict=True)
+        ]
+
+
+def pixel_centers(size: Size, like: Tensor) -> Tensor:
+    """Centres ``(x, y)`` of the pixels of a map, row by row, in [0, 1]: ``(height * width, 2)``."""
+    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+    rows, columns = (
+        (torch.arange(side, dtype=dtype, device=like.device) + 0.5) / side for side in size
+    )
+    y, x = torch.meshgrid(rows, columns, indexing="ij")
+    return torch.stack([x, y], dim=-1).flatten(0, 1)

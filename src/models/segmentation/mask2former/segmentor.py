@@ -1,0 +1,59 @@
+"""Mask2Former: a segmentor whose queries each find one class and its mask.
+
+In evaluation it scores every pixel as any `Segmentor` does, and inference on whole pictures is the
+same (``inference.py``). In training it gives what the loss over sets of masks needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import cast
+
+from torch import Tensor
+
+from src.models.internimage.backbone import InternImageBackbone
+from src.models.segmentation.mask2former.head import Mask2FormerHead
+from src.models.segmentation.head import resize
+from src.models.segmentation.segmentor import Outputs, Segmentor
+
+
+class Mask2Former(Segmentor):
+    """Classes and masks of a set of queries.
+
+    Train it with the loss ``src.losses.mask_set.MaskSetLoss``.
+
+    Args:
+        num_classes: Classes to score.
+        backbone: See `Segmentor`.
+        decode_head: Makes the head from ``(in_channels, num_classes)``.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 150,
+        backbone: Callable[[], InternImageBackbone] = InternImageBackbone,
+        decode_head: Callable[[list[int], int], Mask2FormerHead] = Mask2FormerHead,
+    ) -> None:
+        super().__init__(num_classes, backbone, decode_head, auxiliary_head=None)
+
+    def forward(self, image: Tensor) -> Outputs:
+        """Score every pixel or, in training, find classes and masks.
+
+        Args:
+            image: Normalised images of shape ``(N, 3, H, W)``.
+
+        Returns:
+            In evaluation ``out``: scores of shape ``(N, num_classes, H, W)``. In training, for the
+            queries as they start and after each decoder layer, ``class_logits`` of shape ``(N, Q,
+            num_classes + 1)``, no object last, and ``mask_logits`` of shape ``(N, Q, ceil(H / 4),
+            ceil(W / 4))``.
+        """
+        features = self.backbone(image)
+        head = cast("Mask2FormerHead", self.decode_head)
+        if not self.training:
+            return {"out": resize(head(features), (image.shape[-2], image.shape[-1]))}
+        predictions = head.predict(features)
+        return {
+            "class_logits": [classes for classes, _ in predictions],
+            "mask_logits": [masks for _, masks in predictions],
+        }

@@ -1,0 +1,71 @@
+"""A segmentor: backbone, decode head and an optional auxiliary head.
+
+Source: official InternImage models (OpenGVLab/InternImage, MIT), which use mmsegmentation's
+encoder-decoder; the three attribute names are the prefixes of official checkpoints. Turning scores
+into a map of classes for a whole picture is in ``inference.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from torch import Tensor, nn
+
+from src.models.internimage.backbone import InternImageBackbone
+from src.models.segmentation.fcn import FCNHead
+from src.models.segmentation.head import SegmentationHead, resize
+from src.models.segmentation.upernet import UPerHead
+from src.models.layers.precision import full_precision
+
+Outputs = Mapping[str, Tensor] | Mapping[str, list[Tensor]]
+"""What a segmentor gives: ``out`` in evaluation; in training what its loss needs, by name."""
+
+
+class Segmentor(nn.Module):
+    """Per-pixel class scores of images.
+
+    The parts are given as factories, so that the widths of the backbone and the number of classes
+    reach the heads by themselves and the network can be made on the meta device.
+
+    Args:
+        num_classes: Classes to score.
+        backbone: Makes the backbone: a module with ``feature_info`` that gives one map per stage.
+        decode_head: Makes the head from ``(in_channels, num_classes)``.
+        auxiliary_head: Makes a second head for training, dropped in evaluation; ``None`` is none.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 150,
+        backbone: Callable[[], InternImageBackbone] = InternImageBackbone,
+        decode_head: Callable[[list[int], int], SegmentationHead] = UPerHead,
+        auxiliary_head: Callable[[list[int], int], SegmentationHead] | None = FCNHead,
+    ) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.backbone = backbone()
+        stages = self.backbone.out_indices
+        widths = [int(self.backbone.feature_info[i]["num_chs"]) for i in stages]
+        self.decode_head = decode_head(in_channels=widths, num_classes=num_classes)  # type: ignore[call-arg]
+        self.auxiliary_head: SegmentationHead | None = None
+        if auxiliary_head is not None:
+            self.auxiliary_head = auxiliary_head(in_channels=widths, num_classes=num_classes)  # type: ignore[call-arg]
+
+    def forward(self, image: Tensor) -> Outputs:
+        """Score every pixel.
+
+        Args:
+            image: Normalised images of shape ``(N, 3, H, W)``.
+
+        Returns:
+            Logits of shape ``(N, num_classes, H, W)``: ``out`` of the decode head and, in training
+            mode, ``aux`` of the auxiliary head.
+        """
+        features = self.backbone(image)
+        size = (image.shape[-2], image.shape[-1])
+        if not self.training:  # 16 bits are too few for the last comparison of classes
+            return {"out": resize(full_precision(self.decode_head(features)), size)}
+        heads = {"out": self.decode_head}
+        if self.auxiliary_head is not None:
+            heads["aux"] = self.auxiliary_head
+        return {name: resize(head(features), size) for name, head in heads.items()}

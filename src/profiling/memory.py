@@ -1,0 +1,232 @@
+"""How much memory a training step takes, measured without taking it.
+
+A step is run on the meta device, where tensors have shapes and no data, and every storage is
+counted from its making to its end. So what autograd keeps, what a checkpoint recomputes and what
+operations need for a moment are all in the figure, in the precision of the training. Not in it:
+fragmentation, the workspace of libraries, the CUDA context, and input pictures of the loader.
+
+Detectors choose their regions by values that the meta device does not have; their second stage is
+given the full number of regions instead, and their losses are left out. Of DINO only backbone and
+neck are measured.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.flop_counter import flop_registry
+
+from src.models.internimage.backbone import InternImageBackbone
+from src.models.detection import DINO, Detector, TwoStageDetector, box_head, mask_head
+from src.models.internimage.blocks import Block
+
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true")
+
+
+@dataclass(frozen=True)
+class StepMemory:
+    """What lives during a step beside parameters and optimizer state, for one batch.
+
+    Attributes:
+        moments: Pairs of bytes: gradients of parameters, and everything else at most at that time.
+        gradients: Bytes of all gradients.
+        operations: Floating-point operations of convolutions and matrix products, forward and
+            backward; a multiply-accumulate is two.
+    """
+
+    moments: tuple[tuple[int, int], ...]
+    gradients: int
+    operations: int
+
+    def peak(self, gradient_share: float = 1.0, *, accumulates: bool = False) -> int:
+        """Most bytes at any time.
+
+        Args:
+            gradient_share: Part of each gradient that this process keeps.
+            accumulates: Whether all gradients are there from the start, as they are from the second
+                accumulated batch on.
+        """
+        if accumulates:
+            return int(gradient_share * self.gradients) + max(rest for _, rest in self.moments)
+        return max(int(gradient_share * grads) + rest for grads, rest in self.moments)
+
+
+def extrapolate(two: StepMemory, three: StepMemory, batch: int) -> StepMemory:
+    """The step of any batch from those of two and of three pictures.
+
+    At any moment of the backward pass, what lives grows linearly with the batch; which moment is
+    the peak changes with it. One picture is not measured: batch norm may refuse it.
+    """
+    later = dict(three.moments)
+    moments = tuple(
+        (grads, rest + (batch - 2) * (later[grads] - rest))
+        for grads, rest in two.moments
+        if grads in later
+    )
+    operations = two.operations + (batch - 2) * (three.operations - two.operations)
+    return StepMemory(moments, two.gradients, operations)
+
+
+def measure_step(
+    make: Callable[[], nn.Module],
+    size: tuple[int, int],
+    batch: int,
+    *,
+    precision: str = "32-true",
+    checkpointing: bool | None = None,
+) -> StepMemory:
+    """Measure one forward and backward pass.
+
+    Args:
+        make: Makes the network.
+        size: Height and width of the pictures, multiples of 32.
+        batch: Pictures.
+        precision: As Lightning's ``precision``.
+        checkpointing: Whether to recompute blocks in the backward pass; ``None`` leaves it.
+    """
+    dtype = torch.bfloat16 if precision.endswith("16-true") else torch.float32
+    with torch.device("meta"):
+        network = make().to(dtype).train()
+        image = torch.empty(batch, 3, *size, dtype=dtype)
+    for module in network.modules():
+        if isinstance(module, InternImageBackbone) and checkpointing is not None:
+            module.set_grad_checkpointing(checkpointing)
+    tracker = _Tracker([image, *network.parameters(), *network.buffers()])
+    for parameter in network.parameters():
+        if parameter.requires_grad:
+            parameter.register_post_accumulate_grad_hook(tracker.take_gradient)
+    is_mixed = precision.endswith("mixed")
+    if is_mixed:
+        for block in network.modules():
+            if isinstance(block, Block):
+                block.forward = _in_autocast(block.forward)  # type: ignore[method-assign]
+    with tracker:
+        with _Autocast() if is_mixed else nullcontext():
+            loss = torch.stack([out.float().sum() for out in outputs_of(network, image)]).sum()
+        loss.backward()
+    return StepMemory(tuple(tracker.moments.items()), tracker.gradients, tracker.operations)
+
+
+def outputs_of(network: nn.Module, image: Tensor) -> list[Tensor]:
+    """What the losses of a network see, made without looking at values."""
+    if not is_complete(network):
+        return list(cast("DINO", network).neck(cast("DINO", network).maps_for_detection(image)))
+    if not isinstance(network, TwoStageDetector):
+        return [out for out in tree_leaves(network(image)) if out.requires_grad]
+    pyramid = network.neck(network.backbone(image))
+    logits, offsets = network.rpn_head(pyramid)
+    regions = network.roi_head.regions
+    sampler = (regions[0] if isinstance(regions, tuple) else regions).sampler
+    number = len(image) * sampler.number
+    positive = int(number * sampler.positive_fraction)
+    outputs = [*logits, *offsets]
+    for head in _each(network.roi_head.bbox_head):
+        outputs += head(_regions(pyramid[0], number, box_head.ROI_SIDE))
+    for head in _each(network.roi_head.mask_head):
+        outputs.append(head(_regions(pyramid[0], positive, mask_head.ROI_SIDE)))
+    return outputs
+
+
+def is_complete(network: nn.Module) -> bool:
+    """Whether everything but the losses is in the figure; of DINO the head is not."""
+    return not isinstance(network, Detector) or isinstance(network, TwoStageDetector)
+
+
+def _each(heads: nn.Module) -> Iterable[nn.Module]:
+    return heads if isinstance(heads, nn.ModuleList) else (heads,)
+
+
+def _regions(level: Tensor, number: int, side: int) -> Tensor:
+    """Features of regions, ``(number, C, side, side)``, that lead back to a level."""
+    return level.new_zeros(number, level.shape[1], side, side) + level.mean()
+
+
+class _Autocast(TorchFunctionMode):
+    """The rules of autocast on a GPU, for the meta device, which has none of its own."""
+
+    LOW = ("linear", "conv2d", "conv_transpose2d", "matmul", "bmm", "scaled_dot_product_attention")
+    FULL = ("layer_norm", "softmax", "log_softmax", "cross_entropy")
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        name = getattr(func, "__name__", "")
+        dtypes = dict.fromkeys(self.LOW, torch.bfloat16) | dict.fromkeys(self.FULL, torch.float32)
+        if name in dtypes:
+            args, kwargs = tree_map(partial(_cast, dtype=dtypes[name]), (args, kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _in_autocast(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The same for a block that is recomputed: function modes are off in the backward pass."""
+
+    def call(*args: Any, **kwargs: Any) -> Tensor:
+        with _Autocast():
+            return forward(*args, **kwargs)
+
+    return call
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    is_float = isinstance(value, Tensor) and value.is_floating_point()
+    return value.to(dtype) if is_float else value
+
+
+class _Tracker(TorchDispatchMode):
+    """Adds up the storages that live, apart from those given and from gradients of parameters."""
+
+    def __init__(self, ignored: Iterable[Tensor]) -> None:
+        super().__init__()
+        self.live = self.gradients = self.operations = 0
+        self.moments: dict[int, int] = {}
+        self.known: dict[int, Any] = {}
+        self.taken: set[int] = set()
+        for tensor in ignored:
+            storage = tensor.untyped_storage()
+            self.known[storage._cdata] = storage
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, Tensor):
+                self._follow(leaf.untyped_storage())
+        if func._overloadpacket in flop_registry:
+            count = flop_registry[func._overloadpacket]
+            self.operations += count(*args, **(kwargs or {}), out_val=out)
+        return out
+
+    def _follow(self, storage: Any) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self.known:
+            return
+        self.known[key] = weakref.ref(storage, partial(self._end, key, size))
+        self.live += size
+        self.moments[self.gradients] = max(self.moments.get(self.gradients, 0), self.live)
+
+    def _end(self, key: int, size: int, _: object) -> None:
+        self.known.pop(key, None)
+        self.live -= size
+
+    def take_gradient(self, parameter: Tensor) -> None:
+        """Count a gradient that is complete as such; several can share a storage."""
+        assert parameter.grad is not None
+        storage = parameter.grad.untyped_storage()
+        if storage._cdata in self.taken:
+            return
+        self.taken.add(storage._cdata)
+        if storage._cdata in self.known:
+            self.live -= storage.nbytes()
+        self.known[storage._cdata] = storage
+        self.gradients += storage.nbytes()

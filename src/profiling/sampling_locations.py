@@ -1,0 +1,140 @@
+"""Looking into a network: where DCNv3 samples, and what a feature sees of the picture.
+
+Sampling points as in the figures of InternImage (CVPR 2023, arXiv 2211.05778); the effective
+receptive field as Luo et al., NeurIPS 2016 (arXiv 1701.04128) define it. Used by the notebooks; it
+neither draws nor trains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from src.models.internimage.backbone import InternImageBackbone
+from src.models.internimage.dcnv3 import DCNv3, conv_nhwc
+
+
+@dataclass
+class Sampling:
+    """Where one DCNv3 layer samples for every pixel of its map.
+
+    Attributes:
+        name: Name of the layer in the network.
+        stride: Pixels of the image per cell of the map.
+        positions: ``x, y`` in cells of the map; the centre of the first cell is 0, shape
+            ``(H, W, G, P, 2)``.
+        weights: Weights of the points, which add up to 1 in each group, ``(H, W, G, P)``.
+    """
+
+    name: str
+    stride: float
+    positions: Tensor
+    weights: Tensor
+
+    def in_image(self) -> Tensor:
+        """The positions in pixels of the image, where a cell's centre is half a stride inside."""
+        return (self.positions + 0.5) * self.stride - 0.5
+
+
+@torch.no_grad()
+def sampling_points(network: nn.Module, image: Tensor) -> list[Sampling]:
+    """Run a network on one picture and note where its DCNv3 layers sample.
+
+    Args:
+        network: Any network with DCNv3 layers that takes an image alone, such as a backbone or a
+            classifier.
+        image: Prepared picture of shape ``(1, 3, H, W)``.
+
+    Returns:
+        One entry per layer, in the order of the computation.
+    """
+    found: list[Sampling] = []
+    layers = [(name, m) for name, m in network.named_modules() if isinstance(m, DCNv3)]
+    hooks = [
+        layer.register_forward_pre_hook(
+            lambda module, inputs, name=name: found.append(
+                _sampling(name, module, inputs[0], image.shape[-1])
+            )
+        )
+        for name, layer in layers
+    ]
+    was_training = network.training
+    try:
+        network.eval()(image)
+    finally:
+        network.train(was_training)
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+def _sampling(name: str, layer: DCNv3, x: Tensor, width: int) -> Sampling:
+    guide = layer.act(layer.dw_norm(conv_nhwc(layer.dw_conv, x)))
+    offset, logits = layer._offset_and_mask(guide)
+    _, rows, columns, _ = x.shape
+    offset = offset.reshape(rows, columns, layer.groups, layer.num_points, 2)
+    weights = logits.reshape(rows, columns, layer.groups, layer.num_points).softmax(-1)
+    x_axis = torch.arange(columns, dtype=x.dtype)[None, :, None, None]
+    y_axis = torch.arange(rows, dtype=x.dtype)[:, None, None, None]
+    taps = _taps(layer).to(x)
+    shifted = (taps + offset) * layer.offset_scale
+    positions = torch.stack([x_axis + shifted[..., 0], y_axis + shifted[..., 1]], dim=-1)
+    return Sampling(name, width / columns, positions, weights)
+
+
+def _taps(layer: DCNv3) -> Tensor:
+    half, side = layer.kernel_size // 2, layer.kernel_size
+    taps = torch.tensor([(i - half, j - half) for i in range(side) for j in range(side)])
+    centre = len(taps) // 2
+    return torch.cat([taps[:centre], taps[centre + 1 :]]) if layer.remove_center else taps
+
+
+def follow_back(samplings: Sequence[Sampling], cell: tuple[int, int], group: int = 0) -> Tensor:
+    """All places that a cell of the last layer takes its values from, through several layers.
+
+    Args:
+        samplings: Layers of one stage in the order of the computation.
+        cell: Row and column in the map.
+        group: Which group to follow; layers with fewer groups use their last one.
+
+    Returns:
+        ``x, y`` in pixels of the image, ``(P ** len(samplings), 2)``.
+    """
+    rows, columns = samplings[-1].positions.shape[:2]
+    points = torch.tensor([[float(cell[1]), float(cell[0])]])
+    for sampling in reversed(samplings):
+        x = points[:, 0].round().long().clamp(0, columns - 1)
+        y = points[:, 1].round().long().clamp(0, rows - 1)
+        groups = sampling.positions.shape[2]
+        points = sampling.positions[y, x, min(group, groups - 1)].reshape(-1, 2)
+    return (points + 0.5) * samplings[0].stride - 0.5
+
+
+def effective_receptive_field(
+    backbone: InternImageBackbone, images: Tensor, stage: int = -1
+) -> Tensor:
+    """How much each pixel of the picture changes the middle cell of a stage's map.
+
+    Args:
+        backbone: The backbone.
+        images: Prepared pictures, ``(N, 3, H, W)``; more give a smoother result.
+        stage: Index of the stage.
+
+    Returns:
+        Mean over pictures of the positive gradient of the cell's positive values, summed over
+        channels and colours, divided by its maximum, ``(H, W)``.
+    """
+    images = images.detach().clone().requires_grad_()
+    was_training = backbone.training
+    try:
+        feature = backbone.eval().forward_stages(images)[stage]  # (N, C, h, w)
+    finally:
+        backbone.train(was_training)
+    # Only positive values: the sum over all channels of a layer norm is constant.
+    middle = feature[:, :, feature.shape[2] // 2, feature.shape[3] // 2].clamp(min=0).sum()
+    (gradient,) = torch.autograd.grad(middle, images)
+    field = gradient.clamp(min=0).sum(dim=1).mean(dim=0)
+    return field / field.max().clamp(min=torch.finfo(field.dtype).tiny)

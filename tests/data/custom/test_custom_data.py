@@ -1,0 +1,281 @@
+"""``prepare from-folder``, ``from-coco`` and ``from-masks`` on awkward files."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from src.cli import build, main
+from src.data.custom.recipe import RECIPES, small_data_recipe
+from src.decoding import decode
+
+TURNED = 6  # EXIF orientation: turn by 90 degrees clockwise to look at it
+CLASSES = ("größer Hund", "cat #2: tabby", "ζέβρα")
+
+
+def save(path, size=(40, 30), mode="RGB", seed=0, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(pixels).convert(mode).save(path, **options)
+    return path
+
+
+def turned():
+    exif = Image.Exif()
+    exif[0x0112] = TURNED
+    return exif
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Ten pictures of every kind in class folders with awkward names."""
+    root = tmp_path / "my photos"
+    for number in range(10):
+        save(root / CLASSES[number % 3] / f"picture {number}.jpg", seed=number)
+    save(root / CLASSES[0] / "grey.png", mode="L")
+    save(root / CLASSES[0] / "print.jpg", mode="CMYK")
+    save(root / CLASSES[1] / "phone.jpg", exif=turned())
+    return root
+
+
+def recipe_of(path):
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def run_once(config, **smaller):
+    """One batch of training and validation, on smaller pictures than the recipe says."""
+    quiet = ["--trainer.fast_dev_run", "true", "--trainer.enable_progress_bar", "false"]
+    sizes = [f"--data.{name}={value}" for name, value in smaller.items()]
+    return main(["fit", "--config", str(config), *quiet, "--data.num_workers", "0", *sizes])
+
+
+def test_folders_are_split_checked_and_trainable(photos, tmp_path, capsys):
+    out = tmp_path / "out"
+    for name in ("a.heic", "b.heic", "notes"):
+        (next(photos.iterdir()) / name).touch()
+    assert main(["prepare", "from-folder", str(photos), "--out", str(out)]) == 0
+    text = capsys.readouterr().out
+    assert "10 training and 3 validation images" in text
+    assert "all 13 pictures can be read (1 CMYK, 1 grey, 1 turned by EXIF)" in text
+    assert "left out (2 .heic, 1 notes)" in text
+    assert "InternImage-NANO, starts from scratch" in text
+    config = out / "my_photos.yaml"
+    assert f"python -m src fit --config {config}" in text
+    assert {path.name for path in (out / "train").iterdir()} == set(CLASSES)
+    everything = {p.name for p in out.glob("*/*/*") if p.suffix in (".jpg", ".png")}
+    assert everything == {p.name for p in photos.glob("*/*") if p.suffix in (".jpg", ".png")}
+    cli = build(["--config", str(config)])
+    assert cli.datamodule.class_names == sorted(CLASSES)
+    assert cli.model.num_classes == 3
+    assert run_once(config, image_size=48) == 0
+
+
+def test_pictures_of_phones_stand_upright(photos):
+    path = photos / CLASSES[1] / "phone.jpg"
+    assert decode(path).size == (40, 30)
+    assert decode(path, upright=True).size == (30, 40)
+
+
+def test_folders_that_are_split_already_stay_where_they_are(photos, tmp_path, capsys):
+    root = tmp_path / "split"
+    for part in ("train", "val"):
+        for number in range(4):
+            save(root / part / "ab"[number % 2] / f"{number}.png", seed=number)
+    out = tmp_path / "out"
+    assert main(["prepare", "from-folder", str(root), "--out", str(out), "--name", "x"]) == 0
+    assert "4 training and 4 validation images" in capsys.readouterr().out
+    assert recipe_of(out / "x.yaml")["data"]["init_args"]["root"] == str(root)
+    assert not (out / "train").exists()
+
+
+def test_a_second_time_replaces_what_was_made_and_nothing_else(photos, tmp_path):
+    out = tmp_path / "out"
+    command = ["prepare", "from-folder", str(photos), "--out", str(out)]
+    assert main([*command, "--mode", "copy"]) == 0
+    before = sorted(path.name for path in (out / "val").rglob("*.*"))
+    assert main([*command, "--val-share", "0.5"]) == 0
+    assert len([*(out / "val").rglob("*.*")]) > len(before)
+    assert main(["prepare", "from-folder", str(photos), "--out", str(photos.parent)]) == 2
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"a/1.png": "ok", "a/2.png": "ok"}, "has 1 class folders (a)"),
+        ({"a/1.png": "ok", "a/2.png": "ok", "b/1.png": "ok"}, "'b'"),
+        ({"a/1.png": "ok", "a/2.png": "ok", "b/1.png": "ok", "b/2.png": "bad"}, "b/2.png"),
+    ],
+)
+def test_mistakes_in_folders_are_named(files, message, tmp_path, capsys):
+    for name, state in files.items():
+        save(tmp_path / "in" / name)
+        if state == "bad":
+            (tmp_path / "in" / name).write_bytes(b"no picture")
+    given = ["prepare", "from-folder", str(tmp_path / "in"), "--out", str(tmp_path / "out")]
+    assert main(given) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+
+
+@pytest.fixture
+def annotated(tmp_path):
+    """Six pictures with a COCO json; one is grey, one lies on its side."""
+    images = tmp_path / "pictures"
+    entries, objects = [], []
+    for number in range(1, 7):
+        options = {"exif": turned()} if number == 2 else {}
+        save(
+            images / f"bild {number}.jpg",
+            (64, 48),
+            "L" if number == 1 else "RGB",
+            number,
+            **options,
+        )
+        height, width = (64, 48) if number == 2 else (48, 64)
+        name = f"bild {number}.jpg"
+        entries.append({"id": number, "file_name": name, "height": height, "width": width})
+        objects.append(
+            {
+                "id": number,
+                "image_id": number,
+                "category_id": 7 if number % 2 else 3,
+                "bbox": [4, 4, 30, 30],
+                "area": 900,
+                "iscrowd": 0,
+                "segmentation": [[4, 4, 34, 4, 34, 34, 4, 34]],
+            }
+        )
+    names = [{"id": 3, "name": "roter Apfel"}, {"id": 7, "name": "梨"}]
+    content = {"images": entries, "annotations": objects, "categories": names}
+    path = tmp_path / "labels.json"
+    path.write_text(json.dumps(content))
+    return images, path
+
+
+def test_coco_files_are_split_checked_and_trainable(annotated, tmp_path, capsys):
+    images, path = annotated
+    out = tmp_path / "out"
+    given = ["prepare", "from-coco", str(path), "--images", str(images), "--out", str(out)]
+    assert main(given) == 0
+    text = capsys.readouterr().out
+    assert "5 training and 1 validation images" in text
+    assert "梨: " in text
+    parts = [json.loads((out / "annotations" / f"{p}.json").read_text()) for p in ("train", "val")]
+    assert sorted(i["id"] for part in parts for i in part["images"]) == [1, 2, 3, 4, 5, 6]
+    assert all(
+        a["image_id"] in {i["id"] for i in p["images"]} for p in parts for a in p["annotations"]
+    )
+    config = out / "pictures.yaml"
+    assert build(["--config", str(config)]).datamodule.class_names == ["roter Apfel", "梨"]
+    assert run_once(config, train_scales=[[96, 72]], eval_scale=[96, 72]) == 0
+
+
+def test_mistakes_in_coco_files_are_named(annotated, tmp_path, capsys):
+    images, path = annotated
+    given = ["prepare", "from-coco", str(path), "--out", str(tmp_path / "out"), "--images"]
+    assert main([*given, str(tmp_path)]) == 2
+    assert "6 of 6 pictures" in capsys.readouterr().err
+    save(images / "bild 3.jpg", (20, 20))
+    assert main([*given, str(images)]) == 2
+    assert "20x20 pixels, but" in capsys.readouterr().err
+
+
+def test_boxes_without_masks_are_refused_before_they_train_on_nothing(annotated, tmp_path, capsys):
+    images, path = annotated
+    content = json.loads(path.read_text())
+    for annotation in content["annotations"]:
+        annotation["segmentation"] = []
+    path.write_text(json.dumps(content))
+    out = str(tmp_path / "out")
+    assert main(["prepare", "from-coco", str(path), "--images", str(images), "--out", out]) == 2
+    assert "has no object with a box and a mask" in capsys.readouterr().err
+
+
+def write_masks(root, mode):
+    """Four pictures and their label maps, the first picture lying on its side."""
+    for number in range(4):
+        options = {"exif": turned()} if number == 0 else {}
+        save(root / "images" / f"{number}.jpg", (64, 48), seed=number, **options)
+        shape = (64, 48) if number == 0 else (48, 64)
+        mask = np.zeros(shape, np.uint8)
+        mask[10:30, 10:30] = 1
+        if mode == "binary":
+            mask *= 255
+        elif mode == "colour":
+            mask = np.array([(0, 0, 0), (255, 128, 0)], np.uint8)[mask]
+        (root / "masks").mkdir(exist_ok=True)
+        picture = Image.fromarray(mask)
+        if mode == "palette":
+            picture.putpalette([0, 0, 0, 255, 128, 0])
+        picture.save(root / "masks" / f"{number}.png")
+    return ["--images", str(root / "images"), "--masks", str(root / "masks")]
+
+
+@pytest.mark.parametrize("mode", ["numbers", "binary", "colour", "palette"])
+def test_label_maps_become_class_numbers(mode, tmp_path, capsys):
+    given = ["prepare", "from-masks", *write_masks(tmp_path, mode), "--out", str(tmp_path / "out")]
+    names = ["der Grund", "été"]
+    if mode in ("colour", "palette"):
+        table = tmp_path / "colours.txt"
+        table.write_text("#000000 der Grund\n\n#FF8000 été\n", encoding="utf-8")
+        given += ["--colours", str(table)]
+    else:
+        given += ["--class-names", *names]
+    assert main(given) == 0
+    assert "été: 3 + 1" in capsys.readouterr().out
+    maps = [np.asarray(Image.open(p)) for p in (tmp_path / "out").glob("annotations/*/*.png")]
+    assert len(maps) == 4
+    assert all(set(np.unique(m)) == {0, 1} for m in maps)
+    settings = recipe_of(tmp_path / "out" / "images.yaml")["data"]["init_args"]
+    assert settings["class_names"] == names
+    assert settings["upright"] is True
+    if mode in ("colour", "palette"):
+        assert settings["palette"] == [[0, 0, 0], [255, 128, 0]]
+
+
+def test_label_maps_are_trainable_also_of_pictures_that_lie_on_their_side(tmp_path):
+    given = ["prepare", "from-masks", *write_masks(tmp_path, "numbers")]
+    assert main([*given, "--out", str(tmp_path / "out")]) == 0
+    config = tmp_path / "out" / "images.yaml"
+    assert run_once(config, image_scale=[96, 64], crop_size=[64, 64]) == 0
+
+
+def test_mistakes_in_label_maps_are_named(tmp_path, capsys):
+    folders = write_masks(tmp_path, "colour")
+    given = ["prepare", "from-masks", *folders, "--out", str(tmp_path / "out")]
+    assert main(given) == 2
+    assert "#ff8000 name" in capsys.readouterr().err
+    table = tmp_path / "colours.txt"
+    table.write_text("#000000 ground\n")
+    assert main([*given, "--colours", str(table)]) == 2
+    assert "has the colour #ff8000 in 400 pixels" in capsys.readouterr().err
+    shutil.copy(tmp_path / "images" / "3.jpg", tmp_path / "images" / "3.jpeg")
+    assert main(given) == 2
+    assert "share the label map" in capsys.readouterr().err
+    (tmp_path / "images" / "3.jpeg").unlink()
+    (tmp_path / "masks" / "2.png").unlink()
+    assert main(given) == 2
+    assert "have no label map" in capsys.readouterr().err
+    Image.new("L", (5, 5)).save(tmp_path / "masks" / "2.png")
+    assert main([*given, "--colours", str(table)]) == 2
+    assert "5x5; they must have the same size" in capsys.readouterr().err
+    for number in (2, 3):
+        (tmp_path / "images" / f"{number}.jpg").unlink()
+    assert main(given) == 2
+    assert "at least three are needed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("task", RECIPES)
+def test_a_recipe_exists_for_every_size_of_network(task):
+    for size, base in RECIPES[task].items():
+        weights = None if size == "nano" else base
+        recipe = small_data_recipe(task, base, weights, {"root": "x"}, pictures=24)
+        model, data = recipe["model"]["init_args"], recipe["data"]["init_args"]
+        assert data["root"] == "x"
+        assert model.get("weights") == weights
+        assert model["reference_batch_size"] == data["batch_size"] <= 24
+        assert 10 < recipe["trainer"]["max_epochs"] <= 200

@@ -1,0 +1,61 @@
+import pytest
+
+from src.data.verify.command import main as verify
+
+
+def run(root, *options):
+    return verify(["imagenet", "--root", str(root), *options])
+
+
+def problems(text):
+    return [line for line in text.splitlines() if line.startswith("problem:")]
+
+
+def test_a_good_set_is_counted(toy_imagenet, capsys):
+    assert run(toy_imagenet, "--decode") == 0
+    text = capsys.readouterr().out
+    assert "train: 60 pictures in 10 classes, 6 to 6 each" in text
+    assert "val: 30 pictures in 10 classes, 3 to 3 each" in text
+    assert text.endswith("no problems found\n")
+
+
+def test_broken_files_are_named_only_when_decoding(make_tree, truncate, capsys):
+    root = make_tree({"train": {"a": 3, "b": 3}, "val": {"a": 1, "b": 1}})
+    broken = [truncate(root / "train" / "b" / "1.png"), truncate(root / "val" / "a" / "0.png")]
+    assert run(root) == 0
+    capsys.readouterr()
+    assert run(root, "--decode", "--workers", "2") == 1
+    found = problems(capsys.readouterr().out)
+    assert len(found) == 2
+    assert all(str(path) in line for path, line in zip(broken, found, strict=True))
+
+
+def test_classes_that_differ_are_named(make_tree, capsys):
+    root = make_tree({"train": {"a": 1, "b": 1}, "val": {"a": 1, "c": 1}})
+    assert run(root) == 1
+    text = capsys.readouterr().out
+    assert f"{root}/val/c has no counterpart" in text
+    assert "note: val lacks 1 of the 2 classes: b." in text
+    assert text.endswith("1 problem\n")
+
+
+def test_empty_classes_and_missing_folders_are_named(make_tree, capsys, tmp_path):
+    root = make_tree({"train": {"a": 1, "empty": 0}})
+    assert run(root) == 1
+    found = problems(capsys.readouterr().out)
+    assert "train/empty holds no pictures" in found[0]
+    assert "val does not exist" in found[1]
+    assert run(tmp_path / "absent") == 1
+    assert "absent does not exist" in capsys.readouterr().out
+    (tmp_path / "flat" / "val").mkdir(parents=True)
+    assert run(tmp_path / "flat", "--splits", "val") == 1
+    assert "val has no class folders" in capsys.readouterr().out
+
+
+def test_one_split_can_be_checked_alone(make_tree):
+    assert run(make_tree({"val": {"a": 1}}), "--splits", "val") == 0
+
+
+def test_a_layout_must_be_named():
+    with pytest.raises(SystemExit):
+        verify([])

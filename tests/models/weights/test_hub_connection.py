@@ -1,0 +1,61 @@
+"""Published weights where the hub cannot be reached: an answer at once, and files at hand."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from src.errors import UserError
+from src.models.weights import files as checkpoints
+
+
+@pytest.fixture
+def session(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """Session of the hub's client that counts what it is asked, and has no connection."""
+
+    def head(*_: object, **__: object) -> None:
+        session.asked += 1
+        raise OSError("no route")
+
+    session = SimpleNamespace(asked=0, head=head)
+    monkeypatch.setattr("huggingface_hub.get_session", lambda: session)
+    return session
+
+
+def test_files_at_hand_are_used_without_a_connection(
+    session: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def download(repo: str, filename: str, local_files_only: bool) -> str:
+        assert local_files_only
+        return f"cache/{filename}"
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    assert checkpoints.resolve("internimage_t_1k_224") == Path("cache/internimage_t_1k_224.pth")
+    assert session.asked == 1
+
+
+def test_a_file_that_is_not_at_hand_is_refused(
+    session: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(UserError, match="could not be downloaded"):
+        checkpoints.resolve("internimage_t_1k_224")
+    assert session.asked == 1
+
+
+def test_offline_mode_asks_nobody(
+    session: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert not checkpoints.is_hub_reachable()
+    assert session.asked == 0
+
+
+def test_any_answer_is_a_connection(
+    session: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers: list[Any] = []
+    session.head = lambda *arguments, **keywords: answers.append(keywords["timeout"])
+    assert checkpoints.is_hub_reachable(seconds=2)
+    assert answers == [2]

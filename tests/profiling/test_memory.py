@@ -1,0 +1,59 @@
+"""The planner's figures against the peak of a real step on the CPU."""
+
+import pytest
+import torch
+
+from src.models import InternImage
+from src.profiling.memory import extrapolate, measure_step
+from tests.allocations import peak_allocation
+
+TINY = {"channels": 16, "depths": (1, 1, 2, 1), "groups": (1, 2, 4, 8)}
+
+
+def tiny() -> InternImage:
+    return InternImage(num_classes=10, **TINY)
+
+
+def test_a_larger_batch_follows_from_two_small_ones() -> None:
+    two, three, six = (measure_step(tiny, (64, 64), batch) for batch in (2, 3, 6))
+    assert two.gradients == six.gradients == 4 * sum(p.numel() for p in tiny().parameters())
+    for share in (0.0, 0.5, 1.0):
+        assert extrapolate(two, three, 6).peak(share) == pytest.approx(six.peak(share), rel=0.02)
+    assert extrapolate(two, three, 6).operations == pytest.approx(six.operations, rel=0.01)
+
+
+def test_split_gradients_and_checkpoints_save_memory() -> None:
+    plain = measure_step(tiny, (96, 96), 2, checkpointing=False)
+    checkpointed = measure_step(tiny, (96, 96), 2, checkpointing=True)
+    assert checkpointed.peak() < plain.peak()
+    assert checkpointed.operations > plain.operations
+    assert plain.peak(0.0) <= plain.peak(0.5) <= plain.peak(1.0) <= plain.peak(accumulates=True)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_mixed_precision_needs_less(checkpointing: bool) -> None:
+    full, mixed, half = (
+        measure_step(tiny, (96, 96), 4, precision=name, checkpointing=checkpointing).peak(0.0)
+        for name in ("32-true", "bf16-mixed", "bf16-true")
+    )
+    assert half < mixed < full
+
+
+WIDE = {"channels": 64, "depths": (2, 2, 4, 2), "groups": (4, 8, 16, 32)}
+SIZE, BATCH = 224, 8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_measured_peak_of_a_real_step(checkpointing: bool) -> None:
+    expected = measure_step(
+        lambda: InternImage(num_classes=10, **WIDE),
+        (SIZE, SIZE),
+        BATCH,
+        checkpointing=checkpointing,
+    ).peak()
+    network = InternImage(num_classes=10, **WIDE, grad_checkpointing=checkpointing).train()
+    image = torch.zeros(BATCH, 3, SIZE, SIZE)
+    found = peak_allocation(lambda: network(image).sum().backward())
+    print(f"planned {expected / 2**20:.0f} MiB, measured {found / 2**20:.0f} MiB")
+    assert found == pytest.approx(expected, rel=0.1)
