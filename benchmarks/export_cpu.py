@@ -23,13 +23,13 @@ from src import files
 from src.export.compare import differences, runner
 from src.export.files import trace, write_onnx
 from src.export.graphs import graphs_of
-from src.models.internimage.backbone import InternImageBackbone
 from src.models.detection import MaskRCNN
-from src.models.segmentation.fcn import FCNHead
-from src.models.segmentation.upernet import UPerHead
+from src.models.internimage.backbone import InternImageBackbone
 from src.models.internimage.classifier import InternImage
 from src.models.internimage.dcnv3 import DCNv3
 from src.models.segmentation import Segmentor
+from src.models.segmentation.fcn import FCNHead
+from src.models.segmentation.upernet import UPerHead
 
 RESULTS = Path(__file__).parent / "results"
 NANO = {"channels": 32, "depths": (1, 1, 3, 1), "groups": (2, 4, 8, 16)}

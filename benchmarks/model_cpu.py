@@ -28,7 +28,10 @@ OPERATORS = {"grid_sample": dcnv3_grid_sample, "compiled": dcnv3}
 
 
 def forward(network, images, operator):
-    with mock.patch("src.models.internimage.dcnv3.dcnv3", OPERATORS[operator]), torch.inference_mode():
+    with (
+        mock.patch("src.models.internimage.dcnv3.dcnv3", OPERATORS[operator]),
+        torch.inference_mode(),
+    ):
         start = time.perf_counter()
         logits = network(images)
         return time.perf_counter() - start, logits

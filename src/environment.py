@@ -1,4 +1,4 @@
-"""``python -m src env``: versions, devices and operator backends, to read or to send along.
+"""Report of versions, devices and operator backends.
 
 Nothing here imports Lightning, so that the answer comes in seconds.
 """
@@ -9,7 +9,6 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -29,22 +28,6 @@ PACKAGES = (
     "numpy",
     "pillow",
 )
-
-
-def main(args: Sequence[str] | None = None) -> int:
-    """Print the report.
-
-    Args:
-        args: No arguments are known.
-
-    Returns:
-        Exit code.
-    """
-    if args:
-        print("usage: python -m src env    (takes no arguments)")
-        return 0 if {"-h", "--help"} & set(args) else 2
-    print(report())
-    return 0
 
 
 def report() -> str:

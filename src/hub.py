@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from src import files
 from src.errors import UserError
-from src.models.weights import files as checkpoints
 from src.models.building import build_network, build_within
+from src.models.weights import files as checkpoints
 from src.models.weights.load import load_official, to_official
 from src.serialization import NAME_LENGTH, read_json, shown
 

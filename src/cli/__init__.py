@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 
 TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
 TOOLS = {
-    "env": "src.environment",
-    "profile": "src.profiling.profile",
+    "env": "src.cli.commands.env",
+    "profile": "src.cli.commands.profile",
     "prepare": "src.cli.commands.prepare",
-    "verify": "src.data.verify.command",
+    "verify": "src.cli.commands.verify",
     "export": "src.cli.commands.export",
     "completion": "src.cli.commands.completion",
     "consolidate": "src.cli.commands.consolidate",

@@ -48,8 +48,8 @@ from src.callbacks.progress import default_progress
 from src.callbacks.run_folder import next_run_folder
 from src.cli.checkpoints import check_reads_safely, failed_while_restoring, resolve_checkpoint
 from src.cli.explain import explain
-from src.cli.third_party_warnings import quieten
 from src.cli.processes import explanation
+from src.cli.third_party_warnings import quieten
 from src.data.datamodules.ade20k import ADE20KDataModule  # noqa: F401  gives its short name to YAML
 from src.data.datamodules.base import BaseDataModule
 from src.data.datamodules.coco import COCODataModule  # noqa: F401  gives its short name to YAML

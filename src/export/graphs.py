@@ -24,11 +24,11 @@ from torchvision.ops import roi_align
 
 from src.errors import UserError
 from src.models.detection import CBDINO, DINO, CascadeMaskRCNN, MaskRCNN, TwoStageDetector
+from src.models.detection.dino.padding import no_padding
 from src.models.detection.rcnn import box_head as boxes_
 from src.models.detection.rcnn import mask_head as masks_
 from src.models.detection.rcnn.box_head import BoxHead
 from src.models.detection.rcnn.mask_head import MaskHead, masks_of_class
-from src.models.detection.dino.padding import no_padding
 from src.models.detection.rcnn.roi_align import STRIDES, pyramid_level
 from src.models.internimage.classifier import InternImage
 from src.models.segmentation import Mask2Former, Segmentor

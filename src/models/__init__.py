@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from src.models.internimage.composite import CBInternImageBackbone
 from src.models.detection import CBDINO, DINO, CascadeMaskRCNN, MaskRCNN
-from src.models.segmentation.fcn import FCNHead
-from src.models.segmentation.mask2former.head import Mask2FormerHead
-from src.models.segmentation.upernet import UPerHead
-from src.models.internimage.classifier import InternImage, InternImageBackbone
-from src.models.internimage.dcnv3 import DCNv3
+from src.models.internimage import (
+    ARCHITECTURES,
+    CBInternImageBackbone,
+    DCNv3,
+    InternImage,
+    InternImageBackbone,
+    registry,  # noqa: F401  registers the variants with timm
+)
 from src.models.segmentation import Mask2Former, Segmentor
-from src.models.internimage.registry import ARCHITECTURES
+from src.models.segmentation.fcn import FCNHead
+from src.models.segmentation.mask2former import Mask2FormerHead
+from src.models.segmentation.upernet import UPerHead
 
 __all__ = [
     "ARCHITECTURES",

@@ -17,13 +17,16 @@ from torch.autograd import Function
 
 from . import reference
 from ._arguments import Pair, Window, as_window, check_tensors, make_window, output_size
+from ._autograd import (
+    BACKWARD_SCHEMA,
+    FORWARD_SCHEMA,
+    double_backward,
+    gradients,
+    setup_context,
+)
 from ._load import LIBRARIES
 from .fixed_point import fixed_point_unit, from_fixed_point
 
-_WINDOW_SCHEMA = (
-    "int groups, int[2] kernel_size, int[2] stride, int[2] padding, int[2] dilation, "
-    "float offset_scale, bool remove_center, bool mask_softmax"
-)
 _TAGS = (torch.Tag.needs_fixed_stride_order, torch.Tag.pt2_compliant_tag)
 
 
@@ -108,11 +111,6 @@ def dcnv3(
         return torch.ops.internimage.dcnv3.default(input, offset, mask, *window)
 
 
-FORWARD_SCHEMA = f"(Tensor input, Tensor offset, Tensor mask, {_WINDOW_SCHEMA}) -> Tensor"
-BACKWARD_SCHEMA = (
-    f"(Tensor grad, Tensor input, Tensor offset, Tensor mask, {_WINDOW_SCHEMA}, "
-    "bool[3] output_mask) -> (Tensor, Tensor, Tensor)"
-)
 # The overload is called on a GPU under torch.use_deterministic_algorithms; the CPU kernel always is
 # deterministic.
 _BACKWARDS = ("internimage::dcnv3_backward", "internimage::dcnv3_backward.deterministic")
@@ -177,28 +175,6 @@ def _fake_backward(
 
 for _name in _BACKWARDS:
     torch.library.register_fake(_name, _fake_backward)
-
-
-def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    """Keep the three tensors and the window for :func:`gradients`."""
-    ctx.save_for_backward(*inputs[:3])
-    ctx.window = inputs[3:]
-
-
-def gradients(operator: Any, ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    """Gradients of all arguments of the forward operator, by a backward operator."""
-    wanted = ctx.needs_input_grad[:3]
-    grads = operator(grad, *ctx.saved_tensors, *ctx.window, wanted)
-    wanted_grads = (g if is_wanted else None for g, is_wanted in zip(grads, wanted, strict=True))
-    return *wanted_grads, *(None for _ in ctx.window)
-
-
-def double_backward(ctx: Any, *grads: Tensor) -> None:
-    """There is none."""
-    raise RuntimeError(
-        "DCNv3 has no second derivative; differentiate it without create_graph=True, or use "
-        "src.ops.dcnv3_reference, which can be differentiated twice."
-    )
 
 
 def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

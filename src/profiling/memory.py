@@ -26,8 +26,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import flop_registry
 
+from src.models.detection import DINO, Detector, TwoStageDetector
+from src.models.detection.rcnn import box_head, mask_head
 from src.models.internimage.backbone import InternImageBackbone
-from src.models.detection import DINO, Detector, TwoStageDetector, box_head, mask_head
 from src.models.internimage.blocks import Block
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true")

@@ -53,7 +53,11 @@ def test_settings_of_a_strategy_from_the_command_line(config):
         ["fsdp1"],
         ["fsdp"],
         ["FSDP1Strategy", "--trainer.strategy.sharding_strategy", "SHARD_GRAD_OP"],
-        ["FSDP1Strategy", "--trainer.strategy.auto_wrap_policy", "[src.models.internimage.blocks.Block]"],
+        [
+            "FSDP1Strategy",
+            "--trainer.strategy.auto_wrap_policy",
+            "[src.models.internimage.blocks.Block]",
+        ],
         [
             "FSDPStrategy",
             "--trainer.strategy.activation_checkpointing_policy=[src.models.internimage.blocks.Block]",

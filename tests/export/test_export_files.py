@@ -10,14 +10,14 @@ from torch import nn
 from src.export.compare import TOLERANCE, differences, runner
 from src.export.files import trace, write_compiled, write_onnx, write_program
 from src.export.graphs import Graph, align, graphs_of
-from src.models.internimage.backbone import InternImageBackbone
 from src.models.detection import CascadeMaskRCNN, MaskRCNN
 from src.models.detection.rcnn.roi_align import align_on_pyramid
-from src.models.segmentation.fcn import FCNHead
-from src.models.segmentation.upernet import UPerHead
+from src.models.internimage.backbone import InternImageBackbone
 from src.models.internimage.classifier import InternImage
 from src.models.internimage.dcnv3 import DCNv3
 from src.models.segmentation import Segmentor
+from src.models.segmentation.fcn import FCNHead
+from src.models.segmentation.upernet import UPerHead
 from src.ops import dcnv3
 
 TINY = {"channels": 16, "depths": (1, 1, 1, 1), "groups": (1, 2, 4, 8)}

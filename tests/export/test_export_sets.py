@@ -25,9 +25,9 @@ from src.models import (
     Mask2Former,
     Mask2FormerHead,
 )
-from src.models.layers.deformable_attention import MultiScaleDeformableAttention
 from src.models.detection.dino.padding import find_padding, no_padding
 from src.models.internimage.dcnv3 import DCNv3
+from src.models.layers.deformable_attention import MultiScaleDeformableAttention
 from src.ops import ms_deform_attn
 from tests.models.conftest import name_weight
 

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from src.data.custom.colours import read_pixels
 from src.data.formats.coco_json import CocoFile, decode_mask, for_scoring
 from src.data.formats.label_maps import read_label_map
-from src.data.custom.colours import read_pixels
 from src.decoding import decode
 from tests.fuzz.harness import Mutate
 from tests.fuzz.mutations import damage_exif, damage_json, damage_png, png_chunk

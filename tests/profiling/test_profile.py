@@ -7,12 +7,12 @@ import pytest
 import timm
 import torch
 
+from src.cli.commands.profile import main
 from src.errors import UserError
 from src.profiling.profile import (
     PUBLISHED_MACS,
     count_macs,
     count_parameters,
-    main,
     measure_activations,
 )
 

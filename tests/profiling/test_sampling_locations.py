@@ -2,8 +2,8 @@ import torch
 from torch import nn
 
 from src.models.internimage.backbone import InternImageBackbone
-from src.profiling.sampling_locations import effective_receptive_field, follow_back, sampling_points
 from src.models.internimage.dcnv3 import DCNv3
+from src.profiling.sampling_locations import effective_receptive_field, follow_back, sampling_points
 
 TINY = {"channels": 8, "depths": (2, 1, 1, 1), "groups": (1, 2, 4, 8)}
 

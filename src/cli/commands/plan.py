@@ -1,8 +1,8 @@
 """``python -m src plan``: what a recipe needs on each GPU under each strategy, and what to change.
 
-Sizes of parameters, optimizer state and average follow from the recipe; gradients and activations
-are measured on fake tensors (``src.profiling.memory``). No data and no GPU are needed. What is added
-up, and how it compares with measured peaks, is in ``docs/scaling.md``.
+Sizes of parameters, optimizer state and EMA weights follow from the recipe; gradients and
+activations are measured on fake tensors (``src.profiling.memory``). No data and no GPU are needed.
+What is added up, and how it compares with measured peaks, is in ``docs/scaling.md``.
 """
 
 from __future__ import annotations

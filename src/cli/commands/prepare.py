@@ -12,13 +12,13 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from src.data.prepare.coco_subset import write_subset
 from src.data.custom import coco, folder, masks
-from src.data.toy.scenes import SHAPES
+from src.data.prepare.coco_subset import write_subset
 from src.data.toy.ade20k import scenes, write_toy_ade20k
 from src.data.toy.coco import scenes as coco_scenes
 from src.data.toy.coco import write_toy_coco
 from src.data.toy.imagenet import ToySettings, write_toy_imagenet
+from src.data.toy.scenes import SHAPES
 
 
 def main(argv: Sequence[str] | None = None) -> int:

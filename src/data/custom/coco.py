@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from src import files
-from src.data.formats.coco_json import MAX_ANNOTATIONS, CocoFile, images_to_learn, read_coco
 from src.data.custom import recipe, split
 from src.data.custom.coco_layout import find_annotations, find_images, neighbours
 from src.data.custom.survey import Survey, survey
+from src.data.formats.coco_json import MAX_ANNOTATIONS, CocoFile, images_to_learn, read_coco
 from src.data.formats.splits import SPLITS
 from src.errors import UserError
 from src.types import PictureId

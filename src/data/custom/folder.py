@@ -16,7 +16,7 @@ from src.data.custom.layout import Layout, find_layout
 from src.data.custom.survey import survey
 from src.data.formats.image_files import is_picture, list_class_folders, list_pictures
 from src.data.formats.splits import SPLITS
-from src.data.verify.command import verify_imagenet
+from src.data.verify.imagenet import verify_imagenet
 from src.errors import UserError
 
 

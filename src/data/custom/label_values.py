@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from src.data.formats.label_maps import MAX_CLASSES
 from src.data.custom.colours import Colours, read_pixels
+from src.data.formats.label_maps import MAX_CLASSES
 from src.decoding import MAX_PIXELS, open_image
 from src.errors import UserError
 from src.types import IGNORE_LABEL

@@ -9,7 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from src.data.formats.image_files import first_pictures, is_picture, list_class_folders, list_pictures
+from src.data.formats.image_files import (
+    first_pictures,
+    is_picture,
+    list_class_folders,
+    list_pictures,
+)
 from src.data.formats.splits import assign, split_of
 from src.errors import UserError
 

@@ -15,9 +15,10 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import DataLoader
 
+from src.data.classes.ade20k import ADE20K_NAMES, Colour, ade20k_palette, distinct_palette
+from src.data.classes.class_names import read_class_names
 from src.data.datamodules.absent_classes import look_for_classes
 from src.data.datamodules.base import BaseDataModule, check
-from src.data.classes.class_names import read_class_names
 from src.data.datasets.image_folder import files_to_predict
 from src.data.datasets.readable import BrokenImages
 from src.data.datasets.segmentation_folder import (
@@ -27,9 +28,8 @@ from src.data.datasets.segmentation_folder import (
     SegmentationTrainDataset,
     find_pairs,
 )
-from src.data.formats.label_maps import MAX_CLASSES
-from src.data.classes.ade20k import ADE20K_NAMES, Colour, ade20k_palette, distinct_palette
 from src.data.formats.image_files import first_pictures, list_pictures
+from src.data.formats.label_maps import MAX_CLASSES
 from src.data.transforms.protocols import ViewsTransform
 from src.decoding import MAX_PIXELS
 from src.errors import UserError

@@ -17,8 +17,8 @@ from lightning import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
-from src.data.datasets.readable import BrokenImages, ReadableImages
 from src.data.datamodules.loaders import Loader, start_worker
+from src.data.datasets.readable import BrokenImages, ReadableImages
 from src.data.samplers.distributed import CountOnceSampler, DealtBatchSampler
 from src.data.samplers.surplus import CountedCollate
 from src.decoding import MAX_PIXELS

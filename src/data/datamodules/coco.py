@@ -14,11 +14,9 @@ from typing import Any, Literal
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
 
-from src.data.samplers.aspect_ratio import AspectRatioSampler
-from src.data.datamodules.base import BaseDataModule, check
 from src.data.classes.class_names import read_class_names
 from src.data.classes.coco import COCO_CATEGORIES
-from src.data.formats.coco_json import MAX_ANNOTATIONS, CocoFile
+from src.data.datamodules.base import BaseDataModule, check
 from src.data.datasets.coco_detection import (
     COCOEvalDataset,
     COCOTrainDataset,
@@ -26,6 +24,8 @@ from src.data.datasets.coco_detection import (
     collate,
 )
 from src.data.datasets.readable import BrokenImages
+from src.data.formats.coco_json import MAX_ANNOTATIONS, CocoFile
+from src.data.samplers.aspect_ratio import AspectRatioSampler
 from src.data.transforms.protocols import PictureTransform
 from src.decoding import MAX_PIXELS
 from src.errors import UserError

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from src.data.datamodules.ade20k import ADE20KDataModule
 from src.data.classes.coco_stuff import COCO_STUFF_CATEGORIES, COCO_STUFF_VALUES
+from src.data.datamodules.ade20k import ADE20KDataModule
 
 
 class COCOStuffDataModule(ADE20KDataModule):

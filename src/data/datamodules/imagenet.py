@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 from torch.utils.data import DataLoader
 
-from src.data.datamodules.base import BaseDataModule, check
 from src.data.classes.class_names import ClassSet, resolve_classes
+from src.data.datamodules.base import BaseDataModule, check
 from src.data.datasets.image_folder import (
     ImageFilesDataset,
     ImageFolderDataset,

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from src.data.datasets.image_folder import files_to_predict
+from src.data.datasets.readable import BLANK, BrokenImages, ReadableImages
 from src.data.formats.coco_entries import Annotation, Picture, shown
 from src.data.formats.coco_json import (
     CocoFile,
@@ -23,8 +25,6 @@ from src.data.formats.coco_json import (
     for_scoring,
     images_to_learn,
 )
-from src.data.datasets.image_folder import files_to_predict
-from src.data.datasets.readable import BLANK, BrokenImages, ReadableImages
 from src.data.transforms.protocols import InstanceTransform, PictureTransform
 from src.decoding import MAX_PIXELS, BrokenPictureError, turn_upright
 from src.errors import UserError

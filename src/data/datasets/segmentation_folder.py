@@ -22,8 +22,8 @@ from src.data.datasets.readable import (
     BrokenImages,
     ReadableImages,
 )
-from src.data.formats.label_maps import read_label_map
 from src.data.formats.image_files import list_pictures
+from src.data.formats.label_maps import read_label_map
 from src.data.transforms.protocols import PairTransform, ViewsTransform
 from src.decoding import MAX_PIXELS, BrokenPictureError
 from src.errors import UserError

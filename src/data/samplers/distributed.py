@@ -15,8 +15,8 @@ class CountOnceSampler(DistributedSampler[Any]):
     The batches are those of a single rank, so metrics do not depend on the number of ranks. Every
     rank gets the same number of batches, because networks in shards and what gathers results need
     all ranks at once: where they do not divide evenly, a rank gets the index ``len(dataset)``, for
-    which the dataset returns a sample without anything to count (`src.data.samplers.surplus`). PyTorch's
-    sampler would repeat images there, and a metric would count them twice.
+    which the dataset returns a sample without anything to count (``surplus.py``). PyTorch's sampler
+    would repeat images there, and a metric would count them twice.
 
     Args:
         dataset: Dataset that understands such an index.

@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image
 
 from src import files
-from src.data.toy.scenes import SHAPES, draw_scene
 from src.data.toy.imagenet import ToySettings, write_layout
+from src.data.toy.scenes import SHAPES, draw_scene
 
 TOY_CLASSES = ("background", *SHAPES)
 _MOST_OBJECTS = 3

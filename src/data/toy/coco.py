@@ -12,8 +12,8 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from src import files
-from src.data.toy.scenes import SHAPES, Scene, SceneObject, draw_scene
 from src.data.toy.imagenet import ToySettings, write_layout
+from src.data.toy.scenes import SHAPES, Scene, SceneObject, draw_scene
 
 _MOST_OBJECTS = 3
 _RADIUS = (0.16, 0.3)  # relative to the shorter side

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
+from src.data.classes.ade20k import ADE20K_NAMES
 from src.data.classes.class_names import read_class_names
 from src.data.formats.label_maps import read_label_map
-from src.data.classes.ade20k import ADE20K_NAMES
 from src.decoding import decode
 from src.errors import UserError
 from src.types import IGNORE_LABEL

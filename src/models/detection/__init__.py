@@ -1,20 +1,16 @@
-"""Object detectors: image -> features -> boxes, with two stages or as a set.
+"""Object detectors: two-stage (``rcnn``) and set prediction (``dino``).
 
-Two-stage detectors, read in this order: ``two_stage`` (the way of a picture through the network),
-``anchors``, ``boxes``, ``matching``, ``rpn`` (proposals), ``roi_align``, ``box_head``,
-``mask_head``, ``roi_head`` (boxes and masks of Mask R-CNN), ``cascade_roi_head``, ``mask_paste``.
-
-DINO: ``dino`` (the way of a picture), ``padding`` (what is picture on a map),
-``dino_transformer`` (encoder, choice of queries), ``dino_decoder``, ``denoising``, ``dino_head``
-(losses and detections).
+- ``detector.py``: the interface of every detector.
+- ``boxes.py``, ``nms.py``: box arithmetic and non-maximum suppression.
+- ``tta.py``: fusion of the detections of several views (test-time augmentation).
+- ``rcnn/``: Mask R-CNN and Cascade Mask R-CNN.
+- ``dino/``: DINO and CB-DINO.
 """
 
 from __future__ import annotations
 
-from src.models.detection.rcnn.cascade_mask_rcnn import CascadeMaskRCNN
 from src.models.detection.detector import Detector
-from src.models.detection.dino.detector import CBDINO, DINO
-from src.models.detection.rcnn.mask_rcnn import MaskRCNN
-from src.models.detection.rcnn.two_stage import TwoStageDetector
+from src.models.detection.dino import CBDINO, DINO
+from src.models.detection.rcnn import CascadeMaskRCNN, MaskRCNN, TwoStageDetector
 
 __all__ = ["CBDINO", "DINO", "CascadeMaskRCNN", "Detector", "MaskRCNN", "TwoStageDetector"]

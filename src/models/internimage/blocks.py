@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from src.errors import UserError
-from src.models.internimage.dcnv3 import MLP, DCNv3, conv_nhwc, layer_norm
+from src.models.internimage.dcnv3 import DCNv3
+from src.models.internimage.layers import MLP, conv_nhwc, layer_norm
 
 
 class Stem(nn.Module):

@@ -2,8 +2,8 @@
 
 Source: Wang et al., "InternImage: Exploring Large-Scale Vision Foundation Models with Deformable
 Convolutions", CVPR 2023 (arXiv 2211.05778); heads as in the official code (OpenGVLab/InternImage,
-MIT). Released weights go in and out through ``src.models.weights.load``; the named variants and their
-timm registration are in ``variants.py``, the trunk in ``backbone.py``.
+MIT). The backbone is in ``backbone.py``; the named variants are in ``architectures.py``, their timm
+registration in ``registry.py``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from src.models.internimage.heads import (
     ConvHead,
     pooling,
 )
-from src.models.internimage.dcnv3 import Linear, layer_norm
+from src.models.internimage.layers import Linear, layer_norm
 
 __all__ = ["InternImage", "InternImageBackbone"]
 

@@ -12,7 +12,7 @@ from timm.layers.adaptive_avgmax_pool import SelectAdaptivePool2d
 from torch import Tensor, nn
 
 from src.errors import UserError
-from src.models.internimage.dcnv3 import Linear, layer_norm
+from src.models.internimage.layers import Linear, layer_norm
 
 CLIP_WIDTH = 1024
 PROJECTED_WIDTH = 768

@@ -1,11 +1,10 @@
-"""Named InternImage variants and their registration with timm.
+"""Registration of the named InternImage variants with timm.
 
 Importing this module (or ``src.models``) makes ``timm.create_model("internimage_t")``,
 ``timm.list_models("internimage*")`` and ``features_only=True`` work. Tags name published weights;
 ``pretrained=True`` downloads the official file and converts it with ``src.models.weights.load``.
 
-Source: official configurations (OpenGVLab/InternImage, MIT). ``internimage_nano`` is ours, a small
-network for laptops without published weights.
+The arguments of each variant are in ``architectures.py``.
 """
 
 from __future__ import annotations
@@ -15,76 +14,10 @@ from typing import Any
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
+from src.models.internimage.architectures import ARCHITECTURES
 from src.models.internimage.classifier import InternImage
 
 HUB_REPO = "OpenGVLab/InternImage"
-
-_SCALED = {"layer_scale": 1e-5, "post_norm": True}
-_HUGE = {"dw_kernel_size": 5, "center_feature_scale": True, "use_clip_projector": True}
-
-ARCHITECTURES: dict[str, dict[str, Any]] = {
-    "internimage_nano": {
-        "channels": 32,
-        "depths": (1, 1, 3, 1),
-        "groups": (2, 4, 8, 16),
-        "drop_path_rate": 0.05,
-    },
-    "internimage_t": {
-        "channels": 64,
-        "depths": (4, 4, 18, 4),
-        "groups": (4, 8, 16, 32),
-        "drop_path_rate": 0.1,
-    },
-    "internimage_s": {
-        "channels": 80,
-        "depths": (4, 4, 21, 4),
-        "groups": (5, 10, 20, 40),
-        "drop_path_rate": 0.4,
-        **_SCALED,
-    },
-    "internimage_b": {
-        "channels": 112,
-        "depths": (4, 4, 21, 4),
-        "groups": (7, 14, 28, 56),
-        "drop_path_rate": 0.5,
-        **_SCALED,
-    },
-    "internimage_l": {
-        "channels": 160,
-        "depths": (5, 5, 22, 5),
-        "groups": (10, 20, 40, 80),
-        "drop_path_rate": 0.1,
-        "offset_scale": 2.0,
-        **_SCALED,
-    },
-    "internimage_xl": {
-        "channels": 192,
-        "depths": (5, 5, 24, 5),
-        "groups": (12, 24, 48, 96),
-        "drop_path_rate": 0.2,
-        "offset_scale": 2.0,
-        **_SCALED,
-    },
-    "internimage_h": {
-        "channels": 320,
-        "depths": (6, 6, 32, 6),
-        "groups": (10, 20, 40, 80),
-        "drop_path_rate": 0.2,
-        "res_post_norm": True,
-        "level2_post_norm_block_ids": (5, 11, 17, 23, 29),
-        **_HUGE,
-    },
-    "internimage_g": {
-        "channels": 512,
-        "depths": (2, 2, 48, 4),
-        "groups": (16, 32, 64, 128),
-        "drop_path_rate": 0.4,
-        "post_norm": True,
-        "level2_post_norm_block_ids": (5, 11, 17, 23, 29, 35, 41, 47),
-        **_HUGE,
-    },
-}
-"""Constructor arguments of `InternImage` per variant."""
 
 
 def _cfg(filename: str = "", size: int = 224, **kwargs: Any) -> dict[str, Any]:

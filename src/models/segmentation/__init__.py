@@ -1,4 +1,11 @@
-"""Segmentors: networks that score every pixel, and inference on whole pictures."""
+"""Semantic segmentation: networks that score every pixel.
+
+- ``segmentor.py``: backbone and heads; read this first.
+- ``head.py``: the interface of the heads and what they share.
+- ``upernet.py``, ``fcn.py``: UPerNet's head and the auxiliary head.
+- ``mask2former/``: Mask2Former.
+- ``inference.py``: inference on whole images and by sliding window.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +16,7 @@ from src.models.segmentation.inference import (
     probability_strips,
     slide_logits,
 )
-from src.models.segmentation.mask2former.segmentor import Mask2Former
+from src.models.segmentation.mask2former import Mask2Former
 from src.models.segmentation.segmentor import Outputs, Segmentor
 
 __all__ = [

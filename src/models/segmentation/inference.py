@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from src.errors import UserError
-from src.models.segmentation.head import resize
 from src.models.layers.precision import full_precision
+from src.models.segmentation.head import resize
 
 MAX_VALUES = 2**26
 """Probabilities that are computed at once: 256 MiB in float32, a few times that at work."""

@@ -12,10 +12,10 @@ from collections.abc import Callable, Mapping
 from torch import Tensor, nn
 
 from src.models.internimage.backbone import InternImageBackbone
+from src.models.layers.precision import full_precision
 from src.models.segmentation.fcn import FCNHead
 from src.models.segmentation.head import SegmentationHead, resize
 from src.models.segmentation.upernet import UPerHead
-from src.models.layers.precision import full_precision
 
 Outputs = Mapping[str, Tensor] | Mapping[str, list[Tensor]]
 """What a segmentor gives: ``out`` in evaluation; in training what its loss needs, by name."""

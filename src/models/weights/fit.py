@@ -18,14 +18,14 @@ from timm.models._manipulate import adapt_input_conv
 from torch import Tensor, nn
 
 from src.errors import UserError
+from src.models.internimage.architectures import ARCHITECTURES
 from src.models.internimage.backbone import InternImageBackbone
-from src.models.layers.conv import ClassOutput
-from src.models.segmentation.head import ClassConv2d
+from src.models.internimage.blocks import Block
 from src.models.internimage.classifier import InternImage
 from src.models.internimage.dcnv3 import DCNv3
+from src.models.layers.conv import ClassOutput
+from src.models.segmentation.head import ClassConv2d
 from src.models.weights.names import official_names
-from src.models.internimage.blocks import Block
-from src.models.internimage.registry import ARCHITECTURES
 
 ANCHOR = "patch_embed.conv1.weight"
 TRUNK = ("patch_embed.", "levels.")

@@ -10,10 +10,10 @@ import re
 
 from torch import nn
 
+from src.models.detection.dino.decoder import DecoderLayer
+from src.models.detection.dino.detector import CBDINO
 from src.models.internimage.backbone import InternImageBackbone
 from src.models.layers.deformable_encoder import EncoderLayer
-from src.models.detection.dino.detector import CBDINO
-from src.models.detection.dino.decoder import DecoderLayer
 from src.models.segmentation.mask2former.head import MaskedAttentionLayer
 from src.models.segmentation.upernet import UPerHead
 

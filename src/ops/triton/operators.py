@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.library import triton_op
 
 from .._arguments import as_window
-from ..dcnv3 import BACKWARD_SCHEMA, FORWARD_SCHEMA, double_backward, gradients, setup_context
+from .._autograd import BACKWARD_SCHEMA, FORWARD_SCHEMA, double_backward, gradients, setup_context
 from .launch import backward, forward
 
 

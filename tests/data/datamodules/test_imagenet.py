@@ -206,7 +206,9 @@ def test_every_argument_can_be_given_on_the_command_line(toy_imagenet):
 
 
 def test_the_commands_need_not_wait_for_lightning():
-    code = "import src.cli.commands.prepare, src.data.verify.command, sys; print(sorted(sys.modules))"
+    code = (
+        "import src.cli.commands.prepare, src.cli.commands.verify, sys; print(sorted(sys.modules))"
+    )
     loaded = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from src.cli.commands.verify import main as verify
 from src.data import ADE20KDataModule
 from src.data.classes.class_names import read_class_names
 from src.data.toy.ade20k import TOY_CLASSES, write_toy_ade20k
 from src.data.toy.imagenet import ToySettings
-from src.data.verify.command import main as verify
 
 SETTINGS = ToySettings(train=2, val=1, predict=1, size=32)
 

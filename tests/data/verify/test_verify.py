@@ -1,6 +1,6 @@
 import pytest
 
-from src.data.verify.command import main as verify
+from src.cli.commands.verify import main as verify
 
 
 def run(root, *options):

@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from src.errors import UserError
 from src.models import ARCHITECTURES, DCNv3, InternImage, InternImageBackbone
-from src.models.internimage.dcnv3 import LAYER_NORM_EPS
+from src.models.internimage.layers import LAYER_NORM_EPS
 from tests.official import assert_same_network
 
 SLOW = pytest.mark.slow

@@ -8,8 +8,8 @@ from functools import cache
 import pytest
 import torch
 
-from src.models.weights.names import official_names
 from src.models.weights.load import load_official
+from src.models.weights.names import official_names
 from tests.models.steps import run_in_steps
 
 WITH_BATCH_NORM = ["t_like", "b_like", "l_like", "t_like_remove_center"]

@@ -9,8 +9,6 @@ from torch import nn
 
 from src.errors import UserError
 from src.models import InternImageBackbone
-from src.models.segmentation.fcn import FCNHead
-from src.models.segmentation.upernet import UPerHead
 from src.models.segmentation import (
     Segmentor,
     SlidingWindow,
@@ -18,6 +16,8 @@ from src.models.segmentation import (
     probability_strips,
     slide_logits,
 )
+from src.models.segmentation.fcn import FCNHead
+from src.models.segmentation.upernet import UPerHead
 from src.models.weights.load import load_official, to_official
 
 TINY = partial(InternImageBackbone, channels=8, depths=(1, 1, 2, 1), groups=(1, 2, 4, 8))

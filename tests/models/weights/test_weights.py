@@ -19,8 +19,8 @@ from safetensors.torch import save_file
 from src.errors import UserError
 from src.models import ARCHITECTURES, InternImage, InternImageBackbone
 from src.models.weights.fit import indices_22k_to_1k
-from src.models.weights.names import official_names
 from src.models.weights.load import load_official, to_official
+from src.models.weights.names import official_names
 
 SMALL = {"channels": 16, "depths": (1, 1, 2, 1), "groups": (1, 2, 4, 8)}
 HUGE_LIKE = {

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from src.models.layers.deformable_encoder import LayerSizes
 from src.models.detection.dino.padding import Padding
+from src.models.layers.deformable_encoder import LayerSizes
 from src.models.layers.precision import full_precision
 from src.models.layers.transformer import MultiheadAttention, XavierLinear, sine_encoding
 

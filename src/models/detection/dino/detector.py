@@ -14,14 +14,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from src.models.detection.detector import Detector, Kind
+from src.models.detection.dino.denoising import Denoising
+from src.models.detection.dino.head import DINOHead
+from src.models.detection.dino.transformer import DINOTransformer
+from src.models.detection.rcnn.anchors import Size
 from src.models.internimage.backbone import InternImageBackbone
 from src.models.internimage.composite import CBInternImageBackbone
 from src.models.layers.deformable_encoder import LayerSizes
-from src.models.detection.rcnn.anchors import Size
-from src.models.detection.dino.denoising import Denoising
-from src.models.detection.detector import Detector, Kind
-from src.models.detection.dino.head import DINOHead
-from src.models.detection.dino.transformer import DINOTransformer
 from src.models.necks.channel_mapper import ChannelMapper
 from src.types import Detections, DetectionTarget
 

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from src.models.layers.deformable_encoder import Encoder, LayerSizes
 from src.models.detection.dino.decoder import DINODecoder
 from src.models.detection.dino.padding import Padding, padded_positions
+from src.models.layers.deformable_encoder import Encoder, LayerSizes
 from src.models.layers.precision import full_precision
 from src.models.layers.transformer import XavierLinear
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from src.losses.detection import smooth_l1_loss
-from src.models.internimage.backbone import InternImageBackbone
 from src.models.detection.rcnn.anchors import AnchorGenerator
 from src.models.detection.rcnn.box_head import BoxHead
 from src.models.detection.rcnn.cascade_roi_head import STAGE_IOUS, CascadeRoIHead
@@ -19,6 +18,7 @@ from src.models.detection.rcnn.mask_head import MaskHead
 from src.models.detection.rcnn.roi_head import DetectionLimits, RegionSampler
 from src.models.detection.rcnn.rpn import ProposalLimits, RPNHead
 from src.models.detection.rcnn.two_stage import TwoStageDetector
+from src.models.internimage.backbone import InternImageBackbone
 from src.models.necks.fpn import FPN
 
 

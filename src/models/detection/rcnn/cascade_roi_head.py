@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from src.losses.detection import giou_loss
+from src.models.detection.boxes import BoxCoder
 from src.models.detection.rcnn import box_head
 from src.models.detection.rcnn.anchors import Size
 from src.models.detection.rcnn.box_head import BoxHead, offsets_of_class
-from src.models.detection.boxes import BoxCoder
 from src.models.detection.rcnn.mask_head import MaskHead
 from src.models.detection.rcnn.roi_align import align_on_pyramid, boxes_with_image
 from src.models.detection.rcnn.roi_head import (

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
-from src.models.layers.conv import ClassConv2d, ConvUnit, Upsample2x
 from src.models.detection.boxes import clip
+from src.models.layers.conv import ClassConv2d, ConvUnit, Upsample2x
 from src.models.layers.precision import full_precision
 
 ROI_SIDE = 14

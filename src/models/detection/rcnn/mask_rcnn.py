@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from src.losses.detection import l1_loss
-from src.models.internimage.backbone import InternImageBackbone
 from src.models.detection.rcnn.anchors import AnchorGenerator
 from src.models.detection.rcnn.box_head import BoxHead
 from src.models.detection.rcnn.mask_head import MaskHead
 from src.models.detection.rcnn.roi_head import DetectionLimits, RegionSampler, RoIHead
 from src.models.detection.rcnn.rpn import ProposalLimits, RPNHead
 from src.models.detection.rcnn.two_stage import TwoStageDetector
+from src.models.internimage.backbone import InternImageBackbone
 from src.models.necks.fpn import FPN
 
 

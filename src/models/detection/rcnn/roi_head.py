@@ -10,14 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from src.losses.detection import accuracy, average, l1_loss, mask_loss
+from src.models.detection.boxes import BoxCoder
+from src.models.detection.nms import grouped_nms
 from src.models.detection.rcnn import box_head, mask_head
 from src.models.detection.rcnn.anchors import Size
+from src.models.detection.rcnn.assigner import MaxIoUAssigner, RandomSampler
 from src.models.detection.rcnn.box_head import BoxHead, offsets_of_class
-from src.models.detection.boxes import BoxCoder
 from src.models.detection.rcnn.mask_head import MaskHead, mask_targets, masks_of_class
 from src.models.detection.rcnn.mask_paste import paste_masks
-from src.models.detection.rcnn.assigner import MaxIoUAssigner, RandomSampler
-from src.models.detection.nms import grouped_nms
 from src.models.detection.rcnn.roi_align import align_on_pyramid, boxes_with_image
 from src.types import Detections, DetectionTarget
 

@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from src.losses.detection import average
-from src.models.layers.conv import Conv2d
-from src.models.detection.rcnn.anchors import AnchorGenerator, Size
 from src.models.detection.boxes import BoxCoder
-from src.models.detection.rcnn.assigner import MaxIoUAssigner, RandomSampler
 from src.models.detection.nms import grouped_nms
+from src.models.detection.rcnn.anchors import AnchorGenerator, Size
+from src.models.detection.rcnn.assigner import MaxIoUAssigner, RandomSampler
+from src.models.layers.conv import Conv2d
 from src.models.layers.precision import full_precision
 
 BoxLoss = Callable[[Tensor, Tensor, float], Tensor]

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from src.errors import UserError
 from src.models.layers.conv import ClassOutput
-from src.models.segmentation.mask2former.pixel_decoder import PixelDecoder
-from src.models.segmentation.head import SegmentationHead, resize
 from src.models.layers.precision import full_precision
 from src.models.layers.transformer import FeedForward, MultiheadAttention, map_positions
+from src.models.segmentation.head import SegmentationHead, resize
+from src.models.segmentation.mask2former.pixel_decoder import PixelDecoder
 
 Prediction = tuple[Tensor, Tensor]
 """Class logits ``(N, Q, K + 1)``, no object last, and mask logits ``(N, Q, H, W)``."""

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from src.errors import UserError
 from src.models.layers.conv import Conv2d, Start
 from src.models.layers.deformable_encoder import Encoder, LayerSizes
-from src.models.segmentation.head import resize
 from src.models.layers.transformer import map_positions
+from src.models.segmentation.head import resize
 
 Size = tuple[int, int]
 

@@ -12,8 +12,8 @@ from typing import cast
 from torch import Tensor
 
 from src.models.internimage.backbone import InternImageBackbone
-from src.models.segmentation.mask2former.head import Mask2FormerHead
 from src.models.segmentation.head import resize
+from src.models.segmentation.mask2former.head import Mask2FormerHead
 from src.models.segmentation.segmentor import Outputs, Segmentor
 
 

@@ -9,13 +9,13 @@ from src.errors import UserError
 from src.losses.box_set import focal_loss, match, relative_boxes
 from src.losses.detection import mean_over_processes
 from src.models import CBDINO, DINO, CBInternImageBackbone, InternImageBackbone
-from src.models.detection.tta import fuse, mirror
-from src.models.detection.dino.denoising import Denoising
 from src.models.detection.dino.decoder import inverse_sigmoid
+from src.models.detection.dino.denoising import Denoising
 from src.models.detection.dino.head import LabelEmbedding
 from src.models.detection.dino.padding import find_padding
-from src.models.necks.channel_mapper import ChannelMapper
+from src.models.detection.tta import fuse, mirror
 from src.models.layers.transformer import FeedForward, SplitFeedForward
+from src.models.necks.channel_mapper import ChannelMapper
 from src.models.weights.load import load_official, to_official
 from src.types import Detections
 from tests.official import assert_same_network

@@ -9,12 +9,12 @@ import torch
 from src.losses.detection import accuracy, giou_loss, l1_loss, mask_loss, smooth_l1_loss
 from src.models import InternImageBackbone
 from src.models.detection import CascadeMaskRCNN, MaskRCNN
-from src.models.detection.rcnn.anchors import AnchorGenerator
 from src.models.detection.boxes import BoxCoder, clip, pairwise_iou
+from src.models.detection.nms import grouped_nms
+from src.models.detection.rcnn.anchors import AnchorGenerator
+from src.models.detection.rcnn.assigner import BACKGROUND, IGNORED, MaxIoUAssigner, RandomSampler
 from src.models.detection.rcnn.mask_head import mask_targets
 from src.models.detection.rcnn.mask_paste import paste_masks
-from src.models.detection.rcnn.assigner import BACKGROUND, IGNORED, MaxIoUAssigner, RandomSampler
-from src.models.detection.nms import grouped_nms
 from src.models.detection.rcnn.roi_align import align_on_pyramid, boxes_with_image
 from src.models.weights.load import load_official, to_official
 

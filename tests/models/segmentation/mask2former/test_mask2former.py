@@ -8,8 +8,8 @@ from torch.testing import assert_close
 
 from src.errors import UserError
 from src.models import InternImageBackbone, Mask2Former, Mask2FormerHead
-from src.models.segmentation.mask2former.head import class_map, visible_pixels
 from src.models.segmentation import picture_probabilities
+from src.models.segmentation.mask2former.head import class_map, visible_pixels
 from src.models.weights.load import load_official, to_official
 from tests.official import assert_same_network
 

@@ -1,0 +1,104 @@
+"""``python -m src profile --model internimage_t``: print the size and cost of a variant."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, cast
+
+import timm
+import torch
+
+import src.models  # noqa: F401  registers the variants with timm
+from src.errors import UserError
+from src.profiling.profile import (
+    PUBLISHED_MACS,
+    PUBLISHED_PARAMETERS,
+    Activations,
+    Macs,
+    count_macs,
+    count_parameters,
+    measure_activations,
+)
+
+if TYPE_CHECKING:
+    from src.models import InternImage
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print parameters, MACs and activation memory of a variant.
+
+    Args:
+        argv: Arguments without the program name; default is the command line.
+
+    Returns:
+        0.
+
+    Raises:
+        UserError: If the variant is unknown or a size does not suit it.
+    """
+    args = _parser().parse_args(argv)
+    names = timm.list_models("internimage*")
+    if args.model not in names:
+        raise UserError(f"There is no model '{args.model}'; known are {', '.join(names)}.")
+    if args.batch < 1 or min(args.size) < 1:
+        raise UserError("--batch and --size must be at least 1.")
+    with torch.device("meta"):
+        network = cast("InternImage", timm.create_model(args.model, num_classes=args.num_classes))
+    print(f"{args.model}, {args.num_classes} classes")
+    published = PUBLISHED_PARAMETERS.get(args.model)
+    own = f"{count_parameters(network):,}"
+    print(f"  parameters  {own}" + (f"  (published: {published})" if published else ""))
+    for size in args.size:
+        image = torch.empty(args.batch, 3, size, size, device="meta")
+        _print_macs(args.model, size, args.batch, count_macs(network, image))
+        _print_activations(measure_activations(network, image))
+    return 0
+
+
+def _print_macs(model: str, size: int, batch: int, macs: Macs) -> None:
+    print(f"\n{size} x {size}, batch {batch}")
+    rows = {
+        "convolutions": macs.conv,
+        "linear layers": macs.linear,
+        "other products": macs.products,
+        "DCNv3 sampling": macs.sampling,
+        "total": macs.total,
+    }
+    for name, value in rows.items():
+        print(f"  {name:15s}{value / 1e9:12.3f} GMACs")
+    published = PUBLISHED_MACS.get((model, size))
+    if published is not None and batch == 1:
+        rule = "no rule reproduces it, see docs/model_zoo.md"
+        if published.compute is not None:
+            rule = f"{published.rule}: {published.compute(macs)}G"
+        print(f"  {'published':15s}{published.text:>12s}        ({rule})")
+
+
+def _print_activations(memory: Activations) -> None:
+    print("  activations kept for the backward pass, float32")
+    print(f"    plain         {_human(memory.plain)}")
+    print(
+        f"    checkpointed  {_human(memory.checkpointed)}, and {_human(memory.recomputed)} while "
+        f"the largest block is recomputed"
+    )
+
+
+def _human(size: int) -> str:
+    power = min(3, int(math.log(max(size, 1), 1024)))
+    return f"{size / 1024**power:.2f} {('B', 'KiB', 'MiB', 'GiB')[power]}"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m src profile",
+        description="Parameters, MACs and activation memory of an InternImage variant.",
+    )
+    parser.add_argument("--model", required=True, help="a variant, for instance internimage_t")
+    parser.add_argument(
+        "--size", type=int, nargs="+", default=[224], help="sides of the square images, in pixels"
+    )
+    parser.add_argument("--batch", type=int, default=1, help="images per forward pass")
+    parser.add_argument("--num-classes", type=int, default=1000, help="width of the logits")
+    return parser

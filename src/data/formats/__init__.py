@@ -1,0 +1,1 @@
+"""File formats: COCO json, run-length codes, label maps, image files."""

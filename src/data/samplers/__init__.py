@@ -1,0 +1,1 @@
+"""Samplers that divide a dataset among ranks and group images by shape."""

@@ -1,0 +1,1 @@
+"""Toy scenes drawn from a seed, and their layouts on disk."""

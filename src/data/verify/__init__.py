@@ -1,0 +1,1 @@
+"""Checks of dataset folders before training."""

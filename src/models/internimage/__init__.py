@@ -1,0 +1,25 @@
+"""InternImage, the DCNv3 backbone and its classifiers.
+
+- ``dcnv3.py``: the DCNv3 layer, which calls the operator in ``src.ops``.
+- ``blocks.py``: stem, block, downsampling and stage.
+- ``backbone.py``: the backbone, one feature map per stage.
+- ``heads.py``, ``classifier.py``: pooling heads and the classifier with timm's contract.
+- ``composite.py``: two backbones combined (CBNet).
+- ``architectures.py``, ``registry.py``: arguments of the named variants, and their timm entries.
+"""
+
+from __future__ import annotations
+
+from src.models.internimage.architectures import ARCHITECTURES
+from src.models.internimage.backbone import InternImageBackbone
+from src.models.internimage.classifier import InternImage
+from src.models.internimage.composite import CBInternImageBackbone
+from src.models.internimage.dcnv3 import DCNv3
+
+__all__ = [
+    "ARCHITECTURES",
+    "CBInternImageBackbone",
+    "DCNv3",
+    "InternImage",
+    "InternImageBackbone",
+]

@@ -1,0 +1,39 @@
+"""Schemas and gradients that every DCNv3 operator shares, whichever kernels it calls."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+_WINDOW_SCHEMA = (
+    "int groups, int[2] kernel_size, int[2] stride, int[2] padding, int[2] dilation, "
+    "float offset_scale, bool remove_center, bool mask_softmax"
+)
+FORWARD_SCHEMA = f"(Tensor input, Tensor offset, Tensor mask, {_WINDOW_SCHEMA}) -> Tensor"
+BACKWARD_SCHEMA = (
+    f"(Tensor grad, Tensor input, Tensor offset, Tensor mask, {_WINDOW_SCHEMA}, "
+    "bool[3] output_mask) -> (Tensor, Tensor, Tensor)"
+)
+
+
+def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    """Keep the three tensors and the window for :func:`gradients`."""
+    ctx.save_for_backward(*inputs[:3])
+    ctx.window = inputs[3:]
+
+
+def gradients(operator: Any, ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """Gradients of all arguments of the forward operator, by a backward operator."""
+    wanted = ctx.needs_input_grad[:3]
+    grads = operator(grad, *ctx.saved_tensors, *ctx.window, wanted)
+    wanted_grads = (g if is_wanted else None for g, is_wanted in zip(grads, wanted, strict=True))
+    return *wanted_grads, *(None for _ in ctx.window)
+
+
+def double_backward(ctx: Any, *grads: Tensor) -> None:
+    """There is none."""
+    raise RuntimeError(
+        "DCNv3 has no second derivative; differentiate it without create_graph=True, or use "
+        "src.ops.dcnv3_reference, which can be differentiated twice."
+    )
