@@ -11,6 +11,9 @@ if TYPE_CHECKING:  # commands that only look at files start without torch
 IGNORE_LABEL = 255
 """Label of pixels that count nowhere, neither in losses nor in metrics."""
 
+Size = tuple[int, int]
+"""Height and width, in pixels or cells."""
+
 PictureId = int | str
 """How an annotation file calls a picture: COCO has numbers, other files have names too."""
 

@@ -25,7 +25,8 @@ MAY_IMPORT = {
     "decoding": set(),
     "visualization": {"types"},
     "environment": {"ops"},
-    "export": {"models", "ops"},
+    "profiling": {"models", "ops", "types"},
+    "export": {"models", "ops", "types"},
     "hub": {"models", "data", "serialization"},
     "distributed": {"serialization"},
     "tasks": {"models", "losses", "metrics", "optim", "types", "distributed", "serialization"},
@@ -55,6 +56,32 @@ ONLY_THERE = {
 }
 EVERYONE_MAY_IMPORT = ("errors", "files", "file_names")
 ENTRY_POINTS = {"cli", "__main__", "__init__"}
+
+# Folders inside a room, each with the folders of the same room that it may import from.
+FOLDERS = {
+    "models": {
+        "layers": set(),
+        "internimage": {"layers"},
+        "necks": {"layers"},
+        "detection": {"layers", "internimage", "necks"},
+        "segmentation": {"layers", "internimage"},
+        "weights": {"layers", "internimage", "detection", "segmentation"},
+    },
+    "models/detection": {"rcnn": set(), "dino": set()},
+    "models/segmentation": {"mask2former": set()},
+    "data": {
+        "classes": {"formats"},
+        "formats": set(),
+        "transforms": set(),
+        "samplers": set(),
+        "datasets": {"formats", "transforms"},
+        "datamodules": {"datasets", "samplers", "transforms", "classes", "formats"},
+        "toy": set(),
+        "prepare": {"classes", "formats"},
+        "verify": {"classes", "formats", "datasets"},
+        "custom": {"classes", "formats", "datasets", "datamodules", "transforms", "verify"},
+    },
+}
 
 
 def room_of(path: Path) -> str:
@@ -96,3 +123,71 @@ def test_the_operator_needs_nothing_but_torch() -> None:
         allowed = {"torch", "src", "triton"} if path.parent.name == "triton" else {"torch", "src"}
         foreign = {name.split(".")[0] for name in imports_of(path)} - standard - allowed
         assert not foreign, f"{path.name} imports {foreign}"
+
+
+def module_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_of(path): path for path in SOURCES}
+
+
+def modules_imported_by(path: Path) -> set[str]:
+    """Modules of this project that a file imports, at its top or inside functions."""
+    found = set()
+    for name in imports_of(path):
+        # `from a.b import c` names the module a.b.c, or something in the module a.b.
+        module = name if name in MODULES else name.rpartition(".")[0]
+        if module in MODULES:
+            found.add(module)
+    return found - {module_of(path)}
+
+
+@pytest.mark.parametrize("room", FOLDERS)
+def test_folders_import_only_what_they_may(room: str) -> None:
+    start = f"src.{room.replace('/', '.')}."
+    for module, path in MODULES.items():
+        folder = module.removeprefix(start).split(".")[0]
+        if not module.startswith(start) or folder not in FOLDERS[room]:
+            continue
+        imported = {
+            name.removeprefix(start).split(".")[0]
+            for name in modules_imported_by(path)
+            if name.startswith(start)
+        }
+        wrong = (imported & set(FOLDERS[room])) - FOLDERS[room][folder] - {folder}
+        assert not wrong, f"{path.relative_to(ROOT)} may not import {sorted(wrong)}"
+
+
+@pytest.mark.parametrize("room", FOLDERS)
+def test_every_folder_has_its_rule(room: str) -> None:
+    folders = {path.parent.name for path in (ROOT / "src" / room).glob("*/__init__.py")}
+    assert folders == set(FOLDERS[room])
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    imports = {module: modules_imported_by(path) for module, path in MODULES.items()}
+    assert find_circle(imports) is None
+
+
+def find_circle(imports: dict[str, set[str]]) -> list[str] | None:
+    """A chain of modules that ends where it starts, or ``None``."""
+    finished: set[str] = set()
+
+    def visit(module: str, chain: list[str]) -> list[str] | None:
+        if module in chain:
+            return [*chain[chain.index(module) :], module]
+        if module in finished:
+            return None
+        circles = (visit(name, [*chain, module]) for name in sorted(imports[module]))
+        circle = next((found for found in circles if found), None)
+        finished.add(module)
+        return circle
+
+    return next((found for module in imports if (found := visit(module, []))), None)
+
+
+def test_a_circle_is_found() -> None:
+    assert find_circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
+    assert find_circle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) is None

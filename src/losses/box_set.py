@@ -20,14 +20,13 @@ from torch import Tensor
 from torchvision.ops import box_convert, generalized_box_iou
 
 from src.losses.detection import average, giou_loss, l1_loss
-from src.types import DetectionTarget
+from src.types import DetectionTarget, Size
 
 ALPHA, GAMMA = 0.25, 2.0
 CLASS_COST = 2.0
 BOX_WEIGHT, IOU_WEIGHT = 5.0, 2.0  # of the losses and of the costs
 _EPS = 1e-12
 
-Size = tuple[int, int]
 Pairs = list[tuple[Tensor, Tensor]]
 """For each picture the numbers of queries and of the objects that they have to find."""
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from src.cli import export, main
-from src.data import prepare
+from src.cli import main
+from src.cli.commands import export, prepare
 from src.data.toy.imagenet import ToySettings, write_toy_imagenet
 
 ROOT = Path(__file__).parents[2]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_area
 
-from src.models.detection.rcnn.anchors import Size
+from src.types import Size
 
 _MAX_LOG_RATIO = math.log(1000 / 16)  # a box grows or shrinks by at most this in one step
 _MIN_AREA = 1e-6
@@ -37,6 +37,15 @@ def clip(boxes: Tensor, size: Size) -> Tensor:
     x = boxes[..., 0::2].clamp(0, width)
     y = boxes[..., 1::2].clamp(0, height)
     return torch.stack([x[..., 0], y[..., 0], x[..., 1], y[..., 1]], dim=-1)
+
+
+def resize_factor(size: Size, original: Size, like: Tensor) -> Tensor:
+    """How much ``x, y, x, y`` grew from the original picture to the network's input, ``(4,)``.
+
+    Rounded to float32, as officially.
+    """
+    x, y = size[1] / original[1], size[0] / original[0]
+    return torch.tensor([x, y, x, y], dtype=torch.float32, device=like.device).to(like.dtype)
 
 
 class BoxCoder:

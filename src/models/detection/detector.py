@@ -7,8 +7,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
-from src.models.detection.rcnn.anchors import Size
-from src.types import Detections, DetectionTarget
+from src.types import Detections, DetectionTarget, Size
 
 Kind = Literal["bbox", "segm"]
 

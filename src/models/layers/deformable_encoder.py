@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from src.models.layers.deformable_attention import MultiScaleDeformableAttention
 from src.models.layers.transformer import FeedForward, SplitFeedForward, Spread
-
-Size = tuple[int, int]
+from src.types import Size
 
 
 class LayerSizes(NamedTuple):

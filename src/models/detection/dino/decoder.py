@@ -18,8 +18,8 @@ from src.models.detection.dino.padding import Padding
 from src.models.layers.deformable_encoder import LayerSizes
 from src.models.layers.precision import full_precision
 from src.models.layers.transformer import MultiheadAttention, XavierLinear, sine_encoding
+from src.types import Size
 
-Size = tuple[int, int]
 BOX_TEMPERATURE = 10000.0
 SIGMOID_EPS = 1e-3
 

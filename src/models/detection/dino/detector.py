@@ -18,12 +18,11 @@ from src.models.detection.detector import Detector, Kind
 from src.models.detection.dino.denoising import Denoising
 from src.models.detection.dino.head import DINOHead
 from src.models.detection.dino.transformer import DINOTransformer
-from src.models.detection.rcnn.anchors import Size
 from src.models.internimage.backbone import InternImageBackbone
 from src.models.internimage.composite import CBInternImageBackbone
 from src.models.layers.deformable_encoder import LayerSizes
 from src.models.necks.channel_mapper import ChannelMapper
-from src.types import Detections, DetectionTarget
+from src.types import Detections, DetectionTarget, Size
 
 LEVELS = 4
 """Maps that the encoder sees: those of the backbone and a coarser one."""

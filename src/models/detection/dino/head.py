@@ -21,16 +21,14 @@ from src.losses.box_set import (
     set_losses,
 )
 from src.losses.detection import mean_over_processes
-from src.models.detection.boxes import clip
+from src.models.detection.boxes import clip, resize_factor
 from src.models.detection.dino.decoder import inverse_sigmoid
 from src.models.detection.dino.denoising import Denoising, DenoisingPlan
 from src.models.detection.dino.padding import find_padding
 from src.models.detection.dino.transformer import DINOTransformer, Proposals
-from src.models.detection.rcnn.anchors import Size
-from src.models.detection.rcnn.roi_head import resize_factor
 from src.models.layers.conv import ClassOutput
 from src.models.layers.precision import full_precision
-from src.types import Detections, DetectionTarget
+from src.types import Detections, DetectionTarget, Size
 
 CLASS_PRIOR = 0.01
 LOSSES = ("loss_cls", "loss_bbox", "loss_iou")

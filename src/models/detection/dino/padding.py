@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from src.models.layers.transformer import POSITION_EPS, sine_encoding, width_and_height
-
-Size = tuple[int, int]
+from src.types import Size
 
 
 @dataclass(frozen=True)

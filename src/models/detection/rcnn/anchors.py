@@ -11,8 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-Size = tuple[int, int]
-"""Height and width in pixels or cells."""
+from src.types import Size
 
 
 class AnchorGenerator:

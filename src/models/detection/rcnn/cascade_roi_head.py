@@ -13,9 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from src.losses.detection import giou_loss
-from src.models.detection.boxes import BoxCoder
+from src.models.detection.boxes import BoxCoder, resize_factor
 from src.models.detection.rcnn import box_head
-from src.models.detection.rcnn.anchors import Size
 from src.models.detection.rcnn.box_head import BoxHead, offsets_of_class
 from src.models.detection.rcnn.mask_head import MaskHead
 from src.models.detection.rcnn.roi_align import align_on_pyramid, boxes_with_image
@@ -26,11 +25,10 @@ from src.models.detection.rcnn.roi_head import (
     add_masks,
     class_losses,
     mask_head_loss,
-    resize_factor,
     select_detections,
     wanted_boxes,
 )
-from src.types import Detections, DetectionTarget
+from src.types import Detections, DetectionTarget, Size
 
 STAGE_IOUS = (0.5, 0.6, 0.7)
 STAGE_WEIGHTS = (1.0, 0.5, 0.25)

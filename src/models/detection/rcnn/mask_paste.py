@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from src.models.detection.rcnn.anchors import Size
+from src.types import Size
 
 
 def paste_masks(probabilities: Tensor, boxes: Tensor, size: Size, threshold: float) -> Tensor:

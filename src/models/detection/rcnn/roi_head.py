@@ -10,16 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from src.losses.detection import accuracy, average, l1_loss, mask_loss
-from src.models.detection.boxes import BoxCoder
+from src.models.detection.boxes import BoxCoder, resize_factor
 from src.models.detection.nms import grouped_nms
 from src.models.detection.rcnn import box_head, mask_head
-from src.models.detection.rcnn.anchors import Size
 from src.models.detection.rcnn.assigner import MaxIoUAssigner, RandomSampler
 from src.models.detection.rcnn.box_head import BoxHead, offsets_of_class
 from src.models.detection.rcnn.mask_head import MaskHead, mask_targets, masks_of_class
 from src.models.detection.rcnn.mask_paste import paste_masks
 from src.models.detection.rcnn.roi_align import align_on_pyramid, boxes_with_image
-from src.types import Detections, DetectionTarget
+from src.types import Detections, DetectionTarget, Size
 
 
 @dataclass(frozen=True)
@@ -244,15 +243,6 @@ def mask_head_loss(
     logits = masks_of_class(head(features), labels)
     wanted = mask_targets(boxes, [s.objects for s in samples], [t["masks"] for t in targets])
     return mask_loss(logits, wanted)
-
-
-def resize_factor(size: Size, original: Size, like: Tensor) -> Tensor:
-    """How much ``x, y, x, y`` grew from the original picture to the network's input, ``(4,)``.
-
-    Rounded to float32, as officially.
-    """
-    x, y = size[1] / original[1], size[0] / original[0]
-    return torch.tensor([x, y, x, y], dtype=torch.float32, device=like.device).to(like.dtype)
 
 
 def select_detections(

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from src.losses.detection import average
 from src.models.detection.boxes import BoxCoder
 from src.models.detection.nms import grouped_nms
-from src.models.detection.rcnn.anchors import AnchorGenerator, Size
+from src.models.detection.rcnn.anchors import AnchorGenerator
 from src.models.detection.rcnn.assigner import MaxIoUAssigner, RandomSampler
 from src.models.layers.conv import Conv2d
 from src.models.layers.precision import full_precision
+from src.types import Size
 
 BoxLoss = Callable[[Tensor, Tensor, float], Tensor]
 NMS_IOU = 0.7

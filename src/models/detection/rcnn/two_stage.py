@@ -12,13 +12,12 @@ import torch
 from torch import Tensor
 
 from src.models.detection.detector import Detector
-from src.models.detection.rcnn.anchors import Size
 from src.models.detection.rcnn.cascade_roi_head import CascadeRoIHead
 from src.models.detection.rcnn.roi_head import RoIHead
 from src.models.detection.rcnn.rpn import RPNHead
 from src.models.internimage.backbone import InternImageBackbone
 from src.models.necks.fpn import FPN
-from src.types import Detections, DetectionTarget
+from src.types import Detections, DetectionTarget, Size
 
 SIZE_DIVISOR = 32
 """Pictures are padded to a multiple of this many pixels, the stride of the coarsest stage."""

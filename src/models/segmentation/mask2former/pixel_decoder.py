@@ -18,8 +18,7 @@ from src.models.layers.conv import Conv2d, Start
 from src.models.layers.deformable_encoder import Encoder, LayerSizes
 from src.models.layers.transformer import map_positions
 from src.models.segmentation.head import resize
-
-Size = tuple[int, int]
+from src.types import Size
 
 
 class NormedConv(nn.Module):

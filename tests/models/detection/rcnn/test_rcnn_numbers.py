@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from src.models.detection.boxes import BoxCoder
+from src.models.detection.boxes import BoxCoder, resize_factor
 from src.models.detection.rcnn.roi_align import align_on_pyramid, boxes_with_image
-from src.models.detection.rcnn.roi_head import resize_factor
 from src.models.weights.names import official_names
 from tests.models.detection.conftest import ORIGINAL_SIZES, SIZES, read_run
 from tests.models.steps import run_in_steps
