@@ -30,7 +30,7 @@ import src.cli.app  # noqa: F401  gives the parts of recipes their short names
 from src import files
 from src.data.datamodules.base import BaseDataModule
 from src.models.detection import Detector
-from src.models.weights.load import load_official
+from src.models.weights import load_official
 from src.models.weights.names import official_names
 from src.tasks import BaseTask
 

@@ -25,7 +25,7 @@ from src import files
 from src.errors import UserError
 from src.models.building import build_network, build_within
 from src.models.weights import files as checkpoints
-from src.models.weights.load import load_official, to_official
+from src.models.weights import load_official, to_official
 from src.serialization import NAME_LENGTH, read_json, shown
 
 CONFIG_FILE = "config.json"

@@ -60,12 +60,12 @@ ENTRY_POINTS = {"cli", "__main__", "__init__"}
 # Folders inside a room, each with the folders of the same room that it may import from.
 FOLDERS = {
     "models": {
-        "layers": set(),
-        "internimage": {"layers"},
+        "weights": set(),
+        "layers": {"weights"},
+        "internimage": {"layers", "weights"},
         "necks": {"layers"},
-        "detection": {"layers", "internimage", "necks"},
-        "segmentation": {"layers", "internimage"},
-        "weights": {"layers", "internimage", "detection", "segmentation"},
+        "detection": {"layers", "internimage", "necks", "weights"},
+        "segmentation": {"layers", "internimage", "weights"},
     },
     "models/detection": {"rcnn": set(), "dino": set()},
     "models/segmentation": {"mask2former": set()},

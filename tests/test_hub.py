@@ -56,7 +56,7 @@ def test_a_folder_gives_the_same_network_back(task, tmp_path):
 
 
 def test_a_folder_serves_as_weights_of_a_recipe(tmp_path):
-    from src.models.weights.load import load_official
+    from src.models.weights import load_official
 
     made("classification").save_pretrained(tmp_path)
     other = build_network(SPECS["classification"], 3)

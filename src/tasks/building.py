@@ -16,7 +16,7 @@ from src.distributed import copy_network, materialise, shard
 from src.errors import UserError
 from src.models.internimage.backbone import InternImageBackbone
 from src.models.internimage.blocks import Block
-from src.models.weights.load import LoadReport, load_official
+from src.models.weights import LoadReport, load_official
 
 SHARDED_UNITS: tuple[type[nn.Module], ...] = (Block,)
 """Modules that sharding strategies gather one at a time."""

@@ -10,7 +10,7 @@ import torch
 from src.cli import build, main
 from src.hub import Pretrained
 from src.models import InternImage
-from src.models.weights.load import to_official
+from src.models.weights import to_official
 from src.models.weights.names import official_names
 
 RECIPES = Path(__file__).parents[2] / "configs"

@@ -12,7 +12,7 @@ from PIL import Image
 
 from src.cli import main
 from src.models import InternImage
-from src.models.weights.load import to_official
+from src.models.weights import to_official
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -52,7 +52,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from src.distributed import materialise, shard
 from src.models import InternImage
 from src.models.internimage.blocks import Block
-from src.models.weights.load import load_official
+from src.models.weights import load_official
 from tests.allocations import peak_allocation
 from tests.distributed.test_large_variants import WIDE
 torch.set_num_threads(1)

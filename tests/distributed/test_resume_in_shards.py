@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from src.cli import main
-from src.models.weights.load import load_official
+from src.models.weights import load_official
 from tests.distributed.conftest import Launcher, Run
 
 STEPS = ("--trainer.max_epochs", "-1", "--trainer.max_steps", "8")

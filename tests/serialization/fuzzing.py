@@ -35,7 +35,7 @@ from src.cli.commands.consolidate import official
 from src.distributed import consolidate
 from src.errors import UserError
 from src.hub import Pretrained, build_network
-from src.models.weights.load import load_official, to_official
+from src.models.weights import load_official, to_official
 from src.serialization import check_finite, read_checkpoint
 
 SECONDS, BYTES = 20, 2 * 2**30

@@ -5,6 +5,7 @@
 - ``backbone.py``: the backbone, one feature map per stage.
 - ``heads.py``, ``classifier.py``: pooling heads and the classifier with timm's contract.
 - ``composite.py``: two backbones combined (CBNet).
+- ``imagenet22k.py``: the classes of ImageNet-1k among those of ImageNet-22k.
 - ``architectures.py``, ``registry.py``: arguments of the named variants, and their timm entries.
 """
 

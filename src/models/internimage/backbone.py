@@ -10,17 +10,21 @@ memory. The classifier is in ``internimage.py``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any, cast
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar, cast
 
 import torch
+from timm.models._manipulate import adapt_input_conv
 from torch import Tensor, nn
 
 from src.errors import UserError
+from src.models.internimage.architectures import ARCHITECTURES
 from src.models.internimage.blocks import Block, Stage, Stem
+from src.models.weights.match import Match, PretrainedBackbone, Renames
 
 
-class InternImageBackbone(nn.Module):
+class InternImageBackbone(PretrainedBackbone):
     """Stem and stages of InternImage; returns one map per requested stage.
 
     No norm is added to the outputs: a stage's map is what its last block (or its closing norm)
@@ -53,6 +57,23 @@ class InternImageBackbone(nn.Module):
     Raises:
         UserError: If the arguments do not fit together.
     """
+
+    checkpoint_anchor: ClassVar[str] = "patch_embed.conv1.weight"
+    checkpoint_parts: ClassVar[tuple[str, ...]] = ("patch_embed.", "levels.")
+    official_renames: ClassVar[Renames] = (
+        (r"^(patch_embed\.norm\d)\.", r"\1.1."),
+        (r"^(levels\.\d+\.downsample\.norm)\.", r"\1.1."),
+        (r"^(levels\.\d+\.norm)\.", r"\1.0."),
+        (r"^(levels\.\d+\.post_norms\.\d+)\.", r"\1.0."),
+        (r"^(levels\.\d+\.blocks\.\d+\.(?:res_post_)?norm\d)\.", r"\1.0."),
+        (r"^(levels\.\d+\.blocks\.\d+\.dcn\.dw_conv)\.", r"\1.0."),
+        (r"^(levels\.\d+\.blocks\.\d+\.dcn)\.dw_norm\.", r"\1.dw_conv.1.1."),
+        (r"^conv_head\.conv\.", "conv_head.0."),
+        (r"^conv_head\.norm\.", "conv_head.1.0."),
+        (r"^dcnv3_head_x4\.", "dcnv3_head_x4.0."),
+        (r"^(clip_projector\.norm1_[qkv])\.", r"\1.0."),
+        (r"^fc_norm\.", "fc_norm.0."),
+    )
 
     def __init__(
         self,
@@ -151,6 +172,51 @@ class InternImageBackbone(nn.Module):
     def no_weight_decay(self) -> set[str]:
         """Names that must not decay although they are matrices: none (official rule)."""
         return set()
+
+    def adapt_checkpoint(self, prefix: str, match: Match) -> None:
+        """Repeat the first convolution for images of other than three channels (timm's rule)."""
+        key = prefix + self.checkpoint_anchor
+        weight = match.state.get(key)
+        in_chans = self.patch_embed.conv1.in_channels
+        if weight is not None and weight.shape[1] == 3 and in_chans != 3:
+            match.state[key] = adapt_input_conv(in_chans, weight)
+            match.note(
+                f"{match.source} is for 3 image channels; its first convolution is repeated for"
+                f" {in_chans}."
+            )
+
+    @classmethod
+    def describe_checkpoint(
+        cls, tensors: Mapping[str, Tensor], prefix: str
+    ) -> tuple[str | None, str]:
+        """Variant that tensors look like, judging by width and depths, and a description."""
+        stem = tensors.get(f"{prefix}patch_embed.conv2.weight")
+        width = 0 if stem is None else len(stem)
+        blocks = re.compile(re.escape(prefix) + r"levels\.(\d+)\.blocks\.(\d+)\.")
+        depths: dict[int, int] = {}
+        for found in filter(None, map(blocks.match, tensors)):
+            level, block = int(found[1]), int(found[2])
+            depths[level] = max(depths.get(level, 0), block + 1)
+        shape = tuple(depths[level] for level in sorted(depths))
+        text = f"{width} channels, depths {'/'.join(map(str, shape))}"
+        for variant, arguments in ARCHITECTURES.items():
+            if (arguments["channels"], arguments["depths"]) == (width, shape):
+                return variant, f"{variant} ({text})"
+        return None, f"an InternImage of {text}"
+
+    @classmethod
+    def explain_mismatch(cls, missing: list[str], unused: list[str]) -> str:
+        """What to change when a file of the right variant does not fit."""
+        gammas = (".gamma1", ".gamma2")
+        if unused and all(key.endswith(gammas) for key in unused):
+            return "Set layer_scale to 1.0 to keep the scales of the file."
+        if missing and all(key.endswith(gammas) for key in missing):
+            return "Set layer_scale to null, or to 1.0 for initial scales of the same function."
+        return (
+            "Compare channels, depths, groups, post_norm, res_post_norm, layer_scale,"
+            " dw_kernel_size, level2_post_norm_block_ids and center_feature_scale with the"
+            " configuration of the file."
+        )
 
     def forward_stages(self, image: Tensor, last: int | None = None) -> list[Tensor]:
         """Maps of the stages ``0..last`` (default: all), each ``(N, C, H, W)``."""

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from src.errors import UserError
 from src.models.internimage.dcnv3 import DCNv3
 from src.models.internimage.layers import MLP, conv_nhwc, layer_norm
+from src.models.weights.match import Match
 
 
 class Stem(nn.Module):
@@ -147,6 +148,14 @@ class Block(nn.Module):
             out = res_post_norm(out)
         dropped: Tensor = self.drop_path(out)
         return dropped
+
+    def adapt_checkpoint(self, prefix: str, match: Match) -> None:
+        """Fill layer scales of 1.0 where a file has none: the same function."""
+        if self.layer_scale != 1.0 or any(k.endswith((".gamma1", ".gamma2")) for k in match.given):
+            return
+        for gamma in ("gamma1", "gamma2"):
+            match.state[prefix + gamma] = torch.ones(self.norm1.normalized_shape)
+        match.note(f"{match.source} has no layer scale; it is 1.0 initially, the same function.")
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, H, W, C) -> (N, H, W, C)``."""

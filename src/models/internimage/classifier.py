@@ -11,6 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from timm.layers.adaptive_avgmax_pool import adaptive_pool_feat_mult
 from timm.models._features import feature_take_indices
@@ -25,7 +26,10 @@ from src.models.internimage.heads import (
     ConvHead,
     pooling,
 )
+from src.models.internimage.imagenet22k import indices_22k_to_1k
 from src.models.internimage.layers import Linear, layer_norm
+from src.models.weights import load_official
+from src.models.weights.match import Match
 
 __all__ = ["InternImage", "InternImageBackbone"]
 
@@ -260,10 +264,32 @@ class InternImage(InternImageBackbone):
         """Images ``(N, 3, H, W)`` to logits ``(N, num_classes)``."""
         return self.forward_head(self.forward_features(image))
 
+    def adapt_checkpoint(self, prefix: str, match: Match) -> None:
+        """Select or drop the rows of a head for other classes."""
+        super().adapt_checkpoint(prefix, match)
+        keys = (f"{prefix}head.weight", f"{prefix}head.bias")
+        if self.num_classes == 0 or not all(key in match.state for key in keys):
+            return
+        rows = len(match.state[keys[0]])
+        if rows == self.num_classes:
+            return
+        if match.remap_22k and rows == 21841 and self.num_classes == 1000:
+            index = torch.tensor(indices_22k_to_1k())
+            match.state |= {key: match.state[key][index] for key in keys}
+            match.note(
+                f"{match.source} has 21841 classes; the head takes the rows of the 1000 classes of"
+                " ImageNet."
+            )
+            return
+        own = self.head.state_dict()
+        match.keep_initial({key: own[key.rpartition(".")[2]] for key in keys})
+        match.note(
+            f"{match.source} has {rows} classes, the network {self.num_classes}: the head is"
+            " randomly initialised."
+        )
+
     def load_pretrained(self, path: str | Path) -> None:
         """Load an official checkpoint file (called by timm for ``pretrained=True``)."""
-        from src.models.weights.load import load_official
-
         load_official(self, path)
 
     def _merge(self, maps: list[Tensor]) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from src.errors import UserError
 from src.models.internimage.layers import XavierLinear, ZeroLinear, conv_nhwc, layer_norm
+from src.models.weights.match import Match
 from src.ops import dcnv3
 
 
@@ -132,6 +133,21 @@ class DCNv3(nn.Module):
             out.view(grouped), values.view(grouped), gate.unsqueeze(-1).to(out.dtype)
         )
         return blended.view_as(out)
+
+    def adapt_checkpoint(self, prefix: str, match: Match) -> None:
+        """Drop the rows of the centre point if this layer has none (official loader)."""
+        if not self.remove_center:
+            return
+        points = self.kernel_size**2
+        for part, per_point in (("offset", 2), ("mask", 1)):
+            rows = torch.arange(self.groups * points * per_point)
+            kept = rows[rows // per_point % points != points // 2]
+            for key in (f"{prefix}{part}.weight", f"{prefix}{part}.bias"):
+                if key in match.state and len(match.state[key]) == len(rows):
+                    match.state[key] = match.state[key][kept]
+                    match.note(
+                        f"{match.source} samples the centre; its rows for the centre are left out."
+                    )
 
     def extra_repr(self) -> str:
         """Arguments shown by ``print``."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from src.models.internimage.architectures import ARCHITECTURES
 from src.models.internimage.classifier import InternImage
+from src.models.weights import convert_state_dict
 
 HUB_REPO = "OpenGVLab/InternImage"
 
@@ -61,8 +62,6 @@ default_cfgs = generate_default_cfgs(
 
 def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """Turn an official state dict into one of ``model`` (hook of timm's weight loading)."""
-    from src.models.weights.load import convert_state_dict
-
     return convert_state_dict(state_dict, model)
 
 

@@ -7,9 +7,11 @@ at 0.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal, cast
 
 from torch import Tensor, nn
+
+from src.models.weights.match import Match
 
 Start = Literal["kaiming", "xavier", "lecun"] | float
 """Kaiming normal for ReLU (fan out), Xavier uniform, LeCun uniform, or the std of a normal."""
@@ -77,7 +79,25 @@ class Linear(nn.Linear):
 
 
 class ClassOutput:
-    """Marks a layer whose outputs belong to classes: weights for other classes do not fit it."""
+    """A layer whose outputs belong to classes: weights for other classes do not fit it."""
+
+    counted: ClassVar[str] = "class outputs"
+    """What the rows of the weight are called in messages."""
+
+    def adapt_checkpoint(self, prefix: str, match: Match) -> None:
+        """Keep the initial values where a file has other classes."""
+        layer = cast("nn.Linear", self)
+        own = {f"{prefix}{key}": value for key, value in layer.state_dict().items()}
+        given = {key: match.state[key] for key in own if key in match.state}
+        weight = given.get(f"{prefix}weight")
+        if weight is None or weight.shape[1:] != layer.weight.shape[1:]:
+            return
+        if len(given) == len(own) and len(weight) != len(layer.weight):
+            match.keep_initial(own)
+            match.note(
+                f"{match.source} has {len(weight)} {self.counted}, the network"
+                f" {len(layer.weight)}: {prefix.removesuffix('.')} is randomly initialised."
+            )
 
 
 class ClassConv2d(ClassOutput, Conv2d):

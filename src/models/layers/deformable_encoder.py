@@ -8,12 +8,18 @@ residual; there is no dropout. Positions and references are made by who calls it
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
 from src.models.layers.deformable_attention import MultiScaleDeformableAttention
-from src.models.layers.transformer import FeedForward, SplitFeedForward, Spread
+from src.models.layers.transformer import (
+    FEED_FORWARD_RENAMES,
+    FeedForward,
+    SplitFeedForward,
+    Spread,
+)
+from src.models.weights.match import Renames
 from src.types import Size
 
 
@@ -55,6 +61,11 @@ class EncoderLayer(nn.Module):
     Args:
         layer: Sizes of the layer.
     """
+
+    official_renames: ClassVar[Renames] = (
+        (r"^attention\.", "attentions.0."),
+        *FEED_FORWARD_RENAMES,
+    )
 
     def __init__(self, layer: LayerSizes) -> None:
         super().__init__()

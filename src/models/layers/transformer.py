@@ -18,11 +18,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from src.errors import UserError
+from src.models.weights.match import Renames
 
 POSITION_EPS = 1e-6
 Spread = Literal["normal", "uniform"]
 """Xavier's distribution that weights start from: Mask2Former's is normal, DINO's uniform."""
 XAVIER = {"normal": nn.init.xavier_normal_, "uniform": nn.init.xavier_uniform_}
+
+
+FEED_FORWARD_RENAMES: Renames = (
+    (r"^ffn\.fc1\.(\d+)\.", r"ffns.0.fc1_\1."),
+    (r"^ffn\.fc2\.(\d+)\.", r"ffns.0.fc2_\1."),
+    (r"^ffn\.fc2_bias", "ffns.0.fc2_bias"),
+    (r"^ffn\.fc1\.", "ffns.0.layers.0.0."),
+    (r"^ffn\.fc2\.", "ffns.0.layers.1."),
+)
+"""Names of `FeedForward` and `SplitFeedForward`, as ``ffn`` of a layer, in released weights."""
 
 
 def sine_encoding(position: Tensor, channels: int, temperature: float = 10000.0) -> Tensor:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from src.models.layers.conv import Conv2d, ConvUnit
+from src.models.layers.conv import ClassOutput, Conv2d, ConvUnit
 
 
 class SegmentationHead(nn.Module):
@@ -30,8 +31,10 @@ class SegmentationHead(nn.Module):
         raise TypeError(f"{type(self).__name__} must define forward()")
 
 
-class ClassConv2d(Conv2d):
-    """1x1 convolution to class scores; starts from a normal of std 0.01 and bias 0."""
+class ClassConv2d(ClassOutput, Conv2d):
+    """1x1 convolution to class scores; normal of std 0.01 and bias 0 initially."""
+
+    counted: ClassVar[str] = "classes"
 
     def __init__(self, in_channels: int, num_classes: int) -> None:
         super().__init__(in_channels, num_classes, 1, start=0.01)

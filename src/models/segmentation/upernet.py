@@ -8,6 +8,7 @@ take the head from mmsegmentation 0.27. Scores leave at the resolution of the fi
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,7 @@ from src.models.segmentation.head import (
     conv_norm_relu,
     resize,
 )
+from src.models.weights.match import Renames
 
 
 class UPerHead(SegmentationHead):
@@ -36,6 +38,8 @@ class UPerHead(SegmentationHead):
     Raises:
         UserError: If a width or scale is below 1 or there are fewer than two maps.
     """
+
+    official_renames: ClassVar[Renames] = ((r"^(psp_modules\.\d+)\.", r"\1.1."),)
 
     def __init__(
         self,

@@ -10,7 +10,7 @@ import torch
 
 from src.models import InternImageBackbone
 from src.models.detection import CascadeMaskRCNN, MaskRCNN
-from src.models.weights.load import load_official
+from src.models.weights import load_official
 from tests.models.conftest import name_noise, name_weight
 from tests.official import OfficialNumbers
 

@@ -8,7 +8,7 @@ from functools import cache
 import pytest
 import torch
 
-from src.models.weights.load import load_official
+from src.models.weights import load_official
 from src.models.weights.names import official_names
 from tests.models.steps import run_in_steps
 

@@ -9,7 +9,7 @@ from src.errors import UserError
 from src.models import InternImage
 from src.models.internimage.architectures import ARCHITECTURES
 from src.models.internimage.registry import default_cfgs
-from src.models.weights.load import to_official
+from src.models.weights import to_official
 
 VARIANTS = [f"internimage_{v}" for v in ("nano", "t", "s", "b", "l", "xl", "h", "g")]
 

@@ -18,7 +18,7 @@ from src.models.segmentation import (
 )
 from src.models.segmentation.fcn import FCNHead
 from src.models.segmentation.upernet import UPerHead
-from src.models.weights.load import load_official, to_official
+from src.models.weights import load_official, to_official
 
 TINY = partial(InternImageBackbone, channels=8, depths=(1, 1, 2, 1), groups=(1, 2, 4, 8))
 HEADS = {

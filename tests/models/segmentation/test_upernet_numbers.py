@@ -12,7 +12,7 @@ from torch import nn
 from src.losses.segmentation import SegmentationLoss
 from src.models import InternImageBackbone
 from src.models.segmentation import Segmentor, SlidingWindow, picture_probabilities, slide_logits
-from src.models.weights.load import load_official
+from src.models.weights import load_official
 from src.models.weights.names import official_names
 from tests.models.conftest import load_run
 from tests.models.steps import run_in_steps

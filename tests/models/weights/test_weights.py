@@ -18,8 +18,8 @@ from safetensors.torch import save_file
 
 from src.errors import UserError
 from src.models import ARCHITECTURES, InternImage, InternImageBackbone
-from src.models.weights.fit import indices_22k_to_1k
-from src.models.weights.load import load_official, to_official
+from src.models.internimage.imagenet22k import indices_22k_to_1k
+from src.models.weights import load_official, to_official
 from src.models.weights.names import official_names
 
 SMALL = {"channels": 16, "depths": (1, 1, 2, 1), "groups": (1, 2, 4, 8)}
@@ -339,7 +339,7 @@ def test_other_class_count_keeps_a_fresh_head(source, caplog):
     assert torch.equal(network.head.weight, before)
     assert report.fresh == ("head.weight", "head.bias")
     assert repr(report).endswith(f"loaded={len(report.loaded)}, fresh=2, unused=0)")
-    assert "has 10 classes, the network 7: the head starts fresh" in caplog.text
+    assert "has 10 classes, the network 7: the head is randomly initialised" in caplog.text
     assert torch.equal(network.conv_head.conv.weight, source.conv_head.conv.weight)
 
 
@@ -350,7 +350,7 @@ def test_classifier_file_into_a_detector_backbone(source, caplog):
     gamma = "levels.2.blocks.1.gamma2"
     assert torch.equal(backbone.state_dict()[gamma], source.state_dict()[gamma])
     assert report.fresh == ("neck.weight", "neck.bias")
-    assert "has no neck; the start values stay" in caplog.text
+    assert "has no neck; its initial values stay" in caplog.text
     assert "also holds conv_head, head, which is not used" in caplog.text
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,13 @@ from torch import Tensor, nn
 from src.models.detection.dino.padding import Padding
 from src.models.layers.deformable_encoder import LayerSizes
 from src.models.layers.precision import full_precision
-from src.models.layers.transformer import MultiheadAttention, XavierLinear, sine_encoding
+from src.models.layers.transformer import (
+    FEED_FORWARD_RENAMES,
+    MultiheadAttention,
+    XavierLinear,
+    sine_encoding,
+)
+from src.models.weights.match import Renames
 from src.types import Size
 
 BOX_TEMPERATURE = 10000.0
@@ -36,6 +43,12 @@ class DecoderLayer(nn.Module):
     Args:
         layer: Sizes of the layer.
     """
+
+    official_renames: ClassVar[Renames] = (
+        (r"^self_attention\.", "attentions.0.attn."),
+        (r"^cross_attention\.", "attentions.1."),
+        *FEED_FORWARD_RENAMES,
+    )
 
     def __init__(self, layer: LayerSizes) -> None:
         super().__init__()

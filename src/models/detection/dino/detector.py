@@ -22,6 +22,7 @@ from src.models.internimage.backbone import InternImageBackbone
 from src.models.internimage.composite import CBInternImageBackbone
 from src.models.layers.deformable_encoder import LayerSizes
 from src.models.necks.channel_mapper import ChannelMapper
+from src.models.weights.match import Renames
 from src.types import Detections, DetectionTarget, Size
 
 LEVELS = 4
@@ -130,6 +131,8 @@ class CBDINO(_SetDetector):
         backbone: Makes the composite backbone.
         channels: See `DINO`, as the other arguments.
     """
+
+    official_renames: ClassVar[Renames] = ((r"^neck\.", "neck.0."),)
 
     def __init__(
         self,

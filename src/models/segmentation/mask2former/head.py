@@ -12,6 +12,7 @@ or panoptic inference. Losses are in ``src.losses.mask_set``.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +20,15 @@ from torch import Tensor, nn
 from src.errors import UserError
 from src.models.layers.conv import ClassOutput
 from src.models.layers.precision import full_precision
-from src.models.layers.transformer import FeedForward, MultiheadAttention, map_positions
+from src.models.layers.transformer import (
+    FEED_FORWARD_RENAMES,
+    FeedForward,
+    MultiheadAttention,
+    map_positions,
+)
 from src.models.segmentation.head import SegmentationHead, resize
 from src.models.segmentation.mask2former.pixel_decoder import PixelDecoder
+from src.models.weights.match import Renames
 
 Prediction = tuple[Tensor, Tensor]
 """Class logits ``(N, Q, K + 1)``, no object last, and mask logits ``(N, Q, H, W)``."""
@@ -39,6 +46,12 @@ class MaskedAttentionLayer(nn.Module):
         heads: Attention heads.
         hidden_channels: Width inside the feed-forward layer.
     """
+
+    official_renames: ClassVar[Renames] = (
+        (r"^cross_attention\.", "attentions.0.attn."),
+        (r"^self_attention\.", "attentions.1.attn."),
+        *FEED_FORWARD_RENAMES,
+    )
 
     def __init__(self, channels: int, heads: int, hidden_channels: int) -> None:
         super().__init__()

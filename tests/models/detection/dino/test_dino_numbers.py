@@ -19,7 +19,7 @@ from src.losses.box_set import match, pixel_boxes, relative_boxes
 from src.models import CBDINO, DINO, CBInternImageBackbone, InternImageBackbone
 from src.models.detection.dino.denoising import Noise
 from src.models.detection.dino.padding import find_padding
-from src.models.weights.load import load_official
+from src.models.weights import load_official
 from src.models.weights.names import official_names
 from tests.models.conftest import name_noise, name_weight
 from tests.models.steps import run_in_steps

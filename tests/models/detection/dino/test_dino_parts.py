@@ -16,7 +16,7 @@ from src.models.detection.dino.padding import find_padding
 from src.models.detection.tta import fuse, mirror
 from src.models.layers.transformer import FeedForward, SplitFeedForward
 from src.models.necks.channel_mapper import ChannelMapper
-from src.models.weights.load import load_official, to_official
+from src.models.weights import load_official, to_official
 from src.types import Detections
 from tests.official import assert_same_network
 

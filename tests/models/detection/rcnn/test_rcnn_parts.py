@@ -16,7 +16,7 @@ from src.models.detection.rcnn.assigner import BACKGROUND, IGNORED, MaxIoUAssign
 from src.models.detection.rcnn.mask_head import mask_targets
 from src.models.detection.rcnn.mask_paste import paste_masks
 from src.models.detection.rcnn.roi_align import align_on_pyramid, boxes_with_image
-from src.models.weights.load import load_official, to_official
+from src.models.weights import load_official, to_official
 
 TINY = {
     "backbone": partial(InternImageBackbone, channels=8, depths=(1, 1, 1, 1), groups=(1, 1, 2, 4)),

@@ -10,7 +10,7 @@ from src.errors import UserError
 from src.models import InternImageBackbone, Mask2Former, Mask2FormerHead
 from src.models.segmentation import picture_probabilities
 from src.models.segmentation.mask2former.head import class_map, visible_pixels
-from src.models.weights.load import load_official, to_official
+from src.models.weights import load_official, to_official
 from tests.official import assert_same_network
 
 TINY = partial(InternImageBackbone, channels=8, depths=(1, 1, 2, 1), groups=(1, 2, 4, 8))

@@ -11,7 +11,7 @@ import torch
 from src.losses.mask_set import MaskSetLoss, mask_targets, query_classes
 from src.models import InternImageBackbone, Mask2Former, Mask2FormerHead
 from src.models.segmentation import picture_probabilities
-from src.models.weights.load import load_official
+from src.models.weights import load_official
 from src.models.weights.names import official_names
 from tests.models.conftest import load_run, name_noise
 from tests.models.steps import run_in_steps
