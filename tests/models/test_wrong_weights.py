@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 import torch
 
-from tests.models import test_internimage_numbers as classifiers
 from tests.models.conftest import load_run
-from tests.models.detectors import test_dino_numbers as dino
-from tests.models.detectors import test_official_numbers as two_stage
-from tests.models.segmentors import test_mask2former_numbers as mask2former
-from tests.models.segmentors import test_upernet_numbers as upernet
+from tests.models.detection.dino import test_dino_numbers as dino
+from tests.models.detection.rcnn import test_rcnn_numbers as two_stage
+from tests.models.internimage import test_internimage_numbers as classifiers
+from tests.models.segmentation import test_upernet_numbers as upernet
+from tests.models.segmentation.mask2former import test_mask2former_numbers as mask2former
 
 slow = pytest.mark.slow
 LAST_LAYERS = {

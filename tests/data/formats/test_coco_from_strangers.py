@@ -261,7 +261,7 @@ def test_the_command_line_says_it_in_one_sentence(write, tmp_path, capfd, worker
     settings = {"root": tmp_path, "val_images": "images", "val_annotations": "a.json"}
     settings |= {"num_workers": workers, "eval_scale": "[80,60]"}
     options = [f"--data.{name}={value}" for name, value in settings.items()]
-    recipe = Path(__file__).parents[2] / "configs/toy/detection.yaml"
+    recipe = Path(__file__).parents[3] / "configs/toy/detection.yaml"
     folder = ["--trainer.default_root_dir", str(tmp_path / "runs"), "--trainer.accelerator", "cpu"]
     assert main(["validate", "--config", str(recipe), *folder, *options]) == 2
     error = capfd.readouterr().err

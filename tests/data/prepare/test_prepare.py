@@ -7,8 +7,8 @@ from PIL import Image
 from scipy.io import savemat
 
 from src.cli.commands.prepare import main as prepare
-from src.data import imagenet_val
 from src.data.classes.class_names import imagenet_synsets
+from src.data.prepare import imagenet_val
 from src.data.toy.scenes import SHAPES
 from src.errors import UserError
 

@@ -25,7 +25,7 @@ from tests.models.conftest import name_noise, name_weight
 from tests.models.steps import run_in_steps
 from tests.official import OfficialNumbers, close
 
-FIXTURES = Path(__file__).parents[2] / "fixtures"
+FIXTURES = Path(__file__).parents[3] / "fixtures"
 SIZES = [(92, 120), (80, 128)]
 ORIGINAL_SIZES = [(115, 150), (100, 160)]
 PADDED = (96, 128)

@@ -13,7 +13,7 @@ from src.data import COCODataModule
 from src.models.weights.names import official_names
 from src.tasks import DetectionTask
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 MANIFEST = ROOT / "tests" / "fixtures" / "state_dict_manifests.json.gz"
 PARAMETERS = {
     "dino_4scale_internimage_t_1x_coco_layer_wise_lr": 48_736_828,

@@ -12,7 +12,7 @@ from src.models import InternImageBackbone
 from src.models.detection import CascadeMaskRCNN, MaskRCNN
 from src.models.weights.names import official_names
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 MANIFEST = ROOT / "tests" / "fixtures" / "state_dict_manifests.json.gz"
 PARAMETERS = {
     "mask_rcnn_internimage_t": 48_920_544,
