@@ -156,8 +156,8 @@ class Pretrained:
 
 def task_of(network: nn.Module) -> str:
     """The task that a network is for."""
-    for name, task in (("detectors", "detection"), ("segmentors", "segmentation")):
-        if any(c.__module__.startswith(f"src.models.{name}") for c in type(network).__mro__):
+    for task in ("detection", "segmentation"):
+        if any(c.__module__.startswith(f"src.models.{task}.") for c in type(network).__mro__):
             return task
     return "classification"
 

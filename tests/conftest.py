@@ -148,3 +148,9 @@ def largest_file() -> Callable[[int], AbstractContextManager[None]]:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
     return limit
+
+
+@pytest.fixture(scope="session")
+def fixtures_dir() -> Path:
+    """Folder with the numbers of the official code."""
+    return Path(__file__).parent / "fixtures"

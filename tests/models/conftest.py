@@ -90,8 +90,3 @@ def load_run(name: str) -> OfficialRun:
 def official_run():
     """Reads a reference run by name."""
     return load_run
-
-
-@pytest.fixture(scope="session")
-def fixtures_dir():
-    return FIXTURES

@@ -51,7 +51,7 @@ ALLOWED = {
     "ops/_deformops.py": {"importlib.import_module"},
     # Names in the user's own configuration, which is a program (SECURITY.md).
     "cli/explain.py": {"importlib.import_module"},
-    "cli/plan.py": {"lightning.pytorch.cli.instantiate_module"},
+    "cli/commands/plan.py": {"lightning.pytorch.cli.instantiate_module"},
     # Files that the same command has just written.
     "export/compare.py": {"torch.export.load"},
     "export/files.py": {"onnx.load", "torch.export.load"},

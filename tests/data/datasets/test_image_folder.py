@@ -88,7 +88,7 @@ def test_files_come_from_a_folder_at_any_depth_or_are_a_single_one(make_tree):
 
 
 def test_nothing_to_predict_is_said(tmp_path):
-    with pytest.raises(UserError, match=r"absent does not exist"):
+    with pytest.raises(UserError, match=r"absent is no file and no folder"):
         ImageFilesDataset(tmp_path / "absent", to_tensor)
     with pytest.raises(UserError, match=r"holds no pictures"):
         ImageFilesDataset(tmp_path, to_tensor)
