@@ -79,7 +79,7 @@ def test_recipe_is_the_published_one(name: str, imagenet: Path) -> None:
     assert cli.trainer.gradient_clip_val == 5.0
     assert cli.datamodule.image_size == published["size"]
     optimizer = task.optimization.make_optimizer([torch.nn.Parameter(torch.zeros(1))])
-    scaled = optimizer.defaults["lr"] * published["batch"] / task.reference_batch_size
+    scaled = optimizer.defaults["lr"] * published["batch"] / task.optimization.reference_batch_size
     assert scaled == pytest.approx(published["lr"])
     assert optimizer.defaults["weight_decay"] == 0.05
     assert task.layer_decay is None
