@@ -28,7 +28,7 @@ $(INSTALLED): pyproject.toml constraints.txt $(OPERATOR_SOURCES)
 ops: ## Compile the operator again after a change in src/ops/csrc
 	@$(BIN)/python setup.py build_ext --inplace
 
-demo: $(DEMO)/done.txt ## Train, evaluate and predict on toy data (minutes on a laptop); prints where the pictures are
+demo: $(DEMO)/done.txt ## Train, evaluate and predict on toy data (minutes on a laptop); prints where the images are
 	@cat $<
 
 $(DEMO)/done.txt: | $(INSTALLED)
@@ -39,7 +39,7 @@ $(DEMO)/done.txt: | $(INSTALLED)
 	    --data.predict_dir data/toy/imagenet/predict
 	@{ echo "The demo is done; 'make demo-again' repeats it."; \
 	   echo "  metrics   $$(ls -d $(DEMO)/test_* | tail -1)/metrics.csv"; \
-	   echo "  pictures  $$(ls -d $(DEMO)/predict_* | tail -1)"; } > $@
+	   echo "  images  $$(ls -d $(DEMO)/predict_* | tail -1)"; } > $@
 
 demo-again: ## Run the demo from scratch although it has been run
 	@rm -rf $(DEMO) && $(MAKE) --no-print-directory demo

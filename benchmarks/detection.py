@@ -23,13 +23,13 @@ PIPELINES = {
 }
 
 
-def pipeline_rows(data: dict, pictures: int, repeats: int) -> list[str]:
+def pipeline_rows(data: dict, images: int, repeats: int) -> list[str]:
     rows = []
     for name, settings in PIPELINES.items():
         module = COCODataModule(**data, **settings, num_workers=0)
         module.setup("fit")
         dataset = module._datasets["train"]
-        count = min(pictures, len(dataset))
+        count = min(images, len(dataset))
         seconds = best_of(repeats, lambda d=dataset, n=count: [d[i] for i in range(n)]) / count
         rows.append(f"| {name} | {1000 * seconds:.0f} | {1 / seconds:.1f} |")
     return rows
@@ -56,7 +56,7 @@ def main() -> None:
     data = {"root": str(args.root)}
     step = (data, args.size, args.batch_size, args.repeats)
     lines = [
-        "| training pipeline | ms per picture | pictures per second |",
+        "| training pipeline | ms per image | images per second |",
         "| --- | --- | --- |",
         *pipeline_rows(data, args.pictures, args.repeats),
         "",

@@ -107,7 +107,7 @@ def table(machine: dict, rows: dict) -> str:
     lines = [
         "# ONNX Runtime against PyTorch on the CPU",
         "",
-        "One picture, median in milliseconds. PyTorch runs our compiled operator, ONNX Runtime "
+        "One image, median in milliseconds. PyTorch runs our compiled operator, ONNX Runtime "
         "GridSample. Random weights and offsets.",
         "",
         ", ".join(f"{name} {value}" for name, value in machine.items()),

@@ -34,7 +34,7 @@ def make_data(root: Path, size: int) -> ADE20KDataModule:
     return module
 
 
-def pipeline_rows(root: Path, pictures: int, repeats: int) -> list[str]:
+def pipeline_rows(root: Path, images: int, repeats: int) -> list[str]:
     rows = []
     for size in (512, 640, 896):
         module = make_data(root, size)
@@ -45,8 +45,8 @@ def pipeline_rows(root: Path, pictures: int, repeats: int) -> list[str]:
             "evaluation": lambda i, d=val: d[i % len(d)],
         }
         for name, get in work.items():
-            run = partial(lambda get, n: [get(i) for i in range(n)], get, pictures)
-            seconds = best_of(repeats, run) / pictures
+            run = partial(lambda get, n: [get(i) for i in range(n)], get, images)
+            seconds = best_of(repeats, run) / images
             rows.append(f"| {size} | {name} | {1000 * seconds:.0f} | {1 / seconds:.1f} |")
     return rows
 
@@ -74,7 +74,7 @@ def main() -> None:
     args = arguments(__doc__.splitlines()[0], "data/toy/ade20k", 512)
     step = (args.root, args.size, args.batch_size, args.repeats)
     lines = [
-        "| crop | sample | ms per picture | pictures per second |",
+        "| crop | sample | ms per image | images per second |",
         "| --- | --- | --- | --- |",
         *pipeline_rows(args.root, args.pictures, args.repeats),
         "",

@@ -68,7 +68,7 @@ warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
-class BrokenPictureError(UserError):
+class BrokenImageError(UserError):
     """A file that should be an image and cannot be decoded."""
 
 
@@ -88,7 +88,7 @@ def decode(path: str | Path, *, upright: bool = False, max_pixels: int = MAX_PIX
         The decoded image, mode ``"RGB"``. Unless it was turned, it keeps its EXIF orientation.
 
     Raises:
-        BrokenPictureError: If the file is missing, truncated, not an image, too large, or its
+        BrokenImageError: If the file is missing, truncated, not an image, too large, or its
             floating-point values are no brightness.
         UserError: If there is not enough memory for it.
     """
@@ -100,7 +100,7 @@ def decode(path: str | Path, *, upright: bool = False, max_pixels: int = MAX_PIX
 
 @contextmanager
 def open_image(
-    path: str | Path, max_pixels: int = MAX_PIXELS, what: str = "picture"
+    path: str | Path, max_pixels: int = MAX_PIXELS, what: str = "image"
 ) -> Iterator[ImageFile.ImageFile]:
     """Open an image of one of `FORMATS`; its pixels are decoded when they are first used.
 
@@ -113,7 +113,7 @@ def open_image(
         The image with a checked header. Errors of decoding it are raised like those of opening.
 
     Raises:
-        BrokenPictureError: If the file is missing, truncated, not an image, or too large.
+        BrokenImageError: If the file is missing, truncated, not an image, or too large.
         UserError: If there is not enough memory for it.
     """
     try:
@@ -137,7 +137,7 @@ def open_image(
             "refuse large images with a lower data.max_pixels."
         ) from error
     except Exception as error:  # PIL's plugins raise OSError, SyntaxError, struct.error, ...
-        raise BrokenPictureError(
+        raise BrokenImageError(
             f"The {what} {path} cannot be read: {_reason(path, error, max_pixels)}."
         ) from error
 
@@ -248,28 +248,28 @@ def _warn_once(kind: str, message: str) -> None:
         _log.warning(message)
 
 
-def _to_rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode == "F":
-        return _rgb_of_grey(_bytes_of_floats(np.asarray(picture)), picture)
-    if picture.mode.startswith("I"):  # I: 32-bit integers; I;16 and relatives
-        return _rgb_of_grey(_bytes_of_integers(picture), picture)
-    if picture.mode == "P" and "transparency" in picture.info:
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F":
+        return _rgb_of_grey(_bytes_of_floats(np.asarray(image)), image)
+    if image.mode.startswith("I"):  # I: 32-bit integers; I;16 and relatives
+        return _rgb_of_grey(_bytes_of_integers(image), image)
+    if image.mode == "P" and "transparency" in image.info:
         # The direct way makes PIL warn; the colours are the same.
-        return picture.convert("RGBA").convert("RGB")
-    return picture.convert("RGB")
+        return image.convert("RGBA").convert("RGB")
+    return image.convert("RGB")
 
 
 def _rgb_of_grey(pixels: NDArray[np.uint8], source: Image.Image) -> Image.Image:
-    """RGB picture of grey values ``(H, W)`` with the EXIF block of the picture they are from."""
+    """RGB image of grey values ``(H, W)`` with the EXIF block of the image they are from."""
     grey = Image.fromarray(pixels)
     grey.info = {key: value for key, value in source.info.items() if key != "transparency"}
     return grey.convert("RGB")
 
 
-def _bytes_of_integers(picture: Image.Image) -> NDArray[np.uint8]:
-    values = np.asarray(picture)
-    # Programs that compute write 8-bit pictures as 32-bit integers; but a dark 16-bit one is dark.
-    may_be_8_bit = picture.mode == "I" and picture.format not in _16_BIT_FORMATS
+def _bytes_of_integers(image: Image.Image) -> NDArray[np.uint8]:
+    values = np.asarray(image)
+    # Programs that compute write 8-bit images as 32-bit integers; but a dark 16-bit one is dark.
+    may_be_8_bit = image.mode == "I" and image.format not in _16_BIT_FORMATS
     if not may_be_8_bit or values.max() > 255:
         values = values >> 8
     return np.clip(values, 0, 255).astype(np.uint8)

@@ -17,7 +17,7 @@ class UserError(ValueError):
 
     A loader worker can only hand its parent the text of a traceback: PyTorch raises the same class
     again with that text as its message. The constructor takes the sentence back out, so that the
-    user reads the same words whether the pictures are read in the main process or in a worker.
+    user reads the same words whether the images are read in the main process or in a worker.
 
     Args:
         message: The sentence, or PyTorch's account of a `UserError` in a worker.

@@ -1,6 +1,6 @@
 """Networks with their class names, in a folder or on the Hugging Face hub.
 
-A folder holds ``config.json`` (network, class names, how pictures are prepared), the weights in
+A folder holds ``config.json`` (network, class names, how images are prepared), the weights in
 ``model.safetensors`` under the official names, and ``README.md``. It can be read by
 `Pretrained.from_pretrained`, and its weights also by ``--model.weights FOLDER`` and by the official
 code. The names of published files (``"internimage_t_1k_224"``) work in place of a folder.
@@ -42,7 +42,7 @@ _RECIPE_ENDINGS = {
 }
 """What the name of a recipe has after the name of the published file."""
 
-_PICTURE_SETTINGS = (
+_PREPROCESSING = (
     "image_size", "crop_pct", "interpolation", "eval_scale", "image_scale", "size_divisor",
     "mean", "std", "upright",
 )  # fmt: skip
@@ -64,7 +64,7 @@ class Pretrained:
         spec: How it is built: ``class_path`` and ``init_args``, as in a recipe.
         class_names: Readable names in label order.
         task: One of `TASKS`.
-        pictures: How pictures are prepared: arguments of the data module such as ``image_size``,
+        preprocessing: How images are prepared: arguments of the data module such as ``image_size``,
             ``mean`` and ``std``.
     """
 
@@ -72,7 +72,7 @@ class Pretrained:
     spec: dict[str, Any]
     class_names: list[str]
     task: str
-    pictures: dict[str, Any] = field(default_factory=dict)
+    preprocessing: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def from_pretrained(cls, source: str | Path) -> Pretrained:
@@ -114,7 +114,7 @@ class Pretrained:
             "task": self.task,
             "network": self.spec,
             "class_names": self.class_names,
-            "pictures": self.pictures,
+            "preprocessing": self.preprocessing,
         }
         with files.whole_folder(folder, last=[CONFIG_FILE]) as part:
             _save_tensors(tensors, part / WEIGHT_FILE)
@@ -167,7 +167,8 @@ def _read(folder: Path) -> Pretrained:
     if not path.is_file() or not weights.is_file():
         raise UserError(f"{folder} is no saved model: it needs {CONFIG_FILE} and {WEIGHT_FILE}.")
     content = read_json(path, "description")
-    names, task, pictures = (content.get(key) for key in ("class_names", "task", "pictures"))
+    names, task = content.get("class_names"), content.get("task")
+    preprocessing = content.get("preprocessing", content.get("pictures"))  # its former name
     if not isinstance(names, list) or not names or not all(map(_is_class_name, names)):
         raise UserError(
             f"{path} was not written by this project: class_names must be texts without control"
@@ -175,28 +176,28 @@ def _read(folder: Path) -> Pretrained:
         )
     if task not in TASKS:
         raise UserError(f"{path}: task must be one of {', '.join(TASKS)}, got {shown(repr(task))}.")
-    pictures = {} if pictures is None else _checked_pictures(pictures, path)
+    preprocessing = {} if preprocessing is None else _checked_preprocessing(preprocessing, path)
     spec: Any = content.get("network")
     network = build_within(spec, len(names), weights.stat().st_size, f"{path}: network")
     if task_of(network) != task:
         raise UserError(f"{path}: a {type(network).__name__} is not for {task}.")
     _load_all(network, weights)
-    return Pretrained(network.eval(), spec, names, task, pictures)
+    return Pretrained(network.eval(), spec, names, task, preprocessing)
 
 
 def _is_class_name(name: Any) -> bool:
     return isinstance(name, str) and name.isprintable() and len(name) <= NAME_LENGTH
 
 
-def _checked_pictures(pictures: Any, path: Path) -> dict[str, Any]:
+def _checked_preprocessing(given: Any, path: Path) -> dict[str, Any]:
     """Arguments of the preparation of images: names, numbers, and lists of numbers."""
-    plain = isinstance(pictures, dict) and set(pictures) <= set(_PICTURE_SETTINGS)
-    for value in pictures.values() if plain else ():
+    plain = isinstance(given, dict) and set(given) <= set(_PREPROCESSING)
+    for value in given.values() if plain else ():
         parts = value if isinstance(value, list) else [value]
         plain &= len(parts) <= 4 and all(isinstance(p, (int, float, str, bool)) for p in parts)
     if not plain:
-        raise UserError(f"{path}: pictures has settings that this project does not write.")
-    checked: dict[str, Any] = pictures
+        raise UserError(f"{path}: preprocessing has settings that this project does not write.")
+    checked: dict[str, Any] = given
     return checked
 
 
@@ -230,8 +231,8 @@ def _published(name: str, file: Path | None = None) -> Pretrained:
     names = _PUBLISHED_NAMES[data["class_path"]]()
     network = build_network(spec, len(names))
     _load_all(network, name if file is None else file)
-    pictures = picture_settings(data["init_args"])
-    return Pretrained(network.eval(), spec, names, recipe.parent.name, pictures)
+    preprocessing = preprocessing_of(data["init_args"])
+    return Pretrained(network.eval(), spec, names, recipe.parent.name, preprocessing)
 
 
 def _recipe_of(name: str) -> Path:
@@ -300,10 +301,10 @@ def _download(repository: str) -> Path:
         ) from error
 
 
-def picture_settings(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a data module's arguments that says how pictures are prepared for evaluation."""
+def preprocessing_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a data module's arguments that says how images are prepared for evaluation."""
     imagenet = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
-    given = {n: _plain(arguments[n]) for n in _PICTURE_SETTINGS if arguments.get(n) is not None}
+    given = {n: _plain(arguments[n]) for n in _PREPROCESSING if arguments.get(n) is not None}
     return imagenet | given
 
 
@@ -321,7 +322,7 @@ def model_card(model: Pretrained) -> str:
     tag, output = kinds[model.task]
     millions = sum(p.numel() for p in model.network.parameters()) / 1e6
     names = ", ".join(model.class_names[:20]) + (", ..." if len(model.class_names) > 20 else "")
-    settings = "\n".join(f"- {name}: {value}" for name, value in model.pictures.items())
+    settings = "\n".join(f"- {name}: {value}" for name, value in model.preprocessing.items())
     call = "image, sizes=[image.shape[-2:]]" if model.task == "detection" else "image"
     return f"""---
 pipeline_tag: {tag}
@@ -336,7 +337,7 @@ InternImage ({millions:.1f} M parameters) for {model.task}. Classes: {names}.
 
 ## Input
 
-RGB pictures, values in [0, 1] with the mean subtracted and divided by the deviation, float32,
+RGB images, values in [0, 1] with the mean subtracted and divided by the deviation, float32,
 `(N, 3, H, W)`.
 
 {settings}
@@ -348,7 +349,7 @@ import torch
 from src.hub import Pretrained
 
 model = Pretrained.from_pretrained("THIS FOLDER")
-image = torch.zeros(1, 3, 256, 256)  # a prepared picture
+image = torch.zeros(1, 3, 256, 256)  # a prepared image
 with torch.no_grad():
     output = model.network({call})
 ```

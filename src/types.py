@@ -14,17 +14,17 @@ IGNORE_LABEL = 255
 Size = tuple[int, int]
 """Height and width, in pixels or cells."""
 
-PictureId = int | str
-"""How an annotation file calls a picture: COCO has numbers, other files have names too."""
+ImageId = int | str
+"""How an annotation file calls an image: COCO has numbers, other files have names too."""
 
 
 class ClassificationBatch(TypedDict):
-    """Pictures and, unless they are to be predicted, their classes.
+    """Images and, unless they are to be predicted, their classes.
 
     Attributes:
-        image: Normalised RGB pictures, float32, shape ``(N, 3, H, W)``.
+        image: Normalised RGB images, float32, shape ``(N, 3, H, W)``.
         label: Class indices in ``[0, num_classes)``, int64, shape ``(N,)``. Absent in prediction.
-        path: The file of each picture, ``N`` strings.
+        path: The file of each image, ``N`` strings.
         surplus: True where the batch only keeps this rank in step with the others: nothing in it
             counts. Only in evaluation and prediction.
     """
@@ -36,7 +36,7 @@ class ClassificationBatch(TypedDict):
 
 
 class DetectionTarget(TypedDict):
-    """The objects of one picture.
+    """The objects of one image.
 
     Attributes:
         boxes: ``x1, y1, x2, y2`` in pixels of the network's input, float32, shape ``(G, 4)``.
@@ -51,12 +51,12 @@ class DetectionTarget(TypedDict):
 
 
 class DetectionView(TypedDict):
-    """The pictures of a batch prepared in another way, for test-time augmentation.
+    """The images of a batch prepared in another way, for test-time augmentation.
 
     Attributes:
         image: As in `DetectionBatch`.
-        size: Height and width of each picture without padding.
-        flipped: Whether the pictures are mirrored left to right.
+        size: Height and width of each image without padding.
+        flipped: Whether the images are mirrored left to right.
     """
 
     image: Tensor
@@ -65,19 +65,19 @@ class DetectionView(TypedDict):
 
 
 class DetectionBatch(TypedDict):
-    """Pictures of a detector and what is known about them.
+    """Images of a detector and what is known about them.
 
     Attributes:
-        image: Normalised RGB pictures, padded at the right and at the bottom with zeros, float32,
+        image: Normalised RGB images, padded at the right and at the bottom with zeros, float32,
             shape ``(N, 3, H, W)``.
-        size: Height and width of each picture without padding.
-        original_size: Height and width of each picture in its file.
-        image_id: Number of each picture in its annotation file; in prediction its position.
-        path: The file of each picture.
+        size: Height and width of each image without padding.
+        original_size: Height and width of each image in its file.
+        image_id: Number of each image in its annotation file; in prediction its position.
+        path: The file of each image.
         target: Objects to learn from. Only in training.
-        annotations: COCO annotations of each picture as they are in the file, except that
+        annotations: COCO annotations of each image as they are in the file, except that
             ``category_id`` is the class index. Only in evaluation.
-        views: Further views of the same pictures. Only with test-time augmentation.
+        views: Further views of the same images. Only with test-time augmentation.
         surplus: True where the batch only keeps this rank in step with the others: nothing in it
             counts. Only in evaluation and prediction.
     """
@@ -85,7 +85,7 @@ class DetectionBatch(TypedDict):
     image: Tensor
     size: list[tuple[int, int]]
     original_size: list[tuple[int, int]]
-    image_id: list[PictureId]
+    image_id: list[ImageId]
     path: list[str]
     target: NotRequired[list[DetectionTarget]]
     annotations: NotRequired[list[list[dict[str, Any]]]]
@@ -95,13 +95,13 @@ class DetectionBatch(TypedDict):
 
 @dataclass
 class Detections:
-    """What a detector found in one picture, best score first.
+    """What a detector found in one image, best score first.
 
     Attributes:
-        boxes: ``x1, y1, x2, y2`` in pixels of the original picture, shape ``(D, 4)``.
+        boxes: ``x1, y1, x2, y2`` in pixels of the original image, shape ``(D, 4)``.
         scores: Probabilities, shape ``(D,)``.
         labels: Class indices, int64, shape ``(D,)``.
-        masks: Bool, shape ``(D, height, width)`` of the original picture; ``None`` from a detector
+        masks: Bool, shape ``(D, height, width)`` of the original image; ``None`` from a detector
             of boxes alone.
     """
 
@@ -112,13 +112,13 @@ class Detections:
 
 
 class SegmentationBatch(TypedDict):
-    """Pictures to learn segmentation from.
+    """Images to learn segmentation from.
 
     Attributes:
-        image: Normalised RGB pictures, float32, shape ``(N, 3, H, W)``.
+        image: Normalised RGB images, float32, shape ``(N, 3, H, W)``.
         label: Class of every pixel in ``[0, num_classes)``, or 255 where it counts nowhere, int64,
             shape ``(N, H, W)``.
-        path: The file of each picture.
+        path: The file of each image.
     """
 
     image: Tensor
@@ -127,15 +127,15 @@ class SegmentationBatch(TypedDict):
 
 
 class SegmentationEvalBatch(TypedDict):
-    """Pictures of different sizes to segment at their own size.
+    """Images of different sizes to segment at their own size.
 
     Attributes:
-        views: For each picture its prepared views, float32, each of shape ``(3, h, w)``.
-        flipped: Which views are mirrored left to right; the same for all pictures.
-        size: Height and width of each picture in its file.
-        label: As in `SegmentationBatch`, at the size of the file, one ``(H, W)`` for each picture.
+        views: For each image its prepared views, float32, each of shape ``(3, h, w)``.
+        flipped: Which views are mirrored left to right; the same for all images.
+        size: Height and width of each image in its file.
+        label: As in `SegmentationBatch`, at the size of the file, one ``(H, W)`` for each image.
             Absent in prediction. Of a surplus batch only 255.
-        path: The file of each picture.
+        path: The file of each image.
         surplus: True where the batch only keeps this rank in step with the others: nothing in it
             counts. Only in evaluation and prediction.
     """

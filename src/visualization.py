@@ -1,4 +1,4 @@
-"""Drawing results on pictures. Needs only Pillow and NumPy; used by callbacks and notebooks."""
+"""Drawing results on images. Needs only Pillow and NumPy; used by callbacks and notebooks."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
-_MIN_WIDTH = 360  # pixels; smaller pictures are enlarged so that the text on them fits
-_MAX_SIDE = 1024  # pixels; tall narrow pictures are enlarged up to here, and stand on wider paper
+_MIN_WIDTH = 360  # pixels; smaller images are enlarged so that the text on them fits
+_MAX_SIDE = 1024  # pixels; tall narrow images are enlarged up to here, and stand on wider paper
 _FONT_SIZES = (13, 40)  # pixels; legible, and small enough for names of classes
 _INK, _MUTED, _PAPER, _BAR = (20, 20, 20), (90, 90, 90), (255, 255, 255), (178, 208, 244)
 
@@ -21,15 +21,15 @@ _INK, _MUTED, _PAPER, _BAR = (20, 20, 20), (90, 90, 90), (255, 255, 255), (178, 
 def draw_classes(
     image: Image.Image, names: Sequence[str], probabilities: Sequence[float]
 ) -> Image.Image:
-    """Put the picture above a bar chart of its most probable classes.
+    """Put the image above a bar chart of its most probable classes.
 
     Args:
-        image: Picture of any mode and size.
+        image: Image of any mode and size.
         names: Class names, most probable first.
         probabilities: Their probabilities in [0, 1].
 
     Returns:
-        RGB sheet at least 360 pixels wide: the picture, up to 1024 pixels high and wide, and the
+        RGB sheet at least 360 pixels wide: the image, up to 1024 pixels high and wide, and the
         chart below it.
 
     Raises:
@@ -37,15 +37,15 @@ def draw_classes(
     """
     if len(names) != len(probabilities):
         raise ValueError(f"got {len(names)} names for {len(probabilities)} probabilities")
-    picture = _fit(image.convert("RGB"))
-    width = max(picture.width, _MIN_WIDTH)
+    canvas = _fit(image.convert("RGB"))
+    width = max(canvas.width, _MIN_WIDTH)
     size = max(15, _font_size(width // 28))
     font, row, pad = ImageFont.load_default(size), round(size * 1.7), size // 2
-    sheet = Image.new("RGB", (width, picture.height + row * len(names) + 2 * pad), _PAPER)
-    sheet.paste(picture, (0, 0))
+    sheet = Image.new("RGB", (width, canvas.height + row * len(names) + 2 * pad), _PAPER)
+    sheet.paste(canvas, (0, 0))
     draw = ImageDraw.Draw(sheet)
     for line, (name, probability) in enumerate(zip(names, probabilities, strict=True)):
-        top = picture.height + pad + line * row
+        top = canvas.height + pad + line * row
         full = width - 2 * pad
         draw.rectangle((pad, top + 2, pad + round(full * probability), top + row - 2), fill=_BAR)
         percent = f"{probability:.1%}"
@@ -58,10 +58,10 @@ def draw_classes(
 
 
 def _fit(image: Image.Image) -> Image.Image:
-    """The picture with sides up to `_MAX_SIDE` and, where those allow it, `_MIN_WIDTH` wide."""
+    """The image with sides up to `_MAX_SIDE` and, where those allow it, `_MIN_WIDTH` wide."""
     scale = min(max(1.0, _MIN_WIDTH / image.width), _MAX_SIDE / max(image.size))
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    # Nearest keeps the pixels of tiny pictures recognisable instead of blurring them.
+    # Nearest keeps the pixels of tiny images recognisable instead of blurring them.
     filter_ = Image.Resampling.NEAREST if scale > 3 else Image.Resampling.BICUBIC
     return image if scale == 1.0 else image.resize(size, filter_)
 
@@ -87,26 +87,26 @@ def draw_label_map(
     opacity: float = 0.55,
     max_classes: int = 24,
 ) -> Image.Image:
-    """Colour every pixel by its class, with a legend of the classes in the picture.
+    """Colour every pixel by its class, with a legend of the classes in the image.
 
     Args:
-        image: Picture of any mode.
-        label_map: Class of every pixel, shape ``(H, W)`` of the picture; classes without a name
+        image: Image of any mode.
+        label_map: Class of every pixel, shape ``(H, W)`` of the image; classes without a name
             (255: unlabelled) stay uncoloured.
         names: Class names in label order.
         palette: Red, green and blue of each class, 0 to 255.
-        opacity: Share of the colour over the picture, from 0 to 1.
+        opacity: Share of the colour over the image, from 0 to 1.
         max_classes: Rows of the legend, largest area first.
 
     Returns:
-        RGB picture, up to 1024 pixels high and wide, with the legend at its right.
+        RGB image, up to 1024 pixels high and wide, with the legend at its right.
 
     Raises:
-        ValueError: If label map and picture differ in size.
+        ValueError: If label map and image differ in size.
     """
     if label_map.shape != (image.height, image.width):
         raise ValueError(
-            f"the label map is {label_map.shape[1]}x{label_map.shape[0]}, the picture "
+            f"the label map is {label_map.shape[1]}x{label_map.shape[0]}, the image "
             f"{image.width}x{image.height} pixels"
         )
     known = label_map < len(names)
@@ -121,18 +121,18 @@ def draw_label_map(
 
 
 def _beside(
-    picture: Image.Image, rows: Sequence[tuple[str, tuple[int, int, int], float]]
+    image: Image.Image, rows: Sequence[tuple[str, tuple[int, int, int], float]]
 ) -> Image.Image:
-    """Put a legend of name, colour and share at the right of a picture."""
-    size = _font_size(picture.height // 40)
+    """Put a legend of name, colour and share at the right of an image."""
+    size = _font_size(image.height // 40)
     font, row, pad = ImageFont.load_default(size), round(size * 1.6), size // 2
     width, room = 17 * size, 11.5 * size
-    height = max(picture.height, row * len(rows) + 2 * pad)
-    sheet = Image.new("RGB", (picture.width + width, height), _PAPER)
-    sheet.paste(picture, (0, 0))
+    height = max(image.height, row * len(rows) + 2 * pad)
+    sheet = Image.new("RGB", (image.width + width, height), _PAPER)
+    sheet.paste(image, (0, 0))
     draw = ImageDraw.Draw(sheet)
     for line, (name, colour, share) in enumerate(rows):
-        left, top = picture.width + pad, pad + line * row
+        left, top = image.width + pad, pad + line * row
         draw.rectangle((left, top + 2, left + size, top + row - 4), fill=colour, outline=_MUTED)
         middle = (left + round(1.6 * size), top + row // 2)
         draw.text(middle, _shorten(draw, name, font, room), _INK, font, anchor="lm")
@@ -152,16 +152,16 @@ def draw_instances(
     """Draw objects with mask, box, name and score; the most certain ones lie on top.
 
     Args:
-        image: Picture of any mode.
-        boxes: ``x, y, width, height`` in pixels of the picture.
-        masks: Bool, each of shape ``(H, W)`` of the picture; empty to draw boxes alone.
+        image: Image of any mode.
+        boxes: ``x, y, width, height`` in pixels of the image.
+        masks: Bool, each of shape ``(H, W)`` of the image; empty to draw boxes alone.
         names: Name of each object.
         scores: Probability of each object.
         classes: Class index of each object, which decides its colour.
-        opacity: Share of the colour over the picture, from 0 to 1.
+        opacity: Share of the colour over the image, from 0 to 1.
 
     Returns:
-        RGB picture up to 1024 pixels high and wide; small ones are enlarged so that text is
+        RGB image up to 1024 pixels high and wide; small ones are enlarged so that text is
         legible, and narrow ones have white paper at their right, 360 pixels wide in all.
     """
     order = sorted(range(len(boxes)), key=lambda i: scores[i])
@@ -171,13 +171,13 @@ def draw_instances(
         pixels[masks[i]] = (
             pixels[masks[i]] * (1 - opacity) + np.array(colours[i], np.float32) * opacity
         )
-    picture = _fit(Image.fromarray(np.rint(pixels).astype(np.uint8)))
-    # Not one scale for both: the short side of a narrow picture is rounded to few pixels.
-    right, down = picture.width / image.width, picture.height / image.height
-    sheet = Image.new("RGB", (max(picture.width, _MIN_WIDTH), picture.height), _PAPER)
-    sheet.paste(picture, (0, 0))
+    canvas = _fit(Image.fromarray(np.rint(pixels).astype(np.uint8)))
+    # Not one scale for both: the short side of a narrow canvas is rounded to few pixels.
+    right, down = canvas.width / image.width, canvas.height / image.height
+    sheet = Image.new("RGB", (max(canvas.width, _MIN_WIDTH), canvas.height), _PAPER)
+    sheet.paste(canvas, (0, 0))
     draw = ImageDraw.Draw(sheet)
-    size = _font_size(max(picture.size) // 55)
+    size = _font_size(max(canvas.size) // 55)
     font, line = ImageFont.load_default(size), max(2, size // 7)
     for i in order:
         x, y, width, height = boxes[i]
@@ -196,7 +196,7 @@ def _draw_tag(
     colour: tuple[int, int, int],
     font: Font,
 ) -> None:
-    """Write on a coloured ground above a box; inside it at the upper border of the picture."""
+    """Write on a coloured ground above a box; inside it at the upper border of the image."""
     x, top = corner
     left, up, right, down = draw.textbbox((0, 0), text, font)
     pad = 3

@@ -1,4 +1,4 @@
-"""Tiny pictures, a tiny recipe and a run of it, shared by the tests of tasks, callbacks and CLI."""
+"""Tiny images, a tiny recipe and a run of it, shared by the tests of tasks, callbacks and CLI."""
 
 import resource
 from collections.abc import Callable, Iterator
@@ -17,9 +17,9 @@ pytest_plugins = ["tests.plugins.workers", "tests.plugins.ports", "tests.plugins
 
 
 @pytest.fixture(scope="session")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder in the ImageNet layout: 3 classes, 8 training and 4 validation pictures of each."""
-    root = tmp_path_factory.mktemp("pictures")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder in the ImageNet layout: 3 classes, 8 training and 4 validation images of each."""
+    root = tmp_path_factory.mktemp("images")
     random = np.random.default_rng(0)
     for split, count in (("train", 8), ("val", 4)):
         for channel, name in enumerate(reversed(CLASSES)):
@@ -33,7 +33,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def recipe(pictures: Path) -> dict[str, Any]:
+def recipe(images: Path) -> dict[str, Any]:
     """Smallest useful recipe: all parts of the real ones, trains in a second or two."""
     return {
         "model": {
@@ -63,7 +63,7 @@ def recipe(pictures: Path) -> dict[str, Any]:
         "data": {
             "class_path": "ImageNetDataModule",
             "init_args": {
-                "root": str(pictures),
+                "root": str(images),
                 "image_size": 32,
                 "batch_size": 8,
                 "num_workers": 0,
@@ -106,7 +106,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, write_recipe: Callable[...
 
 @pytest.fixture
 def truncate() -> Callable[[Path], Path]:
-    """Cut a picture file in the middle of its data."""
+    """Cut an image file in the middle of its data."""
 
     def cut(path: Path) -> Path:
         content = path.read_bytes()
@@ -117,7 +117,7 @@ def truncate() -> Callable[[Path], Path]:
 
 
 @pytest.fixture
-def deep_picture(tmp_path: Path) -> Path:
+def deep_image(tmp_path: Path) -> Path:
     """16-bit grey PNG, 60 pixels wide and 20 high, that its EXIF block turns by 90 degrees."""
     exif = Image.Exif()
     exif[0x0112] = 6

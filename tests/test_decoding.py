@@ -9,8 +9,8 @@ RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
 RGB = np.stack([RAMP, RAMP.T, 255 - RAMP], axis=-1)
 
 
-def saved(tmp_path, picture, name="picture.png", **options):
-    picture.save(tmp_path / name, **options)
+def saved(tmp_path, image, name="image.png", **options):
+    image.save(tmp_path / name, **options)
     return tmp_path / name
 
 
@@ -30,7 +30,7 @@ def test_sixteen_bit_grey_is_scaled_not_clipped(tmp_path):
     np.testing.assert_array_equal(pixels, np.stack([RAMP] * 3, axis=-1))
 
 
-def test_a_dark_sixteen_bit_picture_stays_dark(tmp_path):
+def test_a_dark_sixteen_bit_image_stays_dark(tmp_path):
     path = saved(tmp_path, Image.fromarray(RAMP.astype(np.uint16)))
     assert np.asarray(decode(path)).max() == 0
 
@@ -60,13 +60,13 @@ def test_floats_that_are_no_brightness_are_named(tmp_path, value):
 
 
 def test_transparency_is_dropped(tmp_path):
-    picture = Image.fromarray(np.dstack([RGB, RAMP]))
-    np.testing.assert_array_equal(np.asarray(decode(saved(tmp_path, picture))), RGB)
+    image = Image.fromarray(np.dstack([RGB, RAMP]))
+    np.testing.assert_array_equal(np.asarray(decode(saved(tmp_path, image))), RGB)
 
 
 def test_a_palette_with_transparency_becomes_its_colours(tmp_path, recwarn):
-    picture = Image.fromarray(RAMP).convert("P")
-    path = saved(tmp_path, picture, transparency=bytes(range(256)))
+    image = Image.fromarray(RAMP).convert("P")
+    path = saved(tmp_path, image, transparency=bytes(range(256)))
     np.testing.assert_array_equal(np.asarray(decode(path)), np.stack([RAMP] * 3, axis=-1))
     assert not recwarn.list
 
@@ -86,7 +86,7 @@ def test_exif_orientation_is_not_applied_as_in_the_official_evaluation(tmp_path)
 
 
 @pytest.mark.parametrize("numbers", [np.uint8, np.uint16])
-def test_grey_pictures_of_any_depth_are_turned_upright(tmp_path, numbers):
+def test_grey_images_of_any_depth_are_turned_upright(tmp_path, numbers):
     exif = Image.Exif()
     exif[0x0112] = 6
     deep = RAMP[:9].astype(numbers) * (257 if numbers is np.uint16 else 1)
@@ -107,12 +107,12 @@ def test_the_content_decides_not_the_ending(tmp_path):
 def test_a_truncated_file_is_named(tmp_path, truncate, format_):
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     path = truncate(saved(tmp_path, Image.fromarray(noise), "cut.jpg", format=format_))
-    with pytest.raises(UserError, match=r"The picture .*cut\.jpg cannot be read"):
+    with pytest.raises(UserError, match=r"The image .*cut\.jpg cannot be read"):
         decode(path)
 
 
 def test_other_files_are_named_with_the_reason(tmp_path):
-    (tmp_path / "text.jpg").write_text("not a picture")
+    (tmp_path / "text.jpg").write_text("not an image")
     (tmp_path / "empty.jpg").touch()
     for name, reason in [
         ("text.jpg", "its content is none of JPEG, PNG"),

@@ -15,7 +15,7 @@ from PIL import Image
 
 from src.cli import main
 from src.data.formats.label_maps import read_label_map
-from src.decoding import MAX_PIXELS, BrokenPictureError, decode
+from src.decoding import MAX_PIXELS, BrokenImageError, decode
 
 POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 20 20\n%%EndComments\nshowpage\n%%EOF\n"
 # Turned by 90 degrees.
@@ -90,7 +90,7 @@ def test_postscript_is_not_given_to_ghostscript(tmp_path, monkeypatch, capsys, e
 @pytest.mark.parametrize("format_", ["GIF", "JPEG2000", "PCX", "TGA", "PDF", "ICO", "DDS"])
 def test_formats_that_are_not_announced_are_refused(written, format_):
     path = written(encoded(Image.new("RGB", (32, 32)), format_), "image.png")
-    with pytest.raises(BrokenPictureError, match=r"image\.png cannot be read: its content is none"):
+    with pytest.raises(BrokenImageError, match=r"image\.png cannot be read: its content is none"):
         decode(path)
 
 
@@ -123,7 +123,7 @@ def test_what_is_no_regular_file_is_not_opened(tmp_path, kind):
     else:
         path.symlink_to("/dev/zero")
     for read in (decode, lambda path: read_label_map(path, 3)):
-        with pytest.raises(BrokenPictureError, match=r"x\.png cannot be read: it is not a regular"):
+        with pytest.raises(BrokenImageError, match=r"x\.png cannot be read: it is not a regular"):
             read(path)
 
 
@@ -161,24 +161,24 @@ def test_large_honest_images_are_read_and_larger_ones_refused_by_their_header(wr
     for content in (png(13000, 13000), png(60000, 60000), png(2**31 - 1, 2**31 - 1)):
         path = written(content, "large.png")
         for read in (decode, lambda path: read_label_map(path, 3)):
-            with pytest.raises(BrokenPictureError, match=r"large\.png .* pixels.*data\.max_pixels"):
+            with pytest.raises(BrokenImageError, match=r"large\.png .* pixels.*data\.max_pixels"):
                 read(path)
-    with pytest.raises(BrokenPictureError, match="30x20 pixels"):
+    with pytest.raises(BrokenImageError, match="30x20 pixels"):
         decode(written(jpeg()), max_pixels=599)
     assert decode(written(jpeg()), max_pixels=600).size == (30, 20)
 
 
 def test_a_setting_above_the_limit_of_pillow_is_obeyed(written):
     wide = encoded(Image.new("1", (20000, 9500)), "PNG")  # 190 million
-    with pytest.raises(BrokenPictureError, match=r"(190000000|20000x9500) pixels"):
+    with pytest.raises(BrokenImageError, match=r"(190000000|20000x9500) pixels"):
         decode(written(wide))
-    with pytest.raises(BrokenPictureError, match="truncated"):
+    with pytest.raises(BrokenImageError, match="truncated"):
         decode(written(wide[: len(wide) // 2]), max_pixels=200_000_000)
 
 
 @pytest.mark.parametrize("size", [(0, 5), (5, 0), (0, 0)])
 def test_images_without_pixels_are_named(written, size):
-    with pytest.raises(BrokenPictureError, match=r"image\.jpg cannot be read"):
+    with pytest.raises(BrokenImageError, match=r"image\.jpg cannot be read"):
         decode(written(png(*size)))
 
 
@@ -187,20 +187,20 @@ def test_compressed_text_that_unpacks_to_too_much_is_one_sentence(written, name)
     packed = zlib.compress(bytes(5_000_000))
     body = b"XML:com.adobe.xmp\0" + (b"\1\0\0\0" if name == b"iTXt" else b"\0") + packed
     path = written(small_png((name, body)), "bomb.png")
-    with pytest.raises(BrokenPictureError, match=r"bomb\.png cannot be read: its text or colour"):
+    with pytest.raises(BrokenImageError, match=r"bomb\.png cannot be read: its text or colour"):
         decode(path)
 
 
 def test_files_that_are_larger_than_any_image_are_not_read(written):
     path = written(encoded(Image.new("RGB", (8, 8)), "WEBP"))
     os.truncate(path, 2**40)
-    with pytest.raises(BrokenPictureError, match="it has 1099511627776 bytes"):
+    with pytest.raises(BrokenImageError, match="it has 1099511627776 bytes"):
         decode(path)
 
 
 def test_links_in_circles_are_named(tmp_path):
     (tmp_path / "x.png").symlink_to(tmp_path / "x.png")
-    with pytest.raises(BrokenPictureError, match=r"x\.png cannot be read: Too many levels"):
+    with pytest.raises(BrokenImageError, match=r"x\.png cannot be read: Too many levels"):
         decode(tmp_path / "x.png")
 
 
@@ -210,7 +210,7 @@ def test_thousands_of_scans_are_refused(written, progressive):
     start = content.rindex(b"\xff\xda")
     scan = content[start:-2]
     path = written(content[:start] + scan * 3000 + content[-2:])
-    with pytest.raises(BrokenPictureError, match=r"30\d\d scans"):
+    with pytest.raises(BrokenImageError, match=r"30\d\d scans"):
         decode(path)
     assert decode(written(content)).size == (30, 20)
 
@@ -219,7 +219,7 @@ def test_thousands_of_scans_are_refused(written, progressive):
 def test_millions_of_segments_are_refused_at_once(written, filling):
     content = jpeg()
     path = written(content[:2] + filling * 3_000_000 + content[2:])
-    with pytest.raises(BrokenPictureError, match=r"more than 20000 segments|no marker|cannot be"):
+    with pytest.raises(BrokenImageError, match=r"more than 20000 segments|no marker|cannot be"):
         decode(path)
     some = content[:2] + b"\xff\xe5\0\2" * 1000 + b"\xff" * 1000 + content[2:]
     assert decode(written(some)).size == (30, 20)
@@ -232,7 +232,7 @@ def test_millions_of_chunks_are_refused_at_once(written, name):
     content = path.read_bytes()
     one = chunk(name, b"a\0b")
     path = written(content.replace(one, one * 500))
-    with pytest.raises(BrokenPictureError, match="more than 20000 chunks"):
+    with pytest.raises(BrokenImageError, match="more than 20000 chunks"):
         decode(path)
 
 
@@ -260,13 +260,13 @@ def test_tiles_larger_than_the_limit_are_refused(written):
         return head + entries + bytes(4) + pixels.ljust(100, b"\0")
 
     assert decode(written(tiff(64))).size == (32, 32)
-    with pytest.raises(BrokenPictureError, match=r"image\.jpg cannot be read: it has 65536x65536"):
+    with pytest.raises(BrokenImageError, match=r"image\.jpg cannot be read: it has 65536x65536"):
         decode(written(tiff(65536)))
 
 
 @pytest.mark.parametrize("pieces", [{"depth": 16, "colour": 0}, {"depth": 1, "colour": 0}])
 def test_damaged_pixels_of_any_depth_are_named(written, pieces):
-    with pytest.raises(BrokenPictureError, match=r"image\.jpg cannot be read"):
+    with pytest.raises(BrokenImageError, match=r"image\.jpg cannot be read"):
         decode(written(png(40, 40, pixels=b"\x07" * 9, **pieces)))
 
 
@@ -280,7 +280,7 @@ def test_animations_show_their_first_frame(written):
 
 @pytest.mark.parametrize("name", ["a" * 5000 + ".jpg", "a\0b.jpg"])
 def test_impossible_names_are_one_sentence(name):
-    with pytest.raises(BrokenPictureError, match="cannot be read"):
+    with pytest.raises(BrokenImageError, match="cannot be read"):
         decode(name)
 
 
@@ -289,7 +289,7 @@ def test_missing_memory_names_the_file(written, monkeypatch):
         raise MemoryError
 
     monkeypatch.setattr("src.decoding._to_rgb", fail)
-    with pytest.raises(ValueError, match=r"not enough memory to read the picture .*image\.jpg"):
+    with pytest.raises(ValueError, match=r"not enough memory to read the image .*image\.jpg"):
         decode(written(jpeg()))
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from src.errors import UserError
-from src.hub import Pretrained, build_network, picture_settings
+from src.hub import Pretrained, build_network, preprocessing_of
 from src.models.weights.files import HUB_FILES
 
 BACKBONE = {
@@ -34,7 +34,7 @@ NAMES = ["größer Hund", "cat #2", "ζέβρα"]
 def made(task):
     torch.manual_seed(0)
     network = build_network(SPECS[task], len(NAMES)).eval()
-    return Pretrained(network, SPECS[task], NAMES, task, picture_settings({"image_size": 64}))
+    return Pretrained(network, SPECS[task], NAMES, task, preprocessing_of({"image_size": 64}))
 
 
 @pytest.mark.parametrize("task", SPECS)
@@ -44,7 +44,7 @@ def test_a_folder_gives_the_same_network_back(task, tmp_path):
     again = Pretrained.from_pretrained(tmp_path / "saved")
     assert again.class_names == NAMES
     assert again.task == task
-    assert again.pictures["image_size"] == 64
+    assert again.preprocessing["image_size"] == 64
     assert not again.network.training
     expected = model.network.state_dict()
     assert again.network.state_dict().keys() == expected.keys()
@@ -107,7 +107,7 @@ def test_published_names_come_with_network_and_classes(nothing_is_downloaded):
     model = Pretrained.from_pretrained("internimage_t_1k_224")
     assert nothing_is_downloaded == ["internimage_t_1k_224"]
     assert len(model.class_names) == 1000
-    assert model.pictures["image_size"] == 224
+    assert model.preprocessing["image_size"] == 224
     assert sum(p.numel() for p in model.network.parameters()) == 29_918_424
 
 
@@ -200,9 +200,9 @@ def test_mistakes_are_one_sentence(tmp_path, monkeypatch):
         {"task": "cooking"},
         {"task": "detection"},
         {"task": None},
-        {"pictures": [1]},
-        {"pictures": {"mean": {"a": 1}}},
-        {"pictures": {"other": 1}},
+        {"images": [1]},
+        {"images": {"mean": {"a": 1}}},
+        {"images": {"other": 1}},
     ],
 )
 def test_descriptions_that_make_no_sense(change, tmp_path):

@@ -19,12 +19,12 @@ class ClassTable(Callback):
     """
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the table of the validation pictures."""
+        """Write the table of the validation images."""
         if not trainer.sanity_checking:
             self._write(trainer, pl_module, "val", show=trainer.state.fn == "validate")
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the table of the test pictures."""
+        """Write the table of the test images."""
         self._write(trainer, pl_module, "test", show=True)
 
     def _write(self, trainer: Trainer, pl_module: Any, split: str, *, show: bool) -> None:

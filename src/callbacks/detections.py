@@ -1,4 +1,4 @@
-"""Write what a detector finds: COCO results, annotated pictures, AP of every class."""
+"""Write what a detector finds: COCO results, annotated images, AP of every class."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from src.callbacks.output_names import OutputNames, output_names
 from src.callbacks.predictions import class_names, max_pixels
 from src.callbacks.run_folder import run_folder, tell
 from src.callbacks.unreadable import gather, is_predicting, of_this_rank
-from src.decoding import MAX_PIXELS, BrokenPictureError, decode
+from src.decoding import MAX_PIXELS, BrokenImageError, decode
 from src.errors import UserError
 from src.metrics.coco_results import Result, decode_masks, with_category_ids
 from src.visualization import draw_instances
@@ -27,13 +27,13 @@ class DetectionWriter(Callback):
     """Write the results of a detector into the run folder.
 
     ``predict``: ``detections.json`` (COCO results; ``images`` lists number, file and size of every
-    picture) and ``overlays/*.png``. ``validate`` and ``test``: ``results_val.json`` or
+    image) and ``overlays/*.png``. ``validate`` and ``test``: ``results_val.json`` or
     ``results_test.json`` (COCO results with the numbers of the annotation file). Every evaluation:
     ``classes_val.csv`` or ``classes_test.csv`` with AP of every class.
 
     Args:
         folder: Where to write; default is the run folder.
-        max_overlays: Number of pictures per process that are drawn; -1 draws all, 0 none.
+        max_overlays: Number of images per process that are drawn; -1 draws all, 0 none.
         score: Detections below this probability are not drawn; the json files have all of them.
     """
 
@@ -69,14 +69,14 @@ class DetectionWriter(Callback):
         ):
             if self.max_overlays < 0 or len(self._found) < self.max_overlays:
                 self._draw(trainer, path, results, names)
-            picture = {"id": number, "file_name": path, "height": size[0], "width": size[1]}
-            self._found.append((picture, results))
+            image = {"id": number, "file_name": path, "height": size[0], "width": size[1]}
+            self._found.append((image, results))
 
     def _draw(self, trainer: Trainer, path: str, results: list[Result], names: list[str]) -> None:
         target = self._folder(trainer) / "overlays" / self._names(path)
         try:
             drawn = draw_results(path, results, names, self.score, max_pixels(trainer))
-        except BrokenPictureError as error:  # the file has gone since the network saw it
+        except BrokenImageError as error:  # the file has gone since the network saw it
             rank_zero_warn(f"No overlay is drawn: {error}")
             return
         files.write_image(target, drawn)
@@ -107,11 +107,11 @@ class DetectionWriter(Callback):
     def _write_found(
         self, trainer: Trainer, found: list[tuple[dict[str, Any], list[Result]]], name: str
     ) -> Path:
-        unique = {picture["id"]: (picture, results) for picture, results in found}
-        pictures, results = zip(*(unique[number] for number in sorted(unique)), strict=True)
+        unique = {image["id"]: (image, results) for image, results in found}
+        images, results = zip(*(unique[number] for number in sorted(unique)), strict=True)
         names, ids = class_names(trainer), category_ids(trainer)
         content = {
-            "images": list(pictures),
+            "images": list(images),
             "annotations": with_category_ids([r for part in results for r in part], ids),
             "categories": [{"id": i, "name": n} for i, n in zip(ids, names, strict=True)],
         }
@@ -120,12 +120,12 @@ class DetectionWriter(Callback):
         return path
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the results and classes of the validation pictures."""
+        """Write the results and classes of the validation images."""
         if not trainer.sanity_checking:
             self._write_scores(trainer, pl_module, "val")
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the results and classes of the test pictures."""
+        """Write the results and classes of the test images."""
         self._write_scores(trainer, pl_module, "test")
 
     def _write_scores(self, trainer: Trainer, pl_module: Any, split: str) -> None:
@@ -163,7 +163,7 @@ def draw_results(
     score: float,
     max_pixels: int = MAX_PIXELS,
 ) -> Image.Image:
-    """Draw the COCO results of a picture file, turned upright, that reach a score.
+    """Draw the COCO results of an image file, turned upright, that reach a score.
 
     Raises:
         UserError: If the file cannot be decoded.

@@ -38,20 +38,20 @@ class EpochSeed(Callback):
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
-        self._pictures = self._saved_pictures = 0  # of a batch, over all processes; 0 is unknown
+        self._images = self._saved_images = 0  # of a batch, over all processes; 0 is unknown
 
     def state_dict(self) -> dict[str, int]:
         """Size of the batches that the progress of a checkpoint counts."""
-        return {"pictures_per_batch": self._pictures}
+        return {"images_per_batch": self._images}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Remember what the progress counts."""
-        self._saved_pictures = state_dict["pictures_per_batch"]
+        self._saved_images = state_dict["images_per_batch"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Continue in the middle of an epoch where the checkpoint was written there."""
         progress: Any = trainer.fit_loop.epoch_loop.batch_progress
-        self._pictures = _pictures_per_batch(trainer)
+        self._images = _images_per_batch(trainer)
         # A checkpoint written after a step counts its batch as processed, not yet as completed.
         has_begun = progress.current.processed > 0 or trainer.fit_loop.restarted_mid_epoch
         is_within = has_begun and not progress.is_last_batch
@@ -93,7 +93,7 @@ class EpochSeed(Callback):
 
     def _recount(self, progress: Any) -> None:
         """Count progress in the batches of now instead of those of the checkpoint."""
-        before, now = self._saved_pictures, self._pictures
+        before, now = self._saved_images, self._images
         if before == now or not before or not now:
             return
         used = progress.current.processed
@@ -101,7 +101,7 @@ class EpochSeed(Callback):
         if rest:
             raise UserError(
                 f"The checkpoint was written after {used} batches of {before}"
-                f" pictures of an epoch, which are no whole number of batches of {now}; use a"
+                f" images of an epoch, which are no whole number of batches of {now}; use a"
                 " number of devices and data.batch_size that give a divisor, or a checkpoint from"
                 " the end of an epoch."
             )
@@ -122,7 +122,7 @@ class EpochSeed(Callback):
         self._seed(trainer, num_batches)
 
 
-def _pictures_per_batch(trainer: Trainer) -> int:
+def _images_per_batch(trainer: Trainer) -> int:
     sizes = [loader.batch_size or 0 for loader in _loaders(trainer.fit_loop._combined_loader)]
     return sum(sizes) * trainer.world_size
 

@@ -1,4 +1,4 @@
-"""Write what ``predict`` finds in segmentation: label maps, and pictures with their classes."""
+"""Write what ``predict`` finds in segmentation: label maps, and images with their classes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from src import files
 from src.callbacks.output_names import OutputNames, output_names
 from src.callbacks.predictions import class_names, max_pixels
 from src.callbacks.run_folder import run_folder
-from src.decoding import BrokenPictureError, decode
+from src.decoding import BrokenImageError, decode
 from src.visualization import draw_label_map
 
 
@@ -27,7 +27,7 @@ class LabelMapWriter(Callback):
 
     Args:
         folder: Where to write; default is the run folder.
-        max_overlays: Number of pictures per process that are drawn with their classes; -1 draws
+        max_overlays: Number of images per process that are drawn with their classes; -1 draws
             all, 0 none.
         opacity: Share of the colours in the drawings, from 0 to 1.
     """
@@ -62,13 +62,13 @@ class LabelMapWriter(Callback):
         for source, label_map in zip(outputs["path"], outputs["label_map"], strict=True):
             name = self._names(source)
             values = label_map.numpy()
-            files.write_image(folder / "label_maps" / name, _palette_picture(values, palette))
+            files.write_image(folder / "label_maps" / name, _palette_image(values, palette))
             if self.max_overlays < 0 or self._count < self.max_overlays:
                 try:
                     # Turned as the network saw it.
                     upright = getattr(data, "upright", False)
                     image = decode(source, upright=upright, max_pixels=max_pixels(trainer))
-                except BrokenPictureError as error:  # the file has gone since the network saw it
+                except BrokenImageError as error:  # the file has gone since the network saw it
                     rank_zero_warn(f"No overlay is drawn: {error}")
                 else:
                     drawn = draw_label_map(image, values, names, palette, self.opacity)
@@ -84,9 +84,9 @@ class LabelMapWriter(Callback):
                 rank_zero_info(f"Overlays:    {folder / 'overlays'}")
 
 
-def _palette_picture(
+def _palette_image(
     label_map: NDArray[np.uint8], palette: list[tuple[int, int, int]]
 ) -> Image.Image:
-    picture = Image.fromarray(label_map)
-    picture.putpalette([value for colour in palette for value in colour])
-    return picture
+    image = Image.fromarray(label_map)
+    image.putpalette([value for colour in palette for value in colour])
+    return image

@@ -1,4 +1,4 @@
-"""Write what ``predict`` finds: a table of all files and annotated pictures."""
+"""Write what ``predict`` finds: a table of all files and annotated images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from src import files
 from src.callbacks.output_names import OutputNames
 from src.callbacks.run_folder import run_folder, tell
 from src.callbacks.unreadable import gather, is_predicting, of_this_rank
-from src.decoding import MAX_PIXELS, BrokenPictureError, decode
+from src.decoding import MAX_PIXELS, BrokenImageError, decode
 from src.visualization import draw_classes
 
 
@@ -25,7 +25,7 @@ class Row(NamedTuple):
 
 
 class ClassPredictionWriter(Callback):
-    """Write ``predictions.csv`` and ``pictures/*.png`` into the run folder after ``predict``.
+    """Write ``predictions.csv`` and ``images/*.png`` into the run folder after ``predict``.
 
     The table has one row per file: ``path``, then class and probability of the best five.
 
@@ -90,8 +90,8 @@ class ClassPredictionWriter(Callback):
         if chosen:
             root = getattr(trainer.datamodule, "predict_dir", None)  # type: ignore[attr-defined]
             names = OutputNames([row.path for row in rows], root)
-            count = draw_pictures(chosen, folder / "pictures", names, max_pixels(trainer))
-            tell(f"Pictures:    {folder / 'pictures'} ({count} of {len(rows)} files)")
+            count = draw_images(chosen, folder / "images", names, max_pixels(trainer))
+            tell(f"Images:    {folder / 'images'} ({count} of {len(rows)} files)")
 
 
 def class_names(trainer: Trainer) -> list[str]:
@@ -115,21 +115,21 @@ def write_table(rows: list[Row], path: Path) -> None:
     files.write_csv(path, table)
 
 
-def draw_pictures(
+def draw_images(
     rows: list[Row], folder: Path, names: OutputNames, max_pixels: int = MAX_PIXELS
 ) -> int:
-    """Draw the rows on their pictures, turned upright; returns how many pictures were written.
+    """Draw the rows on their images, turned upright; returns how many images were written.
 
     Unreadable files are reported.
     """
     count = 0
     for row in rows:
         try:
-            picture = decode(row.path, upright=True, max_pixels=max_pixels)
-        except BrokenPictureError as error:
-            rank_zero_warn(f"No picture is drawn: {error}")
+            image = decode(row.path, upright=True, max_pixels=max_pixels)
+        except BrokenImageError as error:
+            rank_zero_warn(f"No image is drawn: {error}")
             continue
-        drawn = draw_classes(picture, row.names, row.probabilities)
+        drawn = draw_classes(image, row.names, row.probabilities)
         files.write_image(folder / names(row.path), drawn)
         count += 1
     return count

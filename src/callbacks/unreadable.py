@@ -8,7 +8,7 @@ import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
-from src.decoding import MAX_PIXELS, BrokenPictureError, decode
+from src.decoding import MAX_PIXELS, BrokenImageError, decode
 
 _MAX_NAMED = 10
 
@@ -74,6 +74,6 @@ def of_this_rank(trainer: Trainer, name: str) -> str:
 def _reason(path: str, max_pixels: int) -> str:
     try:
         decode(path, max_pixels=max_pixels)
-    except BrokenPictureError as error:
+    except BrokenImageError as error:
         return str(error)
     return f"The image {path} could not be read at its turn, but can be now."

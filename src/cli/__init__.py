@@ -42,7 +42,7 @@ InternImage on PyTorch Lightning. Commands of python -m src:
   fit          train or fine-tune         fit --config configs/<recipe>.yaml
   validate     metrics on the val split   validate --config configs/<recipe>.yaml --ckpt_path best
   test         metrics on the test split  like validate
-  predict      table and pictures         like validate, with --data.predict_dir FOLDER
+  predict      table and images         like validate, with --data.predict_dir FOLDER
   prepare      check and split your data  prepare from-folder photos   (or: prepare toy)
   verify       check a data set           verify imagenet --root data/imagenet
   export       ONNX, torch.export, hub    export --config X.yaml --ckpt_path best --check FOLDER

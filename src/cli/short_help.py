@@ -9,7 +9,7 @@ _WHAT = {
     "fit": "Train or fine-tune.",
     "validate": "Compute the metrics of the validation split.",
     "test": "Compute the metrics of the test split.",
-    "predict": "Write tables and annotated pictures for a folder of pictures.",
+    "predict": "Write tables and annotated images for a folder of images.",
 }
 _START = """\
   -c, --config FILE             recipe; given several times, later files win
@@ -17,22 +17,22 @@ _START = """\
   --model.weights FILE|NAME     weights to start from: own or published (docs/model_zoo.md)
   --name NAME                   results go to runs/NAME (name of the last recipe)
   --data.root FOLDER            the data set
-  --data.batch_size N           pictures per device and step
-  --data.num_workers N          processes that load pictures
+  --data.batch_size N           images per device and step
+  --data.num_workers N          processes that load images
 """
 _OWN = {
     "fit": """\
   --trainer.max_epochs N        length; or --trainer.max_steps N
   --trainer.devices N           GPUs or processes; with --trainer.strategy ddp
   --trainer.precision KIND      32-true, bf16-mixed or 16-mixed
-  --model.optimizer.lr RATE     for model.reference_batch_size pictures a step
+  --model.optimizer.lr RATE     for model.reference_batch_size images a step
   --checkpoint.save_top_k N     how many best checkpoints are kept
   --trainer.fast_dev_run true   one batch of everything: does it run?
 """,
-    "validate": "  --data.eval_batch_size N      pictures per device\n",
-    "test": "  --data.eval_batch_size N      pictures per device\n",
+    "validate": "  --data.eval_batch_size N      images per device\n",
+    "test": "  --data.eval_batch_size N      images per device\n",
     "predict": """\
-  --data.predict_dir FOLDER     pictures, or a single one
+  --data.predict_dir FOLDER     images, or a single one
   --data.class_names NAMES      names if the data set is not there: a file, coco, imagenet-1k
   --detections.score 0.3        detections below this are not drawn
 """,

@@ -18,7 +18,7 @@ _HIDDEN_WARNINGS = (
     r"The number of training batches .* is smaller than the logging interval.*",
     # EpochSeed passes over the used batches, which makes any loader resumable.
     r"You're resuming from a checkpoint that ended before the epoch ended.*",
-    # The recipe says how many processes load pictures; the report of a run tells the cores.
+    # The recipe says how many processes load images; the report of a run tells the cores.
     r"This DataLoader will create .* worker processes in total.*",
     # pycocotools 2.0.11 with numpy 2; nothing of it concerns the results.
     r"__array__ implementation doesn't accept a copy keyword.*",

@@ -149,7 +149,7 @@ def copy_network(target: nn.Module, source: nn.Module) -> None:
 def average_buffers(network: nn.Module) -> None:
     """Give all processes the mean of their buffers (running statistics of batch norm).
 
-    Only parameters are split and kept equal; each process updates buffers from its own pictures.
+    Only parameters are split and kept equal; each process updates buffers from its own images.
     """
     buffers = [buffer for buffer in network.buffers() if buffer.is_floating_point()]
     if not buffers:

@@ -19,8 +19,8 @@ _MEANING = {
     "proposals": "pixel of all maps that each query starts from",
     "proposal_scores": "scores that the proposals are chosen by, falling",
     "masks": "mask probabilities of the given classes in their boxes",
-    "image": "prepared RGB pictures, float32",
-    "rois": "number of the picture in the batch, x1, y1, x2, y2",
+    "image": "prepared RGB images, float32",
+    "rois": "number of the image in the batch, x1, y1, x2, y2",
     "labels": "class of each box",
 }
 
@@ -29,7 +29,7 @@ def card(
     graphs: Sequence[Graph],
     files: Sequence[Path],
     class_names: Sequence[str],
-    pictures: Mapping[str, Any],
+    images: Mapping[str, Any],
     task: str,
 ) -> str:
     """Text of ``EXPORT.md``.
@@ -38,10 +38,10 @@ def card(
         graphs: What was written.
         files: The files.
         class_names: Names in label order.
-        pictures: How pictures are prepared.
+        images: How images are prepared.
         task: What the network is for.
     """
-    settings = "\n".join(f"- {name}: {value}" for name, value in pictures.items())
+    settings = "\n".join(f"- {name}: {value}" for name, value in images.items())
     tables = "\n\n".join(_table(graph) for graph in graphs)
     listed = "\n".join(f"- `{path.name}` ({path.stat().st_size / 1e6:.1f} MB)" for path in files)
     names = "\n".join(f"{number} {name}" for number, name in enumerate(class_names))
@@ -55,7 +55,7 @@ of processor. Batch and sizes are free where a table shows a letter.
 
 {tables}
 
-## Preparing pictures
+## Preparing images
 
 RGB, divided by 255, minus the mean, divided by the deviation:
 
@@ -82,18 +82,18 @@ def _running(graph: Graph, files: Sequence[Path]) -> str:
 import onnxruntime
 
 session = onnxruntime.InferenceSession("{graph.name}.onnx")
-image = np.zeros({shape}, np.float32)  # a prepared picture
+image = np.zeros({shape}, np.float32)  # a prepared image
 outputs = dict(zip({names!r}, session.run(None, {{"image": image}})))""",
         f"{graph.name}.pt2": f"""import torch
 import src.ops
 
 program = torch.export.load("{graph.name}.pt2").module()
-outputs = program(image=torch.zeros({shape}))  # a prepared picture; gives {names!r}""",
+outputs = program(image=torch.zeros({shape}))  # a prepared image; gives {names!r}""",
         f"{graph.name}.aoti.pt2": f"""import torch
 import src.ops
 
 program = torch._inductor.aoti_load_package("{graph.name}.aoti.pt2")
-outputs = program(image=torch.zeros({shape}))  # a prepared picture; gives {names!r}""",
+outputs = program(image=torch.zeros({shape}))  # a prepared image; gives {names!r}""",
     }
     return "\n\n".join(
         f"```python\n{text}\n```" for name, text in blocks.items() if name in written

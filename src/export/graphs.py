@@ -115,7 +115,7 @@ class PixelClassifier(nn.Module):
 
 
 class SetDetector(nn.Module):
-    """What DINO finds in pictures that fill the batch, before the best are taken."""
+    """What DINO finds in images that fill the batch, before the best are taken."""
 
     def __init__(self, network: DINO | CBDINO) -> None:
         super().__init__()
@@ -127,7 +127,7 @@ class SetDetector(nn.Module):
         """Detect in ``(N, 3, H, W)``.
 
         Args:
-            image: Prepared pictures.
+            image: Prepared images.
             proposals: Pixels that the queries start from, instead of the best ones.
 
         Returns:
@@ -192,7 +192,7 @@ class Boxes(nn.Module):
             p3: See ``p2``.
             p4: See ``p2``.
             p5: See ``p2``.
-            rois: Number of the picture in the batch and box ``x1, y1, x2, y2``, ``(R, 5)``.
+            rois: Number of the image in the batch and box ``x1, y1, x2, y2``, ``(R, 5)``.
         """
         logits, offsets = self.head(align((p2, p3, p4, p5), rois, boxes_.ROI_SIDE))
         return logits, offsets

@@ -1,11 +1,11 @@
-"""Loss of a set of predicted boxes: each object of a picture is matched with one query.
+"""Loss of a set of predicted boxes: each object of an image is matched with one query.
 
 Source: Carion et al., "End-to-End Object Detection with Transformers", ECCV 2020 (arXiv
 2005.12872), section 3.1, with the focal loss (Lin et al., ICCV 2017) as Deformable DETR and DINO
 use it. Costs, weights and averages as in the official InternImage configurations ``dino_4scale_*``
 (mmdet 2.28). The matching is the optimal one (Hungarian algorithm, from SciPy).
 
-Predicted boxes are centre and size in [0, 1] of a picture without padding; objects are corners in
+Predicted boxes are centre and size in [0, 1] of an image without padding; objects are corners in
 pixels.
 """
 
@@ -28,21 +28,21 @@ BOX_WEIGHT, IOU_WEIGHT = 5.0, 2.0  # of the losses and of the costs
 _EPS = 1e-12
 
 Pairs = list[tuple[Tensor, Tensor]]
-"""For each picture the numbers of queries and of the objects that they have to find."""
+"""For each image the numbers of queries and of the objects that they have to find."""
 
 
 def scale_of(size: Size, like: Tensor) -> Tensor:
-    """Width, height, width, height of a picture in pixels, ``(4,)``."""
+    """Width, height, width, height of an image in pixels, ``(4,)``."""
     return like.new_tensor([size[1], size[0], size[1], size[0]])
 
 
 def relative_boxes(boxes: Tensor, size: Size) -> Tensor:
-    """Corners in pixels ``(G, 4)`` to centre and size in [0, 1] of the picture."""
+    """Corners in pixels ``(G, 4)`` to centre and size in [0, 1] of the image."""
     return box_convert(boxes, "xyxy", "cxcywh") / scale_of(size, boxes)
 
 
 def pixel_boxes(boxes: Tensor, size: Size) -> Tensor:
-    """Centre and size in [0, 1] ``(Q, 4)`` to corners in pixels of the picture."""
+    """Centre and size in [0, 1] ``(Q, 4)`` to corners in pixels of the image."""
     return box_convert(boxes, "cxcywh", "xyxy") * scale_of(size, boxes)
 
 
@@ -55,8 +55,8 @@ def match(
     Args:
         logits: Class logits, ``(N, Q, classes)``.
         boxes: Boxes, ``(N, Q, 4)``.
-        targets: Objects of each picture.
-        sizes: Height and width of each picture.
+        targets: Objects of each image.
+        sizes: Height and width of each image.
 
     Returns:
         Pairs, ascending by query. With fewer queries than objects some objects have none.
@@ -116,8 +116,8 @@ def set_losses(
     Args:
         logits: Class logits, ``(N, Q, classes)``.
         boxes: Boxes, ``(N, Q, 4)``.
-        targets: Objects of each picture.
-        sizes: Height and width of each picture.
+        targets: Objects of each image.
+        sizes: Height and width of each image.
         pairs: Which query has to find which object; all others have to find none.
         number: Number of objects that the losses are divided by.
 

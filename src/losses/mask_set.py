@@ -1,11 +1,11 @@
-"""Loss of a set of predicted masks: each class of a picture is matched with one query.
+"""Loss of a set of predicted masks: each class of an image is matched with one query.
 
 Source: Cheng et al., "Masked-attention Mask Transformer for Universal Image Segmentation", CVPR
 2022 (arXiv 2112.01527), section 3.3, with sampled points as in Kirillov et al., "PointRend", CVPR
 2020. Costs, weights and averages as in the official InternImage models (mmdet 2.28). The matching
 is the optimal one (Hungarian algorithm, from SciPy).
 
-A picture's targets are the classes in its label map, one mask each. Pixels without a label are
+An image's targets are the classes in its label map, one mask each. Pixels without a label are
 outside all masks, as officially.
 """
 
@@ -29,7 +29,7 @@ Purpose = Literal["match", "candidates", "random"]
 
 @dataclass(frozen=True)
 class MaskTargets:
-    """The classes of one picture.
+    """The classes of one image.
 
     Attributes:
         classes: Class indices, ascending, int64, shape ``(G,)``.
@@ -139,7 +139,7 @@ class MaskSetLoss(nn.Module):
                 f"{', '.join(outputs)}; leave model.loss out for other segmentors."
             )
         class_logits, mask_logits = outputs["class_logits"], outputs["mask_logits"]
-        targets = [mask_targets(picture, mask_logits[0].dtype) for picture in label]
+        targets = [mask_targets(image, mask_logits[0].dtype) for image in label]
         queries = mask_logits[0].shape[1]
         matched = sum(min(queries, len(target.classes)) for target in targets)
         number = mean_over_processes(matched, label.device)
@@ -162,7 +162,7 @@ class MaskSetLoss(nn.Module):
         Args:
             class_logits: ``(N, Q, K + 1)``.
             mask_logits: ``(N, Q, h, w)``.
-            targets: Classes of each picture.
+            targets: Classes of each image.
             number: What the sums over masks are divided by.
 
         Returns:
@@ -177,7 +177,7 @@ class MaskSetLoss(nn.Module):
             [masks[q] for masks, (q, _) in zip(mask_logits, pairs, strict=True)]
         )  # (M, h, w)
         losses = {"loss_class": self.class_weight * self._class_loss(class_logits, wanted)}
-        if not len(matched):  # no picture has a labelled pixel
+        if not len(matched):  # no image has a labelled pixel
             nothing = matched.sum()
             return losses | {"loss_mask": nothing, "loss_dice": nothing}
         truth = [target.masks[g] for target, (_, g) in zip(targets, pairs, strict=True)]
@@ -199,12 +199,12 @@ class MaskSetLoss(nn.Module):
     def match(
         self, class_logits: Tensor, mask_logits: Tensor, target: MaskTargets
     ) -> tuple[Tensor, Tensor]:
-        """Give every class of a picture the query that costs least in sum.
+        """Give every class of an image the query that costs least in sum.
 
         Args:
             class_logits: ``(Q, K + 1)``.
             mask_logits: ``(Q, h, w)``.
-            target: The ``G`` classes of the picture.
+            target: The ``G`` classes of the image.
 
         Returns:
             Queries, ascending, and the positions of their classes in ``target``, both of length
@@ -261,8 +261,8 @@ def query_classes(
 
     Args:
         class_logits: ``(N, Q, K + 1)``.
-        targets: Classes of each picture.
-        pairs: Queries and positions of their classes, for each picture.
+        targets: Classes of each image.
+        pairs: Queries and positions of their classes, for each image.
 
     Returns:
         int64, shape ``(N, Q)``.

@@ -1,7 +1,7 @@
 """COCO average precision of boxes and masks, from pycocotools.
 
 Results and annotations of all processes are brought together as plain dictionaries; every process
-takes part in exactly one exchange per evaluation, so none waits for another. A picture that several
+takes part in exactly one exchange per evaluation, so none waits for another. An image that several
 processes have seen (samplers repeat some) counts once.
 """
 
@@ -23,7 +23,7 @@ from torchmetrics import Metric
 
 from src.errors import UserError
 from src.metrics.coco_results import Result, to_results
-from src.types import Detections, PictureId
+from src.types import Detections, ImageId
 
 NUMBERS = (
     "AP",
@@ -46,7 +46,7 @@ Backend = Literal["pycocotools", "faster_coco_eval"]
 class COCOMetric(Metric):
     """The twelve numbers of COCO for boxes and for masks, and AP of every class.
 
-    After `compute`, ``scored`` holds the pictures of all processes until the next `reset`.
+    After `compute`, ``scored`` holds the images of all processes until the next `reset`.
 
     Args:
         num_classes: Number of classes.
@@ -67,30 +67,30 @@ class COCOMetric(Metric):
         self.num_classes = num_classes
         self.kinds = tuple(kinds)
         self.tools = _tools(backend)
-        self.pictures: dict[PictureId, Picture] = {}
-        self.scored: dict[PictureId, Picture] = {}
+        self.images: dict[ImageId, ScoredImage] = {}
+        self.scored: dict[ImageId, ScoredImage] = {}
 
     def update(
         self,
         found: Sequence[Detections],
-        image_ids: Sequence[PictureId],
+        image_ids: Sequence[ImageId],
         sizes: Sequence[tuple[int, int]],
         annotations: Sequence[Sequence[dict[str, Any]]],
     ) -> None:
-        """Add pictures.
+        """Add images.
 
         Args:
-            found: Detections of each picture.
-            image_ids: Number of each picture in its annotation file.
-            sizes: Height and width of each picture in its file.
-            annotations: COCO annotations of each picture with the class index as ``category_id``.
+            found: Detections of each image.
+            image_ids: Number of each image in its annotation file.
+            sizes: Height and width of each image in its file.
+            annotations: COCO annotations of each image with the class index as ``category_id``.
         """
         for detections, number, size, truth in zip(
             found, image_ids, sizes, annotations, strict=True
         ):
             height, width = size
             results = to_results(detections, number)
-            self.pictures[number] = ((height, width), list(truth), results)
+            self.images[number] = ((height, width), list(truth), results)
 
     def compute(self) -> dict[str, Tensor]:
         """Score everything that was added, in all processes.
@@ -100,42 +100,42 @@ class COCOMetric(Metric):
             is nothing to score (as pycocotools has it), and ``bbox_class_AP`` and
             ``bbox_class_AP50`` of every class, shape ``(num_classes,)``, NaN without objects.
         """
-        pictures = self.scored = gather(self.pictures)
+        images = self.scored = gather(self.images)
         scores: dict[str, Tensor] = {}
         for kind in self.kinds:
-            numbers, per_class = evaluate(pictures, self.num_classes, kind, self.tools)
+            numbers, per_class = evaluate(images, self.num_classes, kind, self.tools)
             found = numbers | {f"class_{name}": values for name, values in per_class.items()}
             for name, value in found.items():
                 scores[f"{kind}_{name}"] = torch.tensor(value, dtype=torch.float64)
         return scores
 
     def reset(self) -> None:
-        """Forget all pictures."""
+        """Forget all images."""
         super().reset()
-        self.pictures, self.scored = {}, {}
+        self.images, self.scored = {}, {}
 
 
-Picture = tuple[tuple[int, int], list[dict[str, Any]], list[Result]]
-"""Size, annotations and results of a picture."""
+ScoredImage = tuple[tuple[int, int], list[dict[str, Any]], list[Result]]
+"""Size, annotations and results of an image."""
 
 
-def gather(pictures: dict[PictureId, Picture]) -> dict[PictureId, Picture]:
-    """Pictures of all processes, ordered by number."""
-    parts = [pictures]
+def gather(images: dict[ImageId, ScoredImage]) -> dict[ImageId, ScoredImage]:
+    """Images of all processes, ordered by number."""
+    parts = [images]
     if dist.is_available() and dist.is_initialized():
         parts = [{} for _ in range(dist.get_world_size())]
-        dist.all_gather_object(parts, pictures)
-    together = {number: picture for part in parts for number, picture in part.items()}
+        dist.all_gather_object(parts, images)
+    together = {number: image for part in parts for number, image in part.items()}
     return dict(sorted(together.items()))
 
 
 def evaluate(
-    pictures: dict[PictureId, Picture], num_classes: int, kind: Kind, tools: tuple[Any, Any]
+    images: dict[ImageId, ScoredImage], num_classes: int, kind: Kind, tools: tuple[Any, Any]
 ) -> tuple[dict[str, float], dict[str, list[float]]]:
     """Score results against annotations.
 
     Args:
-        pictures: Pictures by number.
+        images: Images by number.
         num_classes: Number of classes.
         kind: Boxes or masks.
         tools: Classes for the annotations and for the evaluation.
@@ -143,16 +143,16 @@ def evaluate(
     Returns:
         The numbers by name, and ``AP`` and ``AP50`` of every class.
     """
-    if not pictures:
+    if not images:
         empty = [float("nan")] * num_classes
         return dict.fromkeys(NUMBERS, -1.0), {"AP": empty, "AP50": empty}
     annotation_class, evaluation_class = tools
     head = {
-        "images": [{"id": n, "height": s[0], "width": s[1]} for n, (s, _, _) in pictures.items()],
+        "images": [{"id": n, "height": s[0], "width": s[1]} for n, (s, _, _) in images.items()],
         "categories": [{"id": i, "name": str(i)} for i in range(num_classes)],
     }
-    truth = [a | {"image_id": n} for n, (_, truths, _) in pictures.items() for a in truths]
-    results = [_as_annotation(r, kind) for _, _, found in pictures.values() for r in found]
+    truth = [a | {"image_id": n} for n, (_, truths, _) in images.items() for a in truths]
+    results = [_as_annotation(r, kind) for _, _, found in images.values() for r in found]
     with contextlib.redirect_stdout(io.StringIO()):
         wanted = _index(annotation_class, head | {"annotations": _numbered(truth)})
         found = _index(annotation_class, head | {"annotations": _numbered(results)})

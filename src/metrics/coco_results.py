@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
-from src.types import Detections, PictureId
+from src.types import Detections, ImageId
 
 Result = dict[str, Any]
 
@@ -34,12 +34,12 @@ def only_finite(found: Detections) -> Detections:
     )
 
 
-def to_results(found: Detections, image_id: PictureId) -> list[Result]:
+def to_results(found: Detections, image_id: ImageId) -> list[Result]:
     """Turn the detections of one image into COCO results.
 
     Args:
-        found: Detections of the picture.
-        image_id: Number of the picture in its annotation file.
+        found: Detections of the image.
+        image_id: Number of the image in its annotation file.
 
     Returns:
         One dictionary per detection that is finite, in the same order: ``image_id``,

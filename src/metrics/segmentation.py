@@ -1,6 +1,6 @@
 """mIoU, mAcc and aAcc with the official definitions, from one confusion matrix.
 
-The counts of all pictures of all processes are added as integers, so the result does not depend on
+The counts of all images of all processes are added as integers, so the result does not depend on
 batch size, order or number of processes. Classes that are neither in the labels nor predicted are
 left out of the means (as mmsegmentation 0.27 does), not counted as 0 or 1.
 """
@@ -34,7 +34,7 @@ class SegmentationMetric(Metric):
         self.add_state("confusion", default=empty, dist_reduce_fx="sum")
 
     def update(self, prediction: Tensor, label: Tensor) -> None:
-        """Count the pixels of a picture.
+        """Count the pixels of an image.
 
         Args:
             prediction: Classes in ``[0, num_classes)``, any shape, integers; ``num_classes`` is

@@ -3,7 +3,7 @@
 A step is run on the meta device, where tensors have shapes and no data, and every storage is
 counted from its making to its end. So what autograd keeps, what a checkpoint recomputes and what
 operations need for a moment are all in the figure, in the precision of the training. Not in it:
-fragmentation, the workspace of libraries, the CUDA context, and input pictures of the loader.
+fragmentation, the workspace of libraries, the CUDA context, and input images of the loader.
 
 Detectors choose their regions by values that the meta device does not have; their second stage is
 given the full number of regions instead, and their losses are left out. Of DINO only backbone and
@@ -63,10 +63,10 @@ class StepMemory:
 
 
 def extrapolate(two: StepMemory, three: StepMemory, batch: int) -> StepMemory:
-    """The step of any batch from those of two and of three pictures.
+    """The step of any batch from those of two and of three images.
 
     At any moment of the backward pass, what lives grows linearly with the batch; which moment is
-    the peak changes with it. One picture is not measured: batch norm may refuse it.
+    the peak changes with it. One image is not measured: batch norm may refuse it.
     """
     later = dict(three.moments)
     moments = tuple(
@@ -90,8 +90,8 @@ def measure_step(
 
     Args:
         make: Makes the network.
-        size: Height and width of the pictures, multiples of 32.
-        batch: Pictures.
+        size: Height and width of the images, multiples of 32.
+        batch: Images.
         precision: As Lightning's ``precision``.
         checkpointing: Whether to recompute blocks in the backward pass; ``None`` leaves it.
     """

@@ -1,4 +1,4 @@
-"""Looking into a network: where DCNv3 samples, and what a feature sees of the picture.
+"""Looking into a network: where DCNv3 samples, and what a feature sees of the image.
 
 Sampling points as in the figures of InternImage (CVPR 2023, arXiv 2211.05778); the effective
 receptive field as Luo et al., NeurIPS 2016 (arXiv 1701.04128) define it. Used by the notebooks; it
@@ -42,12 +42,12 @@ class Sampling:
 
 @torch.no_grad()
 def sampling_points(network: nn.Module, image: Tensor) -> list[Sampling]:
-    """Run a network on one picture and note where its DCNv3 layers sample.
+    """Run a network on one image and note where its DCNv3 layers sample.
 
     Args:
         network: Any network with DCNv3 layers that takes an image alone, such as a backbone or a
             classifier.
-        image: Prepared picture of shape ``(1, 3, H, W)``.
+        image: Prepared image of shape ``(1, 3, H, W)``.
 
     Returns:
         One entry per layer, in the order of the computation.
@@ -117,15 +117,15 @@ def follow_back(samplings: Sequence[Sampling], cell: tuple[int, int], group: int
 def effective_receptive_field(
     backbone: InternImageBackbone, images: Tensor, stage: int = -1
 ) -> Tensor:
-    """How much each pixel of the picture changes the middle cell of a stage's map.
+    """How much each pixel of the image changes the middle cell of a stage's map.
 
     Args:
         backbone: The backbone.
-        images: Prepared pictures, ``(N, 3, H, W)``; more give a smoother result.
+        images: Prepared images, ``(N, 3, H, W)``; more give a smoother result.
         stage: Index of the stage.
 
     Returns:
-        Mean over pictures of the positive gradient of the cell's positive values, summed over
+        Mean over images of the positive gradient of the cell's positive values, summed over
         channels and colours, divided by its maximum, ``(H, W)``.
     """
     images = images.detach().clone().requires_grad_()

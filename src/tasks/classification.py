@@ -2,7 +2,7 @@
 
 The recipe is the official InternImage one, which is timm's: ``timm.data.Mixup`` when one of its
 strengths is set (label smoothing then happens inside it), else cross entropy with label smoothing.
-Augmentation of single pictures belongs to the data module.
+Augmentation of single images belongs to the data module.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class ClassificationTask(BaseTask):
         return nn.CrossEntropyLoss(label_smoothing=0.0 if self.mixup else self.label_smoothing)
 
     def build_metrics(self) -> MetricCollection:
-        """Top-1 and top-5 accuracy in [0, 1] over all pictures."""
+        """Top-1 and top-5 accuracy in [0, 1] over all images."""
         return MetricCollection(
             {
                 f"top{k}": MulticlassAccuracy(
@@ -111,7 +111,7 @@ class ClassificationTask(BaseTask):
         even = len(image) - len(image) % 2
         if even == 0:
             raise UserError(
-                "mixup and CutMix need at least two pictures per device and step; raise"
+                "mixup and CutMix need at least two images per device and step; raise"
                 " data.batch_size or set mixup_alpha and cutmix_alpha to 0."
             )
         # A copy, because timm mixes in place and the batch may still be shown by a callback.
@@ -138,7 +138,7 @@ class ClassificationTask(BaseTask):
         return logits
 
     def predict_step(self, batch: ClassificationBatch, batch_idx: int) -> dict[str, Any]:
-        """Five best classes of every picture.
+        """Five best classes of every image.
 
         Returns:
             ``path`` (``N`` strings), ``index`` and ``probability`` of shape ``(N, k)``, best first,

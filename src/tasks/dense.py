@@ -14,7 +14,7 @@ from src.tasks.base import BaseTask
 
 
 class DenseTask(BaseTask):
-    """A task whose network predicts at many places of a picture.
+    """A task whose network predicts at many places of an image.
 
     Args:
         num_classes: See :class:`BaseTask`.
@@ -44,10 +44,10 @@ class DenseTask(BaseTask):
         raise TypeError(f"{type(self).__name__} must define log_scores()")
 
     def on_validation_epoch_end(self) -> None:
-        """Log the scores of the validation pictures."""
+        """Log the scores of the validation images."""
         for suffix in ("", "_raw") if self.is_averaging else ("",):
             self.log_scores("val", suffix)
 
     def on_test_epoch_end(self) -> None:
-        """Log the scores of the test pictures."""
+        """Log the scores of the test images."""
         self.log_scores("test", "")

@@ -2,7 +2,7 @@
 
 The recipe is the official InternImage one for COCO (mmdetection 2.28). The losses belong to the
 network, which alone knows its proposals; the task adds them up and logs each. Detections of
-evaluation refer to the pictures in their own size.
+evaluation refer to the images in their own size.
 """
 
 from __future__ import annotations
@@ -150,11 +150,11 @@ class DetectionTask(DenseTask):
             metric.update(found, batch["image_id"], batch["original_size"], batch["annotations"])
 
     def predict_step(self, batch: DetectionBatch, batch_idx: int) -> dict[str, Any]:
-        """Detections of every picture.
+        """Detections of every image.
 
         Returns:
             ``path`` (``N`` strings), ``image_id`` (``N`` integers), ``size`` (height and width of
-            each picture) and ``results``: COCO results of each picture with class indices. Nothing
+            each image) and ``results``: COCO results of each image with class indices. Nothing
             of a surplus batch.
         """
         found = self._detect(self.evaluation_network, batch)

@@ -1,7 +1,7 @@
-"""Semantic segmentation: training of segmentors, mIoU at the size of the pictures, label maps.
+"""Semantic segmentation: training of segmentors, mIoU at the size of the images, label maps.
 
 The recipe is the official InternImage one for ADE20K (mmsegmentation 0.27). Evaluation sees every
-picture at its own size: probabilities of whole pictures or of sliding windows, averaged over the
+image at its own size: probabilities of whole images or of sliding windows, averaged over the
 views that the data module prepares (test-time augmentation).
 """
 
@@ -50,7 +50,7 @@ class SegmentationTask(DenseTask):
             ``labelled`` ones.
         aux_weight: Weight of the auxiliary head's loss.
         window_size: Height and width of windows that are evaluated one after the other, in pixels
-            of the network's input. ``None`` evaluates whole pictures.
+            of the network's input. ``None`` evaluates whole images.
         window_stride: Vertical and horizontal step of the windows; default is two thirds of
             ``window_size``.
         optimizer: See :class:`BaseTask`.
@@ -137,14 +137,14 @@ class SegmentationTask(DenseTask):
     def evaluation_step(
         self, network: nn.Module, batch: SegmentationEvalBatch, stage: str, suffix: str
     ) -> None:
-        """Count the pixels of every picture, and log the loss per labelled pixel."""
+        """Count the pixels of every image, and log the loss per labelled pixel."""
         losses = [torch.zeros((), device=label.device) for label in batch["label"]]
         for index, rows, probability in self._segment(network, batch):
             label = batch["label"][index][rows]
             self.metrics_of(stage + suffix).update(_decide(probability), label)
             losses[index] += self._summed_loss(probability, label)
         for label, loss in zip(batch["label"], losses, strict=True):
-            # The weight makes this the mean over all labelled pixels of all pictures.
+            # The weight makes this the mean over all labelled pixels of all images.
             weight = int((label != IGNORE_LABEL).sum())
             self.log(
                 f"{stage}/loss{suffix}", loss / max(weight, 1), batch_size=weight, sync_dist=True
@@ -159,7 +159,7 @@ class SegmentationTask(DenseTask):
         """Most probable class of every pixel.
 
         Returns:
-            ``path`` (``N`` strings) and ``label_map``: for each picture a uint8 tensor of classes
+            ``path`` (``N`` strings) and ``label_map``: for each image a uint8 tensor of classes
             at its own size, ``(H, W)``, on the CPU. Nothing of a surplus batch.
         """
         label_maps = [torch.empty(tuple(size), dtype=torch.uint8) for size in batch["size"]]
@@ -173,9 +173,9 @@ class SegmentationTask(DenseTask):
     def _segment(
         self, network: nn.Module, batch: SegmentationEvalBatch
     ) -> Iterator[tuple[int, slice, Tensor]]:
-        """Probabilities of every picture in strips of rows, ``(K, rows, W)``, with their place.
+        """Probabilities of every image in strips of rows, ``(K, rows, W)``, with their place.
 
-        Pictures of equal sizes are computed together.
+        Images of equal sizes are computed together.
         """
         alike = _alike(batch)
         own = sum(number_of_forwards(shapes, self.window) for _, shapes in alike)
@@ -195,10 +195,10 @@ class SegmentationTask(DenseTask):
             network(batch["views"][0][0][None, :, :height, :width])
 
     def _check_batch_norm(self, size: int) -> None:
-        """Refuse one picture per step where batch norm would have a single value per channel."""
+        """Refuse one image per step where batch norm would have a single value per channel."""
         if size == 1 and any(isinstance(m, nn.BatchNorm2d) for m in self.network.modules()):  # type: ignore[union-attr]
             raise UserError(
-                "The heads normalise over the batch and cannot train on a single picture per step: "
+                "The heads normalise over the batch and cannot train on a single image per step: "
                 "set data.batch_size to 2 or more, or use several devices with "
                 "trainer.sync_batchnorm."
             )
@@ -222,7 +222,7 @@ def _decide(probability: Tensor) -> Tensor:
 
 
 def _alike(batch: SegmentationEvalBatch) -> dict[Any, list[int]]:
-    """Pictures by their own size and the shapes of their views."""
+    """Images by their own size and the shapes of their views."""
     alike: dict[Any, list[int]] = defaultdict(list)
     for index, views in enumerate(batch["views"]):
         height, width = batch["size"][index]

@@ -6,7 +6,7 @@ from pycocotools import mask as coco_mask
 from src.callbacks.detections import draw_results
 
 
-def test_deep_pictures_are_drawn_upright_with_their_own_brightness(deep_picture):
+def test_deep_images_are_drawn_upright_with_their_own_brightness(deep_image):
     mask = np.zeros((60, 20), dtype=np.uint8, order="F")
     mask[40:, 10:] = 1
     found = {
@@ -16,6 +16,6 @@ def test_deep_pictures_are_drawn_upright_with_their_own_brightness(deep_picture)
         "score": 0.9,
         "segmentation": coco_mask.encode(mask),
     }
-    drawn = draw_results(str(deep_picture), [found], ["cat"], score=0.5)
+    drawn = draw_results(str(deep_image), [found], ["cat"], score=0.5)
     assert drawn.height > 2 * drawn.width
     assert drawn.getpixel((5, 5)) == (80, 80, 80)

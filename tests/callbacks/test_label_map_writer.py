@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from src.callbacks import LabelMapWriter
-from src.data.formats.image_files import list_pictures
+from src.data.formats.image_files import list_images
 from src.visualization import draw_label_map
 
 NAMES = ["sky", "a class with a rather long name", "sea"]
@@ -16,19 +16,19 @@ PALETTE = [(10, 20, 30), (200, 0, 0), (0, 200, 0)]
 
 
 @pytest.fixture
-def pictures(tmp_path):
-    folder = tmp_path / "pictures"
+def images(tmp_path):
+    folder = tmp_path / "images"
     for name in ("one.jpg", "sub/two.png", "twin.jpg", "twin.png"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (40, 30), (100, 100, 100)).save(folder / name)
     return folder
 
 
-def write(writer, pictures):
-    paths = list_pictures(pictures)
+def write(writer, images):
+    paths = list_images(images)
     label_map = torch.zeros(30, 40, dtype=torch.uint8)
     label_map[:10] = 2
-    data = SimpleNamespace(class_names=NAMES, palette=PALETTE, predict_dir=str(pictures))
+    data = SimpleNamespace(class_names=NAMES, palette=PALETTE, predict_dir=str(images))
     loader = SimpleNamespace(dataset=SimpleNamespace(paths=paths))
     trainer = SimpleNamespace(datamodule=data, predict_dataloaders=loader)
     writer.on_predict_start(trainer, None)
@@ -38,38 +38,38 @@ def write(writer, pictures):
     return label_map.numpy()
 
 
-def test_numbers_and_colours(tmp_path, pictures):
-    label_map = write(LabelMapWriter(folder=str(tmp_path / "out")), pictures)
-    with Image.open(tmp_path / "out" / "label_maps" / "one.png") as picture:
-        assert picture.mode == "P"
-        assert (np.array(picture) == label_map).all()
-        assert picture.convert("RGB").getpixel((0, 0)) == PALETTE[2]
-    with Image.open(tmp_path / "out" / "overlays" / "one.png") as picture:
-        assert picture.mode == "RGB"
+def test_numbers_and_colours(tmp_path, images):
+    label_map = write(LabelMapWriter(folder=str(tmp_path / "out")), images)
+    with Image.open(tmp_path / "out" / "label_maps" / "one.png") as image:
+        assert image.mode == "P"
+        assert (np.array(image) == label_map).all()
+        assert image.convert("RGB").getpixel((0, 0)) == PALETTE[2]
+    with Image.open(tmp_path / "out" / "overlays" / "one.png") as image:
+        assert image.mode == "RGB"
 
 
-def test_names_are_those_of_the_pictures(tmp_path, pictures):
-    write(LabelMapWriter(folder=str(tmp_path / "out"), max_overlays=2), pictures)
+def test_names_are_those_of_the_images(tmp_path, images):
+    write(LabelMapWriter(folder=str(tmp_path / "out"), max_overlays=2), images)
     maps = tmp_path / "out" / "label_maps"
     names = sorted(str(path.relative_to(maps)) for path in maps.rglob("*.png"))
     assert names == ["one.png", "sub/two.png", "twin.jpg.png", "twin.png.png"]
     assert len(list((tmp_path / "out" / "overlays").rglob("*.png"))) == 2
 
 
-def test_files_that_are_no_pictures_change_no_name(tmp_path, pictures):
-    (pictures / "one.json").touch()
-    write(LabelMapWriter(folder=str(tmp_path / "out")), pictures)
+def test_files_that_are_no_images_change_no_name(tmp_path, images):
+    (images / "one.json").touch()
+    write(LabelMapWriter(folder=str(tmp_path / "out")), images)
     assert (tmp_path / "out" / "label_maps" / "one.png").exists()
 
 
 @pytest.mark.parametrize("upright", [False, True])
-def test_deep_pictures_are_drawn_as_the_network_saw_them(tmp_path, deep_picture, upright):
+def test_deep_images_are_drawn_as_the_network_saw_them(tmp_path, deep_image, upright):
     label_map = torch.full((60, 20) if upright else (20, 60), 255, dtype=torch.uint8)
     data = SimpleNamespace(class_names=NAMES, palette=PALETTE, upright=upright)
     trainer = SimpleNamespace(datamodule=data, predict_dataloaders=None)
     writer = LabelMapWriter(folder=str(tmp_path / "out"))
     writer.on_predict_start(trainer, None)
-    outputs = {"path": [str(deep_picture)], "label_map": [label_map]}
+    outputs = {"path": [str(deep_image)], "label_map": [label_map]}
     writer.on_predict_batch_end(trainer, None, outputs, {}, 0)
     with Image.open(tmp_path / "out" / "overlays" / "deep.png.png") as drawn:
         assert drawn.getpixel((5, 5)) == (80, 80, 80)

@@ -32,57 +32,57 @@ def predict(writer: ClassPredictionWriter, paths: list[Path]) -> None:
     writer.on_predict_end(Trainer(), None)
 
 
-def picture(path: Path, size: tuple[int, int] = (40, 30)) -> Path:
+def image(path: Path, size: tuple[int, int] = (40, 30)) -> Path:
     path.parent.mkdir(exist_ok=True, parents=True)
     Image.new("RGB", size, (200, 40, 40)).save(path)
     return path
 
 
 def test_names_of_files_may_be_any_bytes(tmp_path: Path) -> None:
-    path = picture(Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png")))
+    path = image(Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png")))
     predict(ClassPredictionWriter(str(tmp_path / "out")), [path])
     assert b"caf\xe9.png," in (tmp_path / "out" / "predictions.csv").read_bytes()
 
 
-def test_table_and_pictures(tmp_path: Path) -> None:
-    paths = [picture(tmp_path / "in" / name) for name in ("b.png", "a.jpg")]
+def test_table_and_images(tmp_path: Path) -> None:
+    paths = [image(tmp_path / "in" / name) for name in ("b.png", "a.jpg")]
     predict(ClassPredictionWriter(str(tmp_path / "out")), paths)
     with (tmp_path / "out" / "predictions.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [Path(row["path"]).name for row in rows] == ["a.jpg", "b.png"]
     assert rows[0]["class_1"] == "stork"
     assert (float(rows[0]["prob_1"]), float(rows[0]["prob_2"])) == (0.75, 0.25)
-    assert {path.name for path in (tmp_path / "out" / "pictures").iterdir()} == {"a.png", "b.png"}
+    assert {path.name for path in (tmp_path / "out" / "images").iterdir()} == {"a.png", "b.png"}
 
 
 def test_equal_names_do_not_overwrite_each_other(tmp_path: Path) -> None:
-    paths = [picture(tmp_path / folder / "cat.png") for folder in ("x", "y")]
-    predict(ClassPredictionWriter(str(tmp_path / "out")), [*paths, picture(tmp_path / "cat_1.jpg")])
-    assert len(list((tmp_path / "out" / "pictures").iterdir())) == 3
+    paths = [image(tmp_path / folder / "cat.png") for folder in ("x", "y")]
+    predict(ClassPredictionWriter(str(tmp_path / "out")), [*paths, image(tmp_path / "cat_1.jpg")])
+    assert len(list((tmp_path / "out" / "images").iterdir())) == 3
 
 
 @pytest.mark.parametrize(("limit", "drawn"), [(-1, 3), (2, 2), (0, 0)])
-def test_number_of_pictures(tmp_path: Path, limit: int, drawn: int) -> None:
-    paths = [picture(tmp_path / f"{i}.png") for i in range(3)]
+def test_number_of_images(tmp_path: Path, limit: int, drawn: int) -> None:
+    paths = [image(tmp_path / f"{i}.png") for i in range(3)]
     predict(ClassPredictionWriter(str(tmp_path / "out"), max_pictures=limit), paths)
-    assert len(list(tmp_path.glob("out/pictures/*.png"))) == drawn
+    assert len(list(tmp_path.glob("out/images/*.png"))) == drawn
 
 
-def test_deep_pictures_are_drawn_upright_with_their_own_brightness(
-    tmp_path: Path, deep_picture: Path
+def test_deep_images_are_drawn_upright_with_their_own_brightness(
+    tmp_path: Path, deep_image: Path
 ) -> None:
-    predict(ClassPredictionWriter(str(tmp_path / "out")), [deep_picture])
-    with Image.open(tmp_path / "out" / "pictures" / "deep.png") as drawn:
+    predict(ClassPredictionWriter(str(tmp_path / "out")), [deep_image])
+    with Image.open(tmp_path / "out" / "images" / "deep.png") as drawn:
         assert drawn.getpixel((0, 0)) == (80, 80, 80)
         assert drawn.height > 2 * drawn.width
 
 
-def test_unreadable_pictures_are_left_out(tmp_path: Path) -> None:
-    (tmp_path / "text.png").write_text("no picture")
-    paths = [picture(tmp_path / "good.png"), tmp_path / "text.png"]
-    with pytest.warns(UserWarning, match=r"No picture is drawn: .*text\.png"):
+def test_unreadable_images_are_left_out(tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("no image")
+    paths = [image(tmp_path / "good.png"), tmp_path / "text.png"]
+    with pytest.warns(UserWarning, match=r"No image is drawn: .*text\.png"):
         predict(ClassPredictionWriter(str(tmp_path / "out")), paths)
-    assert [path.name for path in (tmp_path / "out" / "pictures").iterdir()] == ["good.png"]
+    assert [path.name for path in (tmp_path / "out" / "images").iterdir()] == ["good.png"]
 
 
 def test_no_predictions_write_nothing(tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_no_predictions_write_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size", [(8, 8), (40, 300), (2, 1500), (3000, 200), (640, 480)])
 def test_drawings_are_legible_at_any_size(size: tuple[int, int]) -> None:
-    names = ["a class with a name that is far too long for the picture that it is written on", "b"]
+    names = ["a class with a name that is far too long for the image that it is written on", "b"]
     drawn = draw_classes(Image.new("L", size, 128), names, [0.9, 0.1])
     assert drawn.mode == "RGB"
     assert 360 <= drawn.width <= 1024

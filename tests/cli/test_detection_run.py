@@ -107,12 +107,12 @@ def test_predict_writes_overlays_and_results_in_the_numbers_of_the_data(folder):
     assert [path.name for path in overlays] == ["000000000001.png", "000000000002.png"]
     assert min(Image.open(overlays[0]).size) >= 200  # enlarged, so that the names are legible
     content = json.loads((results / "detections.json").read_text())
-    assert [picture["id"] for picture in content["images"]] == [1, 2]
+    assert [image["id"] for image in content["images"]] == [1, 2]
     assert content["categories"][0] == {"id": 1, "name": "arrow"}
     assert {a["category_id"] for a in content["annotations"]} <= set(range(1, 11))
 
 
-def test_predict_on_pictures_of_any_kind_and_place(folder, tmp_path):
+def test_predict_on_images_of_any_kind_and_place(folder, tmp_path):
     (tmp_path / "holiday").mkdir()
     Image.new("L", (200, 30), 128).save(tmp_path / "holiday" / "grey.png")
     Image.new("RGBA", (30, 200)).save(tmp_path / "holiday" / "clear.webp")

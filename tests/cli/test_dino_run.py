@@ -22,7 +22,7 @@ TINY_BACKBONE = {
 
 
 def tiny(root, source="dino"):
-    """The toy recipe with a tiny network and tiny pictures."""
+    """The toy recipe with a tiny network and tiny images."""
     recipe = yaml.safe_load((ROOT / "configs" / "toy" / f"{source}.yaml").read_text())
     network = recipe["model"]["init_args"]["network"]["init_args"]
     network["backbone"]["init_args"] = dict(TINY_BACKBONE)

@@ -22,15 +22,15 @@ def command(trained, out, *more):
     return ["export", *config, *runs, "--out", str(out), *more]
 
 
-def test_a_run_becomes_files_that_are_checked_on_pictures(
-    trained, pictures, tmp_path, capsys, monkeypatch
+def test_a_run_becomes_files_that_are_checked_on_images(
+    trained, images, tmp_path, capsys, monkeypatch
 ):
     size = ["--data.image_size", "64"]  # larger than in training: the smallest side is 33
     formats = ["--format", "onnx", "pt2", "safetensors", "--ckpt_path", "best"]
-    check = ["--check", str(pictures / "val")]
+    check = ["--check", str(images / "val")]
     assert main(command(trained, tmp_path, *size, *formats, *check)) == 0
     text = capsys.readouterr().out
-    assert "over 12 pictures" in text
+    assert "over 12 images" in text
     assert "(within 1e-4)" in text
     names = {path.name for path in tmp_path.iterdir()}
     assert names >= {"model.onnx", "model.pt2", "model.safetensors", "config.json", "EXPORT.md"}
@@ -46,12 +46,12 @@ def test_a_run_becomes_files_that_are_checked_on_pictures(
 
 
 @pytest.mark.slow
-def test_a_recipe_of_mask2former(pictures, tmp_path, capsys):
+def test_a_recipe_of_mask2former(images, tmp_path, capsys):
     config = ["--config", str(RECIPES / "toy/mask2former.yaml"), "--trainer.accelerator", "cpu"]
     network = build(config).model.training_network
     names, weights = official_names(network), tmp_path / "start.pth"
     torch.save({names.get(k, k): x for k, x in network.state_dict().items()}, weights)
-    more = ["--model.weights", str(weights), "--check", str(pictures / "val"), "--out"]
+    more = ["--model.weights", str(weights), "--check", str(images / "val"), "--out"]
     assert main(["export", *config, *more, str(tmp_path / "exported")]) == 0
     assert "label_map" in capsys.readouterr().out
     card = (tmp_path / "exported" / "EXPORT.md").read_text()

@@ -92,12 +92,12 @@ def test_at_predictions(
     folder: Path,
     complaint: Callable[..., str],
     largest_file: Limit,
-    pictures: Path,
+    images: Path,
     size: int,
 ) -> None:
     arguments = ["predict", "-c", "tiny.yaml", "--ckpt_path=last"]
     with largest_file(size):
-        text = complaint(*arguments, "--data.predict_dir", str(pictures / "val" / "red"))
+        text = complaint(*arguments, "--data.predict_dir", str(images / "val" / "red"))
     assert "predict_0/" in text
     assert "File too large" in text
     assert not [path for path in contents(folder) if path.endswith(".part")]
@@ -136,9 +136,9 @@ def test_at_consolidate(folder: Path, complaint: Callable[..., str], largest_fil
 
 
 def test_at_prepare(
-    folder: Path, complaint: Callable[..., str], largest_file: Limit, pictures: Path
+    folder: Path, complaint: Callable[..., str], largest_file: Limit, images: Path
 ) -> None:
-    arguments = ["prepare", "from-folder", str(pictures / "val"), "--name=mine", "--mode=copy"]
+    arguments = ["prepare", "from-folder", str(images / "val"), "--name=mine", "--mode=copy"]
     with largest_file(500):
         assert "data/own/mine could not be written" in complaint(*arguments)
     assert list(Path("data/own").iterdir()) == []
@@ -167,10 +167,10 @@ def test_at_prepare(
     ids=lambda arguments: " ".join(arguments[:2]),
 )
 def test_where_nothing_can_be_written(
-    folder: Path, complaint: Callable[..., str], pictures: Path, arguments: list[str]
+    folder: Path, complaint: Callable[..., str], images: Path, arguments: list[str]
 ) -> None:
     Path("file").write_text("no folder")
-    shutil.copytree(pictures / "val", "images")
+    shutil.copytree(images / "val", "images")
     text = complaint(*arguments)
     assert "Not a directory" in text
     assert Path("file").read_text() == "no folder"

@@ -100,13 +100,13 @@ def test_a_damaged_record_is_refused(
 
 @pytest.mark.parametrize("name", ["a/b", "../x", "", "a/", "/abs", "x" * 300, "-rf", "a\nb", "$/x"])
 def test_names_that_are_no_single_folder_are_refused(
-    folder: Path, pictures: Path, name: str, capsys: pytest.CaptureFixture[str]
+    folder: Path, images: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = sorted(folder.rglob("*"))
     for arguments in (
         ["fit", "-c", "tiny.yaml", f"--name={name}"],
-        ["predict", "-c", "tiny.yaml", f"--name={name}", "--data.predict_dir", str(pictures)],
-        ["prepare", "from-folder", str(pictures / "val"), f"--name={name}"],
+        ["predict", "-c", "tiny.yaml", f"--name={name}", "--data.predict_dir", str(images)],
+        ["prepare", "from-folder", str(images / "val"), f"--name={name}"],
     ):
         assert main(arguments) == 2
         (line,) = capsys.readouterr().err.splitlines()
@@ -114,12 +114,12 @@ def test_names_that_are_no_single_folder_are_refused(
     assert sorted(folder.rglob("*")) == before
 
 
-def test_a_name_with_signs_is_one_folder(folder: Path, pictures: Path) -> None:
+def test_a_name_with_signs_is_one_folder(folder: Path, images: Path) -> None:
     name = "$HOME {x} [1] ~ 'é'"
-    arguments = ["--data.predict_dir", str(pictures / "val" / "red")]
+    arguments = ["--data.predict_dir", str(images / "val" / "red")]
     assert main(["predict", "-c", "tiny.yaml", "--name", name, *arguments]) == 0
     found = {str(path.parent) for path in Path("runs").rglob("*") if path.is_file()}
-    assert found == {f"runs/{name}/predict_0", f"runs/{name}/predict_0/pictures"}
+    assert found == {f"runs/{name}/predict_0", f"runs/{name}/predict_0/images"}
 
 
 def test_a_recipe_with_any_name_gives_one_folder(
@@ -166,16 +166,16 @@ def test_every_image_has_results_of_its_own(folder: Path, last: Path) -> None:
     arguments = ["--ckpt_path", str(last), "--data.predict_dir", "in", "--data.batch_size", "3"]
     assert main(["predict", "-c", "tiny.yaml", *arguments]) == 0
     results = Path("runs/tiny/predict_0")
-    drawn = [path for path in (results / "pictures").rglob("*") if path.is_file()]
+    drawn = [path for path in (results / "images").rglob("*") if path.is_file()]
     assert len(drawn) == len({str(path).casefold() for path in drawn}) == len(ODD_NAMES)
     table = results / "predictions.csv"
     with table.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
         assert {row["path"] for row in csv.DictReader(file)} == {f"in/{n}" for n in ODD_NAMES}
 
 
-def test_class_names_run_nothing_in_a_spreadsheet(folder: Path, last: Path, pictures: Path) -> None:
+def test_class_names_run_nothing_in_a_spreadsheet(folder: Path, last: Path, images: Path) -> None:
     names = ["=HYPERLINK(1)", "@b", "-c"]
-    arguments = ["--ckpt_path", str(last), "--data.predict_dir", str(pictures / "val" / "red")]
+    arguments = ["--ckpt_path", str(last), "--data.predict_dir", str(images / "val" / "red")]
     assert main(["predict", "-c", "tiny.yaml", *arguments, f"--data.class_names={names}"]) == 0
     with Path("runs/tiny/predict_0/predictions.csv").open(newline="") as file:
         row = next(csv.DictReader(file))

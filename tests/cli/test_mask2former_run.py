@@ -1,4 +1,4 @@
-"""Mask2Former through the front door: fit, augmented validation, prediction, odd pictures."""
+"""Mask2Former through the front door: fit, augmented validation, prediction, odd images."""
 
 import csv
 from pathlib import Path
@@ -78,7 +78,7 @@ def test_augmentation_is_a_flag_of_evaluation(folder):
     assert 0 <= last_values(folder, "validate")["val/mIoU"] <= 1
 
 
-def test_predict_takes_the_smallest_picture(folder):
+def test_predict_takes_the_smallest_image(folder):
     assert run(folder, "predict", "--ckpt_path", "last", "--data.tta", "true") == 0
     (maps,) = (folder / "runs" / "tiny").glob("predict_*/label_maps")
     sizes = {path.name: Image.open(path).size for path in maps.glob("*.png")}

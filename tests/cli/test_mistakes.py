@@ -164,8 +164,8 @@ def test_weights_of_another_variant(
     assert str(checkpoint) in complaint("fit", "-c", "tiny.yaml", *flags)
 
 
-def test_checkpoint_of_other_classes(folder: Path, trained: Path, pictures: Path) -> None:
-    shutil.copytree(pictures / "val", "other/val")
+def test_checkpoint_of_other_classes(folder: Path, trained: Path, images: Path) -> None:
+    shutil.copytree(images / "val", "other/val")
     Path("other/val/blue").rename("other/val/azure")
     checkpoint = str(trained / "runs/tiny/version_0/checkpoints/last.ckpt")
     flags = ["-c", "tiny.yaml", "--ckpt_path", checkpoint]
@@ -184,13 +184,11 @@ def test_checkpoint_of_other_optimizer_groups(
     assert "groups the parameters for the optimizer" in complaint("fit", "-c", "tiny.yaml", *flags)
 
 
-def test_a_broken_picture_is_named(
-    folder: Path, complaint: Callable[..., str], pictures: Path
-) -> None:
-    for picture in pictures.rglob("*.png"):
-        copy = folder / "data" / picture.relative_to(pictures)
+def test_a_broken_image_is_named(folder: Path, complaint: Callable[..., str], images: Path) -> None:
+    for image in images.rglob("*.png"):
+        copy = folder / "data" / image.relative_to(images)
         copy.parent.mkdir(parents=True, exist_ok=True)
-        content = picture.read_bytes()
+        content = image.read_bytes()
         copy.write_bytes(content[:100] if "red_2" in copy.name else content)
     for workers in ("0", "1"):
         flags = ["--data.root", "data", "--data.num_workers", workers]
@@ -199,7 +197,7 @@ def test_a_broken_picture_is_named(
         assert "\n" not in text
 
 
-def test_no_pictures_to_predict(folder: Path, complaint: Callable[..., str]) -> None:
+def test_no_images_to_predict(folder: Path, complaint: Callable[..., str]) -> None:
     assert "--data.predict_dir" in complaint("predict", "-c", "tiny.yaml")
 
 

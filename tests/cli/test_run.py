@@ -101,9 +101,9 @@ def test_weights_of_other_classes_do_not_pass_for_a_result(
     assert any("the results mean nothing" in str(warning.message) for warning in recwarn)
 
 
-def test_predict_writes_table_and_pictures(trained: Path, pictures: Path) -> None:
+def test_predict_writes_table_and_images(trained: Path, images: Path) -> None:
     config = trained / "runs" / "tiny" / "version_0" / "config.yaml"
-    photos = str(pictures / "val")
+    photos = str(images / "val")
     arguments = ["-c", str(config), "--ckpt_path", "last", "--data.predict_dir", photos]
     assert run(trained, "predict", *arguments, "--predictions.max_pictures", "5") == 0
     folder = trained / "runs" / "tiny" / "predict_0"
@@ -117,10 +117,10 @@ def test_predict_writes_table_and_pictures(trained: Path, pictures: Path) -> Non
         probabilities = [float(row[f"prob_{i}"]) for i in (1, 2, 3)]
         assert sum(probabilities) == pytest.approx(1, abs=1e-5)
         assert probabilities == sorted(probabilities, reverse=True)
-    drawn = sorted((folder / "pictures").rglob("*.png"))
+    drawn = sorted((folder / "images").rglob("*.png"))
     assert len(drawn) == 5
-    with Image.open(drawn[0]) as picture:
-        assert picture.width >= 360
+    with Image.open(drawn[0]) as image:
+        assert image.width >= 360
 
 
 def test_fast_dev_run_leaves_nothing(
@@ -187,7 +187,7 @@ def test_two_processes_train_together(trained: Path, tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "tiny"
     assert [path.name for path in folder.iterdir()] == ["version_0"]
     checkpoint = load(folder / "version_0" / "checkpoints" / "last.ckpt")
-    # 24 pictures, 2 processes, 8 each: one full batch per process; lr for 16 pictures.
+    # 24 images, 2 processes, 8 each: one full batch per process; lr for 16 images.
     assert checkpoint["global_step"] == 1
     group = checkpoint["optimizer_states"][0]["param_groups"][0]
     assert group["initial_lr"] == pytest.approx(0.05 * 16 / 512)

@@ -209,12 +209,12 @@ def test_a_signal_in_an_evaluation_stops_it(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-    pictures: Path,
+    images: Path,
     command: str,
 ) -> None:
     flags = ["--ckpt_path", str(next(trained.rglob("last.ckpt"))), "--data.eval_batch_size", "2"]
     if command == "predict":
-        flags += ["--data.predict_dir", str(pictures / "val" / "red")]
+        flags += ["--data.predict_dir", str(images / "val" / "red")]
     step = "predict_step" if command == "predict" else "validation_step"
     signal_at(monkeypatch, step, lambda _: True)
     assert fit(trained / "tiny.yaml", tmp_path, *flags, command=command) == 130

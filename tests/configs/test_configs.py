@@ -60,8 +60,8 @@ def test_first_comment_says_what_it_is(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=named)
-def test_classification_recipe_builds(path: Path, pictures: Path) -> None:
-    cli = build_on_meta(path, "--data.root", str(pictures))
+def test_classification_recipe_builds(path: Path, images: Path) -> None:
+    cli = build_on_meta(path, "--data.root", str(images))
     assert cli.model.num_classes == cli.datamodule.num_classes == 3
     logits = cli.model.network(torch.zeros(2, 3, 64, 64, device="meta"))
     assert logits.shape == (2, 3)

@@ -19,7 +19,7 @@ def toy_imagenet(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def make_tree(tmp_path):
-    """Write pictures of one colour each: ``make_tree({"train": {"cat": 3, "dog": 2}})``."""
+    """Write images of one colour each: ``make_tree({"train": {"cat": 3, "dog": 2}})``."""
 
     def make(splits: dict[str, dict[str, int]], name: str = "set") -> Path:
         root = tmp_path / name
@@ -27,13 +27,13 @@ def make_tree(tmp_path):
             for folder, count in classes.items():
                 (root / split / folder).mkdir(parents=True)
                 for number in range(count):
-                    save_picture(root / split / folder / f"{number}.png", shade=number)
+                    save_image(root / split / folder / f"{number}.png", shade=number)
         return root
 
     return make
 
 
-def save_picture(path: Path, size=(20, 16), shade: int = 0) -> Path:
+def save_image(path: Path, size=(20, 16), shade: int = 0) -> Path:
     rng = np.random.default_rng(shade)
     Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)).save(path)
     return path

@@ -1,6 +1,6 @@
 """Recipes of the three tasks without chance, and runs of them in one or several processes.
 
-The pictures are not augmented and nothing is dropped, so that a step depends on its global batch
+The images are not augmented and nothing is dropped, so that a step depends on its global batch
 alone. Every process has one thread.
 """
 
@@ -28,7 +28,7 @@ TASKS = ("classification", "detection", "segmentation")
 
 
 @pytest.fixture(scope="session")
-def recipes(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Path:
+def recipes(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
     """Folder with ``<task>.yaml`` for the three tasks."""
     folder = tmp_path_factory.mktemp("recipes")
     settings = ToySettings(train=2, val=2, predict=1, size=64)
@@ -36,7 +36,7 @@ def recipes(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Path:
     _keep_whole_steps(folder / "coco" / "annotations" / "instances_train2017.json")
     write_toy_ade20k(folder / "ade20k", settings)
     changes = {
-        "classification": _classification(pictures),
+        "classification": _classification(images),
         "detection": _detection(folder / "coco"),
         "segmentation": _segmentation(folder / "ade20k"),
     }
@@ -50,18 +50,18 @@ def recipes(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Path:
 
 
 def _keep_whole_steps(path: Path) -> None:
-    """Leave as many pictures of each orientation as fill steps of four."""
+    """Leave as many images of each orientation as fill steps of four."""
     content = json.loads(path.read_text())
-    wide = [picture for picture in content["images"] if picture["width"] >= picture["height"]]
-    high = [picture for picture in content["images"] if picture["width"] < picture["height"]]
+    wide = [image for image in content["images"] if image["width"] >= image["height"]]
+    high = [image for image in content["images"] if image["width"] < image["height"]]
     content["images"] = [p for group in (wide, high) for p in group[: len(group) // 4 * 4]]
-    kept = {picture["id"] for picture in content["images"]}
+    kept = {image["id"] for image in content["images"]}
     content["annotations"] = [a for a in content["annotations"] if a["image_id"] in kept]
     path.write_text(json.dumps(content))
 
 
-def _classification(pictures: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    data = {"root": str(pictures), "image_size": 32, "hflip": 0.0, "color_jitter": 0.0}
+def _classification(images: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    data = {"root": str(images), "image_size": 32, "hflip": 0.0, "color_jitter": 0.0}
     return BACKBONE, data | {"crop_scale": [1.0, 1.0], "crop_ratio": [1.0, 1.0]}
 
 

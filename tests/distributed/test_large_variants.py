@@ -110,9 +110,9 @@ def test_a_file_is_read_into_the_parts_of_a_process(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.heavy
 def test_h_of_less_depth_trains_on_two_processes(
-    launch: Launcher, pictures: Path, tmp_path: Path
+    launch: Launcher, images: Path, tmp_path: Path
 ) -> None:
-    flags = ["--data.root", str(pictures), "--data.image_size", "64", "--data.batch_size", "2"]
+    flags = ["--data.root", str(images), "--data.image_size", "64", "--data.batch_size", "2"]
     flags += ["--data.num_workers", "0", "--model.weights", "null"]
     flags += [part for k, v in SHALLOW.items() for part in (f"--model.network.{k}", v)]
     flags += ["--trainer.max_steps", "2", "--trainer.precision", "32-true"]

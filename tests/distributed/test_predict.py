@@ -1,4 +1,4 @@
-"""Pictures that do not divide evenly among processes are predicted once each, and none waits."""
+"""Images that do not divide evenly among processes are predicted once each, and none waits."""
 
 import shutil
 from pathlib import Path
@@ -9,7 +9,7 @@ from PIL import Image
 from tests.distributed.conftest import TASKS, Launcher
 
 WRITTEN = {
-    "classification": "pictures/*.png",
+    "classification": "images/*.png",
     "detection": "overlays/*.png",
     "segmentation": "label_maps/*.png",
 }
@@ -24,12 +24,12 @@ CASES = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("task", "strategy", "count"), CASES)
-def test_every_picture_is_predicted(
-    launch: Launcher, pictures: Path, tmp_path: Path, task: str, strategy: str, count: int
+def test_every_image_is_predicted(
+    launch: Launcher, images: Path, tmp_path: Path, task: str, strategy: str, count: int
 ) -> None:
     folder = tmp_path / "holiday"
     folder.mkdir()
-    for number, path in enumerate(sorted((pictures / "val").rglob("*.png"))[:count]):
+    for number, path in enumerate(sorted((images / "val").rglob("*.png"))[:count]):
         shutil.copy(path, folder / f"{number}.png")
     flags = ("--data.predict_dir", str(folder), "--data.eval_batch_size", "1")
     flags += ("--trainer.strategy", strategy)
@@ -56,11 +56,11 @@ def test_processes_with_fewer_windows_keep_the_others_company(
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 @pytest.mark.parametrize("task", TASKS)
 def test_broken_images_of_any_rank_are_named_by_all(
-    launch: Launcher, pictures: Path, tmp_path: Path, task: str, strategy: str
+    launch: Launcher, images: Path, tmp_path: Path, task: str, strategy: str
 ) -> None:
     folder = tmp_path / "holiday"
     folder.mkdir()
-    for number, path in enumerate(sorted((pictures / "val").rglob("*.png"))[:5]):
+    for number, path in enumerate(sorted((images / "val").rglob("*.png"))[:5]):
         shutil.copy(path, folder / f"{number}.png")
     for number in (0, 3):
         (folder / f"{number}.png").write_bytes(b"")

@@ -44,7 +44,7 @@ def assert_same_networks(content: dict, expected: dict) -> None:
     for entry in ("state_dict", "current_model_state"):  # the average, the weights in training
         for name, value in expected[entry].items():
             if "running_" in name or "num_batches" in name:
-                continue  # one process updates them twice a step, with half the pictures each
+                continue  # one process updates them twice a step, with half the images each
             if name == "network.levels.3.norm.bias":
                 continue  # batch norm follows: its gradient is rounding, which Adam blows up
             torch.testing.assert_close(content[entry][name], value, atol=1e-5, rtol=1e-4)

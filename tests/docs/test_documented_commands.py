@@ -72,7 +72,7 @@ def test_tool_command_parses(args: list[str], monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.slow
-def test_quickstart_runs_on_own_pictures(
+def test_quickstart_runs_on_own_images(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -86,7 +86,7 @@ def test_quickstart_runs_on_own_pictures(
     for args in tour:
         assert main([*args, *shorter.get(args[0], [])]) == 0, args
     assert "(within 1e-4)" in capsys.readouterr().out
-    assert list((tmp_path / "runs" / "photos").rglob("pictures/*.png"))
+    assert list((tmp_path / "runs" / "photos").rglob("images/*.png"))
     assert (tmp_path / "exported" / "photos" / "model.onnx").is_file()
 
 
@@ -101,5 +101,5 @@ def test_quickstart_runs_on_toy_data(
     for args in tour:
         smaller = ["--train", "16", "--val", "4"] if args[0] == "prepare" else []
         assert main([*args, *smaller]) == 0, args
-    pictures = list((tmp_path / "runs" / "first").rglob("*.png"))
-    assert pictures
+    images = list((tmp_path / "runs" / "first").rglob("*.png"))
+    assert images

@@ -143,8 +143,8 @@ def regions(batch, number):
     generator = torch.Generator().manual_seed(3)
     corner = 60 * torch.rand(number, 2, generator=generator)
     side = 600 * torch.rand(number, 2, generator=generator) ** 2 + 5
-    picture = torch.randint(0, batch, (number, 1), generator=generator).float()
-    return torch.cat([picture, corner, corner + side], dim=1)
+    image = torch.randint(0, batch, (number, 1), generator=generator).float()
+    return torch.cat([image, corner, corner + side], dim=1)
 
 
 def test_boxes_shrunk_to_points_add_nothing():

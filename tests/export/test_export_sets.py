@@ -112,7 +112,7 @@ def test_onnx_and_torch_export(name, tmp_path):
 
 
 @slow
-def test_pictures_with_fewer_pixels_than_queries(tmp_path):
+def test_images_with_fewer_pixels_than_queries(tmp_path):
     network = DINO(backbone=STAGES, **(SMALL | {"num_queries": 200, "encoder_layers": 0}))
     (graph,) = graphs_of(network)
     run = runner(write_onnx(graph, trace(graph), tmp_path))

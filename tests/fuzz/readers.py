@@ -44,15 +44,15 @@ def read_coco_file(path: Path) -> None:
     """Everything that a data set and the scores ask of an annotation file."""
     file = CocoFile(path)
     file.count_learnable()
-    for index, picture in enumerate(file.pictures):
-        picture.path(path.parent, path)
+    for index, image in enumerate(file.images):
+        image.path(path.parent, path)
         learned, boxes = file.learnable(index)
         assert boxes.shape == (len(learned), 4)
         assert np.isfinite(boxes).all()
         for annotation in file.annotations(index):
-            scored = for_scoring(annotation, picture.size)
-            if picture.size[0] * picture.size[1] < 1_000_000:  # that of the image, by then
-                assert decode_mask(scored, picture.size).shape == picture.size
+            scored = for_scoring(annotation, image.size)
+            if image.size[0] * image.size[1] < 1_000_000:  # that of the image, by then
+                assert decode_mask(scored, image.size).shape == image.size
 
 
 def read_image(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Loss over a set of masks: targets, points, matching, odd pictures."""
+"""Loss over a set of masks: targets, points, matching, odd images."""
 
 import math
 
@@ -110,7 +110,7 @@ def test_a_batch_without_labels_only_learns_that_nothing_is_there():
     assert not outputs["mask_logits"][0].grad.any()
 
 
-def test_one_picture_without_labels_beside_one_with():
+def test_one_image_without_labels_beside_one_with():
     outputs = {"class_logits": [torch.randn(2, 5, 4)], "mask_logits": [torch.randn(2, 5, 8, 8)]}
     label = torch.stack([torch.full((16, 16), 255), halves()])
     losses = MaskSetLoss(num_points=20)(outputs, label)

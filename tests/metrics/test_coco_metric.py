@@ -22,7 +22,7 @@ NUM_CLASSES = 3
 
 
 def make_dataset(num_images=12):
-    """Ellipses of three classes, a crowd, an empty picture; class indices as categories."""
+    """Ellipses of three classes, a crowd, an empty image; class indices as categories."""
     rng = np.random.default_rng(0)
     images = [{"id": 10 + i, "height": SIZE[0], "width": SIZE[1]} for i in range(num_images)]
     annotations = []
@@ -53,7 +53,7 @@ def ellipse(rng, shift=0):
 
 
 def detections_of(dataset, image, noise=0.0):
-    """The objects of a picture as detections; with noise some move, change class or get lost."""
+    """The objects of an image as detections; with noise some move, change class or get lost."""
     rng = np.random.default_rng(image["id"])
     truth = [a for a in dataset["annotations"] if a["image_id"] == image["id"]]
     kept = [a for a in truth if not a["iscrowd"] and (noise == 0 or rng.random() > 0.1)]
@@ -118,12 +118,12 @@ def test_same_twelve_numbers_as_pycocotools_by_hand(kind):
     assert [float(scores[f"{kind}_{name}"]) for name in NUMBERS] == pytest.approx(by_hand)
 
 
-def test_pictures_called_by_names_score_the_same():
+def test_images_called_by_names_score_the_same():
     dataset, named = make_dataset(), COCOMetric(NUM_CLASSES)
     for image in dataset["images"]:
         truth = [a for a in dataset["annotations"] if a["image_id"] == image["id"]]
         found = detections_of(dataset, image, noise=4.0)
-        named.update([found], [f"picture {image['id']}"], [SIZE], [truth])
+        named.update([found], [f"image {image['id']}"], [SIZE], [truth])
     numbered = score(dataset, dataset["images"], noise=4.0)
     assert all(torch.equal(value, numbered[key]) for key, value in named.compute().items())
 
@@ -164,7 +164,7 @@ def test_results_name_the_categories_of_the_file():
 def _score_a_share(rank, address, queue):
     dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
     dataset = make_dataset(num_images=11)
-    images = [*dataset["images"], dataset["images"][0]]  # 12: one picture twice, as samplers do
+    images = [*dataset["images"], dataset["images"][0]]  # 12: one image twice, as samplers do
     scores = score(dataset, images[rank::2], noise=4.0)
     queue.put((rank, {key: value.tolist() for key, value in scores.items()}))
     dist.destroy_process_group()

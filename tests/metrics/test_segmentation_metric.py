@@ -12,8 +12,8 @@ from src.metrics.segmentation import SegmentationMetric, class_table
 CLASSES = 7
 
 
-def pictures(count=6):
-    """Predictions and labels of pictures of different sizes; class 6 never occurs."""
+def images(count=6):
+    """Predictions and labels of images of different sizes; class 6 never occurs."""
     generator = torch.Generator().manual_seed(0)
     for number in range(count):
         size = (11 + number, 20 - number)
@@ -55,7 +55,7 @@ def measure(pairs):
 
 
 def test_equals_plain_counting():
-    pairs = list(pictures())
+    pairs = list(images())
     scores = measure(pairs).compute()
     for name, expected in counted(pairs).items():
         assert scores[name].item() == pytest.approx(expected, rel=1e-12)
@@ -64,7 +64,7 @@ def test_equals_plain_counting():
 
 
 def test_ground_truth_is_perfect():
-    pairs = [(label.clamp(max=CLASSES - 1), label) for _, label in pictures()]
+    pairs = [(label.clamp(max=CLASSES - 1), label) for _, label in images()]
     scores = measure(pairs).compute()
     assert scores["mIoU"] == scores["mAcc"] == scores["aAcc"] == 1.0
 
@@ -89,7 +89,7 @@ def test_table_has_names_and_percent():
 
 def work(rank, address, results):
     torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
-    metric = measure(list(pictures())[rank::2])
+    metric = measure(list(images())[rank::2])
     scores = metric.compute()
     results[rank] = {name: scores[name].item() for name in ("mIoU", "mAcc", "aAcc")}
     torch.distributed.destroy_process_group()
@@ -99,6 +99,6 @@ def test_two_processes_give_the_same_as_one(tmp_path):
     with mp.Manager() as manager:
         results = manager.dict()
         mp.spawn(work, (f"file://{tmp_path / 'meeting'}", results), nprocs=2)
-        alone = measure(pictures()).compute()
+        alone = measure(images()).compute()
         for rank in (0, 1):
             assert dict(results[rank]) == {name: alone[name].item() for name in results[rank]}

@@ -57,9 +57,9 @@ def test_groups_of_the_recipe_with_layer_decay() -> None:
     assert scales == {1.0, 0.5, 0.25, 0.125, 0.1, 0.05, 0.025, 0.0125}
 
 
-@pytest.mark.parametrize(("pictures", "used"), [(20, 20), (100, 64)])
-def test_the_learning_rate_is_scaled_to_the_batches_that_there_are(pictures, used) -> None:
-    data = TensorDataset(torch.zeros(pictures))
+@pytest.mark.parametrize(("images", "used"), [(20, 20), (100, 64)])
+def test_the_learning_rate_is_scaled_to_the_batches_that_there_are(images, used) -> None:
+    data = TensorDataset(torch.zeros(images))
     loader = DataLoader(data, batch_size=64, sampler=DealtBatchSampler(data, 64))
     trainer = SimpleNamespace(train_dataloader=loader, world_size=2, accumulate_grad_batches=3)
     assert global_batch_size(trainer) == used * 2 * 3

@@ -79,7 +79,7 @@ def test_impossible_values_are_refused(setting: str, value: float) -> None:
         task(**{setting: value})
 
 
-def test_accuracies_count_pictures(batch: dict) -> None:
+def test_accuracies_count_images(batch: dict) -> None:
     made = task()
     made.log_dict = lambda *_, **__: None
     made.validation_step(batch, 0)

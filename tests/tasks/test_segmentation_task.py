@@ -1,4 +1,4 @@
-"""SegmentationTask: losses, scores at the pictures' own sizes, predictions, optimizer groups."""
+"""SegmentationTask: losses, scores at the images' own sizes, predictions, optimizer groups."""
 
 from functools import partial
 
@@ -123,7 +123,7 @@ def test_scores_do_not_depend_on_the_batch_size(make_task, eval_batch):
         assert together[name] == pytest.approx(alone[name], abs=1e-3)  # ties may fall differently
 
 
-def test_pictures_that_others_count_change_nothing(make_task, eval_batch):
+def test_images_that_others_count_change_nothing(make_task, eval_batch):
     surplus = eval_batch | {"label": [torch.full_like(x, 255) for x in eval_batch["label"]]}
     assert evaluate(make_task(), eval_batch) | {"val/loss": 0.0} == evaluate(
         make_task(), eval_batch, surplus
@@ -136,7 +136,7 @@ def test_classes_have_scores_after_an_evaluation(make_task, eval_batch):
     assert task.class_scores["IoU"].shape == (CLASSES,)
 
 
-def test_label_maps_have_the_sizes_of_the_pictures(make_task, eval_batch):
+def test_label_maps_have_the_sizes_of_the_images(make_task, eval_batch):
     task = make_task()
     task.network.eval()
     del eval_batch["label"]
@@ -152,9 +152,7 @@ def test_label_maps_have_the_sizes_of_the_pictures(make_task, eval_batch):
         assert (one == other).float().mean() > 0.999
 
 
-def test_large_pictures_are_scored_in_strips_with_the_same_result(
-    make_task, eval_batch, monkeypatch
-):
+def test_large_images_are_scored_in_strips_with_the_same_result(make_task, eval_batch, monkeypatch):
     whole = evaluate(make_task(), eval_batch)
     in_strips = partial(probability_strips, max_values=2000)
     monkeypatch.setattr("src.tasks.segmentation.probability_strips", in_strips)
@@ -190,7 +188,7 @@ def test_window_stride_is_two_thirds_by_default(make_task):
         make_task(window_stride=(1, 1))
 
 
-def test_one_picture_per_step_is_refused_with_the_way_out(make_task):
+def test_one_image_per_step_is_refused_with_the_way_out(make_task):
     batch = {"image": torch.randn(1, 3, 32, 32), "label": torch.zeros(1, 32, 32).long()}
     with pytest.raises(UserError, match=r"data\.batch_size"):
         make_task().training_step(batch, 0)

@@ -1,7 +1,7 @@
 """``python -m src export``: a trained network as ONNX, torch.export or safetensors files.
 
-The network, its classes and the preparation of pictures come from a recipe, as for ``predict``;
-all settings of a recipe are accepted. ``--check`` runs the files on real pictures against PyTorch.
+The network, its classes and the preparation of images come from a recipe, as for ``predict``;
+all settings of a recipe are accepted. ``--check`` runs the files on real images against PyTorch.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from src.export.card import card
 from src.export.compare import SHARES, TOLERANCE, differences, runner
 from src.export.files import WRITERS, trace
 from src.export.graphs import LEVELS, Graph, graphs_of
-from src.hub import Pretrained, picture_settings, task_of
+from src.hub import Pretrained, preprocessing_of, task_of
 from src.models.detection import TwoStageDetector
 from src.models.detection.rcnn.roi_align import boxes_with_image
 from src.serialization import read_checkpoint, refuse_not_finite
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not any(part.startswith(("--config", "-c")) for part in recipe):
         raise UserError("export needs a recipe: --config FILE, as it was trained with.")
     if args.check and not args.check.exists():
-        raise UserError(f"The pictures to --check on, {args.check}, do not exist.")
+        raise UserError(f"The images to --check on, {args.check}, do not exist.")
     if args.check and set(args.format) == {"safetensors"}:
         raise UserError("--check compares onnx, pt2 and aoti files; add one of them to --format.")
     model, data = load(recipe, args.ckpt_path)
@@ -90,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
         help="onnx; pt2: torch.export; aoti: compiled by AOTInductor; safetensors: weights, "
         "network and class names, for Pretrained.from_pretrained (%(default)s)",
     )
-    add("--check", type=Path, metavar="FOLDER", help="compare with PyTorch on these pictures")
+    add("--check", type=Path, metavar="FOLDER", help="compare with PyTorch on these images")
     add("--push", metavar="USER/NAME", help="upload the safetensors folder to the hub")
     return parser
 
@@ -134,7 +134,7 @@ def load(recipe: Sequence[str], checkpoint: str | None = None) -> tuple[_Loaded,
         _as_dict(settings),
         list(cli.datamodule.class_names),
         task_of(network),
-        picture_settings(_as_dict(cli.config["data"]["init_args"])),
+        preprocessing_of(_as_dict(cli.config["data"]["init_args"])),
     )
     return _Loaded(pretrained, cli.run_name), cli.datamodule
 
@@ -152,7 +152,7 @@ def export(
         model: The network.
         out: Folder to write.
         formats: Any of `FORMATS`.
-        check: Pictures to compare on.
+        check: Images to compare on.
         data: Data module that prepares them.
 
     Returns:
@@ -183,15 +183,15 @@ def _write_graphs(
         program = trace(graph)
         pairs += [(graph, WRITERS[name](graph, program, folder)) for name in formats]
     paths = [path for _, path in pairs]
-    text = card(graphs, paths, model.class_names, model.pictures, model.task)
+    text = card(graphs, paths, model.class_names, model.preprocessing, model.task)
     files.write_text(folder / "EXPORT.md", text)
     return pairs
 
 
 def _check(
-    network: nn.Module, pairs: Sequence[tuple[Graph, Path]], pictures: Path, data: Any
+    network: nn.Module, pairs: Sequence[tuple[Graph, Path]], images: Path, data: Any
 ) -> float:
-    data.predict_dir, data.num_workers = str(pictures), 0
+    data.predict_dir, data.num_workers = str(images), 0
     data.setup("predict")
     runners = [(graph, path, runner(path)) for graph, path in pairs]
     worst: dict[tuple[str, str], float] = {}
@@ -206,7 +206,7 @@ def _check(
                 for output, value in differences(graph, run, fitting).items():
                     key = (path.name, output)
                     worst[key] = max(worst.get(key, 0.0), value)
-    print(f"Largest difference from PyTorch over {count} pictures:")
+    print(f"Largest difference from PyTorch over {count} images:")
     for (file, output), value in worst.items():
         share = f" of the {SHARES[output]}" if output in SHARES else ""
         print(f"  {file:<18} {output:<15} {value:.1e}{share}")
@@ -215,7 +215,7 @@ def _check(
 
 @torch.no_grad()
 def _inputs(network: nn.Module, batch: Any, classes: int) -> Iterator[dict[str, Tensor]]:
-    """Inputs of the graphs, by name, for a batch of prepared pictures."""
+    """Inputs of the graphs, by name, for a batch of prepared images."""
     if "views" in batch:
         for views in batch["views"]:
             yield {"image": views[0][None]}

@@ -87,8 +87,8 @@ class Recipe(TrainingCLI):
         """Whether the recipe keeps a moving average."""
         return any("EMA" in call.class_path for call in self.config.trainer.callbacks or ())
 
-    def picture_size(self) -> tuple[int, int]:
-        """Height and width of the largest training picture, rounded up to multiples of 32."""
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the largest training image, rounded up to multiples of 32."""
         data = self.data
         if "image_size" in data:
             size: Sequence[int] = (data["image_size"],) * 2
@@ -137,7 +137,7 @@ class Plan:
     def _measure(self, batch: int, checkpointing: bool) -> StepMemory:
         return measure_step(
             self.task.make_network,
-            self.recipe.picture_size(),
+            self.recipe.image_size(),
             batch,
             precision=self.precision,
             checkpointing=checkpointing,
@@ -155,7 +155,7 @@ class Plan:
 
         Args:
             strategy: One of `STRATEGIES`.
-            batch: Pictures per GPU and step.
+            batch: Images per GPU and step.
             checkpointing: Whether blocks are recomputed.
             accumulates: Whether batches are accumulated.
         """
@@ -244,13 +244,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def describe(plan: Plan, batch: int) -> str:
     """What is planned."""
     weights = sum(parameter.numel() for parameter in plan.network.parameters())
-    height, width = plan.recipe.picture_size()
+    height, width = plan.recipe.image_size()
     one = plan.measure(2, plan.checkpointing).operations / 2
     return (
         f"{plan.recipe.name}: {type(plan.network).__name__}, {weights / 1e6:,.1f} M parameters\n"
-        f"{plan.gpus} GPUs, {batch} pictures of {height} x {width} on each, {plan.precision},"
+        f"{plan.gpus} GPUs, {batch} images of {height} x {width} on each, {plan.precision},"
         f" checkpointing {'on' if plan.checkpointing else 'off'},"
-        f" {one / 1e12:.2f} TFLOP a picture forward and backward"
+        f" {one / 1e12:.2f} TFLOP an image forward and backward"
     )
 
 
@@ -286,7 +286,7 @@ def proposal(plan: Plan, memory: int, global_batch: int) -> str:
             found.append((batch, strategy, checkpointing))
     batch, strategy, checkpointing = max(found, key=lambda option: option[0])
     if not batch:
-        return "\nNothing fits: use more GPUs, smaller pictures, or fsdp1 with cpu_offload."
+        return "\nNothing fits: use more GPUs, smaller images, or fsdp1 with cpu_offload."
     return _proposed(plan, strategy, batch, checkpointing, global_batch)
 
 
@@ -311,7 +311,7 @@ def duration(plan: Plan, tflops: float, images: int) -> str:
     """Time of an epoch at a given speed."""
     operations = plan.measure(2, plan.checkpointing).operations / 2 * images
     hours = operations / (tflops * 1e12 * plan.gpus) / 3600
-    return f"\nAn epoch of {images:,} pictures takes {hours:.2f} h at {tflops:g} TFLOP/s per GPU."
+    return f"\nAn epoch of {images:,} images takes {hours:.2f} h at {tflops:g} TFLOP/s per GPU."
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -323,9 +323,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--gpus", type=int, default=1, help="number of GPUs, on all machines")
     parser.add_argument("--memory", default="80GB", help="memory of each GPU")
-    parser.add_argument("--batch_size", type=int, help="pictures per GPU; default: the recipe's")
-    parser.add_argument("--global_batch", type=int, help="pictures per step to propose for")
+    parser.add_argument("--batch_size", type=int, help="images per GPU; default: the recipe's")
+    parser.add_argument("--global_batch", type=int, help="images per step to propose for")
     parser.add_argument("--num_classes", type=int, help="default: those of the public data set")
     parser.add_argument("--tflops", type=float, help="speed of a GPU that you have measured")
-    parser.add_argument("--images", type=int, help="pictures of an epoch, for its duration")
+    parser.add_argument("--images", type=int, help="images of an epoch, for its duration")
     return parser

@@ -1,8 +1,8 @@
 """`python -m src prepare`: make data folders in the layouts that the data modules read.
 
-`from-folder`, `from-coco` and `from-masks` check your own pictures and write a recipe for them
+`from-folder`, `from-coco` and `from-masks` check your own images and write a recipe for them
 (`src.data.custom`); `toy` draws the toy data; `imagenet-val` sorts the flat ImageNet validation
-pictures into class folders; `coco-subset` makes a small annotation file of a large one. Nothing is
+images into class folders; `coco-subset` makes a small annotation file of a large one. Nothing is
 downloaded: ImageNet has to be fetched from its makers, under their terms.
 """
 
@@ -44,15 +44,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="DATA")
     for name, module, text in (
-        ("from-folder", folder, "your pictures in class folders: check, split, write a recipe"),
-        ("from-coco", coco, "your pictures with a COCO json: the same"),
-        ("from-masks", masks, "your pictures with label maps: the same"),
+        ("from-folder", folder, "your images in class folders: check, split, write a recipe"),
+        ("from-coco", coco, "your images with a COCO json: the same"),
+        ("from-masks", masks, "your images with label maps: the same"),
     ):
         module.add_arguments(commands.add_parser(name, help=text, description=module.__doc__))
     _add_toy(commands.add_parser("toy", help="draw the toy data (seconds, no download)"))
     _add_imagenet_val(
         commands.add_parser(
-            "imagenet-val", help="sort the flat ImageNet validation pictures into class folders"
+            "imagenet-val", help="sort the flat ImageNet validation images into class folders"
         )
     )
     _add_coco_subset(
@@ -65,10 +65,10 @@ def _add_toy(parser: argparse.ArgumentParser) -> None:
     default = ToySettings()
     add = parser.add_argument
     add("--root", type=Path, default=Path("data/toy"), help="holds the layouts (%(default)s)")
-    add("--seed", type=int, default=default.seed, help="another one, other pictures (%(default)s)")
-    add("--train", type=int, default=default.train, help="pictures per class (%(default)s)")
-    add("--val", type=int, default=default.val, help="pictures per class (%(default)s)")
-    add("--predict", type=int, default=default.predict, help="unlabelled pictures (%(default)s)")
+    add("--seed", type=int, default=default.seed, help="another one, other images (%(default)s)")
+    add("--train", type=int, default=default.train, help="images per class (%(default)s)")
+    add("--val", type=int, default=default.val, help="images per class (%(default)s)")
+    add("--predict", type=int, default=default.predict, help="unlabelled images (%(default)s)")
     add("--size", type=int, default=default.size, help="side in pixels (%(default)s)")
     add("--force", action="store_true", help="replace toy data of other settings")
     parser.set_defaults(run=_toy)
@@ -89,7 +89,7 @@ def _add_imagenet_val(parser: argparse.ArgumentParser) -> None:
         "--mode",
         choices=("symlink", "hardlink", "copy", "move"),
         default="symlink",
-        help="how the pictures get into the class folders (%(default)s)",
+        help="how the images get into the class folders (%(default)s)",
     )
     parser.set_defaults(run=_imagenet_val)
 
@@ -98,8 +98,8 @@ def _add_coco_subset(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--annotations", type=Path, required=True, help="COCO annotation file to take from")
     add("--out", type=Path, required=True, help="annotation file to write")
-    add("--pictures", type=int, default=16, help="how many pictures (%(default)s)")
-    add("--max-objects", type=int, help="leave out pictures with more objects")
+    add("--pictures", type=int, default=16, help="how many images (%(default)s)")
+    add("--max-objects", type=int, help="leave out images with more objects")
     parser.set_defaults(run=_coco_subset)
 
 
@@ -109,7 +109,7 @@ def _toy(args: argparse.Namespace) -> None:
     drawn = write_toy_imagenet(root, settings, force=args.force)
     print(
         f"{root}: {'drew' if drawn else 'already there,'} {len(SHAPES)} classes with "
-        f"{settings.train} train and {settings.val} val pictures each, {settings.predict} to "
+        f"{settings.train} train and {settings.val} val images each, {settings.predict} to "
         "predict"
     )
     root = args.root / "ade20k"
@@ -134,10 +134,10 @@ def _imagenet_val(args: argparse.Namespace) -> None:
 
     target = args.root / "val"
     placed, before = arrange_val(args.images, read_val_labels(args.labels), target, args.mode)
-    print(f"{target}: {placed} pictures placed by {args.mode}, {before} were there before")
+    print(f"{target}: {placed} images placed by {args.mode}, {before} were there before")
     print(f"check with `python -m src verify imagenet --root {args.root}`")
 
 
 def _coco_subset(args: argparse.Namespace) -> None:
     count = write_subset(args.annotations, args.out, args.pictures, args.max_objects)
-    print(f"{args.out}: {args.pictures} pictures with {count} objects")
+    print(f"{args.out}: {args.pictures} images with {count} objects")

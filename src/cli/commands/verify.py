@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add = imagenet.add_argument
     add("--root", type=Path, default=Path("data/imagenet"), help="data folder (%(default)s)")
     add("--splits", nargs="+", default=["train", "val"], help="folders to check (train val)")
-    add("--decode", action="store_true", help="also decode every picture")
+    add("--decode", action="store_true", help="also decode every image")
     imagenet.set_defaults(run=_imagenet)
     ade20k = layouts.add_parser("ade20k", help="ROOT/{images,annotations}/{training,validation}/*")
     verify_ade20k.add_arguments(ade20k)
@@ -63,7 +63,7 @@ def _print(report: Report, root: Path) -> None:
     for split, counts in report.counts.items():
         if counts:
             print(
-                f"{root / split}: {sum(counts.values())} pictures in {len(counts)} classes, "
+                f"{root / split}: {sum(counts.values())} images in {len(counts)} classes, "
                 f"{min(counts.values())} to {max(counts.values())} each"
             )
     for note in report.notes:

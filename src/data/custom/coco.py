@@ -20,7 +20,7 @@ from src.data.custom.survey import Survey, survey
 from src.data.formats.coco_json import MAX_ANNOTATIONS, CocoFile, images_to_learn, read_coco
 from src.data.formats.splits import SPLITS
 from src.errors import UserError
-from src.types import PictureId
+from src.types import ImageId
 
 _MIN_SIZE = 32  # pixels; data.min_size of the recipe
 
@@ -30,8 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("annotations", type=Path, help="COCO json, or a folder with one in train, valid, test")
     add("--images", type=Path, help="folder that its file names start in (found nearby)")
-    add("--val-annotations", type=Path, help="json of the validation pictures (default: a part)")
-    add("--val-images", type=Path, help="folder of the validation pictures (that of --images)")
+    add("--val-annotations", type=Path, help="json of the validation images (default: a part)")
+    add("--val-images", type=Path, help="folder of the validation images (that of --images)")
     add(
         "--max-annotations",
         type=int,
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> None:
     """Check, split, write the recipe and tell what to do next.
 
     Raises:
-        UserError: If a file is broken, a picture missing, or its size not that of the json.
+        UserError: If a file is broken, an image missing, or its size not that of the json.
     """
     sources = _find_files(args)
     is_folder = args.annotations.is_dir()
@@ -66,11 +66,9 @@ def run(args: argparse.Namespace) -> None:
     for part in sources.keys() - {"train"}:
         readers[part] = CocoFile(sources[part][0], max_annotations=args.max_annotations)
         _check_categories(train, readers[part])
-    surveys = [
-        _check_pictures(readers[part], sources[part][1], args.max_pixels) for part in sources
-    ]
+    surveys = [_check_images(readers[part], sources[part][1], args.max_pixels) for part in sources]
     facts = {"source": str(annotations), "val_share": args.val_share, "seed": args.seed}
-    indices = {part: np.arange(len(file.pictures)) for part, file in readers.items()}
+    indices = {part: np.arange(len(file.images)) for part, file in readers.items()}
     divided = {} if "val" in sources else _divide(train, args)
     indices |= divided
     chosen = indices["train"]
@@ -109,7 +107,7 @@ def run(args: argparse.Namespace) -> None:
         data[f"{part}_annotations"] = str(path)
     with split.start_over(out, ("annotations",), facts) as work:
         for part, part_indices in divided.items():
-            numbers = {train.pictures[i].id for i in part_indices}
+            numbers = {train.images[i].id for i in part_indices}
             _write_part(content, numbers, work / "annotations" / f"{part}.json")
         recipe.write(args, out / f"{name}.yaml", "detection", data, len(kept), work)
 
@@ -156,33 +154,33 @@ def _check_categories(train: CocoFile, val: CocoFile) -> None:
         )
 
 
-def _check_pictures(file: CocoFile, images: Path, max_pixels: int) -> Survey:
-    """Look at every picture of a file; each has the size that the file says."""
-    paths = [str(picture.path(images, file.path)) for picture in file.pictures]
+def _check_images(file: CocoFile, images: Path, max_pixels: int) -> Survey:
+    """Look at every image of a file; each has the size that the file says."""
+    paths = [str(image.path(images, file.path)) for image in file.images]
     missing = [path for path in paths if not Path(path).is_file()]
     if missing:
         raise UserError(
-            f"{len(missing)} of {len(paths)} pictures of {file.path} are not in {images}; the "
+            f"{len(missing)} of {len(paths)} images of {file.path} are not in {images}; the "
             f"first is {missing[0]}. Check --images: file names in the json start from there."
         )
-    if not file.pictures or not any(file.num_annotations):
-        raise UserError(f"{file.path} has no annotated pictures, so there is nothing to learn.")
+    if not file.images or not any(file.num_annotations):
+        raise UserError(f"{file.path} has no annotated images, so there is nothing to learn.")
     found = survey(paths, max_pixels)
-    for picture, path in zip(file.pictures, paths, strict=True):
+    for image, path in zip(file.images, paths, strict=True):
         height, width = found.sizes[path]
-        if picture.size not in ((height, width), (width, height)):
+        if image.size not in ((height, width), (width, height)):
             raise UserError(
                 f"{path} is {width}x{height} pixels, but {file.path} says "
-                f"{picture.size[1]}x{picture.size[0]}; the objects would be misplaced."
+                f"{image.size[1]}x{image.size[0]}; the objects would be misplaced."
             )
     return found
 
 
 def _divide(file: CocoFile, args: argparse.Namespace) -> dict[str, NDArray[np.int64]]:
-    """Indices of the pictures of each part."""
-    if len(file.pictures) < 2:
-        raise UserError(f"{file.path} has one picture; two are needed, one to check with.")
-    numbers = [str(index) for index in range(len(file.pictures))]
+    """Indices of the images of each part."""
+    if len(file.images) < 2:
+        raise UserError(f"{file.path} has one image; two are needed, one to check with.")
+    numbers = [str(index) for index in range(len(file.images))]
     divided = split.split(numbers, args.val_share, args.seed)
     return {
         part: np.array(chosen, dtype=np.int64)
@@ -190,8 +188,8 @@ def _divide(file: CocoFile, args: argparse.Namespace) -> dict[str, NDArray[np.in
     }
 
 
-def _write_part(content: dict[str, Any], kept: set[PictureId], path: Path) -> None:
-    """Write the entries of some pictures, in the order and with all values of the source."""
+def _write_part(content: dict[str, Any], kept: set[ImageId], path: Path) -> None:
+    """Write the entries of some images, in the order and with all values of the source."""
     selected = {
         "images": [p for p in content["images"] if p["id"] in kept],
         "annotations": [a for a in content["annotations"] if a["image_id"] in kept],

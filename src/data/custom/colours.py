@@ -138,12 +138,12 @@ def read_pixels(
         max_pixels: Larger label maps are refused.
 
     Raises:
-        BrokenPictureError: If the file cannot be decoded.
+        BrokenImageError: If the file cannot be decoded.
     """
-    with open_image(path, max_pixels, "label map") as picture:
-        if picture.mode == "1":
-            return np.asarray(picture.convert("L"))
-        has_numbers = picture.mode in ("L", "LA") or picture.mode.startswith("I")
-        if has_numbers or (picture.mode == "P" and not palettes):
-            return stored_values(picture)
-        return np.asarray(picture.convert("RGB"))
+    with open_image(path, max_pixels, "label map") as image:
+        if image.mode == "1":
+            return np.asarray(image.convert("L"))
+        has_numbers = image.mode in ("L", "LA") or image.mode.startswith("I")
+        if has_numbers or (image.mode == "P" and not palettes):
+            return stored_values(image)
+        return np.asarray(image.convert("RGB"))

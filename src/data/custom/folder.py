@@ -14,7 +14,7 @@ from pathlib import Path
 from src.data.custom import recipe, split
 from src.data.custom.layout import Layout, find_layout
 from src.data.custom.survey import survey
-from src.data.formats.image_files import is_picture, list_class_folders, list_pictures
+from src.data.formats.image_files import is_image, list_class_folders, list_images
 from src.data.formats.splits import SPLITS
 from src.data.verify.imagenet import verify_imagenet
 from src.errors import UserError
@@ -32,8 +32,8 @@ def run(args: argparse.Namespace) -> None:
     """Check, split, write the recipe and tell what to do next.
 
     Raises:
-        UserError: If the folder is not laid out as expected, a picture is broken, or a class has
-            too few pictures.
+        UserError: If the folder is not laid out as expected, an image is broken, or a class has
+            too few images.
     """
     source: Path = args.folder
     if not source.is_dir():
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> None:
     splits = layout.splits
     classes = _classes(splits.get("train", layout.root))
     folders = splits.values() or [layout.root]
-    found = survey([path for folder in folders for path in list_pictures(folder)], args.max_pixels)
+    found = survey([path for folder in folders for path in list_images(folder)], args.max_pixels)
     is_split = "val" in splits
     facts: dict[str, object] = {"source": str(source)}
     if is_split:
@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> None:
 def _tell(root: str, splits: dict[str, Path], classes: list[str]) -> int:
     """Print how many images of every class each split has; returns the number for training."""
     counts = {
-        part: {label: len(list_pictures(folder / label)) for label in list_class_folders(folder)}
+        part: {label: len(list_images(folder / label)) for label in list_class_folders(folder)}
         for part, folder in splits.items()
     }
     number = {part: sum(counts[part].values()) for part in splits}
@@ -94,7 +94,7 @@ def _tell_others(source: Path) -> None:
     others = Counter(path.suffix.lower() or path.name for path in _other_files(source))
     if others:
         listed = ", ".join(f"{count} {ending}" for ending, count in sorted(others.items()))
-        print(f"note: files that are no pictures by their endings are left out ({listed})")
+        print(f"note: files that are no images by their endings are left out ({listed})")
 
 
 def _classes(folder: Path) -> list[str]:
@@ -103,7 +103,7 @@ def _classes(folder: Path) -> list[str]:
     if len(classes) < 2:
         raise UserError(
             f"{folder} has {len(classes)} class folders ({', '.join(classes) or 'none'}) and "
-            f"{len(loose)} files beside them; expected are at least two folders of pictures, each "
+            f"{len(loose)} files beside them; expected are at least two folders of images, each "
             "named as its class."
         )
     return classes
@@ -111,7 +111,7 @@ def _classes(folder: Path) -> list[str]:
 
 def _other_files(source: Path) -> Iterator[Path]:
     files = (path for path in source.rglob("*") if path.is_file())
-    return (p for p in files if not is_picture(p) and not p.name.startswith("."))
+    return (p for p in files if not is_image(p) and not p.name.startswith("."))
 
 
 def _check(layout: Layout) -> None:
@@ -128,19 +128,19 @@ def _divide(layout: Layout, work: Path, args: argparse.Namespace) -> None:
         _check(layout)
     parts = {}
     for label in list_class_folders(source):
-        pictures = list_pictures(source / label)
-        if len(pictures) < 2:
+        images = list_images(source / label)
+        if len(images) < 2:
             raise UserError(
-                f"The class {label!r} in {source} has {len(pictures)} pictures; at least two are "
+                f"The class {label!r} in {source} has {len(images)} images; at least two are "
                 "needed, one to learn from and one to check with."
             )
-        parts[label] = split.split(pictures, args.val_share, args.seed)
+        parts[label] = split.split(images, args.val_share, args.seed)
     for label, divided in parts.items():
-        for part, pictures in zip(SPLITS, divided, strict=False):
-            for picture in map(Path, pictures):
-                inside = picture.relative_to(source / label)
-                split.place(picture, work / part / label / inside, args.mode)
+        for part, images in zip(SPLITS, divided, strict=False):
+            for image in map(Path, images):
+                inside = image.relative_to(source / label)
+                split.place(image, work / part / label / inside, args.mode)
     if "test" in layout.splits:
-        for picture in map(Path, list_pictures(layout.splits["test"])):
-            inside = picture.relative_to(layout.splits["test"])
-            split.place(picture, work / "test" / inside, args.mode)
+        for image in map(Path, list_images(layout.splits["test"])):
+            inside = image.relative_to(layout.splits["test"])
+            split.place(image, work / "test" / inside, args.mode)

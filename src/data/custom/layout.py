@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from src.data.formats.image_files import (
-    first_pictures,
-    is_picture,
+    first_images,
+    is_image,
     list_class_folders,
-    list_pictures,
+    list_images,
 )
 from src.data.formats.splits import assign, split_of
 from src.errors import UserError
@@ -54,7 +54,7 @@ def find_layout(source: Path) -> Layout:
         return Layout(root)
     notes = []
     rest = [folder for folder in folders if folder not in with_classes]
-    for folder in [folder for folder in rest if not list_pictures(folder)]:
+    for folder in [folder for folder in rest if not list_images(folder)]:
         rest.remove(folder)
         notes.append(f"{folder.name} holds no images and is left out")
     for folder in [folder for folder in rest if split_of(folder.name) == "test"]:
@@ -71,7 +71,7 @@ def find_layout(source: Path) -> Layout:
             "classes alone, or of splits alone (train, val, test); move the others elsewhere."
         )
     for folder in with_classes:
-        stray = sum(is_picture(path) and path.is_file() for path in folder.iterdir())
+        stray = sum(is_image(path) and path.is_file() for path in folder.iterdir())
         if stray:
             notes.append(f"images beside the class folders of {folder.name} are left out: {stray}")
     return Layout(root, assign(with_classes, _found(root, folders)), tuple(notes))
@@ -90,12 +90,12 @@ def _inner(source: Path) -> Path:
 def _has_class_folders(folder: Path) -> bool:
     """Whether folders with images are in it: one is enough, or two beside stray images."""
     names = list_class_folders(folder)
-    with_images = sum(bool(first_pictures(folder / name, 1)) for name in names)
+    with_images = sum(bool(first_images(folder / name, 1)) for name in names)
     return with_images >= (2 if _has_images(folder) else 1)
 
 
 def _has_images(folder: Path) -> bool:
-    return any(is_picture(path) and path.is_file() for path in folder.iterdir())
+    return any(is_image(path) and path.is_file() for path in folder.iterdir())
 
 
 def _found(root: Path, folders: list[Path]) -> str:

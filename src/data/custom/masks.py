@@ -154,12 +154,12 @@ def _given_names(args: argparse.Namespace) -> list[str] | None:
 
 def _check_sizes(pairs: list[Pair], sizes: dict[str, tuple[int, int]], max_pixels: int) -> None:
     for pair in pairs:
-        picture, label = pair.image, pair.mask
+        image, label = pair.image, pair.mask
         with open_image(label, max_pixels, "label map") as mask:
             size = (mask.height, mask.width)
-        if size != sizes[picture]:
-            height, width = sizes[picture]
+        if size != sizes[image]:
+            height, width = sizes[image]
             raise UserError(
-                f"The picture {picture} is {width}x{height} pixels (upright), but its label map "
+                f"The image {image} is {width}x{height} pixels (upright), but its label map "
                 f"{label} is {size[1]}x{size[0]}; they must have the same size."
             )

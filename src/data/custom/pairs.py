@@ -12,7 +12,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-from src.data.formats.image_files import list_pictures
+from src.data.formats.image_files import list_images
 from src.data.formats.splits import split_of
 from src.errors import UserError
 
@@ -114,7 +114,7 @@ def _two_kinds(
 ) -> tuple[list[_File], list[_File]]:
     """Images and label maps, also where one folder holds both."""
     if images.resolve() != masks.resolve():
-        shown, maps = list_pictures(images), list_pictures(masks)
+        shown, maps = list_images(images), list_images(masks)
         if masks.resolve().is_relative_to(images.resolve()):
             inner = {os.path.realpath(path) for path in maps}
             shown = [path for path in shown if os.path.realpath(path) not in inner]
@@ -122,7 +122,7 @@ def _two_kinds(
             inner = {os.path.realpath(path) for path in shown}
             maps = [path for path in maps if os.path.realpath(path) not in inner]
         return [_file(p, images, set()) for p in shown], [_file(p, masks, set()) for p in maps]
-    files = list_pictures(images)
+    files = list_images(images)
     below = [path for path in files if _folders_of(path, images) & _MASK_FOLDERS]
     if below:
         words, apart = _IMAGE_FOLDERS | _MASK_FOLDERS, set(below)

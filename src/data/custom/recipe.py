@@ -1,6 +1,6 @@
 """The recipe for a small data set: a published (or the laptop) one with other numbers.
 
-The recipes in ``configs/`` are made for a million pictures and many GPUs. For a few hundred, this
+The recipes in ``configs/`` are made for a million images and many GPUs. For a few hundred, this
 shortens the warm-up, lowers the learning rate where training starts from published weights, and
 counts epochs so that there are enough steps. Everything is written out in the new file, which
 stands alone and is meant to be edited.
@@ -49,9 +49,9 @@ RECIPES = {
 """Recipe by task and size; all but nano start from the published weights of the same name."""
 
 _BATCH = {"classification": 16, "detection": 4, "segmentation": 8}
-_STEPS = {True: 600, False: 400}  # from scratch or not; aimed at, whatever the number of pictures
+_STEPS = {True: 600, False: 400}  # from scratch or not; aimed at, whatever the number of images
 _EPOCHS = {True: (30, 200), False: (12, 100)}  # fewest and most
-_FEW = 200  # pictures that are read faster than the processes of an epoch start
+_FEW = 200  # images that are read faster than the processes of an epoch start
 _VALIDATIONS = 10
 _WARMUP_SHARE = 0.1
 _FINE_TUNING_RATE = {"classification": 1e-4, "detection": 5e-5, "segmentation": 6e-5}
@@ -80,7 +80,7 @@ def write(
     path: Path,
     task: str,
     data: dict[str, Any],
-    pictures: int,
+    images: int,
     folder: Path,
 ) -> None:
     """Write the recipe and print what it does and the commands to go on with.
@@ -90,16 +90,16 @@ def write(
         path: The file, where it will lie.
         task: A key of `RECIPES`.
         data: Arguments of the data module that describe the data set.
-        pictures: Number of training pictures.
+        images: Number of training images.
         folder: Where it is written now; the whole folder goes to its place when it is complete.
     """
     base = RECIPES[task][args.network]
     weights = args.weights or (None if args.network == "nano" else base)
-    recipe = small_data_recipe(task, base, weights, data, pictures)
+    recipe = small_data_recipe(task, base, weights, data, images)
     facts = recipe["trainer"]["max_epochs"], recipe["data"]["init_args"]["batch_size"]
     start = f"fine-tunes {weights}" if weights else "starts from scratch"
     comment = (
-        f"# Made by `python -m src prepare` for {pictures} training pictures; edit it freely.\n"
+        f"# Made by `python -m src prepare` for {images} training images; edit it freely.\n"
         f"# Network and augmentation of configs/{task}/{base}.yaml; {start}. No published number.\n"
     )
     text = yaml.safe_dump(recipe, allow_unicode=True, sort_keys=False, default_flow_style=None)
@@ -110,7 +110,7 @@ def write(
         others = ", ".join(name for name in RECIPES[task] if name != "nano")
         print(
             f"         --network {others}: fine-tunes published weights, the usual choice with "
-            "few pictures"
+            "few images"
         )
     command = f"python -m src {{}} --config {shlex.quote(str(path))}"
     print(f"Train:   {command.format('fit')}")
@@ -118,24 +118,24 @@ def write(
 
 
 def small_data_recipe(
-    task: str, base: str, weights: str | None, data: dict[str, Any], pictures: int
+    task: str, base: str, weights: str | None, data: dict[str, Any], images: int
 ) -> dict[str, Any]:
-    """Settings for a data set of ``pictures`` training pictures.
+    """Settings for a data set of ``images`` training images.
 
     Args:
         task: A key of `RECIPES`.
         base: Name of a recipe in ``configs/<task>``.
         weights: What to start from; ``None`` is from scratch.
         data: Arguments of the data module that describe the data set.
-        pictures: Number of training pictures, at least 1.
+        images: Number of training images, at least 1.
 
     Raises:
         UserError: If the recipe files are not there.
     """
     recipe = _load(CONFIGS / task / f"{base}.yaml")
     is_nano = "nano" in base
-    batch = max(1, min(_BATCH[task], pictures))
-    steps_per_epoch = max(1, pictures // batch)
+    batch = max(1, min(_BATCH[task], images))
+    steps_per_epoch = max(1, images // batch)
     fewest, most = _EPOCHS[weights is None]
     epochs = min(max(fewest, -(-_STEPS[weights is None] // steps_per_epoch)), most)
     _start_gently(recipe["model"]["init_args"], task, weights, batch, epochs * steps_per_epoch)
@@ -146,7 +146,7 @@ def small_data_recipe(
         **(_NANO_DATA[task] if is_nano else {}),
         **data,
         "batch_size": batch,
-        "num_workers": 0 if pictures < _FEW else min(2, os.cpu_count() or 1),
+        "num_workers": 0 if images < _FEW else min(2, os.cpu_count() or 1),
     }
     recipe["trainer"] = {
         "max_epochs": epochs,
@@ -171,7 +171,7 @@ def _start_gently(
     model["lr_scheduler"] = {"class_path": name, "init_args": schedule}
     for key in ("layer_decay", "dcn_lr_scale", "offset_lr_scale", "weights"):
         model.pop(key, None)
-    if task == "classification":  # mixed pictures need long training
+    if task == "classification":  # mixed images need long training
         model |= {"mixup_alpha": 0.0, "cutmix_alpha": 0.0}
     if weights is not None:
         model["weights"] = weights

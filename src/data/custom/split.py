@@ -1,4 +1,4 @@
-"""Which pictures are for learning and which for checking, and the folder that is made of them.
+"""Which images are for learning and which for checking, and the folder that is made of them.
 
 Only a folder that was made here before (it holds ``prepared.json``) is ever replaced, and of it
 only the parts that are made again.
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--val-share",
         type=float,
         default=0.2,
-        help="share of the pictures that is kept for validation (%(default)s)",
+        help="share of the images that is kept for validation (%(default)s)",
     )
     add("--seed", type=int, default=0, help="another one, another split (%(default)s)")
     add(
@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--mode",
         choices=sorted(_PLACE),
         default="symlink",
-        help="how pictures get into the folder (%(default)s)",
+        help="how images get into the folder (%(default)s)",
     )
 
 

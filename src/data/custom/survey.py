@@ -1,4 +1,4 @@
-"""Look at every picture once: can it be read, and what about it is unusual."""
+"""Look at every image once: can it be read, and what about it is unusual."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.pool import ThreadPool
 
-from src.decoding import MAX_PIXELS, BrokenPictureError, decode, open_image, orientation
+from src.decoding import MAX_PIXELS, BrokenImageError, decode, open_image, orientation
 from src.errors import UserError
 
 _KINDS = {"1": "black and white", "L": "grey", "LA": "grey", "CMYK": "CMYK", "YCCK": "CMYK"}
@@ -21,9 +21,9 @@ class Survey:
     """What was found.
 
     Attributes:
-        count: Pictures looked at.
+        count: Images looked at.
         kinds: How many are unusual, by kind.
-        sizes: Height and width of each picture that can be read, turned upright.
+        sizes: Height and width of each image that can be read, turned upright.
         broken: One sentence for each that cannot be read.
     """
 
@@ -43,11 +43,11 @@ class Survey:
 
     def __str__(self) -> str:
         unusual = ", ".join(f"{count} {kind}" for kind, count in sorted(self.kinds.items()))
-        return f"all {self.count} pictures can be read" + (f" ({unusual})" if unusual else "")
+        return f"all {self.count} images can be read" + (f" ({unusual})" if unusual else "")
 
 
 def survey(paths: Sequence[str], max_pixels: int = MAX_PIXELS) -> Survey:
-    """Decode every picture with all cores.
+    """Decode every image with all cores.
 
     Args:
         paths: The files.
@@ -74,7 +74,7 @@ def survey(paths: Sequence[str], max_pixels: int = MAX_PIXELS) -> Survey:
         more = len(found.broken) - _MAX_NAMED
         tail = f"\n  and {more} more" if more > 0 else ""
         raise UserError(
-            f"{len(found.broken)} of {len(paths)} pictures cannot be read; replace or remove them:"
+            f"{len(found.broken)} of {len(paths)} images cannot be read; replace or remove them:"
             f"\n  {shown}{tail}"
         )
     return found
@@ -83,12 +83,12 @@ def survey(paths: Sequence[str], max_pixels: int = MAX_PIXELS) -> Survey:
 def _look(path: str, max_pixels: int) -> tuple[list[str], tuple[int, int], str]:
     try:
         upright = decode(path, upright=True, max_pixels=max_pixels)
-        with open_image(path, max_pixels) as picture:
-            kinds = [_KINDS[picture.mode]] if picture.mode in _KINDS else []
-            if picture.mode.startswith(("I", "F")):
+        with open_image(path, max_pixels) as image:
+            kinds = [_KINDS[image.mode]] if image.mode in _KINDS else []
+            if image.mode.startswith(("I", "F")):
                 kinds.append("16-bit")
-            if orientation(picture, path) != 1:
+            if orientation(image, path) != 1:
                 kinds.append("turned by EXIF")
-    except BrokenPictureError as error:
+    except BrokenImageError as error:
         return [], (0, 0), str(error)
     return kinds, (upright.height, upright.width), ""

@@ -1,4 +1,4 @@
-"""ADE20K for semantic segmentation, or any data set of pictures and label maps in two folders.
+"""ADE20K for semantic segmentation, or any data set of images and label maps in two folders.
 
 The defaults are the official recipe for 512 pixels; the larger models change ``image_scale`` and
 ``crop_size``. What the official code does in its data pipeline is in
@@ -28,7 +28,7 @@ from src.data.datasets.segmentation_folder import (
     SegmentationTrainDataset,
     find_pairs,
 )
-from src.data.formats.image_files import first_pictures, list_pictures
+from src.data.formats.image_files import first_images, list_images
 from src.data.formats.label_maps import MAX_CLASSES
 from src.data.transforms.protocols import ViewsTransform
 from src.decoding import MAX_PIXELS
@@ -45,14 +45,14 @@ class ADE20KDataModule(BaseDataModule):
 
     Args:
         root: Folder that the other folders are in.
-        train_images: Folder of training pictures, searched at any depth.
+        train_images: Folder of training images, searched at any depth.
         train_labels: Folder of their label maps, in the same subfolders.
-        val_images: Folder of validation pictures.
+        val_images: Folder of validation images.
         val_labels: Folder of their label maps.
-        test_images: Folder of pictures for ``test``; default is the validation pictures.
+        test_images: Folder of images for ``test``; default is the validation images.
         test_labels: Folder of their label maps.
-        image_suffix: End of the picture names, for example ``_leftImg8bit.png``; default is any
-            file ending of a picture.
+        image_suffix: End of the image names, for example ``_leftImg8bit.png``; default is any
+            file ending of an image.
         label_suffix: What replaces it in the name of the label map.
         reduce_zero_label: Label maps count classes from 1, and 0 means unlabelled.
         class_values: Number of each class in the label maps, in label order, for numbers with gaps;
@@ -62,26 +62,26 @@ class ADE20KDataModule(BaseDataModule):
             training images and none is named as ADE20K's, the names must be given.
         palette: Red, green and blue of each class, 0 to 255. Default: ADE20K's for its classes,
             else generated.
-        image_scale: Largest long and short side in pixels that pictures are scaled to.
+        image_scale: Largest long and short side in pixels that images are scaled to.
         ratio_range: Smallest and largest random factor on ``image_scale`` in training.
         crop_size: Height and width of the training crop in pixels.
         cat_max_ratio: Crops in which one class has this share of the labelled pixels are drawn
             again, up to ten times; 1 is off.
         hflip: Probability of a horizontal flip in training.
         photometric: Whether to change brightness, contrast, saturation and hue in training.
-        size_divisor: Evaluation pictures are stretched to sides that are multiples of this.
+        size_divisor: Evaluation images are stretched to sides that are multiples of this.
         tta: Test-time augmentation: evaluate and predict at the sizes ``tta_ratios``, each as it is
             and mirrored, and average the probabilities.
         tta_ratios: Sizes relative to ``image_scale``.
         mean: Mean of each RGB channel, of values in [0, 1].
         std: Standard deviation of each RGB channel.
-        batch_size: Training pictures per device and step.
+        batch_size: Training images per device and step.
         num_workers: Loader processes per device; 0 loads in the main process.
-        eval_batch_size: Pictures per device in evaluation. Those of equal size are segmented
+        eval_batch_size: Images per device in evaluation. Those of equal size are segmented
             together; sizes are never made equal by padding, so the numbers do not depend on it.
-        predict_dir: A folder of pictures, searched at any depth, or a single picture, for
+        predict_dir: A folder of images, searched at any depth, or a single image, for
             ``predict``.
-        upright: Turn pictures as their EXIF block says; label maps stay as they are.
+        upright: Turn images as their EXIF block says; label maps stay as they are.
         broken_images: See `BaseDataModule`.
         max_pixels: Larger images, width times height, are refused as broken files.
 
@@ -205,7 +205,7 @@ class ADE20KDataModule(BaseDataModule):
             UserError: If there are training or validation images, and none has a name of ADE20K.
         """
         folders = (self.root / self.folders[split][0] for split in ("train", "val"))
-        names = (Path(path).name for folder in folders for path in first_pictures(folder))
+        names = (Path(path).name for folder in folders for path in first_images(folder))
         first = next(names, None)
         if first is None or any(name.startswith("ADE_") for name in (first, *names)):
             return
@@ -238,7 +238,7 @@ class ADE20KDataModule(BaseDataModule):
 
     @cached_property
     def eval_transform(self) -> ViewsTransform:
-        """Preparation of pictures for evaluation and prediction."""
+        """Preparation of images for evaluation and prediction."""
         # Imported here, because albumentations takes seconds and `--help` does not need it.
         from src.data.transforms.segmentation import EvalTransform
 
@@ -275,7 +275,7 @@ class ADE20KDataModule(BaseDataModule):
         if stage == "predict":
             if self.predict_dir is None:
                 raise UserError(
-                    "predict needs pictures: give a folder or a picture with --data.predict_dir."
+                    "predict needs images: give a folder or an image with --data.predict_dir."
                 )
             files = files_to_predict(self.predict_dir)
             self._datasets["predict"] = SegmentationFilesDataset(
@@ -287,15 +287,15 @@ class ADE20KDataModule(BaseDataModule):
         return self.loader("train", train=True)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        """Every validation picture once (`src.types.SegmentationEvalBatch`)."""
+        """Every validation image once (`src.types.SegmentationEvalBatch`)."""
         return self._eval_loader("val")
 
     def test_dataloader(self) -> DataLoader[Any]:
-        """Every picture of the test folder once."""
+        """Every image of the test folder once."""
         return self._eval_loader("test")
 
     def predict_dataloader(self) -> DataLoader[Any]:
-        """Every picture to predict once, without ``label``."""
+        """Every image to predict once, without ``label``."""
         return self._eval_loader("predict")
 
     def _pairs(self, split: str) -> list[tuple[str, str]]:
@@ -305,7 +305,7 @@ class ADE20KDataModule(BaseDataModule):
     def _without_suffix(self, split: str) -> dict[str, int]:
         """Images that ``image_suffix`` leaves out, with the reason."""
         ending = self.suffixes[0]
-        files = list_pictures(self.root / self.folders[split][0]) if ending else []
+        files = list_images(self.root / self.folders[split][0]) if ending else []
         count = sum(not path.endswith(str(ending)) for path in files)
         return {f"not ending in {ending} (data.image_suffix)": count} if count else {}
 

@@ -1,4 +1,4 @@
-"""What all data modules share: loaders, batch sizes, the classes, the report of skipped pictures.
+"""What all data modules share: loaders, batch sizes, the classes, the report of skipped images.
 
 A data module knows files and transforms; it knows neither the model nor the loss. The seeding of
 the workers is Lightning's (``seed_everything`` in the configuration).
@@ -31,9 +31,9 @@ class BaseDataModule(LightningDataModule, ABC):
     """Base of all data modules.
 
     Args:
-        batch_size: Training pictures per device and step.
+        batch_size: Training images per device and step.
         num_workers: Loader processes per device; 0 loads in the main process.
-        eval_batch_size: Pictures per device in validation, test and prediction; default
+        eval_batch_size: Images per device in validation, test and prediction; default
             ``batch_size``.
         broken_images: What to do with an image that cannot be decoded: "error" names it and stops;
             "skip" takes another one in training, leaves it out of evaluation, and reports the
@@ -183,7 +183,7 @@ class BaseDataModule(LightningDataModule, ABC):
         return dataset.broken_paths if isinstance(dataset, ReadableImages) else []
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Report the pictures that were skipped in the epoch that has just ended."""
+        """Report the images that were skipped in the epoch that has just ended."""
         epoch = self.trainer.current_epoch if self.trainer else 0
         if epoch != self._epoch:
             self._epoch = epoch
@@ -191,7 +191,7 @@ class BaseDataModule(LightningDataModule, ABC):
         return batch
 
     def teardown(self, stage: str) -> None:
-        """Report the pictures that were skipped since the last report."""
+        """Report the images that were skipped since the last report."""
         self._report_skipped()
 
     def _report_skipped(self) -> None:

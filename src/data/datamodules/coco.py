@@ -20,13 +20,13 @@ from src.data.datamodules.base import BaseDataModule, check
 from src.data.datasets.coco_detection import (
     COCOEvalDataset,
     COCOTrainDataset,
-    PicturesToDetect,
+    ImagesToDetect,
     collate,
 )
 from src.data.datasets.readable import BrokenImages
 from src.data.formats.coco_json import MAX_ANNOTATIONS, CocoFile
 from src.data.samplers.aspect_ratio import AspectRatioSampler
-from src.data.transforms.protocols import PictureTransform
+from src.data.transforms.protocols import ImageTransform
 from src.decoding import MAX_PIXELS
 from src.errors import UserError
 
@@ -34,41 +34,41 @@ Scale = tuple[int, int]
 
 
 class COCODataModule(BaseDataModule):
-    """Reads COCO annotation files and folders of pictures.
+    """Reads COCO annotation files and folders of images.
 
     Args:
         root: Folder that the other paths are in.
-        train_images: Folder of training pictures.
-        train_annotations: Annotation file of the training pictures.
-        val_images: Folder of validation pictures.
-        val_annotations: Annotation file of the validation pictures.
-        test_images: Folder of pictures for ``test``; default is the validation pictures.
-        test_annotations: Annotation file of the pictures for ``test``.
-        train_scales: Long and short side that a training picture is scaled to fit; one of them is
-            drawn for each picture.
+        train_images: Folder of training images.
+        train_annotations: Annotation file of the training images.
+        val_images: Folder of validation images.
+        val_annotations: Annotation file of the validation images.
+        test_images: Folder of images for ``test``; default is the validation images.
+        test_annotations: Annotation file of the images for ``test``.
+        train_scales: Long and short side that a training image is scaled to fit; one of them is
+            drawn for each image.
         train_scale_mode: ``value`` takes one of ``train_scales``; ``range`` draws both sides
             between the smallest and the largest.
-        crop_scales: If given, half of the training pictures are first scaled to fit one of these
+        crop_scales: If given, half of the training images are first scaled to fit one of these
             sizes and cropped, then scaled to ``train_scales``.
         crop_sides: Smallest and largest side of the crop in pixels.
-        allow_empty_crop: Whether a crop may show no object; if not, another picture is taken.
+        allow_empty_crop: Whether a crop may show no object; if not, another image is taken.
         hflip: Probability of a horizontal flip in training.
-        keep_empty: Train on pictures without annotations too, as examples of background.
-        min_size: Training pictures with a shorter side are left out.
+        keep_empty: Train on images without annotations too, as examples of background.
+        min_size: Training images with a shorter side are left out.
         masks: Read masks beside the boxes; false saves memory for detectors of boxes alone (DINO)
             and keeps objects without a usable mask.
-        eval_scale: Long and short side that pictures are scaled to fit in evaluation.
-        tta: In ``validate``, ``test`` and ``predict``, detect in every picture at several sizes,
+        eval_scale: Long and short side that images are scaled to fit in evaluation.
+        tta: In ``validate``, ``test`` and ``predict``, detect in every image at several sizes,
             plain and mirrored, and fuse the boxes (detectors of boxes alone).
         tta_ratios: Sizes relative to ``eval_scale``; the size 1.0 itself always takes part.
         mean: Mean of each RGB channel, of values in [0, 1].
         std: Standard deviation of each RGB channel.
-        batch_size: Training pictures per device and step.
+        batch_size: Training images per device and step.
         num_workers: Loader processes per device; 0 loads in the main process.
-        eval_batch_size: Pictures per device in evaluation. The official numbers are those of 1:
-            larger batches pad pictures more, which changes results slightly.
-        seed: Decides the order of the training pictures together with the epoch.
-        predict_dir: A folder of pictures, searched at any depth, or a single picture, for
+        eval_batch_size: Images per device in evaluation. The official numbers are those of 1:
+            larger batches pad images more, which changes results slightly.
+        seed: Decides the order of the training images together with the epoch.
+        predict_dir: A folder of images, searched at any depth, or a single image, for
             ``predict``.
         class_names: Names of the classes in label order, as weights were trained with: a list, a
             text file with one name a line, or ``"coco"``. Annotation files may list fewer of them;
@@ -199,8 +199,8 @@ class COCODataModule(BaseDataModule):
         return list(self.categories)
 
     @cached_property
-    def eval_transform(self) -> PictureTransform:
-        """Preparation of pictures for evaluation and prediction."""
+    def eval_transform(self) -> ImageTransform:
+        """Preparation of images for evaluation and prediction."""
         # Imported here, because albumentations takes seconds and `--help` does not need it.
         from src.data.transforms.detection import DetectionEvalTransform
 
@@ -240,9 +240,9 @@ class COCODataModule(BaseDataModule):
         if stage == "predict":
             if self.predict_dir is None:
                 raise UserError(
-                    "predict needs pictures: give a folder or a picture with --data.predict_dir."
+                    "predict needs images: give a folder or an image with --data.predict_dir."
                 )
-            self._datasets["predict"] = PicturesToDetect(
+            self._datasets["predict"] = ImagesToDetect(
                 self.predict_dir, self.eval_transform, self.max_pixels
             )
 
@@ -262,15 +262,15 @@ class COCODataModule(BaseDataModule):
         return self.loader("train", train=True, collate_fn=collate, sampler=sampler)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        """Every validation picture with its annotations."""
+        """Every validation image with its annotations."""
         return self.loader("val", collate_fn=collate)
 
     def test_dataloader(self) -> DataLoader[Any]:
-        """Every picture of the test split with its annotations."""
+        """Every image of the test split with its annotations."""
         return self.loader("test", collate_fn=collate)
 
     def predict_dataloader(self) -> DataLoader[Any]:
-        """Every picture to predict once."""
+        """Every image to predict once."""
         return self.loader("predict", collate_fn=collate)
 
     def _path(self, split: str) -> Path:

@@ -1,4 +1,4 @@
-"""COCO-Stuff for semantic segmentation: 171 classes of things and stuff on the pictures of COCO.
+"""COCO-Stuff for semantic segmentation: 171 classes of things and stuff on the images of COCO.
 
 Everything but folders, names and numbering is as for ADE20K (``ade20k.py``).
 """
@@ -12,18 +12,18 @@ from src.data.datamodules.ade20k import ADE20KDataModule
 
 
 class COCOStuffDataModule(ADE20KDataModule):
-    """Reads the pictures of COCO 2017 and the pixel maps of COCO-Stuff as they are published.
+    """Reads the images of COCO 2017 and the pixel maps of COCO-Stuff as they are published.
 
     Args:
         root: Folder that the other folders are in.
-        train_images: Folder of training pictures, searched at any depth.
+        train_images: Folder of training images, searched at any depth.
         train_labels: Folder of their label maps, in the same subfolders: the content of
             ``stuffthingmaps_trainval2017.zip``.
-        val_images: Folder of validation pictures.
+        val_images: Folder of validation images.
         val_labels: Folder of their label maps.
         train_ids: The label maps hold class indices, as the converter of mmsegmentation writes them
             (``*_labelTrainIds.png``), instead of the published numbers.
-        label_suffix: What replaces the file ending of a picture in the name of its label map;
+        label_suffix: What replaces the file ending of an image in the name of its label map;
             default is ``.png``, or ``_labelTrainIds.png`` with ``train_ids``.
         reduce_zero_label: Label maps count classes from 1, and 0 means unlabelled: the converted
             maps of COCO-Stuff-10k.

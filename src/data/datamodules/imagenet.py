@@ -1,4 +1,4 @@
-"""Pictures in class folders for classification: ImageNet-1k, or any data set of the same layout.
+"""Images in class folders for classification: ImageNet-1k, or any data set of the same layout.
 
 The defaults are the official recipe; evaluation uses crop ratio 1.0. Mixup, CutMix and label
 smoothing belong to the task. The list files and the in-memory caches of the official code are not
@@ -35,11 +35,11 @@ class ImageNetDataModule(BaseDataModule):
         root: Folder that holds ``train`` and ``val``. Validation and prediction do not need
             ``train``.
         image_size: Height and width of the network's input in pixels.
-        batch_size: Training pictures per device and step.
+        batch_size: Training images per device and step.
         num_workers: Loader processes per device; 0 loads in the main process.
-        eval_batch_size: Pictures per device in validation, test and prediction; default
+        eval_batch_size: Images per device in validation, test and prediction; default
             ``batch_size``.
-        crop_scale: Smallest and largest area of the random training crop, relative to the picture.
+        crop_scale: Smallest and largest area of the random training crop, relative to the image.
         crop_ratio: Smallest and largest width / height of the random training crop.
         hflip: Probability of a horizontal flip in training.
         color_jitter: Strength of colour jitter in training; used only when ``auto_augment`` is
@@ -58,7 +58,7 @@ class ImageNetDataModule(BaseDataModule):
         val_split: Folder under ``root`` of the validation images.
         test_split: Folder under ``root`` that ``test`` reads; default is ``val_split``, which
             ImageNet is tested on.
-        predict_dir: A folder of pictures, searched at any depth, or a single picture, for
+        predict_dir: A folder of images, searched at any depth, or a single image, for
             ``predict``.
         class_names: Names of the classes: a list, a text file with one name a line, or
             "imagenet-1k". Names that contain all class folders are folder names in label order
@@ -66,7 +66,7 @@ class ImageNetDataModule(BaseDataModule):
             classes); others are readable names for the sorted folders. Default: the folders,
             ImageNet synsets shown in words.
         broken_images: See `BaseDataModule`.
-        upright: Turn pictures as their EXIF block says; the official recipe does not.
+        upright: Turn images as their EXIF block says; the official recipe does not.
         max_pixels: Larger images, width times height, are refused as broken files.
 
     Raises:
@@ -175,7 +175,7 @@ class ImageNetDataModule(BaseDataModule):
         if stage == "predict":
             if self.predict_dir is None:
                 raise UserError(
-                    "predict needs pictures: give a folder or a picture with --data.predict_dir."
+                    "predict needs images: give a folder or an image with --data.predict_dir."
                 )
             self._datasets["predict"] = ImageFilesDataset(
                 self.predict_dir,
@@ -189,15 +189,15 @@ class ImageNetDataModule(BaseDataModule):
         return self.loader("train", train=True)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        """Every validation picture once, in order of class and file name."""
+        """Every validation image once, in order of class and file name."""
         return self.loader("val")
 
     def test_dataloader(self) -> DataLoader[Any]:
-        """Every picture of the test split once."""
+        """Every image of the test split once."""
         return self.loader("test")
 
     def predict_dataloader(self) -> DataLoader[Any]:
-        """Every picture to predict once, without ``label``."""
+        """Every image to predict once, without ``label``."""
         return self.loader("predict")
 
     def _labelled(self, split: str, *, train: bool = False) -> ImageFolderDataset:

@@ -1,4 +1,4 @@
-"""Pictures with objects from COCO annotation files, and pictures without labels for a detector.
+"""Images with objects from COCO annotation files, and images without labels for a detector.
 
 Plain PyTorch data sets: no Lightning, no sampling.
 """
@@ -18,29 +18,29 @@ from torch.utils.data import Dataset
 
 from src.data.datasets.image_folder import files_to_predict
 from src.data.datasets.readable import BLANK, BrokenImages, ReadableImages
-from src.data.formats.coco_entries import Annotation, Picture, shown
+from src.data.formats.coco_entries import Annotation, ImageEntry, shown
 from src.data.formats.coco_json import (
     CocoFile,
     decode_mask,
     for_scoring,
     images_to_learn,
 )
-from src.data.transforms.protocols import InstanceTransform, PictureTransform
-from src.decoding import MAX_PIXELS, BrokenPictureError, turn_upright
+from src.data.transforms.protocols import ImageTransform, InstanceTransform
+from src.decoding import MAX_PIXELS, BrokenImageError, turn_upright
 from src.errors import UserError
-from src.types import DetectionTarget, PictureId
+from src.types import DetectionTarget, ImageId
 
 _MAX_TRIES = 100
 _MAX_MASKS = 64  # as large as the largest image; more is not meant to fit in memory
 
 
 class Sample(TypedDict):
-    """One picture; see `src.types.DetectionBatch`."""
+    """One image; see `src.types.DetectionBatch`."""
 
     image: Tensor
     size: tuple[int, int]
     original_size: tuple[int, int]
-    image_id: PictureId
+    image_id: ImageId
     path: str
     target: NotRequired[DetectionTarget]
     annotations: NotRequired[list[Annotation]]
@@ -48,7 +48,7 @@ class Sample(TypedDict):
     surplus: NotRequired[bool]
 
 
-class _CocoPictures(ReadableImages):
+class _CocoImages(ReadableImages):
     """Reading of the images of an annotation file."""
 
     def __init__(
@@ -63,19 +63,19 @@ class _CocoPictures(ReadableImages):
         self.folder = Path(folder)
         self._indices = np.array(indices, dtype=np.int64)
         if not len(self._indices):
-            raise UserError(f"{file.path} has no picture to use.")
-        files = [str(file.pictures[i].path(self.folder, file.path)) for i in indices]
+            raise UserError(f"{file.path} has no image to use.")
+        files = [str(file.images[i].path(self.folder, file.path)) for i in indices]
         super().__init__(files, broken_images, max_pixels=max_pixels)
 
     @cached_property
     def is_wide(self) -> NDArray[np.bool_]:
-        """Which pictures are wider than high."""
-        sizes = np.array([self.file.pictures[i].size for i in self._indices])
+        """Which images are wider than high."""
+        sizes = np.array([self.file.images[i].size for i in self._indices])
         return np.asarray(sizes[:, 1] > sizes[:, 0])
 
-    def picture(self, index: int) -> Picture:
+    def entry(self, index: int) -> ImageEntry:
         """Entry of the annotation file."""
-        return self.file.pictures[self._indices[index]]
+        return self.file.images[self._indices[index]]
 
     def read(self, index: int) -> NDArray[np.uint8] | None:
         """Image ``(H, W, 3)``, turned upright if the annotations are; None if broken and skipped.
@@ -84,49 +84,49 @@ class _CocoPictures(ReadableImages):
             UserError: If the file is broken and not to be skipped, or has another size than in the
                 annotation file.
         """
-        entry, path = self.picture(index), self.path(index)
-        picture = self.open(index)
-        if picture is None:
+        entry, path = self.entry(index), self.path(index)
+        image = self.open(index)
+        if image is None:
             return None
         height, width = entry.size
-        upright = turn_upright(picture, path)
-        for candidate in (upright, picture):
+        upright = turn_upright(image, path)
+        for candidate in (upright, image):
             if candidate.size == (width, height):
                 return np.asarray(candidate)
         raise UserError(
-            f"The picture {path} is {picture.width}x{picture.height} pixels, but {self.file.path} "
-            f"says {width}x{height} (picture {entry.id}); the objects would be misplaced."
+            f"The image {path} is {image.width}x{image.height} pixels, but {self.file.path} "
+            f"says {width}x{height} (image {entry.id}); the objects would be misplaced."
         )
 
-    def refuse_or_remember(self, index: int, error: BrokenPictureError) -> None:
+    def refuse_or_remember(self, index: int, error: BrokenImageError) -> None:
         """Name the entry of the annotation file too."""
         if self.broken_images == "error":
             raise UserError(
-                f"{error} It is the image {self.picture(index).id} of {self.file.path}; check the "
+                f"{error} It is the image {self.entry(index).id} of {self.file.path}; check the "
                 "folder of the images, remove the entry, or go on without such files with "
                 "--data.broken_images skip."
             ) from error
         super().refuse_or_remember(index, error)
 
 
-class COCOTrainDataset(_CocoPictures, Dataset[Sample]):
-    """Pictures with objects to learn from, randomly transformed.
+class COCOTrainDataset(_CocoImages, Dataset[Sample]):
+    """Images with objects to learn from, randomly transformed.
 
-    Pictures without any annotation or with a side below ``min_size`` are left out, as officially.
+    Images without any annotation or with a side below ``min_size`` are left out, as officially.
     One that only shows crowds stays, as an example of background.
 
     Args:
         file: The annotations.
-        folder: Folder of the pictures.
-        transform: Random transform of a picture and its objects.
-        keep_empty: Keep pictures without annotations as examples of background.
+        folder: Folder of the images.
+        transform: Random transform of an image and its objects.
+        keep_empty: Keep images without annotations as examples of background.
         min_size: Smallest side in pixels.
         masks: Read masks beside the boxes.
         broken_images: See `src.data.datamodules.base.BaseDataModule`.
         max_pixels: Larger images count as broken.
 
     Raises:
-        UserError: If no picture is left, or masks are wanted and no object has one.
+        UserError: If no image is left, or masks are wanted and no object has one.
     """
 
     def __init__(
@@ -144,7 +144,7 @@ class COCOTrainDataset(_CocoPictures, Dataset[Sample]):
         indices, left_out = images_to_learn(file, keep_empty=keep_empty, min_size=min_size)
         if not indices:
             raise UserError(
-                f"{file.path} has no picture with annotations and sides of at least {min_size} "
+                f"{file.path} has no image with annotations and sides of at least {min_size} "
                 "pixels, so there is nothing to learn from."
             )
         maskless = file.left_out.get("no usable mask", 0)
@@ -158,7 +158,7 @@ class COCOTrainDataset(_CocoPictures, Dataset[Sample]):
         self.transform, self.masks, self.left_out = transform, masks, left_out
 
     def __getitem__(self, index: int) -> Sample:
-        """Read and transform one picture; PyTorch's seed decides what is random.
+        """Read and transform one image; PyTorch's seed decides what is random.
 
         If the crop must show an object and does not, or the image is broken and skipped, another
         image of the same orientation takes its place.
@@ -180,13 +180,13 @@ class COCOTrainDataset(_CocoPictures, Dataset[Sample]):
         )
 
     def _try(self, index: int) -> Sample | None:
-        picture, image = self.picture(index), self.read(index)
+        entry, image = self.entry(index), self.read(index)
         if image is None:
             return None
         objects, boxes = self.file.learnable(int(self._indices[index]))
         if self.masks:
-            self._check_memory(picture, len(objects))
-        masks = [decode_mask(o, picture.size) for o in objects] if self.masks else []
+            self._check_memory(entry, len(objects))
+        masks = [decode_mask(o, entry.size) for o in objects] if self.masks else []
         seed = int(torch.randint(2**31, ()))
         transformed = self.transform(image, boxes, masks, seed)
         if transformed is None:
@@ -197,32 +197,32 @@ class COCOTrainDataset(_CocoPictures, Dataset[Sample]):
         if self.masks:
             target["masks"] = kept_masks
         return {
-            **_facts(tensor, image, picture.id, self.path(index)),
+            **_facts(tensor, image, entry.id, self.path(index)),
             "target": target,
         }
 
-    def _check_memory(self, picture: Picture, objects: int) -> None:
+    def _check_memory(self, entry: ImageEntry, objects: int) -> None:
         """Refuse masks that take no memory in the file and all memory when they are decoded."""
-        needed = objects * picture.size[0] * picture.size[1]
+        needed = objects * entry.size[0] * entry.size[1]
         if needed > _MAX_MASKS * self.max_pixels:
             raise UserError(
-                f"{self.file.path}: the picture {shown(picture.id)} of {picture.size[1]}x"
-                f"{picture.size[0]} pixels has {objects} objects, whose masks would take "
-                f"{needed / 2**30:.1f} GiB. Cut the picture into smaller ones, or raise "
+                f"{self.file.path}: the image {shown(entry.id)} of {entry.size[1]}x"
+                f"{entry.size[0]} pixels has {objects} objects, whose masks would take "
+                f"{needed / 2**30:.1f} GiB. Cut the image into smaller ones, or raise "
                 "data.max_pixels."
             )
 
 
-class COCOEvalDataset(_CocoPictures, Dataset[Sample]):
-    """Every picture of an annotation file with its annotations.
+class COCOEvalDataset(_CocoImages, Dataset[Sample]):
+    """Every image of an annotation file with its annotations.
 
     An index beyond the end, and a broken image that is skipped, give a surplus sample
     (`src.data.samplers.surplus`).
 
     Args:
         file: The annotations.
-        folder: Folder of the pictures.
-        transform: Preparation of a picture.
+        folder: Folder of the images.
+        transform: Preparation of an image.
         broken_images: See `src.data.datamodules.base.BaseDataModule`.
         max_pixels: Larger images count as broken.
     """
@@ -231,45 +231,45 @@ class COCOEvalDataset(_CocoPictures, Dataset[Sample]):
         self,
         file: CocoFile,
         folder: str | Path,
-        transform: PictureTransform,
+        transform: ImageTransform,
         broken_images: BrokenImages = "error",
         max_pixels: int = MAX_PIXELS,
     ) -> None:
-        super().__init__(file, folder, range(len(file.pictures)), broken_images, max_pixels)
+        super().__init__(file, folder, range(len(file.images)), broken_images, max_pixels)
         self.transform = transform
 
     def __getitem__(self, index: int) -> Sample:
-        """Read and prepare one picture.
+        """Read and prepare one image.
 
         Raises:
-            UserError: If the picture is broken.
+            UserError: If the image is broken.
         """
         place = index % len(self)
-        picture, image = self.picture(place), self.read(place)
+        entry, image = self.entry(place), self.read(place)
         found = BLANK if image is None else image
-        sample = _prepare(self.transform, found, picture.id, self.path(place))
+        sample = _prepare(self.transform, found, entry.id, self.path(place))
         annotations = self.file.annotations(place)
-        sample["annotations"] = [for_scoring(a, picture.size) for a in annotations]
+        sample["annotations"] = [for_scoring(a, entry.size) for a in annotations]
         return {**sample, "surplus": True} if image is None or index >= len(self) else sample
 
 
-class PicturesToDetect(ReadableImages, Dataset[Sample]):
-    """Pictures without labels: one file of any name, or every picture under a folder, sorted.
+class ImagesToDetect(ReadableImages, Dataset[Sample]):
+    """Images without labels: one file of any name, or every image under a folder, sorted.
 
     Images are turned upright as their EXIF block says. ``image_id`` counts them from 1. A file that
     cannot be decoded is remembered and gives a surplus sample, as does an index beyond the end.
 
     Args:
-        source: A picture or a folder.
-        transform: Preparation of a picture.
+        source: An image or a folder.
+        transform: Preparation of an image.
         max_pixels: Larger images count as broken.
 
     Raises:
-        UserError: If the source is missing or a folder without pictures.
+        UserError: If the source is missing or a folder without images.
     """
 
     def __init__(
-        self, source: str | Path, transform: PictureTransform, max_pixels: int = MAX_PIXELS
+        self, source: str | Path, transform: ImageTransform, max_pixels: int = MAX_PIXELS
     ) -> None:
         super().__init__(files_to_predict(source), "skip", upright=True, max_pixels=max_pixels)
         self.transform = transform
@@ -283,7 +283,7 @@ class PicturesToDetect(ReadableImages, Dataset[Sample]):
         return {**sample, "surplus": True} if opened is None or index >= len(self) else sample
 
 
-def _facts(tensor: Tensor, image: NDArray[np.uint8], image_id: PictureId, path: str) -> Sample:
+def _facts(tensor: Tensor, image: NDArray[np.uint8], image_id: ImageId, path: str) -> Sample:
     return {
         "image": tensor,
         "size": (tensor.shape[1], tensor.shape[2]),
@@ -294,9 +294,9 @@ def _facts(tensor: Tensor, image: NDArray[np.uint8], image_id: PictureId, path: 
 
 
 def _prepare(
-    transform: PictureTransform, image: NDArray[np.uint8], image_id: PictureId, path: str
+    transform: ImageTransform, image: NDArray[np.uint8], image_id: ImageId, path: str
 ) -> Sample:
-    """A picture for evaluation, with the further views that the transform makes."""
+    """An image for evaluation, with the further views that the transform makes."""
     sample = _facts(transform(image), image, image_id, path)
     if views := transform.views(image):
         sample["views"] = views
@@ -304,10 +304,10 @@ def _prepare(
 
 
 def collate(samples: Sequence[Sample], size_divisor: int = 32) -> dict[str, Any]:
-    """Put pictures of different sizes into one batch, padded at the right and at the bottom.
+    """Put images of different sizes into one batch, padded at the right and at the bottom.
 
     Args:
-        samples: Pictures of one data set.
+        samples: Images of one data set.
         size_divisor: Sides of the batch are multiples of this.
 
     Returns:
@@ -321,8 +321,8 @@ def collate(samples: Sequence[Sample], size_divisor: int = 32) -> dict[str, Any]
         elif key == "views":
             batch[key] = [
                 {
-                    "image": _join([picture for picture, _ in view], size_divisor),
-                    "size": [(picture.shape[1], picture.shape[2]) for picture, _ in view],
+                    "image": _join([image for image, _ in view], size_divisor),
+                    "size": [(image.shape[1], image.shape[2]) for image, _ in view],
                     "flipped": view[0][1],
                 }
                 for view in zip(*(s["views"] for s in samples), strict=True)
@@ -332,14 +332,14 @@ def collate(samples: Sequence[Sample], size_divisor: int = 32) -> dict[str, Any]
     return batch
 
 
-def _join(pictures: Sequence[Tensor], size_divisor: int) -> Tensor:
-    """Pictures ``(3, h, w)`` in one tensor, padded with zeros."""
+def _join(tensors: Sequence[Tensor], size_divisor: int) -> Tensor:
+    """Images ``(3, h, w)`` in one tensor, padded with zeros."""
     height, width = (
-        -(-max(p.shape[axis] for p in pictures) // size_divisor) * size_divisor for axis in (1, 2)
+        -(-max(p.shape[axis] for p in tensors) // size_divisor) * size_divisor for axis in (1, 2)
     )
-    images = torch.zeros(len(pictures), 3, height, width)
-    for row, picture in zip(images, pictures, strict=True):
-        row[:, : picture.shape[1], : picture.shape[2]] = picture
+    images = torch.zeros(len(tensors), 3, height, width)
+    for row, tensor in zip(images, tensors, strict=True):
+        row[:, : tensor.shape[1], : tensor.shape[2]] = tensor
     return images
 
 

@@ -1,4 +1,4 @@
-"""Pictures in class folders (the ImageNet layout) and pictures without labels.
+"""Images in class folders (the ImageNet layout) and images without labels.
 
 What happens to an image that cannot be decoded is in ``readable.py``.
 """
@@ -20,7 +20,7 @@ from src.data.datasets.readable import (
     BrokenImages,
     ReadableImages,
 )
-from src.data.formats.image_files import IMAGE_EXTENSIONS, list_class_folders, list_pictures
+from src.data.formats.image_files import IMAGE_EXTENSIONS, list_class_folders, list_images
 from src.data.formats.splits import split_of
 from src.decoding import MAX_PIXELS
 from src.errors import UserError
@@ -43,18 +43,18 @@ class Sample(TypedDict):
 
 
 class ImageFolderDataset(ReadableImages, Dataset[Sample]):
-    """Labelled pictures of ``root/<class>/**``.
+    """Labelled images of ``root/<class>/**``.
 
     The label is the position of the folder's name in ``folders``.
 
     Args:
         root: Folder of one split.
-        transform: From an RGB picture to a tensor of shape ``(3, H, W)``.
+        transform: From an RGB image to a tensor of shape ``(3, H, W)``.
         folders: Class folders in label order; ``root`` may lack some of them. Default: the folders
             found, sorted.
         broken_images: ``"error"`` raises on the first file that cannot be decoded; ``"skip"`` takes
             the next image instead or, in evaluation, counts nothing for it.
-        upright: Turn pictures as their EXIF block says.
+        upright: Turn images as their EXIF block says.
         max_pixels: Larger images count as broken.
         train: Whether the images are learned from.
 
@@ -86,14 +86,14 @@ class ImageFolderDataset(ReadableImages, Dataset[Sample]):
                     f"{folder!r}. Remove the folder, or add the class to the training split or to "
                     "class_names."
                 )
-            pictures = list_pictures(Path(root) / folder)
-            if not pictures:
+            images = list_images(Path(root) / folder)
+            if not images:
                 raise UserError(
-                    f"The class folder {Path(root) / folder} holds no pictures. "
+                    f"The class folder {Path(root) / folder} holds no images. "
                     f"Add files ending in one of {_ENDINGS}, or remove the folder."
                 )
-            paths += pictures
-            labels += [label_of[folder]] * len(pictures)
+            paths += images
+            labels += [label_of[folder]] * len(images)
         super().__init__(paths, broken_images, upright=upright, max_pixels=max_pixels)
         self.labels = np.array(labels, dtype=np.int64)
         self.transform, self.train = transform, train
@@ -130,13 +130,13 @@ class ImageFilesDataset(ReadableImages, Dataset[Sample]):
     the end.
 
     Args:
-        source: A picture or a folder.
-        transform: From an RGB picture to a tensor of shape ``(3, H, W)``.
-        upright: Turn pictures as their EXIF block says.
+        source: An image or a folder.
+        transform: From an RGB image to a tensor of shape ``(3, H, W)``.
+        upright: Turn images as their EXIF block says.
         max_pixels: Larger images count as broken.
 
     Raises:
-        UserError: If the source is missing or a folder without pictures.
+        UserError: If the source is missing or a folder without images.
     """
 
     def __init__(
@@ -162,13 +162,13 @@ class ImageFilesDataset(ReadableImages, Dataset[Sample]):
 def _class_folders(root: Path) -> list[str]:
     if not root.is_dir():
         raise UserError(
-            f"The folder {root} does not exist. Expected is one folder of pictures per class: "
+            f"The folder {root} does not exist. Expected is one folder of images per class: "
             f"{root}/<class>/*.jpg; check data.root{_other_name(root)}."
         )
     folders = list_class_folders(root)
     if not folders:
         raise UserError(
-            f"The folder {root} has no class folders. Expected is one folder of pictures per "
+            f"The folder {root} has no class folders. Expected is one folder of images per "
             f"class: {root}/<class>/*.jpg."
         )
     return folders
@@ -183,10 +183,10 @@ def _other_name(root: Path) -> str:
 
 
 def files_to_predict(source: str | Path) -> list[str]:
-    """The picture itself, or every picture under a folder, sorted.
+    """The image itself, or every image under a folder, sorted.
 
     Raises:
-        UserError: If the source is missing or a folder without pictures.
+        UserError: If the source is missing or a folder without images.
     """
     source = Path(source)
     if source.is_file():
@@ -196,10 +196,10 @@ def files_to_predict(source: str | Path) -> list[str]:
             f"There is nothing to predict: {source} is no file and no folder. Give an image or a "
             "folder of images."
         )
-    pictures = list_pictures(source)
-    if not pictures:
+    images = list_images(source)
+    if not images:
         raise UserError(
-            f"There is nothing to predict: {source} holds no pictures. Accepted are files ending "
+            f"There is nothing to predict: {source} holds no images. Accepted are files ending "
             f"in {_ENDINGS}."
         )
-    return pictures
+    return images

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from src.decoding import MAX_PIXELS, BrokenPictureError, decode
+from src.decoding import MAX_PIXELS, BrokenImageError, decode
 from src.errors import UserError
 
 BrokenImages = Literal["error", "skip"]
@@ -82,11 +82,11 @@ class ReadableImages:
         """
         try:
             return decode(self.path(index), upright=self.upright, max_pixels=self.max_pixels)
-        except BrokenPictureError as error:
+        except BrokenImageError as error:
             self.refuse_or_remember(index, error)
             return None
 
-    def refuse_or_remember(self, index: int, error: BrokenPictureError) -> None:
+    def refuse_or_remember(self, index: int, error: BrokenImageError) -> None:
         """Raise the error with what to do about it, or note that the image is skipped."""
         if self.broken_images == "error":
             raise UserError(

@@ -1,4 +1,4 @@
-"""Pictures and label maps of the same names in two folders: ADEChallengeData2016, or any like it.
+"""Images and label maps of the same names in two folders: ADEChallengeData2016, or any like it.
 
 Plain PyTorch data sets: no Lightning, no sampling. Labels of pixels are class indices; 255 counts
 nowhere.
@@ -22,16 +22,16 @@ from src.data.datasets.readable import (
     BrokenImages,
     ReadableImages,
 )
-from src.data.formats.image_files import list_pictures
+from src.data.formats.image_files import list_images
 from src.data.formats.label_maps import read_label_map
 from src.data.transforms.protocols import PairTransform, ViewsTransform
-from src.decoding import MAX_PIXELS, BrokenPictureError
+from src.decoding import MAX_PIXELS, BrokenImageError
 from src.errors import UserError
 from src.types import IGNORE_LABEL
 
 
 class TrainSample(TypedDict):
-    """One picture to learn from; see `src.types.SegmentationBatch`."""
+    """One image to learn from; see `src.types.SegmentationBatch`."""
 
     image: Tensor
     label: Tensor
@@ -39,7 +39,7 @@ class TrainSample(TypedDict):
 
 
 class EvalSample(TypedDict):
-    """One picture to segment; see `src.types.SegmentationEvalBatch`."""
+    """One image to segment; see `src.types.SegmentationEvalBatch`."""
 
     views: list[Tensor]
     size: tuple[int, int]
@@ -51,69 +51,69 @@ class EvalSample(TypedDict):
 def find_pairs(
     images: Path, labels: Path, image_suffix: str | None = None, label_suffix: str = ".png"
 ) -> list[tuple[str, str]]:
-    """Match every picture of a folder with its label map.
+    """Match every image of a folder with its label map.
 
     Args:
-        images: Folder of pictures, searched at any depth.
+        images: Folder of images, searched at any depth.
         labels: Folder of label maps, in the same subfolders.
-        image_suffix: End of the picture names, such as ``_leftImg8bit.png``; pictures without it
-            are left out. Default: any picture, without its file ending.
+        image_suffix: End of the image names, such as ``_leftImg8bit.png``; images without it
+            are left out. Default: any image, without its file ending.
         label_suffix: What replaces it in the name of the label map.
 
     Returns:
-        Paths of pictures and label maps, sorted by picture.
+        Paths of images and label maps, sorted by image.
 
     Raises:
-        UserError: If a folder or a label map is missing, two pictures share one, or there are no
-            pictures.
+        UserError: If a folder or a label map is missing, two images share one, or there are no
+            images.
     """
-    for folder, what in ((images, "pictures"), (labels, "label maps")):
+    for folder, what in ((images, "images"), (labels, "label maps")):
         if not folder.is_dir():
             raise UserError(
                 f"The folder of {what} {folder} does not exist; check data.root and the folder "
                 "names (data.train_images, data.train_labels, data.val_images, data.val_labels)."
             )
-    pictures = list_pictures(images)
+    image_files = list_images(images)
     if images.resolve() == labels.resolve() and image_suffix is None:
-        pictures = [path for path in pictures if not path.endswith(label_suffix)]
+        image_files = [path for path in image_files if not path.endswith(label_suffix)]
     elif labels.resolve().is_relative_to(images.resolve()) and labels.resolve() != images.resolve():
-        inner = set(list_pictures(labels))
-        pictures = [path for path in pictures if path not in inner]
+        inner = set(list_images(labels))
+        image_files = [path for path in image_files if path not in inner]
     if image_suffix is not None:
-        pictures = [path for path in pictures if path.endswith(image_suffix)]
-    if not pictures:
+        image_files = [path for path in image_files if path.endswith(image_suffix)]
+    if not image_files:
         ending = f" ending in {image_suffix}" if image_suffix else ""
-        raise UserError(f"The folder {images} holds no pictures{ending}.")
+        raise UserError(f"The folder {images} holds no images{ending}.")
     pairs = [
         (
             path,
             str(labels / _label_name(Path(path).relative_to(images), image_suffix, label_suffix)),
         )
-        for path in pictures
+        for path in image_files
     ]
     owner: dict[str, str] = {}
     for path, label in pairs:
         if owner.setdefault(label, path) != path:
             raise UserError(
-                f"The pictures {owner[label]} and {path} share the label map {label}; give them "
+                f"The images {owner[label]} and {path} share the label map {label}; give them "
                 "different names."
             )
     missing = [pair for pair in pairs if not Path(pair[1]).is_file()]
     if missing:
-        picture, label = missing[0]
+        image, label = missing[0]
         raise UserError(
-            f"{len(missing)} of {len(pairs)} pictures in {images} have no label map; the first is "
-            f"{picture}, whose label map should be {label}. "
+            f"{len(missing)} of {len(pairs)} images in {images} have no label map; the first is "
+            f"{image}, whose label map should be {label}. "
             "data.image_suffix and data.label_suffix say how the names end, such as .jpg and "
             "_mask.png."
         )
     return pairs
 
 
-def _label_name(picture: Path, image_suffix: str | None, label_suffix: str) -> Path:
+def _label_name(image: Path, image_suffix: str | None, label_suffix: str) -> Path:
     if image_suffix is None:
-        return picture.with_name(picture.stem + label_suffix)
-    return picture.with_name(picture.name.removesuffix(image_suffix) + label_suffix)
+        return image.with_name(image.stem + label_suffix)
+    return image.with_name(image.name.removesuffix(image_suffix) + label_suffix)
 
 
 class _Pairs(ReadableImages):
@@ -168,29 +168,29 @@ class _Pairs(ReadableImages):
         image = np.asarray(opened)
         try:
             label = self.read_label(index)
-        except BrokenPictureError as error:
+        except BrokenImageError as error:
             self.refuse_or_remember(index, error)
             return None
         if image.shape[:2] != label.shape:
             (height, width), (label_height, label_width) = image.shape[:2], label.shape
             raise UserError(
-                f"The picture {path} is {width}x{height} pixels, but its label map {label_path} is "
+                f"The image {path} is {width}x{height} pixels, but its label map {label_path} is "
                 f"{label_width}x{label_height}; they must have the same size (data.upright turns "
-                "pictures as their EXIF block says)."
+                "images as their EXIF block says)."
             )
         return image, label
 
 
 class SegmentationTrainDataset(_Pairs, Dataset[TrainSample]):
-    """Pictures and labels, transformed together at random.
+    """Images and labels, transformed together at random.
 
     Args:
-        pairs: Files of pictures and label maps, see `find_pairs`.
+        pairs: Files of images and label maps, see `find_pairs`.
         transform: Random transform of a pair.
         num_classes: Number of classes.
         reduce_zero_label: Whether the files count classes from 1.
         class_values: Number of each class in the files, if they are not counted.
-        upright: Turn pictures as their EXIF block says.
+        upright: Turn images as their EXIF block says.
         max_pixels: Larger images and label maps are refused.
         broken_images: See `src.data.datamodules.base.BaseDataModule`.
     """
@@ -222,7 +222,7 @@ class SegmentationTrainDataset(_Pairs, Dataset[TrainSample]):
         """Read and transform one pair; PyTorch's seed decides what is random.
 
         Raises:
-            UserError: If a file is broken, or picture and label map do not fit.
+            UserError: If a file is broken, or image and label map do not fit.
         """
         tries = min(len(self), MAX_BROKEN_IN_A_ROW)
         for candidate in ((index + step) % len(self) for step in range(tries)):
@@ -235,18 +235,18 @@ class SegmentationTrainDataset(_Pairs, Dataset[TrainSample]):
 
 
 class SegmentationEvalDataset(_Pairs, Dataset[EvalSample]):
-    """Pictures prepared for evaluation, and their labels at the size of the file.
+    """Images prepared for evaluation, and their labels at the size of the file.
 
     An index beyond the end, and a broken image that is skipped, give a surplus sample
     (`src.data.samplers.surplus`), whose labels are all ignored.
 
     Args:
-        pairs: Files of pictures and label maps, see `find_pairs`.
-        transform: Preparation of a picture.
+        pairs: Files of images and label maps, see `find_pairs`.
+        transform: Preparation of an image.
         num_classes: Number of classes.
         reduce_zero_label: Whether the files count classes from 1.
         class_values: Number of each class in the files, if they are not counted.
-        upright: Turn pictures as their EXIF block says.
+        upright: Turn images as their EXIF block says.
         max_pixels: Larger images and label maps are refused.
         broken_images: See `src.data.datamodules.base.BaseDataModule`.
     """
@@ -278,7 +278,7 @@ class SegmentationEvalDataset(_Pairs, Dataset[EvalSample]):
         """Read and prepare one pair.
 
         Raises:
-            UserError: If a file is broken, or picture and label map do not fit.
+            UserError: If a file is broken, or image and label map do not fit.
         """
         place = index % len(self)
         pair = self.read(place)
@@ -302,9 +302,9 @@ class SegmentationFilesDataset(ReadableImages, Dataset[EvalSample]):
     the end.
 
     Args:
-        files: The pictures.
-        transform: Preparation of a picture.
-        upright: Turn pictures as their EXIF block says.
+        files: The images.
+        transform: Preparation of an image.
+        upright: Turn images as their EXIF block says.
         max_pixels: Larger images and label maps are refused.
     """
 

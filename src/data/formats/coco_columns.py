@@ -24,7 +24,7 @@ from src.data.formats.coco_entries import (
     FARTHEST,
     MOST_WORK,
     Annotation,
-    Picture,
+    ImageEntry,
     check_annotation,
     outlines,
     polygon_work,
@@ -41,7 +41,7 @@ class Columns:
     """Annotations in the order of a file.
 
     Attributes:
-        image: Index of the picture, ``(N,)``.
+        image: Index of the image, ``(N,)``.
         label: Class index, ``(N,)``.
         box: ``x, y, width, height`` as in the file, ``(N, 4)``.
         area: Pixels, ``(N,)``.
@@ -72,22 +72,22 @@ class Columns:
 
 
 def read_columns(
-    entries: Sequence[Any], pictures: Sequence[Picture], label_of: dict[int, int], path: Path
+    entries: Sequence[Any], images: Sequence[ImageEntry], label_of: dict[int, int], path: Path
 ) -> Columns:
     """Check annotations and turn them into columns.
 
     Args:
         entries: List ``annotations`` of the file.
-        pictures: Its pictures.
+        images: Its images.
         label_of: Label of each category number.
         path: The file.
 
     Raises:
         UserError: If an entry is wrong; names file and annotation.
     """
-    index_of = {picture.id: index for index, picture in enumerate(pictures)}
-    extents = np.array([picture.size for picture in pictures], np.int64).reshape(-1, 2)
-    sizes = {picture.id: picture.size for picture in pictures}
+    index_of = {image.id: index for index, image in enumerate(images)}
+    extents = np.array([image.size for image in images], np.int64).reshape(-1, 2)
+    sizes = {image.id: image.size for image in images}
     parts = []
     for start in range(0, len(entries), _PART):
         part = entries[start : start + _PART]
@@ -244,25 +244,25 @@ def _empty() -> Columns:
 
 
 class AnnotationRows:
-    """Annotations of each picture, made from columns when they are asked for.
+    """Annotations of each image, made from columns when they are asked for.
 
     Args:
         columns: The annotations.
-        pictures: The pictures.
+        images: The images.
     """
 
-    def __init__(self, columns: Columns, pictures: Sequence[Picture]) -> None:
+    def __init__(self, columns: Columns, images: Sequence[ImageEntry]) -> None:
         self.columns = columns
-        self._sizes = np.array([picture.size for picture in pictures], np.int64).reshape(-1, 2)
+        self._sizes = np.array([image.size for image in images], np.int64).reshape(-1, 2)
         self._order = np.argsort(columns.image, kind="stable")
-        self.counts = np.bincount(columns.image, minlength=len(pictures))
+        self.counts = np.bincount(columns.image, minlength=len(images))
         self._ends = np.cumsum(self.counts)
         self._polygon_ends = np.cumsum(columns.polygons)
         self._corner_ends = np.cumsum(columns.corners)
         self._code_ends = np.cumsum(columns.code_bytes)
 
     def of(self, index: int) -> NDArray[np.int64]:
-        """Rows of a picture, in the order of the file."""
+        """Rows of an image, in the order of the file."""
         end = self._ends[index]
         return self._order[end - self.counts[index] : end]
 
@@ -295,7 +295,7 @@ class AnnotationRows:
             yield self.columns.coordinates[end - int(self.columns.corners[polygon]) : end].tolist()
 
     def clipped_boxes(self, rows: NDArray[np.int64] | slice) -> NDArray[np.float64]:
-        """Boxes as ``x1, y1, x2, y2``, clipped to their pictures, ``(N, 4)``."""
+        """Boxes as ``x1, y1, x2, y2``, clipped to their images, ``(N, 4)``."""
         box = self.columns.box[rows]
         corners = np.concatenate([box[:, :2], box[:, :2] + box[:, 2:]], axis=1)
         limits = np.tile(self._sizes[self.columns.image[rows]][:, ::-1], 2)

@@ -20,7 +20,7 @@ import numpy as np
 
 from src.data.formats.run_length import run_lengths
 from src.errors import UserError
-from src.types import PictureId
+from src.types import ImageId
 
 Annotation = dict[str, Any]
 
@@ -46,10 +46,10 @@ def shown(value: Any) -> str:
 
 
 @dataclass(frozen=True)
-class Picture:
+class ImageEntry:
     """An entry of ``images``: its number, its file, its height and width in pixels."""
 
-    id: PictureId
+    id: ImageId
     file_name: str
     size: tuple[int, int]
 
@@ -66,7 +66,7 @@ class Picture:
         path = folder / self.file_name
         if Path(self.file_name).is_absolute() and _leads_out(os.path.relpath(path, folder)):
             raise UserError(
-                f"{annotations}: the picture {shown(self.id)} has the file name "
+                f"{annotations}: the image {shown(self.id)} has the file name "
                 f"{shown(self.file_name)}, which is outside the folder {folder}."
             )
         return path
@@ -132,33 +132,33 @@ def find_categories(
     }
 
 
-def check_pictures(entries: list[Any], path: Path) -> list[Picture]:
+def check_images(entries: list[Any], path: Path) -> list[ImageEntry]:
     """All entries of ``images``."""
-    pictures = [check_picture(entry, path) for entry in entries]
-    ids = {picture.id for picture in pictures}
-    if len(ids) < len(pictures):
-        twice, _ = Counter(picture.id for picture in pictures).most_common(1)[0]
-        raise UserError(f"{path} lists several pictures with the same id {shown(twice)}.")
+    images = [check_image(entry, path) for entry in entries]
+    ids = {image.id for image in images}
+    if len(ids) < len(images):
+        twice, _ = Counter(image.id for image in images).most_common(1)[0]
+        raise UserError(f"{path} lists several images with the same id {shown(twice)}.")
     if len(kinds := {type(number): number for number in ids}) > 1:
         raise UserError(
-            f"{path} has pictures with numbers and with text as id ("
+            f"{path} has images with numbers and with text as id ("
             f"{' and '.join(sorted(map(shown, kinds.values())))}); expected is one kind."
         )
-    return pictures
+    return images
 
 
-def check_picture(entry: Any, path: Path) -> Picture:
+def check_image(entry: Any, path: Path) -> ImageEntry:
     """An entry of ``images``."""
     needed = ("id", "file_name", "height", "width")
     if not isinstance(entry, dict) or any(key not in entry for key in needed):
         name = entry.get("id", entry) if isinstance(entry, dict) else entry
         raise UserError(
-            f"{path}: the picture {shown(name)} must have 'id', 'file_name', 'height' and 'width'."
+            f"{path}: the image {shown(name)} must have 'id', 'file_name', 'height' and 'width'."
         )
     number, name = entry["id"], entry["file_name"]
     if not _is_id(number):
         raise UserError(
-            f"{path}: a picture has the id {shown(number)}; expected is a whole number or text."
+            f"{path}: an image has the id {shown(number)}; expected is a whole number or text."
         )
     height, width = entry["height"], entry["width"]
     if not (
@@ -168,14 +168,14 @@ def check_picture(entry: Any, path: Path) -> Picture:
         and int(height) * int(width) <= _MOST_PIXELS
     ):
         raise UserError(
-            f"{path}: the picture {shown(number)} has height {shown(height)} and width "
+            f"{path}: the image {shown(number)} has height {shown(height)} and width "
             f"{shown(width)}; expected are two numbers of pixels."
         )
     if (fault := _fault_of_file_name(name)) is not None:
         raise UserError(
-            f"{path}: the picture {shown(number)} has the file name {shown(name)}, {fault}."
+            f"{path}: the image {shown(number)} has the file name {shown(name)}, {fault}."
         )
-    return Picture(number, name, (int(height), int(width)))
+    return ImageEntry(number, name, (int(height), int(width)))
 
 
 def _fault_of_file_name(name: Any) -> str | None:
@@ -191,7 +191,7 @@ def _fault_of_file_name(name: Any) -> str | None:
     if len(encoded) > _LONGEST_PATH or max(map(len, parts)) > _LONGEST_NAME:
         return f"which has more than {_LONGEST_NAME} bytes"
     if b".." in parts and _leads_out(os.path.normpath(name)):
-        return "which is outside the folder of the pictures"
+        return "which is outside the folder of the images"
     return None
 
 
@@ -199,7 +199,7 @@ def check_annotation(
     entry: Any,
     position: int,
     label_of: Mapping[int, int],
-    sizes: Mapping[PictureId, tuple[int, int]],
+    sizes: Mapping[ImageId, tuple[int, int]],
     path: Path,
 ) -> Annotation:
     """An entry of ``annotations`` with every value filled in.
@@ -208,7 +208,7 @@ def check_annotation(
         entry: As in the file.
         position: Its place in the list, which names it if it has no id.
         label_of: Label of each category number.
-        sizes: Height and width of each picture by its number.
+        sizes: Height and width of each image by its number.
         path: The file.
     """
     number = entry.get("id") if isinstance(entry, dict) else None
@@ -331,7 +331,7 @@ def _check_code(code: dict[str, Any], size: tuple[int, int], name: str) -> None:
     if code["size"] != list(size):
         raise UserError(
             f"{name} has a run-length code of height and width {shown(code['size'])}, but its "
-            f"picture is {list(size)}."
+            f"image is {list(size)}."
         )
     try:
         runs = run_lengths(code["counts"])
@@ -342,12 +342,12 @@ def _check_code(code: dict[str, Any], size: tuple[int, int], name: str) -> None:
     wrong = runs[(runs < 0) | (runs > pixels)]
     if len(wrong):
         raise UserError(
-            f"{name} has a run-length code with a run of {wrong[0]} pixels, but its picture has "
+            f"{name} has a run-length code with a run of {wrong[0]} pixels, but its image has "
             f"{pixels}."
         )
     if runs.sum() != pixels:
         raise UserError(
-            f"{name} has a run-length code of {runs.sum()} pixels, but its picture has {pixels}."
+            f"{name} has a run-length code of {runs.sum()} pixels, but its image has {pixels}."
         )
 
 

@@ -1,7 +1,7 @@
 """Reading COCO annotation files: checks, classes, and what is usable of every object.
 
 The rules of what is learned from are those of the official code (mmdetection 2.28): crowds are
-left out of training, as are objects marked ``ignore``, outside their picture, without area or with
+left out of training, as are objects marked ``ignore``, outside their image, without area or with
 a side below one pixel. pycocotools only decodes masks here; it accepts broken files silently, this
 does not.
 """
@@ -27,7 +27,7 @@ from src.data.formats.coco_entries import (
     MOST_WORK,
     Annotation,
     check_categories,
-    check_pictures,
+    check_images,
     find_categories,
     shown,
 )
@@ -43,7 +43,7 @@ _MIN_SIDE = 1e-3  # pixels; float32 cannot tell the sides of a narrower box apar
 _IMAGE_WORK = 10 * MOST_WORK  # what the polygons of one image may cost together
 _GZIP = b"\x1f\x8b"
 _LONGEST_NUMBER = 300  # digits of an integer that may be a number
-_REASONS = ("", "crowd", "ignored", "no area", "a box outside the picture", "no usable mask")
+_REASONS = ("", "crowd", "ignored", "no area", "a box outside the image", "no usable mask")
 _USABLE, _CROWD, _IGNORED, _NO_AREA, _OUTSIDE, _NO_MASK = range(len(_REASONS))
 
 
@@ -81,11 +81,11 @@ class CocoFile:
             self.categories = self.listed
             if classes is not None:
                 self.categories = find_categories(self.listed, classes, self.path)
-            self.pictures = check_pictures(content["images"], self.path)
+            self.images = check_images(content["images"], self.path)
             label_of = {number: label for label, number in enumerate(self.categories)}
             entries = content["annotations"]
-            columns = read_columns(entries, self.pictures, label_of, self.path)
-        self._rows = AnnotationRows(columns, self.pictures)
+            columns = read_columns(entries, self.images, label_of, self.path)
+        self._rows = AnnotationRows(columns, self.images)
         self.num_annotations = self._rows.counts
         self._check_amounts(max_annotations)
         reasons = self._reasons(slice(None))
@@ -105,14 +105,14 @@ class CocoFile:
         return list(self.categories)
 
     def annotations(self, index: int) -> list[Annotation]:
-        """Annotations of a picture as in the file, with the class index as ``category_id``."""
+        """Annotations of an image as in the file, with the class index as ``category_id``."""
         return [self._rows.annotation(int(row)) for row in self._rows.of(index)]
 
     def learnable(self, index: int) -> tuple[list[Annotation], NDArray[np.float32]]:
-        """Annotations of a picture to learn from, and their boxes.
+        """Annotations of an image to learn from, and their boxes.
 
         Returns:
-            The annotations, and ``x1, y1, x2, y2`` clipped to the picture, shape ``(N, 4)``.
+            The annotations, and ``x1, y1, x2, y2`` clipped to the image, shape ``(N, 4)``.
         """
         rows = self._rows.of(index)
         rows = rows[self._reasons(rows) == _USABLE]
@@ -123,12 +123,12 @@ class CocoFile:
         """Number of objects of every class that can be learned from, ``(num_classes,)``.
 
         Args:
-            indices: Only those of these pictures.
+            indices: Only those of these images.
         """
         columns = self._rows.columns
         chosen = self._reasons(slice(None)) == _USABLE
         if indices is not None:
-            is_asked_for = np.zeros(len(self.pictures), dtype=bool)
+            is_asked_for = np.zeros(len(self.images), dtype=bool)
             is_asked_for[indices] = True
             chosen &= is_asked_for[columns.image]
         return np.bincount(columns.label[chosen], minlength=len(self.categories))
@@ -150,21 +150,21 @@ class CocoFile:
 
     def _check_amounts(self, max_annotations: int) -> None:
         """Refuse images whose annotations would take all memory or hours."""
-        if not len(self.pictures):
+        if not len(self.images):
             return
         index = int(self.num_annotations.argmax())
         if self.num_annotations[index] > max_annotations:
             raise UserError(
-                f"{self.path}: the picture {shown(self.pictures[index].id)} has "
+                f"{self.path}: the image {shown(self.images[index].id)} has "
                 f"{self.num_annotations[index]} annotations; accepted are up to {max_annotations} "
                 "(data.max_annotations, or --max-annotations of prepare)."
             )
         columns = self._rows.columns
-        work = np.bincount(columns.image, columns.work, len(self.pictures))
+        work = np.bincount(columns.image, columns.work, len(self.images))
         index = int(work.argmax())
         if work[index] > _IMAGE_WORK:
             raise UserError(
-                f"{self.path}: the polygons of the picture {shown(self.pictures[index].id)} have "
+                f"{self.path}: the polygons of the image {shown(self.images[index].id)} have "
                 f"outlines of {work[index]:,.0f} pixels together; accepted are up to "
                 f"{_IMAGE_WORK:,}."
             )
@@ -212,8 +212,8 @@ def images_to_learn(
     """
     kept: list[int] = []
     left_out: Counter[str] = Counter()
-    for index in range(len(file.pictures)) if indices is None else indices:
-        if min(file.pictures[index].size) < min_size:
+    for index in range(len(file.images)) if indices is None else indices:
+        if min(file.images[index].size) < min_size:
             left_out[f"with a side below {min_size} pixels (data.min_size)"] += 1
         elif not (keep_empty or file.num_annotations[index]):
             left_out["without annotations (data.keep_empty)"] += 1
@@ -267,7 +267,7 @@ def read_coco(path: Path) -> dict[str, list[Any]]:
         )
     content = _parse(path)
     if isinstance(content, dict) and {"images", "categories"} <= content.keys():
-        content.setdefault("annotations", [])  # lists of test pictures have none
+        content.setdefault("annotations", [])  # lists of test images have none
     lacking = [
         part
         for part in _PARTS

@@ -1,4 +1,4 @@
-"""Finding picture files; the endings are those of torchvision's image folders."""
+"""Finding image files; the endings are those of torchvision's image folders."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from src.files import on_one_line
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
 
-def is_picture(path: str | Path) -> bool:
+def is_image(path: str | Path) -> bool:
     """Whether the file name has one of `IMAGE_EXTENSIONS` (in any case) and is not hidden."""
     name = Path(path).name
     return not name.startswith(".") and name.lower().endswith(IMAGE_EXTENSIONS)
 
 
-def list_pictures(root: str | Path) -> list[str]:
+def list_images(root: str | Path) -> list[str]:
     """All images under a folder, at any depth, links followed, hidden files and folders left out.
 
     A folder that links lead to several times, or in circles, is read once. Pipes, sockets and
@@ -36,8 +36,8 @@ def list_pictures(root: str | Path) -> list[str]:
     return sorted(_walk(root))
 
 
-def first_pictures(root: str | Path, count: int = 100) -> list[str]:
-    """Some images under a folder, as `list_pictures` finds them; none if it does not exist."""
+def first_images(root: str | Path, count: int = 100) -> list[str]:
+    """Some images under a folder, as `list_images` finds them; none if it does not exist."""
     return list(itertools.islice(_walk(root), count)) if Path(root).is_dir() else []
 
 
@@ -55,7 +55,7 @@ def _walk(root: str | Path) -> Iterator[str]:
             for entry in entries:
                 if entry.is_dir():
                     children += [] if entry.name.startswith(".") else [entry.path]
-                elif is_picture(entry.name) and _can_be_read(entry):
+                elif is_image(entry.name) and _can_be_read(entry):
                     yield entry.path
         folders += sorted(children, reverse=True)  # the first one is taken next
 

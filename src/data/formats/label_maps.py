@@ -1,4 +1,4 @@
-"""Reading label maps: pictures whose pixel values are class numbers."""
+"""Reading label maps: images whose pixel values are class numbers."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def read_label_map(
 ) -> NDArray[np.uint8]:
     """Read the class of every pixel.
 
-    Grey and palette pictures of up to 32 bits are read as numbers; the colours of a palette and an
+    Grey and palette images of up to 32 bits are read as numbers; the colours of a palette and an
     alpha channel do not matter.
 
     Args:
-        path: A PNG or another lossless picture.
+        path: A PNG or another lossless image.
         num_classes: Number of classes, at most 255, and 254 with ``reduce_zero_label``.
         reduce_zero_label: The file counts classes from 1, and 0 means unlabelled.
         class_values: Number of each class in the file, if they are not counted; not together with
@@ -43,7 +43,7 @@ def read_label_map(
         ``reduce_zero_label``, 0. Shape ``(H, W)``.
 
     Raises:
-        BrokenPictureError: If the file cannot be decoded.
+        BrokenImageError: If the file cannot be decoded.
         UserError: If it holds colours or a number that is no class.
     """
     stored = _read_numbers(path, max_pixels)
@@ -87,29 +87,29 @@ def _look_up(
     return label.astype(np.uint8)
 
 
-def stored_values(picture: Image.Image) -> NDArray[np.unsignedinteger]:
-    """Values of a picture as its file has them, ``(H, W)`` of grey and palette pictures.
+def stored_values(image: Image.Image) -> NDArray[np.unsignedinteger]:
+    """Values of an image as its file has them, ``(H, W)`` of grey and palette images.
 
     Pillow stretches grey of 2 and 4 bits to 8.
     """
-    if picture.mode == "1":
-        return np.asarray(picture.convert("L")) // 255  # bits would be packed and unpacked again
-    tiles = getattr(picture, "tile", [])  # of a file that has not been read yet
+    if image.mode == "1":
+        return np.asarray(image.convert("L")) // 255  # bits would be packed and unpacked again
+    tiles = getattr(image, "tile", [])  # of a file that has not been read yet
     layout = tiles[0][3] if tiles else ""
     stretch = _STRETCH.get(layout if isinstance(layout, str) else layout[0], 1)
-    values = np.array(picture.getchannel(0) if picture.mode in ("LA", "PA") else picture)
+    values = np.array(image.getchannel(0) if image.mode in ("LA", "PA") else image)
     return values if stretch == 1 else values // stretch
 
 
 def _read_numbers(path: str | Path, max_pixels: int) -> NDArray[np.unsignedinteger]:
-    with open_image(path, max_pixels, "label map") as picture:
-        if picture.mode not in ("1", "L", "LA", "P", "PA") and not picture.mode.startswith("I"):
+    with open_image(path, max_pixels, "label map") as image:
+        if image.mode not in ("1", "L", "LA", "P", "PA") and not image.mode.startswith("I"):
             raise UserError(
-                f"The label map {path} holds colours (mode {picture.mode}), not class numbers. "
-                "Accepted are grey or palette pictures of one number a pixel; translate the "
+                f"The label map {path} holds colours (mode {image.mode}), not class numbers. "
+                "Accepted are grey or palette images of one number a pixel; translate the "
                 "colours first."
             )
-        values = stored_values(picture)
+        values = stored_values(image)
     if values.dtype.kind == "i":
         if values.min() < 0:
             raise UserError(f"The label map {path} has the negative value {int(values.min())}.")

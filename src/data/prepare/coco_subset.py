@@ -1,4 +1,4 @@
-"""A small part of a COCO annotation file, to try things on a few pictures."""
+"""A small part of a COCO annotation file, to try things on a few images."""
 
 from __future__ import annotations
 
@@ -9,45 +9,43 @@ from src.data.formats.coco_json import CocoFile, read_coco
 from src.errors import UserError
 
 
-def write_subset(source: Path, target: Path, pictures: int, max_objects: int | None = None) -> int:
-    """Write an annotation file with the first pictures that have objects.
+def write_subset(source: Path, target: Path, images: int, max_objects: int | None = None) -> int:
+    """Write an annotation file with the first images that have objects.
 
     Args:
         source: Annotation file to take them from.
-        target: Annotation file to write; the pictures stay where they are.
-        pictures: How many to take.
-        max_objects: Leave out pictures with more annotations than this.
+        target: Annotation file to write; the images stay where they are.
+        images: How many to take.
+        max_objects: Leave out images with more annotations than this.
 
     Returns:
         Number of annotations written.
 
     Raises:
-        UserError: If the file is broken or has too few such pictures, or the target exists and is
+        UserError: If the file is broken or has too few such images, or the target exists and is
             the source.
     """
-    if pictures < 1:
-        raise UserError(f"coco-subset takes at least 1 picture, got {pictures}.")
+    if images < 1:
+        raise UserError(f"coco-subset takes at least 1 image, got {images}.")
     if source.resolve() == target.resolve():
         raise UserError(f"The subset would replace its source {source}; choose another --out.")
     content = read_coco(source)
     CocoFile(source, content=content)  # says what is wrong with it, if anything
-    by_picture: dict[int, list[dict[str, object]]] = {}
+    by_image: dict[int, list[dict[str, object]]] = {}
     for annotation in content["annotations"]:
-        by_picture.setdefault(annotation["image_id"], []).append(annotation)
+        by_image.setdefault(annotation["image_id"], []).append(annotation)
     chosen = [
-        picture
-        for picture in content["images"]
-        if 0
-        < len(by_picture.get(picture["id"], []))
-        <= (max_objects or len(content["annotations"]))
-        and not any(a.get("iscrowd") for a in by_picture[picture["id"]])
-    ][:pictures]
-    if len(chosen) < pictures:
+        image
+        for image in content["images"]
+        if 0 < len(by_image.get(image["id"], [])) <= (max_objects or len(content["annotations"]))
+        and not any(a.get("iscrowd") for a in by_image[image["id"]])
+    ][:images]
+    if len(chosen) < images:
         raise UserError(
-            f"{source} has only {len(chosen)} pictures with objects and without crowds"
+            f"{source} has only {len(chosen)} images with objects and without crowds"
             f"{f', at most {max_objects} objects each' if max_objects else ''}; asked for "
-            f"{pictures}."
+            f"{images}."
         )
-    kept = [a for picture in chosen for a in by_picture[picture["id"]]]
+    kept = [a for image in chosen for a in by_image[image["id"]]]
     files.write_json(target, content | {"images": chosen, "annotations": kept})
     return len(kept)

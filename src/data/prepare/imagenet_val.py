@@ -1,4 +1,4 @@
-"""Sorts the flat ILSVRC2012 validation pictures into the class folders that the data module reads.
+"""Sorts the flat ILSVRC2012 validation images into the class folders that the data module reads.
 
 Labels are read from any of the public lists: lines of file name and class index (as in Caffe's and
 the official InternImage list) or synset, the Kaggle solution table, or the devkit's ground truth,
@@ -29,7 +29,7 @@ _FORMATS = (
 
 
 def read_val_labels(path: Path) -> dict[str, str]:
-    """Synset of every validation picture.
+    """Synset of every validation image.
 
     Args:
         path: A label list; see the module's docstring for the formats.
@@ -77,7 +77,7 @@ def _label(path: Path, number: int, line: str, synsets: Sequence[str]) -> tuple[
 
 
 def _devkit_labels(path: Path, numbers: list[int]) -> dict[str, str]:
-    """The devkit gives one number per picture, 1 to 1000, in the order of its own ``meta.mat``."""
+    """The devkit gives one number per image, 1 to 1000, in the order of its own ``meta.mat``."""
     meta = path.parent / "meta.mat"
     if not meta.is_file():
         raise UserError(
@@ -105,19 +105,19 @@ def _devkit_labels(path: Path, numbers: list[int]) -> dict[str, str]:
 def arrange_val(
     images: Path, labels: dict[str, str], target: Path, mode: Mode = "symlink"
 ) -> tuple[int, int]:
-    """Put every picture of a flat folder into ``target/<synset>/``; what is there already is kept.
+    """Put every image of a flat folder into ``target/<synset>/``; what is there already is kept.
 
     Args:
         images: Folder of ``ILSVRC2012_val_*.JPEG``.
         labels: Synset by file stem, as `read_val_labels` gives it.
         target: Folder to fill, for example ``data/imagenet/val``.
-        mode: How a picture gets there.
+        mode: How an image gets there.
 
     Returns:
-        Number of pictures placed now, and of those that were there before.
+        Number of images placed now, and of those that were there before.
 
     Raises:
-        UserError: If the folder is missing or holds none of the pictures, or a picture has no
+        UserError: If the folder is missing or holds none of the images, or an image has no
             label.
     """
     if not images.is_dir():
@@ -139,7 +139,7 @@ def arrange_val(
     if stranger is not None:
         raise UserError(
             f"{stranger} has no label in the label file; give the list of all 50,000 validation "
-            "pictures."
+            "images."
         )
     place = _PLACE[mode]
     placed = 0
@@ -147,7 +147,7 @@ def arrange_val(
         destination = target / labels[path.stem] / path.name
         destination.parent.mkdir(parents=True, exist_ok=True)
         if not destination.exists():
-            destination.unlink(missing_ok=True)  # a link whose picture has moved away
+            destination.unlink(missing_ok=True)  # a link whose image has moved away
             try:
                 place(path, destination)
             except OSError as error:

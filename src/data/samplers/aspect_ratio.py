@@ -1,4 +1,4 @@
-"""Batches of pictures that are all wide or all high, so that little is padded."""
+"""Batches of images that are all wide or all high, so that little is padded."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class AspectRatioSampler(DistributedSampler[int]):
 
     Args:
         dataset: The data set.
-        is_wide: Group of each picture, bool ``(N,)``.
-        batch_size: Pictures per process and step.
+        is_wide: Group of each image, bool ``(N,)``.
+        batch_size: Images per process and step.
         num_replicas: Number of processes.
         rank: Number of this process.
         seed: Decides the order together with the epoch.

@@ -48,14 +48,14 @@ class DealtBatchSampler(DistributedSampler[Any]):
     """Shuffled indices, dealt to the processes batch by batch.
 
     The order depends on the seed and the epoch alone, and the batches of one step are consecutive
-    in it. So a step sees the same pictures on one process, on many, and with accumulated batches,
+    in it. So a step sees the same images on one process, on many, and with accumulated batches,
     as long as the global batch is the same; and a run continues on another number of processes as
     if nothing had changed. What does not fill a step is left out; a data set that does not fill a
     single step is one step of smaller batches, filled up with repetitions.
 
     Args:
         dataset: The data set.
-        batch_size: Pictures per process and step.
+        batch_size: Images per process and step.
         num_replicas: Number of processes.
         rank: Number of this process.
         seed: Decides the order together with the epoch.

@@ -1,4 +1,4 @@
-"""Toy scenes on disk as ADEChallengeData2016: pictures, and label maps that count from 1.
+"""Toy scenes on disk as ADEChallengeData2016: images, and label maps that count from 1.
 
 Class 1 is the background, class 2 the first shape; 0, unlabelled in ADE20K, does not occur. Names
 in label order are in ``classes.txt``.
@@ -41,7 +41,7 @@ def write_toy_ade20k(folder: Path, settings: ToySettings, *, force: bool = False
 
 
 def scenes(settings: ToySettings, split: str) -> int:
-    """Number of scenes of a split; a scene shows about two shapes, a classification picture one."""
+    """Number of scenes of a split; a scene shows about two shapes, a classification image one."""
     times = {"train": 4, "val": 2, "predict": 1}
     return int(getattr(settings, split)) * times[split]
 
@@ -62,7 +62,7 @@ def _draw_all(folder: Path, settings: ToySettings) -> None:
 
 
 def _draw(split: str, number: int, settings: ToySettings) -> tuple[Image.Image, Image.Image]:
-    """One picture and its label map."""
+    """One image and its label map."""
     rng = np.random.default_rng([settings.seed, _SEED, list(_FOLDERS).index(split), number])
     count = int(rng.integers(1, _MOST_OBJECTS + 1))
     names = [str(name) for name in rng.choice(list(SHAPES), count)]

@@ -1,4 +1,4 @@
-"""Toy scenes on disk in the COCO layout: pictures, and annotation files with boxes and masks."""
+"""Toy scenes on disk in the COCO layout: images, and annotation files with boxes and masks."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def write_toy_coco(folder: Path, settings: ToySettings, *, force: bool = False) 
 
 
 def scenes(settings: ToySettings, split: str) -> int:
-    """Number of scenes of a split; a scene shows about two shapes, a classification picture one."""
+    """Number of scenes of a split; a scene shows about two shapes, a classification image one."""
     times = {"train": 4, "val": 2, "predict": 1}
     return int(getattr(settings, split)) * times[split]
 
@@ -50,19 +50,17 @@ def _draw_all(folder: Path, settings: ToySettings) -> None:
     (folder / "annotations").mkdir(parents=True)
     for split, name in _FOLDERS.items():
         (folder / name).mkdir()
-        pictures, annotations = [], []
+        images, annotations = [], []
         for number, scene in enumerate(_scenes(split, settings), start=1):
             file_name = f"{number:012d}.jpg"
             image = Image.fromarray(scene.image)
             files.write_image(folder / name / file_name, image, quality=92)
             height, width = scene.image.shape[:2]
-            pictures.append(
-                {"id": number, "file_name": file_name, "height": height, "width": width}
-            )
+            images.append({"id": number, "file_name": file_name, "height": height, "width": width})
             annotations += [_annotation(item, number) for item in scene.objects]
         if split != "predict":
             content = {
-                "images": pictures,
+                "images": images,
                 "annotations": [a | {"id": i} for i, a in enumerate(annotations, start=1)],
                 "categories": [{"id": i, "name": shape} for i, shape in enumerate(SHAPES, start=1)],
             }

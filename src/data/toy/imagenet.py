@@ -1,6 +1,6 @@
 """Toy scenes on disk as ImageNet class folders, and what the other layouts share.
 
-Every picture has a random generator of its own, seeded by (seed, split, class, number), so the
+Every image has a random generator of its own, seeded by (seed, split, class, number), so the
 files do not depend on each other or on the order in which they are drawn. A folder appears under
 its name only when it is complete.
 """
@@ -24,19 +24,19 @@ from src.errors import UserError
 
 _RECORD = "toy.json"
 _DRAWING_VERSION = 1  # raise it when the drawings change, so that old toy data is noticed
-_WORTH_PROCESSES = 500  # pictures; fewer are drawn sooner than processes start
+_WORTH_PROCESSES = 500  # images; fewer are drawn sooner than processes start
 _SPLITS = ("train", "val", "predict")
 
 
 @dataclass(frozen=True)
 class ToySettings:
-    """What determines the toy pictures.
+    """What determines the toy images.
 
     Attributes:
-        seed: Non-negative; other seeds give other pictures.
-        train: Training pictures per class, at least 1.
-        val: Validation pictures per class, at least 1.
-        predict: Unlabelled pictures in all, at least 1.
+        seed: Non-negative; other seeds give other images.
+        train: Training images per class, at least 1.
+        val: Validation images per class, at least 1.
+        predict: Unlabelled images in all, at least 1.
         size: Height and width in pixels, at least 16.
     """
 
@@ -66,7 +66,7 @@ def write_toy_imagenet(folder: Path, settings: ToySettings, *, force: bool = Fal
         force: Replace toy data of other settings.
 
     Returns:
-        True if the pictures were drawn, False if they were there already.
+        True if the images were drawn, False if they were there already.
 
     Raises:
         UserError: If the folder holds something else, or toy data of other settings without
@@ -75,7 +75,7 @@ def write_toy_imagenet(folder: Path, settings: ToySettings, *, force: bool = Fal
     return write_layout(
         folder,
         settings,
-        lambda unfinished: _draw_all(list(_pictures(unfinished, settings)), settings),
+        lambda unfinished: _draw_all(list(_images(unfinished, settings)), settings),
         force=force,
     )
 
@@ -87,12 +87,12 @@ def write_layout(
 
     Args:
         folder: Folder to make.
-        settings: What determines the pictures; kept beside them.
+        settings: What determines the images; kept beside them.
         draw: Fills the folder that it is given.
         force: Replace toy data of other settings.
 
     Returns:
-        True if the pictures were drawn, False if they were there already.
+        True if the images were drawn, False if they were there already.
 
     Raises:
         UserError: See `write_toy_imagenet`.
@@ -107,7 +107,7 @@ def write_layout(
 
 
 @dataclass(frozen=True)
-class _Picture:
+class _ToyImage:
     """One file to draw; split, label and number seed its generator."""
 
     path: Path
@@ -116,35 +116,35 @@ class _Picture:
     number: int
 
 
-def _pictures(folder: Path, settings: ToySettings) -> Iterator[_Picture]:
+def _images(folder: Path, settings: ToySettings) -> Iterator[_ToyImage]:
     for label, shape in enumerate(SHAPES):
         for split, count in (("train", settings.train), ("val", settings.val)):
             for number in range(count):
                 path = folder / split / shape / f"{shape}_{number:04d}.jpg"
-                yield _Picture(path, split, label, number)
+                yield _ToyImage(path, split, label, number)
     for number in range(settings.predict):
-        path = folder / "predict" / f"picture_{number:02d}.jpg"
-        yield _Picture(path, "predict", number % len(SHAPES), number)
+        path = folder / "predict" / f"image_{number:02d}.jpg"
+        yield _ToyImage(path, "predict", number % len(SHAPES), number)
 
 
-def _draw_all(pictures: list[_Picture], settings: ToySettings) -> None:
-    for folder in {picture.path.parent for picture in pictures}:
+def _draw_all(images: list[_ToyImage], settings: ToySettings) -> None:
+    for folder in {image.path.parent for image in images}:
         folder.mkdir(parents=True)
     draw = partial(_draw, settings=settings)
-    if len(pictures) < _WORTH_PROCESSES:
-        for picture in pictures:
-            draw(picture)
+    if len(images) < _WORTH_PROCESSES:
+        for image in images:
+            draw(image)
         return
     with ProcessPoolExecutor(initializer=obey_parent_only) as pool:
-        for _ in pool.map(draw, pictures, chunksize=32):
+        for _ in pool.map(draw, images, chunksize=32):
             pass  # taking the results raises what went wrong in a process
 
 
-def _draw(picture: _Picture, settings: ToySettings) -> None:
-    seed = [settings.seed, _SPLITS.index(picture.split), picture.label, picture.number]
-    shape, size = list(SHAPES)[picture.label], (settings.size, settings.size)
+def _draw(image: _ToyImage, settings: ToySettings) -> None:
+    seed = [settings.seed, _SPLITS.index(image.split), image.label, image.number]
+    shape, size = list(SHAPES)[image.label], (settings.size, settings.size)
     scene = draw_scene([shape], size, np.random.default_rng(seed))
-    files.write_image(picture.path, Image.fromarray(scene.image), quality=92)
+    files.write_image(image.path, Image.fromarray(scene.image), quality=92)
 
 
 def _is_there(folder: Path, record: dict[str, int], force: bool) -> bool:

@@ -44,7 +44,7 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture, uint8 RGB of shape ``(H, W, 3)``, and its objects from back to front."""
+    """An image, uint8 RGB of shape ``(H, W, 3)``, and its objects from back to front."""
 
     image: NDArray[np.uint8]
     objects: tuple[SceneObject, ...]
@@ -229,8 +229,8 @@ def _pattern(size: tuple[int, int], rng: np.random.Generator) -> Array:
 def _add_clutter(canvas: Array, ground: Array, rng: np.random.Generator) -> Array:
     """Specks, blobs and hairlines in tones near the ground's, none with a shape's outline."""
     height, width = canvas.shape[:2]
-    picture = Image.fromarray((np.clip(canvas, 0, 1) * 255).astype(np.uint8))
-    pen = ImageDraw.Draw(picture)
+    image = Image.fromarray((np.clip(canvas, 0, 1) * 255).astype(np.uint8))
+    pen = ImageDraw.Draw(image)
     for _ in range(rng.integers(6, 18)):
         tone = np.clip(ground[rng.integers(2)] + rng.uniform(-0.18, 0.18, 3), 0, 1) * 255
         colour = tuple(int(channel) for channel in tone)
@@ -242,7 +242,7 @@ def _add_clutter(canvas: Array, ground: Array, rng: np.random.Generator) -> Arra
             angle, length = rng.uniform(0, 2 * math.pi), min(height, width) * rng.uniform(0.1, 0.5)
             end = (x + length * math.cos(angle), y + length * math.sin(angle))
             pen.line((x, y, *end), fill=colour, width=max(1, min(height, width) // 72))
-    softened = picture.filter(ImageFilter.GaussianBlur(min(height, width) / 150))
+    softened = image.filter(ImageFilter.GaussianBlur(min(height, width) / 150))
     return np.asarray(softened, dtype=np.float32) / 255
 
 
@@ -262,14 +262,14 @@ def _add_object(
 
 
 def _blur(values: Array, radius: float) -> Array:
-    picture = Image.fromarray((values * 255).astype(np.uint8))
-    return np.asarray(picture.filter(ImageFilter.GaussianBlur(radius)), dtype=np.float32) / 255
+    image = Image.fromarray((values * 255).astype(np.uint8))
+    return np.asarray(image.filter(ImageFilter.GaussianBlur(radius)), dtype=np.float32) / 255
 
 
 def _shift(values: Array, right: float, down: float) -> Array:
-    picture = Image.fromarray(values.astype(np.float32))
-    moved = picture.transform(
-        picture.size, Image.Transform.AFFINE, (1, 0, -right, 0, 1, -down), Image.Resampling.BILINEAR
+    image = Image.fromarray(values.astype(np.float32))
+    moved = image.transform(
+        image.size, Image.Transform.AFFINE, (1, 0, -right, 0, 1, -down), Image.Resampling.BILINEAR
     )
     return np.asarray(moved)
 

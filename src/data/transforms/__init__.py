@@ -1,4 +1,4 @@
-"""Builders of transforms: arguments in, a callable on PIL pictures out."""
+"""Builders of transforms: arguments in, a callable on PIL images out."""
 
 from src.data.transforms.classification import eval_transform, train_transform
 

@@ -47,7 +47,7 @@ def train_transform(
         mean: Mean of each RGB channel, of values in [0, 1].
         std: Standard deviation of each RGB channel.
         interpolation: Filter of all geometric operations.
-        crop_scale: Smallest and largest area of the random crop, relative to the picture.
+        crop_scale: Smallest and largest area of the random crop, relative to the image.
         crop_ratio: Smallest and largest width / height of the random crop.
         hflip: Probability of a horizontal flip.
         color_jitter: Strength of colour jitter; timm applies it only when ``auto_augment`` is off.
@@ -57,7 +57,7 @@ def train_transform(
         erasing_count: Number of rectangles.
 
     Returns:
-        Callable from an RGB picture to a float32 tensor of shape ``(3, image_size, image_size)``.
+        Callable from an RGB image to a float32 tensor of shape ``(3, image_size, image_size)``.
 
     Raises:
         UserError: If timm does not know the policy.
@@ -92,7 +92,7 @@ def train_transform(
 def _let_posterize_reach_zero(transform: tv.Compose) -> None:
     """Repair timm's posterize in place.
 
-    At magnitude 10 the "increasing" policies keep 0 bits, which means a black picture. Pillow 13
+    At magnitude 10 the "increasing" policies keep 0 bits, which means a black image. Pillow 13
     refuses 0 bits, so that the official policy rand-m9-mstd0.5-inc1 stops training at a random
     step.
     """
@@ -103,23 +103,23 @@ def _let_posterize_reach_zero(transform: tv.Compose) -> None:
                 op.aug_fn = _posterize
 
 
-def _posterize(picture: Image.Image, bits_to_keep: int, **kwargs: object) -> Image.Image:
+def _posterize(image: Image.Image, bits_to_keep: int, **kwargs: object) -> Image.Image:
     if bits_to_keep <= 0:
-        return Image.new(picture.mode, picture.size)
-    return cast("Image.Image", auto_augment_ops.posterize(picture, bits_to_keep, **kwargs))
+        return Image.new(image.mode, image.size)
+    return cast("Image.Image", auto_augment_ops.posterize(image, bits_to_keep, **kwargs))
 
 
-def shorten(picture: Image.Image) -> Image.Image:
-    """The middle of a very long picture: enlarging all of it would take more memory than there is.
+def shorten(image: Image.Image) -> Image.Image:
+    """The middle of a very long image: enlarging all of it would take more memory than there is.
 
     Args:
-        picture: Any picture; only one with sides of more than 1 to 16 is cut.
+        image: Any image; only one with sides of more than 1 to 16 is cut.
     """
-    longest = _LONGEST_SHAPE * min(picture.size)
-    left, top = (max(0, (side - longest) // 2) for side in picture.size)
+    longest = _LONGEST_SHAPE * min(image.size)
+    left, top = (max(0, (side - longest) // 2) for side in image.size)
     if not left and not top:
-        return picture
-    return picture.crop((left, top, picture.width - left, picture.height - top))
+        return image
+    return image.crop((left, top, image.width - left, image.height - top))
 
 
 def eval_transform(
@@ -141,7 +141,7 @@ def eval_transform(
             1.0.
 
     Returns:
-        Callable from an RGB picture to a float32 tensor of shape ``(3, image_size, image_size)``.
+        Callable from an RGB image to a float32 tensor of shape ``(3, image_size, image_size)``.
     """
     steps = [
         shorten,

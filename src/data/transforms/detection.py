@@ -2,7 +2,7 @@
 
 Source: the pipelines of the official InternImage configurations (mmdetection 2.28): resize that
 keeps the shape, horizontal flip, and for the long schedules a resize to one of many sizes, half of
-the time after a crop. Boxes, masks and picture go through the same steps together.
+the time after a crop. Boxes, masks and image go through the same steps together.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class RandomFitResize(A.DualTransform):
         return {"size": fit_size(data["image"].shape[:2], scale)}
 
     def apply(self, img: Array, size: tuple[int, int], **_: Any) -> Array:
-        """Resize the picture."""
+        """Resize the image."""
         return resize(img, size)
 
     def apply_to_mask(self, mask: Array, size: tuple[int, int], **_: Any) -> Array:
@@ -73,7 +73,7 @@ class RandomFitResize(A.DualTransform):
         return resize(mask, size, cv2.INTER_NEAREST)
 
     def apply_to_bboxes(self, bboxes: Array, **_: Any) -> Array:
-        """Boxes are relative to the picture, so they stay."""
+        """Boxes are relative to the image, so they stay."""
         return bboxes
 
 
@@ -81,7 +81,7 @@ class RandomWindow(A.DualTransform):
     """Crop a window of random size at a random place; boxes without area are dropped.
 
     Args:
-        sides: Smallest and largest side of the window in pixels; smaller pictures keep theirs.
+        sides: Smallest and largest side of the window in pixels; smaller images keep theirs.
         allow_empty: Whether the window may show no object.
     """
 
@@ -117,7 +117,7 @@ class RandomWindow(A.DualTransform):
         return {"window": window, "full": (height, width)}
 
     def apply(self, img: Array, window: tuple[int, int, int, int], **_: Any) -> Array:
-        """Crop the picture."""
+        """Crop the image."""
         left, top, right, bottom = window
         return img[top:bottom, left:right]
 
@@ -138,7 +138,7 @@ class RandomWindow(A.DualTransform):
 
 
 def _cut(bboxes: Array, window: tuple[int, int, int, int], full: tuple[int, int]) -> Array:
-    """Clip boxes, relative to a picture, to a window; the result is relative to the window."""
+    """Clip boxes, relative to an image, to a window; the result is relative to the window."""
     if not len(bboxes):
         return bboxes
     height, width = full
@@ -152,12 +152,12 @@ def _cut(bboxes: Array, window: tuple[int, int, int, int], full: tuple[int, int]
 
 
 class DetectionTrainTransform:
-    """Resize, flip and optionally crop a picture with its objects.
+    """Resize, flip and optionally crop an image with its objects.
 
     Args:
-        scales: Sizes (long and short side) that pictures are scaled to fit.
+        scales: Sizes (long and short side) that images are scaled to fit.
         scale_mode: ``value`` takes one of the sizes, ``range`` draws both sides between them.
-        crop_scales: If given, half of the pictures are first scaled to fit one of these sizes and
+        crop_scales: If given, half of the images are first scaled to fit one of these sizes and
             cropped, then scaled to ``scales``.
         crop_sides: Smallest and largest side of the crop.
         allow_empty_crop: Whether a crop may show no object.
@@ -248,7 +248,7 @@ class DetectionEvalTransform:
         self._normalize = A.Normalize(mean, std)
 
     def __call__(self, image: NDArray[np.uint8]) -> Tensor:
-        """See `PictureTransform`."""
+        """See `ImageTransform`."""
         return self._prepare(image, 1.0)
 
     def views(self, image: NDArray[np.uint8]) -> list[tuple[Tensor, bool]]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class PairTransform(Protocol):
-    """Random transform of a picture together with its labels, for training."""
+    """Random transform of an image together with its labels, for training."""
 
     def __call__(
         self, image: NDArray[np.uint8], label: NDArray[np.uint8], seed: int
@@ -19,18 +19,18 @@ class PairTransform(Protocol):
         """Transform one pair.
 
         Args:
-            image: RGB picture of shape ``(H, W, 3)``.
+            image: RGB image of shape ``(H, W, 3)``.
             label: Class of every pixel, shape ``(H, W)``; 255 counts nowhere.
             seed: Decides everything random: the same seed gives the same result.
 
         Returns:
-            Normalised picture, float32, shape ``(3, h, w)``, and its labels, int64, ``(h, w)``.
+            Normalised image, float32, shape ``(3, h, w)``, and its labels, int64, ``(h, w)``.
         """
         ...
 
 
 class ViewsTransform(Protocol):
-    """Fixed preparation of a picture for evaluation, in one or more ways."""
+    """Fixed preparation of an image for evaluation, in one or more ways."""
 
     @property
     def flipped(self) -> list[bool]:
@@ -38,12 +38,12 @@ class ViewsTransform(Protocol):
         ...
 
     def __call__(self, image: NDArray[np.uint8]) -> list[Tensor]:
-        """Prepare one RGB picture ``(H, W, 3)``: normalised views, each float32 ``(3, h, w)``."""
+        """Prepare one RGB image ``(H, W, 3)``: normalised views, each float32 ``(3, h, w)``."""
         ...
 
 
 class InstanceTransform(Protocol):
-    """Random transform of a picture together with its objects, for training."""
+    """Random transform of an image together with its objects, for training."""
 
     def __call__(
         self,
@@ -52,27 +52,27 @@ class InstanceTransform(Protocol):
         masks: Sequence[NDArray[np.uint8]],
         seed: int,
     ) -> tuple[Tensor, Tensor, Tensor, list[int]] | None:
-        """Transform one picture.
+        """Transform one image.
 
         Args:
-            image: RGB picture of shape ``(H, W, 3)``.
-            boxes: ``x1, y1, x2, y2`` in pixels inside the picture, shape ``(N, 4)``.
+            image: RGB image of shape ``(H, W, 3)``.
+            boxes: ``x1, y1, x2, y2`` in pixels inside the image, shape ``(N, 4)``.
             masks: Mask of each object, 0 and 1, shape ``(H, W)``; empty for boxes alone.
             seed: Decides everything random: the same seed gives the same result.
 
         Returns:
-            Normalised picture, float32, ``(3, h, w)``; boxes, float32, ``(n, 4)``; masks, uint8,
+            Normalised image, float32, ``(3, h, w)``; boxes, float32, ``(n, 4)``; masks, uint8,
             ``(n, h, w)`` (none for boxes alone); and which objects are left. None if a crop shows
             no object and must.
         """
         ...
 
 
-class PictureTransform(Protocol):
-    """Fixed preparation of a picture; for test-time augmentation in further ways."""
+class ImageTransform(Protocol):
+    """Fixed preparation of an image; for test-time augmentation in further ways."""
 
     def __call__(self, image: NDArray[np.uint8]) -> Tensor:
-        """Prepare one RGB picture ``(H, W, 3)``: normalised, float32, ``(3, h, w)``."""
+        """Prepare one RGB image ``(H, W, 3)``: normalised, float32, ``(3, h, w)``."""
         ...
 
     def views(self, image: NDArray[np.uint8]) -> list[tuple[Tensor, bool]]:

@@ -36,7 +36,7 @@ cv2.setNumThreads(0)
 
 
 def fit_size(size: tuple[int, int], scale: tuple[int, int]) -> tuple[int, int]:
-    """Size of a picture that is scaled to fit, keeping its shape.
+    """Size of an image that is scaled to fit, keeping its shape.
 
     Args:
         size: Height and width in pixels.
@@ -74,7 +74,7 @@ class RandomRatioResize(A.DualTransform):
         return {"size": fit_size(data["image"].shape[:2], bounds)}
 
     def apply(self, img: Array, size: tuple[int, int], **_: Any) -> Array:
-        """Resize the picture."""
+        """Resize the image."""
         return resize(img, size)
 
     def apply_to_mask(self, mask: Array, size: tuple[int, int], **_: Any) -> Array:
@@ -85,7 +85,7 @@ class RandomRatioResize(A.DualTransform):
 class RandomCategoryCrop(A.DualTransform):
     """Random crop, drawn again while one class has too large a share of its labelled pixels.
 
-    Smaller pictures are not padded here. After ten tries the next crop is taken as it is.
+    Smaller images are not padded here. After ten tries the next crop is taken as it is.
     """
 
     tries = 10
@@ -124,7 +124,7 @@ class RandomCategoryCrop(A.DualTransform):
         return bool((counts > 0).sum() > 1 and counts.max() < self.max_share * counts.sum())
 
     def apply(self, img: Array, window: tuple[slice, slice], **_: Any) -> Array:
-        """Crop the picture or the labels."""
+        """Crop the image or the labels."""
         return img[window]
 
     def apply_to_mask(self, mask: Array, window: tuple[slice, slice], **_: Any) -> Array:
@@ -166,7 +166,7 @@ class PhotometricDistortion(A.ImageOnlyTransform):
         contrast_first: bool,
         **_: Any,
     ) -> Array:
-        """Distort an RGB picture."""
+        """Distort an RGB image."""
         if brightness is not None:
             img = _lookup(img, offset=brightness)
         if contrast is not None and contrast_first:
@@ -191,7 +191,7 @@ def _lookup(values: Array, factor: float = 1.0, offset: float = 0.0) -> Array:
 
 
 class TrainTransform:
-    """Random resize, crop, flip and distortion of a picture and its labels.
+    """Random resize, crop, flip and distortion of an image and its labels.
 
     Args:
         crop_size: Height and width of the result in pixels.
@@ -240,7 +240,7 @@ class EvalTransform:
     """Resize to fit, round the sides up, normalise; optionally several sizes and mirrored.
 
     Args:
-        scale: Largest long and short side of a picture, of ratio 1.
+        scale: Largest long and short side of an image, of ratio 1.
         size_divisor: Sides are stretched to multiples of this.
         ratios: Sizes of the views relative to ``scale``.
         flip: Whether every view comes mirrored as well.

@@ -1,4 +1,4 @@
-"""Check pictures and label maps in two folders, as `ADE20KDataModule` reads them."""
+"""Check images and label maps in two folders, as `ADE20KDataModule` reads them."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class _Check:
             return set(), str(error)
         if (image.height, image.width) != label.shape:
             return set(), (
-                f"The picture {pair[0]} is {image.width}x{image.height} pixels, but its label map "
+                f"The image {pair[0]} is {image.width}x{image.height} pixels, but its label map "
                 f"{pair[1]} is {label.shape[1]}x{label.shape[0]}."
             )
         return set(_classes(label)), ""

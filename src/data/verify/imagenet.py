@@ -14,8 +14,8 @@ from functools import partial
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
-from src.data.formats.image_files import list_class_folders, list_pictures
-from src.decoding import MAX_PIXELS, BrokenPictureError, decode
+from src.data.formats.image_files import list_class_folders, list_images
+from src.decoding import MAX_PIXELS, BrokenImageError, decode
 
 
 @dataclass
@@ -23,7 +23,7 @@ class Report:
     """What was found.
 
     Attributes:
-        counts: Pictures by split and class folder.
+        counts: Images by split and class folder.
         problems: One sentence each; empty if all is well.
         notes: What may be meant, such as a split that lacks a class.
     """
@@ -44,7 +44,7 @@ def verify_imagenet(
     Args:
         root: Folder that holds the splits.
         splits: Their names; the first one's classes are the labels.
-        decode_workers: Threads that decode all pictures; 0 leaves the files unread.
+        decode_workers: Threads that decode all images; 0 leaves the files unread.
         max_pixels: Larger images are named as broken.
     """
     report = Report()
@@ -53,12 +53,12 @@ def verify_imagenet(
             f"The folder {root} does not exist. Give the folder that holds {' and '.join(splits)}."
         )
         return report
-    pictures: list[str] = []
+    images: list[str] = []
     for split in splits:
-        pictures += _check_split(root / split, split, report)
+        images += _check_split(root / split, split, report)
     _compare(root, splits, report)
     if decode_workers:
-        report.problems += _broken(pictures, decode_workers, max_pixels)
+        report.problems += _broken(images, decode_workers, max_pixels)
     return report
 
 
@@ -73,17 +73,17 @@ def _check_split(folder: Path, split: str, report: Report) -> list[str]:
         report.problems.append(
             f"The folder {folder} has no class folders. Expected is {folder}/<class>/*.jpg."
         )
-    pictures: list[str] = []
+    images: list[str] = []
     report.counts[split] = {}
     for name in classes:
-        found = list_pictures(folder / name)
+        found = list_images(folder / name)
         report.counts[split][name] = len(found)
         if not found:
             report.problems.append(
-                f"The class folder {folder / name} holds no pictures. Fill or remove it."
+                f"The class folder {folder / name} holds no images. Fill or remove it."
             )
-        pictures += found
-    return pictures
+        images += found
+    return images
 
 
 def _compare(root: Path, splits: Sequence[str], report: Report) -> None:
@@ -107,16 +107,16 @@ def _compare(root: Path, splits: Sequence[str], report: Report) -> None:
             )
 
 
-def _broken(pictures: Sequence[str], workers: int, max_pixels: int) -> list[str]:
+def _broken(images: Sequence[str], workers: int, max_pixels: int) -> list[str]:
     with ThreadPool(max(1, workers)) as pool:  # PIL decodes outside Python's lock
-        results = pool.imap(partial(_decode_error, max_pixels=max_pixels), pictures, chunksize=16)
-        return [sentence for sentence in _progress(results, len(pictures)) if sentence]
+        results = pool.imap(partial(_decode_error, max_pixels=max_pixels), images, chunksize=16)
+        return [sentence for sentence in _progress(results, len(images)) if sentence]
 
 
 def _decode_error(path: str, max_pixels: int) -> str | None:
     try:
         decode(path, max_pixels=max_pixels)
-    except BrokenPictureError as error:
+    except BrokenImageError as error:
         return str(error)
     return None
 

@@ -32,7 +32,7 @@ def pairwise_iou(a: Tensor, b: Tensor) -> Tensor:
 
 
 def clip(boxes: Tensor, size: Size) -> Tensor:
-    """Move corners ``(..., 4)`` into a picture of height and width ``size``."""
+    """Move corners ``(..., 4)`` into an image of height and width ``size``."""
     height, width = size
     x = boxes[..., 0::2].clamp(0, width)
     y = boxes[..., 1::2].clamp(0, height)
@@ -40,7 +40,7 @@ def clip(boxes: Tensor, size: Size) -> Tensor:
 
 
 def resize_factor(size: Size, original: Size, like: Tensor) -> Tensor:
-    """How much ``x, y, x, y`` grew from the original picture to the network's input, ``(4,)``.
+    """How much ``x, y, x, y`` grew from the original image to the network's input, ``(4,)``.
 
     Rounded to float32, as officially.
     """
@@ -75,7 +75,7 @@ class BoxCoder:
         Args:
             boxes: ``(N, 4)``.
             offsets: ``(N, 4)`` or ``(N, C, 4)`` for one offset per class.
-            size: Height and width of the picture to clip to; ``None`` does not clip.
+            size: Height and width of the image to clip to; ``None`` does not clip.
 
         Returns:
             Boxes of the shape of ``offsets``.

@@ -30,15 +30,15 @@ class Detector(nn.Module):
         """Losses if there are targets, else detections.
 
         Args:
-            image: Normalised pictures, padded at the right and at the bottom with zeros to one
+            image: Normalised images, padded at the right and at the bottom with zeros to one
                 size, a multiple of 32, ``(N, 3, H, W)``.
-            sizes: Height and width of each picture without padding.
+            sizes: Height and width of each image without padding.
             original_sizes: Height and width that detections refer to; default ``sizes``.
-            targets: Objects of each picture.
+            targets: Objects of each image.
 
         Returns:
             Losses by name (entries with ``loss`` in the name are to be summed, the others are
-            figures to watch), or the detections of each picture.
+            figures to watch), or the detections of each image.
         """
         if targets is not None:
             return self.losses(image, sizes, targets)
@@ -53,5 +53,5 @@ class Detector(nn.Module):
     def detect(
         self, image: Tensor, sizes: Sequence[Size], original_sizes: Sequence[Size] | None = None
     ) -> list[Detections]:
-        """Detections of each picture; see `forward`."""
+        """Detections of each image; see `forward`."""
         raise TypeError(f"{type(self).__name__} must define detect()")

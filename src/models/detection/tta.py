@@ -1,4 +1,4 @@
-"""Join the detections of several views of a picture: test-time augmentation for boxes.
+"""Join the detections of several views of an image: test-time augmentation for boxes.
 
 Source: weighted boxes fusion (Solovyev et al., 2021, arXiv 1910.13302), with these rules. The
 official recipe behind the published 65.4 AP is not public; this one is ours.
@@ -22,17 +22,17 @@ from src.types import Detections
 
 
 def mirror(found: Detections, width: int) -> Detections:
-    """Detections of a picture of a width in pixels, mirrored left to right."""
+    """Detections of an image of a width in pixels, mirrored left to right."""
     x1, y1, x2, y2 = found.boxes.unbind(dim=1)
     boxes = torch.stack([width - x2, y1, width - x1, y2], dim=1)
     return Detections(boxes, found.scores, found.labels)
 
 
 def fuse(views: Sequence[Detections], iou: float = 0.7) -> Detections:
-    """Join detections of the same picture; as many as the largest view has, best score first.
+    """Join detections of the same image; as many as the largest view has, best score first.
 
     Args:
-        views: Detections of each view, in pixels of the same picture.
+        views: Detections of each view, in pixels of the same image.
         iou: Boxes of one class that overlap more are one.
 
     Returns:

@@ -177,8 +177,10 @@ class InternImageBackbone(PretrainedBackbone):
         """Repeat the first convolution for images of other than three channels (timm's rule)."""
         key = prefix + self.checkpoint_anchor
         weight = match.state.get(key)
+        if weight is None:  # the assisted backbone of a composite has no stem
+            return
         in_chans = self.patch_embed.conv1.in_channels
-        if weight is not None and weight.shape[1] == 3 and in_chans != 3:
+        if weight.shape[1] == 3 and in_chans != 3:
             match.state[key] = adapt_input_conv(in_chans, weight)
             match.note(
                 f"{match.source} is for 3 image channels; its first convolution is repeated for"

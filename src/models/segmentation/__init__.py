@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from src.models.segmentation.inference import (
     SlidingWindow,
+    image_probabilities,
     number_of_forwards,
-    picture_probabilities,
     probability_strips,
     slide_logits,
 )
@@ -24,8 +24,8 @@ __all__ = [
     "Outputs",
     "Segmentor",
     "SlidingWindow",
+    "image_probabilities",
     "number_of_forwards",
-    "picture_probabilities",
     "probability_strips",
     "slide_logits",
 ]

@@ -1,8 +1,8 @@
-"""From scores to probabilities of a picture at its own size: whole, sliding, several views.
+"""From scores to probabilities of an image at its own size: whole, sliding, several views.
 
 Source: mmsegmentation 0.27 as the official InternImage models use it. The order of operations
 matters for the numbers: scores are resized to the network's input, cropped to the part that holds
-the picture, resized to the picture's own size, and only then turned into probabilities; views are
+the image, resized to the image's own size, and only then turned into probabilities; views are
 averaged as probabilities. Mask2Former's scores are sums of probabilities already and become
 probabilities in the same way, as officially.
 """
@@ -80,7 +80,7 @@ def slide_logits(network: nn.Module, image: Tensor, window: SlidingWindow) -> Te
             total = logits.new_zeros((*logits.shape[:2], height, width))
         total[patch] += logits
         count[patch] += 1
-    if total is None:  # no image side is empty, so this cannot happen with real pictures
+    if total is None:  # no image side is empty, so this cannot happen with real images
         raise UserError(f"An image of {height}x{width} pixels cannot be segmented.")
     return total / count
 
@@ -93,7 +93,7 @@ def number_of_forwards(
     return sum(map(len, windows))
 
 
-def picture_probabilities(
+def image_probabilities(
     network: nn.Module,
     views: Sequence[Tensor],
     size: tuple[int, int],
@@ -102,14 +102,14 @@ def picture_probabilities(
     content_size: tuple[int, int] | None = None,
     window: SlidingWindow | None = None,
 ) -> Tensor:
-    """Class probabilities of whole pictures; `probability_strips` needs less memory.
+    """Class probabilities of whole images; `probability_strips` needs less memory.
 
     Args:
         network: As in `probability_strips`, and so are the other arguments.
-        views: The same pictures prepared in one or more ways, each ``(N, 3, h_v, w_v)``.
-        size: Height and width of the result, the pictures' own size.
+        views: The same images prepared in one or more ways, each ``(N, 3, h_v, w_v)``.
+        size: Height and width of the result, the images' own size.
         flipped: Which views are mirrored left to right.
-        content_size: Height and width of the part of each view that holds the picture.
+        content_size: Height and width of the part of each view that holds the image.
         window: Sliding inference.
 
     Returns:
@@ -132,18 +132,18 @@ def probability_strips(
     window: SlidingWindow | None = None,
     max_values: int = MAX_VALUES,
 ) -> Iterator[tuple[slice, Tensor]]:
-    """Class probabilities of pictures, averaged over their views, from top to bottom.
+    """Class probabilities of images, averaged over their views, from top to bottom.
 
-    Small pictures are one strip. The rows of large ones come in several, so that memory depends on
-    the size of the views and hardly on that of the pictures: the probabilities of 150 classes in a
-    picture of 12 megapixels take 7 GB.
+    Small images are one strip. The rows of large ones come in several, so that memory depends on
+    the size of the views and hardly on that of the images: the probabilities of 150 classes in a
+    image of 12 megapixels take 7 GB.
 
     Args:
         network: `Segmentor` in evaluation mode.
-        views: The same pictures prepared in one or more ways, each ``(N, 3, h_v, w_v)``.
-        size: Height and width of the result, the pictures' own size.
+        views: The same images prepared in one or more ways, each ``(N, 3, h_v, w_v)``.
+        size: Height and width of the result, the images' own size.
         flipped: Which views are mirrored left to right; default is none.
-        content_size: Height and width of the top-left part of each view that holds the picture,
+        content_size: Height and width of the top-left part of each view that holds the image,
             if views are padded; default is all of it.
         window: Sliding inference; default scores each view as a whole.
         max_values: Number of probabilities above which there are several strips.
@@ -156,7 +156,7 @@ def probability_strips(
         UserError: If there are no views.
     """
     if not views:
-        raise UserError("A picture needs at least one view to be segmented.")
+        raise UserError("An image needs at least one view to be segmented.")
     mirrored = list(flipped or [False] * len(views))
     scored = (_view_logits(network, view, content_size, window) for view in views)
     first = next(scored)
@@ -176,7 +176,7 @@ def probability_strips(
 
 
 def _scores_are_small(views: Sequence[Tensor], size: tuple[int, int]) -> bool:
-    """Whether the scores of all views take less memory than adding up maps of the picture's size.
+    """Whether the scores of all views take less memory than adding up maps of the image's size.
 
     That needs about three such maps: the sum, the resized scores and their probabilities.
     """

@@ -2,7 +2,7 @@
 
 Source: official InternImage models (OpenGVLab/InternImage, MIT), which use mmsegmentation's
 encoder-decoder; the three attribute names are the prefixes of official checkpoints. Turning scores
-into a map of classes for a whole picture is in ``inference.py``.
+into a map of classes for a whole image is in ``inference.py``.
 """
 
 from __future__ import annotations

@@ -31,10 +31,10 @@ def turned():
 
 @pytest.fixture
 def photos(tmp_path):
-    """Ten pictures of every kind in class folders with awkward names."""
+    """Ten images of every kind in class folders with awkward names."""
     root = tmp_path / "my photos"
     for number in range(10):
-        save(root / CLASSES[number % 3] / f"picture {number}.jpg", seed=number)
+        save(root / CLASSES[number % 3] / f"image {number}.jpg", seed=number)
     save(root / CLASSES[0] / "grey.png", mode="L")
     save(root / CLASSES[0] / "print.jpg", mode="CMYK")
     save(root / CLASSES[1] / "phone.jpg", exif=turned())
@@ -46,7 +46,7 @@ def recipe_of(path):
 
 
 def run_once(config, **smaller):
-    """One batch of training and validation, on smaller pictures than the recipe says."""
+    """One batch of training and validation, on smaller images than the recipe says."""
     quiet = ["--trainer.fast_dev_run", "true", "--trainer.enable_progress_bar", "false"]
     sizes = [f"--data.{name}={value}" for name, value in smaller.items()]
     return main(["fit", "--config", str(config), *quiet, "--data.num_workers", "0", *sizes])
@@ -59,7 +59,7 @@ def test_folders_are_split_checked_and_trainable(photos, tmp_path, capsys):
     assert main(["prepare", "from-folder", str(photos), "--out", str(out)]) == 0
     text = capsys.readouterr().out
     assert "10 training and 3 validation images" in text
-    assert "all 13 pictures can be read (1 CMYK, 1 grey, 1 turned by EXIF)" in text
+    assert "all 13 images can be read (1 CMYK, 1 grey, 1 turned by EXIF)" in text
     assert "left out (2 .heic, 1 notes)" in text
     assert "InternImage-NANO, starts from scratch" in text
     config = out / "my_photos.yaml"
@@ -73,7 +73,7 @@ def test_folders_are_split_checked_and_trainable(photos, tmp_path, capsys):
     assert run_once(config, image_size=48) == 0
 
 
-def test_pictures_of_phones_stand_upright(photos):
+def test_images_of_phones_stand_upright(photos):
     path = photos / CLASSES[1] / "phone.jpg"
     assert decode(path).size == (40, 30)
     assert decode(path, upright=True).size == (30, 40)
@@ -113,7 +113,7 @@ def test_mistakes_in_folders_are_named(files, message, tmp_path, capsys):
     for name, state in files.items():
         save(tmp_path / "in" / name)
         if state == "bad":
-            (tmp_path / "in" / name).write_bytes(b"no picture")
+            (tmp_path / "in" / name).write_bytes(b"no image")
     given = ["prepare", "from-folder", str(tmp_path / "in"), "--out", str(tmp_path / "out")]
     assert main(given) == 2
     error = capsys.readouterr().err
@@ -123,8 +123,8 @@ def test_mistakes_in_folders_are_named(files, message, tmp_path, capsys):
 
 @pytest.fixture
 def annotated(tmp_path):
-    """Six pictures with a COCO json; one is grey, one lies on its side."""
-    images = tmp_path / "pictures"
+    """Six images with a COCO json; one is grey, one lies on its side."""
+    images = tmp_path / "images"
     entries, objects = [], []
     for number in range(1, 7):
         options = {"exif": turned()} if number == 2 else {}
@@ -169,7 +169,7 @@ def test_coco_files_are_split_checked_and_trainable(annotated, tmp_path, capsys)
     assert all(
         a["image_id"] in {i["id"] for i in p["images"]} for p in parts for a in p["annotations"]
     )
-    config = out / "pictures.yaml"
+    config = out / "images.yaml"
     assert build(["--config", str(config)]).datamodule.class_names == ["roter Apfel", "梨"]
     assert run_once(config, train_scales=[[96, 72]], eval_scale=[96, 72]) == 0
 
@@ -178,7 +178,7 @@ def test_mistakes_in_coco_files_are_named(annotated, tmp_path, capsys):
     images, path = annotated
     given = ["prepare", "from-coco", str(path), "--out", str(tmp_path / "out"), "--images"]
     assert main([*given, str(tmp_path)]) == 2
-    assert "6 of 6 pictures" in capsys.readouterr().err
+    assert "6 of 6 images" in capsys.readouterr().err
     save(images / "bild 3.jpg", (20, 20))
     assert main([*given, str(images)]) == 2
     assert "20x20 pixels, but" in capsys.readouterr().err
@@ -196,7 +196,7 @@ def test_boxes_without_masks_are_refused_before_they_train_on_nothing(annotated,
 
 
 def write_masks(root, mode):
-    """Four pictures and their label maps, the first picture lying on its side."""
+    """Four images and their label maps, the first image lying on its side."""
     for number in range(4):
         options = {"exif": turned()} if number == 0 else {}
         save(root / "images" / f"{number}.jpg", (64, 48), seed=number, **options)
@@ -208,10 +208,10 @@ def write_masks(root, mode):
         elif mode == "colour":
             mask = np.array([(0, 0, 0), (255, 128, 0)], np.uint8)[mask]
         (root / "masks").mkdir(exist_ok=True)
-        picture = Image.fromarray(mask)
+        image = Image.fromarray(mask)
         if mode == "palette":
-            picture.putpalette([0, 0, 0, 255, 128, 0])
-        picture.save(root / "masks" / f"{number}.png")
+            image.putpalette([0, 0, 0, 255, 128, 0])
+        image.save(root / "masks" / f"{number}.png")
     return ["--images", str(root / "images"), "--masks", str(root / "masks")]
 
 
@@ -237,7 +237,7 @@ def test_label_maps_become_class_numbers(mode, tmp_path, capsys):
         assert settings["palette"] == [[0, 0, 0], [255, 128, 0]]
 
 
-def test_label_maps_are_trainable_also_of_pictures_that_lie_on_their_side(tmp_path):
+def test_label_maps_are_trainable_also_of_images_that_lie_on_their_side(tmp_path):
     given = ["prepare", "from-masks", *write_masks(tmp_path, "numbers")]
     assert main([*given, "--out", str(tmp_path / "out")]) == 0
     config = tmp_path / "out" / "images.yaml"
@@ -273,7 +273,7 @@ def test_mistakes_in_label_maps_are_named(tmp_path, capsys):
 def test_a_recipe_exists_for_every_size_of_network(task):
     for size, base in RECIPES[task].items():
         weights = None if size == "nano" else base
-        recipe = small_data_recipe(task, base, weights, {"root": "x"}, pictures=24)
+        recipe = small_data_recipe(task, base, weights, {"root": "x"}, images=24)
         model, data = recipe["model"]["init_args"], recipe["data"]["init_args"]
         assert data["root"] == "x"
         assert model.get("weights") == weights

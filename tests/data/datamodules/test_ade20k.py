@@ -117,13 +117,13 @@ def read_all(data):
 
 def test_missing_label_map(root):
     (root / "annotations" / "training" / "a2.png").unlink()
-    with pytest.raises(UserError, match=r"1 of 5 pictures .* first is .*a2\.jpg.*a2\.png"):
+    with pytest.raises(UserError, match=r"1 of 5 images .* first is .*a2\.jpg.*a2\.png"):
         module(root).setup("fit")
 
 
 def test_label_map_of_another_size(root):
-    picture = Image.open(root / "annotations" / "training" / "a2.png")
-    picture.resize((20, 10)).save(root / "annotations" / "training" / "a2.png")
+    image = Image.open(root / "annotations" / "training" / "a2.png")
+    image.resize((20, 10)).save(root / "annotations" / "training" / "a2.png")
     with pytest.raises(UserError, match=r"a2\.jpg is 40x30 pixels.*a2\.png is 20x10"):
         read_all(module(root))
 
@@ -147,8 +147,8 @@ def test_missing_folder(root):
         module(root, val_labels="annotations/nowhere").setup("validate")
 
 
-def test_broken_picture(root):
-    (root / "images" / "training" / "a2.jpg").write_bytes(b"no picture")
+def test_broken_image(root):
+    (root / "images" / "training" / "a2.jpg").write_bytes(b"no image")
     with pytest.raises(UserError, match=r"a2\.jpg cannot be read"):
         read_all(module(root))
 
@@ -174,7 +174,7 @@ def test_bad_arguments(root, changes):
 
 
 @pytest.mark.parametrize("processes", [1, 2, 4, 5])
-def test_every_picture_counts_once_over_processes(root, processes):
+def test_every_image_counts_once_over_processes(root, processes):
     pairs = find_pairs(root / "images" / "validation", root / "annotations" / "validation")
     data = module(root)
     dataset = SegmentationEvalDataset(pairs, data.eval_transform, 3, reduce_zero_label=True)

@@ -41,12 +41,12 @@ def content(annotations, images=((1, 80, 60), (2, 60, 80), (3, 80, 60))):
 
 @pytest.fixture
 def root(tmp_path):
-    """A data set of three pictures; tests write the annotations."""
-    (tmp_path / "pictures").mkdir()
+    """A data set of three images; tests write the annotations."""
+    (tmp_path / "images").mkdir()
     rng = np.random.default_rng(0)
     for number, (width, height) in {1: (80, 60), 2: (60, 80), 3: (80, 60)}.items():
         pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(tmp_path / "pictures" / f"{number}.jpg")
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{number}.jpg")
     return tmp_path
 
 
@@ -59,8 +59,8 @@ def write(root, data, name="train.json"):
 def module(root, **changes):
     settings = {
         "root": str(root),
-        "train_images": "pictures",
-        "val_images": "pictures",
+        "train_images": "images",
+        "val_images": "images",
         "train_annotations": "train.json",
         "val_annotations": "train.json",
         "train_scales": [(160, 120)],
@@ -102,7 +102,7 @@ def test_training_batch_has_scaled_boxes_masks_and_labels(root):
     assert not target["masks"][0, 84:].any()
 
 
-def test_pictures_without_annotations_are_left_out_unless_asked_for(root):
+def test_images_without_annotations_are_left_out_unless_asked_for(root):
     data = content([annotation(1)])
     assert {i for b in train_batches(root, data) for i in b["image_id"]} == {1}
     kept = train_batches(root, data, keep_empty=True)
@@ -111,7 +111,7 @@ def test_pictures_without_annotations_are_left_out_unless_asked_for(root):
     assert empty["boxes"].shape == (0, 4)
 
 
-def test_a_picture_with_only_a_crowd_is_background(root):
+def test_a_image_with_only_a_crowd_is_background(root):
     batch = train_batches(root, content([annotation(1, **CROWD)]))[0]
     assert batch["target"][0]["boxes"].shape == (0, 4)
     assert batch["target"][0]["masks"].shape == (0, 128, 160)
@@ -120,7 +120,7 @@ def test_a_picture_with_only_a_crowd_is_background(root):
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"bbox": [100, 10, 40, 30]}, "a box outside the picture"),
+        ({"bbox": [100, 10, 40, 30]}, "a box outside the image"),
         ({"bbox": [10, 10, 0.5, 30]}, "no area"),
         ({"area": 0}, "no area"),
         ({"segmentation": [[10, 10, 50, 40]]}, "no usable mask"),
@@ -189,7 +189,7 @@ def test_a_box_of_one_pixel_is_kept_and_one_across_the_border_is_clipped(root):
     torch.testing.assert_close(target["boxes"], expected, atol=1e-4, rtol=0)
 
 
-def test_evaluation_keeps_every_picture_and_annotation_with_class_indices(root):
+def test_evaluation_keeps_every_image_and_annotation_with_class_indices(root):
     write(root, content([annotation(1, category_id=90), annotation(2, **CROWD)]))
     data = module(root)
     data.setup("validate")
@@ -249,13 +249,13 @@ def test_polygons_of_two_points_are_not_scored_as_boxes(root):
             "run-length code with a run of 4900 pix",
         ),
         (content([annotation(4, segmentation=code("d0T2"))]), "run-length code of .* pixels, but"),
-        (content([], images=[(5, None, 60)]), "the picture 5 has height 60 and width None"),
-        (content([], images=[(5, 0, 60)]), "the picture 5 has height 60 and width 0"),
-        (content([], images=[([5], 80, 60)]), r"a picture has the id \[5\]"),
+        (content([], images=[(5, None, 60)]), "the image 5 has height 60 and width None"),
+        (content([], images=[(5, 0, 60)]), "the image 5 has height 60 and width 0"),
+        (content([], images=[([5], 80, 60)]), r"an image has the id \[5\]"),
         (content([]) | {"categories": [{"id": "a", "name": "b"}]}, "category 'b' has the id 'a'"),
         (content([{"id": 4}]), "the annotation 4 must have 'image_id'"),
         ({"images": [{"id": 3}], "annotations": [], "categories": []}, "no categories"),
-        (content([], images=[(1, 80, 60), (1, 80, 60)]), "several pictures with the same id"),
+        (content([], images=[(1, 80, 60), (1, 80, 60)]), "several images with the same id"),
     ],
 )
 def test_broken_files_are_named(root, data, message):
@@ -281,7 +281,7 @@ def test_objects_without_a_mask_can_be_scored(root):
     assert masked["segmentation"] == SQUARE
 
 
-def test_pictures_may_be_called_by_names(root):
+def test_images_may_be_called_by_names(root):
     data = content([annotation(1, image_id="a")], images=[("a", 80, 60), ("b", 80, 60)])
     for number, entry in enumerate(data["images"], start=1):
         entry["file_name"] = f"{number}.jpg"
@@ -322,7 +322,7 @@ def test_given_classes_keep_clear_of_the_numbers_of_the_file(root):
 def test_the_test_split_alone_says_what_the_classes_are(root):
     write(root, {k: v for k, v in content([]).items() if k != "annotations"}, "test.json")
     files = {"train_annotations": "no.json", "val_annotations": "no.json"}
-    data = module(root, test_images="pictures", test_annotations="test.json", **files)
+    data = module(root, test_images="images", test_annotations="test.json", **files)
     assert data.class_names == ["dog", "cat"]
     data.setup("test")
     assert [batch["image_id"] for batch in data.test_dataloader()] == [[1], [2], [3]]
@@ -340,20 +340,20 @@ def test_without_annotation_files_or_names_the_classes_are_unknown(root):
         _ = module(root).class_names
 
 
-def test_a_missing_picture_is_named(root):
-    (root / "pictures" / "1.jpg").unlink()
+def test_a_missing_image_is_named(root):
+    (root / "images" / "1.jpg").unlink()
     with pytest.raises(UserError, match=r"1\.jpg cannot be read.*image 1 of .*train\.json"):
         train_batches(root, content([annotation(1)]))
 
 
-def test_a_picture_of_another_size_is_refused(root):
+def test_a_image_of_another_size_is_refused(root):
     data = content([annotation(1)], images=[(1, 81, 60)])
     with pytest.raises(UserError, match=r"1\.jpg is 80x60 pixels, but .*train\.json says 81x60"):
         train_batches(root, data)
 
 
-def test_a_picture_on_its_side_is_turned_if_the_annotations_say_so(root):
-    path = root / "pictures" / "1.jpg"
+def test_a_image_on_its_side_is_turned_if_the_annotations_say_so(root):
+    path = root / "images" / "1.jpg"
     exif = Image.Exif()
     exif[274] = 6  # turn by 90 degrees
     Image.new("RGB", (60, 80)).save(path, exif=exif)
@@ -377,9 +377,9 @@ def test_nothing_to_learn_from_is_an_error(root):
         module(root).setup("fit")
 
 
-def test_pictures_to_predict(root):
+def test_images_to_predict(root):
     write(root, content([annotation(1)]))
-    data = module(root, predict_dir=str(root / "pictures"))
+    data = module(root, predict_dir=str(root / "images"))
     data.setup("predict")
     batches = list(data.predict_dataloader())
     assert [b["image_id"] for b in batches] == [[1], [2], [3]]

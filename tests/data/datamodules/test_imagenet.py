@@ -66,7 +66,7 @@ def test_a_set_smaller_than_a_batch_is_not_dropped(toy_imagenet):
     assert len(batch["path"]) == 60
 
 
-def test_evaluation_sees_every_picture_once_in_order(toy_imagenet):
+def test_evaluation_sees_every_image_once_in_order(toy_imagenet):
     data = data_module(toy_imagenet, "validate", eval_batch_size=7)
     labels = torch.cat([batch["label"] for batch in data.val_dataloader()])
     assert labels.tolist() == [label for label in range(10) for _ in range(3)]
@@ -107,17 +107,17 @@ def test_test_reads_the_split_it_is_told(make_tree):
 
 
 def test_prediction_needs_no_data_set_if_names_are_given(toy_imagenet, tmp_path):
-    picture = shutil.copy(toy_imagenet / "predict" / "picture_00.jpg", tmp_path / "IMG_1")
-    data = data_module("nowhere", "predict", predict_dir=str(picture), class_names=["a", "b"])
+    image = shutil.copy(toy_imagenet / "predict" / "image_00.jpg", tmp_path / "IMG_1")
+    data = data_module("nowhere", "predict", predict_dir=str(image), class_names=["a", "b"])
     (batch,) = data.predict_dataloader()
-    assert batch["path"] == [str(picture)]
+    assert batch["path"] == [str(image)]
     assert "label" not in batch
     assert data.num_classes == 2
 
 
-def test_prediction_leaves_broken_pictures_out(toy_imagenet, tmp_path, truncate):
+def test_prediction_leaves_broken_images_out(toy_imagenet, tmp_path, truncate):
     folder = shutil.copytree(toy_imagenet / "predict", tmp_path / "predict")
-    truncate(folder / "picture_02.jpg"), truncate(folder / "picture_03.jpg")
+    truncate(folder / "image_02.jpg"), truncate(folder / "image_03.jpg")
     options = {"predict_dir": str(folder), "batch_size": 2}
     data = data_module(toy_imagenet, "predict", **options)
     first, second = data.predict_dataloader()
@@ -125,13 +125,13 @@ def test_prediction_leaves_broken_pictures_out(toy_imagenet, tmp_path, truncate)
     assert "surplus" not in first
     assert second["surplus"]
     assert second["image"].shape == (1, 3, 16, 16)
-    assert data.unreadable == [str(folder / f"picture_0{number}.jpg") for number in (2, 3)]
+    assert data.unreadable == [str(folder / f"image_0{number}.jpg") for number in (2, 3)]
 
 
-def test_prediction_without_pictures_says_what_to_give(toy_imagenet, tmp_path):
+def test_prediction_without_images_says_what_to_give(toy_imagenet, tmp_path):
     with pytest.raises(UserError, match=r"--data.predict_dir"):
         data_module(toy_imagenet, "predict")
-    with pytest.raises(UserError, match=r"holds no pictures"):
+    with pytest.raises(UserError, match=r"holds no images"):
         data_module(toy_imagenet, "predict", predict_dir=str(tmp_path))
 
 
@@ -156,7 +156,7 @@ def test_values_out_of_range_are_refused(option, value, accepted):
         ImageNetDataModule(**{option: value})
 
 
-def test_lightning_reports_skipped_pictures_once(toy_imagenet, tmp_path, truncate, caplog):
+def test_lightning_reports_skipped_images_once(toy_imagenet, tmp_path, truncate, caplog):
     root = shutil.copytree(toy_imagenet, tmp_path / "set")
     truncate(root / "train" / "star" / "star_0003.jpg")
     data = data_module(root, num_workers=1, broken_images="skip", batch_size=20)
@@ -171,7 +171,7 @@ def test_lightning_raises_the_sentence_of_a_worker(toy_imagenet, tmp_path, trunc
     root = shutil.copytree(toy_imagenet, tmp_path / "set")
     truncate(root / "train" / "star" / "star_0003.jpg")
     data = data_module(root, num_workers=1, batch_size=60)
-    with pytest.raises(UserError, match=r"^The picture .*star_0003.jpg cannot be read"):
+    with pytest.raises(UserError, match=r"^The image .*star_0003.jpg cannot be read"):
         trainer(tmp_path, max_epochs=1, num_sanity_val_steps=0).fit(Mean(), datamodule=data)
 
 

@@ -31,7 +31,7 @@ def test_names_with_any_letters_survive(make_tree):
 
 def test_folders_that_cannot_be_used_are_named(make_tree, tmp_path):
     root = make_tree({"val": {"a": 1, "empty": 0}}) / "val"
-    with pytest.raises(UserError, match=r"class folder .*empty holds no pictures"):
+    with pytest.raises(UserError, match=r"class folder .*empty holds no images"):
         ImageFolderDataset(root, to_tensor)
     with pytest.raises(UserError, match=r"val/a has no label.*'a'"):
         ImageFolderDataset(root, to_tensor, folders=["empty"])
@@ -42,19 +42,19 @@ def test_folders_that_cannot_be_used_are_named(make_tree, tmp_path):
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_a_broken_picture_is_one_sentence_from_any_process(make_tree, truncate, num_workers):
+def test_a_broken_image_is_one_sentence_from_any_process(make_tree, truncate, num_workers):
     root = make_tree({"val": {"a": 3}}) / "val"
     broken = truncate(root / "a" / "1.png")
     with pytest.raises(UserError) as caught:
         list(DataLoader(ImageFolderDataset(root, to_tensor), num_workers=num_workers))
     message = str(caught.value)
-    assert message.startswith(f"The picture {broken} cannot be read: ")
+    assert message.startswith(f"The image {broken} cannot be read: ")
     assert message.endswith("--data.broken_images skip.")
     assert "Traceback" not in message
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_skipping_takes_the_next_picture_and_remembers(make_tree, truncate, num_workers):
+def test_skipping_takes_the_next_image_and_remembers(make_tree, truncate, num_workers):
     root = make_tree({"val": {"a": 3, "b": 2}}) / "val"
     broken = [str(truncate(root / "a" / "2.png")), str(truncate(root / "b" / "1.png"))]
     data = ImageFolderDataset(root, to_tensor, broken_images="skip", train=True)
@@ -80,7 +80,7 @@ def test_files_come_from_a_folder_at_any_depth_or_are_a_single_one(make_tree):
         str(root / "x" / "y" / "0.png"),
         str(root / "x" / "y" / "1.png"),
     ]
-    odd = (root / "x" / "y" / "0.png").rename(root / "picture.from_phone")
+    odd = (root / "x" / "y" / "0.png").rename(root / "image.from_phone")
     (sample,) = ImageFilesDataset(odd, to_tensor)
     assert sample["path"] == str(odd)
     assert set(sample) == {"image", "path"}
@@ -90,5 +90,5 @@ def test_files_come_from_a_folder_at_any_depth_or_are_a_single_one(make_tree):
 def test_nothing_to_predict_is_said(tmp_path):
     with pytest.raises(UserError, match=r"absent is no file and no folder"):
         ImageFilesDataset(tmp_path / "absent", to_tensor)
-    with pytest.raises(UserError, match=r"holds no pictures"):
+    with pytest.raises(UserError, match=r"holds no images"):
         ImageFilesDataset(tmp_path, to_tensor)

@@ -137,7 +137,7 @@ def test_an_annotation_without_an_id_is_named_by_its_place(write):
     ],
 )
 def test_a_wrong_image_is_refused_with_its_id(write, changes, message):
-    with pytest.raises(UserError, match=rf"a\.json: (the|a) picture .*{message}") as caught:
+    with pytest.raises(UserError, match=rf"a\.json: (the|a) image .*{message}") as caught:
         CocoFile(write(content(images=[image(2), image(1, **changes)])))
     assert len(str(caught.value)) < 500
 
@@ -145,7 +145,7 @@ def test_a_wrong_image_is_refused_with_its_id(write, changes, message):
 def test_ids_of_two_kinds_and_repeated_ids_are_refused(write):
     with pytest.raises(UserError, match=r"numbers and with text as id \('x' and 1\)"):
         CocoFile(write(content(images=[image(1), image("x")])))
-    with pytest.raises(UserError, match="several pictures with the same id 1"):
+    with pytest.raises(UserError, match="several images with the same id 1"):
         CocoFile(write(content(images=[image(1), image(1)])))
     twice = CocoFile(write(content(annotation(5), annotation(5))))
     assert len(twice.annotations(0)) == 2  # nothing is found by these ids
@@ -222,11 +222,11 @@ def test_slivers_outside_the_image_change_nothing(write):
 def test_annotations_of_one_image_are_limited(write):
     path = write(content(*(annotation(n) for n in range(12))))
     assert len(CocoFile(path, max_annotations=12).annotations(0)) == 12
-    with pytest.raises(UserError, match=r"picture 1 has 12 annotations.*data\.max_annotations"):
+    with pytest.raises(UserError, match=r"image 1 has 12 annotations.*data\.max_annotations"):
         CocoFile(path, max_annotations=11)
     zigzag = [[0, 0, 79, 59] * 7000]
     path = write(content(*(annotation(n, segmentation=zigzag) for n in range(20))))
-    with pytest.raises(UserError, match="the polygons of the picture 1 have outlines of"):
+    with pytest.raises(UserError, match="the polygons of the image 1 have outlines of"):
         CocoFile(path)
 
 
@@ -237,7 +237,7 @@ def test_masks_that_would_take_all_memory_are_refused(write, tmp_path):
     settings |= {"val_images": "images", "val_annotations": "a.json", "max_pixels": 4800}
     data = COCODataModule(**settings)
     data.setup("fit")
-    with pytest.raises(UserError, match=r"picture 1 of 80x60 pixels has 70 objects, whose masks"):
+    with pytest.raises(UserError, match=r"image 1 of 80x60 pixels has 70 objects, whose masks"):
         next(iter(data.train_dataloader()))
 
 
@@ -251,7 +251,7 @@ def test_files_outside_the_folder_are_not_read(write, tmp_path):
     Image.new("RGB", (80, 60)).save(tmp_path / "secret.jpg")
     write(content(annotation(), images=[image(file_name=str(tmp_path / "secret.jpg"))]))
     data = COCODataModule(root=str(tmp_path), eval_scale=(80, 60), **settings)
-    with pytest.raises(UserError, match=r"picture 1 .*secret\.jpg', which is outside the folder"):
+    with pytest.raises(UserError, match=r"image 1 .*secret\.jpg', which is outside the folder"):
         data.setup("validate")
 
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from src.data.formats.label_maps import read_label_map
-from src.decoding import BrokenPictureError
+from src.decoding import BrokenImageError
 from src.errors import UserError
 
 STORED = np.array([[0, 1, 2], [3, 255, 1]], dtype=np.uint8)
@@ -63,10 +63,10 @@ def test_alpha_does_not_matter(tmp_path):
 
 
 def test_palette_means_numbers_not_colours(tmp_path):
-    picture = Image.fromarray(STORED)
-    picture.putpalette([250, 0, 0] * 256)
-    assert picture.mode == "P"
-    picture.save(tmp_path / "palette.png")
+    image = Image.fromarray(STORED)
+    image.putpalette([250, 0, 0] * 256)
+    assert image.mode == "P"
+    image.save(tmp_path / "palette.png")
     label = read_label_map(tmp_path / "palette.png", 3, reduce_zero_label=True)
     assert label.tolist() == COUNTED_FROM_ONE
 
@@ -103,5 +103,5 @@ def test_colours_are_refused(tmp_path):
 
 def test_broken_file(tmp_path):
     (tmp_path / "broken.png").write_bytes(b"\x89PNG nothing")
-    with pytest.raises(BrokenPictureError, match=r"broken\.png cannot be read"):
+    with pytest.raises(BrokenImageError, match=r"broken\.png cannot be read"):
         read_label_map(tmp_path / "broken.png", 4)

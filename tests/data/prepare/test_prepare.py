@@ -26,17 +26,17 @@ def toy(root, *options):
 
 def test_toy_writes_the_imagenet_layout(tmp_path, capsys):
     assert toy(tmp_path) == 0
-    assert "drew 10 classes with 2 train and 1 val pictures" in capsys.readouterr().out
+    assert "drew 10 classes with 2 train and 1 val images" in capsys.readouterr().out
     folder = tmp_path / "imagenet"
     assert sorted(path.name for path in (folder / "train").iterdir()) == sorted(SHAPES)
     assert len(list(folder.glob("train/*/*.jpg"))) == 20
     assert len(list(folder.glob("val/*/*.jpg"))) == 10
     assert len(list(folder.glob("predict/*.jpg"))) == 2
-    with Image.open(next(folder.glob("val/star/*.jpg"))) as picture:
-        assert picture.size == (32, 32)
+    with Image.open(next(folder.glob("val/star/*.jpg"))) as image:
+        assert image.size == (32, 32)
 
 
-def test_toy_is_the_same_everywhere_and_no_picture_occurs_twice(tmp_path):
+def test_toy_is_the_same_everywhere_and_no_image_occurs_twice(tmp_path):
     toy(tmp_path / "a"), toy(tmp_path / "b"), toy(tmp_path / "c", "--seed", "1")
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
     first, other = (
@@ -47,14 +47,14 @@ def test_toy_is_the_same_everywhere_and_no_picture_occurs_twice(tmp_path):
     assert not set(first.values()) & set(other.values())
 
 
-def test_more_pictures_keep_the_first_ones(tmp_path):
+def test_more_images_keep_the_first_ones(tmp_path):
     toy(tmp_path / "a"), toy(tmp_path / "b", "--train", "3")
     few, many = contents(tmp_path / "a"), contents(tmp_path / "b")
-    pictures = [name for name in few if name.endswith(".jpg")]
-    assert all(few[name] == many[name] for name in pictures)
+    images = [name for name in few if name.endswith(".jpg")]
+    assert all(few[name] == many[name] for name in images)
 
 
-def test_drawing_in_processes_gives_the_same_pictures(tmp_path, monkeypatch):
+def test_drawing_in_processes_gives_the_same_images(tmp_path, monkeypatch):
     toy(tmp_path / "serial")
     monkeypatch.setattr("src.data.toy.imagenet._WORTH_PROCESSES", 1)
     toy(tmp_path / "parallel")
@@ -105,7 +105,7 @@ LABELS = [65, 970, 0]
 
 @pytest.fixture
 def flat(tmp_path):
-    """Three validation pictures in one folder, as the archive unpacks."""
+    """Three validation images in one folder, as the archive unpacks."""
     folder = tmp_path / "flat"
     folder.mkdir()
     for number in range(1, 4):
@@ -187,12 +187,12 @@ def test_a_full_disk_leaves_no_half_of_an_image(flat, tmp_path, mode, largest_fi
 
 
 @pytest.mark.parametrize("mode", ["symlink", "hardlink", "copy", "move"])
-def test_pictures_arrive_in_every_mode_and_again_is_harmless(flat, tmp_path, capsys, mode):
+def test_images_arrive_in_every_mode_and_again_is_harmless(flat, tmp_path, capsys, mode):
     labels = write_labels(tmp_path, "index")
     assert arrange(flat, labels, "--mode", mode) == expected()
-    assert "3 pictures placed" in capsys.readouterr().out
+    assert "3 images placed" in capsys.readouterr().out
     assert arrange(flat, labels, "--mode", mode) == expected()
-    assert "0 pictures placed" in capsys.readouterr().out
+    assert "0 images placed" in capsys.readouterr().out
     for path in (tmp_path / "imagenet").glob("val/*/*"):
         Image.open(path).load()
         assert path.is_symlink() == (mode == "symlink")
@@ -216,7 +216,7 @@ def test_bad_label_lists_are_refused(flat, tmp_path):
     assert not (tmp_path / "imagenet").exists()
 
 
-def test_folders_without_the_pictures_are_refused(flat, tmp_path):
+def test_folders_without_the_images_are_refused(flat, tmp_path):
     labels = write_labels(tmp_path, "index")
     (tmp_path / "other").mkdir()
     with pytest.raises(UserError, match=r"holds no ILSVRC2012_val"):

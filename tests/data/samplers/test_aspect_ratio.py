@@ -13,7 +13,7 @@ def batches(sampler, size):
     return [indices[i : i + size] for i in range(0, len(indices), size)]
 
 
-def test_every_batch_has_one_orientation_and_every_picture_comes():
+def test_every_batch_has_one_orientation_and_every_image_comes():
     sampler = AspectRatioSampler(range(11), IS_WIDE, batch_size=2)
     seen = batches(sampler, 2)
     assert len(seen) == 4 + 2

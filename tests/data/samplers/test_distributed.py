@@ -18,7 +18,7 @@ def deal(length: int, batch_size: int, processes: int, epoch: int = 0) -> list[l
 
 
 @pytest.mark.parametrize("processes", [2, 4])
-def test_a_step_has_the_same_pictures_on_any_number_of_processes(processes: int) -> None:
+def test_a_step_has_the_same_images_on_any_number_of_processes(processes: int) -> None:
     alone = deal(50, 12, 1)
     for one, many in zip(alone, deal(50, 12 // processes, processes), strict=True):
         assert one[0] == [index for batch in many for index in batch]
@@ -29,7 +29,7 @@ def test_accumulated_batches_are_those_of_the_processes() -> None:
     assert accumulated == [batch for step in deal(24, 4, 3) for batch in step]
 
 
-def test_every_picture_comes_once_and_the_rest_of_a_step_is_left_out() -> None:
+def test_every_image_comes_once_and_the_rest_of_a_step_is_left_out() -> None:
     seen = [index for step in deal(50, 4, 3) for batch in step for index in batch]
     assert len(seen) == len(set(seen)) == 48
     assert deal(50, 4, 3, epoch=1) != deal(50, 4, 3) == deal(50, 4, 3)
@@ -37,7 +37,7 @@ def test_every_picture_comes_once_and_the_rest_of_a_step_is_left_out() -> None:
 
 def test_a_data_set_smaller_than_a_step_is_one_step() -> None:
     (step,) = deal(5, 8, 2)
-    assert [len(batch) for batch in step] == [3, 3]  # one picture twice
+    assert [len(batch) for batch in step] == [3, 3]  # one image twice
     assert {index for batch in step for index in batch} == set(range(5))
 
 

@@ -8,7 +8,7 @@ def scene(names, seed=0, size=(64, 64), **options):
     return draw_scene(names, size, np.random.default_rng(seed), **options)
 
 
-def test_a_seed_gives_one_picture_and_another_seed_another():
+def test_a_seed_gives_one_image_and_another_seed_another():
     np.testing.assert_array_equal(scene(["star"], 3).image, scene(["star"], 3).image)
     assert (scene(["star"], 3).image != scene(["star"], 4).image).mean() > 0.5
 

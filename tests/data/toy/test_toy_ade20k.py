@@ -63,5 +63,5 @@ def test_verify_names_what_is_wrong(root, names, capsys):
     printed = capsys.readouterr().out
     assert "scene_0001.png is 8x8" in printed
     assert "scene_0002.png has the value 12" in printed
-    assert "1 of 2 pictures" in printed
+    assert "1 of 2 images" in printed
     assert "3 problems" in printed

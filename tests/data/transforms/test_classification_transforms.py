@@ -24,21 +24,21 @@ def pixels_of(tensor):
 @pytest.mark.parametrize("size", [(50, 31), (31, 50), (33, 33), (97, 40), (20, 64)])
 @pytest.mark.parametrize("image_size", [24, 33])
 def test_evaluation_is_short_side_bicubic_and_centre_crop(size, image_size):
-    picture = noise(*size)
+    image = noise(*size)
     scale = image_size / min(size)
     width, height = (image_size if side == min(size) else int(side * scale) for side in size)
     left, top = round((width - image_size) / 2), round((height - image_size) / 2)
-    expected = picture.resize((width, height), Image.Resampling.BICUBIC).crop(
+    expected = image.resize((width, height), Image.Resampling.BICUBIC).crop(
         (left, top, left + image_size, top + image_size)
     )
-    got = pixels_of(eval_transform(image_size, **UNIT)(picture))
+    got = pixels_of(eval_transform(image_size, **UNIT)(image))
     np.testing.assert_array_equal(got, np.asarray(expected))
 
 
 def test_a_crop_ratio_below_one_looks_at_the_centre_only():
-    picture = noise(64, 64)
-    expected = picture.resize((40, 40), Image.Resampling.BICUBIC).crop((4, 4, 36, 36))
-    got = pixels_of(eval_transform(32, crop_pct=0.8, **UNIT)(picture))
+    image = noise(64, 64)
+    expected = image.resize((40, 40), Image.Resampling.BICUBIC).crop((4, 4, 36, 36))
+    got = pixels_of(eval_transform(32, crop_pct=0.8, **UNIT)(image))
     np.testing.assert_array_equal(got, np.asarray(expected))
 
 
@@ -49,18 +49,18 @@ def test_values_are_normalised_per_channel():
 
 
 def test_training_without_augmentation_is_a_plain_resize():
-    picture = noise(64, 64)
+    image = noise(64, 64)
     transform = train_transform(32, crop_scale=(1, 1), crop_ratio=(1, 1), **PLAIN, **UNIT)
-    expected = picture.resize((32, 32), Image.Resampling.BICUBIC)
-    np.testing.assert_array_equal(pixels_of(transform(picture)), np.asarray(expected))
+    expected = image.resize((32, 32), Image.Resampling.BICUBIC)
+    np.testing.assert_array_equal(pixels_of(transform(image)), np.asarray(expected))
 
 
 def test_the_official_recipe_is_random_but_repeatable():
-    transform, picture = train_transform(32, **UNIT), noise(64, 48)
+    transform, image = train_transform(32, **UNIT), noise(64, 48)
 
     def drawn(seed):
         seed_everything(seed, verbose=False)
-        return transform(picture)
+        return transform(image)
 
     assert drawn(0).shape == (3, 32, 32)
     torch.testing.assert_close(drawn(0), drawn(0), rtol=0, atol=0)
@@ -77,9 +77,9 @@ def test_random_erasing_fills_with_noise_after_normalisation():
 @pytest.mark.parametrize("policy", ["rand-m10-n4-inc1", "original", "v0", "augmix-m3-w3"])
 def test_every_policy_runs_at_its_strongest(policy):
     seed_everything(0, verbose=False)
-    transform, picture = train_transform(16, auto_augment=policy, **UNIT), noise(24, 24)
+    transform, image = train_transform(16, auto_augment=policy, **UNIT), noise(24, 24)
     for _ in range(60):
-        assert transform(picture).isfinite().all()
+        assert transform(image).isfinite().all()
 
 
 def test_posterize_to_no_bits_gives_black_as_in_the_official_recipe():

@@ -31,7 +31,7 @@ def train(crop=(32, 32), **changes):
 
 @pytest.fixture
 def pair():
-    """A picture whose colour tells the label: red is the label's column number."""
+    """An image whose colour tells the label: red is the label's column number."""
     label = np.repeat(np.arange(48, dtype=np.uint8)[None] // 4, 40, axis=0)
     image = np.stack([label * 20, label * 0, label * 0 + 7], axis=-1)
     return image, label
@@ -64,7 +64,7 @@ def test_shapes_types_and_reproducibility(pair):
     assert not torch.equal(transform(*pair, 0)[0], transform(*pair, 1)[0])
 
 
-def test_picture_and_labels_move_together(pair):
+def test_image_and_labels_move_together(pair):
     transform = train(photometric=False, ratio_range=(1.0, 1.0), **NEUTRAL)
     flips = set()
     for seed in range(20):

@@ -14,8 +14,8 @@ def problems(text):
 def test_a_good_set_is_counted(toy_imagenet, capsys):
     assert run(toy_imagenet, "--decode") == 0
     text = capsys.readouterr().out
-    assert "train: 60 pictures in 10 classes, 6 to 6 each" in text
-    assert "val: 30 pictures in 10 classes, 3 to 3 each" in text
+    assert "train: 60 images in 10 classes, 6 to 6 each" in text
+    assert "val: 30 images in 10 classes, 3 to 3 each" in text
     assert text.endswith("no problems found\n")
 
 
@@ -43,7 +43,7 @@ def test_empty_classes_and_missing_folders_are_named(make_tree, capsys, tmp_path
     root = make_tree({"train": {"a": 1, "empty": 0}})
     assert run(root) == 1
     found = problems(capsys.readouterr().out)
-    assert "train/empty holds no pictures" in found[0]
+    assert "train/empty holds no images" in found[0]
     assert "val does not exist" in found[1]
     assert run(tmp_path / "absent") == 1
     assert "absent does not exist" in capsys.readouterr().out

@@ -60,9 +60,9 @@ def read_run(name: str, dtype: torch.dtype) -> OfficialDetector:
     load_official(network, {key: name_weight(key, shape) for key, shape, _ in spec["state_dict"]})
     noise = name_noise(f"input:{name}:image_b", 2 * 3 * 96 * 128).reshape(2, 3, *PADDED)
     image = torch.from_numpy((2 * noise).astype(np.float32))
-    for picture, (height, width) in zip(image, SIZES, strict=True):
-        picture[:, height:] = 0
-        picture[:, :, width:] = 0
+    for raw, (height, width) in zip(image, SIZES, strict=True):
+        raw[:, height:] = 0
+        raw[:, :, width:] = 0
     return OfficialDetector(
         network.to(dtype).eval(),
         image.to(dtype),

@@ -12,7 +12,7 @@ from src.models import InternImageBackbone
 from src.models.segmentation import (
     Segmentor,
     SlidingWindow,
-    picture_probabilities,
+    image_probabilities,
     probability_strips,
     slide_logits,
 )
@@ -156,12 +156,12 @@ def test_scores_have_32_bits_whatever_the_network_computes_with():
 
 def test_views_are_averaged_as_probabilities_and_flips_are_undone():
     image = torch.linspace(-2, 2, 12).expand(1, 3, 4, 12)
-    one = picture_probabilities(Ramp(), [image], (4, 12))
+    one = image_probabilities(Ramp(), [image], (4, 12))
     assert (one.argmax(1)[0, 0] == (torch.arange(12) >= 6).long()).all()
-    both = picture_probabilities(Ramp(), [image, image.flip(-1)], (4, 12), flipped=[False, True])
+    both = image_probabilities(Ramp(), [image, image.flip(-1)], (4, 12), flipped=[False, True])
     torch.testing.assert_close(both, one)
-    mixed = picture_probabilities(Ramp(), [image, 3 * image], (4, 12))
-    tripled = picture_probabilities(Ramp(), [3 * image], (4, 12))
+    mixed = image_probabilities(Ramp(), [image, 3 * image], (4, 12))
+    tripled = image_probabilities(Ramp(), [3 * image], (4, 12))
     torch.testing.assert_close(mixed, (one + tripled) / 2)
 
 
@@ -170,8 +170,8 @@ def test_windows_cover_every_pixel(size):
     window = SlidingWindow(crop_size=(32, 32), stride=(21, 21))
     image = torch.randn(1, 3, *size)
     torch.testing.assert_close(
-        picture_probabilities(Ramp(), [image], size, window=window),
-        picture_probabilities(Ramp(), [image], size),
+        image_probabilities(Ramp(), [image], size, window=window),
+        image_probabilities(Ramp(), [image], size),
     )
 
 
@@ -185,7 +185,7 @@ def test_windows_must_overlap_or_touch():
     ("view", "size"),
     [((32, 48), (77, 61)), ((512, 9), (3001, 20)), ((40, 30), (40, 33)), ((64, 50), (40, 50))],
 )
-def test_strips_of_large_pictures_are_rows_of_the_whole(view, size, dtype):
+def test_strips_of_large_images_are_rows_of_the_whole(view, size, dtype):
     torch.manual_seed(0)
     image = torch.randn(2, 3, *view, dtype=dtype)
     resized = F.interpolate(Ramp()(image)["out"], size=size, mode="bilinear")
@@ -216,16 +216,16 @@ def test_strips_know_views_margins_and_windows(options):
         for _, probabilities in probability_strips(Ramp(), views, size, max_values=700, **options)
     ]
     assert len(parts) == 10
-    whole = picture_probabilities(Ramp(), views, size, **options)
+    whole = image_probabilities(Ramp(), views, size, **options)
     torch.testing.assert_close(torch.cat(parts, dim=2), whole, rtol=0, atol=1e-5)
 
 
-def test_many_large_views_of_a_small_picture_are_added_up_one_by_one():
+def test_many_large_views_of_a_small_image_are_added_up_one_by_one():
     views = [torch.randn(1, 3, 32, 40)] * 6
     strips = list(probability_strips(Ramp(), views, (30, 40), max_values=80))
     assert [rows for rows, _ in strips] == [slice(0, 30)]
 
 
-def test_a_picture_needs_a_view():
+def test_a_image_needs_a_view():
     with pytest.raises(UserError, match="at least one view"):
-        picture_probabilities(Ramp(), [], (4, 4))
+        image_probabilities(Ramp(), [], (4, 4))

@@ -11,7 +11,7 @@ from torch import nn
 
 from src.losses.segmentation import SegmentationLoss
 from src.models import InternImageBackbone
-from src.models.segmentation import Segmentor, SlidingWindow, picture_probabilities, slide_logits
+from src.models.segmentation import Segmentor, SlidingWindow, image_probabilities, slide_logits
 from src.models.weights import load_official
 from src.models.weights.names import official_names
 from tests.models.conftest import load_run
@@ -72,15 +72,15 @@ def test_features_and_logits(run, network, dtype):
     ],
 )
 @torch.no_grad()
-def test_probabilities_of_whole_pictures(run, network, dtype, name, size, options):
-    probability = picture_probabilities(network, [run.input("image", dtype)], size, **options)
+def test_probabilities_of_whole_images(run, network, dtype, name, size, options):
+    probability = image_probabilities(network, [run.input("image", dtype)], size, **options)
     check_scores(run, probability, name, 4)
 
 
 @torch.no_grad()
 def test_probabilities_of_a_sliding_window(run, network, dtype):
     views = [run.input("image_slide", dtype)]
-    probability = picture_probabilities(network, views, (120, 139), window=WINDOW, flipped=[True])
+    probability = image_probabilities(network, views, (120, 139), window=WINDOW, flipped=[True])
     check_scores(run, probability, "slide_prob_flip", 4)
     check_scores(run, probability.flip(-1), "slide_prob", 4)
 

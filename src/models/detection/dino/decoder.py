@@ -3,7 +3,7 @@
 Source: Zhang et al., "DINO: DETR with Improved DeNoising Anchor Boxes for End-to-End Object
 Detection", ICLR 2023 (arXiv 2203.03605), on Deformable DETR; order of operations and constants of
 the official InternImage configurations ``dino_4scale_*`` (mmdet 2.28). Norms follow each residual;
-there is no dropout. Boxes are centre and size in [0, 1] of each picture without padding.
+there is no dropout. Boxes are centre and size in [0, 1] of each image without padding.
 """
 
 from __future__ import annotations

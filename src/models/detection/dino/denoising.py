@@ -5,7 +5,7 @@ CVPR 2022; noise, groups and order are those of the official InternImage configu
 ``dino_4scale_*``.
 
 Every group holds each object twice: once with little noise, to be found, and once with more, to be
-called no object. Objects of a picture come first, the rest of a group is filled with queries of
+called no object. Objects of an image come first, the rest of a group is filled with queries of
 zeros. Groups cannot see each other, and the queries proper cannot see any of them.
 """
 
@@ -48,8 +48,8 @@ class DenoisingPlan:
 
     Attributes:
         groups: Number of groups.
-        width: Largest number of objects in a picture; a group has twice as many queries.
-        counts: Objects of each picture.
+        width: Largest number of objects in an image; a group has twice as many queries.
+        counts: Objects of each image.
     """
 
     groups: int
@@ -58,14 +58,14 @@ class DenoisingPlan:
 
     @property
     def size(self) -> int:
-        """Number of denoising queries of a picture."""
+        """Number of denoising queries of an image."""
         return 2 * self.groups * self.width
 
-    def positive(self, picture: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Queries of a picture that have an object, and the number of the object."""
-        objects = torch.arange(self.counts[picture], device=device).repeat(self.groups)
+    def positive(self, image: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Queries of an image that have an object, and the number of the object."""
+        objects = torch.arange(self.counts[image], device=device).repeat(self.groups)
         starts = torch.arange(self.groups, device=device) * 2 * self.width
-        return starts.repeat_interleave(self.counts[picture]) + objects, objects
+        return starts.repeat_interleave(self.counts[image]) + objects, objects
 
 
 class Denoising:
@@ -73,7 +73,7 @@ class Denoising:
 
     Args:
         num_classes: Number of classes.
-        num_queries: Objects of all groups together, about; a picture with many objects has one
+        num_queries: Objects of all groups together, about; an image with many objects has one
             group.
         label_noise: Twice the share of queries with a random label.
         box_noise: Largest displacement of a corner over half the side of the box, for those to be
@@ -109,7 +109,7 @@ class Denoising:
         """Make the queries.
 
         Args:
-            targets: Objects of each picture.
+            targets: Objects of each image.
             boxes: Their boxes as centre and size in [0, 1], ``(G, 4)`` each.
             embedding: Content of a query for each label.
             num_matching: Number of queries proper.
@@ -119,11 +119,11 @@ class Denoising:
         labels = torch.cat([target["labels"] for target in targets]).repeat(2 * plan.groups)
         labels = self._change_labels(labels)
         noisy_boxes = self._move_corners(torch.cat(list(boxes)), plan.groups)
-        picture, slot = self._places(plan, device)
+        image, slot = self._places(plan, device)
         content = embedding.weight.new_zeros(len(targets), plan.size, embedding.embedding_dim)
         unsigmoid = noisy_boxes.new_zeros(len(targets), plan.size, 4)
-        content = content.index_put((picture, slot), embedding(labels))
-        unsigmoid = unsigmoid.index_put((picture, slot), inverse_sigmoid(noisy_boxes))
+        content = content.index_put((image, slot), embedding(labels))
+        unsigmoid = unsigmoid.index_put((image, slot), inverse_sigmoid(noisy_boxes))
         return NoisyQueries(content, unsigmoid, _visible(plan, num_matching, device)), plan
 
     def _change_labels(self, labels: Tensor) -> Tensor:
@@ -146,13 +146,13 @@ class Denoising:
         )
 
     def _places(self, plan: DenoisingPlan, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Picture and query number of each noisy object."""
-        pictures = torch.arange(len(plan.counts), device=device)
-        picture = pictures.repeat_interleave(torch.tensor(plan.counts, device=device))
+        """Image and query number of each noisy object."""
+        images = torch.arange(len(plan.counts), device=device)
+        image = images.repeat_interleave(torch.tensor(plan.counts, device=device))
         within = [torch.arange(count, device=device) for count in plan.counts]
         halves = torch.arange(2 * plan.groups, device=device) * plan.width
         slot = torch.cat(within) + halves[:, None]
-        return picture.repeat(2 * plan.groups), slot.flatten()
+        return image.repeat(2 * plan.groups), slot.flatten()
 
 
 def _visible(plan: DenoisingPlan, num_matching: int, device: torch.device) -> Tensor:

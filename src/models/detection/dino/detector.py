@@ -49,7 +49,7 @@ class _SetDetector(Detector):
     def detect(
         self, image: Tensor, sizes: Sequence[Size], original_sizes: Sequence[Size] | None = None
     ) -> list[Detections]:
-        """Detections of each picture; see `Detector.forward`."""
+        """Detections of each image; see `Detector.forward`."""
         maps = self.neck(self.maps_for_detection(image))
         predictions = self.bbox_head(maps, (image.shape[2], image.shape[3]), sizes)
         return self.bbox_head.detect(predictions, sizes, original_sizes or sizes)
@@ -67,7 +67,7 @@ class DINO(_SetDetector):
         num_classes: Classes.
         backbone: Makes the backbone; the recipes take its last three stages.
         channels: Width ``C`` of maps, pixels and queries, a larger multiple of 32.
-        num_queries: Boxes that the decoder works on. Pictures with fewer pixels on all maps
+        num_queries: Boxes that the decoder works on. Images with fewer pixels on all maps
             together (below about 200 pixels a side, for 900) have fewer.
         encoder_layers: Layers of the encoder.
         decoder_layers: Layers of the decoder.
@@ -76,7 +76,7 @@ class DINO(_SetDetector):
         hidden_channels: Width inside the feed-forward layers.
         ffn_parts: Parts that a feed-forward layer is stored in (4 in the released G).
         denoising_queries: Objects of all denoising groups together.
-        max_detections: Detections per picture.
+        max_detections: Detections per image.
     """
 
     def __init__(
@@ -122,9 +122,9 @@ class DINO(_SetDetector):
 class CBDINO(_SetDetector):
     """DINO on two backbones; one neck and one head learn on the maps of both.
 
-    In training the pictures go through the head twice, with the maps of either backbone; losses of
+    In training the images go through the head twice, with the maps of either backbone; losses of
     the first get weight 0.5. Detections use the second alone. Any batch size works, where the
-    official code silently expects one picture per device.
+    official code silently expects one image per device.
 
     Args:
         num_classes: Classes.

@@ -2,7 +2,7 @@
 
 Source: Zhang et al., "DINO", ICLR 2023 (arXiv 2203.03605); constants are those of the official
 InternImage configurations ``dino_4scale_*`` (mmdet 2.28). Boxes are predicted as centre and size in
-[0, 1] of each picture without padding.
+[0, 1] of each image without padding.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def box_branch(channels: int) -> nn.Sequential:
 
 @dataclass
 class Predictions:
-    """What the head says about some pictures.
+    """What the head says about some images.
 
     Attributes:
         logits: Class logits of the queries for each decoder layer, ``(N, Q, classes)``.
@@ -83,7 +83,7 @@ class Predictions:
     plan: DenoisingPlan | None
 
     def part(self, start: int, stop: int) -> Predictions:
-        """The pictures ``start`` to ``stop``."""
+        """The images ``start`` to ``stop``."""
         plan = self.plan
         if plan is not None:
             plan = DenoisingPlan(plan.groups, plan.width, plan.counts[start:stop])
@@ -103,7 +103,7 @@ class DINOHead(nn.Module):
         num_classes: Classes without background.
         transformer: Encoder and decoder.
         denoising: Makes the denoising queries of training.
-        max_detections: Detections per picture.
+        max_detections: Detections per image.
     """
 
     def __init__(
@@ -137,8 +137,8 @@ class DINOHead(nn.Module):
         Args:
             maps: Maps ``(N, C, H_i, W_i)``.
             image_size: Height and width of the batch.
-            sizes: Height and width of each picture without padding.
-            targets: Objects of each picture, for the denoising queries.
+            sizes: Height and width of each image without padding.
+            targets: Objects of each image, for the denoising queries.
 
         Returns:
             Predictions of all layers.
@@ -236,7 +236,7 @@ class DINOHead(nn.Module):
     def detect(
         self, predictions: Predictions, sizes: Sequence[Size], original_sizes: Sequence[Size]
     ) -> list[Detections]:
-        """The best pairs of query and class of each picture; no threshold, no suppression.
+        """The best pairs of query and class of each image; no threshold, no suppression.
 
         Boxes are in pixels of ``original_sizes``.
         """

@@ -1,7 +1,7 @@
-"""Where the pixels of a batch are padding, on maps of any size, and where they are in a picture.
+"""Where the pixels of a batch are padding, on maps of any size, and where they are in an image.
 
 Rules of Deformable DETR as the official DINO uses them (mmdet 2.28). Places are in [0, 1]; a
-picture of its own size covers the whole range whatever it is padded to.
+image of its own size covers the whole range whatever it is padded to.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Padding:
     Attributes:
         sizes: Height and width of each map.
         masks: True where a pixel is padding, ``(N, H, W)`` for each map.
-        ratios: Share of each map that is picture, ``(N, levels, 2)`` as width, height.
+        ratios: Share of each map that is image, ``(N, levels, 2)`` as width, height.
     """
 
     sizes: list[Size]
@@ -61,7 +61,7 @@ def find_padding(image_size: Size, sizes: Sequence[Size], maps: Sequence[Tensor]
 
     Args:
         image_size: Height and width of the batch.
-        sizes: Height and width of each picture without padding.
+        sizes: Height and width of each image without padding.
         maps: Maps ``(N, C, H, W)``.
 
     Returns:
@@ -79,7 +79,7 @@ def find_padding(image_size: Size, sizes: Sequence[Size], maps: Sequence[Tensor]
 
 
 def no_padding(maps: Sequence[Tensor]) -> Padding:
-    """What `find_padding` gives where every picture fills the batch, from the maps alone.
+    """What `find_padding` gives where every image fills the batch, from the maps alone.
 
     Args:
         maps: Maps ``(N, C, H, W)``, whose sizes stay free where a graph is recorded.
@@ -122,7 +122,7 @@ def padded_positions(mask: Tensor, channels: int, temperature: float, like: Tens
 
     Returns:
         ``(N, H * W, channels)``, at least float32: first the row, then the column, each counted
-        from 1 and scaled so that the last one of the picture is at ``2 pi``.
+        from 1 and scaled so that the last one of the image is at ``2 pi``.
     """
     inside = (~mask).to(torch.float64 if like.dtype == torch.float64 else torch.float32)
     encoded = []

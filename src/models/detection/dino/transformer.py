@@ -2,7 +2,7 @@
 
 Source: Zhang et al., "DINO: DETR with Improved DeNoising Anchor Boxes for End-to-End Object
 Detection", ICLR 2023 (arXiv 2203.03605), section 3; details are those of the official InternImage
-configurations ``dino_4scale_*`` (mmdet 2.28). Boxes are centre and size in [0, 1] of each picture
+configurations ``dino_4scale_*`` (mmdet 2.28). Boxes are centre and size in [0, 1] of each image
 without padding; ``unsigmoid`` ones are before the sigmoid.
 
 Class and box predictions come from the branches of the head (``dino_head.py``), one for each
@@ -111,7 +111,7 @@ class DINOTransformer(nn.Module):
         """Take the pixels with the highest class logits as proposals.
 
         Padding, and pixels whose start box crosses the border, are zeroed before the branches, so
-        they all get the same logits and the whole picture's corner as a box.
+        they all get the same logits and the whole image's corner as a box.
 
         Args:
             memory: Result of `encode`.
@@ -146,7 +146,7 @@ class DINOTransformer(nn.Module):
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Refine the proposals, with the denoising queries before them; see `DINODecoder`.
 
-        What queries start from is learned and the same for every picture; only their boxes come
+        What queries start from is learned and the same for every image; only their boxes come
         from the encoder.
         """
         unsigmoid = proposals.unsigmoid.detach()

@@ -59,14 +59,14 @@ class AnchorGenerator:
         return (corner[:, :, None] + shape).reshape(-1, 4)  # (H, W, A, 4) -> (H * W * A, 4)
 
     def valid(self, sizes: Sequence[Size], padded: Size, device: torch.device) -> list[Tensor]:
-        """Tell which anchors belong to cells of the picture itself.
+        """Tell which anchors belong to cells of the image itself.
 
-        A batch is as large as its largest picture; cells beyond a picture's own padding are not
+        A batch is as large as its largest image; cells beyond an image's own padding are not
         its own.
 
         Args:
             sizes: Height and width of each level in cells.
-            padded: Height and width of one picture after its own padding.
+            padded: Height and width of one image after its own padding.
             device: Where to create the result.
 
         Returns:

@@ -58,7 +58,7 @@ class MaxIoUAssigner:
 
 @dataclass
 class Sample:
-    """The boxes of one picture that are trained on: first the positive, then the negative ones.
+    """The boxes of one image that are trained on: first the positive, then the negative ones.
 
     Attributes:
         positive: Indices of boxes with an object, ascending, ``(P,)``.
@@ -81,7 +81,7 @@ class RandomSampler:
     """Take a fixed number of boxes with a limited share of positive ones.
 
     Args:
-        number: Boxes per picture; missing positive ones are replaced by negative ones.
+        number: Boxes per image; missing positive ones are replaced by negative ones.
         positive_fraction: Largest share of positive boxes, in (0, 1].
         choose: How to choose some of too many candidates; replaced in tests.
     """

@@ -77,9 +77,9 @@ class CascadeRoIHead(nn.Module):
 
         Args:
             pyramid: Maps ``p2..p6``.
-            proposals: Boxes of each picture, ``(N, 4)``.
-            targets: Objects of each picture.
-            sizes: Height and width of each picture without padding.
+            proposals: Boxes of each image, ``(N, 4)``.
+            targets: Objects of each image.
+            sizes: Height and width of each image without padding.
 
         Returns:
             ``loss_cls``, ``loss_bbox``, ``loss_mask``, each times the weight of its stage, and
@@ -154,12 +154,12 @@ class CascadeRoIHead(nn.Module):
 
         Args:
             pyramid: Maps ``p2..p6``.
-            proposals: Boxes of each picture, ``(N, 4)``.
-            sizes: Height and width of each picture without padding.
-            original_sizes: Height and width of each picture before it was resized.
+            proposals: Boxes of each image, ``(N, 4)``.
+            sizes: Height and width of each image without padding.
+            original_sizes: Height and width of each image before it was resized.
 
         Returns:
-            Detections of each picture in its original size, best first.
+            Detections of each image in its original size, best first.
         """
         boxes, counts = list(proposals), [len(box) for box in proposals]
         last, all_logits = len(self.bbox_head) - 1, []
@@ -199,7 +199,7 @@ class CascadeRoIHead(nn.Module):
     def _refine(
         self, stage: int, boxes: Tensor, labels: Tensor, offsets: Tensor, size: Size
     ) -> Tensor:
-        """Improve boxes ``(R, 4)`` with the offsets of one class each, clipped to the picture."""
+        """Improve boxes ``(R, 4)`` with the offsets of one class each, clipped to the image."""
         return self.coders[stage].decode(boxes, offsets_of_class(offsets, labels), size)
 
     def _box_head(self, stage: int) -> BoxHead:

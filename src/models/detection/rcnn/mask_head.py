@@ -53,9 +53,9 @@ def mask_targets(
     """Part of each object's mask that lies in its box, shrunk to 28 x 28.
 
     Args:
-        boxes: Positive boxes of each picture, ``(P, 4)``.
+        boxes: Positive boxes of each image, ``(P, 4)``.
         objects: Index of the object of each box, ``(P,)``.
-        masks: Masks of the objects of each picture, ``(G, H, W)``, any dtype of 0 and 1.
+        masks: Masks of the objects of each image, ``(G, H, W)``, any dtype of 0 and 1.
 
     Returns:
         0 and 1 in the dtype of the boxes, shape ``(sum of P, 28, 28)``.
@@ -65,7 +65,7 @@ def mask_targets(
         if not len(box):
             continue
         inside = clip(box, (mask.shape[-2], mask.shape[-1]))
-        rois = torch.cat([index[:, None].to(box), inside], dim=1)  # the object is the "picture"
+        rois = torch.cat([index[:, None].to(box), inside], dim=1)  # the object is the "image"
         shrunk = roi_align(mask[:, None].to(box), rois, MASK_SIDE, aligned=True)
         targets.append((shrunk[:, 0] >= 0.5).to(box))
     return torch.cat(targets)

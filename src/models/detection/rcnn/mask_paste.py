@@ -1,7 +1,7 @@
-"""Put the small mask of a box where the box is in the picture.
+"""Put the small mask of a box where the box is in the image.
 
 Every pixel centre is looked up in the mask bilinearly, zero outside; a box need not start or end at
-whole pixels. Same values as the official full-picture sampling, computed only around the box.
+whole pixels. Same values as the official full-image sampling, computed only around the box.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from src.types import Size
 
 
 def paste_masks(probabilities: Tensor, boxes: Tensor, size: Size, threshold: float) -> Tensor:
-    """Paste masks into pictures of one size.
+    """Paste masks into images of one size.
 
     Args:
         probabilities: Masks ``(N, h, w)`` with values in [0, 1].
-        boxes: ``x1, y1, x2, y2`` in pixels of the picture, ``(N, 4)``.
-        size: Height and width of the picture.
+        boxes: ``x1, y1, x2, y2`` in pixels of the image, ``(N, 4)``.
+        size: Height and width of the image.
         threshold: Pixels from this probability on belong to the object.
 
     Returns:

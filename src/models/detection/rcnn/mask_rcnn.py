@@ -29,15 +29,15 @@ class MaskRCNN(TwoStageDetector):
         channels: Width of the pyramid and of the convolutions of all heads.
         fc_channels: Width of the fully connected layers of the box head.
         anchor_scale: Square root of an anchor's area in cells of its level.
-        train_proposals: Proposals per picture in training.
+        train_proposals: Proposals per image in training.
         train_proposals_per_level: Proposals per level before duplicates are dropped, in training.
-        test_proposals: Proposals per picture in evaluation.
+        test_proposals: Proposals per image in evaluation.
         test_proposals_per_level: Proposals per level before duplicates are dropped, in evaluation.
-        rpn_samples: Anchors per picture in the loss of the RPN.
-        roi_samples: Proposals per picture in the losses of the heads.
+        rpn_samples: Anchors per image in the loss of the RPN.
+        roi_samples: Proposals per image in the losses of the heads.
         score_threshold: Probability that a detection must exceed.
         nms_iou: Boxes of one class that overlap more than this are duplicates.
-        max_detections: Detections per picture.
+        max_detections: Detections per image.
         mask_threshold: Probability from which on a pixel belongs to an object.
     """
 

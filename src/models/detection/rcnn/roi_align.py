@@ -17,7 +17,7 @@ _FINEST_SIDE = 56.0
 
 
 def boxes_with_image(boxes: Sequence[Tensor]) -> Tensor:
-    """Boxes of several pictures as one ``(N, 5)``: index of the picture, then the box."""
+    """Boxes of several images as one ``(N, 5)``: index of the image, then the box."""
     return torch.cat(
         [torch.cat([b.new_full((len(b), 1), i), b], dim=1) for i, b in enumerate(boxes)]
     )

@@ -40,7 +40,7 @@ class DetectionLimits:
 
 @dataclass
 class RegionSample:
-    """The proposals of one picture that are trained on: positive first.
+    """The proposals of one image that are trained on: positive first.
 
     Attributes:
         boxes: ``(R, 4)``.
@@ -73,7 +73,7 @@ class RegionSampler:
         iou: From this overlap on a proposal is an object, below it background.
         low_quality: Whether the best proposal of an object is positive from ``iou`` on even if
             another object overlaps it more.
-        number: Proposals per picture.
+        number: Proposals per image.
         positive_fraction: Largest share of positive ones.
     """
 
@@ -91,7 +91,7 @@ class RegionSampler:
         self.sampler = RandomSampler(number, positive_fraction)
 
     def __call__(self, proposals: Tensor, target: DetectionTarget) -> RegionSample:
-        """Sample from the proposals ``(N, 4)`` and the objects of one picture."""
+        """Sample from the proposals ``(N, 4)`` and the objects of one image."""
         objects, labels = target["boxes"].to(proposals), target["labels"]
         itself = torch.arange(1, len(objects) + 1, device=labels.device)
         assigned = torch.cat([itself, self.assigner(proposals, objects)])
@@ -143,9 +143,9 @@ class RoIHead(nn.Module):
 
         Args:
             pyramid: Maps ``p2..p6``.
-            proposals: Boxes of each picture, ``(N, 4)``.
-            targets: Objects of each picture.
-            sizes: Height and width of each picture without padding.
+            proposals: Boxes of each image, ``(N, 4)``.
+            targets: Objects of each image.
+            sizes: Height and width of each image without padding.
 
         Returns:
             ``loss_cls``, ``loss_bbox``, ``loss_mask`` and ``acc`` (percent of right classes).
@@ -185,12 +185,12 @@ class RoIHead(nn.Module):
 
         Args:
             pyramid: Maps ``p2..p6``.
-            proposals: Boxes of each picture, ``(N, 4)``.
-            sizes: Height and width of each picture without padding.
-            original_sizes: Height and width of each picture before it was resized.
+            proposals: Boxes of each image, ``(N, 4)``.
+            sizes: Height and width of each image without padding.
+            original_sizes: Height and width of each image before it was resized.
 
         Returns:
-            Detections of each picture in its original size, best first.
+            Detections of each image in its original size, best first.
         """
         rois = boxes_with_image(proposals)
         logits, offsets = self.bbox_head(align_on_pyramid(pyramid, rois, box_head.ROI_SIDE))
@@ -257,7 +257,7 @@ def select_detections(
         limits: What to keep.
 
     Returns:
-        Boxes ``(D, 4)`` in the original picture, scores ``(D,)`` and classes ``(D,)``, best first.
+        Boxes ``(D, 4)`` in the original image, scores ``(D,)`` and classes ``(D,)``, best first.
     """
     confident = scores[:, :-1] > limits.score
     labels = confident.nonzero()[:, 1]
@@ -277,15 +277,15 @@ def add_masks(
     """Predict the masks of detected boxes; several heads are averaged.
 
     Args:
-        found: Boxes, scores and classes of each picture, as `select_detections` returns them.
+        found: Boxes, scores and classes of each image, as `select_detections` returns them.
         heads: Mask heads.
         pyramid: Maps ``p2..p6``.
-        sizes: Height and width of each picture without padding.
-        original_sizes: Height and width of each picture before it was resized.
+        sizes: Height and width of each image without padding.
+        original_sizes: Height and width of each image before it was resized.
         threshold: Pixels from this probability on belong to the object.
 
     Returns:
-        Detections of each picture.
+        Detections of each image.
     """
     scaled = [
         boxes * resize_factor(size, original, boxes)

@@ -1,4 +1,4 @@
-"""Region proposal network: which boxes of a picture are worth a closer look.
+"""Region proposal network: which boxes of an image are worth a closer look.
 
 Source: Ren et al., "Faster R-CNN", NeurIPS 2015 (arXiv 1506.01497), on a feature pyramid; constants
 of the official InternImage detectors (mmdet 2.x).
@@ -56,8 +56,8 @@ class RPNHead(nn.Module):
         train_limits: Proposals in training.
         test_limits: Proposals in evaluation.
         box_loss: Loss between predicted and wanted offsets.
-        num_samples: Anchors per picture in the loss, at most half of them on objects.
-        inside_only: Whether anchors that cross the border of the picture are left out of the loss.
+        num_samples: Anchors per image in the loss, at most half of them on objects.
+        inside_only: Whether anchors that cross the border of the image are left out of the loss.
     """
 
     def __init__(
@@ -114,11 +114,11 @@ class RPNHead(nn.Module):
             logits: As `forward` returns them.
             offsets: As `forward` returns them.
             anchors: Anchors per level.
-            sizes: Height and width of each picture without padding.
+            sizes: Height and width of each image without padding.
             limits: How many to keep.
 
         Returns:
-            Proposals of each picture, clipped to it, without duplicates.
+            Proposals of each image, clipped to it, without duplicates.
         """
         return [
             self._propose_one(
@@ -167,9 +167,9 @@ class RPNHead(nn.Module):
             logits: As `forward` returns them.
             offsets: As `forward` returns them.
             anchors: Anchors per level.
-            sizes: Height and width of each picture without padding.
-            valid: Anchors of each picture's own cells, bool ``(anchors of all levels,)``.
-            objects: Boxes of each picture, ``(G, 4)``.
+            sizes: Height and width of each image without padding.
+            valid: Anchors of each image's own cells, bool ``(anchors of all levels,)``.
+            objects: Boxes of each image, ``(G, 4)``.
 
         Returns:
             ``loss_rpn_cls`` and ``loss_rpn_bbox``, each with one value per level.
@@ -211,7 +211,7 @@ class RPNHead(nn.Module):
         }
 
     def _usable(self, anchors: Tensor, valid: Tensor, size: Size) -> Tensor:
-        """Indices of the anchors that may be trained in a picture."""
+        """Indices of the anchors that may be trained in an image."""
         if self.inside_only:
             height, width = size
             x1, y1, x2, y2 = anchors.unbind(dim=1)

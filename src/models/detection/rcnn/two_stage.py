@@ -1,4 +1,4 @@
-"""The way of a picture through a two-stage detector.
+"""The way of an image through a two-stage detector.
 
 image ``(N, 3, H, W)`` -> backbone ``c2..c5`` -> neck ``p2..p6`` -> RPN: proposals -> RoI head:
 boxes, classes and masks. Training compares the last two steps with the objects.
@@ -20,7 +20,7 @@ from src.models.necks.fpn import FPN
 from src.types import Detections, DetectionTarget, Size
 
 SIZE_DIVISOR = 32
-"""Pictures are padded to a multiple of this many pixels, the stride of the coarsest stage."""
+"""Images are padded to a multiple of this many pixels, the stride of the coarsest stage."""
 
 
 class TwoStageDetector(Detector):
@@ -72,7 +72,7 @@ class TwoStageDetector(Detector):
     def detect(
         self, image: Tensor, sizes: Sequence[Size], original_sizes: Sequence[Size] | None = None
     ) -> list[Detections]:
-        """Detections of each picture; see `Detector.forward`."""
+        """Detections of each image; see `Detector.forward`."""
         pyramid = self.neck(self.backbone(image))
         logits, offsets = self.rpn_head(pyramid)
         anchors = self._anchors(pyramid, offsets[0])
@@ -86,7 +86,7 @@ class TwoStageDetector(Detector):
         return self.rpn_head.anchors(_cells(pyramid), like)
 
     def _own_anchors(self, pyramid: Sequence[Tensor], size: Size) -> Tensor:
-        """Anchors in a picture's own padding to a multiple of 32, bool, all levels together."""
+        """Anchors in an image's own padding to a multiple of 32, bool, all levels together."""
         height, width = (-(-side // SIZE_DIVISOR) * SIZE_DIVISOR for side in size)
         flags = self.rpn_head.anchors.valid(_cells(pyramid), (height, width), pyramid[0].device)
         return torch.cat(flags)

@@ -117,7 +117,7 @@ class Mask2FormerHead(SegmentationHead):
         in_channels: Width of each stage's map, finest first, at least two.
         num_classes: Classes to score.
         channels: Width of everything inside, a multiple of 4 and of ``heads``.
-        num_queries: Queries, the largest number of classes that can be found in one picture.
+        num_queries: Queries, the largest number of classes that can be found in one image.
         heads: Attention heads.
         points: Places that a head of the pixel decoder looks at on each map.
         encoder_layers: Layers of the pixel decoder.

@@ -1,6 +1,6 @@
 """Mask2Former: a segmentor whose queries each find one class and its mask.
 
-In evaluation it scores every pixel as any `Segmentor` does, and inference on whole pictures is the
+In evaluation it scores every pixel as any `Segmentor` does, and inference on whole images is the
 same (``inference.py``). In training it gives what the loss over sets of masks needs.
 """
 

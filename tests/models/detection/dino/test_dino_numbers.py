@@ -109,9 +109,9 @@ def read_run(name, dtype):
     network.bbox_head.denoising.noise = FixedNoise(name)
     noise = name_noise(f"input:{name}:image", 2 * 3 * 96 * 128).reshape(2, 3, *PADDED)
     image = torch.from_numpy((2 * noise).astype(np.float32))
-    for picture, (height, width) in zip(image, SIZES, strict=True):
-        picture[:, height:] = 0
-        picture[:, :, width:] = 0
+    for raw, (height, width) in zip(image, SIZES, strict=True):
+        raw[:, height:] = 0
+        raw[:, :, width:] = 0
     targets = [
         {
             "boxes": torch.from_numpy(arrays[f"gt_boxes{i}"]),
@@ -250,8 +250,8 @@ def test_losses_and_gradients(name, dtype):
 
 
 def train(run):
-    """Losses of the pictures that the official run had."""
-    used = slice(0, 2 if run.name == "dino_t" else 1)  # the official CB-DINO takes one picture
+    """Losses of the images that the official run had."""
+    used = slice(0, 2 if run.name == "dino_t" else 1)  # the official CB-DINO takes one raw
     return run.network(run.image[used], SIZES[used], targets=run.targets[used])
 
 
@@ -292,8 +292,8 @@ def test_only_our_assignments_give_the_official_losses(name, matched):
     names = [key for key in train(run) if "bbox" in key and "dn_" not in key]
     assert len(names) == len(matched) == (5 if name == "dino_t" else 10)
     for key, (boxes, targets, sizes, pairs) in zip(names, matched, strict=True):
-        pictures = zip(boxes, targets, sizes, strict=True)
-        found = [box_losses_of_all_assignments(*picture) for picture in pictures]
+        images = zip(boxes, targets, sizes, strict=True)
+        found = [box_losses_of_all_assignments(*raw) for raw in images]
         number = sum(len(target["labels"]) for target in targets) + torch.finfo(torch.float32).eps
         number /= 0.5 if key.endswith("0_w0.5") else 1
         distance, overlap = (

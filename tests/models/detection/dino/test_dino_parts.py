@@ -1,4 +1,4 @@
-"""What the parts of DINO promise, on cases small enough to check by hand, and on odd pictures."""
+"""What the parts of DINO promise, on cases small enough to check by hand, and on odd images."""
 
 from functools import partial
 
@@ -69,7 +69,7 @@ def learn(detector, image, sizes, targets):
     return total.item()
 
 
-def test_boxes_relative_to_the_picture_and_back():
+def test_boxes_relative_to_the_image_and_back():
     boxes = torch.tensor([[10.0, 20, 30, 60]])
     relative = relative_boxes(boxes, (80, 100))
     torch.testing.assert_close(relative, torch.tensor([[0.2, 0.5, 0.2, 0.5]]))
@@ -148,7 +148,7 @@ def test_denoising_queries_stay_among_themselves():
     assert visible[:, 8:].all()
     assert plan.positive(0, torch.device("cpu"))[0].tolist() == [0, 1, 4, 5]
     assert plan.positive(1, torch.device("cpu"))[0].tolist() == [0, 4]
-    assert not queries.content[1, 1].any()  # the second picture has one object
+    assert not queries.content[1, 1].any()  # the second image has one object
     assert queries.content[1, 2].any()
     shift = (queries.unsigmoid.sigmoid()[0, :2, :2] - boxes[0][:, :2]).abs()
     assert (shift <= boxes[0][:, 2:] / 2 + 1e-3).all()
@@ -165,7 +165,7 @@ def test_no_object_and_more_objects_than_queries(detector, count):
 
 
 @pytest.mark.parametrize("size", [(20, 31), (1, 1)])
-def test_pictures_with_fewer_pixels_than_queries(detector, size):
+def test_images_with_fewer_pixels_than_queries(detector, size):
     image = torch.zeros(1, 3, 32, 32)
     image[:, :, : size[0], : size[1]] = 1
     learn(detector, image, [size], [target([[0, 0, size[1], size[0]]], [1])])
@@ -176,7 +176,7 @@ def test_pictures_with_fewer_pixels_than_queries(detector, size):
     assert found.boxes.min() >= 0
 
 
-def test_pictures_of_a_batch_do_not_see_each_other(detector):
+def test_images_of_a_batch_do_not_see_each_other(detector):
     detector.eval()
     image = torch.randn(2, 3, 64, 96)
     image[1, :, 32:] = 0
@@ -188,8 +188,8 @@ def test_pictures_of_a_batch_do_not_see_each_other(detector):
     assert_same_network(together[0].scores, alone[0].scores)
 
 
-def test_composite_losses_of_a_batch_are_those_of_its_pictures():
-    """With equal numbers of objects, the loss of two pictures is the mean of their losses."""
+def test_composite_losses_of_a_batch_are_those_of_its_images():
+    """With equal numbers of objects, the loss of two images is the mean of their losses."""
     torch.manual_seed(0)
     detector = MAKERS["cbdino"]().eval()
     image = torch.randn(2, 3, 64, 64)

@@ -1,6 +1,6 @@
 """Mask R-CNN and Cascade Mask R-CNN compute what the official code computes.
 
-Bounds: see ``tests/official.py``. From pictures to detections and gradients, float32 runs are
+Bounds: see ``tests/official.py``. From images to detections and gradients, float32 runs are
 compared given the values of the float64 run: the order of two scores, the overlap of two boxes and
 the sign of a ReLU input decide about more than rounding does.
 """

@@ -53,7 +53,7 @@ def test_anchors_are_centred_on_the_corner_of_their_cell():
     assert height / width == pytest.approx(0.5)
 
 
-def test_anchors_beyond_the_padding_of_a_picture_are_not_its_own():
+def test_anchors_beyond_the_padding_of_a_image_are_not_its_own():
     flags = AnchorGenerator(strides=(4,)).valid([(2, 3)], (8, 8), torch.device("cpu"))[0]
     assert flags.view(2, 3, 3)[..., 0].tolist() == [[True, True, False]] * 2
 
@@ -67,7 +67,7 @@ def test_coder_undoes_itself_and_limits_growth():
     assert float(grown[0, 2] - grown[0, 0]) == pytest.approx(8 * 1000 / 16)
 
 
-def test_decoding_for_every_class_clips_to_the_picture():
+def test_decoding_for_every_class_clips_to_the_image():
     boxes = BoxCoder().decode(torch.tensor([[0.0, 0, 10, 10]]), torch.ones(1, 5, 4), (12, 15))
     assert boxes.shape == (1, 5, 4)
     assert boxes.amax(dim=(0, 1)).tolist() == pytest.approx([1.4, 1.4, 15, 12], abs=0.1)
@@ -150,7 +150,7 @@ def test_losses_by_hand():
     assert float(accuracy(torch.eye(4), torch.tensor([0, 1, 2, 0]))) == 75
 
 
-def test_pictures_with_and_without_objects_train_together(detector):
+def test_images_with_and_without_objects_train_together(detector):
     image = torch.randn(2, 3, 64, 96)
     targets = [target([[8, 8, 40, 40], [50, 20, 51, 21]], [0, 2]), target([], [])]
     losses = detector(image, [(64, 96), (60, 70)], targets=targets)
@@ -166,7 +166,7 @@ def test_a_batch_without_objects_trains_every_parameter(detector):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in detector.parameters())
 
 
-def test_detections_refer_to_the_original_picture(detector):
+def test_detections_refer_to_the_original_image(detector):
     detector.roi_head.limits = type(detector.roi_head.limits)(score=0.0, per_image=5)
     detector.eval()
     sizes, original = [(64, 96), (60, 70)], [(128, 192), (90, 105)]

@@ -1,4 +1,4 @@
-"""Mask2Former: its outputs, its weights, small pictures."""
+"""Mask2Former: its outputs, its weights, small images."""
 
 from functools import partial
 
@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 from src.errors import UserError
 from src.models import InternImageBackbone, Mask2Former, Mask2FormerHead
-from src.models.segmentation import picture_probabilities
+from src.models.segmentation import image_probabilities
 from src.models.segmentation.mask2former.head import class_map, visible_pixels
 from src.models.weights import load_official, to_official
 from tests.official import assert_same_network
@@ -81,17 +81,17 @@ def test_every_parameter_is_trained():
 
 
 @pytest.mark.parametrize("size", [(1, 1), (7, 3), (33, 31)])
-def test_pictures_smaller_than_a_stride(size):
+def test_images_smaller_than_a_stride(size):
     network, image = tiny(), torch.randn(1, 3, *size)
     for values in network(image).values():
         assert all(x.isfinite().all() for x in values)
     with torch.no_grad():
-        probability = picture_probabilities(network.eval(), [image], size)
+        probability = image_probabilities(network.eval(), [image], size)
     assert probability.shape == (1, 5, *size)
     assert_close(probability.sum(1), torch.ones(1, *size))
 
 
-def test_pictures_of_a_batch_do_not_mix():
+def test_images_of_a_batch_do_not_mix():
     network, images = tiny().eval().double(), torch.randn(2, 3, 48, 64).double()
     with torch.no_grad():
         assert_same_network(network(images)["out"][1:], network(images[1:])["out"])

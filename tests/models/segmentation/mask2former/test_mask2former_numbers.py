@@ -10,7 +10,7 @@ import torch
 
 from src.losses.mask_set import MaskSetLoss, mask_targets, query_classes
 from src.models import InternImageBackbone, Mask2Former, Mask2FormerHead
-from src.models.segmentation import picture_probabilities
+from src.models.segmentation import image_probabilities
 from src.models.weights import load_official
 from src.models.weights.names import official_names
 from tests.models.conftest import load_run, name_noise
@@ -110,8 +110,8 @@ def test_every_stored_array(run, network_of, dtype):
 
 
 @torch.no_grad()
-def test_probabilities_of_whole_pictures(run, network, dtype):
-    probability = picture_probabilities(network, [run.input("image", dtype)], (75, 110))
+def test_probabilities_of_whole_images(run, network, dtype):
+    probability = image_probabilities(network, [run.input("image", dtype)], (75, 110))
     run.numbers.check(probability[:, :, ::4, ::4], "whole_prob", "whole_prob_sub")
     run.numbers.check_summary(probability, "whole_prob")
     bound = run.numbers.bound("whole_prob")
@@ -122,7 +122,7 @@ def test_probabilities_of_whole_pictures(run, network, dtype):
 def test_classes_are_matched_with_the_official_queries(run, network_of, dtype):
     label = run.arrays["label"].long()
     assert (label == 255).any()
-    targets = [mask_targets(picture, dtype) for picture in label]
+    targets = [mask_targets(image, dtype) for image in label]
     for i, target in enumerate(targets):
         assert torch.equal(target.classes, run.arrays[f"gt_labels{i}"])
     predictions = run_in_steps(
