@@ -46,7 +46,8 @@ class EpochSeed(Callback):
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Remember what the progress counts."""
-        self._saved_images = state_dict["images_per_batch"]
+        former = state_dict.get("pictures_per_batch", 0)  # name of the entry in earlier versions
+        self._saved_images = state_dict.get("images_per_batch", former)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Continue in the middle of an epoch where the checkpoint was written there."""

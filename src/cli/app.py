@@ -90,10 +90,13 @@ class Parser(LightningArgumentParser):
 class TrainingCLI(LightningCLI):
     """Task, data module and trainer from the command line; made by `create`."""
 
+    _has_command = True
+
     @classmethod
     def create(cls, args: list[str], *, run: bool) -> Self:
         """Parse ``args`` and make everything; with ``run`` the first argument is the command."""
         quieten()
+        cls._has_command = run
         # Lightning reads sys.argv when it starts processes for further devices, and warns when it
         # is given arguments beside it.
         argv, sys.argv = sys.argv, [sys.argv[0], *(args if run else [])]
@@ -135,6 +138,10 @@ class TrainingCLI(LightningCLI):
             default=None,
             help="Name of the run folder: runs/<name>. Default: names of the config files, joined.",
         )
+        if not self._has_command:
+            # The config.yaml of a run has these keys; the commands get them from Lightning.
+            for key, kind in (("ckpt_path", str), ("weights_only", bool)):
+                parser.add_argument(f"--{key}", type=kind | None, help="Without effect here.")
         for key, callback in _SWITCHABLE.items():
             parser.add_lightning_class_args(callback, key)
         parser.callback_keys.clear()  # `instantiate_trainer` takes those that fit the other flags

@@ -153,6 +153,9 @@ def _value(annotation: Any, value: Any, where: str, depth: int) -> Any:
         result = parts[-1]
         if isinstance(result, type):
             return _factory(value, result, where, depth)
+        if get_origin(result) in (Union, types.UnionType):
+            made_by = tuple(Callable[..., option] for option in get_args(result))
+            return _one_of(made_by, value, where, depth)
     elif origin in (list, tuple, Sequence):
         return _sequence(origin, parts, value, where, depth)
     elif annotation is Any:
