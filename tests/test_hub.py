@@ -200,9 +200,9 @@ def test_mistakes_are_one_sentence(tmp_path, monkeypatch):
         {"task": "cooking"},
         {"task": "detection"},
         {"task": None},
-        {"images": [1]},
-        {"images": {"mean": {"a": 1}}},
-        {"images": {"other": 1}},
+        {"preprocessing": [1]},
+        {"preprocessing": {"mean": {"a": 1}}},
+        {"preprocessing": {"other": 1}},
     ],
 )
 def test_descriptions_that_make_no_sense(change, tmp_path):

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from src.cli import main
+from src.files import write_json
 from src.tasks import ClassificationTask
 
 GO_ON = ("--terminate_on_nan.enabled", "false")
@@ -164,9 +165,9 @@ def test_all_ranks_stop_together(folder: Path) -> None:
 
 
 def test_files_of_results_are_json(tmp_path: Path) -> None:
-    from src.callbacks.detections import _write_json
-
+    path = tmp_path / "results.json"
     with pytest.raises(ValueError, match="JSON"):
-        _write_json({"score": float("nan")}, tmp_path / "results.json")
-    _write_json({"score": 1.0}, tmp_path / "results.json")
-    assert json.loads((tmp_path / "results.json").read_text()) == {"score": 1.0}
+        write_json(path, {"score": float("nan")}, allow_nan=False)
+    assert not list(tmp_path.iterdir())
+    write_json(path, {"score": 1.0}, allow_nan=False)
+    assert json.loads(path.read_text()) == {"score": 1.0}

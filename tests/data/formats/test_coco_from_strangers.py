@@ -137,7 +137,7 @@ def test_an_annotation_without_an_id_is_named_by_its_place(write):
     ],
 )
 def test_a_wrong_image_is_refused_with_its_id(write, changes, message):
-    with pytest.raises(UserError, match=rf"a\.json: (the|a) image .*{message}") as caught:
+    with pytest.raises(UserError, match=rf"a\.json: (the|an) image .*{message}") as caught:
         CocoFile(write(content(images=[image(2), image(1, **changes)])))
     assert len(str(caught.value)) < 500
 
