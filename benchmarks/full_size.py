@@ -41,7 +41,7 @@ def on_meta(recipe):
     """The network of a recipe, without memory."""
     config = yaml.safe_load(recipe.read_text())
     if config["data"]["class_path"] == "COCODataModule":
-        config["data"]["init_args"]["class_names"] = "coco"  # where there is no data set
+        config["data"]["init_args"]["class_names"] = "coco"  # where there is no dataset
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(BaseTask, "model")
     parser.add_subclass_arguments(BaseDataModule, "data")

@@ -284,7 +284,7 @@ _PUBLISHED_NAMES: dict[str, Callable[[], list[str]]] = {
     "ADE20KDataModule": _ade20k_names,
     "COCOStuffDataModule": _coco_stuff_names,
 }
-"""Class names of the data sets that published networks are for, by the data module of a recipe."""
+"""Class names of the datasets that published networks are for, by the data module of a recipe."""
 
 
 def _download(repository: str) -> Path:

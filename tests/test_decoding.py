@@ -94,7 +94,7 @@ def test_grey_images_of_any_depth_are_turned_upright(tmp_path, numbers):
         path = saved(tmp_path, Image.fromarray(deep), name, exif=exif)
         turned = decode(path, upright=True)
         np.testing.assert_array_equal(np.asarray(turned)[..., 0], np.rot90(RAMP[:9], -1))
-        later = ImageOps.exif_transpose(decode(path))  # as the detection data set does
+        later = ImageOps.exif_transpose(decode(path))  # as the detection dataset does
         np.testing.assert_array_equal(np.asarray(later), np.asarray(turned))
 
 

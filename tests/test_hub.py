@@ -125,7 +125,7 @@ DATA_SETS = {"coco": 80, "80classes": 80, "ade20k": 150, "cocostuff164k": 171, "
 
 
 def published_classes(name):
-    """Number of classes and first name of a published file, from the data set in its name."""
+    """Number of classes and first name of a published file, from the dataset in its name."""
     if not name.startswith("internimage"):
         name = name.replace("_layer_wise_lr", "").replace("_0.1x_backbone_lr", "")
         ending = name.rsplit("_", 1)[-1].removeprefix("cocostuff2")

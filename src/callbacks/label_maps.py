@@ -22,7 +22,7 @@ from src.visualization import draw_label_map
 class LabelMapWriter(Callback):
     """Write ``label_maps/*.png`` and ``overlays/*.png`` into the run folder during ``predict``.
 
-    Values of a label map are class indices from 0, and its palette shows them in colour. Data sets
+    Values of a label map are class indices from 0, and its palette shows them in colour. Datasets
     that count classes from 1 (ADE20K) need 1 added before the files serve as annotations.
 
     Args:

@@ -44,7 +44,7 @@ InternImage on PyTorch Lightning. Commands of python -m src:
   test         metrics on the test split  like validate
   predict      table and images         like validate, with --data.predict_dir FOLDER
   prepare      check and split your data  prepare from-folder photos   (or: prepare toy)
-  verify       check a data set           verify imagenet --root data/imagenet
+  verify       check a dataset           verify imagenet --root data/imagenet
   export       ONNX, torch.export, hub    export --config X.yaml --ckpt_path best --check FOLDER
   profile      size, MACs and memory      profile --model internimage_t
   plan         memory on many GPUs        plan --config X.yaml --gpus 8 --memory 80GB

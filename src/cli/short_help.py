@@ -16,7 +16,7 @@ _START = """\
   --ckpt_path last|best|FILE    {checkpoint}
   --model.weights FILE|NAME     weights to start from: own or published (docs/model_zoo.md)
   --name NAME                   results go to runs/NAME (name of the last recipe)
-  --data.root FOLDER            the data set
+  --data.root FOLDER            the dataset
   --data.batch_size N           images per device and step
   --data.num_workers N          processes that load images
 """
@@ -33,7 +33,7 @@ _OWN = {
     "test": "  --data.eval_batch_size N      images per device\n",
     "predict": """\
   --data.predict_dir FOLDER     images, or a single one
-  --data.class_names NAMES      names if the data set is not there: a file, coco, imagenet-1k
+  --data.class_names NAMES      names if the dataset is not there: a file, coco, imagenet-1k
   --detections.score 0.3        detections below this are not drawn
 """,
 }

@@ -1,4 +1,4 @@
-"""Data modules, plain data sets, transforms, toy data, and the prepare and verify commands.
+"""Data modules, plain datasets, transforms, toy data, and the prepare and verify commands.
 
 The data modules are imported on first use, so that ``python -m src prepare`` and ``verify`` need
 not wait for Lightning. To have their short names in YAML, import them by name: ``from src.data

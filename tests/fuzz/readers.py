@@ -41,7 +41,7 @@ def targets() -> dict[str, Target]:
 
 
 def read_coco_file(path: Path) -> None:
-    """Everything that a data set and the scores ask of an annotation file."""
+    """Everything that a dataset and the scores ask of an annotation file."""
     file = CocoFile(path)
     file.count_learnable()
     for index, image in enumerate(file.images):

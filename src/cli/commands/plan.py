@@ -118,7 +118,7 @@ class Plan:
     Args:
         recipe: What to train.
         gpus: Number of processes.
-        num_classes: Number of classes; default is that of the task's public data set.
+        num_classes: Number of classes; default is that of the task's public dataset.
     """
 
     def __init__(self, recipe: Recipe, gpus: int, num_classes: int | None = None) -> None:
@@ -325,7 +325,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--memory", default="80GB", help="memory of each GPU")
     parser.add_argument("--batch_size", type=int, help="images per GPU; default: the recipe's")
     parser.add_argument("--global_batch", type=int, help="images per step to propose for")
-    parser.add_argument("--num_classes", type=int, help="default: those of the public data set")
+    parser.add_argument("--num_classes", type=int, help="default: those of the public dataset")
     parser.add_argument("--tflops", type=float, help="speed of a GPU that you have measured")
     parser.add_argument("--images", type=int, help="images of an epoch, for its duration")
     return parser

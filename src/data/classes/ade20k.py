@@ -1,4 +1,4 @@
-"""Names and colours of the 150 ADE20K classes, and colours for other data sets.
+"""Names and colours of the 150 ADE20K classes, and colours for other datasets.
 
 Source: SceneParse150 (MIT Scene Parsing Benchmark, CSAILVision/sceneparsing, BSD-3-Clause): the
 first name of each line of objectInfo150.txt, and the colours of its palette.

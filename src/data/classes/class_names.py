@@ -20,11 +20,11 @@ _SYNSET = re.compile(r"n\d{8}")
 
 @dataclass(frozen=True)
 class ClassSet:
-    """The classes of a data set in label order.
+    """The classes of a dataset in label order.
 
     Attributes:
         folders: Folder name of each label. Empty if only readable names are known, as in prediction
-            without a data set.
+            without a dataset.
         names: Readable name of each label.
     """
 
@@ -39,12 +39,12 @@ def resolve_classes(
 ) -> ClassSet:
     """Find the classes of ``root/train`` (or, without it, ``root/val``), helped by given names.
 
-    Given names that contain every class folder of the data set are its folder names in label order
+    Given names that contain every class folder of the dataset are its folder names in label order
     (there may be more of them than folders). Other given names are readable names for the sorted
-    folders, one each. Without a data set they stand alone.
+    folders, one each. Without a dataset they stand alone.
 
     Args:
-        root: Data set folder with ``train/<class>`` and ``val/<class>``.
+        root: Dataset folder with ``train/<class>`` and ``val/<class>``.
         class_names: Names, a text file with one name a line, ``"imagenet-1k"``, or None for the
             folder names.
         splits: Folders under ``root`` that are looked into, the first that exists counts.
@@ -123,7 +123,7 @@ def readable_names(folders: Sequence[str]) -> tuple[str, ...]:
     """
     if not folders or not all(_SYNSET.fullmatch(folder) for folder in folders):
         return tuple(folders)
-    # Imported here, because timm takes seconds and most data sets do not need it.
+    # Imported here, because timm takes seconds and most datasets do not need it.
     from timm.data.imagenet_info import ImageNetInfo
 
     info = ImageNetInfo("imagenet-1k")

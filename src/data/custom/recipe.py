@@ -1,4 +1,4 @@
-"""The recipe for a small data set: a published (or the laptop) one with other numbers.
+"""The recipe for a small dataset: a published (or the laptop) one with other numbers.
 
 The recipes in ``configs/`` are made for a million images and many GPUs. For a few hundred, this
 shortens the warm-up, lowers the learning rate where training starts from published weights, and
@@ -89,7 +89,7 @@ def write(
         args: What `add_arguments` declares.
         path: The file, where it will lie.
         task: A key of `RECIPES`.
-        data: Arguments of the data module that describe the data set.
+        data: Arguments of the data module that describe the dataset.
         images: Number of training images.
         folder: Where it is written now; the whole folder goes to its place when it is complete.
     """
@@ -120,13 +120,13 @@ def write(
 def small_data_recipe(
     task: str, base: str, weights: str | None, data: dict[str, Any], images: int
 ) -> dict[str, Any]:
-    """Settings for a data set of ``images`` training images.
+    """Settings for a dataset of ``images`` training images.
 
     Args:
         task: A key of `RECIPES`.
         base: Name of a recipe in ``configs/<task>``.
         weights: What to start from; ``None`` is from scratch.
-        data: Arguments of the data module that describe the data set.
+        data: Arguments of the data module that describe the dataset.
         images: Number of training images, at least 1.
 
     Raises:

@@ -1,4 +1,4 @@
-"""ADE20K for semantic segmentation, or any data set of images and label maps in two folders.
+"""ADE20K for semantic segmentation, or any dataset of images and label maps in two folders.
 
 The defaults are the official recipe for 512 pixels; the larger models change ``image_scale`` and
 ``crop_size``. What the official code does in its data pipeline is in
@@ -41,7 +41,7 @@ Triple = tuple[float, float, float]
 class ADE20KDataModule(BaseDataModule):
     """Reads ``root/images/*`` and ``root/annotations/*`` as ADEChallengeData2016 has them.
 
-    Another data set in two folders needs no code, only the names of its folders and classes.
+    Another dataset in two folders needs no code, only the names of its folders and classes.
 
     Args:
         root: Folder that the other folders are in.

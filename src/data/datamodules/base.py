@@ -96,13 +96,13 @@ class BaseDataModule(LightningDataModule, ABC):
         collate_fn: Callable[[list[Any]], Any] | None = None,
         sampler: Sampler[int] | None = None,
     ) -> DataLoader[Any]:
-        """Loader of one of the data sets that `setup` has made.
+        """Loader of one of the datasets that `setup` has made.
 
         Training loaders shuffle and leave out what does not fill a step, unless it is the only
         one, so that Mixup meets even batches.
 
         Args:
-            split: Key of the data set.
+            split: Key of the dataset.
             train: Whether this is a training loader.
             collate_fn: How samples become a batch; default is PyTorch's.
             sampler: Which samples, in which order; default is all of them, shuffled in training.

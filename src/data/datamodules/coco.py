@@ -1,4 +1,4 @@
-"""COCO for detection and instance segmentation, or any data set in the same format.
+"""COCO for detection and instance segmentation, or any dataset in the same format.
 
 Class names and their number are read from the annotation files, so other data needs nothing but
 other paths. The defaults are the official 12-epoch recipe; the long schedules change

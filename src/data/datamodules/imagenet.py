@@ -1,4 +1,4 @@
-"""Images in class folders for classification: ImageNet-1k, or any data set of the same layout.
+"""Images in class folders for classification: ImageNet-1k, or any dataset of the same layout.
 
 The defaults are the official recipe; evaluation uses crop ratio 1.0. Mixup, CutMix and label
 smoothing belong to the task. The list files and the in-memory caches of the official code are not

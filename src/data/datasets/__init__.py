@@ -1,4 +1,4 @@
-"""Plain torch data sets: files in, samples out. No Lightning here."""
+"""Plain torch datasets: files in, samples out. No Lightning here."""
 
 from src.data.datasets.image_folder import ImageFilesDataset, ImageFolderDataset
 

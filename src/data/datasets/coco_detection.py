@@ -1,6 +1,6 @@
 """Images with objects from COCO annotation files, and images without labels for a detector.
 
-Plain PyTorch data sets: no Lightning, no sampling.
+Plain PyTorch datasets: no Lightning, no sampling.
 """
 
 from __future__ import annotations
@@ -307,7 +307,7 @@ def collate(samples: Sequence[Sample], size_divisor: int = 32) -> dict[str, Any]
     """Put images of different sizes into one batch, padded at the right and at the bottom.
 
     Args:
-        samples: Images of one data set.
+        samples: Images of one dataset.
         size_divisor: Sides of the batch are multiples of this.
 
     Returns:

@@ -81,7 +81,7 @@ class ImageFolderDataset(ReadableImages, Dataset[Sample]):
         for folder in found:
             if folder not in label_of:
                 raise UserError(
-                    f"The class folder {Path(root) / folder} has no label: the data set's "
+                    f"The class folder {Path(root) / folder} has no label: the dataset's "
                     f"{len(label_of)} classes do not include "
                     f"{folder!r}. Remove the folder, or add the class to the training split or to "
                     "class_names."

@@ -1,6 +1,6 @@
 """Images and label maps of the same names in two folders: ADEChallengeData2016, or any like it.
 
-Plain PyTorch data sets: no Lightning, no sampling. Labels of pixels are class indices; 255 counts
+Plain PyTorch datasets: no Lightning, no sampling. Labels of pixels are class indices; 255 counts
 nowhere.
 """
 

@@ -17,7 +17,7 @@ class AspectRatioSampler(DistributedSampler[int]):
     of all processes; then the batches are shuffled.
 
     Args:
-        dataset: The data set.
+        dataset: The dataset.
         is_wide: Group of each image, bool ``(N,)``.
         batch_size: Images per process and step.
         num_replicas: Number of processes.

@@ -50,11 +50,11 @@ class DealtBatchSampler(DistributedSampler[Any]):
     The order depends on the seed and the epoch alone, and the batches of one step are consecutive
     in it. So a step sees the same images on one process, on many, and with accumulated batches,
     as long as the global batch is the same; and a run continues on another number of processes as
-    if nothing had changed. What does not fill a step is left out; a data set that does not fill a
+    if nothing had changed. What does not fill a step is left out; a dataset that does not fill a
     single step is one step of smaller batches, filled up with repetitions.
 
     Args:
-        dataset: The data set.
+        dataset: The dataset.
         batch_size: Images per process and step.
         num_replicas: Number of processes.
         rank: Number of this process.

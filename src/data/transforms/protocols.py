@@ -1,4 +1,4 @@
-"""What the data sets ask of a transform; the library behind it can change."""
+"""What the datasets ask of a transform; the library behind it can change."""
 
 from __future__ import annotations
 

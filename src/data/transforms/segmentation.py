@@ -5,7 +5,7 @@ resize, crop that no class dominates, flip, photometric distortion, normalisatio
 evaluation a resize that keeps the shape and then rounds the sides up. All resizes are OpenCV's
 bilinear ones without antialiasing, as officially.
 
-albumentations is not maintained any more, so nothing outside this file knows it: the data sets use
+albumentations is not maintained any more, so nothing outside this file knows it: the datasets use
 the protocols of ``protocols.py``. Importing this file takes seconds; do it late.
 """
 

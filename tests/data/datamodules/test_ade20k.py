@@ -1,4 +1,4 @@
-"""The ADE20K data module: pairing, batches, bad data, other data sets, sharing among processes."""
+"""The ADE20K data module: pairing, batches, bad data, other datasets, sharing among processes."""
 
 import numpy as np
 import pytest

@@ -41,7 +41,7 @@ def content(annotations, images=((1, 80, 60), (2, 60, 80), (3, 80, 60))):
 
 @pytest.fixture
 def root(tmp_path):
-    """A data set of three images; tests write the annotations."""
+    """A dataset of three images; tests write the annotations."""
     (tmp_path / "images").mkdir()
     rng = np.random.default_rng(0)
     for number, (width, height) in {1: (80, 60), 2: (60, 80), 3: (80, 60)}.items():
