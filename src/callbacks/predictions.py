@@ -91,7 +91,7 @@ class ClassPredictionWriter(Callback):
             root = getattr(trainer.datamodule, "predict_dir", None)  # type: ignore[attr-defined]
             names = OutputNames([row.path for row in rows], root)
             count = draw_images(chosen, folder / "images", names, max_pixels(trainer))
-            tell(f"Images:    {folder / 'images'} ({count} of {len(rows)} files)")
+            tell(f"Images:      {folder / 'images'} ({count} of {len(rows)} files)")
 
 
 def class_names(trainer: Trainer) -> list[str]:
