@@ -15,6 +15,7 @@ from src.models.segmentation import Mask2Former, Segmentor
 from src.models.segmentation.fcn import FCNHead
 from src.models.segmentation.mask2former import Mask2FormerHead
 from src.models.segmentation.upernet import UPerHead
+from src.models.weights import files as checkpoints  # noqa: F401  the former name of the module
 
 __all__ = [
     "ARCHITECTURES",

@@ -530,3 +530,10 @@ def test_a_clean_load_says_nothing(source, caplog):
     with caplog.at_level(logging.WARNING):
         load_official(target(), to_official(source))
     assert not caplog.records
+
+
+def test_reading_files_keeps_its_former_name():
+    from src.models import checkpoints
+    from src.models.weights import files
+
+    assert checkpoints is files
