@@ -1,6 +1,7 @@
 """Tiny images, a tiny recipe and a run of it, shared by the tests of tasks, callbacks and CLI."""
 
 import resource
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -14,6 +15,17 @@ from PIL import Image
 
 CLASSES = ("blue", "green", "red")
 pytest_plugins = ["tests.plugins.workers", "tests.plugins.ports", "tests.plugins.leftovers"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _signals_of_a_terminal() -> None:
+    """Hear the signals that ``nohup`` and background jobs of a script ignore, for all tests."""
+    for number, handler in (
+        (signal.SIGHUP, signal.SIG_DFL),
+        (signal.SIGINT, signal.default_int_handler),
+    ):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")
