@@ -26,6 +26,7 @@ from src.data.formats.coco_columns import AnnotationRows, read_columns
 from src.data.formats.coco_entries import (
     MOST_WORK,
     Annotation,
+    ImageEntry,
     check_categories,
     check_images,
     find_categories,
@@ -93,6 +94,11 @@ class CocoFile:
         self.num_usable = int(counts.sum())
         self.objects_of_class = Counter(dict(enumerate(counts.tolist())))
         self.left_out = self._report(reasons, entries)
+
+    @property
+    def pictures(self) -> list[ImageEntry]:
+        """Former name of ``images``."""
+        return self.images
 
     @property
     def class_names(self) -> list[str]:
