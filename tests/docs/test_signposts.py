@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "architecture.md").read_text()
-TABLE = PAGE.split("## Where is ...?")[1].split("## Decisions")[0]
+TABLE = PAGE.split("## Where is ...?")[1].split("## Design decisions")[0]
 ROWS = [row for row in TABLE.splitlines() if row.startswith("| ") and "`" in row]
 
 
