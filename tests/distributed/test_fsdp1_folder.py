@@ -10,6 +10,7 @@ import torch
 from src.distributed import consolidate
 from src.distributed.checkpoints import read_shapes
 from src.errors import UserError
+from src.serialization.folders import Folder
 from tests.distributed.conftest import ROOT
 
 
@@ -41,7 +42,7 @@ def test_weights_and_optimizer_state_are_put_together(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_shapes_are_known_without_reading(folder: Path) -> None:
-    shapes = read_shapes(folder)["state_dict"]
+    shapes = read_shapes(Folder(folder))["state_dict"]
     assert shapes["network.head.bias"] == (3,)
     assert set(shapes) == set(consolidate(folder, weights_only=True)["state_dict"])
 

@@ -86,7 +86,7 @@ def test_quickstart_runs_on_own_images(
     for args in tour:
         assert main([*args, *shorter.get(args[0], [])]) == 0, args
     assert "(within 1e-4)" in capsys.readouterr().out
-    assert list((tmp_path / "runs" / "photos").rglob("images/*.png"))
+    assert list((tmp_path / "runs" / "photos").rglob("images/**/*.png"))
     assert (tmp_path / "exported" / "photos" / "model.onnx").is_file()
 
 
