@@ -86,7 +86,7 @@ class MonitorCheck(Callback):
         for monitor in _monitors(trainer):
             if known and _is_closed(trainer, pl_module, monitor.name) and monitor.name not in known:
                 raise UserError(_unknown(monitor, known))
-            _warn_of_mode(monitor, known)
+            _warn_of_mode(monitor, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compare with what has been logged until the first validation.
@@ -144,10 +144,10 @@ def _unknown(monitor: Monitor, known: Collection[str]) -> str:
     )
 
 
-def _warn_of_mode(monitor: Monitor, known: Collection[str]) -> None:
-    if monitor.name not in known:
+def _warn_of_mode(monitor: Monitor, task: BaseTask) -> None:
+    if monitor.name not in task.validation_names():
         return
-    wanted = "min" if "loss" in monitor.name else "max"
+    wanted = "min" if monitor.name in task.validation_losses() else "max"
     if monitor.mode != wanted:
         better = "smaller" if wanted == "min" else "larger"
         owner = monitor.owner.removesuffix(".monitor")

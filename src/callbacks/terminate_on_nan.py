@@ -85,10 +85,11 @@ class TerminateOnNaN(Callback):
         if not self.enabled or trainer.state.fn != TrainerFn.FITTING:
             return
         require_finite_weights(pl_module)
+        losses = pl_module.validation_losses() if isinstance(pl_module, BaseTask) else set()
         names = [
             f"{name} {float(value)}"
             for name, value in trainer.callback_metrics.items()
-            if name.startswith("val/") and "loss" in name and not math.isfinite(float(value))
+            if name in losses and not math.isfinite(float(value))
         ]
         if _on_any_rank(torch.tensor(bool(names), device=pl_module.device)):
             raise NonFiniteError(
@@ -178,7 +179,7 @@ def _describe_losses(trainer: Trainer, values: Tensor) -> str:
     named = {
         name: float(value)
         for name, value in trainer.callback_metrics.items()
-        if name.startswith("train/") and "loss" in name and not name.endswith("_epoch")
+        if name.startswith("train/") and not name.endswith("_epoch")
     }
     bad = [f"{name} {value}" for name, value in named.items() if not math.isfinite(value)]
     if not bad:  # it was in an earlier one of the accumulated batches

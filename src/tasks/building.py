@@ -1,4 +1,4 @@
-"""Making the network of a task: whole or in shards, with initial or published weights."""
+"""Building the network, loss and metrics of a task: whole or in shards, with what weights."""
 
 from __future__ import annotations
 
@@ -6,20 +6,97 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
+from torchmetrics import MetricCollection
 
 from src.distributed import copy_network, materialise, shard
 from src.errors import UserError
 from src.models.internimage.backbone import InternImageBackbone
 from src.models.internimage.blocks import Block
 from src.models.weights import LoadReport, load_official
+from src.tasks.class_names import class_names_of, compare_classes
 
 SHARDED_UNITS: tuple[type[nn.Module], ...] = (Block,)
 """Modules that sharding strategies gather one at a time."""
+
+
+class BuildingHooks(LightningModule):
+    """Part of `BaseTask` that builds the network, the loss and the metrics."""
+
+    num_classes: int
+    weights: str | None
+    network_factory: Callable[..., nn.Module]
+    network: nn.Module | None
+    random_weights: tuple[str, ...]
+    criterion: nn.Module
+    metrics: nn.ModuleDict
+
+    build_network: Callable[[], nn.Module]
+    build_loss: Callable[[], nn.Module]
+    build_metrics: Callable[[], MetricCollection]
+
+    def configure_model(self) -> None:
+        """Build network, loss and metrics once; Lightning calls this again for every stage."""
+        if self.network is not None:
+            return
+        self.network = self.build_network()
+        self.criterion = self.build_loss()
+        self.metrics = nn.ModuleDict(
+            {
+                "val": self.build_metrics().clone(prefix="val/"),
+                "val_raw": self.build_metrics().clone(prefix="val/", postfix="_raw"),
+                "test": self.build_metrics().clone(prefix="test/"),
+            }
+        )
+
+    @property
+    def training_network(self) -> nn.Module:
+        """The network in training."""
+        if self.network is None:
+            raise RuntimeError("the network is built by configure_model(), which has not run yet")
+        return self.network
+
+    def make_network(self) -> nn.Module:
+        """Make the randomly initialised network, split over the ranks where there is a mesh."""
+        if self._device_mesh is None:
+            return self._make()
+        return make_in_shards(self._make, self._device_mesh, self.trainer.strategy)
+
+    def copy_in_shards(self) -> nn.Module:
+        """Make a second network with the weights and the shards of the one in training."""
+        assert self._device_mesh is not None
+        mesh, strategy = self._device_mesh, self.trainer.strategy
+        return copy_in_shards(self.training_network, self._make, mesh, strategy)
+
+    def load_weights(self, network: nn.Module) -> None:
+        """Load `weights` into a network, and compare their classes with those of the data.
+
+        Raises:
+            UserError: If they do not fit.
+        """
+        check_channels(network, getattr(self._trainer, "datamodule", None))
+        if self.weights is None:
+            return
+        report = load_weights(network, self.weights, self._trainer)
+        self.random_weights = random_weights(report)
+        if report.class_names:
+            self.compare_classes(list(report.class_names), report.source)
+
+    def compare_classes(self, trained: list[str], *source: str) -> None:
+        """Compare the classes of weights with those of the data; see `compare_classes`."""
+        now = class_names_of(self._trainer)
+        compare_classes(trained, now, *source, is_fitting=self._is_fitting)
+
+    def _make(self) -> nn.Module:
+        return self.network_factory(num_classes=self.num_classes)
+
+    @property
+    def _is_fitting(self) -> bool:
+        return self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
 
 
 def load_weights(network: nn.Module, source: str, trainer: Trainer | None) -> LoadReport:
@@ -28,10 +105,10 @@ def load_weights(network: nn.Module, source: str, trainer: Trainer | None) -> Lo
     Args:
         network: Loaded in place.
         source: File or hub name.
-        trainer: What they are for; an evaluation warns of weights that the file does not have.
+        trainer: In evaluation, weights that the file does not have give a warning.
 
     Returns:
-        What was loaded, what was not.
+        Report of what was loaded.
 
     Raises:
         UserError: If the file cannot be found or read, or does not fit.
@@ -48,7 +125,7 @@ def load_weights(network: nn.Module, source: str, trainer: Trainer | None) -> Lo
 
 
 def random_weights(report: LoadReport) -> tuple[str, ...]:
-    """Names of the weights that keep their initial values and matter in evaluation."""
+    """Names of the weights that stay randomly initialised and are used in evaluation."""
     return tuple(name for name in report.fresh if not name.startswith("auxiliary_head."))
 
 
@@ -70,7 +147,7 @@ def check_channels(network: nn.Module, data: Any) -> None:
 
 
 def make_in_shards(make: Callable[[], nn.Module], mesh: DeviceMesh, strategy: Any) -> nn.Module:
-    """Make a network with initial values, split over the ranks of a mesh."""
+    """Make a randomly initialised network, split over the ranks of a mesh."""
     network = _in_shards(make, mesh, strategy)
     materialise(network, strategy.root_device)
     return network
@@ -79,7 +156,7 @@ def make_in_shards(make: Callable[[], nn.Module], mesh: DeviceMesh, strategy: An
 def copy_in_shards(
     network: nn.Module, make: Callable[[], nn.Module], mesh: DeviceMesh, strategy: Any
 ) -> nn.Module:
-    """Make a second network, split and valued like ``network``."""
+    """Make a second network with the weights and the shards of ``network``."""
     copy = _in_shards(make, mesh, strategy)
     copy.to_empty(device=strategy.root_device)
     copy_network(copy, network)
@@ -89,7 +166,7 @@ def copy_in_shards(
 def _in_shards(make: Callable[[], nn.Module], mesh: DeviceMesh, strategy: Any) -> nn.Module:
     if mesh["tensor_parallel"].size() > 1:
         raise UserError(
-            "The networks are not made for tensor parallelism; use --trainer.strategy fsdp2,"
+            "The networks do not support tensor parallelism; use --trainer.strategy fsdp2,"
             " which splits them over all processes."
         )
     layer_sync = getattr(strategy, "_layer_sync", None)

@@ -22,6 +22,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from src.errors import UserError
+from src.optim.param_groups import LrScale, lr_scale_by_depth
 from src.optim.schedules import StepSchedule
 
 OptimizerFactory = Callable[[Any], Optimizer]
@@ -210,6 +211,30 @@ def global_batch_size(trainer: Trainer) -> int:
 def steps_per_epoch(trainer: Trainer) -> int:
     """Optimizer steps of an epoch."""
     return max(1, math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches))
+
+
+def scale_by_depth(
+    network: torch.nn.Module, layer_decay: float | None, dcn_lr_scale: float | None
+) -> LrScale | None:
+    """Learning-rate factor by parameter name of the classification recipe, ``None`` if it is off.
+
+    Raises:
+        UserError: If the network does not say how many blocks it has.
+    """
+    if layer_decay is None:
+        if dcn_lr_scale is not None:
+            rank_zero_warn(
+                f"dcn_lr_scale={dcn_lr_scale} has no effect without layer_decay"
+                " (the official recipe reads it only there)."
+            )
+        return None
+    depths = getattr(network, "depths", None)
+    if depths is None:
+        raise UserError(
+            f"layer_decay={layer_decay} needs a network with `depths`, which"
+            f" {type(network).__name__} has not; set layer_decay to null."
+        )
+    return lr_scale_by_depth(depths, layer_decay, dcn_lr_scale)
 
 
 def settings_of(group: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,72 @@
+"""Evaluation of a task: with EMA weights where they are kept, and the raw weights beside them."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, cast
+
+from torch import nn
+from torchmetrics import MetricCollection
+
+from src.tasks.building import BuildingHooks
+
+
+class EvaluationStep(Protocol):
+    """See `BaseTask.evaluation_step`."""
+
+    def __call__(self, network: nn.Module, batch: Any, stage: str, suffix: str) -> None:
+        """Evaluate a batch."""
+
+
+class EvaluationHooks(BuildingHooks):
+    """Part of `BaseTask` that validates and tests."""
+
+    _averaged: tuple[nn.Module, ...]  # a tuple, so that it is not a submodule
+
+    evaluation_step: EvaluationStep
+
+    @property
+    def evaluation_network(self) -> nn.Module:
+        """The network with EMA weights where they are kept, else the network in training."""
+        return self._averaged[0] if self._averaged else self.training_network
+
+    @property
+    def is_averaging(self) -> bool:
+        """Whether EMA weights are kept."""
+        return bool(self._averaged)
+
+    def set_averaged_network(self, network: nn.Module | None) -> None:
+        """Evaluate ``network`` from now on, and the raw one beside it; ``None`` ends this."""
+        self._averaged = () if network is None else (network,)
+
+    def metrics_of(self, key: str) -> MetricCollection:
+        """The metrics ``val``, ``val_raw`` or ``test``."""
+        return cast("MetricCollection", self.metrics[key])
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Evaluate the EMA weights and, where there are any, the raw weights as well."""
+        self.evaluation_step(self.evaluation_network, batch, "val", "")
+        if self._averaged:
+            self.evaluation_step(self.training_network, batch, "val", "_raw")
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        """Evaluate on the test split."""
+        self.evaluation_step(self.evaluation_network, batch, "test", "")
+
+    def loss_names(self) -> set[str]:
+        """Names of the losses that a validation logs, without ``_raw``."""
+        return {"val/loss"}
+
+    def score_names(self) -> set[str]:
+        """Names of the metrics that a validation logs, without ``_raw``."""
+        return {str(name) for name in self.metrics_of("val").keys(keep_base=False)}
+
+    def validation_losses(self) -> set[str]:
+        """Names of all losses that a validation logs."""
+        return self._with_raw(self.loss_names())
+
+    def validation_names(self) -> set[str]:
+        """Names that a validation logs, as far as they are known before one."""
+        return self._with_raw(self.loss_names() | self.score_names())
+
+    def _with_raw(self, names: set[str]) -> set[str]:
+        return names | {f"{name}_raw" for name in names} if self.is_averaging else names
