@@ -1,13 +1,14 @@
-"""Operators of the networks that ONNX lacks, written with standard ONNX operators (opset 18).
+"""Operators that ONNX lacks, as graphs of standard ONNX operators (opset 18).
 
-DCNv3 becomes ``GridSample`` with bilinear interpolation and zeros outside, one image per group, and
-a weighted sum over the points. ``GridSample`` with half-pixel positions (``align_corners=0``)
-samples outside pixels as zero, which is the validity rule of DCNv3. Multi-scale deformable
-attention is the same on each level, one image per head. Adaptive average pooling
-becomes two matrix products whose matrices follow from the size at run time.
+DCNv3 becomes ``GridSample`` with bilinear interpolation and zero padding, with the groups as images
+of a batch, and a weighted sum over the sampling locations. ``GridSample`` with half-pixel
+coordinates (``align_corners=0``) reads pixels outside of the image as zero, as DCNv3 does.
+Multi-scale deformable attention is the same on each level, with the heads as images of a batch.
+Adaptive average pooling becomes two matrix products whose matrices are computed from the size at
+run time.
 
-The functions are called by the exporter with symbolic values in place of tensors; it takes
-arguments annotated as numbers for attributes.
+The exporter calls these functions with symbolic values in place of tensors; arguments that are
+annotated as numbers are attributes of the operator.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from onnxscript.onnx_opset import opset18
 
 import src.ops  # noqa: F401  registers the operators
 
-op: Any = opset18  # its annotations describe values, and these functions build graphs
+op: Any = opset18  # annotated for eager values, while these functions build graphs
 
 
 def dcnv3(
@@ -43,7 +44,7 @@ def dcnv3(
     size = op.Cast(
         op.Gather(op.Shape(input), op.Constant(value_ints=[2, 1])), to=TensorProto.FLOAT
     )  # (2,) W, H
-    # Positions relative to the image: -1 and 1 are its outer edges.
+    # Coordinates relative to the image, whose outer edges are -1 and 1.
     shifts = op.Transpose(
         op.Reshape(offset, op.Constant(value_ints=[0, 0, 0, groups, points, 2])),
         perm=[0, 3, 1, 2, 4, 5],
@@ -86,7 +87,7 @@ def dcnv3(
 def _taps(
     kernel_size: Sequence[int], dilation: Sequence[int], remove_center: bool
 ) -> list[tuple[int, int]]:
-    """Displacement ``(x, y)`` of every point from the window centre: width slow, height fast."""
+    """Displacement ``(x, y)`` of every tap from the window centre, column by column."""
     kernel_h, kernel_w = kernel_size
     half_h, half_w = (dilation[axis] * (kernel_size[axis] - 1) // 2 for axis in (0, 1))
     return [
@@ -106,7 +107,7 @@ def _regular_grid(
     dilation: Sequence[int],
     scale: float,
 ) -> Any:
-    """Positions without offsets in pixels of the image, ``(H', W', P, 2)``."""
+    """Sampling locations without offsets in pixels of the image, ``(H', W', P, 2)``."""
     axes = []
     for axis in (1, 0):  # x lies along the columns, y along the rows
         half = dilation[axis] * (kernel_size[axis] - 1) // 2
@@ -123,11 +124,11 @@ def _regular_grid(
 
 
 def ms_deform_attn(value: Any, sides: Any, locations: Any, weights: Any) -> Any:
-    """See `src.ops.ms_deform_attn`; ``sides`` are heights and widths, numbers or values."""
+    """See `src.ops.ms_deform_attn`; ``sides``, heights and widths, may be symbolic."""
     levels = len(sides) // 2
     minus_one, zero, one = (op.Constant(value_ints=[number]) for number in (-1, 0, 1))
-    # (N, heads, Q, levels, P, 2): -1 and 1 are the outer edges of a map, as 0 and 1 are before.
-    places = op.Transpose(_affine(locations, 2.0, -1.0), perm=[0, 2, 1, 3, 4, 5])
+    # (N, heads, Q, levels, P, 2): the edges of a feature map are -1 and 1 instead of 0 and 1.
+    grid = op.Transpose(_affine(locations, 2.0, -1.0), perm=[0, 2, 1, 3, 4, 5])
     factors = op.Transpose(weights, perm=[0, 2, 1, 3, 4])  # (N, heads, Q, levels, P)
     images = op.Transpose(value, perm=[0, 2, 3, 1])  # (N, heads, C, S)
     queries_and_points = op.Concat(
@@ -143,7 +144,7 @@ def ms_deform_attn(value: Any, sides: Any, locations: Any, weights: Any) -> Any:
         image = op.Slice(images, start, end, op.Constant(value_ints=[3]))
         samples = op.GridSample(
             op.Reshape(image, op.Concat(minus_one, channels, size, axis=0)),
-            op.Reshape(op.Gather(places, op.Constant(value_int=level), axis=3), grid_shape),
+            op.Reshape(op.Gather(grid, op.Constant(value_int=level), axis=3), grid_shape),
             align_corners=0,
             mode="bilinear",
             padding_mode="zeros",
@@ -159,7 +160,7 @@ def ms_deform_attn(value: Any, sides: Any, locations: Any, weights: Any) -> Any:
 
 
 def _length(side: Any) -> Any:
-    """A number or a value without axes as a value of shape ``(1,)``."""
+    """A number or a scalar as a value of shape ``(1,)``."""
     if isinstance(side, int):
         return op.Constant(value_ints=[side])
     return op.Reshape(side, op.Constant(value_ints=[1]))
@@ -175,7 +176,7 @@ def adaptive_avg_pool2d(self: Any, output_size: Sequence[int]) -> Any:
 def _averages(length: Any, cells: int) -> Any:
     """Matrix ``(cells, length)`` whose rows average the pixels ``floor(i n/o) .. ceil((i+1) n/o)``.
 
-    The bounds are computed in integers.
+    The bounds are computed with integers.
     """
     first = op.Constant(value=_column(range(cells)))
     after = op.Constant(value=_column(range(1, cells + 1)))

@@ -1,12 +1,12 @@
-"""Loss of a set of predicted boxes: each object of an image is matched with one query.
+"""Set loss of boxes: each ground-truth box of an image is matched with one query.
 
 Source: Carion et al., "End-to-End Object Detection with Transformers", ECCV 2020 (arXiv
 2005.12872), section 3.1, with the focal loss (Lin et al., ICCV 2017) as Deformable DETR and DINO
-use it. Costs, weights and averages as in the official InternImage configurations ``dino_4scale_*``
-(mmdet 2.28). The matching is the optimal one (Hungarian algorithm, from SciPy).
+use it. Costs, weights and averages are those of the official InternImage configurations
+``dino_4scale_*`` (mmdet 2.28). The matching is optimal (Hungarian algorithm, from SciPy).
 
-Predicted boxes are centre and size in [0, 1] of an image without padding; objects are corners in
-pixels.
+Predicted boxes are centre and size in [0, 1] of an image without padding; ground-truth boxes are
+corners in pixels.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ BOX_WEIGHT, IOU_WEIGHT = 5.0, 2.0  # of the losses and of the costs
 _EPS = 1e-12
 
 Pairs = list[tuple[Tensor, Tensor]]
-"""For each image the numbers of queries and of the objects that they have to find."""
+"""For each image the indices of matched queries and of their ground-truth boxes."""
 
 
 def scale_of(size: Size, like: Tensor) -> Tensor:
@@ -50,36 +50,36 @@ def pixel_boxes(boxes: Tensor, size: Size) -> Tensor:
 def match(
     logits: Tensor, boxes: Tensor, targets: Sequence[DetectionTarget], sizes: Sequence[Size]
 ) -> Pairs:
-    """Give every object the query that finds it, at the lowest cost for all objects together.
+    """Match ground-truth boxes with queries at the lowest total cost.
 
     Args:
         logits: Class logits, ``(N, Q, classes)``.
         boxes: Boxes, ``(N, Q, 4)``.
-        targets: Objects of each image.
+        targets: Ground truth of each image.
         sizes: Height and width of each image.
 
     Returns:
-        Pairs, ascending by query. With fewer queries than objects some objects have none.
+        Pairs, ascending by query. With fewer queries than ground-truth boxes some boxes have none.
     """
     pairs = []
     for i, target in enumerate(targets):
         cost = _cost(logits[i], boxes[i], target, sizes[i])
-        # Only a diverged network has NaN; the sum of the losses then says so.
-        query, found = linear_sum_assignment(cost.nan_to_num(1e5).cpu().numpy())
+        # Only a diverged network has NaN, which the losses then show.
+        query, gt = linear_sum_assignment(cost.nan_to_num(1e5).cpu().numpy())
         device = logits.device
-        pairs.append((torch.as_tensor(query, device=device), torch.as_tensor(found, device=device)))
+        pairs.append((torch.as_tensor(query, device=device), torch.as_tensor(gt, device=device)))
     return pairs
 
 
 def _cost(logits: Tensor, boxes: Tensor, target: DetectionTarget, size: Size) -> Tensor:
-    """Cost of every query for every object, ``(Q, G)``."""
-    objects = target["boxes"].to(boxes)
+    """Cost of every query for every ground-truth box, ``(Q, G)``."""
+    gt_boxes = target["boxes"].to(boxes)
     probability = logits.sigmoid()[:, target["labels"]]
-    found = -(probability + _EPS).log() * ALPHA * (1 - probability) ** GAMMA
-    missed = -(1 - probability + _EPS).log() * (1 - ALPHA) * probability**GAMMA
-    distance = torch.cdist(boxes, relative_boxes(objects, size), p=1)
-    overlap = generalized_iou(pixel_boxes(boxes, size), objects)
-    return CLASS_COST * (found - missed) + BOX_WEIGHT * distance - IOU_WEIGHT * overlap
+    positive = -(probability + _EPS).log() * ALPHA * (1 - probability) ** GAMMA
+    negative = -(1 - probability + _EPS).log() * (1 - ALPHA) * probability**GAMMA
+    distance = torch.cdist(boxes, relative_boxes(gt_boxes, size), p=1)
+    overlap = generalized_iou(pixel_boxes(boxes, size), gt_boxes)
+    return CLASS_COST * (positive - negative) + BOX_WEIGHT * distance - IOU_WEIGHT * overlap
 
 
 def generalized_iou(a: Tensor, b: Tensor) -> Tensor:
@@ -92,14 +92,14 @@ def focal_loss(logits: Tensor, labels: Tensor, number: float) -> Tensor:
 
     Args:
         logits: ``(..., classes)``.
-        labels: Class of each row, ``classes`` where there is none, ``(...)``.
+        labels: Class of each row, ``classes`` for background, ``(...)``.
         number: Divisor.
     """
-    wanted = F.one_hot(labels, logits.shape[-1] + 1)[..., :-1].to(logits)
+    target = F.one_hot(labels, logits.shape[-1] + 1)[..., :-1].to(logits)
     probability = logits.sigmoid()
-    wrong = probability + wanted - 2 * probability * wanted
-    weight = ((1 - ALPHA) + (2 * ALPHA - 1) * wanted) * wrong**GAMMA
-    entropy = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
+    error = probability + target - 2 * probability * target
+    weight = ((1 - ALPHA) + (2 * ALPHA - 1) * target) * error**GAMMA
+    entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
     return average((weight * entropy).sum(), number)
 
 
@@ -116,25 +116,25 @@ def set_losses(
     Args:
         logits: Class logits, ``(N, Q, classes)``.
         boxes: Boxes, ``(N, Q, 4)``.
-        targets: Objects of each image.
+        targets: Ground truth of each image.
         sizes: Height and width of each image.
-        pairs: Which query has to find which object; all others have to find none.
-        number: Number of objects that the losses are divided by.
+        pairs: Matched queries and ground-truth boxes; other queries are background.
+        number: Number of ground-truth boxes that the losses are divided by.
 
     Returns:
-        Loss of the classes, of the coordinates, and of the overlap.
+        Focal loss of the classes, L1 loss and GIoU loss of the boxes.
     """
     labels = logits.new_full(logits.shape[:2], logits.shape[2], dtype=torch.long)
-    for i, (query, found) in enumerate(pairs):
-        labels[i, query] = targets[i]["labels"][found]
-    predicted = [boxes[i, query] for i, (query, _) in enumerate(pairs)]
-    wanted = [targets[i]["boxes"].to(boxes)[found] for i, (_, found) in enumerate(pairs)]
-    scales = [scale_of(size, boxes).expand_as(box) for size, box in zip(sizes, wanted, strict=True)]
-    scale, near, target = torch.cat(scales), torch.cat(predicted), torch.cat(wanted)
-    relative = box_convert(target, "xyxy", "cxcywh") / scale
-    corners = box_convert(near, "cxcywh", "xyxy") * scale
+    for i, (query, gt) in enumerate(pairs):
+        labels[i, query] = targets[i]["labels"][gt]
+    matched = [boxes[i, query] for i, (query, _) in enumerate(pairs)]
+    truth = [targets[i]["boxes"].to(boxes)[gt] for i, (_, gt) in enumerate(pairs)]
+    scales = [scale_of(size, boxes).expand_as(box) for size, box in zip(sizes, truth, strict=True)]
+    scale, predicted, gt_boxes = torch.cat(scales), torch.cat(matched), torch.cat(truth)
+    gt_relative = box_convert(gt_boxes, "xyxy", "cxcywh") / scale
+    corners = box_convert(predicted, "cxcywh", "xyxy") * scale
     return (
         focal_loss(logits, labels, number),
-        BOX_WEIGHT * l1_loss(near, relative, number),
-        IOU_WEIGHT * giou_loss(corners, target, number),
+        BOX_WEIGHT * l1_loss(predicted, gt_relative, number),
+        IOU_WEIGHT * giou_loss(corners, gt_boxes, number),
     )

@@ -1,4 +1,4 @@
-"""Losses of detectors, each a sum over boxes divided by a given number.
+"""Losses of detectors: sums over boxes, divided by a given number.
 
 Constants and averages follow mmdet 2.x. The box losses are L1, smooth L1 (Girshick, "Fast R-CNN",
 2015) and GIoU (Rezatofighi et al., CVPR 2019).
@@ -12,17 +12,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _SMALL_AREA = 1e-6
-# Added to every divisor, as officially; it also makes an empty loss 0 instead of 0/0.
+# Added to every divisor as in the official code; it makes the loss of no boxes 0 instead of 0/0.
 _EPS = torch.finfo(torch.float32).eps
 
 
 def average(total: Tensor, number: float | Tensor) -> Tensor:
-    """Divide a sum by the number of boxes that it is meant for."""
+    """Divide a sum by a number of boxes."""
     return total / (number + _EPS)
 
 
-def mean_over_processes(number: int, device: torch.device) -> float:
-    """Mean of a number of objects over all processes, at least 1."""
+def mean_over_ranks(number: int, device: torch.device) -> float:
+    """Mean of a number of boxes over all ranks, at least 1."""
     mean = torch.tensor(float(number), device=device)
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(mean)
@@ -36,7 +36,7 @@ def l1_loss(predicted: Tensor, target: Tensor, number: float) -> Tensor:
 
 
 def smooth_l1_loss(predicted: Tensor, target: Tensor, number: float, beta: float = 1 / 9) -> Tensor:
-    """Like `l1_loss`, but quadratic below a difference of ``beta``."""
+    """Sum of smooth L1 differences over ``number``, quadratic below ``beta``."""
     return average(F.smooth_l1_loss(predicted, target, reduction="sum", beta=beta), number)
 
 
@@ -70,7 +70,7 @@ def _area(corner1: Tensor, corner2: Tensor) -> Tensor:
 
 
 def mask_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """Mean binary cross entropy of masks ``(N, h, w)``; 0 with a gradient path if none."""
+    """Mean binary cross entropy of masks ``(N, h, w)``; 0, with zero gradients, for no masks."""
     if not len(logits):
         return logits.sum()
     return F.binary_cross_entropy_with_logits(logits, target)

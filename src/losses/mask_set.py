@@ -1,12 +1,12 @@
-"""Loss of a set of predicted masks: each class of an image is matched with one query.
+"""Set loss of masks: each class of an image is matched with one query.
 
 Source: Cheng et al., "Masked-attention Mask Transformer for Universal Image Segmentation", CVPR
 2022 (arXiv 2112.01527), section 3.3, with sampled points as in Kirillov et al., "PointRend", CVPR
-2020. Costs, weights and averages as in the official InternImage models (mmdet 2.28). The matching
-is the optimal one (Hungarian algorithm, from SciPy).
+2020. Costs, weights and averages are those of the official InternImage models (mmdet 2.28). The
+matching is optimal (Hungarian algorithm, from SciPy).
 
-An image's targets are the classes in its label map, one mask each. Pixels without a label are
-outside all masks, as officially.
+The targets of an image are the classes in its label map, one mask each. Unlabelled pixels are
+outside all masks, as in the official code.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from src.errors import UserError
-from src.losses.detection import average, mean_over_processes
+from src.losses.detection import average, mean_over_ranks
 from src.types import IGNORE_LABEL
 
 Purpose = Literal["match", "candidates", "random"]
@@ -41,26 +41,26 @@ class MaskTargets:
 
 
 def mask_targets(label: Tensor, dtype: torch.dtype = torch.float32) -> MaskTargets:
-    """Turn a label map ``(H, W)`` into one mask per class that it holds."""
+    """One mask for each class of a label map ``(H, W)``."""
     classes = label.unique()
     classes = classes[classes != IGNORE_LABEL]
     return MaskTargets(classes, (label == classes[:, None, None]).to(dtype))
 
 
-def sample_points(maps: Tensor, points: Tensor) -> Tensor:
-    """Read maps at places between their pixels, bilinearly.
+def sample_points(masks: Tensor, points: Tensor) -> Tensor:
+    """Sample masks bilinearly.
 
     Args:
-        maps: ``(M, H, W)``.
-        points: Places ``(x, y)`` in [0, 1], ``(M, P, 2)``, or ``(1, P, 2)`` for the same in all.
+        masks: ``(M, H, W)``.
+        points: Coordinates ``(x, y)`` in [0, 1], ``(M, P, 2)``, or ``(1, P, 2)`` for all masks.
 
     Returns:
         Values of shape ``(M, P)``.
     """
     if len(points) == 1:
-        sampled = F.grid_sample(maps[None], points[:, None] * 2 - 1, align_corners=False)
+        sampled = F.grid_sample(masks[None], points[:, None] * 2 - 1, align_corners=False)
         return sampled[0, :, 0]
-    sampled = F.grid_sample(maps[:, None], points[:, None] * 2 - 1, align_corners=False)
+    sampled = F.grid_sample(masks[:, None], points[:, None] * 2 - 1, align_corners=False)
     return sampled[:, 0, 0]
 
 
@@ -74,11 +74,11 @@ def dice(logits: Tensor, target: Tensor) -> Tensor:
 class MaskSetLoss(nn.Module):
     """Losses of `Mask2Former`'s outputs.
 
-    Every decoder layer is matched and trained on its own. All draws are uniform and come from
-    PyTorch's generator.
+    The queries of each decoder layer are matched separately. Random points are uniform and come
+    from PyTorch's generator.
 
     Args:
-        num_points: Points of each mask that costs and losses are computed at.
+        num_points: Points per mask at which costs and losses are computed.
         oversample_ratio: Candidates for uncertain points over ``num_points``, at least 1.
         importance_ratio: Share of the points that are the most uncertain candidates, in [0, 1]; the
             others are random.
@@ -127,22 +127,22 @@ class MaskSetLoss(nn.Module):
             label: Classes in ``[0, K)`` or 255, int64, shape ``(N, H, W)``.
 
         Returns:
-            Scalars ``loss_class``, ``loss_mask`` and ``loss_dice`` of the last layer, and the same
-            with ``layer0_`` and so on in front of the layers before; training minimises their sum.
+            Scalars ``loss_class``, ``loss_mask`` and ``loss_dice`` of the last layer, and with the
+            prefix ``layer0_``, ``layer1_``, ... of the others; training minimises their sum.
 
         Raises:
             UserError: If the outputs are not those of `Mask2Former`.
         """
         if "mask_logits" not in outputs:
             raise UserError(
-                f"MaskSetLoss needs a network that finds masks (Mask2Former), got outputs "
+                f"MaskSetLoss needs a network that predicts masks (Mask2Former), got outputs "
                 f"{', '.join(outputs)}; leave model.loss out for other segmentors."
             )
         class_logits, mask_logits = outputs["class_logits"], outputs["mask_logits"]
         targets = [mask_targets(image, mask_logits[0].dtype) for image in label]
         queries = mask_logits[0].shape[1]
         matched = sum(min(queries, len(target.classes)) for target in targets)
-        number = mean_over_processes(matched, label.device)
+        number = mean_over_ranks(matched, label.device)
         losses = {}
         for i, (classes, masks) in enumerate(zip(class_logits, mask_logits, strict=True)):
             prefix = "" if i == len(mask_logits) - 1 else f"layer{i}_"
@@ -163,7 +163,7 @@ class MaskSetLoss(nn.Module):
             class_logits: ``(N, Q, K + 1)``.
             mask_logits: ``(N, Q, h, w)``.
             targets: Classes of each image.
-            number: What the sums over masks are divided by.
+            number: Number of masks that the losses are divided by.
 
         Returns:
             Scalars ``loss_class``, ``loss_mask``, ``loss_dice``.
@@ -172,22 +172,22 @@ class MaskSetLoss(nn.Module):
             self.match(classes, masks, target)
             for classes, masks, target in zip(class_logits, mask_logits, targets, strict=True)
         ]
-        wanted = query_classes(class_logits, targets, pairs)
+        labels = query_classes(class_logits, targets, pairs)
         matched = torch.cat(
             [masks[q] for masks, (q, _) in zip(mask_logits, pairs, strict=True)]
         )  # (M, h, w)
-        losses = {"loss_class": self.class_weight * self._class_loss(class_logits, wanted)}
+        losses = {"loss_class": self.class_weight * self._class_loss(class_logits, labels)}
         if not len(matched):  # no image has a labelled pixel
-            nothing = matched.sum()
-            return losses | {"loss_mask": nothing, "loss_dice": nothing}
+            zero = matched.sum()
+            return losses | {"loss_mask": zero, "loss_dice": zero}
         truth = [target.masks[g] for target, (_, g) in zip(targets, pairs, strict=True)]
         points = self.training_points(matched.detach())
         logits = sample_points(matched, points)
         counts = [len(masks) for masks in truth]
         values = torch.cat(
             [
-                sample_points(masks, places) if len(masks) else places.new_zeros(0, self.num_points)
-                for masks, places in zip(truth, points.split(counts), strict=True)
+                sample_points(masks, xy) if len(masks) else xy.new_zeros(0, self.num_points)
+                for masks, xy in zip(truth, points.split(counts), strict=True)
             ]
         )
         entropy = F.binary_cross_entropy_with_logits(logits, values, reduction="sum")
@@ -199,7 +199,7 @@ class MaskSetLoss(nn.Module):
     def match(
         self, class_logits: Tensor, mask_logits: Tensor, target: MaskTargets
     ) -> tuple[Tensor, Tensor]:
-        """Give every class of an image the query that costs least in sum.
+        """Match the classes of an image with queries at the lowest total cost.
 
         Args:
             class_logits: ``(Q, K + 1)``.
@@ -207,7 +207,7 @@ class MaskSetLoss(nn.Module):
             target: The ``G`` classes of the image.
 
         Returns:
-            Queries, ascending, and the positions of their classes in ``target``, both of length
+            Queries, ascending, and the indices of their classes in ``target``, both of length
             ``min(Q, G)``.
         """
         points = self.draw("match", (1, self.num_points, 2), mask_logits)
@@ -224,14 +224,14 @@ class MaskSetLoss(nn.Module):
             + self.mask_weight * mask_cost
             + self.dice_weight * dice_cost
         )
-        # Numbers that are not finite come back in the loss, where they can be seen.
-        query, position = linear_sum_assignment(cost.nan_to_num().cpu().double().numpy())
+        # Only a diverged network has NaN, which the losses then show.
+        query, index = linear_sum_assignment(cost.nan_to_num().cpu().double().numpy())
         device = mask_logits.device
-        return torch.as_tensor(query, device=device), torch.as_tensor(position, device=device)
+        return torch.as_tensor(query, device=device), torch.as_tensor(index, device=device)
 
     @torch.no_grad()
     def training_points(self, mask_logits: Tensor) -> Tensor:
-        """Places ``(M, num_points, 2)`` where ``(M, h, w)`` is uncertain, and random ones."""
+        """Points ``(M, num_points, 2)``: the most uncertain candidates, and random ones."""
         count = len(mask_logits)
         candidates = self.draw("candidates", (count, self.num_candidates, 2), mask_logits)
         certainty = sample_points(mask_logits, candidates).abs()
@@ -241,36 +241,36 @@ class MaskSetLoss(nn.Module):
         return torch.cat([uncertain, self.draw("random", others, mask_logits)], dim=1)
 
     def draw(self, purpose: Purpose, shape: tuple[int, int, int], like: Tensor) -> Tensor:
-        """Random places in [0, 1] with the device and dtype of a tensor."""
+        """Random points in [0, 1] with the device and dtype of a tensor."""
         return torch.rand(shape, dtype=like.dtype, device=like.device)
 
-    def _class_loss(self, class_logits: Tensor, wanted: Tensor) -> Tensor:
+    def _class_loss(self, class_logits: Tensor, labels: Tensor) -> Tensor:
         """Mean cross entropy over all queries, weighted by class."""
         weight = class_logits.new_ones(class_logits.shape[-1])
         weight[-1] = self.no_object_weight
         total = F.cross_entropy(
-            class_logits.flatten(0, 1), wanted.flatten(), weight, reduction="sum"
+            class_logits.flatten(0, 1), labels.flatten(), weight, reduction="sum"
         )
-        return average(total, weight[wanted].sum())
+        return average(total, weight[labels].sum())
 
 
 def query_classes(
     class_logits: Tensor, targets: Sequence[MaskTargets], pairs: Sequence[tuple[Tensor, Tensor]]
 ) -> Tensor:
-    """Class that each query should give, ``K`` for no object, from the matched pairs.
+    """Target class of each query, ``K`` for no object, from the matched pairs.
 
     Args:
         class_logits: ``(N, Q, K + 1)``.
         targets: Classes of each image.
-        pairs: Queries and positions of their classes, for each image.
+        pairs: Matched queries and the indices of their classes, for each image.
 
     Returns:
         int64, shape ``(N, Q)``.
     """
     no_object = class_logits.shape[-1] - 1
-    wanted = torch.full(
+    labels = torch.full(
         class_logits.shape[:2], no_object, dtype=torch.int64, device=class_logits.device
     )
-    for row, target, (query, position) in zip(wanted, targets, pairs, strict=True):
-        row[query] = target.classes[position]
-    return wanted
+    for row, target, (query, index) in zip(labels, targets, pairs, strict=True):
+        row[query] = target.classes[index]
+    return labels

@@ -1,8 +1,8 @@
 """Cross entropy per pixel, of the decode head and of the auxiliary head.
 
-Source: mmsegmentation 0.27 as the official InternImage models use it. Its mean counts *all* pixels,
-ignored ones included, so that crops with little labelled area weigh little; the mean over labelled
-pixels is the alternative.
+Source: mmsegmentation 0.27 as the official InternImage models use it. It divides by the number of
+*all* pixels, ignored ones included, so that crops with few labelled pixels have a small weight. The
+alternative is the mean over labelled pixels.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class SegmentationLoss(nn.Module):
             Scalars ``loss_decode`` and, with ``aux``, ``loss_aux``; training minimises their sum.
 
         Raises:
-            UserError: If the outputs hold no scores per pixel.
+            UserError: If the outputs have no scores per pixel.
         """
         if "out" not in outputs:
             raise UserError(

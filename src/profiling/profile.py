@@ -1,10 +1,10 @@
 """Size and cost of the named variants.
 
 Counts parameters and multiply-accumulates (MACs), and measures the activations that a training step
-keeps for its backward pass. Everything runs on the meta device: no weights, no arithmetic, seconds
-even for the 3 B network. What the published figures count is in ``docs/model_zoo.md``.
+saves for its backward pass. Everything runs on the meta device, without weights or arithmetic, in
+seconds even for the 3 B network. ``docs/model_zoo.md`` tells what the published numbers count.
 
-It does not measure speed; that is what ``benchmarks/`` is for.
+Speed is measured by ``benchmarks/``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from src.models.internimage.dcnv3 import DCNv3
 from src.models.internimage.heads import AttentionPool
 
 MACS_PER_SAMPLE = 5
-"""Official price of one bilinear sample of one channel, weighting included."""
+"""MACs of one bilinear sample of one channel with its weight, as the official code counts them."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Macs:
 
     Attributes:
         conv: Convolution modules.
-        linear: Linear modules, the offset and mask layers of DCNv3 among them.
+        linear: Linear modules, including the offset and mask layers of DCNv3.
         products: Matrix products outside modules: centre scales, attention pooling.
         sampling: DCNv3 sampling at 5 per sampled value.
     """
@@ -57,18 +57,18 @@ class Macs:
 
     @property
     def total(self) -> int:
-        """Everything."""
+        """All multiply-accumulates."""
         return self.modules + self.products + self.sampling
 
 
 @dataclass(frozen=True)
 class Activations:
-    """Bytes of activations that a training step keeps for its backward pass.
+    """Bytes of activations that a training step saves for its backward pass.
 
     Attributes:
-        plain: Without checkpointing.
+        plain: Without activation checkpointing.
         checkpointed: With one checkpoint per block.
-        recomputed: Further bytes while the largest block is recomputed.
+        recomputed: Additional bytes while the largest block is recomputed.
     """
 
     plain: int
@@ -78,12 +78,12 @@ class Activations:
 
 @dataclass(frozen=True)
 class PublishedMacs:
-    """A figure of the paper or the official model zoo, called FLOPs there.
+    """Number in the paper or the official model zoo, called FLOPs there.
 
     Attributes:
-        text: The figure as printed.
+        text: The number as printed.
         rule: How it follows from our counts, in words; empty if no rule reproduces it.
-        compute: Counts to the printed number of giga-MACs.
+        compute: Giga-MACs as printed, from our counts.
     """
 
     text: str
@@ -121,7 +121,7 @@ PUBLISHED_MACS = {
         lambda m: 10 * round((m.modules + m.sampling) / 1e10),
     ),
 }
-"""Published figures by variant and image size."""
+"""Published numbers by variant and image size."""
 
 
 def count_parameters(network: nn.Module) -> int:
@@ -135,7 +135,7 @@ def count_macs(network: nn.Module, image: Tensor) -> Macs:
     Norms, activations, biases, softmax and residual additions are not counted, as usual.
 
     Args:
-        network: Any network made of this project's layers; meta device recommended.
+        network: Network of layers of this project; the meta device is recommended.
         image: Input of shape ``(N, 3, H, W)`` on the same device.
 
     Returns:
@@ -160,7 +160,7 @@ def _macs_of(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Macs:
     if isinstance(module, nn.Linear):
         return Macs(linear=output.numel() * module.in_features)
     if isinstance(module, DCNv3):
-        # One product that no module call shows, see DCNv3.
+        # A matrix product outside of modules, see DCNv3.
         rows = module.offset.out_features + module.mask.out_features
         has_gate = module.center_feature_scale_proj_weight is not None
         return Macs(
@@ -174,10 +174,10 @@ def _macs_of(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Macs:
 
 
 class _SavedBytes:
-    """Adds up storages once each, leaving out those of the parameters and the image."""
+    """Sum of the bytes of storages, each counted once, without the ignored ones."""
 
     def __init__(self, ignored: Sequence[Tensor]) -> None:
-        # Holding the storage keeps its address from being used again.
+        # A reference to the storage keeps its address from being reused.
         self.storages = {t.untyped_storage()._cdata: t.untyped_storage() for t in ignored}
         self.total = 0
 
@@ -190,13 +190,13 @@ class _SavedBytes:
 
 
 def measure_activations(network: InternImageBackbone, image: Tensor) -> Activations:
-    """Measure what autograd keeps between the forward and the backward pass.
+    """Measure what autograd saves between the forward and the backward pass.
 
-    Counts the storages that operations save, once each, without parameters, optimizer state,
-    gradients, workspace and fragmentation. A GPU needs all of these on top.
+    Counts the storages that operations save, once each. Parameters, optimizer state, gradients,
+    workspace and fragmentation need additional memory.
 
     Args:
-        network: A trunk or classifier of this project; meta device recommended.
+        network: A backbone or classifier of this project; the meta device is recommended.
         image: Input of shape ``(N, 3, H, W)`` on the same device; sets the dtype.
 
     Returns:
@@ -212,14 +212,14 @@ def measure_activations(network: InternImageBackbone, image: Tensor) -> Activati
 def _forward_bytes(
     network: InternImageBackbone, image: Tensor, blocks: list[Block], checkpointing: bool
 ) -> tuple[int, int]:
-    """Bytes kept by the whole network, and by its largest block."""
+    """Bytes saved by the whole network, and by its largest block."""
     saved = _SavedBytes([image, *network.parameters(), *network.buffers()])
     before: dict[nn.Module, int] = {}
     per_block: list[int] = [0]
 
     def enter(block: nn.Module, inputs: tuple[Any, ...]) -> None:
         if checkpointing:
-            saved.add(inputs[0])  # a checkpoint keeps its input outside autograd
+            saved.add(inputs[0])  # a checkpoint saves its input outside of autograd
         before[block] = saved.total
 
     def leave(block: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:

@@ -1,8 +1,7 @@
-"""Looking into a network: where DCNv3 samples, and what a feature sees of the image.
+"""Sampling locations of DCNv3 and effective receptive fields, for the notebooks.
 
-Sampling points as in the figures of InternImage (CVPR 2023, arXiv 2211.05778); the effective
-receptive field as Luo et al., NeurIPS 2016 (arXiv 1701.04128) define it. Used by the notebooks; it
-neither draws nor trains.
+Sampling locations as in the figures of InternImage (CVPR 2023, arXiv 2211.05778); effective
+receptive field as defined by Luo et al., NeurIPS 2016 (arXiv 1701.04128).
 """
 
 from __future__ import annotations
@@ -20,14 +19,14 @@ from src.models.internimage.layers import conv_nhwc
 
 @dataclass
 class Sampling:
-    """Where one DCNv3 layer samples for every pixel of its map.
+    """Sampling locations of one DCNv3 layer for every pixel of its feature map.
 
     Attributes:
         name: Name of the layer in the network.
-        stride: Pixels of the image per cell of the map.
-        positions: ``x, y`` in cells of the map; the centre of the first cell is 0, shape
-            ``(H, W, G, P, 2)``.
-        weights: Weights of the points, which add up to 1 in each group, ``(H, W, G, P)``.
+        stride: Pixels of the image per cell of the feature map.
+        positions: ``x, y`` in cells of the feature map, ``(H, W, G, P, 2)``; the centre of the
+            first cell is 0.
+        weights: Weights of the locations, which sum to 1 in each group, ``(H, W, G, P)``.
     """
 
     name: str
@@ -36,21 +35,21 @@ class Sampling:
     weights: Tensor
 
     def in_image(self) -> Tensor:
-        """The positions in pixels of the image, where a cell's centre is half a stride inside."""
+        """The positions in pixels of the image, whose first pixel has its centre at 0."""
         return (self.positions + 0.5) * self.stride - 0.5
 
 
 @torch.no_grad()
 def sampling_points(network: nn.Module, image: Tensor) -> list[Sampling]:
-    """Run a network on one image and note where its DCNv3 layers sample.
+    """Sampling locations of all DCNv3 layers of a network for one image.
 
     Args:
-        network: Any network with DCNv3 layers that takes an image alone, such as a backbone or a
+        network: Network with DCNv3 layers whose only input is an image, such as a backbone or a
             classifier.
         image: Prepared image of shape ``(1, 3, H, W)``.
 
     Returns:
-        One entry per layer, in the order of the computation.
+        One entry per layer, in the order of execution.
     """
     found: list[Sampling] = []
     layers = [(name, m) for name, m in network.named_modules() if isinstance(m, DCNv3)]
@@ -94,12 +93,12 @@ def _taps(layer: DCNv3) -> Tensor:
 
 
 def follow_back(samplings: Sequence[Sampling], cell: tuple[int, int], group: int = 0) -> Tensor:
-    """All places that a cell of the last layer takes its values from, through several layers.
+    """Sampling locations that a cell of the last layer depends on through several layers.
 
     Args:
-        samplings: Layers of one stage in the order of the computation.
-        cell: Row and column in the map.
-        group: Which group to follow; layers with fewer groups use their last one.
+        samplings: Layers of one stage in the order of execution.
+        cell: Row and column in the feature map.
+        group: Group to follow; layers with fewer groups use their last one.
 
     Returns:
         ``x, y`` in pixels of the image, ``(P ** len(samplings), 2)``.
@@ -117,7 +116,7 @@ def follow_back(samplings: Sequence[Sampling], cell: tuple[int, int], group: int
 def effective_receptive_field(
     backbone: InternImageBackbone, images: Tensor, stage: int = -1
 ) -> Tensor:
-    """How much each pixel of the image changes the middle cell of a stage's map.
+    """Gradient of the middle cell of a feature map with respect to each pixel of the image.
 
     Args:
         backbone: The backbone.
@@ -125,8 +124,8 @@ def effective_receptive_field(
         stage: Index of the stage.
 
     Returns:
-        Mean over images of the positive gradient of the cell's positive values, summed over
-        channels and colours, divided by its maximum, ``(H, W)``.
+        Positive gradient of the positive values of the cell, summed over channels and colours,
+        averaged over images and divided by its maximum, ``(H, W)``.
     """
     images = images.detach().clone().requires_grad_()
     was_training = backbone.training
@@ -134,7 +133,7 @@ def effective_receptive_field(
         feature = backbone.eval().forward_stages(images)[stage]  # (N, C, h, w)
     finally:
         backbone.train(was_training)
-    # Only positive values: the sum over all channels of a layer norm is constant.
+    # Only positive values, because the sum over all channels of a layer norm is constant.
     middle = feature[:, :, feature.shape[2] // 2, feature.shape[3] // 2].clamp(min=0).sum()
     (gradient,) = torch.autograd.grad(middle, images)
     field = gradient.clamp(min=0).sum(dim=1).mean(dim=0)

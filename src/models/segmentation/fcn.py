@@ -1,4 +1,4 @@
-"""FCNHead: convolutions on one stage and class scores; the auxiliary head of UPerNet training.
+"""FCN head: convolutions on one stage and class scores; auxiliary head in training of UPerNet.
 
 Source: Long et al., "Fully Convolutional Networks for Semantic Segmentation", CVPR 2015; widths and
 attribute names as in the official InternImage models (mmsegmentation 0.27, no concatenated input).
@@ -15,13 +15,13 @@ from src.models.segmentation.head import ClassConv2d, SegmentationHead, conv_nor
 
 
 class FCNHead(SegmentationHead):
-    """Class scores from the map of one stage.
+    """Class scores from the feature map of one stage.
 
     Args:
-        in_channels: Width of each stage's map, finest first.
+        in_channels: Width of each feature map, finest first.
         num_classes: Classes to score.
         channels: Width of the convolutions; official: 256.
-        in_index: Stage to read.
+        in_index: Index of the stage.
         num_convs: Number of 3x3 convolutions, at least 1.
         dropout: Probability to drop a whole channel before the class scores, in [0, 1).
 
@@ -57,6 +57,6 @@ class FCNHead(SegmentationHead):
         self.conv_seg = ClassConv2d(channels, num_classes)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """See `SegmentationHead`; logits have the size of map ``in_index``."""
+        """See `SegmentationHead`; logits have the size of feature map ``in_index``."""
         logits: Tensor = self.conv_seg(self.dropout(self.convs(features[self.in_index])))
         return logits

@@ -1,4 +1,4 @@
-"""What the segmentation heads share: their interface, the resize of maps, the layer of scores."""
+"""What the segmentation heads share: their interface, the layer of class scores, resizing."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from src.models.layers.conv import ClassOutput, Conv2d, ConvUnit
 
 
 class SegmentationHead(nn.Module):
-    """Base of modules that score every pixel from the maps of all stages.
+    """Base of modules that score every pixel from the feature maps of all stages.
 
-    Subclasses are made from ``(in_channels, num_classes)``: the width of each stage's map, finest
-    first, and the number of classes.
+    Subclasses are constructed from ``(in_channels, num_classes)``: the width of each feature map,
+    finest first, and the number of classes.
     """
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Score every pixel.
 
         Args:
-            features: One map per stage, finest first, ``(N, C_i, H_i, W_i)``.
+            features: Feature maps of all stages, finest first, ``(N, C_i, H_i, W_i)``.
 
         Returns:
-            Logits of shape ``(N, num_classes, H_k, W_k)`` at the size of one of the maps.
+            Logits of shape ``(N, num_classes, H_k, W_k)`` at the size of one of the feature maps.
         """
         raise TypeError(f"{type(self).__name__} must define forward()")
 
@@ -41,13 +41,13 @@ class ClassConv2d(ClassOutput, Conv2d):
 
 
 def conv_norm_relu(in_channels: int, out_channels: int, kernel_size: int) -> ConvUnit:
-    """Convolution without bias, batch norm, ReLU; the size of the map stays."""
+    """Convolution of stride 1 without bias, batch norm, ReLU."""
     return ConvUnit(in_channels, out_channels, kernel_size, norm=True)
 
 
 def resize(x: Tensor, size: tuple[int, int], align_corners: bool = False) -> Tensor:
     """Bilinear resize of ``(N, C, H, W)`` to ``(N, C, *size)``; the same tensor if it fits."""
-    # Sizes are unknown while a graph is recorded; resizing to the same size changes nothing.
+    # Sizes are symbolic while a graph is traced; resizing to the same size changes nothing.
     if not torch.compiler.is_exporting() and tuple(x.shape[-2:]) == tuple(size):
         return x
     return F.interpolate(x, size=size, mode="bilinear", align_corners=align_corners)

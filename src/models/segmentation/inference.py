@@ -1,10 +1,10 @@
-"""From scores to probabilities of an image at its own size: whole, sliding, several views.
+"""Inference at the size of an image: whole or by sliding window, on one or several views.
 
-Source: mmsegmentation 0.27 as the official InternImage models use it. The order of operations
-matters for the numbers: scores are resized to the network's input, cropped to the part that holds
-the image, resized to the image's own size, and only then turned into probabilities; views are
-averaged as probabilities. Mask2Former's scores are sums of probabilities already and become
-probabilities in the same way, as officially.
+Source: mmsegmentation 0.27 as the official InternImage models use it. The results depend on the
+order of operations: scores are resized to the network's input, cropped to the part without padding,
+resized to the image's own size, and only then turned into probabilities; views are averaged as
+probabilities. The scores of Mask2Former are sums of probabilities; as in the official code, the
+softmax is applied to them all the same.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from src.models.layers.precision import full_precision
 from src.models.segmentation.head import resize
 
 MAX_VALUES = 2**26
-"""Probabilities that are computed at once: 256 MiB in float32, a few times that at work."""
+"""Probabilities computed at once: 256 MiB in float32, and a few times that in temporary tensors."""
 
-_STRIP_VALUES = 2**22  # 16 MiB: strips that fit a processor's cache are faster than larger ones
+_STRIP_VALUES = 2**22  # 16 MiB: strips that fit the cache of a CPU are faster than larger ones
 
 
 @dataclass(frozen=True)
 class SlidingWindow:
-    """Windows that cover an image one after the other.
+    """Overlapping windows that cover an image.
 
     Attributes:
         crop_size: Height and width of a window in pixels of the network's input.
-        stride: Vertical and horizontal step, at most ``crop_size``, so that nothing is left out.
+        stride: Vertical and horizontal step, at most ``crop_size``, so that no pixel is left out.
 
     Raises:
         UserError: If a stride is below 1 or larger than the window.
@@ -51,7 +51,7 @@ class SlidingWindow:
                 )
 
     def starts(self, size: tuple[int, int]) -> list[tuple[int, int]]:
-        """Top-left corners of the windows over an image of ``size``; the last ones stay inside."""
+        """Top-left corners of the windows in an image of ``size``, the last ones moved inside."""
         rows, columns = (
             [min(i * step, max(full - side, 0)) for i in range(-(-max(full - side, 0) // step) + 1)]
             for full, side, step in zip(size, self.crop_size, self.stride, strict=True)
@@ -80,7 +80,7 @@ def slide_logits(network: nn.Module, image: Tensor, window: SlidingWindow) -> Te
             total = logits.new_zeros((*logits.shape[:2], height, width))
         total[patch] += logits
         count[patch] += 1
-    if total is None:  # no image side is empty, so this cannot happen with real images
+    if total is None:  # an image with a side of 0 pixels
         raise UserError(f"An image of {height}x{width} pixels cannot be segmented.")
     return total / count
 
@@ -88,7 +88,7 @@ def slide_logits(network: nn.Module, image: Tensor, window: SlidingWindow) -> Te
 def number_of_forwards(
     shapes: Iterable[tuple[int, ...]], window: SlidingWindow | None = None
 ) -> int:
-    """How often views of these shapes ``(..., H, W)`` take the network, at one batch per shape."""
+    """Forward passes for views of these shapes ``(..., H, W)``, with one batch per shape."""
     windows = (window.starts((s[-2], s[-1])) if window else [(0, 0)] for s in shapes)
     return sum(map(len, windows))
 
@@ -105,11 +105,11 @@ def image_probabilities(
     """Class probabilities of whole images; `probability_strips` needs less memory.
 
     Args:
-        network: As in `probability_strips`, and so are the other arguments.
+        network: See `probability_strips`, as the other arguments.
         views: The same images prepared in one or more ways, each ``(N, 3, h_v, w_v)``.
         size: Height and width of the result, the images' own size.
         flipped: Which views are mirrored left to right.
-        content_size: Height and width of the part of each view that holds the image.
+        content_size: Height and width of the part of each view that is not padding.
         window: Sliding inference.
 
     Returns:
@@ -132,20 +132,20 @@ def probability_strips(
     window: SlidingWindow | None = None,
     max_values: int = MAX_VALUES,
 ) -> Iterator[tuple[slice, Tensor]]:
-    """Class probabilities of images, averaged over their views, from top to bottom.
+    """Class probabilities of images, averaged over their views, in strips from top to bottom.
 
-    Small images are one strip. The rows of large ones come in several, so that memory depends on
-    the size of the views and hardly on that of the images: the probabilities of 150 classes in a
-    image of 12 megapixels take 7 GB.
+    Small images are one strip. Large ones are several, so that memory depends on the size of the
+    views and hardly on that of the images: the probabilities of 150 classes in an image of 12
+    megapixels take 7 GB.
 
     Args:
         network: `Segmentor` in evaluation mode.
         views: The same images prepared in one or more ways, each ``(N, 3, h_v, w_v)``.
         size: Height and width of the result, the images' own size.
         flipped: Which views are mirrored left to right; default is none.
-        content_size: Height and width of the top-left part of each view that holds the image,
-            if views are padded; default is all of it.
-        window: Sliding inference; default scores each view as a whole.
+        content_size: Height and width of the top-left part of each view that is not padding;
+            default is all of it.
+        window: Sliding inference; default is a forward pass of each whole view.
         max_values: Number of probabilities above which there are several strips.
 
     Yields:
@@ -176,9 +176,10 @@ def probability_strips(
 
 
 def _scores_are_small(views: Sequence[Tensor], size: tuple[int, int]) -> bool:
-    """Whether the scores of all views take less memory than adding up maps of the image's size.
+    """Whether the scores of all views take less memory than summing at the size of the image.
 
-    That needs about three such maps: the sum, the resized scores and their probabilities.
+    The latter needs about three tensors of that size: the sum, the resized scores and their
+    probabilities.
     """
     return sum(view.shape[-2] * view.shape[-1] for view in views) <= 2 * size[0] * size[1]
 
@@ -215,14 +216,14 @@ def _resized_rows(x: Tensor, size: tuple[int, int], rows: slice) -> Tensor:
     upper = position.floor()
     share = (position - upper)[:, None]
     index = upper.long()
-    # Rows first, at the width of the view, which costs little; then all columns.
+    # Interpolate rows first, at the width of the view, which is cheap, and then columns.
     mixed = x[:, :, index] * (1 - share)
     mixed += x[:, :, (index + 1).clamp(max=height - 1)] * share
     return resize(mixed, (rows.stop - rows.start, size[1]))
 
 
 def _source_rows(height: int, target: int, rows: slice, x: Tensor) -> Tensor:
-    """Where rows of a bilinear resize lie in its input, in the arithmetic of PyTorch's resize."""
+    """Positions of rows of a bilinear resize in its input, computed as PyTorch does."""
     ratio = torch.tensor(height, dtype=x.dtype, device=x.device) / target
     index = torch.arange(rows.start, rows.stop, dtype=x.dtype, device=x.device)
     return ((index + 0.5) * ratio - 0.5).clamp(min=0)

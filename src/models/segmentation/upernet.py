@@ -1,8 +1,8 @@
-"""UPerHead: pyramid pooling on the last stage, a feature pyramid, and class scores per pixel.
+"""UPerNet head: pyramid pooling on the last stage, a feature pyramid, and class scores per pixel.
 
 Source: Xiao et al., "Unified Perceptual Parsing for Scene Understanding", ECCV 2018
 (arXiv 1807.10221); layer order and attribute names as in the official InternImage models, which
-take the head from mmsegmentation 0.27. Scores leave at the resolution of the first stage.
+take the head from mmsegmentation 0.27. Scores have the resolution of the first stage.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from src.models.weights.match import Renames
 
 
 class UPerHead(SegmentationHead):
-    """Class scores from the maps of all stages.
+    """Class scores from the feature maps of all stages.
 
     Args:
-        in_channels: Width of each stage's map, finest first.
+        in_channels: Width of each feature map, finest first.
         num_classes: Classes to score.
-        channels: Width of all inner maps; official: 512.
+        channels: Width of all inner feature maps; official: 512.
         pool_scales: Sides of the pooled grids of the pyramid pooling module.
         dropout: Probability to drop a whole channel before the class scores, in [0, 1).
         align_corners: Convention of all bilinear resizes; official: false.
 
     Raises:
-        UserError: If a width or scale is below 1 or there are fewer than two maps.
+        UserError: If a width or scale is below 1 or there are fewer than two feature maps.
     """
 
     official_renames: ClassVar[Renames] = ((r"^(psp_modules\.\d+)\.", r"\1.1."),)
@@ -52,7 +52,9 @@ class UPerHead(SegmentationHead):
     ) -> None:
         super().__init__()
         if len(in_channels) < 2:
-            raise UserError(f"UPerHead needs the maps of at least two stages, got {in_channels}.")
+            raise UserError(
+                f"UPerHead needs the feature maps of at least two stages, got {in_channels}."
+            )
         if channels < 1 or num_classes < 1 or not pool_scales or min(pool_scales) < 1:
             raise UserError(
                 "UPerHead needs channels, num_classes and pool_scales of at least 1, got "
@@ -80,7 +82,7 @@ class UPerHead(SegmentationHead):
         return out
 
     def fuse(self, features: Sequence[Tensor]) -> Tensor:
-        """Merge the stages: maps, finest first, to ``(N, channels, H/4, W/4)``."""
+        """Fuse feature maps, finest first, to ``(N, channels, H/4, W/4)``."""
         *finer, last = features
         top_down = self.pool_pyramid(last)
         levels = [top_down]  # coarsest first
@@ -96,6 +98,6 @@ class UPerHead(SegmentationHead):
         return out
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """See `SegmentationHead`; logits have the size of the finest map."""
+        """See `SegmentationHead`; logits have the size of the finest feature map."""
         logits: Tensor = self.conv_seg(self.dropout(self.fuse(features)))
         return logits

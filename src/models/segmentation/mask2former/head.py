@@ -1,12 +1,12 @@
-"""Mask2Former head: queries that each find one class and its mask.
+"""Mask2Former head: queries that each predict one class and its mask.
 
 Source: Cheng et al., "Masked-attention Mask Transformer for Universal Image Segmentation", CVPR
-2022 (arXiv 2112.01527); order of operations, attribute names and start values as in the official
+2022 (arXiv 2112.01527); order of operations, attribute names and initialisation as in the official
 InternImage models (mmdet 2.28 inside mmsegmentation 0.27).
 
-Scores per pixel leave at the resolution of the first stage: officially the class map is upsampled,
-not the masks that it is made from (the original Mask2Former does the latter). There is no instance
-or panoptic inference. Losses are in ``src.losses.mask_set``.
+Scores per pixel have the resolution of the first stage: the official code upsamples the class
+scores, where the original Mask2Former upsamples the masks. There is no instance or panoptic
+inference. Losses are in ``src.losses.mask_set``.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ Prediction = tuple[Tensor, Tensor]
 
 
 class ClassEmbedding(ClassOutput, nn.Linear):
-    """Linear layer to the scores of each class."""
+    """Linear layer to class scores."""
 
 
 class MaskedAttentionLayer(nn.Module):
-    """Queries look at the pixels of their masks, then at each other.
+    """Masked cross-attention to pixels, self-attention of queries, a feed-forward layer.
 
     Args:
         channels: Width ``C`` of queries and pixels.
@@ -66,7 +66,7 @@ class MaskedAttentionLayer(nn.Module):
         query_positions: Tensor,
         pixels: Tensor,
         pixel_positions: Tensor,
-        visible: Tensor,
+        attn_mask: Tensor,
     ) -> Tensor:
         """Refine the queries.
 
@@ -75,13 +75,13 @@ class MaskedAttentionLayer(nn.Module):
             query_positions: Learned positions, ``(Q, C)``.
             pixels: ``(N, S, C)``.
             pixel_positions: ``(S, C)``.
-            visible: True where a query may look, ``(N, Q, S)``.
+            attn_mask: True where a query attends to a pixel, ``(N, Q, S)``.
 
         Returns:
             ``(N, Q, C)``.
         """
         attended = self.cross_attention(
-            queries + query_positions, pixels + pixel_positions, pixels, visible
+            queries + query_positions, pixels + pixel_positions, pixels, attn_mask
         )
         queries = self.norms[0](queries + attended)
         placed = queries + query_positions
@@ -109,17 +109,17 @@ class QueryDecoder(nn.Module):
 
 
 class Mask2FormerHead(SegmentationHead):
-    """Classes and masks from the maps of all stages.
+    """Classes and masks from the feature maps of all stages.
 
     The defaults are those of the official models for ADE20K and COCO-Stuff.
 
     Args:
-        in_channels: Width of each stage's map, finest first, at least two.
+        in_channels: Width of each feature map, finest first, at least two.
         num_classes: Classes to score.
-        channels: Width of everything inside, a multiple of 4 and of ``heads``.
+        channels: Width of pixels and queries, a multiple of 4 and of ``heads``.
         num_queries: Queries, the largest number of classes that can be found in one image.
         heads: Attention heads.
-        points: Places that a head of the pixel decoder looks at on each map.
+        points: Sampling locations per head and feature map in the pixel decoder.
         encoder_layers: Layers of the pixel decoder.
         decoder_layers: Layers that refine the queries.
         encoder_hidden: Width inside the feed-forward layers of the pixel decoder.
@@ -178,7 +178,7 @@ class Mask2FormerHead(SegmentationHead):
         )
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """See `SegmentationHead`; scores, not logits, at the size of the finest map."""
+        """See `SegmentationHead`; scores, not logits, at the size of the finest feature map."""
         (prediction,) = self.predict(features, every_layer=False)
         return class_map(*prediction)
 
@@ -187,11 +187,11 @@ class Mask2FormerHead(SegmentationHead):
 
         Args:
             features: As in `forward`.
-            every_layer: Return the predictions of the queries as they start and after each layer,
-                as training needs them; otherwise only the last.
+            every_layer: Return the predictions of the initial queries and of each layer, for
+                training; otherwise only the last.
 
         Returns:
-            Predictions, last layer last; masks have the size of the finest map.
+            Predictions, last layer last; masks have the size of the finest feature map.
         """
         pixel_features, memory = self.pixel_decoder(features)
         sizes = [(x.shape[-2], x.shape[-1]) for x in memory]
@@ -201,34 +201,34 @@ class Mask2FormerHead(SegmentationHead):
         ]  # (N, S, C)
         positions = [map_positions(size, self.channels, pixel_features) for size in sizes]
         queries = self.query_feat.weight.expand(pixel_features.shape[0], -1, -1)
-        predictions = [self._read(queries, pixel_features)]
+        predictions = [self._predict(queries, pixel_features)]
         for i, layer in enumerate(self.transformer_decoder.layers):
             level = i % len(sizes)
-            visible = visible_pixels(predictions[-1][1], sizes[level])
+            attn_mask = attention_mask(predictions[-1][1], sizes[level])
             queries = layer(
-                queries, self.query_embed.weight, pixels[level], positions[level], visible
+                queries, self.query_embed.weight, pixels[level], positions[level], attn_mask
             )
             if not every_layer:
                 predictions.clear()
-            predictions.append(self._read(queries, pixel_features))
+            predictions.append(self._predict(queries, pixel_features))
         return predictions
 
-    def _read(self, queries: Tensor, pixel_features: Tensor) -> Prediction:
+    def _predict(self, queries: Tensor, pixel_features: Tensor) -> Prediction:
         normed = self.transformer_decoder.post_norm(queries)
         masks = torch.einsum("nqc,nchw->nqhw", self.mask_embed(normed), pixel_features)
         return self.cls_embed(normed), masks
 
 
 @torch.no_grad()
-def visible_pixels(mask_logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """Pixels inside the masks of queries; a query with an empty mask sees everything.
+def attention_mask(mask_logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """Pixels inside the masks of queries; a query with an empty mask attends to all pixels.
 
     Args:
         mask_logits: ``(N, Q, H, W)``.
-        size: Height and width of the map that the queries look at.
+        size: Height and width of the feature map that the queries attend to.
 
     Returns:
-        Bool tensor of shape ``(N, Q, height * width)``.
+        True where a query attends to a pixel, ``(N, Q, height * width)``.
     """
     inside = resize(mask_logits, size).flatten(2).sigmoid() >= 0.5
     return inside | ~inside.any(dim=-1, keepdim=True)
@@ -242,8 +242,8 @@ def class_map(class_logits: Tensor, mask_logits: Tensor) -> Tensor:
         mask_logits: ``(N, Q, H, W)``.
 
     Returns:
-        Scores of shape ``(N, K, H, W)``, at least 0, never of 16 bits: the sum over 200 queries
-        would change classes. Those of a pixel do not sum to 1.
+        Scores of shape ``(N, K, H, W)``, at least 0. They are never of 16 bits, in which the sum
+        over 200 queries would change classes. The scores of a pixel do not sum to 1.
     """
     with torch.autocast(mask_logits.device.type, enabled=False):
         classes = full_precision(class_logits).softmax(dim=-1)[..., :-1]

@@ -1,8 +1,8 @@
-"""Pixel decoder: deformable attention over three stages, then one map at the finest resolution.
+"""Pixel decoder: deformable attention over three stages, fused with the finest feature map.
 
 Source: Cheng et al., "Masked-attention Mask Transformer for Universal Image Segmentation", CVPR
 2022 (arXiv 2112.01527), section 3.2.1, with the deformable encoder of Zhu et al., "Deformable
-DETR", ICLR 2021. Order of operations, attribute names and start values as in the official
+DETR", ICLR 2021. Order of operations, attribute names and initialisation as in the official
 InternImage models (mmdet 2.28).
 """
 
@@ -57,20 +57,20 @@ class NormedConv(nn.Module):
 
 
 class PixelDecoder(nn.Module):
-    """Maps of equal width at strides 32, 16 and 8, and per-pixel features at stride 4.
+    """Feature maps of equal width at strides 32, 16 and 8, and per-pixel features at stride 4.
 
     Args:
-        in_channels: Width of each stage's map, finest first. The first map is merged in by a
+        in_channels: Width of each feature map, finest first. The first one is added after a
             convolution, the others go through the encoder.
-        channels: Width of all results, a multiple of 4, ``heads`` and ``norm_groups``.
+        channels: Width of all outputs, a multiple of 4, ``heads`` and ``norm_groups``.
         num_layers: Encoder layers; official: 6.
         heads: Attention heads.
-        points: Places that a head looks at on each map.
+        points: Sampling locations per head and feature map.
         hidden_channels: Width inside the feed-forward layers.
         norm_groups: Groups of the GroupNorms; official: 32.
 
     Raises:
-        UserError: If the widths do not fit together, or there are fewer than two maps.
+        UserError: If the widths do not fit together, or there are fewer than two feature maps.
     """
 
     def __init__(
@@ -86,7 +86,8 @@ class PixelDecoder(nn.Module):
         super().__init__()
         if len(in_channels) < 2:
             raise UserError(
-                f"The pixel decoder needs the maps of at least two stages, got {list(in_channels)}."
+                "The pixel decoder needs feature maps of at least two stages, got "
+                f"{list(in_channels)}."
             )
         if channels % 4 or channels % norm_groups or channels == norm_groups:
             raise UserError(
@@ -109,14 +110,14 @@ class PixelDecoder(nn.Module):
         self.mask_feature = Conv2d(channels, channels, 1, "lecun")
 
     def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """Mix the stages.
+        """Encode the coarser feature maps and fuse them with the finest.
 
         Args:
-            features: One map per stage, finest first, ``(N, C_i, H_i, W_i)``.
+            features: Feature maps of all stages, finest first, ``(N, C_i, H_i, W_i)``.
 
         Returns:
-            Features of each pixel, ``(N, channels, H_0, W_0)``, and the encoded maps, coarsest
-            first, ``(N, channels, H_i, W_i)``.
+            Features of each pixel, ``(N, channels, H_0, W_0)``, and the encoded feature maps,
+            coarsest first, ``(N, channels, H_i, W_i)``.
         """
         finest, *coarser = features
         memory = self.encode(coarser[::-1])
@@ -125,11 +126,11 @@ class PixelDecoder(nn.Module):
         merged: Tensor = self.output_convs[0](lateral + resize(memory[-1], size))
         return self.mask_feature(merged), memory
 
-    def encode(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Let all pixels of all maps, coarsest first, look at each other."""
-        maps = [conv(x) for conv, x in zip(self.input_convs, maps, strict=True)]
-        sizes = [(x.shape[-2], x.shape[-1]) for x in maps]
-        tokens = torch.cat([x.flatten(2).transpose(1, 2) for x in maps], dim=1)  # (N, S, C)
+    def encode(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """Encode the pixels of several feature maps, coarsest first, together."""
+        levels = [conv(x) for conv, x in zip(self.input_convs, features, strict=True)]
+        sizes = [(x.shape[-2], x.shape[-1]) for x in levels]
+        tokens = torch.cat([x.flatten(2).transpose(1, 2) for x in levels], dim=1)  # (N, S, C)
         positions = torch.cat(
             [
                 map_positions(size, self.channels, tokens) + level
@@ -147,7 +148,7 @@ class PixelDecoder(nn.Module):
 
 
 def pixel_centers(size: Size, like: Tensor) -> Tensor:
-    """Centres ``(x, y)`` of the pixels of a map, row by row, in [0, 1]: ``(height * width, 2)``."""
+    """Centres ``(x, y)`` of the pixels of a feature map in [0, 1], ``(height * width, 2)``."""
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
     rows, columns = (
         (torch.arange(side, dtype=dtype, device=like.device) + 0.5) / side for side in size

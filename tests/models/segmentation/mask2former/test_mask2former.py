@@ -9,7 +9,7 @@ from torch.testing import assert_close
 from src.errors import UserError
 from src.models import InternImageBackbone, Mask2Former, Mask2FormerHead
 from src.models.segmentation import image_probabilities
-from src.models.segmentation.mask2former.head import class_map, visible_pixels
+from src.models.segmentation.mask2former.head import attention_mask, class_map
 from src.models.weights import load_official, to_official
 from tests.official import assert_same_network
 
@@ -68,8 +68,8 @@ def test_classes_are_summed_with_32_bits():
 
 def test_queries_look_inside_their_masks_or_everywhere():
     masks = torch.tensor([[[[1.0, -1.0], [0.0, -1.0]], [[-1.0, -1.0], [-1.0, -1.0]]]])
-    visible = visible_pixels(masks, (2, 2))
-    assert visible.tolist() == [[[True, False, True, False], [True] * 4]]
+    attn_mask = attention_mask(masks, (2, 2))
+    assert attn_mask.tolist() == [[[True, False, True, False], [True] * 4]]
 
 
 def test_every_parameter_is_trained():
