@@ -59,6 +59,7 @@ from src.errors import UserError
 from src.file_names import check_name, name_of
 from src.models import InternImage  # noqa: F401  gives its short name to YAML
 from src.serialization import shown
+from src.serialization.former_names import former_arguments, present_name, with_present_names
 from src.stopping import Interrupted, active
 from src.strategies import FSDP1Strategy, FSDP2Strategy  # noqa: F401  give their names to YAML
 from src.tasks import BaseTask
@@ -78,7 +79,34 @@ _SWITCHABLE = {
 
 
 class Parser(LightningArgumentParser):
-    """Parser that answers a mistake with one sentence instead of pages."""
+    """Parser that answers a mistake with one sentence instead of pages.
+
+    Arguments of a class may have their former names, see ``src.serialization.former_names``.
+    """
+
+    _class: type | None = None
+    """Class whose arguments this parser is for, without a prefix."""
+
+    def add_class_arguments(
+        self, class_type: type, nested_key: str | None = None, **kwargs: Any
+    ) -> list[str]:
+        """Add the arguments of a class."""
+        self._class = None if nested_key else class_type
+        return super().add_class_arguments(class_type, nested_key, **kwargs)
+
+    def parse_object(self, obj: Any, *args: Any, **kwargs: Any) -> Namespace:
+        """Parse values by name."""
+        if former_arguments(self._class):
+            values = vars(obj) if isinstance(obj, Namespace) else obj
+            obj = Namespace(with_present_names(self._class, values))
+        return super().parse_object(obj, *args, **kwargs)
+
+    def parse_args(self, args: Any = None, *more: Any, **kwargs: Any) -> Namespace:  # type: ignore[override]
+        """Parse options, which for the arguments of a class have the form ``--name=value``."""
+        if args and former_arguments(self._class):
+            options = [arg.removeprefix("--").partition("=") for arg in args]
+            args = [f"--{present_name(self._class, n)}{sep}{v}" for n, sep, v in options]
+        return super().parse_args(args, *more, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise what is wrong as a `UserError`; parsers that only try something are as ever."""

@@ -16,6 +16,7 @@ from functools import cache, partial
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from src.errors import UserError
+from src.serialization.former_names import with_present_names
 from src.serialization.limits import Refusal, shown
 
 PREFIXES = ("src.models.", "src.losses.", "src.optim.", "torch.optim.")
@@ -105,7 +106,7 @@ def _factory(spec: Any, base: type, where: str, depth: int) -> Callable[..., Any
 def _arguments(owner: type, given: Mapping[str, Any], where: str, depth: int) -> dict[str, Any]:
     annotations = _annotations(owner)
     checked = {}
-    for name, value in given.items():
+    for name, value in with_present_names(owner, given).items():
         if name not in annotations:
             raise Refusal(f"{where}: {owner.__name__} has no argument {shown(name)!r}")
         checked[name] = _value(annotations[name], value, f"{where}.{name}", depth)
