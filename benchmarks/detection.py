@@ -45,8 +45,8 @@ def mask_rcnn_row(name: str, data: dict, size: int, batch_size: int, repeats: in
     network = MaskRCNN(module.num_classes, backbone=backbone(name), **narrow).train()
 
     def loss() -> Tensor:
-        losses = network(batch["image"], batch["size"], targets=batch["target"])
-        return sum(value.sum() for key, value in losses.items() if "loss" in key)
+        output = network(batch["image"], batch["size"], targets=batch["target"])
+        return sum(value.sum() for value in output.losses.values())
 
     return step_row(name, network, batch["image"], loss, load, repeats)
 

@@ -1,7 +1,11 @@
-"""Networks as files for other programs: ONNX and torch.export.
+"""Export of networks to ONNX and torch.export files.
 
-``graphs`` says what goes in and out of each file, ``onnx_operators`` how operators that ONNX lacks
-are written with standard ones, ``files`` writes, ``compare`` runs the files against PyTorch,
-``card`` is the text beside them. The command is ``src.cli.commands.export``. onnx, onnxruntime and
-onnxscript are the optional extra ``export``.
+- ``graphs.py``: asks a network for its graphs, each of which becomes a file.
+- ``files.py``: writes a graph in each format.
+- ``onnx_operators.py``: our operators as standard ONNX operators.
+- ``compare.py``: runs files and PyTorch on the same inputs.
+- ``card.py``: the description that is written beside the files.
+
+The command is ``src.cli.commands.export``. onnx, onnxruntime and onnxscript are the optional extra
+``export``.
 """

@@ -1,4 +1,4 @@
-"""The text beside exported files: what goes in, what comes out, how to run them."""
+"""Description of exported files: their inputs and outputs, and how to run them."""
 
 from __future__ import annotations
 
@@ -6,23 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from src.export.graphs import Graph
-
-_MEANING = {
-    "logits": "scores before the softmax (segmentation: per pixel; boxes: background last)",
-    "probabilities": "softmax of the logits",
-    "label_map": "index of the best class of every pixel",
-    "objectness": "RPN scores of all anchors before the sigmoid, finest level first",
-    "offsets": "box offsets (dx, dy, dw, dh), relative to the anchor or to the given box",
-    "anchors": "x1, y1, x2, y2 in pixels of the image",
-    "boxes": "centre x, centre y, width, height of each query's box over the size of the image",
-    "proposals": "pixel of all maps that each query starts from",
-    "proposal_scores": "scores that the proposals are chosen by, falling",
-    "masks": "mask probabilities of the given classes in their boxes",
-    "image": "prepared RGB images, float32",
-    "rois": "number of the image in the batch, x1, y1, x2, y2",
-    "labels": "class of each box",
-}
+from src.models.graphs import Graph
 
 
 def card(
@@ -35,11 +19,11 @@ def card(
     """Text of ``EXPORT.md``.
 
     Args:
-        graphs: What was written.
+        graphs: The exported graphs.
         files: The files.
         class_names: Names in label order.
         images: How images are prepared.
-        task: What the network is for.
+        task: Task of the network.
     """
     settings = "\n".join(f"- {name}: {value}" for name, value in images.items())
     tables = "\n\n".join(_table(graph) for graph in graphs)
@@ -51,13 +35,13 @@ def card(
 
 ONNX files hold standard operators only (opset 18). `.pt2` files are read by `torch.export.load`
 after `import src.ops`; `.aoti.pt2` files by `torch._inductor.aoti_load_package`, on the same kind
-of processor. Batch and sizes are free where a table shows a letter.
+of processor. Axes that a table shows as a letter may have any size.
 
 {tables}
 
 ## Preparing images
 
-RGB, divided by 255, minus the mean, divided by the deviation:
+RGB, divided by 255, minus the mean, divided by the standard deviation:
 
 {settings}
 
@@ -102,26 +86,17 @@ outputs = program(image=torch.zeros({shape}))  # a prepared image; gives {names!
 
 def _table(graph: Graph) -> str:
     rows = [
-        f"| `{name}` | in | {_shape(graph, name)} | {_meaning(name)} |" for name in graph.inputs
+        f"| `{name}` | in | {_shape(graph, name)} | {graph.meanings[name]} |"
+        for name in graph.inputs
     ]
-    rows += [
-        f"| `{name}` | out | | {graph.meanings.get(name) or _meaning(name)} |"
-        for name in graph.outputs
-    ]
+    rows += [f"| `{name}` | out | | {graph.meanings[name]} |" for name in graph.outputs]
     head = f"## {graph.name}\n\n| name | | shape | meaning |\n| --- | --- | --- | --- |\n"
     return head + "\n".join(rows)
 
 
 def _shape(graph: Graph, name: str) -> str:
-    free = graph.dynamic[name]
-    letters = {0: "R" if name in ("rois", "labels") else "N", 2: "H", 3: "W"}
-    sizes = [
-        letters[axis] if axis in free else str(size)
-        for axis, size in enumerate(graph.inputs[name].shape)
-    ]
+    free, shape = graph.dynamic[name], graph.inputs[name].shape
+    # Images and feature maps have four axes, lists of regions fewer.
+    letters = {0: "N", 2: "H", 3: "W"} if len(shape) == 4 else {0: "R"}
+    sizes = [letters[axis] if axis in free else str(size) for axis, size in enumerate(shape)]
     return "(" + ", ".join(sizes) + ")"
-
-
-def _meaning(name: str) -> str:
-    strides = {"p2": 4, "p3": 8, "p4": 16, "p5": 32}
-    return _MEANING.get(name) or f"map of stride {strides[name]}"

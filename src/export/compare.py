@@ -1,4 +1,4 @@
-"""Run exported files and PyTorch on the same inputs and tell the largest difference."""
+"""Compare exported files with PyTorch on the same inputs."""
 
 from __future__ import annotations
 
@@ -10,20 +10,18 @@ import torch
 from torch import Tensor
 
 from src.errors import UserError
-from src.export.graphs import Graph
+from src.models.graphs import Graph
 
 Runner = Callable[[dict[str, Tensor]], list[Tensor]]
 
 TOLERANCE = 1e-4
-SHARES = {"label_map": "pixels", "proposals": "queries"}
-"""Outputs that are choices: the share that differs is told, and does not fail a check."""
 
 
 def runner(path: Path, threads: int | None = None) -> Runner:
     """Load an exported file.
 
     Args:
-        path: What a function of ``files`` wrote.
+        path: A file that a function of ``src.export.files`` wrote.
         threads: Threads of ONNX Runtime; default is its own choice.
 
     Returns:
@@ -67,9 +65,9 @@ def _onnx_runner(path: Path, threads: int | None) -> Runner:
 def differences(graph: Graph, run: Runner, inputs: dict[str, Tensor]) -> dict[str, float]:
     """Largest absolute difference of every output between PyTorch and a file.
 
-    For whole numbers (`SHARES`) it is the share of values that differ. Where a file makes another
-    of the graph's ``choices``, PyTorch follows it, so that what comes after can be compared; the
-    numbers that it chooses by are compared as PyTorch chooses.
+    For integer outputs it is the share of values that differ. If a file makes another choice (see
+    `Graph`), PyTorch is run again with the choice of the file, so that later outputs can be
+    compared; the numbers that decide a choice are those of PyTorch's own run.
     """
     found = dict(zip(graph.outputs, run(inputs), strict=True))
     expected = _expected(graph, inputs)

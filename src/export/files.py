@@ -15,7 +15,7 @@ from torch.export import ExportedProgram
 
 from src import files
 from src.errors import UserError
-from src.export.graphs import Graph
+from src.models.graphs import Graph
 
 OPSET = 18
 STANDARD_DOMAINS = ("", "ai.onnx")
@@ -24,7 +24,7 @@ _INSTALL = 'pip install -c constraints.txt -e ".[export]"'
 
 
 def trace(graph: Graph) -> ExportedProgram:
-    """Record a graph with free batch and sizes."""
+    """Trace a graph with free batch and sizes."""
     with torch.no_grad(), _silence():
         return torch.export.export(
             graph.module,
@@ -36,12 +36,13 @@ def trace(graph: Graph) -> ExportedProgram:
 
 
 def write_onnx(graph: Graph, program: ExportedProgram, folder: Path) -> Path:
-    """Write ``<name>.onnx`` made of standard operators only, checked by onnx.
+    """Write ``<name>.onnx``, which has standard operators only and is checked by onnx.
 
     Args:
-        graph: What is written.
+        graph: The graph.
         program: Its `trace`.
-        folder: Where to write. Above 1.9 GB the weights get a second file, ``<name>.onnx.data``.
+        folder: Where to write. Weights of more than 1.9 GB are in a file of their own,
+            ``<name>.onnx.data``.
 
     Returns:
         The file.
@@ -78,7 +79,7 @@ def write_onnx(graph: Graph, program: ExportedProgram, folder: Path) -> Path:
 
 
 def write_program(graph: Graph, program: ExportedProgram, folder: Path) -> Path:
-    """Write ``<name>.pt2`` for `torch.export.load`; it needs ``import src.ops`` where it is run."""
+    """Write ``<name>.pt2`` for `torch.export.load`; running it needs ``import src.ops``."""
     path = folder / f"{graph.name}.pt2"
     with _silence():
         files.write_with(path, lambda file: torch.export.save(program, file))
@@ -86,7 +87,7 @@ def write_program(graph: Graph, program: ExportedProgram, folder: Path) -> Path:
 
 
 def write_compiled(graph: Graph, program: ExportedProgram, folder: Path) -> Path:
-    """Write ``<name>.aoti.pt2``: machine code for this kind of processor, without Python inside.
+    """Write ``<name>.aoti.pt2``: machine code for this kind of processor, run without Python.
 
     Raises:
         UserError: If there is no C++ compiler.
@@ -113,7 +114,7 @@ WRITERS = {"onnx": write_onnx, "pt2": write_program, "aoti": write_compiled}
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Hide progress lines and notices of the exporters; errors are raised, not printed."""
+    """Hide progress lines and warnings of the exporters, which raise their errors."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,13 +1,12 @@
-"""How much memory a training step takes, measured without taking it.
+"""Memory of a training step, measured on the meta device.
 
-A step is run on the meta device, where tensors have shapes and no data, and every storage is
-counted from its making to its end. So what autograd keeps, what a checkpoint recomputes and what
-operations need for a moment are all in the figure, in the precision of the training. Not in it:
-fragmentation, the workspace of libraries, the CUDA context, and input images of the loader.
+Tensors of the meta device have shapes and no data. Every storage is counted from its allocation to
+its release, so the result includes what autograd saves, what activation checkpointing recomputes
+and the temporary tensors of operations, in the precision of the training. It does not include
+fragmentation, the workspace of libraries, the CUDA context and the input images of the loader.
 
-Detectors choose their regions by values that the meta device does not have; their second stage is
-given the full number of regions instead, and their losses are left out. Of DINO only backbone and
-neck are measured.
+Detectors choose boxes by values, which the meta device does not have. A network that does so has a
+method ``dense_outputs()`` (see `Detector.dense_outputs`); its losses are left out.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,8 +25,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import flop_registry
 
-from src.models.detection import DINO, Detector, TwoStageDetector
-from src.models.detection.rcnn import box_head, mask_head
 from src.models.internimage.backbone import InternImageBackbone
 from src.models.internimage.blocks import Block
 
@@ -36,10 +33,11 @@ PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true")
 
 @dataclass(frozen=True)
 class StepMemory:
-    """What lives during a step beside parameters and optimizer state, for one batch.
+    """Memory of a step without parameters and optimizer state, for one batch.
 
     Attributes:
-        moments: Pairs of bytes: gradients of parameters, and everything else at most at that time.
+        moments: Pairs of bytes: gradients of parameters, and the most of everything else while
+            there are so many.
         gradients: Bytes of all gradients.
         operations: Floating-point operations of convolutions and matrix products, forward and
             backward; a multiply-accumulate is two.
@@ -53,7 +51,7 @@ class StepMemory:
         """Most bytes at any time.
 
         Args:
-            gradient_share: Part of each gradient that this process keeps.
+            gradient_share: Part of each gradient that this rank keeps.
             accumulates: Whether all gradients are there from the start, as they are from the second
                 accumulated batch on.
         """
@@ -63,10 +61,10 @@ class StepMemory:
 
 
 def extrapolate(two: StepMemory, three: StepMemory, batch: int) -> StepMemory:
-    """The step of any batch from those of two and of three images.
+    """Memory of a step with any batch, from those with two and with three images.
 
-    At any moment of the backward pass, what lives grows linearly with the batch; which moment is
-    the peak changes with it. One image is not measured: batch norm may refuse it.
+    At any moment of the backward pass, memory grows linearly with the batch; which moment is the
+    peak depends on the batch. A single image is not measured because batch norm may refuse it.
     """
     later = dict(three.moments)
     moments = tuple(
@@ -93,7 +91,7 @@ def measure_step(
         size: Height and width of the images, multiples of 32.
         batch: Images.
         precision: As Lightning's ``precision``.
-        checkpointing: Whether to recompute blocks in the backward pass; ``None`` leaves it.
+        checkpointing: Whether blocks use activation checkpointing; ``None`` keeps the setting.
     """
     dtype = torch.bfloat16 if precision.endswith("16-true") else torch.float32
     with torch.device("meta"):
@@ -119,41 +117,20 @@ def measure_step(
 
 
 def outputs_of(network: nn.Module, image: Tensor) -> list[Tensor]:
-    """What the losses of a network see, made without looking at values."""
-    if not is_complete(network):
-        return list(cast("DINO", network).neck(cast("DINO", network).maps_for_detection(image)))
-    if not isinstance(network, TwoStageDetector):
-        return [out for out in tree_leaves(network(image)) if out.requires_grad]
-    pyramid = network.neck(network.backbone(image))
-    logits, offsets = network.rpn_head(pyramid)
-    regions = network.roi_head.regions
-    sampler = (regions[0] if isinstance(regions, tuple) else regions).sampler
-    number = len(image) * sampler.number
-    positive = int(number * sampler.positive_fraction)
-    outputs = [*logits, *offsets]
-    for head in _each(network.roi_head.bbox_head):
-        outputs += head(_regions(pyramid[0], number, box_head.ROI_SIDE))
-    for head in _each(network.roi_head.mask_head):
-        outputs.append(head(_regions(pyramid[0], positive, mask_head.ROI_SIDE)))
-    return outputs
+    """Outputs of a network that its losses are computed from."""
+    dense_outputs = getattr(network, "dense_outputs", None)
+    if dense_outputs is not None:
+        return list(dense_outputs(image))
+    return [out for out in tree_leaves(network(image)) if out.requires_grad]
 
 
-def is_complete(network: nn.Module) -> bool:
-    """Whether everything but the losses is in the figure; of DINO the head is not."""
-    return not isinstance(network, Detector) or isinstance(network, TwoStageDetector)
-
-
-def _each(heads: nn.Module) -> Iterable[nn.Module]:
-    return heads if isinstance(heads, nn.ModuleList) else (heads,)
-
-
-def _regions(level: Tensor, number: int, side: int) -> Tensor:
-    """Features of regions, ``(number, C, side, side)``, that lead back to a level."""
-    return level.new_zeros(number, level.shape[1], side, side) + level.mean()
+def omitted_part(network: nn.Module) -> str:
+    """Part of a network, such as ``head``, that is not measured; empty if there is none."""
+    return str(getattr(network, "not_in_dense_outputs", ""))
 
 
 class _Autocast(TorchFunctionMode):
-    """The rules of autocast on a GPU, for the meta device, which has none of its own."""
+    """Autocast of CUDA for the meta device, which has none."""
 
     LOW = ("linear", "conv2d", "conv_transpose2d", "matmul", "bmm", "scaled_dot_product_attention")
     FULL = ("layer_norm", "softmax", "log_softmax", "cross_entropy")
@@ -169,7 +146,7 @@ class _Autocast(TorchFunctionMode):
 
 
 def _in_autocast(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The same for a block that is recomputed: function modes are off in the backward pass."""
+    """Autocast within a block, whose recomputation in the backward pass has no function modes."""
 
     def call(*args: Any, **kwargs: Any) -> Tensor:
         with _Autocast():
@@ -184,7 +161,7 @@ def _cast(value: Any, dtype: torch.dtype) -> Any:
 
 
 class _Tracker(TorchDispatchMode):
-    """Adds up the storages that live, apart from those given and from gradients of parameters."""
+    """Sum of the live storages, without the ignored ones and the gradients of parameters."""
 
     def __init__(self, ignored: Iterable[Tensor]) -> None:
         super().__init__()
@@ -221,7 +198,7 @@ class _Tracker(TorchDispatchMode):
         self.live -= size
 
     def take_gradient(self, parameter: Tensor) -> None:
-        """Count a gradient that is complete as such; several can share a storage."""
+        """Count a finished gradient as such; several can share a storage."""
         assert parameter.grad is not None
         storage = parameter.grad.untyped_storage()
         if storage._cdata in self.taken:

@@ -17,7 +17,7 @@ from torchmetrics import MetricCollection
 from src.errors import UserError
 from src.metrics.coco import NUMBERS, COCOMetric
 from src.metrics.coco_results import Result, only_finite, to_results
-from src.models.detection import Detector, MaskRCNN
+from src.models.detection import Detector, MaskRCNN, TrainingOutput
 from src.models.detection.tta import fuse, mirror
 from src.optim.dense_layer_decay import dense_lr_scale
 from src.optim.param_groups import LrScale, parameter_groups
@@ -96,9 +96,9 @@ class DetectionTask(DenseTask):
         kinds = cast("Detector", self.training_network).kinds
         return MetricCollection({"coco": COCOMetric(self.num_classes, kinds, self.coco_backend)})
 
-    def validation_names(self) -> set[str]:
-        """Names that a validation logs; detectors compute no loss in evaluation."""
-        return {name for name in super().validation_names() if "loss" not in name}
+    def loss_names(self) -> set[str]:
+        """No names: detectors compute no loss in evaluation."""
+        return set()
 
     def score_names(self) -> set[str]:
         """Names of the metrics that a validation logs."""
@@ -130,14 +130,13 @@ class DetectionTask(DenseTask):
                 f"{type(network).__name__} learns masks, which are not read; set data.masks to "
                 "true."
             )
-        values: dict[str, Tensor] = network(batch["image"], batch["size"], targets=batch["target"])
-        losses = {name: value.sum() for name, value in values.items() if "loss" in name}
+        output: TrainingOutput = network(batch["image"], batch["size"], targets=batch["target"])
+        losses = {name: value.sum() for name, value in output.losses.items()}
         loss = torch.stack(list(losses.values())).sum()
-        figures = {name: value for name, value in values.items() if "loss" not in name}
         size = len(batch["image"])
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=size)
-        named = {f"train/{name}": value.detach() for name, value in (losses | figures).items()}
-        self.log_dict(named, batch_size=size)
+        logged = {f"train/{name}": v.detach() for name, v in (losses | output.metrics).items()}
+        self.log_dict(logged, batch_size=size)
         return loss
 
     def evaluation_step(

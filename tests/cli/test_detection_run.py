@@ -32,7 +32,8 @@ def folder(tmp_path_factory):
     network = recipe["model"]["init_args"]["network"]["init_args"]
     network["backbone"]["init_args"] = TINY_BACKBONE
     # An untrained detector finds little; with every box counted there is something to compare.
-    network |= {"channels": 16, "fc_channels": 32, "roi_samples": 16, "score_threshold": 0.0}
+    network |= {"channels": 16, "fc_channels": 32, "score_threshold": 0.0}
+    network["box_batch_size_per_image"] = 16
     recipe["data"]["init_args"] |= {
         "root": str(folder / "toy"),
         "train_scales": [[64, 48]],

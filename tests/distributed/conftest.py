@@ -67,8 +67,9 @@ def _classification(images: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _detection(root: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     # So many samples that none is drawn by chance.
-    network = {"channels": 16, "fc_channels": 32, "rpn_samples": 100_000, "roi_samples": 100_000}
-    network |= {"train_proposals": 40, "train_proposals_per_level": 40}
+    network = {"channels": 16, "fc_channels": 32, "rpn_batch_size_per_image": 100_000}
+    network |= {"box_batch_size_per_image": 100_000}
+    network |= {"rpn_post_nms_top_n_train": 40, "rpn_pre_nms_top_n_train": 40}
     network["backbone"] = {"class_path": "InternImageBackbone", "init_args": BACKBONE}
     return network, {
         "root": str(root),

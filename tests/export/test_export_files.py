@@ -9,8 +9,9 @@ from torch import nn
 
 from src.export.compare import TOLERANCE, differences, runner
 from src.export.files import trace, write_compiled, write_onnx, write_program
-from src.export.graphs import Graph, align, graphs_of
+from src.export.graphs import Graph, graphs_of
 from src.models.detection import CascadeMaskRCNN, MaskRCNN
+from src.models.detection.rcnn.graphs import align
 from src.models.detection.rcnn.roi_align import align_on_pyramid
 from src.models.internimage.backbone import InternImageBackbone
 from src.models.internimage.classifier import InternImage
@@ -158,10 +159,10 @@ def test_a_detector_in_parts(kind, tmp_path):
     network = kind(3, partial(InternImageBackbone, **TINY), channels=16, fc_channels=24)
     graphs = {graph.name: graph for graph in graphs_of(lively(network))}
     stages = {"boxes"} if kind is MaskRCNN else {"boxes_1", "boxes_2", "boxes_3"}
-    assert graphs.keys() == {"trunk", "masks"} | stages
-    trunk = runner(written(graphs["trunk"], tmp_path))
+    assert graphs.keys() == {"backbone", "masks"} | stages
+    backbone = runner(written(graphs["backbone"], tmp_path))
     for shape in ((1, 3, 64, 96), (2, 3, 128, 64)):
-        found = differences(graphs["trunk"], trunk, images(*shape))
+        found = differences(graphs["backbone"], backbone, images(*shape))
         assert found.keys() == {"p2", "p3", "p4", "p5", "objectness", "offsets", "anchors"}
         assert largest(found) < TOLERANCE
     maps = dict(zip(("p2", "p3", "p4", "p5"), pyramid_of(3, 256, 320), strict=True))

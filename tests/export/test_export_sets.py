@@ -16,7 +16,7 @@ from src.errors import UserError
 from src.export.card import card
 from src.export.compare import TOLERANCE, differences, runner
 from src.export.files import trace, write_onnx, write_program
-from src.export.graphs import Graph, SetDetector, graphs_of
+from src.export.graphs import Graph, graphs_of
 from src.models import (
     CBDINO,
     DINO,
@@ -25,6 +25,8 @@ from src.models import (
     Mask2Former,
     Mask2FormerHead,
 )
+from src.models.detection import Detector
+from src.models.detection.dino.graphs import ExportedDINO
 from src.models.detection.dino.padding import find_padding, no_padding
 from src.models.internimage.dcnv3 import DCNv3
 from src.models.layers.deformable_attention import MultiScaleDeformableAttention
@@ -174,7 +176,7 @@ def test_outputs_lead_to_the_detections_of_the_network():
     """The few lines of docs/export.md."""
     network = filled("dino").eval()
     image, (height, width) = images(1, 3, 96, 128)["image"], (96, 128)
-    logits, boxes, *_ = (x[0] for x in SetDetector(network)(image))
+    logits, boxes, *_ = (x[0] for x in ExportedDINO(network)(image))
     scores, index = logits.sigmoid().flatten().topk(min(300, logits.numel()))
     query, labels = index // logits.shape[1], index % logits.shape[1]
     centre, size = boxes[query].split(2, dim=1)
@@ -212,6 +214,7 @@ def test_the_card_tells_what_comes_out(name, tmp_path):
         assert f"| `{output}` | out |" in text
 
 
-def test_other_modules_are_refused():
-    with pytest.raises(UserError, match="DINO and CBDINO, got Linear"):
-        graphs_of(nn.Linear(2, 2))
+@pytest.mark.parametrize("network", [nn.Linear(2, 2), Detector()])
+def test_networks_without_graphs_are_refused(network):
+    with pytest.raises(UserError, match=r"cannot be exported: it does not define export_graphs"):
+        graphs_of(network)

@@ -124,9 +124,7 @@ def _each_sample(network: nn.Module, choose: Callable[..., Any]) -> Iterator[Non
         yield
         return
     own = head.regions
-    regions = own if isinstance(own, tuple) else (own,)
-    instead = tuple(lambda *given, region=region: choose(region, *given) for region in regions)
-    head.regions = instead if isinstance(own, tuple) else instead[0]
+    head.regions = tuple(lambda *given, region=region: choose(region, *given) for region in own)
     try:
         yield
     finally:

@@ -1,10 +1,13 @@
 """The planner's figures against the peak of a real step on the CPU."""
 
+from functools import partial
+
 import pytest
 import torch
 
-from src.models import InternImage
-from src.profiling.memory import extrapolate, measure_step
+from src.models import DINO, InternImage, InternImageBackbone, MaskRCNN
+from src.models.detection import Detector
+from src.profiling.memory import extrapolate, measure_step, omitted_part
 from tests.allocations import peak_allocation
 
 TINY = {"channels": 16, "depths": (1, 1, 2, 1), "groups": (1, 2, 4, 8)}
@@ -37,6 +40,36 @@ def test_mixed_precision_needs_less(checkpointing: bool) -> None:
         for name in ("32-true", "bf16-mixed", "bf16-true")
     )
     assert half < mixed < full
+
+
+class BackboneOnly(Detector):
+    """A detector that says nothing to the planner but its feature maps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = InternImageBackbone(**TINY)
+
+    def extract_features(self, image: torch.Tensor) -> list[torch.Tensor]:
+        return self.backbone(image)
+
+
+def mask_rcnn(regions: int) -> MaskRCNN:
+    small = {"num_classes": 3, "channels": 16, "fc_channels": 32}
+    backbone = partial(InternImageBackbone, **TINY)
+    return MaskRCNN(backbone=backbone, box_batch_size_per_image=regions, **small)
+
+
+def test_detectors_tell_what_their_losses_need() -> None:
+    few, many = (measure_step(partial(mask_rcnn, n), (64, 64), 2).peak() for n in (16, 512))
+    assert measure_step(BackboneOnly, (64, 64), 2).peak() < few < many
+
+
+def test_what_is_not_measured_is_said() -> None:
+    with torch.device("meta"):
+        dino = DINO(num_classes=3, backbone=partial(InternImageBackbone, **TINY), channels=64)
+    assert [omitted_part(n) for n in (dino, BackboneOnly(), mask_rcnn(8), tiny())] == [
+        "head", "head", "", "",
+    ]  # fmt: skip
 
 
 WIDE = {"channels": 64, "depths": (2, 2, 4, 2), "groups": (4, 8, 16, 32)}

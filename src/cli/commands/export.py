@@ -19,12 +19,10 @@ from src.cli.checkpoints import resolve_checkpoint
 from src.distributed import consolidate, describe_mismatch, is_sharded_checkpoint, shapes_of
 from src.errors import UserError
 from src.export.card import card
-from src.export.compare import SHARES, TOLERANCE, differences, runner
+from src.export.compare import TOLERANCE, differences, runner
 from src.export.files import WRITERS, trace
-from src.export.graphs import LEVELS, Graph, graphs_of
+from src.export.graphs import Graph, graphs_of
 from src.hub import Pretrained, preprocessing_of, task_of
-from src.models.detection import TwoStageDetector
-from src.models.detection.rcnn.roi_align import boxes_with_image
 from src.serialization import read_checkpoint, refuse_not_finite
 
 FORMATS = (*WRITERS, "safetensors")
@@ -39,7 +37,6 @@ _ONE_CPU = tuple(
         "sync_batchnorm=false",
     )
 )
-_MASKS_CHECKED = 100  # boxes whose masks are compared
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -195,10 +192,11 @@ def _check(
     data.setup("predict")
     runners = [(graph, path, runner(path)) for graph, path in pairs]
     worst: dict[tuple[str, str], float] = {}
+    shares: dict[tuple[str, str], str] = {}  # of outputs that do not fail the check
     count = 0
     for batch in data.predict_dataloader():
         count += len(batch["path"])
-        for inputs in _inputs(network, batch, data.num_classes):
+        for inputs in _inputs(network, batch):
             for graph, path, run in runners:
                 fitting = {name: inputs[name] for name in graph.inputs if name in inputs}
                 if len(fitting) < len(graph.inputs):
@@ -206,38 +204,24 @@ def _check(
                 for output, value in differences(graph, run, fitting).items():
                     key = (path.name, output)
                     worst[key] = max(worst.get(key, 0.0), value)
+                    if output in graph.shares:
+                        shares[key] = f" of the {graph.shares[output]}"
     print(f"Largest difference from PyTorch over {count} images:")
-    for (file, output), value in worst.items():
-        share = f" of the {SHARES[output]}" if output in SHARES else ""
-        print(f"  {file:<18} {output:<15} {value:.1e}{share}")
-    return max(value for (_, output), value in worst.items() if output not in SHARES)
+    for key, value in worst.items():
+        print(f"  {key[0]:<18} {key[1]:<15} {value:.1e}{shares.get(key, '')}")
+    return max(value for key, value in worst.items() if key not in shares)
 
 
 @torch.no_grad()
-def _inputs(network: nn.Module, batch: Any, classes: int) -> Iterator[dict[str, Tensor]]:
+def _inputs(network: nn.Module, batch: Any) -> Iterator[dict[str, Tensor]]:
     """Inputs of the graphs, by name, for a batch of prepared images."""
     if "views" in batch:
         for views in batch["views"]:
             yield {"image": views[0][None]}
-        return
-    image = batch["image"]
-    if not isinstance(network, TwoStageDetector):
-        yield {"image": image}
-        return
-    pyramid = network.neck(network.backbone(image))
-    logits, offsets = network.rpn_head(pyramid)
-    cells = [(level.shape[-2], level.shape[-1]) for level in pyramid]
-    anchors = network.rpn_head.anchors(cells, offsets[0])
-    found = network.rpn_head.propose(
-        logits, offsets, anchors, batch["size"], network.rpn_head.test_limits
-    )
-    rois = boxes_with_image([proposals.boxes for proposals in found])
-    maps = dict(zip(LEVELS, pyramid, strict=False))
-    yield {"image": image}
-    yield {**maps, "rois": rois}
-    some = rois[:_MASKS_CHECKED]
-    labels = torch.arange(len(some)) % classes
-    yield {**maps, "rois": some, "labels": labels}
+    elif (export_inputs := getattr(network, "export_inputs", None)) is not None:
+        yield from export_inputs(batch["image"], batch["size"])
+    else:
+        yield {"image": batch["image"]}
 
 
 def _load_checkpoint(network: nn.Module, path: Path) -> None:

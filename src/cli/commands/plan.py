@@ -19,7 +19,7 @@ from torch import nn
 
 from src.cli.app import TrainingCLI
 from src.errors import UserError
-from src.profiling.memory import PRECISIONS, StepMemory, extrapolate, is_complete, measure_step
+from src.profiling.memory import PRECISIONS, StepMemory, extrapolate, measure_step, omitted_part
 from src.tasks.base import BaseTask
 from src.tasks.building import SHARDED_UNITS
 
@@ -267,9 +267,9 @@ def table(plan: Plan, batch: int, memory: int) -> str:
         f"step: gradients and activations at their peak. Fits: within {1 - _RESERVE:.0%} of"
         f" {memory / _GIB:.1f} GiB."
     )
-    if not is_complete(plan.network):
+    if part := omitted_part(plan.network):
         lines.append(
-            f"The activations of the head of {type(plan.network).__name__} are not in the figures."
+            f"The activations of the {part} of {type(plan.network).__name__} are not included."
         )
     return "\n".join(lines)
 

@@ -15,7 +15,7 @@ from torchvision.ops import box_area
 
 from src.types import Size
 
-_MAX_LOG_RATIO = math.log(1000 / 16)  # a box grows or shrinks by at most this in one step
+_MAX_LOG_RATIO = math.log(1000 / 16)  # a box grows or shrinks by at most this factor when decoded
 _MIN_AREA = 1e-6
 
 
@@ -40,19 +40,19 @@ def clip(boxes: Tensor, size: Size) -> Tensor:
 
 
 def resize_factor(size: Size, original: Size, like: Tensor) -> Tensor:
-    """How much ``x, y, x, y`` grew from the original image to the network's input, ``(4,)``.
+    """Scale of ``x, y, x, y`` from the original image to the network's input, ``(4,)``.
 
-    Rounded to float32, as officially.
+    Rounded to float32, as in the official code.
     """
     x, y = size[1] / original[1], size[0] / original[0]
     return torch.tensor([x, y, x, y], dtype=torch.float32, device=like.device).to(like.dtype)
 
 
 class BoxCoder:
-    """Express a box as the offset from another one and back.
+    """Encode a box as the offset from another one, and decode it.
 
     The offset is ``(dx / w, dy / h, log(w' / w), log(h' / h))`` between centres and sizes, divided
-    by ``stds`` so that a network predicts values of similar size.
+    by ``stds``, so that the values that a network predicts are of similar size.
 
     Args:
         stds: Four positive numbers.

@@ -10,20 +10,20 @@ _SPLIT_FROM = 10_000
 
 
 def grouped_nms(boxes: Tensor, scores: Tensor, groups: Tensor, iou: float) -> Tensor:
-    """Drop boxes that overlap a better one of the same group.
+    """Non-maximum suppression within each group.
 
-    The groups are moved apart and suppressed together; from 10,000 boxes on one after the other.
-    torchvision's ``batched_nms`` does the same with other limits, and the limit decides the
-    rounding of the overlaps, therefore the official one is kept here.
+    Boxes of different groups are shifted apart and suppressed together; from 10,000 boxes on, group
+    by group. torchvision's ``batched_nms`` does the same with another limit. The limit decides how
+    overlaps are rounded, so the one of the official code is used here.
 
     Args:
         boxes: ``(N, 4)``.
         scores: ``(N,)``.
         groups: Group of each box, int64 ``(N,)``.
-        iou: Boxes that overlap more than this are duplicates.
+        iou: Boxes that overlap a better one of their group by more than this are dropped.
 
     Returns:
-        Indices of the boxes that stay, best score first.
+        Indices of the kept boxes, best score first.
     """
     if not len(boxes):
         return torch.empty(0, dtype=torch.long, device=boxes.device)

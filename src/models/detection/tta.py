@@ -1,12 +1,12 @@
-"""Join the detections of several views of an image: test-time augmentation for boxes.
+"""Test-time augmentation for boxes: fuse the detections of several views of an image.
 
-Source: weighted boxes fusion (Solovyev et al., 2021, arXiv 1910.13302), with these rules. The
-official recipe behind the published 65.4 AP is not public; this one is ours.
+Source: weighted boxes fusion (Solovyev et al., 2021, arXiv 1910.13302), with the following rules.
+The recipe behind the published 65.4 AP is not public; this one is our own.
 
-- Boxes of one class that overlap more than ``iou`` with the best one form a cluster.
-- Of every view only the best box of a cluster counts, so that a view cannot vote twice.
-- The box of a cluster is the mean of its boxes, weighted by their scores; its score is the sum of
-  their scores over the number of views, so what only one view sees loses certainty.
+- Boxes of one class form a cluster with the best one if they overlap it by more than ``iou``.
+- Each view contributes only its best box to a cluster.
+- The box of a cluster is the mean of its boxes, weighted by their scores. Its score is the sum of
+  their scores divided by the number of views, so boxes that few views have get lower scores.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from src.types import Detections
 
 
 def mirror(found: Detections, width: int) -> Detections:
-    """Detections of an image of a width in pixels, mirrored left to right."""
+    """Flip detections left to right in an image of ``width`` pixels."""
     x1, y1, x2, y2 = found.boxes.unbind(dim=1)
     boxes = torch.stack([width - x2, y1, width - x1, y2], dim=1)
     return Detections(boxes, found.scores, found.labels)
 
 
 def fuse(views: Sequence[Detections], iou: float = 0.7) -> Detections:
-    """Join detections of the same image; as many as the largest view has, best score first.
+    """Fuse detections of the same image.
 
     Args:
         views: Detections of each view, in pixels of the same image.
-        iou: Boxes of one class that overlap more are one.
+        iou: Boxes of one class that overlap the best one by more than this are fused with it.
 
     Returns:
-        The fused boxes.
+        Fused boxes, best score first, as many as the view with the most detections has.
     """
     boxes = torch.cat([view.boxes for view in views])
     scores = torch.cat([view.scores for view in views])
@@ -57,7 +57,7 @@ def fuse(views: Sequence[Detections], iou: float = 0.7) -> Detections:
 
 
 def _clusters(boxes: Tensor, labels: Tensor, leaders: Tensor) -> Tensor:
-    """Number of the leader that each box belongs to: of its class, the most overlapping one."""
+    """Index of the leader of each box: the one of its class that it overlaps most."""
     overlap = pairwise_iou(boxes, boxes[leaders])  # (N, leaders)
     overlap = overlap.masked_fill(labels[:, None] != labels[leaders], -1.0)
     overlap[leaders, torch.arange(len(leaders), device=boxes.device)] = 2.0

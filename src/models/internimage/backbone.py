@@ -106,6 +106,7 @@ class InternImageBackbone(PretrainedBackbone):
         self.out_indices = tuple(out_indices)
         self.frozen_stages = frozen_stages
         self.stage_channels = [channels * 2**i for i in range(len(depths))]
+        self.out_channels = [self.stage_channels[i] for i in self.out_indices]
         self.feature_info = [
             {"num_chs": width, "reduction": 4 * 2**i, "module": f"levels.{i}"}
             for i, width in enumerate(self.stage_channels)

@@ -18,7 +18,9 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from src.errors import UserError
+from src.models.graphs import Graph, free_sides, multiples_of_32
 from src.models.internimage.backbone import InternImageBackbone
+from src.models.internimage.graphs import classifier_graph
 from src.models.internimage.heads import (
     CLIP_WIDTH,
     PROJECTED_WIDTH,
@@ -235,6 +237,11 @@ class InternImage(InternImageBackbone):
             return intermediates
         complete = len(maps) == len(self.depths)
         return self._merge(maps) if complete else maps[-1], intermediates
+
+    def export_graphs(self) -> list[Graph]:
+        """The classifier as one file, see `src.models.graphs`."""
+        sides = multiples_of_32() if self.use_clip_projector else free_sides()
+        return [classifier_graph(self, sides)]
 
     def prune_intermediate_layers(
         self,

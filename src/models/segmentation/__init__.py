@@ -5,6 +5,7 @@
 - ``upernet.py``, ``fcn.py``: UPerNet's head and the auxiliary head.
 - ``mask2former/``: Mask2Former.
 - ``inference.py``: inference on whole images and by sliding window.
+- ``graphs.py``: what is exported.
 """
 
 from __future__ import annotations

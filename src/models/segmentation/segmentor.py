@@ -1,8 +1,8 @@
 """A segmentor: backbone, decode head and an optional auxiliary head.
 
 Source: official InternImage models (OpenGVLab/InternImage, MIT), which use mmsegmentation's
-encoder-decoder; the three attribute names are the prefixes of official checkpoints. Turning scores
-into a map of classes for a whole image is in ``inference.py``.
+encoder-decoder; the three attribute names are the prefixes of official checkpoints. Inference on
+whole images is in ``inference.py``.
 """
 
 from __future__ import annotations
@@ -11,27 +11,29 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor, nn
 
+from src.models.graphs import Graph
 from src.models.internimage.backbone import InternImageBackbone
 from src.models.layers.precision import full_precision
 from src.models.segmentation.fcn import FCNHead
+from src.models.segmentation.graphs import segmentor_graph
 from src.models.segmentation.head import SegmentationHead, resize
 from src.models.segmentation.upernet import UPerHead
 
 Outputs = Mapping[str, Tensor] | Mapping[str, list[Tensor]]
-"""What a segmentor gives: ``out`` in evaluation; in training what its loss needs, by name."""
+"""Outputs by name: ``out`` in evaluation, in training what the loss of the segmentor needs."""
 
 
 class Segmentor(nn.Module):
     """Per-pixel class scores of images.
 
-    The parts are given as factories, so that the widths of the backbone and the number of classes
-    reach the heads by themselves and the network can be made on the meta device.
+    The parts are factories: they get the widths of the backbone and the number of classes, and can
+    be called on the meta device.
 
     Args:
         num_classes: Classes to score.
-        backbone: Makes the backbone: a module with ``feature_info`` that gives one map per stage.
+        backbone: Makes the backbone, a module with ``feature_info`` and one feature map per stage.
         decode_head: Makes the head from ``(in_channels, num_classes)``.
-        auxiliary_head: Makes a second head for training, dropped in evaluation; ``None`` is none.
+        auxiliary_head: Makes a second head, used in training only; ``None`` is none.
     """
 
     def __init__(
@@ -63,9 +65,13 @@ class Segmentor(nn.Module):
         """
         features = self.backbone(image)
         size = (image.shape[-2], image.shape[-1])
-        if not self.training:  # 16 bits are too few for the last comparison of classes
+        if not self.training:  # 16 bits are too few to compare the scores of classes
             return {"out": resize(full_precision(self.decode_head(features)), size)}
         heads = {"out": self.decode_head}
         if self.auxiliary_head is not None:
             heads["aux"] = self.auxiliary_head
         return {name: resize(head(features), size) for name, head in heads.items()}
+
+    def export_graphs(self) -> list[Graph]:
+        """The segmentor as one file; see ``graphs.py``."""
+        return [segmentor_graph(self, "scores per pixel before the softmax")]

@@ -27,9 +27,9 @@ NETWORKS = {
         CascadeMaskRCNN,
         backbone=partial(InternImageBackbone, **TINY, post_norm=True, offset_scale=2.0),
         score_threshold=0.015,
-        train_proposals=60,
-        test_proposals=60,
-        roi_samples=24,
+        rpn_post_nms_top_n_train=60,
+        rpn_post_nms_top_n_test=60,
+        box_batch_size_per_image=24,
         max_detections=25,
     ),
 }

@@ -7,6 +7,7 @@
 - ``denoising.py``: noised ground-truth queries and their attention mask.
 - ``head.py``: predictions, losses and detections. Matching and losses of sets are in
   ``src.losses.box_set``.
+- ``graphs.py``: what is exported.
 """
 
 from __future__ import annotations

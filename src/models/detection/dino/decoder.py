@@ -1,4 +1,4 @@
-"""Decoder of DINO: queries look at each other and at the maps, and move their boxes.
+"""Decoder of DINO: self-attention, deformable cross-attention, iterative box refinement.
 
 Source: Zhang et al., "DINO: DETR with Improved DeNoising Anchor Boxes for End-to-End Object
 Detection", ICLR 2023 (arXiv 2203.03605), on Deformable DETR; order of operations and constants of
@@ -38,7 +38,7 @@ def inverse_sigmoid(x: Tensor, eps: float = SIGMOID_EPS) -> Tensor:
 
 
 class DecoderLayer(nn.Module):
-    """Self-attention among queries, deformable attention to the maps, a feed-forward layer.
+    """Self-attention of queries, deformable attention to feature maps, a feed-forward layer.
 
     Args:
         layer: Sizes of the layer.
@@ -65,25 +65,25 @@ class DecoderLayer(nn.Module):
         memory: Tensor,
         sizes: Sequence[Size],
         padding: Tensor,
-        visible: Tensor | None,
+        attn_mask: Tensor | None,
     ) -> Tensor:
-        """One step.
+        """Forward pass of one layer.
 
         Args:
             queries: ``(N, Q, C)``.
             positions: Encoding of each query's box, ``(N, Q, C)``.
-            references: Box of each query on each map, ``(N, Q, levels, 4)``.
+            references: Box of each query on each feature map, ``(N, Q, levels, 4)``.
             memory: Result of the encoder, ``(N, S, C)``.
-            sizes: Height and width of each map.
+            sizes: Height and width of each feature map.
             padding: True where a pixel is padding, ``(N, S)``.
-            visible: True where the query of a row may look at the query of a column, ``(1, Q, Q)``;
-                ``None`` is everywhere.
+            attn_mask: True where the query of a row attends to the query of a column,
+                ``(1, Q, Q)``; ``None`` is everywhere.
 
         Returns:
             ``(N, Q, C)``.
         """
         placed = queries + positions
-        queries = self.norms[0](queries + self.self_attention(placed, placed, queries, visible))
+        queries = self.norms[0](queries + self.self_attention(placed, placed, queries, attn_mask))
         attended = self.cross_attention(queries + positions, references, memory, sizes, padding)
         queries = self.norms[1](queries + attended)
         out: Tensor = self.norms[2](queries + self.ffn(queries))
@@ -91,7 +91,7 @@ class DecoderLayer(nn.Module):
 
 
 class DINODecoder(nn.Module):
-    """A stack of `DecoderLayer`; each layer moves the boxes that the next one looks at.
+    """A stack of `DecoderLayer`; each refines the boxes that the next one samples around.
 
     Args:
         num_layers: Number of layers.
@@ -115,35 +115,35 @@ class DINODecoder(nn.Module):
         boxes: Tensor,
         memory: Tensor,
         padding: Padding,
-        visible: Tensor | None,
+        attn_mask: Tensor | None,
         reg_branches: nn.ModuleList,
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Refine the queries.
 
         Args:
             queries: ``(N, Q, C)``.
-            boxes: Where each query starts, ``(N, Q, 4)``.
+            boxes: Initial box of each query, ``(N, Q, 4)``.
             memory: Result of the encoder, ``(N, S, C)``.
-            padding: Padding of the maps.
-            visible: Which other queries each one may look at, ``(1, Q, Q)``.
-            reg_branches: Makes a change of box from a query, one for each layer.
+            padding: Padding of the feature maps.
+            attn_mask: See `DecoderLayer`.
+            reg_branches: One per layer; predicts the change of a box from its query.
 
         Returns:
             For each layer the normed queries, and the boxes that its predictions are relative to.
-            These keep the gradient of the layer before (look forward twice), while what the layer
-            itself looked at has none.
+            These keep the gradient of the layer before ("look forward twice"), while the boxes that
+            the layer itself samples around are detached.
         """
         ratios = torch.cat([padding.ratios, padding.ratios], dim=-1)[:, None]  # (N, 1, levels, 4)
         tokens = padding.tokens
         states, references = [], [boxes]
         for layer, branch in zip(self.layers, reg_branches, strict=False):
-            on_maps = boxes[:, :, None] * ratios
-            positions = self.ref_point_head(self._encode(on_maps[:, :, 0]).to(queries.dtype))
-            queries = layer(queries, positions, on_maps, memory, padding.sizes, tokens, visible)
-            moved = (full_precision(branch(queries)) + inverse_sigmoid(boxes)).sigmoid()
-            boxes = moved.detach()
+            scaled = boxes[:, :, None] * ratios
+            positions = self.ref_point_head(self._encode(scaled[:, :, 0]).to(queries.dtype))
+            queries = layer(queries, positions, scaled, memory, padding.sizes, tokens, attn_mask)
+            refined = (full_precision(branch(queries)) + inverse_sigmoid(boxes)).sigmoid()
+            boxes = refined.detach()
             states.append(self.norm(queries))
-            references.append(moved)
+            references.append(refined)
         return states, references[:-1]
 
     def _encode(self, boxes: Tensor) -> Tensor:

@@ -1,12 +1,12 @@
-"""Contrastive denoising: objects with noise as further queries, whose answers are known.
+"""Contrastive denoising: noised ground-truth boxes as additional queries with known targets.
 
 Source: Zhang et al., "DINO", ICLR 2023 (arXiv 2203.03605), section 3.3, after Li et al., "DN-DETR",
 CVPR 2022; noise, groups and order are those of the official InternImage configurations
 ``dino_4scale_*``.
 
-Every group holds each object twice: once with little noise, to be found, and once with more, to be
-called no object. Objects of an image come first, the rest of a group is filled with queries of
-zeros. Groups cannot see each other, and the queries proper cannot see any of them.
+Every group holds each ground-truth box twice: once with little noise, as a positive query, and once
+with more noise, as a negative one. The boxes of an image come first, the rest of a group is padded
+with zeros. A group attends to itself and to the matching queries, which attend to no group.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from src.types import DetectionTarget
 
 
 class Noise:
-    """Draws of the denoising task, from PyTorch's generator; replaced in tests."""
+    """Random numbers of the denoising task, from PyTorch's generator; replaced in tests."""
 
     def chance(self, like: Tensor) -> Tensor:
         """One number in [0, 1) for each label."""
         return torch.rand_like(like)
 
     def labels(self, count: int, num_classes: int, device: torch.device) -> Tensor:
-        """``count`` labels."""
+        """``count`` random labels."""
         return torch.randint(num_classes, (count,), device=device)
 
     def signs(self, like: Tensor) -> Tensor:
@@ -44,12 +44,12 @@ class Noise:
 
 @dataclass
 class DenoisingPlan:
-    """Where the objects are among the denoising queries.
+    """Layout of the denoising queries.
 
     Attributes:
         groups: Number of groups.
-        width: Largest number of objects in an image; a group has twice as many queries.
-        counts: Objects of each image.
+        width: Largest number of ground-truth boxes in an image; a group has twice as many queries.
+        counts: Ground-truth boxes of each image.
     """
 
     groups: int
@@ -62,10 +62,10 @@ class DenoisingPlan:
         return 2 * self.groups * self.width
 
     def positive(self, image: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Queries of an image that have an object, and the number of the object."""
-        objects = torch.arange(self.counts[image], device=device).repeat(self.groups)
+        """Indices of the positive queries of an image, and of their ground-truth boxes."""
+        gt = torch.arange(self.counts[image], device=device).repeat(self.groups)
         starts = torch.arange(self.groups, device=device) * 2 * self.width
-        return starts.repeat_interleave(self.counts[image]) + objects, objects
+        return starts.repeat_interleave(self.counts[image]) + gt, gt
 
 
 class Denoising:
@@ -73,12 +73,12 @@ class Denoising:
 
     Args:
         num_classes: Number of classes.
-        num_queries: Objects of all groups together, about; an image with many objects has one
-            group.
+        num_queries: Approximate number of ground-truth boxes in all groups together; there is at
+            least one group.
         label_noise: Twice the share of queries with a random label.
-        box_noise: Largest displacement of a corner over half the side of the box, for those to be
-            found; the others move by one to two times as much.
-        noise: The draws.
+        box_noise: Largest displacement of a corner of a positive query over half the side of the
+            box; corners of negative queries move by one to two times as much.
+        noise: Source of random numbers.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Denoising:
         self.noise = noise or Noise()
 
     def plan(self, targets: Sequence[DetectionTarget]) -> DenoisingPlan:
-        """Number of groups for a batch; no queries if it has no object."""
+        """Layout for a batch; without ground-truth boxes there are no queries."""
         counts = [len(target["labels"]) for target in targets]
         width = max(counts, default=0)
         return DenoisingPlan(max(self.num_queries // max(width, 1), 1), width, counts)
@@ -109,22 +109,22 @@ class Denoising:
         """Make the queries.
 
         Args:
-            targets: Objects of each image.
-            boxes: Their boxes as centre and size in [0, 1], ``(G, 4)`` each.
+            targets: Ground truth of each image.
+            boxes: Its boxes as centre and size in [0, 1], ``(G, 4)`` each.
             embedding: Content of a query for each label.
-            num_matching: Number of queries proper.
+            num_matching: Number of matching queries, which follow the denoising queries.
         """
         plan = self.plan(targets)
         device = boxes[0].device
         labels = torch.cat([target["labels"] for target in targets]).repeat(2 * plan.groups)
         labels = self._change_labels(labels)
         noisy_boxes = self._move_corners(torch.cat(list(boxes)), plan.groups)
-        image, slot = self._places(plan, device)
+        image, slot = self._slots(plan, device)
         content = embedding.weight.new_zeros(len(targets), plan.size, embedding.embedding_dim)
         unsigmoid = noisy_boxes.new_zeros(len(targets), plan.size, 4)
         content = content.index_put((image, slot), embedding(labels))
         unsigmoid = unsigmoid.index_put((image, slot), inverse_sigmoid(noisy_boxes))
-        return NoisyQueries(content, unsigmoid, _visible(plan, num_matching, device)), plan
+        return NoisyQueries(content, unsigmoid, attention_mask(plan, num_matching, device)), plan
 
     def _change_labels(self, labels: Tensor) -> Tensor:
         chance = self.noise.chance(labels.float())
@@ -133,7 +133,7 @@ class Denoising:
         return labels.scatter(0, chosen, drawn)
 
     def _move_corners(self, boxes: Tensor, groups: int) -> Tensor:
-        """Noisy boxes ``(2 * groups * G, 4)``: the objects of the batch, little and more moved."""
+        """Noisy boxes ``(2 * groups * G, 4)`` of the batch, positive and negative in turn."""
         count = len(boxes)
         center, size = boxes.repeat(2 * groups, 1).split(2, dim=1)
         corners = torch.cat([center - size / 2, center + size / 2], dim=1)
@@ -145,8 +145,8 @@ class Denoising:
             [(corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]], dim=1
         )
 
-    def _places(self, plan: DenoisingPlan, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Image and query number of each noisy object."""
+    def _slots(self, plan: DenoisingPlan, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Index of the image and of the query of each noisy box."""
         images = torch.arange(len(plan.counts), device=device)
         image = images.repeat_interleave(torch.tensor(plan.counts, device=device))
         within = [torch.arange(count, device=device) for count in plan.counts]
@@ -155,9 +155,10 @@ class Denoising:
         return image.repeat(2 * plan.groups), slot.flatten()
 
 
-def _visible(plan: DenoisingPlan, num_matching: int, device: torch.device) -> Tensor:
+def attention_mask(plan: DenoisingPlan, num_matching: int, device: torch.device) -> Tensor:
+    """True where the query of a row attends to the query of a column, ``(1, Q, Q)``."""
     group = torch.arange(plan.size, device=device) // max(2 * plan.width, 1)
     group = torch.cat([group, torch.full((num_matching,), -1, device=device)])
     is_matching = group == -1
-    visible = (group[:, None] == group) | is_matching
-    return visible[None]
+    mask = (group[:, None] == group) | is_matching
+    return mask[None]

@@ -9,75 +9,51 @@ names are the official ones.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from src.models.detection.detector import Detector, Kind
+from src.models.detection.detection_transformer import DetectionTransformer
+from src.models.detection.detector import TrainingOutput
 from src.models.detection.dino.denoising import Denoising
+from src.models.detection.dino.graphs import dino_graph
 from src.models.detection.dino.head import DINOHead
 from src.models.detection.dino.transformer import DINOTransformer
+from src.models.graphs import Graph
 from src.models.internimage.backbone import InternImageBackbone
 from src.models.internimage.composite import CBInternImageBackbone
 from src.models.layers.deformable_encoder import LayerSizes
 from src.models.necks.channel_mapper import ChannelMapper
 from src.models.weights.match import Renames
-from src.types import Detections, DetectionTarget, Size
+from src.types import DetectionTarget, Size
 
 LEVELS = 4
-"""Maps that the encoder sees: those of the backbone and a coarser one."""
-FIRST_WEIGHT = 0.5
-"""Weight of the losses on the first backbone's maps."""
+"""Feature maps that the encoder sees: those of the backbone and a coarser one."""
+ASSIST_WEIGHT = 0.5
+"""Weight of the losses on the features of the assisting backbone."""
 
 
-class _SetDetector(Detector):
-    """What DINO and CB-DINO share: neck, head, and the way from maps to detections."""
-
-    kinds: ClassVar[tuple[Kind, ...]] = ("bbox",)
-
-    def __init__(
-        self, backbone: nn.Module, depths: tuple[int, ...], neck: ChannelMapper, head: DINOHead
-    ) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.neck = neck
-        self.bbox_head = head
-        self.depths = depths
-
-    @torch.no_grad()
-    def detect(
-        self, image: Tensor, sizes: Sequence[Size], original_sizes: Sequence[Size] | None = None
-    ) -> list[Detections]:
-        """Detections of each image; see `Detector.forward`."""
-        maps = self.neck(self.maps_for_detection(image))
-        predictions = self.bbox_head(maps, (image.shape[2], image.shape[3]), sizes)
-        return self.bbox_head.detect(predictions, sizes, original_sizes or sizes)
-
-    def maps_for_detection(self, image: Tensor) -> list[Tensor]:
-        """Maps of the backbone that the neck sees."""
-        maps: list[Tensor] = self.backbone(image)
-        return maps
-
-
-class DINO(_SetDetector):
-    """DINO with four maps.
+class DINO(DetectionTransformer):
+    """DINO with four feature maps.
 
     Args:
         num_classes: Classes.
         backbone: Makes the backbone; the recipes take its last three stages.
-        channels: Width ``C`` of maps, pixels and queries, a larger multiple of 32.
-        num_queries: Boxes that the decoder works on. Images with fewer pixels on all maps
-            together (below about 200 pixels a side, for 900) have fewer.
+        channels: Width ``C`` of feature maps, tokens and queries, a larger multiple of 32.
+        num_queries: Queries of the decoder. Images with fewer pixels on all feature maps together
+            (below about 200 pixels a side, for 900) have fewer.
         encoder_layers: Layers of the encoder.
         decoder_layers: Layers of the decoder.
         heads: Attention heads.
-        points: Places that a head looks at on each map.
+        points: Sampling locations per head and feature map.
         hidden_channels: Width inside the feed-forward layers.
         ffn_parts: Parts that a feed-forward layer is stored in (4 in the released G).
-        denoising_queries: Objects of all denoising groups together.
+        denoising_queries: Ground-truth boxes in all denoising groups together.
         max_detections: Detections per image.
     """
+
+    bbox_head: DINOHead
 
     def __init__(
         self,
@@ -94,42 +70,37 @@ class DINO(_SetDetector):
         denoising_queries: int = 100,
         max_detections: int = 300,
     ) -> None:
-        trunk = backbone()
-        widths = [trunk.stage_channels[i] for i in trunk.out_indices]
+        network = backbone()
         layer = LayerSizes(channels, heads, LEVELS, points, hidden_channels, "uniform", ffn_parts)
         super().__init__(
-            trunk,
-            trunk.depths,
-            ChannelMapper(widths, channels, LEVELS),
+            network,
+            ChannelMapper(network.out_channels, channels, LEVELS),
             DINOHead(
                 num_classes,
                 DINOTransformer(num_queries, encoder_layers, decoder_layers, layer),
                 Denoising(num_classes, denoising_queries),
                 max_detections,
             ),
+            network.depths,
         )
 
-    def losses(
-        self, image: Tensor, sizes: Sequence[Size], targets: Sequence[DetectionTarget]
-    ) -> dict[str, Tensor]:
-        """Losses by name; see `Detector.forward` and `DINOHead.losses`."""
-        maps = self.neck(self.backbone(image))
-        predictions = self.bbox_head(maps, (image.shape[2], image.shape[3]), sizes, targets)
-        found: dict[str, Tensor] = self.bbox_head.losses(predictions, targets, sizes)
-        return found
+    def export_graphs(self) -> list[Graph]:
+        """One file with all queries; see ``graphs.py``."""
+        return [dino_graph(self)]
 
 
-class CBDINO(_SetDetector):
-    """DINO on two backbones; one neck and one head learn on the maps of both.
+class CBDINO(DINO):
+    """DINO on a composite backbone; one neck and one head are trained on both sets of features.
 
-    In training the images go through the head twice, with the maps of either backbone; losses of
-    the first get weight 0.5. Detections use the second alone. Any batch size works, where the
-    official code silently expects one image per device.
+    In training the head sees every image twice, with the features of the assisting and of the lead
+    backbone; losses of the former have weight 0.5. Detections use the lead backbone alone. Any
+    batch size works, where the official code silently expects one image per device.
 
     Args:
         num_classes: Classes.
         backbone: Makes the composite backbone.
-        channels: See `DINO`, as the other arguments.
+        denoising_queries: See `DINO`.
+        kwargs: Further arguments of `DINO`.
     """
 
     official_renames: ClassVar[Renames] = ((r"^neck\.", "neck.0."),)
@@ -138,48 +109,30 @@ class CBDINO(_SetDetector):
         self,
         num_classes: int = 80,
         backbone: Callable[[], CBInternImageBackbone] = CBInternImageBackbone,
-        channels: int = 256,
-        num_queries: int = 900,
-        encoder_layers: int = 6,
-        decoder_layers: int = 6,
-        heads: int = 8,
-        points: int = 4,
-        hidden_channels: int = 2048,
         denoising_queries: int = 1000,
-        max_detections: int = 300,
+        **kwargs: Any,
     ) -> None:
-        trunk = backbone()
-        layer = LayerSizes(channels, heads, LEVELS, points, hidden_channels, "uniform")
-        super().__init__(
-            trunk,
-            trunk.depths,
-            ChannelMapper(trunk.out_channels, channels, LEVELS),
-            DINOHead(
-                num_classes,
-                DINOTransformer(num_queries, encoder_layers, decoder_layers, layer),
-                Denoising(num_classes, denoising_queries),
-                max_detections,
-            ),
-        )
+        make = cast("Callable[[], InternImageBackbone]", backbone)  # has what `DINO` asks of it
+        super().__init__(num_classes, make, denoising_queries=denoising_queries, **kwargs)
 
-    def maps_for_detection(self, image: Tensor) -> list[Tensor]:
-        """Maps of the second backbone."""
-        maps: list[Tensor] = self.backbone(image)[1]
-        return maps
+    def neck_inputs(self, image: Tensor) -> list[Tensor]:
+        """Feature maps of the lead backbone."""
+        features: list[Tensor] = self.backbone(image)[1]
+        return features
 
     def losses(
         self, image: Tensor, sizes: Sequence[Size], targets: Sequence[DetectionTarget]
-    ) -> dict[str, Tensor]:
-        """Losses by name with suffix ``0_w0.5`` for the first backbone and ``1`` for the second."""
-        first, second = (self.neck(maps) for maps in self.backbone(image))
-        maps = [torch.cat([a, b]) for a, b in zip(first, second, strict=True)]
-        twice_sizes, twice_targets = [*sizes, *sizes], [*targets, *targets]
+    ) -> TrainingOutput:
+        """Losses with the suffix ``0_w0.5`` for the assisting and ``1`` for the lead backbone."""
+        assist, lead = (self.neck(features) for features in self.backbone(image))
+        features = [torch.cat(pair) for pair in zip(assist, lead, strict=True)]
         size = (image.shape[2], image.shape[3])
-        predictions = self.bbox_head(maps, size, twice_sizes, twice_targets)
+        predictions = self.bbox_head(features, size, [*sizes, *sizes], [*targets, *targets])
         count = len(sizes)
-        halves = predictions.part(0, count), predictions.part(count, 2 * count)
-        ours, theirs = (self.bbox_head.losses(half, targets, sizes) for half in halves)
+        assist_losses = self.bbox_head.losses(predictions.part(0, count), targets, sizes)
+        lead_losses = self.bbox_head.losses(predictions.part(count, 2 * count), targets, sizes)
         weighted = {
-            f"{name}0_w{FIRST_WEIGHT}": FIRST_WEIGHT * value for name, value in ours.items()
+            f"{name}0_w{ASSIST_WEIGHT}": ASSIST_WEIGHT * loss
+            for name, loss in assist_losses.items()
         }
-        return weighted | {f"{name}1": value for name, value in theirs.items()}
+        return TrainingOutput(weighted | {f"{k}1": v for k, v in lead_losses.items()}, {})

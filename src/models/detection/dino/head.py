@@ -1,4 +1,4 @@
-"""The head of DINO: predictions of every layer, their losses, and detections.
+"""Head of DINO: predictions of every layer, their losses, and detections.
 
 Source: Zhang et al., "DINO", ICLR 2023 (arXiv 2203.03605); constants are those of the official
 InternImage configurations ``dino_4scale_*`` (mmdet 2.28). Boxes are predicted as centre and size in
@@ -20,8 +20,9 @@ from src.losses.box_set import (
     relative_boxes,
     set_losses,
 )
-from src.losses.detection import mean_over_processes
+from src.losses.detection import mean_over_ranks
 from src.models.detection.boxes import clip, resize_factor
+from src.models.detection.detection_transformer import SetPredictionHead
 from src.models.detection.dino.decoder import inverse_sigmoid
 from src.models.detection.dino.denoising import Denoising, DenoisingPlan
 from src.models.detection.dino.padding import find_padding
@@ -35,10 +36,10 @@ LOSSES = ("loss_cls", "loss_bbox", "loss_iou")
 
 
 class ClassBranch(ClassOutput, nn.Linear):
-    """Class logits; every class starts with a probability of 0.01."""
+    """Class logits; the initial probability of every class is 0.01."""
 
     def reset_parameters(self) -> None:
-        """Set the start values."""
+        """Initialise the parameters."""
         super().reset_parameters()
         nn.init.constant_(self.bias, -math.log((1 - CLASS_PRIOR) / CLASS_PRIOR))
 
@@ -54,7 +55,7 @@ class _ZeroLinear(nn.Linear):
 
 
 def box_branch(channels: int) -> nn.Sequential:
-    """Change of a box from a query: three layers, no change at the start."""
+    """Change of a box from its query: three layers, initially no change."""
     return nn.Sequential(
         nn.Linear(channels, channels),
         nn.ReLU(),
@@ -66,14 +67,14 @@ def box_branch(channels: int) -> nn.Sequential:
 
 @dataclass
 class Predictions:
-    """What the head says about some images.
+    """Predictions for a batch.
 
     Attributes:
         logits: Class logits of the queries for each decoder layer, ``(N, Q, classes)``.
-        boxes: Their boxes, ``(N, Q, 4)``.
+        boxes: Boxes of the queries for each decoder layer, ``(N, Q, 4)``.
         encoder_logits: Class logits of the proposals, ``(N, K, classes)``.
-        encoder_boxes: Their boxes, ``(N, K, 4)``.
-        plan: The denoising queries, which are the first ones of ``Q``; ``None`` if there are none.
+        encoder_boxes: Boxes of the proposals, ``(N, K, 4)``.
+        plan: Layout of the denoising queries, the first ones of ``Q``; ``None`` in evaluation.
     """
 
     logits: list[Tensor]
@@ -83,7 +84,7 @@ class Predictions:
     plan: DenoisingPlan | None
 
     def part(self, start: int, stop: int) -> Predictions:
-        """The images ``start`` to ``stop``."""
+        """Predictions for the images from ``start`` to ``stop``."""
         plan = self.plan
         if plan is not None:
             plan = DenoisingPlan(plan.groups, plan.width, plan.counts[start:stop])
@@ -96,7 +97,7 @@ class Predictions:
         )
 
 
-class DINOHead(nn.Module):
+class DINOHead(SetPredictionHead):
     """Transformer and prediction branches.
 
     Args:
@@ -127,24 +128,17 @@ class DINOHead(nn.Module):
 
     def forward(
         self,
-        maps: Sequence[Tensor],
+        features: Sequence[Tensor],
         image_size: Size,
         sizes: Sequence[Size],
         targets: Sequence[DetectionTarget] | None = None,
     ) -> Predictions:
-        """Predict.
+        """Predictions of all layers; see `SetPredictionHead.forward`.
 
-        Args:
-            maps: Maps ``(N, C, H_i, W_i)``.
-            image_size: Height and width of the batch.
-            sizes: Height and width of each image without padding.
-            targets: Objects of each image, for the denoising queries.
-
-        Returns:
-            Predictions of all layers.
+        Targets add the denoising queries.
         """
-        padding = find_padding(image_size, sizes, maps)
-        memory = self.transformer.encode(maps, padding)
+        padding = find_padding(image_size, sizes, features)
+        memory = self.transformer.encode(features, padding)
         proposals = self.transformer.propose(
             memory, padding, self.cls_branches[-1], self.reg_branches[-1]
         )
@@ -169,13 +163,13 @@ class DINOHead(nn.Module):
         proposals: Proposals,
         plan: DenoisingPlan | None = None,
     ) -> Predictions:
-        """Classes and boxes of what the transformer found.
+        """Classes and boxes of the queries of all decoder layers.
 
         Args:
             states: Queries after each decoder layer, ``(N, Q, C)``.
             references: Boxes that the predictions of each layer are relative to, ``(N, Q, 4)``.
-            proposals: What the queries start from.
-            plan: The denoising queries among them.
+            proposals: Proposals that the matching queries were initialised from.
+            plan: Layout of the denoising queries among them.
         """
         logits, boxes = [], []
         for i, (state, reference) in enumerate(zip(states, references, strict=True)):
@@ -190,7 +184,7 @@ class DINOHead(nn.Module):
         targets: Sequence[DetectionTarget],
         sizes: Sequence[Size],
     ) -> dict[str, Tensor]:
-        """Compare predictions with the objects.
+        """Compare predictions with the ground truth; see `SetPredictionHead.losses`.
 
         Returns:
             ``loss_cls``, ``loss_bbox`` and ``loss_iou`` of the last decoder layer; with prefix
@@ -201,7 +195,7 @@ class DINOHead(nn.Module):
         assert plan is not None, "losses need the denoising queries of training"
         device = predictions.encoder_logits.device
         count = sum(min(n, predictions.encoder_logits.shape[1]) for n in plan.counts)
-        number = mean_over_processes(count, device)
+        number = mean_over_ranks(count, device)
         found = self._matched(
             predictions.encoder_logits, predictions.encoder_boxes, targets, sizes, number
         )
@@ -211,9 +205,9 @@ class DINOHead(nn.Module):
                 logits[:, plan.size :], boxes[:, plan.size :], targets, sizes, number
             )
             losses |= _named(prefix, queries)
-        number = mean_over_processes(sum(plan.counts) * plan.groups, device)
+        number = mean_over_ranks(sum(plan.counts) * plan.groups, device)
         pairs = [plan.positive(i, device) for i in range(len(targets))]
-        # Without any object the embedding would get no gradient, which distributed training minds.
+        # Without ground truth the embedding has no gradient, which DDP refuses.
         unused = self.label_embedding.weight.sum() * 0
         for prefix, logits, boxes in _layers(predictions):
             noisy = set_losses(
@@ -236,9 +230,9 @@ class DINOHead(nn.Module):
     def detect(
         self, predictions: Predictions, sizes: Sequence[Size], original_sizes: Sequence[Size]
     ) -> list[Detections]:
-        """The best pairs of query and class of each image; no threshold, no suppression.
+        """The best pairs of query and class of each image; see `SetPredictionHead.detect`.
 
-        Boxes are in pixels of ``original_sizes``.
+        There is neither a threshold nor NMS.
         """
         found = []
         for logits, boxes, size, original in zip(

@@ -1,7 +1,7 @@
-"""Where the pixels of a batch are padding, on maps of any size, and where they are in an image.
+"""Padding of a batch on feature maps of any size, and coordinates of pixels in their image.
 
-Rules of Deformable DETR as the official DINO uses them (mmdet 2.28). Places are in [0, 1]; a
-image of its own size covers the whole range whatever it is padded to.
+Rules of Deformable DETR as the official DINO uses them (mmdet 2.28). Coordinates are in [0, 1] of
+the image without padding.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from src.types import Size
 
 @dataclass(frozen=True)
 class Padding:
-    """Padding of a batch on every map.
+    """Padding of a batch on every feature map.
 
     Attributes:
-        sizes: Height and width of each map.
-        masks: True where a pixel is padding, ``(N, H, W)`` for each map.
-        ratios: Share of each map that is image, ``(N, levels, 2)`` as width, height.
+        sizes: Height and width of each feature map.
+        masks: True where a pixel is padding, ``(N, H, W)`` for each feature map.
+        ratios: Share of each feature map that is image, ``(N, levels, 2)`` as width, height.
     """
 
     sizes: list[Size]
@@ -33,19 +33,19 @@ class Padding:
 
     @property
     def tokens(self) -> Tensor:
-        """Padding of all maps, ``(N, S)``."""
+        """Padding of all feature maps, ``(N, S)``."""
         return torch.cat([mask.flatten(1) for mask in self.masks], dim=1)
 
     def references(self) -> Tensor:
-        """Centre of each pixel of each map on each map, ``(N, S, levels, 2)``."""
-        places = [
+        """Centre of each pixel of each feature map, on each of them, ``(N, S, levels, 2)``."""
+        centers = [
             _centers(shape, self.ratios) / self.ratios[:, None, i]
             for i, shape in enumerate(self.sizes)
         ]
-        return torch.cat(places, dim=1)[:, :, None] * self.ratios[:, None]
+        return torch.cat(centers, dim=1)[:, :, None] * self.ratios[:, None]
 
-    def start_boxes(self, size: float = 0.05) -> Tensor:
-        """A box around each pixel: centre and size, ``(N, S, 4)``; sides double with each map."""
+    def initial_boxes(self, size: float = 0.05) -> Tensor:
+        """A box around each pixel: centre and size, ``(N, S, 4)``; sides double with each level."""
         boxes = []
         for i, shape in enumerate(self.sizes):
             valid = ~self.masks[i]
@@ -56,40 +56,40 @@ class Padding:
         return torch.cat(boxes, dim=1)
 
 
-def find_padding(image_size: Size, sizes: Sequence[Size], maps: Sequence[Tensor]) -> Padding:
-    """Mark the padding of each map.
+def find_padding(image_size: Size, sizes: Sequence[Size], features: Sequence[Tensor]) -> Padding:
+    """Mark the padding of each feature map.
 
     Args:
         image_size: Height and width of the batch.
         sizes: Height and width of each image without padding.
-        maps: Maps ``(N, C, H, W)``.
+        features: Feature maps ``(N, C, H, W)``.
 
     Returns:
-        A pixel of a map is padding if the pixel of the image at its corner is.
+        A pixel of a feature map is padding if the pixel of the image at its upper left corner is.
     """
-    map_sizes = [(level.shape[2], level.shape[3]) for level in maps]
-    like = maps[0]
-    masks = [_mask(image_size, sizes, shape, like.device) for shape in map_sizes]
+    shapes = [(level.shape[2], level.shape[3]) for level in features]
+    like = features[0]
+    masks = [_mask(image_size, sizes, shape, like.device) for shape in shapes]
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
     ratios = [
         torch.stack([(~mask[:, 0]).to(dtype).mean(1), (~mask[:, :, 0]).to(dtype).mean(1)], dim=1)
         for mask in masks
     ]
-    return Padding(map_sizes, masks, torch.stack(ratios, dim=1))
+    return Padding(shapes, masks, torch.stack(ratios, dim=1))
 
 
-def no_padding(maps: Sequence[Tensor]) -> Padding:
-    """What `find_padding` gives where every image fills the batch, from the maps alone.
+def no_padding(features: Sequence[Tensor]) -> Padding:
+    """Result of `find_padding` if every image fills the batch, from the feature maps alone.
 
     Args:
-        maps: Maps ``(N, C, H, W)``, whose sizes stay free where a graph is recorded.
+        features: Feature maps ``(N, C, H, W)``, whose sizes stay free where a graph is recorded.
     """
-    like = maps[0]
+    like = features[0]
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
     return Padding(
-        [(level.shape[2], level.shape[3]) for level in maps],
-        [torch.zeros_like(level[:, 0], dtype=torch.bool) for level in maps],
-        torch.ones(like.shape[0], len(maps), 2, dtype=dtype, device=like.device),
+        [(level.shape[2], level.shape[3]) for level in features],
+        [torch.zeros_like(level[:, 0], dtype=torch.bool) for level in features],
+        torch.ones(like.shape[0], len(features), 2, dtype=dtype, device=like.device),
     )
 
 
@@ -103,7 +103,7 @@ def _mask(image_size: Size, sizes: Sequence[Size], shape: Size, device: torch.de
 
 
 def _centers(shape: Size, like: Tensor) -> Tensor:
-    """Centres ``(x, y)`` of the pixels of a map in [0, 1], ``(1, H * W, 2)``."""
+    """Centres ``(x, y)`` of the pixels of a feature map in [0, 1], ``(1, H * W, 2)``."""
     rows, columns = (
         (torch.arange(side, dtype=like.dtype, device=like.device) + 0.5) / side for side in shape
     )
@@ -112,7 +112,7 @@ def _centers(shape: Size, like: Tensor) -> Tensor:
 
 
 def padded_positions(mask: Tensor, channels: int, temperature: float, like: Tensor) -> Tensor:
-    """Sine encoding of the place of every pixel, counted over pixels that are no padding.
+    """Sine encoding of the position of every pixel, counted over pixels that are not padding.
 
     Args:
         mask: True where a pixel is padding, ``(N, H, W)``.

@@ -1,12 +1,12 @@
-"""The transformer of DINO: encoder over all pixels, choice of queries, decoder.
+"""Transformer of DINO: encoder over all feature maps, query selection, decoder.
 
 Source: Zhang et al., "DINO: DETR with Improved DeNoising Anchor Boxes for End-to-End Object
 Detection", ICLR 2023 (arXiv 2203.03605), section 3; details are those of the official InternImage
 configurations ``dino_4scale_*`` (mmdet 2.28). Boxes are centre and size in [0, 1] of each image
 without padding; ``unsigmoid`` ones are before the sigmoid.
 
-Class and box predictions come from the branches of the head (``dino_head.py``), one for each
-decoder layer and a last one for the encoder.
+Class and box predictions come from the branches of the head (``head.py``), one for each decoder
+layer and a last one for the encoder.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ PIXEL_TEMPERATURE = 20.0
 
 @dataclass
 class Proposals:
-    """The best pixels of the encoder as boxes; all with gradients.
+    """Boxes of the best pixels of the encoder; all with gradients.
 
     Attributes:
         logits: Class logits, ``(N, K, classes)``.
         unsigmoid: Boxes, ``(N, K, 4)``.
-        index: Number of each pixel, ``(N, K)``.
+        index: Index of each pixel, ``(N, K)``.
     """
 
     logits: Tensor
@@ -43,24 +43,25 @@ class Proposals:
 
 @dataclass
 class NoisyQueries:
-    """Queries for the denoising task, before the others.
+    """Denoising queries, which precede the matching queries.
 
     Attributes:
         content: ``(N, P, C)``.
         unsigmoid: Noisy boxes, ``(N, P, 4)``.
-        visible: Which of all queries each one may look at, bool ``(1, P + K, P + K)``.
+        attn_mask: True where the query of a row attends to that of a column,
+            ``(1, P + K, P + K)``.
     """
 
     content: Tensor
     unsigmoid: Tensor
-    visible: Tensor
+    attn_mask: Tensor
 
 
 class DINOTransformer(nn.Module):
-    """Encoder, choice of queries, decoder.
+    """Encoder, query selection, decoder.
 
     Args:
-        num_queries: Boxes that the decoder works on; fewer where a batch has fewer pixels.
+        num_queries: Queries of the decoder; fewer where a batch has fewer pixels.
         encoder_layers: Layers of the encoder.
         decoder_layers: Layers of the decoder.
         layer: Sizes of each layer.
@@ -81,12 +82,12 @@ class DINOTransformer(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Set the start values of the embeddings of the maps; the submodules reset themselves."""
+        """Initialise the level embeddings; the submodules initialise themselves."""
         nn.init.normal_(self.level_embeds)
 
-    def encode(self, maps: Sequence[Tensor], padding: Padding) -> Tensor:
-        """Let all pixels of all maps ``(N, C, H_i, W_i)`` look at each other: ``(N, S, C)``."""
-        tokens = torch.cat([level.flatten(2).transpose(1, 2) for level in maps], dim=1)
+    def encode(self, features: Sequence[Tensor], padding: Padding) -> Tensor:
+        """Encode the pixels of all feature maps ``(N, C, H_i, W_i)`` together: ``(N, S, C)``."""
+        tokens = torch.cat([level.flatten(2).transpose(1, 2) for level in features], dim=1)
         positions = torch.cat(
             [
                 padded_positions(mask, tokens.shape[2], PIXEL_TEMPERATURE, tokens)
@@ -110,23 +111,23 @@ class DINOTransformer(nn.Module):
     ) -> Proposals:
         """Take the pixels with the highest class logits as proposals.
 
-        Padding, and pixels whose start box crosses the border, are zeroed before the branches, so
-        they all get the same logits and the whole image's corner as a box.
+        Padding, and pixels whose initial box crosses the border, are zeroed before the branches:
+        all of them have the same logits, and 1 as every coordinate of their box.
 
         Args:
             memory: Result of `encode`.
-            padding: Padding of the maps.
-            cls_branch: Makes class logits of a pixel.
-            reg_branch: Makes a change of box of a pixel.
+            padding: Padding of the feature maps.
+            cls_branch: Predicts the class logits of a pixel.
+            reg_branch: Predicts the change of the initial box of a pixel.
             index: Pixels to take instead of the best ones, ``(N, K)``.
         """
-        start = padding.start_boxes()
-        is_inside = ((start > 0.01) & (start < 0.99)).all(-1, keepdim=True)
+        initial = padding.initial_boxes()
+        is_inside = ((initial > 0.01) & (initial < 0.99)).all(-1, keepdim=True)
         is_usable = is_inside & ~padding.tokens[..., None]
-        start = torch.where(is_usable, torch.log(start / (1 - start)), torch.inf)
+        initial = torch.where(is_usable, torch.log(initial / (1 - initial)), torch.inf)
         pixels = self.enc_output_norm(self.enc_output(memory.masked_fill(~is_usable, 0.0)))
         logits: Tensor = full_precision(cls_branch(pixels))
-        boxes = full_precision(reg_branch(pixels)) + start
+        boxes = full_precision(reg_branch(pixels)) + initial
         if index is None:
             count = min(self.num_queries, logits.shape[1])
             index = logits.amax(-1).topk(count, dim=1).indices
@@ -144,10 +145,10 @@ class DINOTransformer(nn.Module):
         noisy: NoisyQueries | None,
         reg_branches: nn.ModuleList,
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Refine the proposals, with the denoising queries before them; see `DINODecoder`.
+        """Refine the proposals, preceded by the denoising queries; see `DINODecoder`.
 
-        What queries start from is learned and the same for every image; only their boxes come
-        from the encoder.
+        The initial content of the queries is learned and the same for every image; only their boxes
+        come from the encoder.
         """
         unsigmoid = proposals.unsigmoid.detach()
         batch, count, _ = unsigmoid.shape
@@ -155,8 +156,8 @@ class DINOTransformer(nn.Module):
         if noisy is not None:
             queries = torch.cat([noisy.content, queries], dim=1)
             unsigmoid = torch.cat([noisy.unsigmoid, unsigmoid], dim=1)
-        visible = None if noisy is None else noisy.visible
+        attn_mask = None if noisy is None else noisy.attn_mask
         states, references = self.decoder(
-            queries, unsigmoid.sigmoid(), memory, padding, visible, reg_branches
+            queries, unsigmoid.sigmoid(), memory, padding, attn_mask, reg_branches
         )
         return states, references

@@ -4,9 +4,11 @@
 - ``mask_rcnn.py``, ``cascade_mask_rcnn.py``: the two detectors as they are configured.
 - ``anchors.py``, ``rpn.py``: anchors and the region proposal network.
 - ``assigner.py``: assignment of ground-truth boxes to anchors and proposals, and sampling.
-- ``roi_align.py``, ``box_head.py``, ``mask_head.py``, ``mask_paste.py``: features of a region, its
-  class and box, its mask, and the mask at image size.
-- ``roi_head.py``, ``cascade_roi_head.py``: the second stage, once or three times refined.
+- ``roi_align.py``, ``box_head.py``, ``mask_head.py``: features of a region, its class and box, and
+  its mask.
+- ``roi_head.py``, ``cascade_roi_head.py``: the second stage, of one or several stages.
+- ``postprocess.py``: from scores and boxes to detections with masks at image size.
+- ``graphs.py``: what is exported.
 """
 
 from __future__ import annotations

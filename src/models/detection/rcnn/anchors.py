@@ -1,7 +1,7 @@
 """Anchors: boxes of fixed shapes at every cell of every pyramid level.
 
-Convention of mmdet 2.x, which the official detectors use: the anchors of a cell are centred on the
-cell's top left corner (offset 0), ordered by ratio, and cells are ordered row by row.
+Convention of mmdet 2.x, which the official detectors use: the anchors of a cell are centred on its
+top left corner (offset 0) and ordered by ratio; cells are ordered row by row.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from src.types import Size
 
 
 class AnchorGenerator:
-    """Make anchors of one scale and several aspect ratios.
+    """Anchors of one scale and several aspect ratios.
 
     Args:
         strides: Pixels per cell of each level, finest first.
@@ -31,7 +31,7 @@ class AnchorGenerator:
     ) -> None:
         self.strides = tuple(strides)
         self.num_per_cell = len(ratios)
-        # These are values, which a network on the meta device has as well.
+        # Constants, which a network on the meta device needs too.
         tall = torch.tensor(ratios, device="cpu").sqrt()
         half = torch.stack([scale / tall, scale * tall], dim=1) / 2  # (A, 2): half width, height
         self._shape = torch.cat([-half, half], dim=1)  # (A, 4) in cells, float32
@@ -59,15 +59,12 @@ class AnchorGenerator:
         return (corner[:, :, None] + shape).reshape(-1, 4)  # (H, W, A, 4) -> (H * W * A, 4)
 
     def valid(self, sizes: Sequence[Size], padded: Size, device: torch.device) -> list[Tensor]:
-        """Tell which anchors belong to cells of the image itself.
-
-        A batch is as large as its largest image; cells beyond an image's own padding are not
-        its own.
+        """Whether anchors belong to cells of an image, and not to the padding of the batch.
 
         Args:
             sizes: Height and width of each level in cells.
-            padded: Height and width of one image after its own padding.
-            device: Where to create the result.
+            padded: Height and width of the image after its own padding.
+            device: Device of the result.
 
         Returns:
             Bool per level, each ``(H * W * A,)``.

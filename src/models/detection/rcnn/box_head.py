@@ -1,7 +1,7 @@
-"""Class and box of every region.
+"""Box head: class and box of every region.
 
-Two shapes: two fully connected layers (Mask R-CNN), or four convolutions with BatchNorm and one
-fully connected layer (Cascade Mask R-CNN).
+It has two fully connected layers in Mask R-CNN, and four convolutions with BatchNorm and one fully
+connected layer in Cascade Mask R-CNN.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from src.models.layers.conv import ClassLinear, ConvUnit, Linear
 from src.models.layers.precision import full_precision
 
-ROI_SIDE = 7
+BOX_ROI_SIDE = 7
 
 
 class BoxHead(nn.Module):
-    """Logits and one box offset per class for features of regions.
+    """Class logits and one box offset per class from the features of regions.
 
     Args:
         num_classes: Classes without background ``C``.
@@ -43,7 +43,7 @@ class BoxHead(nn.Module):
         self.shared_convs = nn.ModuleList(
             ConvUnit(channels, channels, 3, norm=True) for _ in range(num_convs)
         )
-        widths = [channels * ROI_SIDE**2] + [fc_channels] * num_fcs
+        widths = [channels * BOX_ROI_SIDE**2] + [fc_channels] * num_fcs
         self.shared_fcs = nn.ModuleList(
             Linear(widths[i], widths[i + 1], start="xavier") for i in range(num_fcs)
         )

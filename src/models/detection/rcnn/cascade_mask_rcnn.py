@@ -9,81 +9,67 @@ names are the official ones. The box heads have BatchNorm: on several devices se
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from src.losses.detection import smooth_l1_loss
-from src.models.detection.rcnn.anchors import AnchorGenerator
+from src.models.detection.rcnn.assigner import RegionSampler
 from src.models.detection.rcnn.box_head import BoxHead
 from src.models.detection.rcnn.cascade_roi_head import STAGE_IOUS, CascadeRoIHead
 from src.models.detection.rcnn.mask_head import MaskHead
-from src.models.detection.rcnn.roi_head import DetectionLimits, RegionSampler
-from src.models.detection.rcnn.rpn import ProposalLimits, RPNHead
-from src.models.detection.rcnn.two_stage import TwoStageDetector
+from src.models.detection.rcnn.mask_rcnn import MaskRCNN
+from src.models.detection.rcnn.postprocess import DetectionLimits
+from src.models.detection.rcnn.roi_head import RoIHead
+from src.models.detection.rcnn.rpn import RPNHead
 from src.models.internimage.backbone import InternImageBackbone
-from src.models.necks.fpn import FPN
 
 
-class CascadeMaskRCNN(TwoStageDetector):
-    """Mask R-CNN whose boxes are improved in three stages.
+class CascadeMaskRCNN(MaskRCNN):
+    """Mask R-CNN whose boxes are refined in three stages.
 
     Args:
-        num_classes: Classes without background.
+        num_classes: See `MaskRCNN`, as the other arguments.
         backbone: Makes the backbone.
-        channels: Width of the pyramid and of the convolutions of all heads.
-        fc_channels: Width of the fully connected layer of each box head.
-        anchor_scale: Square root of an anchor's area in cells of its level.
-        train_proposals: Proposals per image in training.
-        train_proposals_per_level: Proposals per level before duplicates are dropped, in training.
-        test_proposals: Proposals per image in evaluation.
-        test_proposals_per_level: Proposals per level before duplicates are dropped, in evaluation.
-        rpn_samples: Anchors per image in the loss of the RPN.
-        roi_samples: Proposals per image and stage in the losses of the heads.
-        score_threshold: Probability that a detection must exceed.
-        nms_iou: Boxes of one class that overlap more than this are duplicates.
-        max_detections: Detections per image.
-        mask_threshold: Probability from which on a pixel belongs to an object.
+        rpn_post_nms_top_n_train: Proposals per image, in training.
+        kwargs: Further arguments of `MaskRCNN`.
     """
 
     def __init__(
         self,
         num_classes: int = 80,
         backbone: Callable[[], InternImageBackbone] = InternImageBackbone,
-        channels: int = 256,
-        fc_channels: int = 1024,
-        anchor_scale: float = 8.0,
-        train_proposals: int = 2000,
-        train_proposals_per_level: int = 2000,
-        test_proposals: int = 1000,
-        test_proposals_per_level: int = 1000,
-        rpn_samples: int = 256,
-        roi_samples: int = 512,
-        score_threshold: float = 0.05,
-        nms_iou: float = 0.5,
-        max_detections: int = 100,
-        mask_threshold: float = 0.5,
+        rpn_post_nms_top_n_train: int = 2000,
+        **kwargs: Any,
     ) -> None:
-        trunk = backbone()
         super().__init__(
-            trunk,
-            FPN(trunk.stage_channels, channels),
-            RPNHead(
-                channels,
-                AnchorGenerator(scale=anchor_scale),
-                train_limits=ProposalLimits(train_proposals_per_level, train_proposals),
-                test_limits=ProposalLimits(test_proposals_per_level, test_proposals),
-                box_loss=smooth_l1_loss,
-                num_samples=rpn_samples,
-                inside_only=True,
-            ),
-            CascadeRoIHead(
-                [
-                    BoxHead(num_classes, channels, fc_channels, num_convs=4, num_fcs=1)
-                    for _ in STAGE_IOUS
-                ],
-                [MaskHead(num_classes, channels) for _ in STAGE_IOUS],
-                [
-                    RegionSampler(num_classes, iou, low_quality=False, number=roi_samples)
-                    for iou in STAGE_IOUS
-                ],
-                DetectionLimits(score_threshold, nms_iou, max_detections, mask_threshold),
-            ),
+            num_classes,
+            backbone,
+            rpn_post_nms_top_n_train=rpn_post_nms_top_n_train,
+            **kwargs,
+        )
+
+    @staticmethod
+    def make_rpn_head(channels: int, **settings: Any) -> RPNHead:
+        """See `MaskRCNN.make_rpn_head`."""
+        return RPNHead(channels, box_loss=smooth_l1_loss, inside_only=True, **settings)
+
+    @staticmethod
+    def make_roi_head(
+        num_classes: int,
+        channels: int,
+        fc_channels: int,
+        batch_size_per_image: int,
+        limits: DetectionLimits,
+    ) -> RoIHead:
+        """See `MaskRCNN.make_roi_head`."""
+        return CascadeRoIHead(
+            [
+                BoxHead(num_classes, channels, fc_channels, num_convs=4, num_fcs=1)
+                for _ in STAGE_IOUS
+            ],
+            [MaskHead(num_classes, channels) for _ in STAGE_IOUS],
+            [
+                RegionSampler(num_classes, iou, low_quality=False, number=batch_size_per_image)
+                for iou in STAGE_IOUS
+            ],
+            limits,
         )

@@ -1,4 +1,4 @@
-"""Mask of every detected box, and the masks to learn from.
+"""Mask head, and its targets.
 
 Source: He et al., "Mask R-CNN", ICCV 2017 (arXiv 1703.06870), section 3.
 """
@@ -16,7 +16,7 @@ from src.models.detection.boxes import clip
 from src.models.layers.conv import ClassConv2d, ConvUnit, Upsample2x
 from src.models.layers.precision import full_precision
 
-ROI_SIDE = 14
+MASK_ROI_SIDE = 14
 MASK_SIDE = 28
 
 
@@ -48,24 +48,24 @@ def masks_of_class(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def mask_targets(
-    boxes: Sequence[Tensor], objects: Sequence[Tensor], masks: Sequence[Tensor]
+    boxes: Sequence[Tensor], matched_gt: Sequence[Tensor], masks: Sequence[Tensor]
 ) -> Tensor:
-    """Part of each object's mask that lies in its box, shrunk to 28 x 28.
+    """Part of each ground-truth mask that lies in a box, resized to 28 x 28.
 
     Args:
         boxes: Positive boxes of each image, ``(P, 4)``.
-        objects: Index of the object of each box, ``(P,)``.
-        masks: Masks of the objects of each image, ``(G, H, W)``, any dtype of 0 and 1.
+        matched_gt: Index of the ground-truth mask of each box, ``(P,)``.
+        masks: Ground-truth masks of each image, ``(G, H, W)``, any dtype of 0 and 1.
 
     Returns:
         0 and 1 in the dtype of the boxes, shape ``(sum of P, 28, 28)``.
     """
     targets = [boxes[0].new_zeros(0, MASK_SIDE, MASK_SIDE)]
-    for box, index, mask in zip(boxes, objects, masks, strict=True):
+    for box, index, mask in zip(boxes, matched_gt, masks, strict=True):
         if not len(box):
             continue
         inside = clip(box, (mask.shape[-2], mask.shape[-1]))
-        rois = torch.cat([index[:, None].to(box), inside], dim=1)  # the object is the "image"
-        shrunk = roi_align(mask[:, None].to(box), rois, MASK_SIDE, aligned=True)
-        targets.append((shrunk[:, 0] >= 0.5).to(box))
+        rois = torch.cat([index[:, None].to(box), inside], dim=1)  # each mask is an "image"
+        resized = roi_align(mask[:, None].to(box), rois, MASK_SIDE, aligned=True)
+        targets.append((resized[:, 0] >= 0.5).to(box))
     return torch.cat(targets)

@@ -1,7 +1,7 @@
-"""Cut features of a fixed size out of the pyramid for every box.
+"""RoIAlign: features of a fixed size from a feature pyramid for every box.
 
-Source: RoIAlign of He et al., "Mask R-CNN", ICCV 2017 (arXiv 1703.06870); half-pixel aligned and
-with as many sampling points as a bin has cells, as the official detectors do it.
+Source: He et al., "Mask R-CNN", ICCV 2017 (arXiv 1703.06870); half-pixel aligned and with as many
+sampling points as a bin has cells, as in the official detectors.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ _FINEST_SIDE = 56.0
 
 
 def boxes_with_image(boxes: Sequence[Tensor]) -> Tensor:
-    """Boxes of several images as one ``(N, 5)``: index of the image, then the box."""
+    """Boxes of several images as one ``(R, 5)``: index of the image, then the box."""
     return torch.cat(
         [torch.cat([b.new_full((len(b), 1), i), b], dim=1) for i, b in enumerate(boxes)]
     )
 
 
 def align_on_pyramid(pyramid: Sequence[Tensor], rois: Tensor, side: int) -> Tensor:
-    """Sample every box from the level that fits its size.
+    """Pool every box from the level that fits its size.
 
-    Boxes with sides (geometric mean) below 112 pixels come from the finest level; each doubling
-    goes one level up.
+    Boxes with sides (geometric mean) below 112 pixels are pooled from the finest level; each
+    doubling of the side is one level coarser.
 
     Args:
-        pyramid: Maps ``(N, C, H_i, W_i)`` of strides 4, 8, 16, 32; further levels are not used.
+        pyramid: Feature maps ``(N, C, H_i, W_i)`` of strides 4, 8, 16, 32; further ones are unused.
         rois: Boxes ``(R, 5)`` of `boxes_with_image`.
         side: Cells per side of the result.
 

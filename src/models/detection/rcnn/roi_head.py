@@ -1,9 +1,14 @@
-"""Second stage of Mask R-CNN: class, exact box and mask of every proposal."""
+"""Second stage of a two-stage detector: class, box and mask of every proposal.
+
+`RoIHead` computes losses and detections for any number of stages, each of which refines the boxes
+of the one before. Mask R-CNN has one stage (`StandardRoIHead`), Cascade Mask R-CNN three
+(``cascade_roi_head.py``).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -11,124 +16,79 @@ from torch import Tensor, nn
 
 from src.losses.detection import accuracy, average, l1_loss, mask_loss
 from src.models.detection.boxes import BoxCoder, resize_factor
-from src.models.detection.nms import grouped_nms
-from src.models.detection.rcnn import box_head, mask_head
-from src.models.detection.rcnn.assigner import MaxIoUAssigner, RandomSampler
-from src.models.detection.rcnn.box_head import BoxHead, offsets_of_class
-from src.models.detection.rcnn.mask_head import MaskHead, mask_targets, masks_of_class
-from src.models.detection.rcnn.mask_paste import paste_masks
+from src.models.detection.detector import TrainingOutput
+from src.models.detection.rcnn.assigner import RegionSample, RegionSampler
+from src.models.detection.rcnn.box_head import BOX_ROI_SIDE, BoxHead, offsets_of_class
+from src.models.detection.rcnn.mask_head import (
+    MASK_ROI_SIDE,
+    MaskHead,
+    mask_targets,
+    masks_of_class,
+)
+from src.models.detection.rcnn.postprocess import DetectionLimits, add_masks, select_detections
 from src.models.detection.rcnn.roi_align import align_on_pyramid, boxes_with_image
 from src.types import Detections, DetectionTarget, Size
 
 
-@dataclass(frozen=True)
-class DetectionLimits:
-    """Which boxes count as detections.
-
-    Attributes:
-        score: Probability that a box must exceed.
-        nms_iou: Boxes of one class that overlap more than this are duplicates.
-        per_image: Best boxes that are kept.
-        mask: Probability from which on a pixel belongs to the object.
-    """
-
-    score: float = 0.05
-    nms_iou: float = 0.5
-    per_image: int = 100
-    mask: float = 0.5
-
-
-@dataclass
-class RegionSample:
-    """The proposals of one image that are trained on: positive first.
-
-    Attributes:
-        boxes: ``(R, 4)``.
-        labels: Class, or number of classes for background, ``(R,)``.
-        objects: Index of the object of each positive box, ``(P,)``.
-        is_object: Which boxes are the objects themselves, bool ``(R,)``.
-    """
-
-    boxes: Tensor
-    labels: Tensor
-    objects: Tensor
-    is_object: Tensor
-
-    @property
-    def positive(self) -> Tensor:
-        """Boxes with an object, ``(P, 4)``."""
-        return self.boxes[: len(self.objects)]
-
-    @property
-    def positive_labels(self) -> Tensor:
-        """Their classes, ``(P,)``."""
-        return self.labels[: len(self.objects)]
-
-
-class RegionSampler:
-    """Choose which proposals are trained on; the objects themselves are proposals too.
-
-    Args:
-        num_classes: Classes without background; this number labels the background.
-        iou: From this overlap on a proposal is an object, below it background.
-        low_quality: Whether the best proposal of an object is positive from ``iou`` on even if
-            another object overlaps it more.
-        number: Proposals per image.
-        positive_fraction: Largest share of positive ones.
-    """
-
-    def __init__(
-        self,
-        num_classes: int,
-        iou: float,
-        *,
-        low_quality: bool,
-        number: int = 512,
-        positive_fraction: float = 0.25,
-    ) -> None:
-        self.num_classes = num_classes
-        self.assigner = MaxIoUAssigner(iou, iou, low_quality_iou=iou if low_quality else None)
-        self.sampler = RandomSampler(number, positive_fraction)
-
-    def __call__(self, proposals: Tensor, target: DetectionTarget) -> RegionSample:
-        """Sample from the proposals ``(N, 4)`` and the objects of one image."""
-        objects, labels = target["boxes"].to(proposals), target["labels"]
-        itself = torch.arange(1, len(objects) + 1, device=labels.device)
-        assigned = torch.cat([itself, self.assigner(proposals, objects)])
-        sample = self.sampler(assigned)
-        chosen = torch.cat([sample.positive, sample.negative])
-        background = labels.new_full((len(sample.negative),), self.num_classes)
-        return RegionSample(
-            boxes=torch.cat([objects, proposals])[chosen],
-            labels=torch.cat([labels[sample.objects], background]),
-            objects=sample.objects,
-            is_object=chosen < len(objects),
-        )
-
-
 class RoIHead(nn.Module):
-    """Box head and mask head of Mask R-CNN with their losses and their detections.
+    """Box and mask heads of all stages, with their losses and their detections.
+
+    A subclass defines `box_loss`, and `loss_prefix` and `loss_weight` where stages differ in them.
 
     Args:
-        bbox_head: Predicts class and box.
-        mask_head: Predicts masks.
-        regions: Chooses proposals for training.
+        bbox_head: `BoxHead`, or a list of one per stage.
+        mask_head: `MaskHead`, or a list of one per stage.
+        regions: Sampler of proposals for training, one per stage.
+        stds: Scale of the box offsets, four numbers per stage; see `BoxCoder`.
         limits: Which boxes are detections.
     """
 
     def __init__(
         self,
-        bbox_head: BoxHead,
-        mask_head: MaskHead,
-        regions: RegionSampler,
+        bbox_head: nn.Module,
+        mask_head: nn.Module,
+        regions: Iterable[RegionSampler],
+        stds: Iterable[Sequence[float]],
         limits: DetectionLimits,
     ) -> None:
         super().__init__()
         self.bbox_head = bbox_head
         self.mask_head = mask_head
-        self.regions = regions
+        self.regions = tuple(regions)
+        self.coders = tuple(BoxCoder(values) for values in stds)
         self.limits = limits
-        self.coder = BoxCoder((0.1, 0.1, 0.2, 0.2))
+
+    @property
+    def box_heads(self) -> list[BoxHead]:
+        """The box head of each stage."""
+        return cast("list[BoxHead]", _stages(self.bbox_head))
+
+    @property
+    def mask_heads(self) -> list[MaskHead]:
+        """The mask head of each stage."""
+        return cast("list[MaskHead]", _stages(self.mask_head))
+
+    def box_loss(
+        self, stage: int, boxes: Tensor, offsets: Tensor, gt_boxes: Tensor, number: int
+    ) -> Tensor:
+        """Loss of the boxes of a stage.
+
+        Args:
+            stage: Index of the stage.
+            boxes: Positive proposals of a batch, ``(P, 4)``.
+            offsets: Predicted offsets of their true class, ``(P, 4)``.
+            gt_boxes: Their ground-truth boxes, ``(P, 4)``.
+            number: Sampled proposals of the batch, which the sum is divided by.
+        """
+        raise TypeError(f"{type(self).__name__} must define box_loss()")
+
+    def loss_prefix(self, stage: int) -> str:
+        """Prefix of the names of the losses and metrics of a stage."""
+        return ""
+
+    def loss_weight(self, stage: int) -> float:
+        """Weight of the losses of a stage."""
+        return 1.0
 
     # ---------------------------------------------------------------- training
 
@@ -138,39 +98,76 @@ class RoIHead(nn.Module):
         proposals: Sequence[Tensor],
         targets: Sequence[DetectionTarget],
         sizes: Sequence[Size],
-    ) -> dict[str, Tensor]:
+    ) -> TrainingOutput:
         """Losses of the proposals of a batch.
 
         Args:
-            pyramid: Maps ``p2..p6``.
+            pyramid: Feature maps ``p2..p6``.
             proposals: Boxes of each image, ``(N, 4)``.
-            targets: Objects of each image.
+            targets: Ground truth of each image.
             sizes: Height and width of each image without padding.
 
         Returns:
-            ``loss_cls``, ``loss_bbox``, ``loss_mask`` and ``acc`` (percent of right classes).
+            Of each stage, with its prefix: weighted ``loss_cls``, ``loss_bbox`` and ``loss_mask``,
+            and the metric ``acc``, the percentage of proposals with the right class.
         """
-        samples = [self.regions(box, t) for box, t in zip(proposals, targets, strict=True)]
-        rois = boxes_with_image([s.boxes for s in samples])
-        logits, offsets = self.bbox_head(align_on_pyramid(pyramid, rois, box_head.ROI_SIDE))
-        return {
-            **self._box_losses(samples, targets, logits, offsets),
-            "loss_mask": mask_head_loss(self.mask_head, pyramid, samples, targets),
-        }
+        losses: dict[str, Tensor] = {}
+        metrics: dict[str, Tensor] = {}
+        last = len(self.box_heads) - 1
+        for stage, head in enumerate(self.mask_heads):
+            samples = [
+                self.regions[stage](box, t) for box, t in zip(proposals, targets, strict=True)
+            ]
+            logits, offsets = self._predict(stage, pyramid, [s.boxes for s in samples])
+            labels = torch.cat([s.labels for s in samples])
+            stage_losses = {
+                "loss_cls": class_loss(logits, labels),
+                "loss_bbox": self._box_loss(stage, samples, targets, offsets, labels),
+                "loss_mask": mask_head_loss(head, pyramid, samples, targets),
+            }
+            prefix, weight = self.loss_prefix(stage), self.loss_weight(stage)
+            losses |= {f"{prefix}{name}": value * weight for name, value in stage_losses.items()}
+            metrics[f"{prefix}acc"] = accuracy(logits.detach(), labels)
+            if stage < last:
+                proposals = self._refine_samples(stage, samples, logits, offsets, sizes)
+        return TrainingOutput(losses, metrics)
 
-    def _box_losses(
+    def _box_loss(
         self,
+        stage: int,
         samples: Sequence[RegionSample],
         targets: Sequence[DetectionTarget],
+        offsets: Tensor,
+        labels: Tensor,
+    ) -> Tensor:
+        positive = labels < self.box_heads[stage].num_classes
+        boxes = torch.cat([s.positive for s in samples])
+        predicted = offsets_of_class(offsets[positive], labels[positive])
+        return self.box_loss(stage, boxes, predicted, matched_boxes(samples, targets), len(labels))
+
+    @torch.no_grad()
+    def _refine_samples(
+        self,
+        stage: int,
+        samples: Sequence[RegionSample],
         logits: Tensor,
         offsets: Tensor,
-    ) -> dict[str, Tensor]:
-        labels = torch.cat([s.labels for s in samples])
-        positive = labels < self.bbox_head.num_classes
-        boxes, objects = torch.cat([s.positive for s in samples]), wanted_boxes(samples, targets)
-        predicted = offsets_of_class(offsets[positive], labels[positive])
-        loss = l1_loss(predicted, self.coder.encode(boxes, objects), len(labels))
-        return {**class_losses(logits, labels), "loss_bbox": loss}
+        sizes: Sequence[Size],
+    ) -> list[Tensor]:
+        """Proposals of the next stage: the refined samples without the ground-truth boxes.
+
+        Positive samples are refined as their true class, the others as their most likely one.
+        """
+        counts = [len(s.boxes) for s in samples]
+        refined = []
+        for sample, logit, offset, size in zip(
+            samples, logits.split(counts), offsets.split(counts), sizes, strict=True
+        ):
+            is_background = sample.labels == self.box_heads[stage].num_classes
+            labels = torch.where(is_background, logit[:, :-1].argmax(dim=1), sample.labels)
+            boxes = self._refine(stage, sample.boxes, labels, offset, size)
+            refined.append(boxes[~sample.is_gt])
+        return refined
 
     # -------------------------------------------------------------- evaluation
 
@@ -184,7 +181,7 @@ class RoIHead(nn.Module):
         """Detections of a batch.
 
         Args:
-            pyramid: Maps ``p2..p6``.
+            pyramid: Feature maps ``p2..p6``.
             proposals: Boxes of each image, ``(N, 4)``.
             sizes: Height and width of each image without padding.
             original_sizes: Height and width of each image before it was resized.
@@ -192,41 +189,100 @@ class RoIHead(nn.Module):
         Returns:
             Detections of each image in its original size, best first.
         """
-        rois = boxes_with_image(proposals)
-        logits, offsets = self.bbox_head(align_on_pyramid(pyramid, rois, box_head.ROI_SIDE))
-        counts = [len(boxes) for boxes in proposals]
+        boxes, counts = list(proposals), [len(box) for box in proposals]
+        last, all_logits = len(self.box_heads) - 1, []
+        for stage in range(last + 1):
+            stage_logits, stage_offsets = self._predict(stage, pyramid, boxes)
+            all_logits.append(stage_logits)
+            logits, offsets = stage_logits.split(counts), stage_offsets.split(counts)
+            if stage < last:
+                boxes = [
+                    self._refine(stage, box, logit[:, :-1].argmax(dim=1), offset, size)
+                    for box, logit, offset, size in zip(boxes, logits, offsets, sizes, strict=True)
+                ]
+        scores = torch.stack(all_logits).mean(dim=0).softmax(dim=1).split(counts)
         found = [
             select_detections(
-                self.coder.decode(boxes, offset, size),
-                logit.softmax(dim=1),
-                resize_factor(size, original, boxes),
+                self.coders[last].decode(box, offset, size),
+                score,
+                resize_factor(size, original, box),
                 self.limits,
             )
-            for boxes, logit, offset, size, original in zip(
-                proposals,
-                logits.split(counts),
-                offsets.split(counts),
-                sizes,
-                original_sizes,
-                strict=True,
+            for box, score, offset, size, original in zip(
+                boxes, scores, offsets, sizes, original_sizes, strict=True
             )
         ]
-        return add_masks(found, [self.mask_head], pyramid, sizes, original_sizes, self.limits.mask)
+        return add_masks(found, self.mask_heads, pyramid, sizes, original_sizes, self.limits.mask)
+
+    # ------------------------------------------------------------------- parts
+
+    def dense_outputs(self, level: Tensor, batch_size: int) -> list[Tensor]:
+        """Outputs of all heads on the largest number of regions; see `Detector.dense_outputs`.
+
+        Args:
+            level: Feature map that the features of regions lead back to, ``(N, C, H, W)``.
+            batch_size: Images.
+        """
+        sampler = self.regions[0].sampler
+        number = batch_size * sampler.number
+        positive = int(number * sampler.positive_fraction)
+        outputs: list[Tensor] = []
+        for box_head in self.box_heads:
+            outputs += box_head(_region_features(level, number, BOX_ROI_SIDE))
+        for mask_head in self.mask_heads:
+            outputs.append(mask_head(_region_features(level, positive, MASK_ROI_SIDE)))
+        return outputs
+
+    def _predict(
+        self, stage: int, pyramid: Sequence[Tensor], boxes: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        features = align_on_pyramid(pyramid, boxes_with_image(boxes), BOX_ROI_SIDE)
+        logits, offsets = self.box_heads[stage](features)
+        return logits, offsets
+
+    def _refine(
+        self, stage: int, boxes: Tensor, labels: Tensor, offsets: Tensor, size: Size
+    ) -> Tensor:
+        """Refine boxes ``(R, 4)`` with the offsets of one class each, clipped to the image."""
+        return self.coders[stage].decode(boxes, offsets_of_class(offsets, labels), size)
 
 
-def class_losses(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """Cross entropy and accuracy over all sampled proposals of a batch."""
+class StandardRoIHead(RoIHead):
+    """One stage, with an L1 loss between box offsets: Mask R-CNN.
+
+    Args:
+        bbox_head: Predicts class and box.
+        mask_head: Predicts masks.
+        regions: Samples proposals for training.
+        limits: Which boxes are detections.
+    """
+
+    def __init__(
+        self,
+        bbox_head: BoxHead,
+        mask_head: MaskHead,
+        regions: RegionSampler,
+        limits: DetectionLimits,
+    ) -> None:
+        super().__init__(bbox_head, mask_head, [regions], [(0.1, 0.1, 0.2, 0.2)], limits)
+
+    def box_loss(
+        self, stage: int, boxes: Tensor, offsets: Tensor, gt_boxes: Tensor, number: int
+    ) -> Tensor:
+        """See `RoIHead.box_loss`."""
+        return l1_loss(offsets, self.coders[stage].encode(boxes, gt_boxes), number)
+
+
+def class_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross entropy over all sampled proposals of a batch."""
     total = F.cross_entropy(logits, labels, reduction="sum")
-    return {
-        "loss_cls": average(total, max(len(labels), 1)),
-        "acc": accuracy(logits.detach(), labels),
-    }
+    return average(total, max(len(labels), 1))
 
 
-def wanted_boxes(samples: Sequence[RegionSample], targets: Sequence[DetectionTarget]) -> Tensor:
-    """Box of the object of every positive proposal of a batch, ``(P, 4)``."""
+def matched_boxes(samples: Sequence[RegionSample], targets: Sequence[DetectionTarget]) -> Tensor:
+    """Ground-truth box of every positive proposal of a batch, ``(P, 4)``."""
     return torch.cat(
-        [t["boxes"].to(s.boxes)[s.objects] for s, t in zip(samples, targets, strict=True)]
+        [t["boxes"].to(s.boxes)[s.matched_gt] for s, t in zip(samples, targets, strict=True)]
     )
 
 
@@ -239,65 +295,16 @@ def mask_head_loss(
     """Mask loss of the positive proposals of a batch."""
     boxes = [s.positive for s in samples]
     labels = torch.cat([s.positive_labels for s in samples])
-    features = align_on_pyramid(pyramid, boxes_with_image(boxes), mask_head.ROI_SIDE)
+    features = align_on_pyramid(pyramid, boxes_with_image(boxes), MASK_ROI_SIDE)
     logits = masks_of_class(head(features), labels)
-    wanted = mask_targets(boxes, [s.objects for s in samples], [t["masks"] for t in targets])
-    return mask_loss(logits, wanted)
+    gt_masks = mask_targets(boxes, [s.matched_gt for s in samples], [t["masks"] for t in targets])
+    return mask_loss(logits, gt_masks)
 
 
-def select_detections(
-    boxes: Tensor, scores: Tensor, factor: Tensor, limits: DetectionLimits
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Keep confident boxes without duplicates.
-
-    Args:
-        boxes: One box per proposal and class in the network's input, ``(R, C, 4)``.
-        scores: Probabilities, background last, ``(R, C + 1)``.
-        factor: See `resize_factor`.
-        limits: What to keep.
-
-    Returns:
-        Boxes ``(D, 4)`` in the original image, scores ``(D,)`` and classes ``(D,)``, best first.
-    """
-    confident = scores[:, :-1] > limits.score
-    labels = confident.nonzero()[:, 1]
-    chosen, score = boxes[confident] / factor, scores[:, :-1][confident]
-    kept = grouped_nms(chosen, score, labels, limits.nms_iou)[: limits.per_image]
-    return chosen[kept], score[kept], labels[kept]
+def _region_features(level: Tensor, number: int, side: int) -> Tensor:
+    """Features of regions, ``(number, C, side, side)``, that lead back to a feature map."""
+    return level.new_zeros(number, level.shape[1], side, side) + level.mean()
 
 
-def add_masks(
-    found: Sequence[tuple[Tensor, Tensor, Tensor]],
-    heads: Sequence[MaskHead],
-    pyramid: Sequence[Tensor],
-    sizes: Sequence[Size],
-    original_sizes: Sequence[Size],
-    threshold: float,
-) -> list[Detections]:
-    """Predict the masks of detected boxes; several heads are averaged.
-
-    Args:
-        found: Boxes, scores and classes of each image, as `select_detections` returns them.
-        heads: Mask heads.
-        pyramid: Maps ``p2..p6``.
-        sizes: Height and width of each image without padding.
-        original_sizes: Height and width of each image before it was resized.
-        threshold: Pixels from this probability on belong to the object.
-
-    Returns:
-        Detections of each image.
-    """
-    scaled = [
-        boxes * resize_factor(size, original, boxes)
-        for (boxes, _, _), size, original in zip(found, sizes, original_sizes, strict=True)
-    ]
-    features = align_on_pyramid(pyramid, boxes_with_image(scaled), mask_head.ROI_SIDE)
-    labels = torch.cat([label for _, _, label in found])
-    masks = torch.stack([masks_of_class(head(features), labels).sigmoid() for head in heads])
-    per_image = masks.mean(dim=0).split([len(boxes) for boxes in scaled])
-    return [
-        Detections(boxes, scores, labels, paste_masks(mask, boxes, original, threshold))
-        for (boxes, scores, labels), mask, original in zip(
-            found, per_image, original_sizes, strict=True
-        )
-    ]
+def _stages(heads: nn.Module) -> list[nn.Module]:
+    return list(heads) if isinstance(heads, nn.ModuleList) else [heads]

@@ -1,7 +1,7 @@
-"""Mask2Former: a segmentor whose queries each find one class and its mask.
+"""Mask2Former: a segmentor whose queries each predict one class and its mask.
 
 In evaluation it scores every pixel as any `Segmentor` does, and inference on whole images is the
-same (``inference.py``). In training it gives what the loss over sets of masks needs.
+same (``inference.py``). In training it returns what the loss over sets of masks needs.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from typing import cast
 
 from torch import Tensor
 
+from src.models.graphs import Graph
 from src.models.internimage.backbone import InternImageBackbone
+from src.models.segmentation.graphs import segmentor_graph
 from src.models.segmentation.head import resize
 from src.models.segmentation.mask2former.head import Mask2FormerHead
 from src.models.segmentation.segmentor import Outputs, Segmentor
@@ -37,14 +39,14 @@ class Mask2Former(Segmentor):
         super().__init__(num_classes, backbone, decode_head, auxiliary_head=None)
 
     def forward(self, image: Tensor) -> Outputs:
-        """Score every pixel or, in training, find classes and masks.
+        """Score every pixel or, in training, predict classes and masks.
 
         Args:
             image: Normalised images of shape ``(N, 3, H, W)``.
 
         Returns:
             In evaluation ``out``: scores of shape ``(N, num_classes, H, W)``. In training, for the
-            queries as they start and after each decoder layer, ``class_logits`` of shape ``(N, Q,
+            initial queries and after each decoder layer, ``class_logits`` of shape ``(N, Q,
             num_classes + 1)``, no object last, and ``mask_logits`` of shape ``(N, Q, ceil(H / 4),
             ceil(W / 4))``.
         """
@@ -57,3 +59,8 @@ class Mask2Former(Segmentor):
             "class_logits": [classes for classes, _ in predictions],
             "mask_logits": [masks for _, masks in predictions],
         }
+
+    def export_graphs(self) -> list[Graph]:
+        """The segmentor as one file; see `Segmentor.export_graphs`."""
+        logits = "scores per pixel: masks times class probabilities, summed over the queries"
+        return [segmentor_graph(self, logits)]

@@ -198,7 +198,7 @@ def test_feature_maps_and_memory(read, name, dtype):
 @torch.no_grad()
 def predict(run):
     """Predictions of every layer, and detections."""
-    maps = run.network.neck(run.network.maps_for_detection(run.image))
+    maps = run.network.extract_features(run.image)
     predictions = run.network.bbox_head(maps, PADDED, SIZES)
     return predictions, run.network(run.image, SIZES, ORIGINAL_SIZES)
 
@@ -252,7 +252,7 @@ def test_losses_and_gradients(name, dtype):
 def train(run):
     """Losses of the images that the official run had."""
     used = slice(0, 2 if run.name == "dino_t" else 1)  # the official CB-DINO takes one raw
-    return run.network(run.image[used], SIZES[used], targets=run.targets[used])
+    return run.network(run.image[used], SIZES[used], targets=run.targets[used]).losses
 
 
 def stored_losses(arrays):

@@ -7,7 +7,7 @@ import torch
 
 from src.errors import UserError
 from src.losses.box_set import focal_loss, match, relative_boxes
-from src.losses.detection import mean_over_processes
+from src.losses.detection import mean_over_ranks
 from src.models import CBDINO, DINO, CBInternImageBackbone, InternImageBackbone
 from src.models.detection.dino.decoder import inverse_sigmoid
 from src.models.detection.dino.denoising import Denoising
@@ -60,7 +60,8 @@ def target(boxes, labels):
 
 def learn(detector, image, sizes, targets):
     """Sum of the losses; every parameter gets a gradient and all are finite."""
-    losses = detector(image, sizes, targets=targets)
+    losses, metrics = detector(image, sizes, targets=targets)
+    assert not metrics
     total = torch.stack(list(losses.values())).sum()
     total.backward()
     for name, parameter in detector.named_parameters():
@@ -95,7 +96,7 @@ def test_focal_loss_by_hand():
     assert float(loss) == pytest.approx(float((0.25 + 0.75) * 0.25 * entropy / 2), rel=1e-5)
     nothing = focal_loss(torch.full((1, 4, 2), -9.0), torch.full((1, 4), 2), 1.0)
     assert float(nothing) == pytest.approx(0, abs=1e-6)
-    assert mean_over_processes(0, torch.device("cpu")) == 1
+    assert mean_over_ranks(0, torch.device("cpu")) == 1
 
 
 def test_padding_is_known_on_every_map():
@@ -106,7 +107,7 @@ def test_padding_is_known_on_every_map():
     torch.testing.assert_close(padding.ratios[1], torch.tensor([[0.75, 0.5]] * 2))
     first = padding.references()[1, 0]  # first pixel of the first map, on both maps
     torch.testing.assert_close(first, torch.tensor([[1 / 16, 1 / 8]] * 2))
-    start = padding.start_boxes()[1]
+    start = padding.initial_boxes()[1]
     torch.testing.assert_close(start[0], torch.tensor([1 / 12, 1 / 4, 0.05, 0.05]))
     torch.testing.assert_close(start[32], torch.tensor([1 / 6, 1 / 2, 0.1, 0.1]))
 
@@ -140,12 +141,12 @@ def test_denoising_queries_stay_among_themselves():
     denoising = Denoising(3, num_queries=5)
     queries, plan = denoising(targets, boxes, LabelEmbedding(3, 8), num_matching=4)
     assert (plan.groups, plan.width, plan.size) == (2, 2, 8)
-    visible = queries.visible[0]
-    assert visible.shape == (12, 12)
-    assert visible[:4, :4].all()
-    assert not visible[:4, 4:8].any()
-    assert not visible[8:, :8].any()
-    assert visible[:, 8:].all()
+    mask = queries.attn_mask[0]
+    assert mask.shape == (12, 12)
+    assert mask[:4, :4].all()
+    assert not mask[:4, 4:8].any()
+    assert not mask[8:, :8].any()
+    assert mask[:, 8:].all()
     assert plan.positive(0, torch.device("cpu"))[0].tolist() == [0, 1, 4, 5]
     assert plan.positive(1, torch.device("cpu"))[0].tolist() == [0, 4]
     assert not queries.content[1, 1].any()  # the second image has one object
@@ -195,8 +196,8 @@ def test_composite_losses_of_a_batch_are_those_of_its_images():
     image = torch.randn(2, 3, 64, 64)
     targets = [target([[5, 5, 30, 30]], [0]), target([[20, 10, 50, 60]], [2])]
     sizes = [(64, 64)] * 2
-    together = detector(image, sizes, targets=targets)
-    alone = [detector(image[i : i + 1], sizes[:1], targets=[targets[i]]) for i in range(2)]
+    together = detector(image, sizes, targets=targets).losses
+    alone = [detector(image[i : i + 1], sizes[:1], targets=[targets[i]]).losses for i in range(2)]
     assert len(together) == 2 * 3 * (2 * 2 + 1)
     for name in ("loss_cls1", "d0.loss_bbox0_w0.5", "interm_loss_iou1"):
         mean = (alone[0][name] + alone[1][name]) / 2
@@ -231,7 +232,7 @@ def test_reset_parameters_rebuilds_the_start(detector):
 def test_16_bit(detector):
     targets = [target([[5, 5, 30, 30]], [0])]
     with torch.autocast("cpu", torch.bfloat16):
-        losses = detector(torch.randn(1, 3, 64, 64), [(64, 64)], targets=targets)
+        losses = detector(torch.randn(1, 3, 64, 64), [(64, 64)], targets=targets).losses
         (found,) = detector.eval()(torch.randn(1, 3, 64, 64), [(64, 64)])
     assert all(value.dtype == torch.float32 and value.isfinite() for value in losses.values())
     assert found.boxes.dtype == torch.float32

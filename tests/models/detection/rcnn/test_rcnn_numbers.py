@@ -39,19 +39,18 @@ def read():
 def check_forward(official):
     """Compare feature maps, predictions of the RPN and of the heads on given boxes."""
     network, numbers = official.network, official.numbers
-    for i, level in enumerate(maps := network.backbone(official.image)):
+    for i, level in enumerate(network.backbone(official.image)):
         numbers.check(level[:, ::8, ::2, ::2], f"backbone{i}", f"backbone{i}_sub")
         numbers.check_summary(level, f"backbone{i}")
-    for i, level in enumerate(pyramid := network.neck(maps)):
+    for i, level in enumerate(pyramid := network.extract_features(official.image)):
         numbers.check(level[:, ::32, ::2, ::2], f"fpn{i}", f"fpn{i}_sub")
         numbers.check_summary(level, f"fpn{i}")
-    logits, offsets = network.rpn_head(pyramid)
-    anchors = network.rpn_head.anchors([p.shape[-2:] for p in pyramid], offsets[0])
-    for i, anchor in enumerate(anchors):
+    rpn = network.rpn_head.predict(pyramid)
+    for i, anchor in enumerate(rpn.anchors):
         ends = torch.cat([anchor[:6], anchor[-6:]])
         numbers.check(ends, f"anchors{i}", f"anchors{i}_first_last")
-        height, width = pyramid[i].shape[-2:]
-        for name, found in (("rpn_cls", logits[i]), ("rpn_reg", offsets[i])):
+        height, width = rpn.cells[i]
+        for name, found in (("rpn_cls", rpn.logits[i]), ("rpn_reg", rpn.offsets[i])):
             cells = found.view(2, height, width, -1).permute(0, 3, 1, 2)
             numbers.check(cells, f"{name}{i}")
             numbers.check_summary(cells, f"{name}{i}")
@@ -64,10 +63,10 @@ def check_heads(official, pyramid):
     features = align_on_pyramid(pyramid, rois, 7)
     numbers.check(features[:4, ::16], "fixed_roi_feat_first4", "fixed_roi_feat_first4_sub")
     mask_features = align_on_pyramid(pyramid, rois, 14)[::5]
-    is_cascade = isinstance(head.bbox_head, torch.nn.ModuleList)
-    for stage, bbox_head in enumerate(head.bbox_head if is_cascade else [head.bbox_head]):
-        mask_head = head.mask_head[stage] if is_cascade else head.mask_head
-        logits, offsets = bbox_head(features)
+    for stage, (box_head, mask_head) in enumerate(
+        zip(head.box_heads, head.mask_heads, strict=True)
+    ):
+        logits, offsets = box_head(features)
         masks = mask_head(mask_features)[:, ::20]
         numbers.check(logits, f"fixed_cls_score_s{stage}")
         numbers.check(offsets.flatten(1), f"fixed_bbox_pred_s{stage}")
@@ -89,11 +88,8 @@ def test_feature_maps_and_heads(read, name, dtype):
 def detect(official):
     """Proposals and detections, as `TwoStageDetector.detect` makes them."""
     network = official.network
-    pyramid = network.neck(network.backbone(official.image))
-    logits, offsets = network.rpn_head(pyramid)
-    anchors = network.rpn_head.anchors([p.shape[-2:] for p in pyramid], offsets[0])
-    limits = network.rpn_head.test_limits
-    proposals = network.rpn_head.propose(logits, offsets, anchors, SIZES, limits)
+    pyramid = network.extract_features(official.image)
+    proposals = network.propose(pyramid, SIZES)
     boxes = [p.boxes for p in proposals]
     return proposals, network.roi_head.detect(pyramid, boxes, SIZES, ORIGINAL_SIZES)
 
@@ -145,8 +141,8 @@ def check_training(official, exact, sampling, share=None):
         choose_first(network, sampling)
     official.network.zero_grad()
     found = in_steps(losses, official, exact, share)
-    official.numbers.check_losses(found, f"loss_{sampling}/")
-    sum(value.sum() for key, value in found.items() if "loss" in key).backward()
+    official.numbers.check_losses(found.losses | found.metrics, f"loss_{sampling}/")
+    sum(value.sum() for value in found.losses.values()).backward()
     names = official_names(official.network)
     gradients = {names[key]: p.grad for key, p in official.network.named_parameters()}
     order, stored = official.param_order, f"loss_{sampling}/grad_norms"
@@ -174,6 +170,4 @@ def choose_first(network, sampling):
 
 
 def samplers_of(network):
-    regions = network.roi_head.regions
-    regions = regions if isinstance(regions, tuple) else (regions,)
-    return [network.rpn_head.sampler, *(region.sampler for region in regions)]
+    return [network.rpn_head.sampler, *(region.sampler for region in network.roi_head.regions)]

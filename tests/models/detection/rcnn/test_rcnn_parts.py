@@ -14,7 +14,7 @@ from src.models.detection.nms import grouped_nms
 from src.models.detection.rcnn.anchors import AnchorGenerator
 from src.models.detection.rcnn.assigner import BACKGROUND, IGNORED, MaxIoUAssigner, RandomSampler
 from src.models.detection.rcnn.mask_head import mask_targets
-from src.models.detection.rcnn.mask_paste import paste_masks
+from src.models.detection.rcnn.postprocess import paste_masks
 from src.models.detection.rcnn.roi_align import align_on_pyramid, boxes_with_image
 from src.models.weights import load_official, to_official
 
@@ -22,9 +22,9 @@ TINY = {
     "backbone": partial(InternImageBackbone, channels=8, depths=(1, 1, 1, 1), groups=(1, 1, 2, 4)),
     "channels": 16,
     "fc_channels": 32,
-    "train_proposals": 40,
-    "test_proposals": 40,
-    "roi_samples": 16,
+    "rpn_post_nms_top_n_train": 40,
+    "rpn_post_nms_top_n_test": 40,
+    "box_batch_size_per_image": 16,
 }
 
 
@@ -94,7 +94,7 @@ def test_sampler_limits_positives_and_fills_up_with_negatives():
     sample = RandomSampler(32, 0.25)(assigned)
     assert (len(sample.positive), len(sample.negative)) == (8, 24)
     assert sample.positive.tolist() == sorted(sample.positive.tolist())
-    assert set(sample.objects.tolist()) == {0}
+    assert set(sample.matched_gt.tolist()) == {0}
     few = RandomSampler(32, 0.25)(assigned[18:])
     assert (len(few.positive), len(few.negative)) == (2, 30)
 
@@ -153,17 +153,42 @@ def test_losses_by_hand():
 def test_images_with_and_without_objects_train_together(detector):
     image = torch.randn(2, 3, 64, 96)
     targets = [target([[8, 8, 40, 40], [50, 20, 51, 21]], [0, 2]), target([], [])]
-    losses = detector(image, [(64, 96), (60, 70)], targets=targets)
-    total = sum(value.sum() for name, value in losses.items() if "loss" in name)
+    output = detector(image, [(64, 96), (60, 70)], targets=targets)
+    total = sum(value.sum() for value in output.losses.values())
     total.backward()
     assert total.isfinite()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in detector.parameters())
 
 
 def test_a_batch_without_objects_trains_every_parameter(detector):
-    losses = detector(torch.randn(1, 3, 64, 96), [(64, 96)], targets=[target([], [])])
-    sum(value.sum() for name, value in losses.items() if "loss" in name).backward()
+    output = detector(torch.randn(1, 3, 64, 96), [(64, 96)], targets=[target([], [])])
+    sum(value.sum() for value in output.losses.values()).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in detector.parameters())
+
+
+def test_metrics_are_apart_from_losses(detector):
+    targets = [target([[8, 8, 40, 40]], [0])]
+    losses, metrics = detector(torch.randn(1, 3, 64, 96), [(64, 96)], targets=targets)
+    assert all(value.requires_grad for value in losses.values())
+    assert {name.rpartition(".")[2] for name in metrics} == {"acc"}
+    assert not any(value.requires_grad for value in metrics.values())
+
+
+@torch.no_grad()
+def test_intermediate_results_can_be_read(detector):
+    sizes = [(64, 96), (60, 70)]
+    pyramid = detector.eval().extract_features(torch.randn(2, 3, 64, 96))
+    assert [tuple(level.shape[2:]) for level in pyramid] == [
+        (16, 24), (8, 12), (4, 6), (2, 3), (1, 2),
+    ]  # fmt: skip
+    rpn = detector.rpn_head.predict(pyramid)
+    assert [len(anchors) for anchors in rpn.anchors] == [3 * h * w for h, w in rpn.cells]
+    assert [level.shape[1] for level in rpn.logits] == [len(anchors) for anchors in rpn.anchors]
+    for found, (height, width) in zip(detector.propose(pyramid, sizes), sizes, strict=True):
+        assert 0 < len(found.boxes) <= 40
+        assert found.boxes[:, 0::2].max() <= width
+        assert found.boxes[:, 1::2].max() <= height
+        assert found.scores.diff().max() <= 0
 
 
 def test_detections_refer_to_the_original_image(detector):

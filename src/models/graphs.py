@@ -1,0 +1,91 @@
+"""What a network exports: plain modules with tensors in and tensors out.
+
+A network that can be exported has a method ``export_graphs()``, which returns one `Graph` for each
+file. ``src.export`` writes and compares them and knows no network. A network whose graphs take more
+than images also has ``export_inputs()``, see `Detector.export_inputs`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+
+from src.types import Size
+
+SMALLEST_SIDE = 33
+"""Up to 32 pixels the last feature map has a single cell, which tracing takes for a fixed size."""
+
+
+@dataclass(frozen=True)
+class Graph:
+    """One file to write.
+
+    Attributes:
+        name: Name of the file without its suffix.
+        module: What the file computes, in evaluation mode.
+        inputs: Example inputs by name; their values do not matter.
+        dynamic: Free axes of the inputs, as `torch.export.export` takes them.
+        outputs: Names of the outputs.
+        meanings: What inputs and outputs mean, for the text beside the files.
+        shares: Integer outputs, each with what its values are, such as ``pixels``. Two runs are
+            compared by the share of values that differ, which does not fail a check.
+        choices: Outputs that choose between numbers which may be nearly equal, each with the output
+            that holds these numbers. The module accepts a choice as an argument too.
+    """
+
+    name: str
+    module: nn.Module
+    inputs: dict[str, Tensor]
+    dynamic: dict[str, Any]
+    outputs: tuple[str, ...]
+    meanings: Mapping[str, str] = field(default_factory=dict)
+    shares: Mapping[str, str] = field(default_factory=dict)
+    choices: Mapping[str, str] = field(default_factory=dict)
+
+
+def image_graph(
+    name: str,
+    module: nn.Module,
+    outputs: Mapping[str, str],
+    sides: Mapping[int, Any],
+    *,
+    size: Size = (96, 128),
+    shares: Mapping[str, str] | None = None,
+    choices: Mapping[str, str] | None = None,
+) -> Graph:
+    """Graph whose only input is ``image``, ``(N, 3, H, W)``.
+
+    Args:
+        name: See `Graph`.
+        module: Called with the images; put into evaluation mode.
+        outputs: Names of the outputs in order, each with its meaning.
+        sides: Free axes of the images: `free_sides` or `multiples_of_32`.
+        size: Height and width of the example.
+        shares: See `Graph`.
+        choices: See `Graph`.
+    """
+    return Graph(
+        name,
+        module.eval(),
+        {"image": torch.zeros(2, 3, *size)},
+        {"image": dict(sides)},
+        tuple(outputs),
+        {"image": "prepared RGB images, float32", **outputs},
+        shares or {},
+        choices or {},
+    )
+
+
+def free_sides(smallest: int = SMALLEST_SIDE) -> dict[int, Any]:
+    """Free batch, height and width; sides have at least ``smallest`` pixels."""
+    return {0: Dim("batch", min=1), 2: Dim("height", min=smallest), 3: Dim("width", min=smallest)}
+
+
+def multiples_of_32() -> dict[int, Any]:
+    """Free batch, height and width; sides are multiples of 32 from 64 on."""
+    return {0: Dim("batch", min=1), 2: 32 * Dim("rows", min=2), 3: 32 * Dim("columns", min=2)}

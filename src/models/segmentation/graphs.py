@@ -1,0 +1,33 @@
+"""What segmentors export."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from src.models.graphs import Graph, free_sides, image_graph
+
+
+class ExportedSegmentor(nn.Module):
+    """Logits ``(N, classes, H, W)`` and the best class of every pixel, int64 ``(N, H, W)``."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Segment ``(N, 3, H, W)``."""
+        logits = self.network(image)["out"]
+        return logits, logits.argmax(dim=1)
+
+
+def segmentor_graph(network: nn.Module, logits: str) -> Graph:
+    """Graph ``model``: ``image -> logits, label_map``, both at the size of the image.
+
+    Args:
+        network: Segmentor in evaluation mode.
+        logits: What the logits of this segmentor mean.
+    """
+    outputs = {"logits": logits, "label_map": "index of the best class of every pixel"}
+    return image_graph(
+        "model", ExportedSegmentor(network), outputs, free_sides(), shares={"label_map": "pixels"}
+    )
