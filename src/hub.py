@@ -13,10 +13,10 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from torch import Tensor, nn
@@ -27,6 +27,9 @@ from src.models.building import build_network, build_within
 from src.models.weights import files as checkpoints
 from src.models.weights import load_official, to_official
 from src.serialization import NAME_LENGTH, read_json, shown
+
+if TYPE_CHECKING:
+    from src.data.datamodules import BaseDataModule
 
 CONFIG_FILE = "config.json"
 WEIGHT_FILE = "model.safetensors"
@@ -228,11 +231,18 @@ def _published(name: str, file: Path | None = None) -> Pretrained:
     recipe = _recipe_of(name)
     settings = yaml.safe_load(recipe.read_text(encoding="utf-8"))
     spec, data = settings["model"]["init_args"]["network"], settings["data"]
-    names = _PUBLISHED_NAMES[data["class_path"]]()
+    names = _data_module(data["class_path"]).official_class_names()
     network = build_network(spec, len(names))
     _load_all(network, name if file is None else file)
     preprocessing = preprocessing_of(data["init_args"])
     return Pretrained(network.eval(), spec, names, recipe.parent.name, preprocessing)
+
+
+def _data_module(name: str) -> type[BaseDataModule]:
+    from src import data  # here, because data modules bring Lightning, whose import takes seconds
+
+    found: type[BaseDataModule] = getattr(data, name)
+    return found
 
 
 def _recipe_of(name: str) -> Path:
@@ -252,39 +262,6 @@ def _recipe_of(name: str) -> Path:
             "is unknown; build the network and use src.models.weights.load.load_official."
         )
     return found
-
-
-def _imagenet_names() -> list[str]:
-    from src.data.classes.class_names import imagenet_synsets, readable_names
-
-    return list(readable_names(imagenet_synsets()))
-
-
-def _coco_names() -> list[str]:
-    from src.data.classes.coco import COCO_CATEGORIES
-
-    return list(COCO_CATEGORIES.values())
-
-
-def _ade20k_names() -> list[str]:
-    from src.data.classes.ade20k import ADE20K_NAMES
-
-    return list(ADE20K_NAMES)
-
-
-def _coco_stuff_names() -> list[str]:
-    from src.data.classes.coco_stuff import COCO_STUFF_CATEGORIES
-
-    return list(COCO_STUFF_CATEGORIES.values())
-
-
-_PUBLISHED_NAMES: dict[str, Callable[[], list[str]]] = {
-    "ImageNetDataModule": _imagenet_names,
-    "COCODataModule": _coco_names,
-    "ADE20KDataModule": _ade20k_names,
-    "COCOStuffDataModule": _coco_stuff_names,
-}
-"""Class names of the datasets that published networks are for, by the data module of a recipe."""
 
 
 def _download(repository: str) -> Path:

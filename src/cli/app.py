@@ -50,11 +50,7 @@ from src.cli.checkpoints import check_reads_safely, failed_while_restoring, reso
 from src.cli.explain import explain
 from src.cli.processes import explanation
 from src.cli.third_party_warnings import quieten
-from src.data.datamodules.ade20k import ADE20KDataModule  # noqa: F401  gives its short name to YAML
-from src.data.datamodules.base import BaseDataModule
-from src.data.datamodules.coco import COCODataModule  # noqa: F401  gives its short name to YAML
-from src.data.datamodules.coco_stuff import COCOStuffDataModule  # noqa: F401  gives its short name to YAML
-from src.data.datamodules.imagenet import ImageNetDataModule  # noqa: F401  gives its short name to YAML
+from src.data.datamodules import BaseDataModule
 from src.errors import UserError
 from src.file_names import check_name, name_of
 from src.models import InternImage  # noqa: F401  gives its short name to YAML

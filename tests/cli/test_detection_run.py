@@ -17,7 +17,7 @@ from pycocotools.cocoeval import COCOeval
 
 from src.cli import build, main
 from src.data.toy.coco import write_toy_coco
-from src.data.toy.imagenet import ToySettings
+from src.data.toy.layout import ToySettings
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY_BACKBONE = {"channels": 8, "depths": [1, 1, 1, 1], "groups": [1, 2, 4, 8]}

@@ -10,7 +10,7 @@ from PIL import Image
 
 from src.cli import main
 from src.data.toy.coco import write_toy_coco
-from src.data.toy.imagenet import ToySettings
+from src.data.toy.layout import ToySettings
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY_BACKBONE = {

@@ -20,7 +20,7 @@ import yaml
 
 from src.data.toy.ade20k import write_toy_ade20k
 from src.data.toy.coco import write_toy_coco
-from src.data.toy.imagenet import ToySettings
+from src.data.toy.layout import ToySettings
 
 ROOT = Path(__file__).resolve().parents[2]
 BACKBONE = {"channels": 8, "depths": [1, 1, 2, 1], "groups": [1, 2, 4, 8], "drop_path_rate": 0.0}

@@ -9,7 +9,8 @@ import pytest
 
 from src.cli import main
 from src.cli.commands import export, prepare
-from src.data.toy.imagenet import ToySettings, write_toy_imagenet
+from src.data.toy.imagenet import write_toy_imagenet
+from src.data.toy.layout import ToySettings
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

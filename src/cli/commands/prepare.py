@@ -13,12 +13,25 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from src.data.custom import coco, folder, masks
-from src.data.prepare.coco_subset import write_subset
-from src.data.toy.ade20k import scenes, write_toy_ade20k
-from src.data.toy.coco import scenes as coco_scenes
-from src.data.toy.coco import write_toy_coco
-from src.data.toy.imagenet import ToySettings, write_toy_imagenet
-from src.data.toy.scenes import SHAPES
+from src.data.prepare import coco_subset, imagenet_val
+from src.data.toy import ade20k as toy_ade20k
+from src.data.toy import coco as toy_coco
+from src.data.toy import imagenet as toy_imagenet
+from src.data.toy.layout import ToySettings
+
+_COMMANDS = (
+    ("from-folder", folder, "your images in class folders: check, split, write a recipe"),
+    ("from-coco", coco, "your images with a COCO json: the same"),
+    ("from-masks", masks, "your images with label maps: the same"),
+    ("imagenet-val", imagenet_val, "sort the flat ImageNet validation images into class folders"),
+    ("coco-subset", coco_subset, "make a small annotation file of a large one"),
+)
+"""Name, module that declares the arguments and runs, and line of the help."""
+_TOY_LAYOUTS = {
+    "imagenet": (toy_imagenet.write_toy_imagenet, toy_imagenet.describe),
+    "ade20k": (toy_ade20k.write_toy_ade20k, toy_ade20k.describe),
+    "coco": (toy_coco.write_toy_coco, toy_coco.describe),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,21 +56,9 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m src prepare", description="Make data folders that the data modules read."
     )
     commands = parser.add_subparsers(required=True, metavar="DATA")
-    for name, module, text in (
-        ("from-folder", folder, "your images in class folders: check, split, write a recipe"),
-        ("from-coco", coco, "your images with a COCO json: the same"),
-        ("from-masks", masks, "your images with label maps: the same"),
-    ):
+    for name, module, text in _COMMANDS:
         module.add_arguments(commands.add_parser(name, help=text, description=module.__doc__))
     _add_toy(commands.add_parser("toy", help="draw the toy data (seconds, no download)"))
-    _add_imagenet_val(
-        commands.add_parser(
-            "imagenet-val", help="sort the flat ImageNet validation images into class folders"
-        )
-    )
-    _add_coco_subset(
-        commands.add_parser("coco-subset", help="make a small annotation file of a large one")
-    )
     return parser
 
 
@@ -74,70 +75,9 @@ def _add_toy(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_toy)
 
 
-def _add_imagenet_val(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--images", type=Path, required=True, help="folder of ILSVRC2012_val_*.JPEG")
-    add(
-        "--labels",
-        type=Path,
-        required=True,
-        help="lines `ILSVRC2012_val_00000001.JPEG 65` (index or synset), LOC_val_solution.csv, or "
-        "the devkit's ILSVRC2012_validation_ground_truth.txt with meta.mat beside it",
-    )
-    add("--root", type=Path, default=Path("data/imagenet"), help="writes ROOT/val (%(default)s)")
-    add(
-        "--mode",
-        choices=("symlink", "hardlink", "copy", "move"),
-        default="symlink",
-        help="how the images get into the class folders (%(default)s)",
-    )
-    parser.set_defaults(run=_imagenet_val)
-
-
-def _add_coco_subset(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--annotations", type=Path, required=True, help="COCO annotation file to take from")
-    add("--out", type=Path, required=True, help="annotation file to write")
-    add("--pictures", type=int, default=16, help="how many images (%(default)s)")
-    add("--max-objects", type=int, help="leave out images with more objects")
-    parser.set_defaults(run=_coco_subset)
-
-
 def _toy(args: argparse.Namespace) -> None:
     settings = ToySettings(args.seed, args.train, args.val, args.predict, args.size)
-    root = args.root / "imagenet"
-    drawn = write_toy_imagenet(root, settings, force=args.force)
-    print(
-        f"{root}: {'drew' if drawn else 'already there,'} {len(SHAPES)} classes with "
-        f"{settings.train} train and {settings.val} val images each, {settings.predict} to "
-        "predict"
-    )
-    root = args.root / "ade20k"
-    drawn = write_toy_ade20k(root, settings, force=args.force)
-    print(
-        f"{root}: {'drew' if drawn else 'already there,'} {scenes(settings, 'train')} training "
-        f"and {scenes(settings, 'val')} validation scenes with label maps, {settings.predict} to "
-        "predict"
-    )
-    root = args.root / "coco"
-    drawn = write_toy_coco(root, settings, force=args.force)
-    print(
-        f"{root}: {'drew' if drawn else 'already there,'} {coco_scenes(settings, 'train')} "
-        f"training and {coco_scenes(settings, 'val')} validation scenes with boxes and masks, "
-        f"{settings.predict} to predict"
-    )
-
-
-def _imagenet_val(args: argparse.Namespace) -> None:
-    # Imported here, because the class names come from timm, whose import takes seconds.
-    from src.data.prepare.imagenet_val import arrange_val, read_val_labels
-
-    target = args.root / "val"
-    placed, before = arrange_val(args.images, read_val_labels(args.labels), target, args.mode)
-    print(f"{target}: {placed} images placed by {args.mode}, {before} were there before")
-    print(f"check with `python -m src verify imagenet --root {args.root}`")
-
-
-def _coco_subset(args: argparse.Namespace) -> None:
-    count = write_subset(args.annotations, args.out, args.pictures, args.max_objects)
-    print(f"{args.out}: {args.pictures} images with {count} objects")
+    for layout, (write, describe) in _TOY_LAYOUTS.items():
+        root = args.root / layout
+        drawn = write(root, settings, force=args.force)
+        print(f"{root}: {'drew' if drawn else 'already there,'} {describe(settings)}")

@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
-from src.data.verify import ade20k as verify_ade20k
-from src.data.verify.imagenet import Report, verify_imagenet
+from src.data.verify import LAYOUTS
+from src.data.verify.report import Report
 from src.decoding import MAX_PIXELS
 
 
@@ -25,47 +24,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m src verify", description="Check a data folder and name what is wrong."
     )
     layouts = parser.add_subparsers(required=True, metavar="LAYOUT")
-    imagenet = layouts.add_parser("imagenet", help="ROOT/{train,val}/<class>/*")
-    add = imagenet.add_argument
-    add("--root", type=Path, default=Path("data/imagenet"), help="data folder (%(default)s)")
-    add("--splits", nargs="+", default=["train", "val"], help="folders to check (train val)")
-    add("--decode", action="store_true", help="also decode every image")
-    imagenet.set_defaults(run=_imagenet)
-    ade20k = layouts.add_parser("ade20k", help="ROOT/{images,annotations}/{training,validation}/*")
-    verify_ade20k.add_arguments(ade20k)
-    ade20k.set_defaults(run=_ade20k)
-    for layout in (imagenet, ade20k):
-        cores = os.cpu_count() or 1
+    cores = os.cpu_count() or 1
+    for name, module in LAYOUTS.items():
+        layout = layouts.add_parser(name, help=module.TREE)
+        module.add_arguments(layout)
         layout.add_argument("--workers", type=int, default=cores, help="threads (all cores)")
         layout.add_argument(
             "--max-pixels", type=int, default=MAX_PIXELS, help="refuse larger images (%(default)s)"
         )
+        layout.set_defaults(run=module.run)
     args = parser.parse_args(argv)
-    report = args.run(args)
-    _print(report, args.root)
+    report: Report = args.run(args)
+    _print(report)
     return 1 if report.problems else 0
 
 
-def _imagenet(args: argparse.Namespace) -> Report:
-    workers = args.workers if args.decode else 0
-    return verify_imagenet(
-        args.root, args.splits, decode_workers=workers, max_pixels=args.max_pixels
-    )
-
-
-def _ade20k(args: argparse.Namespace) -> Report:
-    facts, problems = verify_ade20k.verify_ade20k(args)
-    print("\n".join(facts))
-    return Report(problems=problems)
-
-
-def _print(report: Report, root: Path) -> None:
-    for split, counts in report.counts.items():
-        if counts:
-            print(
-                f"{root / split}: {sum(counts.values())} images in {len(counts)} classes, "
-                f"{min(counts.values())} to {max(counts.values())} each"
-            )
+def _print(report: Report) -> None:
+    for fact in report.facts:
+        print(fact)
     for note in report.notes:
         print(f"note: {note}")
     for problem in report.problems:

@@ -1,4 +1,4 @@
-"""Names and colours of the 150 ADE20K classes, and colours for other datasets.
+"""Names and colours of the 150 ADE20K classes.
 
 Source: SceneParse150 (MIT Scene Parsing Benchmark, CSAILVision/sceneparsing, BSD-3-Clause): the
 first name of each line of objectInfo150.txt, and the colours of its palette.
@@ -6,7 +6,7 @@ first name of each line of objectInfo150.txt, and the colours of its palette.
 
 from __future__ import annotations
 
-Colour = tuple[int, int, int]
+from src.data.classes.palette import Colour
 
 ADE20K_NAMES: tuple[str, ...] = tuple(
     """
@@ -50,23 +50,5 @@ def ade20k_palette() -> list[Colour]:
     return [_from_hex(code) for code in _ADE20K_COLOURS.split()]
 
 
-def distinct_palette(num_classes: int) -> list[Colour]:
-    """Colours for any number of classes up to 256, neighbours far apart; none is black.
-
-    Each bit triple of the number sets the leading bits of red, green and blue, as in the Pascal VOC
-    colour map, which starts with black for the background; here it starts with its second entry.
-    """
-    return [_spread_bits(i + 1) for i in range(num_classes)]
-
-
 def _from_hex(code: str) -> Colour:
     return int(code[:2], 16), int(code[2:4], 16), int(code[4:], 16)
-
-
-def _spread_bits(number: int) -> Colour:
-    colour = [0, 0, 0]
-    for place in range(7, -1, -1):
-        for channel in range(3):
-            colour[channel] |= (number >> channel & 1) << place
-        number >>= 3
-    return colour[0], colour[1], colour[2]

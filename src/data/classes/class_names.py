@@ -60,7 +60,10 @@ def resolve_classes(
         if not folders:
             raise UserError(_no_classes(Path(root), splits))
         return ClassSet(tuple(folders), readable_names(folders))
-    names = read_class_names(class_names)
+    if class_names == "imagenet-1k":
+        names = imagenet_synsets()
+    else:
+        names = read_class_names(class_names, keyword="imagenet-1k")
     if not folders:
         return ClassSet(tuple(names), readable_names(names))
     if set(folders) <= set(names):
@@ -78,20 +81,23 @@ def resolve_classes(
     )
 
 
-def read_class_names(class_names: Sequence[str] | str) -> list[str]:
-    """Names from a list, a text file with one name a line, or ``"imagenet-1k"``: its 1000 synsets.
+def read_class_names(class_names: Sequence[str] | str, keyword: str = "") -> list[str]:
+    """Read class names from a list or from a text file with one name per line.
+
+    Args:
+        class_names: The names or the file.
+        keyword: Name of a dataset that the caller accepts in place of a file, for the error.
 
     Raises:
         UserError: If the file is missing or unreadable, there are no names, or a name occurs twice.
     """
-    if isinstance(class_names, str) and class_names == "imagenet-1k":
-        return imagenet_synsets()
     if isinstance(class_names, str):
         path = Path(class_names)
         if not path.is_file():
+            other = f', a text file with one name per line, or "{keyword}"'
             raise UserError(
-                f"class_names names the file {class_names}, which does not exist. "
-                'Accepted are a list of names, a text file with one name a line, or "imagenet-1k".'
+                f"class_names names the file {class_names}, which does not exist; expected a list "
+                f"of names{other if keyword else ' or a text file with one name per line'}."
             )
         try:
             lines = path.read_text(encoding="utf-8-sig").splitlines()

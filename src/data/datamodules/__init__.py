@@ -1,1 +1,10 @@
-"""LightningDataModules of the supported datasets."""
+"""LightningDataModules of the supported datasets, one file each.
+
+A line here registers a dataset: its data module has a short name in YAML and in ``src.data``.
+"""
+
+from src.data.datamodules.ade20k import ADE20KDataModule as ADE20KDataModule
+from src.data.datamodules.base import BaseDataModule as BaseDataModule
+from src.data.datamodules.coco import COCODataModule as COCODataModule
+from src.data.datamodules.coco_stuff import COCOStuffDataModule as COCOStuffDataModule
+from src.data.datamodules.imagenet import ImageNetDataModule as ImageNetDataModule

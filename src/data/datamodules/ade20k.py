@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_only
-from torch.utils.data import DataLoader
 
-from src.data.classes.ade20k import ADE20K_NAMES, Colour, ade20k_palette, distinct_palette
+from src.data.classes.ade20k import ADE20K_NAMES, ade20k_palette
 from src.data.classes.class_names import read_class_names
+from src.data.classes.palette import Colour, distinct_palette
 from src.data.datamodules.absent_classes import look_for_classes
-from src.data.datamodules.base import BaseDataModule, check
-from src.data.datasets.image_folder import files_to_predict
+from src.data.datamodules.base import BaseDataModule, Collate, check
 from src.data.datasets.readable import BrokenImages
 from src.data.datasets.segmentation_folder import (
     SegmentationCollate,
@@ -123,7 +122,9 @@ class ADE20KDataModule(BaseDataModule):
         broken_images: BrokenImages = "error",
         max_pixels: int = MAX_PIXELS,
     ) -> None:
-        super().__init__(batch_size, num_workers, eval_batch_size, broken_images, max_pixels)
+        super().__init__(
+            batch_size, num_workers, eval_batch_size, broken_images, max_pixels, predict_dir
+        )
         sides = "two positive numbers of pixels"
         check(min(image_scale) >= 1, "image_scale", image_scale, sides)
         check(min(crop_size) >= 1, "crop_size", crop_size, sides)
@@ -160,7 +161,6 @@ class ADE20KDataModule(BaseDataModule):
         }
         self.suffixes = (image_suffix, label_suffix)
         self.reduce_zero_label, self.class_values = reduce_zero_label, class_values
-        self.predict_dir = predict_dir
         self.upright = upright
         self._given_names, self._given_palette = class_names, palette
         self._normalization = {"mean": mean, "std": std}
@@ -186,7 +186,7 @@ class ADE20KDataModule(BaseDataModule):
         if self._given_names in (None, "ade20k"):
             return list(ADE20K_NAMES)
         assert self._given_names is not None
-        names = read_class_names(self._given_names)
+        names = read_class_names(self._given_names, keyword="ade20k")
         most = MAX_CLASSES - self.reduce_zero_label  # 255 stays the value of unlabelled pixels
         check(len(names) <= most, "class_names", len(names), f"up to {most} names")
         values = self.class_values
@@ -221,6 +221,11 @@ class ADE20KDataModule(BaseDataModule):
         """Readable class names in label order."""
         return list(self._names)
 
+    @classmethod
+    def official_class_names(cls) -> list[str]:
+        """Names of the 150 classes of ADE20K."""
+        return list(ADE20K_NAMES)
+
     @cached_property
     def palette(self) -> list[Colour]:
         """Red, green and blue of each class, 0 to 255."""
@@ -254,49 +259,36 @@ class ADE20KDataModule(BaseDataModule):
             from src.data.transforms.segmentation import TrainTransform
 
             transform = TrainTransform(**self._train_options, **self._normalization)  # type: ignore[arg-type]
-            dataset = SegmentationTrainDataset(
-                self._pairs("train"),
-                transform,
-                self.num_classes,
-                reduce_zero_label=self.reduce_zero_label,
-                class_values=self.class_values,
-                upright=self.upright,
-                broken_images=self.broken_images,
-                max_pixels=self.max_pixels,
-            )
+            pairs = self._pairs("train")
+            dataset = SegmentationTrainDataset(pairs, transform, **self._reading)
             dataset.left_out = self._without_suffix("train")
             self._datasets["train"] = dataset
             if getattr(rank_zero_only, "rank", 0) == 0:
                 self.warn_of_absent(*look_for_classes(dataset))
         if stage in ("fit", "validate"):
-            self._datasets["val"] = self._labelled("val")
+            self._datasets["val"] = SegmentationEvalDataset(
+                self._pairs("val"), self.eval_transform, **self._reading
+            )
         if stage == "test":
-            self._datasets["test"] = self._labelled("test")
+            self._datasets["test"] = SegmentationEvalDataset(
+                self._pairs("test"), self.eval_transform, **self._reading
+            )
         if stage == "predict":
-            if self.predict_dir is None:
-                raise UserError(
-                    "predict needs images: give a folder or an image with --data.predict_dir."
-                )
-            files = files_to_predict(self.predict_dir)
             self._datasets["predict"] = SegmentationFilesDataset(
-                files, self.eval_transform, upright=self.upright, max_pixels=self.max_pixels
+                self.predict_source(),
+                self.eval_transform,
+                upright=self.upright,
+                max_pixels=self.max_pixels,
             )
 
-    def train_dataloader(self) -> DataLoader[Any]:
-        """Shuffled, augmented training batches (`src.types.SegmentationBatch`)."""
-        return self.loader("train", train=True)
+    def collate_fn(self, split: str) -> Collate:
+        """Training crops are stacked (`src.types.SegmentationBatch`), whole images are listed.
 
-    def val_dataloader(self) -> DataLoader[Any]:
-        """Every validation image once (`src.types.SegmentationEvalBatch`)."""
-        return self._eval_loader("val")
-
-    def test_dataloader(self) -> DataLoader[Any]:
-        """Every image of the test folder once."""
-        return self._eval_loader("test")
-
-    def predict_dataloader(self) -> DataLoader[Any]:
-        """Every image to predict once, without ``label``."""
-        return self._eval_loader("predict")
+        See `src.types.SegmentationEvalBatch`.
+        """
+        if split == "train":
+            return super().collate_fn(split)
+        return SegmentationCollate(self.eval_transform.flipped)
 
     def _pairs(self, split: str) -> list[tuple[str, str]]:
         images, labels = self.folders[split]
@@ -309,20 +301,17 @@ class ADE20KDataModule(BaseDataModule):
         count = sum(not path.endswith(str(ending)) for path in files)
         return {f"not ending in {ending} (data.image_suffix)": count} if count else {}
 
-    def _labelled(self, split: str) -> SegmentationEvalDataset:
-        return SegmentationEvalDataset(
-            self._pairs(split),
-            self.eval_transform,
-            self.num_classes,
-            reduce_zero_label=self.reduce_zero_label,
-            class_values=self.class_values,
-            upright=self.upright,
-            broken_images=self.broken_images,
-            max_pixels=self.max_pixels,
-        )
-
-    def _eval_loader(self, split: str) -> DataLoader[Any]:
-        return self.loader(split, collate_fn=SegmentationCollate(self.eval_transform.flipped))
+    @property
+    def _reading(self) -> dict[str, Any]:
+        """How image files and label maps are read."""
+        return {
+            "num_classes": self.num_classes,
+            "reduce_zero_label": self.reduce_zero_label,
+            "class_values": self.class_values,
+            "upright": self.upright,
+            "broken_images": self.broken_images,
+            "max_pixels": self.max_pixels,
+        }
 
 
 def _are_values(values: Sequence[int]) -> bool:

@@ -1,7 +1,7 @@
-"""What all data modules share: loaders, batch sizes, the classes, the report of skipped images.
+"""Base class of the data modules: loaders, samplers, classes, and the report of skipped images.
 
-A data module knows files and transforms; it knows neither the model nor the loss. The seeding of
-the workers is Lightning's (``seed_everything`` in the configuration).
+A data module knows files and transforms, and neither the network nor the loss. Lightning seeds the
+workers (``seed_everything`` in the configuration).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from lightning import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
+from src.data.classes.palette import Colour, distinct_palette
 from src.data.datamodules.loaders import Loader, start_worker
 from src.data.datasets.readable import BrokenImages, ReadableImages
 from src.data.samplers.distributed import CountOnceSampler, DealtBatchSampler
@@ -24,11 +25,16 @@ from src.data.samplers.surplus import CountedCollate
 from src.decoding import MAX_PIXELS
 from src.errors import UserError
 
+Collate = Callable[[list[Any]], Any]
+
 _log = logging.getLogger(__name__)
 
 
 class BaseDataModule(LightningDataModule, ABC):
     """Base of all data modules.
+
+    A subclass defines `class_names`, and fills ``self._datasets`` in `setup`: ``train`` and ``val``
+    for ``fit``, ``test`` for ``test``, ``predict`` for ``predict``.
 
     Args:
         batch_size: Training images per device and step.
@@ -40,6 +46,8 @@ class BaseDataModule(LightningDataModule, ABC):
             number at the end of the epoch. Prediction always goes on to the next image; with
             "error" it ends with the names of the broken ones and exit status 2.
         max_pixels: Larger images, width times height, are refused as broken files.
+        predict_dir: A folder of images, searched at any depth, or a single image, for
+            ``predict``.
 
     Raises:
         UserError: If a value is out of range.
@@ -55,6 +63,7 @@ class BaseDataModule(LightningDataModule, ABC):
         eval_batch_size: int | None = None,
         broken_images: BrokenImages = "error",
         max_pixels: int = MAX_PIXELS,
+        predict_dir: str | None = None,
     ) -> None:
         super().__init__()
         check(batch_size >= 1, "batch_size", batch_size, "an integer of at least 1")
@@ -71,6 +80,7 @@ class BaseDataModule(LightningDataModule, ABC):
         self.broken_images: BrokenImages = broken_images
         check(max_pixels >= 1, "max_pixels", max_pixels, "a positive number of pixels")
         self.max_pixels = max_pixels
+        self.predict_dir = predict_dir
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.eval_batch_size = eval_batch_size or batch_size
@@ -88,29 +98,64 @@ class BaseDataModule(LightningDataModule, ABC):
         """Number of classes; the command line hands it to the model."""
         return len(self.class_names)
 
+    @classmethod
+    def official_class_names(cls) -> list[str]:
+        """Names of the dataset's own classes in label order, known without its files.
+
+        Published weights have these classes.
+
+        Raises:
+            UserError: If the dataset has no classes of its own, as a folder of any images.
+        """
+        raise UserError(f"{cls.__name__} has no classes of its own; give data.class_names.")
+
+    @property
+    def category_ids(self) -> list[int]:
+        """Number of each class in the annotation files, in label order; default counts from 0."""
+        return list(range(self.num_classes))
+
+    @property
+    def palette(self) -> list[Colour]:
+        """Red, green and blue of each class, 0 to 255, in drawings; default is generated."""
+        return distinct_palette(self.num_classes)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Shuffled, augmented training batches."""
+        return self.loader("train", train=True)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """Every validation image once."""
+        return self.loader("val")
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """Every image of the test split once."""
+        return self.loader("test")
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """Every image to predict once, without annotations."""
+        return self.loader("predict")
+
+    def collate_fn(self, split: str) -> Collate:
+        """Function that turns samples of a split into a batch; default is PyTorch's."""
+        return default_collate
+
     def loader(
-        self,
-        split: str,
-        *,
-        train: bool = False,
-        collate_fn: Callable[[list[Any]], Any] | None = None,
-        sampler: Sampler[int] | None = None,
+        self, split: str, *, train: bool = False, sampler: Sampler[int] | None = None
     ) -> DataLoader[Any]:
         """Loader of one of the datasets that `setup` has made.
 
-        Training loaders shuffle and leave out what does not fill a step, unless it is the only
-        one, so that Mixup meets even batches.
+        Training loaders shuffle and drop the last incomplete step, unless it is the only one, so
+        that Mixup gets even batches.
 
         Args:
             split: Key of the dataset.
             train: Whether this is a training loader.
-            collate_fn: How samples become a batch; default is PyTorch's.
             sampler: Which samples, in which order; default is all of them, shuffled in training.
         """
         dataset = self._datasets[split]
         if sampler is None:
             sampler = self._dealt(dataset) if train else self._counted_once(dataset)
-        collate = collate_fn or default_collate
+        collate = self.collate_fn(split)
         return Loader(
             dataset,
             batch_size=self.batch_size if train else self.eval_batch_size,
@@ -121,6 +166,18 @@ class BaseDataModule(LightningDataModule, ABC):
             collate_fn=collate if train else CountedCollate(collate),
             worker_init_fn=start_worker,
         )
+
+    def predict_source(self) -> str:
+        """``predict_dir``.
+
+        Raises:
+            UserError: If it is not set.
+        """
+        if self.predict_dir is None:
+            raise UserError(
+                "predict needs images: give a folder or an image with --data.predict_dir."
+            )
+        return self.predict_dir
 
     def _dealt(self, dataset: Dataset[Any]) -> DealtBatchSampler:
         trainer = self.trainer

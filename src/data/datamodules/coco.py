@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from src.data.classes.class_names import read_class_names
 from src.data.classes.coco import COCO_CATEGORIES
-from src.data.datamodules.base import BaseDataModule, check
+from src.data.datamodules.base import BaseDataModule, Collate, check
 from src.data.datasets.coco_detection import (
     COCOEvalDataset,
     COCOTrainDataset,
@@ -115,7 +115,9 @@ class COCODataModule(BaseDataModule):
         max_pixels: int = MAX_PIXELS,
         max_annotations: int = MAX_ANNOTATIONS,
     ) -> None:
-        super().__init__(batch_size, num_workers, eval_batch_size, broken_images, max_pixels)
+        super().__init__(
+            batch_size, num_workers, eval_batch_size, broken_images, max_pixels, predict_dir
+        )
         pairs = "pairs of positive numbers of pixels"
         for name, scales in (("train_scales", train_scales), ("crop_scales", crop_scales)):
             valid = scales is None or (bool(scales) and all(min(scale) >= 1 for scale in scales))
@@ -145,7 +147,6 @@ class COCODataModule(BaseDataModule):
             "test": (test_images or val_images, test_annotations or val_annotations),
         }
         self.seed = seed
-        self.predict_dir = predict_dir
         check(max_annotations >= 1, "max_annotations", max_annotations, "a positive number")
         self.max_annotations = max_annotations
         self._given_names = class_names
@@ -185,13 +186,18 @@ class COCODataModule(BaseDataModule):
             return None
         if self._given_names == "coco":
             return {name: number for number, name in COCO_CATEGORIES.items()}
-        names = read_class_names(self._given_names)
+        names = read_class_names(self._given_names, keyword="coco")
         return {name: number for number, name in enumerate(names, start=1)}
 
     @property
     def class_names(self) -> list[str]:
         """Names of the categories in label order."""
         return list(self.categories.values())
+
+    @classmethod
+    def official_class_names(cls) -> list[str]:
+        """Names of the 80 categories of COCO."""
+        return list(COCO_CATEGORIES.values())
 
     @property
     def category_ids(self) -> list[int]:
@@ -238,12 +244,8 @@ class COCODataModule(BaseDataModule):
         if stage == "test":
             self._datasets["test"] = self._evaluated("test")
         if stage == "predict":
-            if self.predict_dir is None:
-                raise UserError(
-                    "predict needs images: give a folder or an image with --data.predict_dir."
-                )
             self._datasets["predict"] = ImagesToDetect(
-                self.predict_dir, self.eval_transform, self.max_pixels
+                self.predict_source(), self.eval_transform, self.max_pixels
             )
 
     def train_dataloader(self) -> DataLoader[Any]:
@@ -259,19 +261,11 @@ class COCODataModule(BaseDataModule):
             trainer.global_rank if trainer else 0,
             self.seed,
         )
-        return self.loader("train", train=True, collate_fn=collate, sampler=sampler)
+        return self.loader("train", train=True, sampler=sampler)
 
-    def val_dataloader(self) -> DataLoader[Any]:
-        """Every validation image with its annotations."""
-        return self.loader("val", collate_fn=collate)
-
-    def test_dataloader(self) -> DataLoader[Any]:
-        """Every image of the test split with its annotations."""
-        return self.loader("test", collate_fn=collate)
-
-    def predict_dataloader(self) -> DataLoader[Any]:
-        """Every image to predict once."""
-        return self.loader("predict", collate_fn=collate)
+    def collate_fn(self, split: str) -> Collate:
+        """Pad images of different sizes to one size (`src.types.DetectionBatch`)."""
+        return collate
 
     def _path(self, split: str) -> Path:
         return self.root / self.splits[split][1]

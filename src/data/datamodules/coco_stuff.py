@@ -50,7 +50,7 @@ class COCOStuffDataModule(ADE20KDataModule):
     ) -> None:
         names = class_names
         if class_names == "cocostuff":
-            names = list(COCO_STUFF_CATEGORIES.values())
+            names = self.official_class_names()
         super().__init__(
             root=root,
             train_images=train_images,
@@ -63,3 +63,8 @@ class COCOStuffDataModule(ADE20KDataModule):
             class_values=None if train_ids else list(COCO_STUFF_VALUES),
             **kwargs,
         )
+
+    @classmethod
+    def official_class_names(cls) -> list[str]:
+        """Names of the 171 classes of COCO-Stuff."""
+        return list(COCO_STUFF_CATEGORIES.values())

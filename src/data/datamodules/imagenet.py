@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from torch.utils.data import DataLoader
-
-from src.data.classes.class_names import ClassSet, resolve_classes
+from src.data.classes.class_names import (
+    ClassSet,
+    imagenet_synsets,
+    readable_names,
+    resolve_classes,
+)
 from src.data.datamodules.base import BaseDataModule, check
 from src.data.datasets.image_folder import (
     ImageFilesDataset,
@@ -22,7 +25,6 @@ from src.data.datasets.image_folder import (
 from src.data.datasets.readable import BrokenImages
 from src.data.transforms.classification import Interpolation, eval_transform, train_transform
 from src.decoding import MAX_PIXELS
-from src.errors import UserError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -101,7 +103,9 @@ class ImageNetDataModule(BaseDataModule):
         upright: bool = False,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
-        super().__init__(batch_size, num_workers, eval_batch_size, broken_images, max_pixels)
+        super().__init__(
+            batch_size, num_workers, eval_batch_size, broken_images, max_pixels, predict_dir
+        )
         check(image_size >= 1, "image_size", image_size, "a positive number of pixels")
         check(0 < crop_pct <= 1, "crop_pct", crop_pct, "a ratio above 0 and up to 1")
         check(
@@ -124,7 +128,6 @@ class ImageNetDataModule(BaseDataModule):
         self.root = Path(root)
         self.image_size = image_size
         self.splits = {"train": train_split, "val": val_split, "test": test_split or val_split}
-        self.predict_dir = predict_dir
         self.upright = upright
         self._given_names = class_names
         self._train_transform = train_transform(
@@ -157,6 +160,11 @@ class ImageNetDataModule(BaseDataModule):
         """Readable class names in label order."""
         return list(self.classes.names)
 
+    @classmethod
+    def official_class_names(cls) -> list[str]:
+        """Readable names of the 1000 classes of ImageNet-1k."""
+        return list(readable_names(imagenet_synsets()))
+
     def setup(self, stage: str) -> None:
         """List the files that a stage needs.
 
@@ -173,32 +181,12 @@ class ImageNetDataModule(BaseDataModule):
         if stage == "test":
             self._datasets["test"] = self._labelled("test")
         if stage == "predict":
-            if self.predict_dir is None:
-                raise UserError(
-                    "predict needs images: give a folder or an image with --data.predict_dir."
-                )
             self._datasets["predict"] = ImageFilesDataset(
-                self.predict_dir,
+                self.predict_source(),
                 self._eval_transform,
                 upright=self.upright,
                 max_pixels=self.max_pixels,
             )
-
-    def train_dataloader(self) -> DataLoader[Any]:
-        """Shuffled, augmented training batches."""
-        return self.loader("train", train=True)
-
-    def val_dataloader(self) -> DataLoader[Any]:
-        """Every validation image once, in order of class and file name."""
-        return self.loader("val")
-
-    def test_dataloader(self) -> DataLoader[Any]:
-        """Every image of the test split once."""
-        return self.loader("test")
-
-    def predict_dataloader(self) -> DataLoader[Any]:
-        """Every image to predict once, without ``label``."""
-        return self.loader("predict")
 
     def _labelled(self, split: str, *, train: bool = False) -> ImageFolderDataset:
         transform = self._train_transform if train else self._eval_transform

@@ -13,10 +13,11 @@ from typing import Any, NotRequired, TypedDict
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from src.data.datasets.image_folder import files_to_predict
+from src.data.datasets.files_to_predict import FilesToPredict
 from src.data.datasets.readable import BLANK, BrokenImages, ReadableImages
 from src.data.formats.coco_entries import Annotation, ImageEntry, shown
 from src.data.formats.coco_json import (
@@ -253,11 +254,10 @@ class COCOEvalDataset(_CocoImages, Dataset[Sample]):
         return {**sample, "surplus": True} if image is None or index >= len(self) else sample
 
 
-class ImagesToDetect(ReadableImages, Dataset[Sample]):
+class ImagesToDetect(FilesToPredict, Dataset[Sample]):
     """Images without labels: one file of any name, or every image under a folder, sorted.
 
-    Images are turned upright as their EXIF block says. ``image_id`` counts them from 1. A file that
-    cannot be decoded is remembered and gives a surplus sample, as does an index beyond the end.
+    Images are turned upright as their EXIF block says. ``image_id`` counts them from 1.
 
     Args:
         source: An image or a folder.
@@ -271,16 +271,12 @@ class ImagesToDetect(ReadableImages, Dataset[Sample]):
     def __init__(
         self, source: str | Path, transform: ImageTransform, max_pixels: int = MAX_PIXELS
     ) -> None:
-        super().__init__(files_to_predict(source), "skip", upright=True, max_pixels=max_pixels)
+        super().__init__(source, upright=True, max_pixels=max_pixels)
         self.transform = transform
 
-    def __getitem__(self, index: int) -> Sample:
-        """Read and prepare one image."""
-        place = index % len(self)
-        opened = self.open(place)
-        image = BLANK if opened is None else np.asarray(opened)
-        sample = _prepare(self.transform, image, place + 1, self.path(place))
-        return {**sample, "surplus": True} if opened is None or index >= len(self) else sample
+    def sample(self, image: Image.Image, index: int) -> Sample:
+        """Image with its number, size and path, and further views if the transform makes any."""
+        return _prepare(self.transform, np.asarray(image), index + 1, self.path(index))
 
 
 def _facts(tensor: Tensor, image: NDArray[np.uint8], image_id: ImageId, path: str) -> Sample:

@@ -1,6 +1,6 @@
-"""Images in class folders (the ImageNet layout) and images without labels.
+"""Images in class folders (the ImageNet layout), and images to classify.
 
-What happens to an image that cannot be decoded is in ``readable.py``.
+``readable.py`` says what happens to an image that cannot be decoded.
 """
 
 from __future__ import annotations
@@ -14,26 +14,26 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from src.data.datasets.files_to_predict import FilesToPredict
 from src.data.datasets.readable import (
     BLANK,
     MAX_BROKEN_IN_A_ROW,
     BrokenImages,
     ReadableImages,
 )
-from src.data.formats.image_files import IMAGE_EXTENSIONS, list_class_folders, list_images
+from src.data.formats.image_files import LISTED_EXTENSIONS, list_class_folders, list_images
 from src.data.formats.splits import split_of
 from src.decoding import MAX_PIXELS
 from src.errors import UserError
 
 Transform = Callable[[Image.Image], Tensor]
 
-_ENDINGS = ", ".join(IMAGE_EXTENSIONS)
-
 
 class Sample(TypedDict):
     """One image, ``(3, H, W)``, with its file and, if known, its class index.
 
-    ``surplus`` marks a sample that counts nowhere, see `src.data.samplers.surplus`.
+    ``surplus`` marks a sample that is left out of metrics and outputs, see
+    `src.data.samplers.surplus`.
     """
 
     image: Tensor
@@ -43,9 +43,7 @@ class Sample(TypedDict):
 
 
 class ImageFolderDataset(ReadableImages, Dataset[Sample]):
-    """Labelled images of ``root/<class>/**``.
-
-    The label is the position of the folder's name in ``folders``.
+    """Labelled images of ``root/<class>/**``; a label is the index of its folder in ``folders``.
 
     Args:
         root: Folder of one split.
@@ -56,7 +54,7 @@ class ImageFolderDataset(ReadableImages, Dataset[Sample]):
             the next image instead or, in evaluation, counts nothing for it.
         upright: Turn images as their EXIF block says.
         max_pixels: Larger images count as broken.
-        train: Whether the images are learned from.
+        train: Whether the images are for training.
 
     Raises:
         UserError: If the folder is missing, holds no classes, an unknown class or an empty class.
@@ -90,7 +88,7 @@ class ImageFolderDataset(ReadableImages, Dataset[Sample]):
             if not images:
                 raise UserError(
                     f"The class folder {Path(root) / folder} holds no images. "
-                    f"Add files ending in one of {_ENDINGS}, or remove the folder."
+                    f"Add files ending in one of {LISTED_EXTENSIONS}, or remove the folder."
                 )
             paths += images
             labels += [label_of[folder]] * len(images)
@@ -107,27 +105,24 @@ class ImageFolderDataset(ReadableImages, Dataset[Sample]):
         Raises:
             UserError: If the image is broken, or in skip mode if a long run of images is.
         """
-        place = index % len(self)
+        position = index % len(self)
         tries = min(len(self), MAX_BROKEN_IN_A_ROW if self.train else 1)
-        for candidate in ((place + step) % len(self) for step in range(tries)):
+        for candidate in ((position + step) % len(self) for step in range(tries)):
             image = self.open(candidate)
             if image is not None:
                 sample = self._sample(candidate, self.transform(image))
                 return {**sample, "surplus": True} if index >= len(self) else sample
         if self.train:
-            raise self.refuse_all(place, tries)
+            raise self.refuse_all(position, tries)
         blank = self.transform(Image.fromarray(BLANK))
-        return {**self._sample(place, blank), "surplus": True}
+        return {**self._sample(position, blank), "surplus": True}
 
     def _sample(self, index: int, image: Tensor) -> Sample:
         return {"image": image, "label": int(self.labels[index]), "path": self.path(index)}
 
 
-class ImageFilesDataset(ReadableImages, Dataset[Sample]):
+class ImageFilesDataset(FilesToPredict, Dataset[Sample]):
     """Images without labels: one file of any name, or every image under a folder, sorted.
-
-    A file that cannot be decoded is remembered and gives a surplus sample, as does an index beyond
-    the end.
 
     Args:
         source: An image or a folder.
@@ -147,59 +142,32 @@ class ImageFilesDataset(ReadableImages, Dataset[Sample]):
         upright: bool = False,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
-        super().__init__(files_to_predict(source), "skip", upright=upright, max_pixels=max_pixels)
+        super().__init__(source, upright=upright, max_pixels=max_pixels)
         self.transform = transform
 
-    def __getitem__(self, index: int) -> Sample:
-        """Read one image."""
-        place = index % len(self)
-        image = self.open(place)
-        tensor = self.transform(Image.fromarray(BLANK) if image is None else image)
-        sample: Sample = {"image": tensor, "path": self.path(place)}
-        return {**sample, "surplus": True} if image is None or index >= len(self) else sample
+    def sample(self, image: Image.Image, index: int) -> Sample:
+        """Image and path, without ``label``."""
+        return {"image": self.transform(image), "path": self.path(index)}
 
 
 def _class_folders(root: Path) -> list[str]:
     if not root.is_dir():
         raise UserError(
-            f"The folder {root} does not exist. Expected is one folder of images per class: "
-            f"{root}/<class>/*.jpg; check data.root{_other_name(root)}."
+            f"The folder {root} does not exist; expected one folder of images per class, "
+            f"{root}/<class>/*.jpg. Check data.root{_other_name(root)}."
         )
     folders = list_class_folders(root)
     if not folders:
         raise UserError(
-            f"The folder {root} has no class folders. Expected is one folder of images per "
-            f"class: {root}/<class>/*.jpg."
+            f"The folder {root} has no class folders; expected one folder of images per class, "
+            f"{root}/<class>/*.jpg."
         )
     return folders
 
 
 def _other_name(root: Path) -> str:
-    """Where the split has another usual name, the setting that takes it."""
+    """How to set the split if its folder has another usual name; empty if there is none."""
     if not root.parent.is_dir() or (split := split_of(root.name)) is None:
         return ""
     names = [name for name in list_class_folders(root.parent) if split_of(name) == split]
     return f", or set data.{split}_split to {names[0]}" if names else ""
-
-
-def files_to_predict(source: str | Path) -> list[str]:
-    """The image itself, or every image under a folder, sorted.
-
-    Raises:
-        UserError: If the source is missing or a folder without images.
-    """
-    source = Path(source)
-    if source.is_file():
-        return [str(source)]
-    if not source.is_dir():
-        raise UserError(
-            f"There is nothing to predict: {source} is no file and no folder. Give an image or a "
-            "folder of images."
-        )
-    images = list_images(source)
-    if not images:
-        raise UserError(
-            f"There is nothing to predict: {source} holds no images. Accepted are files ending "
-            f"in {_ENDINGS}."
-        )
-    return images

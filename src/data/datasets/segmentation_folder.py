@@ -1,7 +1,7 @@
 """Images and label maps of the same names in two folders: ADEChallengeData2016, or any like it.
 
-Plain PyTorch datasets: no Lightning, no sampling. Labels of pixels are class indices; 255 counts
-nowhere.
+Plain PyTorch datasets: no Lightning, no sampling. Labels of pixels are class indices; 255 is
+ignored.
 """
 
 from __future__ import annotations
@@ -9,13 +9,15 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Any, Generic, NotRequired, TypedDict, TypeVar
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from src.data.datasets.files_to_predict import FilesToPredict
 from src.data.datasets.readable import (
     BLANK,
     MAX_BROKEN_IN_A_ROW,
@@ -29,9 +31,11 @@ from src.decoding import MAX_PIXELS, BrokenImageError
 from src.errors import UserError
 from src.types import IGNORE_LABEL
 
+TransformT = TypeVar("TransformT", PairTransform, ViewsTransform)
+
 
 class TrainSample(TypedDict):
-    """One image to learn from; see `src.types.SegmentationBatch`."""
+    """One image for training; see `src.types.SegmentationBatch`."""
 
     image: Tensor
     label: Tensor
@@ -116,23 +120,36 @@ def _label_name(image: Path, image_suffix: str | None, label_suffix: str) -> Pat
     return image.with_name(image.name.removesuffix(image_suffix) + label_suffix)
 
 
-class _Pairs(ReadableImages):
-    """Reading of images with their label maps."""
+class _Pairs(ReadableImages, Generic[TransformT]):
+    """Images with their label maps.
+
+    Args:
+        pairs: Files of images and label maps, see `find_pairs`.
+        transform: Transform of a pair, or preparation of an image.
+        num_classes: Number of classes.
+        reduce_zero_label: Whether the files count classes from 1.
+        class_values: Number of each class in the files, if they are not consecutive.
+        upright: Turn images as their EXIF block says.
+        broken_images: See `src.data.datamodules.base.BaseDataModule`.
+        max_pixels: Larger images and label maps are refused.
+    """
 
     def __init__(
         self,
         pairs: Sequence[tuple[str, str]],
+        transform: TransformT,
         num_classes: int,
         *,
         reduce_zero_label: bool,
-        class_values: Sequence[int] | None,
-        upright: bool,
-        broken_images: BrokenImages,
-        max_pixels: int,
+        class_values: Sequence[int] | None = None,
+        upright: bool = False,
+        broken_images: BrokenImages = "error",
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         images, labels = zip(*pairs, strict=True)
         super().__init__(images, broken_images, upright=upright, max_pixels=max_pixels)
         self._labels = np.array([os.fsencode(path) for path in labels], dtype=np.bytes_)
+        self.transform: TransformT = transform
         self.num_classes = num_classes
         self.reduce_zero_label = reduce_zero_label
         self.class_values = class_values
@@ -181,42 +198,8 @@ class _Pairs(ReadableImages):
         return image, label
 
 
-class SegmentationTrainDataset(_Pairs, Dataset[TrainSample]):
-    """Images and labels, transformed together at random.
-
-    Args:
-        pairs: Files of images and label maps, see `find_pairs`.
-        transform: Random transform of a pair.
-        num_classes: Number of classes.
-        reduce_zero_label: Whether the files count classes from 1.
-        class_values: Number of each class in the files, if they are not counted.
-        upright: Turn images as their EXIF block says.
-        max_pixels: Larger images and label maps are refused.
-        broken_images: See `src.data.datamodules.base.BaseDataModule`.
-    """
-
-    def __init__(
-        self,
-        pairs: Sequence[tuple[str, str]],
-        transform: PairTransform,
-        num_classes: int,
-        *,
-        reduce_zero_label: bool,
-        class_values: Sequence[int] | None = None,
-        upright: bool = False,
-        broken_images: BrokenImages = "error",
-        max_pixels: int = MAX_PIXELS,
-    ) -> None:
-        super().__init__(
-            pairs,
-            num_classes,
-            reduce_zero_label=reduce_zero_label,
-            class_values=class_values,
-            upright=upright,
-            broken_images=broken_images,
-            max_pixels=max_pixels,
-        )
-        self.transform = transform
+class SegmentationTrainDataset(_Pairs[PairTransform], Dataset[TrainSample]):
+    """Images and labels, transformed together at random; arguments are those of `_Pairs`."""
 
     def __getitem__(self, index: int) -> TrainSample:
         """Read and transform one pair; PyTorch's seed decides what is random.
@@ -234,45 +217,12 @@ class SegmentationTrainDataset(_Pairs, Dataset[TrainSample]):
         raise self.refuse_all(index, tries)
 
 
-class SegmentationEvalDataset(_Pairs, Dataset[EvalSample]):
+class SegmentationEvalDataset(_Pairs[ViewsTransform], Dataset[EvalSample]):
     """Images prepared for evaluation, and their labels at the size of the file.
 
     An index beyond the end, and a broken image that is skipped, give a surplus sample
-    (`src.data.samplers.surplus`), whose labels are all ignored.
-
-    Args:
-        pairs: Files of images and label maps, see `find_pairs`.
-        transform: Preparation of an image.
-        num_classes: Number of classes.
-        reduce_zero_label: Whether the files count classes from 1.
-        class_values: Number of each class in the files, if they are not counted.
-        upright: Turn images as their EXIF block says.
-        max_pixels: Larger images and label maps are refused.
-        broken_images: See `src.data.datamodules.base.BaseDataModule`.
+    (`src.data.samplers.surplus`), whose labels are all ignored. Arguments are those of `_Pairs`.
     """
-
-    def __init__(
-        self,
-        pairs: Sequence[tuple[str, str]],
-        transform: ViewsTransform,
-        num_classes: int,
-        *,
-        reduce_zero_label: bool,
-        class_values: Sequence[int] | None = None,
-        upright: bool = False,
-        broken_images: BrokenImages = "error",
-        max_pixels: int = MAX_PIXELS,
-    ) -> None:
-        super().__init__(
-            pairs,
-            num_classes,
-            reduce_zero_label=reduce_zero_label,
-            class_values=class_values,
-            upright=upright,
-            broken_images=broken_images,
-            max_pixels=max_pixels,
-        )
-        self.transform = transform
 
     def __getitem__(self, index: int) -> EvalSample:
         """Read and prepare one pair.
@@ -280,8 +230,8 @@ class SegmentationEvalDataset(_Pairs, Dataset[EvalSample]):
         Raises:
             UserError: If a file is broken, or image and label map do not fit.
         """
-        place = index % len(self)
-        pair = self.read(place)
+        position = index % len(self)
+        pair = self.read(position)
         image, label = pair or (BLANK, np.zeros(BLANK.shape[:2], np.uint8))
         surplus = pair is None or index >= len(self)
         if surplus:
@@ -290,46 +240,42 @@ class SegmentationEvalDataset(_Pairs, Dataset[EvalSample]):
             "views": self.transform(image),
             "size": (image.shape[0], image.shape[1]),
             "label": torch.from_numpy(label.astype(np.int64)),
-            "path": self.path(place),
+            "path": self.path(position),
         }
         return {**sample, "surplus": True} if surplus else sample
 
 
-class SegmentationFilesDataset(ReadableImages, Dataset[EvalSample]):
-    """Images without labels.
-
-    A file that cannot be decoded is remembered and gives a surplus sample, as does an index beyond
-    the end.
+class SegmentationFilesDataset(FilesToPredict, Dataset[EvalSample]):
+    """Images without labels: one file of any name, or every image under a folder, sorted.
 
     Args:
-        files: The images.
+        source: An image or a folder.
         transform: Preparation of an image.
         upright: Turn images as their EXIF block says.
-        max_pixels: Larger images and label maps are refused.
+        max_pixels: Larger images count as broken.
+
+    Raises:
+        UserError: If the source is missing or a folder without images.
     """
 
     def __init__(
         self,
-        files: Sequence[str],
+        source: str | Path,
         transform: ViewsTransform,
         *,
         upright: bool = False,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
-        super().__init__(files, "skip", upright=upright, max_pixels=max_pixels)
+        super().__init__(source, upright=upright, max_pixels=max_pixels)
         self.transform = transform
 
-    def __getitem__(self, index: int) -> EvalSample:
-        """Read and prepare one image."""
-        place = index % len(self)
-        opened = self.open(place)
-        image = BLANK if opened is None else np.asarray(opened)
-        sample: EvalSample = {
-            "views": self.transform(image),
-            "size": (image.shape[0], image.shape[1]),
-            "path": self.path(place),
+    def sample(self, image: Image.Image, index: int) -> EvalSample:
+        """Views of an image with its size and path, without ``label``."""
+        return {
+            "views": self.transform(np.asarray(image)),
+            "size": (image.height, image.width),
+            "path": self.path(index),
         }
-        return {**sample, "surplus": True} if opened is None or index >= len(self) else sample
 
 
 class SegmentationCollate:

@@ -1,4 +1,4 @@
-"""Finding image files; the endings are those of torchvision's image folders."""
+"""Find image files by their extensions, which are those of torchvision's image folders."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from src.errors import UserError
 from src.files import on_one_line
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+LISTED_EXTENSIONS = ", ".join(IMAGE_EXTENSIONS)
 
 
 def is_image(path: str | Path) -> bool:
@@ -34,6 +35,29 @@ def list_images(root: str | Path) -> list[str]:
         Paths that start with ``root``, sorted.
     """
     return sorted(_walk(root))
+
+
+def find_images(source: str | Path) -> list[str]:
+    """The image itself, whatever its name, or every image under a folder, sorted.
+
+    Raises:
+        UserError: If the source is missing or a folder without images.
+    """
+    source = Path(source)
+    if source.is_file():
+        return [str(source)]
+    if not source.is_dir():
+        raise UserError(
+            f"There is nothing to predict: {source} is neither a file nor a folder. Give an image "
+            "or a folder of images."
+        )
+    images = list_images(source)
+    if not images:
+        raise UserError(
+            f"There is nothing to predict: {source} holds no images; expected files ending in "
+            f"{LISTED_EXTENSIONS}."
+        )
+    return images
 
 
 def first_images(root: str | Path, count: int = 100) -> list[str]:

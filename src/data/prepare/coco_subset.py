@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 from src import files
 from src.data.formats.coco_json import CocoFile, read_coco
 from src.errors import UserError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of ``prepare coco-subset``."""
+    add = parser.add_argument
+    add("--annotations", type=Path, required=True, help="COCO annotation file to take from")
+    add("--out", type=Path, required=True, help="annotation file to write")
+    # --pictures is its former name.
+    add("--images", "--pictures", type=int, default=16, help="how many images (%(default)s)")
+    add("--max-objects", type=int, help="leave out images with more objects")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Write the annotation file and tell how many objects it has."""
+    count = write_subset(args.annotations, args.out, args.images, args.max_objects)
+    print(f"{args.out}: {args.images} images with {count} objects")
 
 
 def write_subset(source: Path, target: Path, images: int, max_objects: int | None = None) -> int:
@@ -30,7 +48,7 @@ def write_subset(source: Path, target: Path, images: int, max_objects: int | Non
     if source.resolve() == target.resolve():
         raise UserError(f"The subset would replace its source {source}; choose another --out.")
     content = read_coco(source)
-    CocoFile(source, content=content)  # says what is wrong with it, if anything
+    CocoFile(source, content=content)  # raises if anything is wrong with it
     by_image: dict[int, list[dict[str, object]]] = {}
     for annotation in content["annotations"]:
         by_image.setdefault(annotation["image_id"], []).append(annotation)

@@ -1,4 +1,4 @@
-"""Sorts the flat ILSVRC2012 validation images into the class folders that the data module reads.
+"""Sort the flat ILSVRC2012 validation images into the class folders that the data module reads.
 
 Labels are read from any of the public lists: lines of file name and class index (as in Caffe's and
 the official InternImage list) or synset, the Kaggle solution table, or the devkit's ground truth,
@@ -8,6 +8,7 @@ those of timm's ``ImageNetInfo``.
 
 from __future__ import annotations
 
+import argparse
 import errno
 import re
 from collections.abc import Callable, Sequence
@@ -26,6 +27,35 @@ _FORMATS = (
     "LOC_val_solution.csv, "
     "or ILSVRC2012_validation_ground_truth.txt with meta.mat beside it"
 )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of ``prepare imagenet-val``."""
+    add = parser.add_argument
+    add("--images", type=Path, required=True, help="folder of ILSVRC2012_val_*.JPEG")
+    add(
+        "--labels",
+        type=Path,
+        required=True,
+        help="lines `ILSVRC2012_val_00000001.JPEG 65` (index or synset), LOC_val_solution.csv, or "
+        "the devkit's ILSVRC2012_validation_ground_truth.txt with meta.mat beside it",
+    )
+    add("--root", type=Path, default=Path("data/imagenet"), help="writes ROOT/val (%(default)s)")
+    add(
+        "--mode",
+        choices=list(_PLACE),
+        default="symlink",
+        help="how the images get into the class folders (%(default)s)",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Sort the images and tell how many were placed."""
+    target = args.root / "val"
+    placed, before = arrange_val(args.images, read_val_labels(args.labels), target, args.mode)
+    print(f"{target}: {placed} images placed by {args.mode}, {before} were there before")
+    print(f"check with `python -m src verify imagenet --root {args.root}`")
 
 
 def read_val_labels(path: Path) -> dict[str, str]:

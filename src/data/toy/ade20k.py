@@ -1,7 +1,7 @@
-"""Toy scenes on disk as ADEChallengeData2016: images, and label maps that count from 1.
+"""Toy scenes on disk as ADEChallengeData2016: images, and label maps that count classes from 1.
 
-Class 1 is the background, class 2 the first shape; 0, unlabelled in ADE20K, does not occur. Names
-in label order are in ``classes.txt``.
+Class 1 is the background, class 2 the first shape; 0, unlabelled in ADE20K, does not occur. The
+class names are in ``classes.txt``, in label order.
 """
 
 from __future__ import annotations
@@ -12,38 +12,36 @@ import numpy as np
 from PIL import Image
 
 from src import files
-from src.data.toy.imagenet import ToySettings, write_layout
+from src.data.toy.layout import (
+    ToySettings,
+    number_of_scenes,
+    random_shapes,
+    scene_generator,
+    write_layout,
+)
 from src.data.toy.scenes import SHAPES, draw_scene
 
 TOY_CLASSES = ("background", *SHAPES)
-_MOST_OBJECTS = 3
 _RADIUS = (0.18, 0.34)  # relative to the shorter side
-_SEED = 20_000  # keeps these scenes apart from those of the other layouts
+_LAYOUT = 20_000  # part of the seed
 _FOLDERS = {"train": "training", "val": "validation", "predict": "predict"}
 
 
 def write_toy_ade20k(folder: Path, settings: ToySettings, *, force: bool = False) -> bool:
     """Write ``folder/{images,annotations}/{training,validation}`` and ``folder/predict``.
 
-    Args:
-        folder: Folder to make, for example ``data/toy/ade20k``.
-        settings: Numbers, size and seed; see `scenes` for how many that makes.
-        force: Replace toy data of other settings.
-
-    Returns:
-        True if the scenes were drawn, False if they were there already.
-
-    Raises:
-        UserError: If the folder holds something else, or toy data of other settings without
-            ``force``.
+    Arguments, result and errors are those of `write_layout`.
     """
-    return write_layout(folder, settings, lambda new: _draw_all(new, settings), force=force)
+    return write_layout(folder, settings, _draw_all, force=force)
 
 
-def scenes(settings: ToySettings, split: str) -> int:
-    """Number of scenes of a split; a scene shows about two shapes, a classification image one."""
-    times = {"train": 4, "val": 2, "predict": 1}
-    return int(getattr(settings, split)) * times[split]
+def describe(settings: ToySettings) -> str:
+    """What is in the folder, for the user."""
+    train, val = (number_of_scenes(settings, split) for split in ("train", "val"))
+    return (
+        f"{train} training and {val} validation scenes with label maps, {settings.predict} to "
+        "predict"
+    )
 
 
 def _draw_all(folder: Path, settings: ToySettings) -> None:
@@ -53,7 +51,7 @@ def _draw_all(folder: Path, settings: ToySettings) -> None:
         images.mkdir(parents=True)
         if split != "predict":
             labels.mkdir(parents=True)
-        for number in range(scenes(settings, split)):
+        for number in range(number_of_scenes(settings, split)):
             image, label = _draw(split, number, settings)
             files.write_image(images / f"scene_{number:04d}.jpg", image, quality=92)
             if split != "predict":
@@ -63,10 +61,8 @@ def _draw_all(folder: Path, settings: ToySettings) -> None:
 
 def _draw(split: str, number: int, settings: ToySettings) -> tuple[Image.Image, Image.Image]:
     """One image and its label map."""
-    rng = np.random.default_rng([settings.seed, _SEED, list(_FOLDERS).index(split), number])
-    count = int(rng.integers(1, _MOST_OBJECTS + 1))
-    names = [str(name) for name in rng.choice(list(SHAPES), count)]
-    scene = draw_scene(names, (settings.size, settings.size), rng, _RADIUS)
+    rng = scene_generator(settings, _LAYOUT, split, number)
+    scene = draw_scene(random_shapes(rng), (settings.size, settings.size), rng, _RADIUS)
     label = np.ones((settings.size, settings.size), np.uint8)
     for item in scene.objects:
         label[item.mask] = TOY_CLASSES.index(item.name) + 1

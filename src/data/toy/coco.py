@@ -12,38 +12,36 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from src import files
-from src.data.toy.imagenet import ToySettings, write_layout
+from src.data.toy.layout import (
+    ToySettings,
+    number_of_scenes,
+    random_shapes,
+    scene_generator,
+    write_layout,
+)
 from src.data.toy.scenes import SHAPES, Scene, SceneObject, draw_scene
 
-_MOST_OBJECTS = 3
 _RADIUS = (0.16, 0.3)  # relative to the shorter side
-_SEED = 30_000  # keeps these scenes apart from those of the other layouts
+_LAYOUT = 30_000  # part of the seed
 _FOLDERS = {"train": "train2017", "val": "val2017", "predict": "predict"}
-_SHAPE = (3, 4)  # scenes are wider or higher than others, to be grouped by orientation
+_SIDES = (3, 4)  # scenes are landscape or portrait, so that they can be grouped by orientation
 
 
 def write_toy_coco(folder: Path, settings: ToySettings, *, force: bool = False) -> bool:
     """Write ``folder/{train2017,val2017,annotations}`` and ``folder/predict``.
 
-    Args:
-        folder: Folder to make, for example ``data/toy/coco``.
-        settings: Numbers, size and seed; see `scenes` for how many that makes.
-        force: Replace toy data of other settings.
-
-    Returns:
-        True if the scenes were drawn, False if they were there already.
-
-    Raises:
-        UserError: If the folder holds something else, or toy data of other settings without
-            ``force``.
+    Arguments, result and errors are those of `write_layout`.
     """
-    return write_layout(folder, settings, lambda new: _draw_all(new, settings), force=force)
+    return write_layout(folder, settings, _draw_all, force=force)
 
 
-def scenes(settings: ToySettings, split: str) -> int:
-    """Number of scenes of a split; a scene shows about two shapes, a classification image one."""
-    times = {"train": 4, "val": 2, "predict": 1}
-    return int(getattr(settings, split)) * times[split]
+def describe(settings: ToySettings) -> str:
+    """What is in the folder, for the user."""
+    train, val = (number_of_scenes(settings, split) for split in ("train", "val"))
+    return (
+        f"{train} training and {val} validation scenes with boxes and masks, {settings.predict} "
+        "to predict"
+    )
 
 
 def _draw_all(folder: Path, settings: ToySettings) -> None:
@@ -69,11 +67,10 @@ def _draw_all(folder: Path, settings: ToySettings) -> None:
 
 
 def _scenes(split: str, settings: ToySettings) -> Iterator[Scene]:
-    short, long = (settings.size * side // max(_SHAPE) for side in _SHAPE)
-    for number in range(scenes(settings, split)):
-        rng = np.random.default_rng([settings.seed, _SEED, list(_FOLDERS).index(split), number])
-        count = int(rng.integers(1, _MOST_OBJECTS + 1))
-        names = [str(name) for name in rng.choice(list(SHAPES), count)]
+    short, long = (settings.size * side // max(_SIDES) for side in _SIDES)
+    for number in range(number_of_scenes(settings, split)):
+        rng = scene_generator(settings, _LAYOUT, split, number)
+        names = random_shapes(rng)
         size = (short, long) if rng.random() < 0.5 else (long, short)
         yield draw_scene(names, size, rng, _RADIUS)
 

@@ -13,10 +13,12 @@ import numpy as np
 from src.data.classes.ade20k import ADE20K_NAMES
 from src.data.classes.class_names import read_class_names
 from src.data.formats.label_maps import read_label_map
+from src.data.verify.report import Report
 from src.decoding import decode
 from src.errors import UserError
 from src.types import IGNORE_LABEL
 
+TREE = "ROOT/{images,annotations}/{training,validation}/*"
 _FOLDERS = {
     "training": ("images/training", "annotations/training"),
     "validation": ("images/validation", "annotations/validation"),
@@ -28,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--root", type=Path, default=Path("data/ADEChallengeData2016"), help="(%(default)s)")
     add("--splits", nargs="+", default=list(_FOLDERS), choices=list(_FOLDERS), help="(both)")
-    add("--class-names", default="ade20k", help="text file, one name a line (ADE20K's 150)")
+    add("--class-names", default="ade20k", help="text file, one name per line (ADE20K's 150)")
     add(
         "--count-from-zero",
         action="store_true",
@@ -36,38 +38,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def verify_ade20k(args: argparse.Namespace) -> tuple[list[str], list[str]]:
+def run(args: argparse.Namespace) -> Report:
     """Read every pair of files.
 
     Args:
         args: What `add_arguments` declares, ``workers`` and ``max_pixels``.
-
-    Returns:
-        Lines about what is there, and one sentence per problem.
     """
     names = list(ADE20K_NAMES)
     if args.class_names != "ade20k":
-        names = read_class_names(args.class_names)
-    facts: list[str] = []
-    problems: list[str] = []
+        names = read_class_names(args.class_names, keyword="ade20k")
+    report = Report()
     for split in args.splits:
         try:
             pairs = _pairs(args.root, split)
         except UserError as error:
-            problems.append(str(error))
+            report.problems.append(str(error))
             continue
         present: Counter[int] = Counter()
         with ThreadPool(max(1, args.workers)) as pool:  # PIL decodes outside Python's lock
             check = _Check(len(names), not args.count_from_zero, args.max_pixels)
             for classes, problem in pool.imap(check, pairs, chunksize=8):
                 present.update(classes)
-                problems += [problem] if problem else []
-        facts.append(f"{args.root}/*/{split}: {len(pairs)} pairs, {len(present)} classes occur")
+                report.problems += [problem] if problem else []
+        report.facts.append(
+            f"{args.root}/*/{split}: {len(pairs)} pairs, {len(present)} classes occur"
+        )
         absent = [name for number, name in enumerate(names) if not present[number]]
         if absent:
             shown = ", ".join(absent[:5]) + (", ..." if len(absent) > 5 else "")
-            facts.append(f"note: {split} never shows {len(absent)} of {len(names)}: {shown}")
-    return facts, problems
+            report.notes.append(f"{split} never shows {len(absent)} of {len(names)}: {shown}")
+    return report
 
 
 def _pairs(root: Path, split: str) -> list[tuple[str, str]]:

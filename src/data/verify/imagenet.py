@@ -1,4 +1,4 @@
-"""Check class folders before hours of training depend on them.
+"""Check class folders, as `ImageNetDataModule` reads them, before hours of training.
 
 The check counts images and names what the data module would refuse: missing folders, empty classes,
 classes that only one split has, and on request every file that cannot be decoded. It changes
@@ -7,30 +7,33 @@ nothing.
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 from src.data.formats.image_files import list_class_folders, list_images
+from src.data.verify.report import Report
 from src.decoding import MAX_PIXELS, BrokenImageError, decode
 
+TREE = "ROOT/{train,val}/<class>/*"
+Counts = dict[str, dict[str, int]]  # images by split and class folder
 
-@dataclass
-class Report:
-    """What was found.
 
-    Attributes:
-        counts: Images by split and class folder.
-        problems: One sentence each; empty if all is well.
-        notes: What may be meant, such as a split that lacks a class.
-    """
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of ``verify imagenet``."""
+    add = parser.add_argument
+    add("--root", type=Path, default=Path("data/imagenet"), help="data folder (%(default)s)")
+    add("--splits", nargs="+", default=["train", "val"], help="folders to check (train val)")
+    add("--decode", action="store_true", help="also decode every image")
 
-    counts: dict[str, dict[str, int]] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+
+def run(args: argparse.Namespace) -> Report:
+    """Check the folder that the arguments name."""
+    workers = args.workers if args.decode else 0
+    return verify_imagenet(args.root, args.splits, workers, args.max_pixels)
 
 
 def verify_imagenet(
@@ -43,9 +46,9 @@ def verify_imagenet(
 
     Args:
         root: Folder that holds the splits.
-        splits: Their names; the first one's classes are the labels.
+        splits: Their names; the classes of the first one are the labels.
         decode_workers: Threads that decode all images; 0 leaves the files unread.
-        max_pixels: Larger images are named as broken.
+        max_pixels: Larger images, width times height, are named as broken.
     """
     report = Report()
     if not root.is_dir():
@@ -53,48 +56,58 @@ def verify_imagenet(
             f"The folder {root} does not exist. Give the folder that holds {' and '.join(splits)}."
         )
         return report
+    counts: Counts = {}
     images: list[str] = []
     for split in splits:
-        images += _check_split(root / split, split, report)
-    _compare(root, splits, report)
+        found = _images_of_split(root / split, report)
+        counts[split] = {name: len(paths) for name, paths in found.items()}
+        images += [path for paths in found.values() for path in paths]
+        if found:
+            numbers = counts[split].values()
+            report.facts.append(
+                f"{root / split}: {sum(numbers)} images in {len(numbers)} classes, {min(numbers)} "
+                f"to {max(numbers)} each"
+            )
+    _compare(root, counts, report)
     if decode_workers:
         report.problems += _broken(images, decode_workers, max_pixels)
     return report
 
 
-def _check_split(folder: Path, split: str, report: Report) -> list[str]:
+def _images_of_split(folder: Path, report: Report) -> dict[str, list[str]]:
+    """Images by class folder."""
     if not folder.is_dir():
         report.problems.append(
-            f"The folder {folder} does not exist. Expected is {folder}/<class>/*.jpg."
+            f"The folder {folder} does not exist; expected {folder}/<class>/*.jpg."
         )
-        return []
+        return {}
     classes = list_class_folders(folder)
     if not classes:
         report.problems.append(
-            f"The folder {folder} has no class folders. Expected is {folder}/<class>/*.jpg."
+            f"The folder {folder} has no class folders; expected {folder}/<class>/*.jpg."
         )
-    images: list[str] = []
-    report.counts[split] = {}
-    for name in classes:
-        found = list_images(folder / name)
-        report.counts[split][name] = len(found)
-        if not found:
-            report.problems.append(
-                f"The class folder {folder / name} holds no images. Fill or remove it."
-            )
-        images += found
+    images = {name: list_images(folder / name) for name in classes}
+    report.problems += [
+        f"The class folder {folder / name} holds no images. Fill or remove it."
+        for name, found in images.items()
+        if not found
+    ]
     return images
 
 
-def _compare(root: Path, splits: Sequence[str], report: Report) -> None:
-    """Classes that the first split lacks have no label; the reverse only makes a smaller test."""
-    found = [split for split in splits if report.counts.get(split)]
+def _compare(root: Path, counts: Counts, report: Report) -> None:
+    """Compare the classes of the splits.
+
+    A class that the first split lacks has no label; one that only a later split lacks makes the
+    test smaller.
+    """
+    found = [split for split, classes in counts.items() if classes]
     if not found:
         return
     first, *others = found
-    labels = set(report.counts[first])
+    labels = set(counts[first])
     for split in others:
-        classes = set(report.counts[split])
+        classes = set(counts[split])
         report.problems += [
             f"The class folder {root / split / name} has no counterpart in {root / first}. Remove "
             f"it, or add the class to {first}."

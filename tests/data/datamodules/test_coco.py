@@ -11,7 +11,7 @@ from PIL import Image
 from src.data.datamodules.coco import COCODataModule
 from src.data.formats.coco_json import CocoFile, decode_mask, for_scoring
 from src.data.toy.coco import write_toy_coco
-from src.data.toy.imagenet import ToySettings
+from src.data.toy.layout import ToySettings
 from src.errors import UserError
 
 SQUARE = [[10, 10, 50, 10, 50, 40, 10, 40]]

@@ -8,7 +8,7 @@ from src.cli.commands.verify import main as verify
 from src.data import ADE20KDataModule
 from src.data.classes.class_names import read_class_names
 from src.data.toy.ade20k import TOY_CLASSES, write_toy_ade20k
-from src.data.toy.imagenet import ToySettings
+from src.data.toy.layout import ToySettings
 
 SETTINGS = ToySettings(train=2, val=1, predict=1, size=32)
 
