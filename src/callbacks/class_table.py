@@ -1,4 +1,4 @@
-"""IoU and accuracy of every class, by name, after each evaluation of a segmentor."""
+"""Scores of every class, by name, after each evaluation of a segmentor."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ class ClassTable(Callback):
         scores = getattr(pl_module, "class_scores", None)
         if not scores or not trainer.is_global_zero:
             return  # another task
-        names = class_names(trainer) or [str(i) for i in range(len(scores["IoU"]))]
-        rows = class_table(names, scores["IoU"], scores["Acc"])
+        names = class_names(trainer) or [str(i) for i in range(len(next(iter(scores.values()))))]
+        head, rows = ("class", *scores), class_table(names, scores)
         if show:
             width = max(map(len, names))
-            lines = [f"{name:<{width}} {iou:>7} {accuracy:>7}" for name, iou, accuracy in rows]
-            print("\n".join([f"{'class':<{width}} {'IoU':>7} {'Acc':>7}", *lines]))
+            for name, *values in (head, *rows):
+                print(f"{name:<{width}} " + " ".join(f"{value:>7}" for value in values))
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         path = run_folder(trainer) / f"classes_{split}.csv"
-        files.write_csv(path, [("class", "IoU", "Acc"), *rows])
+        files.write_csv(path, [head, *rows])

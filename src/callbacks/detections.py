@@ -20,8 +20,6 @@ from src.errors import UserError
 from src.metrics.coco_results import Result, decode_masks, with_category_ids
 from src.visualization import draw_instances
 
-COLUMNS = ("bbox_AP", "bbox_AP50", "segm_AP", "segm_AP50")
-
 
 class DetectionWriter(Callback):
     """Write the results of a detector into the run folder.
@@ -133,7 +131,7 @@ class DetectionWriter(Callback):
         if not precision or not trainer.is_global_zero:
             return  # another task
         names = class_names(trainer)
-        columns = [column for column in COLUMNS if column in precision]
+        columns = list(precision)
         rows = [
             (name, *(_percent(float(precision[column][i])) for column in columns))
             for i, name in enumerate(names)

@@ -1,1 +1,1 @@
-"""Metrics: torchmetrics with the official definitions, exact over processes."""
+"""Metrics with the definitions of the official code, exact on any number of ranks."""

@@ -1,8 +1,8 @@
-"""COCO average precision of boxes and masks, from pycocotools.
+"""Average precision of COCO for boxes and masks, computed by pycocotools.
 
-Results and annotations of all processes are brought together as plain dictionaries; every process
-takes part in exactly one exchange per evaluation, so none waits for another. An image that several
-processes have seen (samplers repeat some) counts once.
+Results and annotations of all ranks are gathered as plain dictionaries. Every rank takes part in
+exactly one gather per evaluation, so no rank waits for another. An image that several ranks have
+seen (samplers may repeat some) counts once.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import Tensor
-from torchmetrics import Metric
 
 from src.errors import UserError
+from src.metrics.base import DetectionMetric
 from src.metrics.coco_results import Result, to_results
 from src.types import Detections, ImageId
 
@@ -43,19 +43,17 @@ Kind = Literal["bbox", "segm"]
 Backend = Literal["pycocotools", "faster_coco_eval"]
 
 
-class COCOMetric(Metric):
-    """The twelve numbers of COCO for boxes and for masks, and AP of every class.
+class COCOMetric(DetectionMetric):
+    """The twelve metrics of COCO for boxes and for masks, and AP of every class.
 
-    After `compute`, ``scored`` holds the images of all processes until the next `reset`.
+    After `compute`, ``scored`` holds the images of all ranks until the next `reset`.
 
     Args:
         num_classes: Number of classes.
         kinds: What to score.
-        backend: ``pycocotools``, or ``faster_coco_eval`` if it is installed: the same numbers,
-            sooner.
+        backend: ``pycocotools``, or ``faster_coco_eval`` if it is installed, which computes the
+            same numbers faster.
     """
-
-    full_state_update = False
 
     def __init__(
         self,
@@ -70,6 +68,16 @@ class COCOMetric(Metric):
         self.images: dict[ImageId, ScoredImage] = {}
         self.scored: dict[ImageId, ScoredImage] = {}
 
+    @property
+    def score_names(self) -> tuple[str, ...]:
+        """``bbox_AP``, ``bbox_AP50``, ... of every kind."""
+        return tuple(f"{kind}_{name}" for kind in self.kinds for name in NUMBERS)
+
+    @property
+    def results(self) -> list[Result]:
+        """COCO results of the scored images of all ranks."""
+        return [result for _, _, found in self.scored.values() for result in found]
+
     def update(
         self,
         found: Sequence[Detections],
@@ -77,14 +85,7 @@ class COCOMetric(Metric):
         sizes: Sequence[tuple[int, int]],
         annotations: Sequence[Sequence[dict[str, Any]]],
     ) -> None:
-        """Add images.
-
-        Args:
-            found: Detections of each image.
-            image_ids: Number of each image in its annotation file.
-            sizes: Height and width of each image in its file.
-            annotations: COCO annotations of each image with the class index as ``category_id``.
-        """
+        """Add images; see `DetectionMetric.update`."""
         for detections, number, size, truth in zip(
             found, image_ids, sizes, annotations, strict=True
         ):
@@ -93,12 +94,12 @@ class COCOMetric(Metric):
             self.images[number] = ((height, width), list(truth), results)
 
     def compute(self) -> dict[str, Tensor]:
-        """Score everything that was added, in all processes.
+        """Score all images that were added, on all ranks.
 
         Returns:
-            Scalars ``bbox_AP``, ``bbox_AP50``, ... and ``segm_AP``, ... in [0, 1], -1 where there
-            is nothing to score (as pycocotools has it), and ``bbox_class_AP`` and
-            ``bbox_class_AP50`` of every class, shape ``(num_classes,)``, NaN without objects.
+            Scalars ``bbox_AP``, ``bbox_AP50``, ... and ``segm_AP``, ... in [0, 1], or -1 if there
+            is nothing to score (as in pycocotools); ``bbox_class_AP`` and ``bbox_class_AP50`` of
+            every class, shape ``(num_classes,)``, NaN for a class without annotations.
         """
         images = self.scored = gather(self.images)
         scores: dict[str, Tensor] = {}
@@ -120,7 +121,7 @@ ScoredImage = tuple[tuple[int, int], list[dict[str, Any]], list[Result]]
 
 
 def gather(images: dict[ImageId, ScoredImage]) -> dict[ImageId, ScoredImage]:
-    """Images of all processes, ordered by number."""
+    """Images of all ranks, sorted by id."""
     parts = [images]
     if dist.is_available() and dist.is_initialized():
         parts = [{} for _ in range(dist.get_world_size())]
@@ -135,13 +136,13 @@ def evaluate(
     """Score results against annotations.
 
     Args:
-        images: Images by number.
+        images: Images by id.
         num_classes: Number of classes.
         kind: Boxes or masks.
         tools: Classes for the annotations and for the evaluation.
 
     Returns:
-        The numbers by name, and ``AP`` and ``AP50`` of every class.
+        The twelve metrics by name, and ``AP`` and ``AP50`` of every class.
     """
     if not images:
         empty = [float("nan")] * num_classes
@@ -165,7 +166,7 @@ def evaluate(
 
 
 def _as_annotation(result: Result, kind: Kind) -> dict[str, Any]:
-    """A result with the area that its size class is decided by: of the box or of the mask."""
+    """A result with the area, of its box or mask, that makes it small, medium or large."""
     if kind == "bbox":
         _, _, width, height = result["bbox"]
         kept = {key: result[key] for key in ("image_id", "category_id", "score", "bbox")}
@@ -188,7 +189,7 @@ def _index(annotation_class: Any, dataset: dict[str, Any]) -> Any:
 
 
 def _per_class(precision: np.ndarray) -> dict[str, list[float]]:
-    """Mean over recall (and IoU) of precision ``(IoU, recall, class, area, detections)``."""
+    """Mean of precision ``(IoU, recall, class, area, detections)`` over recall (and IoU)."""
     precision = precision[:, :, :, 0, -1]
 
     def mean(values: np.ndarray) -> list[float]:

@@ -16,9 +16,9 @@ Result = dict[str, Any]
 
 
 def only_finite(found: Detections) -> Detections:
-    """Leave out detections whose box, score or mask is NaN or infinite.
+    """Drop detections whose box, score or mask is not finite.
 
-    Nothing can be compared with such a box, so the COCO tools would match it with anything.
+    The IoU of such a box is NaN, which the COCO tools would take for a match with any annotation.
     """
     kept = torch.isfinite(found.boxes).all(1) & torch.isfinite(found.scores)
     masks = found.masks
@@ -39,13 +39,13 @@ def to_results(found: Detections, image_id: ImageId) -> list[Result]:
 
     Args:
         found: Detections of the image.
-        image_id: Number of the image in its annotation file.
+        image_id: Id of the image in its annotation file.
 
     Returns:
-        One dictionary per detection that is finite, in the same order: ``image_id``,
+        One dictionary per finite detection, in the same order: ``image_id``,
         ``category_id`` (the class index; see `with_category_ids`), ``bbox`` as ``x, y, width,
-        height``, ``score`` and, if there are masks, ``segmentation`` as run-length code with text
-        ``counts``.
+        height``, ``score`` and, if there are masks, ``segmentation`` as compressed run-length
+        code.
     """
     found = only_finite(found)
     boxes = found.boxes.double().cpu()
@@ -62,7 +62,7 @@ def to_results(found: Detections, image_id: ImageId) -> list[Result]:
 
 
 def encode_masks(masks: Tensor) -> list[dict[str, Any]]:
-    """Run-length codes of masks ``(N, H, W)``, one by one to keep memory low."""
+    """Run-length codes of masks ``(N, H, W)``; one mask at a time, to use little memory."""
     codes = []
     for mask in masks:
         column_major = np.asfortranarray(mask.cpu().numpy().astype(np.uint8))
@@ -72,12 +72,12 @@ def encode_masks(masks: Tensor) -> list[dict[str, Any]]:
 
 
 def with_category_ids(results: list[Result], category_ids: list[int]) -> list[Result]:
-    """Copy results with the class index replaced by the number in the annotation file."""
+    """Copy results with the class index replaced by the category id of the annotation file."""
     return [{**result, "category_id": category_ids[result["category_id"]]} for result in results]
 
 
 def decode_masks(results: list[Result]) -> list[NDArray[np.bool_]]:
-    """Masks of COCO results, each bool ``(H, W)``; none from a detector of boxes alone."""
+    """Masks of COCO results, each bool ``(H, W)``; empty for a detector without masks."""
     return [
         coco_mask.decode(result["segmentation"]).astype(bool)
         for result in results

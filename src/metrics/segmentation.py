@@ -1,45 +1,49 @@
-"""mIoU, mAcc and aAcc with the official definitions, from one confusion matrix.
+"""mIoU, mAcc and aAcc as in the official code, from one confusion matrix.
 
-The counts of all images of all processes are added as integers, so the result does not depend on
-batch size, order or number of processes. Classes that are neither in the labels nor predicted are
-left out of the means (as mmsegmentation 0.27 does), not counted as 0 or 1.
+Pixels of all images on all ranks are counted in integers, so the result does not depend on batch
+size, order or number of ranks. As in mmsegmentation 0.27, a class that is neither in the labels nor
+predicted is left out of the means instead of counting as 0 or 1.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
+from src.metrics.base import ScoreMetric
 from src.types import IGNORE_LABEL
 
 
-class SegmentationMetric(Metric):
-    """Confusion matrix of pixels, and the three numbers that ADE20K is judged by.
+class SegmentationMetric(ScoreMetric):
+    """Confusion matrix of pixels, and the three metrics of ADE20K.
 
     Args:
         num_classes: Number of classes.
     """
 
-    full_state_update = False
     confusion: Tensor
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         self.num_classes = num_classes
-        # The last column counts pixels whose class is not known.
+        # The last column counts pixels without a valid prediction.
         empty = torch.zeros(num_classes, num_classes + 1, dtype=torch.int64)
         self.add_state("confusion", default=empty, dist_reduce_fx="sum")
+
+    @property
+    def score_names(self) -> tuple[str, ...]:
+        """Names of the scalars that `compute` returns."""
+        return "mIoU", "mAcc", "aAcc"
 
     def update(self, prediction: Tensor, label: Tensor) -> None:
         """Count the pixels of an image.
 
         Args:
-            prediction: Classes in ``[0, num_classes)``, any shape, integers; ``num_classes`` is
-                wrong whatever the label says.
-            label: True classes of the same shape; 255 counts nowhere.
+            prediction: Classes in ``[0, num_classes)``, any shape, integers; ``num_classes`` counts
+                as wrong for every label.
+            label: True classes of the same shape; pixels of 255 are not counted.
         """
         valid = label != IGNORE_LABEL
         pairs = label[valid].long() * (self.num_classes + 1) + prediction[valid].long()
@@ -47,13 +51,13 @@ class SegmentationMetric(Metric):
         self.confusion += counts.view_as(self.confusion)
 
     def compute(self) -> dict[str, Tensor]:
-        """Numbers in [0, 1], float64.
+        """Compute the scores, float64 in [0, 1].
 
         Returns:
             Scalars ``mIoU``, ``mAcc`` and ``aAcc``, and ``IoU`` and ``Acc`` of every class, shape
             ``(num_classes,)``. NaN where there are no pixels to divide by.
         """
-        # float64 holds counts up to 2**53 exactly; it is not there on every device.
+        # float64 is exact up to counts of 2**53, but not every device has it.
         confusion = self.confusion.cpu().double()
         hits = confusion.diagonal()
         labelled, predicted = confusion.sum(1), confusion.sum(0)[: self.num_classes]
@@ -68,10 +72,15 @@ class SegmentationMetric(Metric):
         }
 
 
-def class_table(names: Sequence[str], iou: Tensor, accuracy: Tensor) -> list[tuple[str, str, str]]:
-    """Rows of class name, IoU and accuracy in percent, with ``-`` where a class does not occur."""
-    rows = zip(names, iou.tolist(), accuracy.tolist(), strict=True)
-    return [(name, _percent(i), _percent(a)) for name, i, a in rows]
+def class_table(names: Sequence[str], scores: Mapping[str, Tensor]) -> list[tuple[str, ...]]:
+    """Rows of class name and its scores in percent, with ``-`` for a class that does not occur.
+
+    Args:
+        names: Class names in label order.
+        scores: Scores of every class, by the name of their column.
+    """
+    columns = ([_percent(value) for value in values.tolist()] for values in scores.values())
+    return list(zip(names, *columns, strict=True))
 
 
 def _percent(value: float) -> str:

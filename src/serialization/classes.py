@@ -19,7 +19,7 @@ from src.errors import UserError
 from src.serialization.former_names import with_present_names
 from src.serialization.limits import Refusal, shown
 
-PREFIXES = ("src.models.", "src.losses.", "src.optim.", "torch.optim.")
+PREFIXES = ("src.models.", "src.losses.", "src.metrics.", "src.optim.", "torch.optim.")
 """Modules whose classes a file may name."""
 LARGEST = 2**20
 """Largest whole number of an argument."""

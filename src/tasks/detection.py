@@ -7,7 +7,7 @@ evaluation refer to the images in their own size.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal, cast
 
 import torch
@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
 from src.errors import UserError
-from src.metrics.coco import NUMBERS, COCOMetric
+from src.metrics.base import DetectionMetric
+from src.metrics.coco import COCOMetric
 from src.metrics.coco_results import Result, only_finite, to_results
 from src.models.detection import Detector, MaskRCNN, TrainingOutput
 from src.models.detection.tta import fuse, mirror
@@ -33,6 +34,8 @@ class DetectionTask(DenseTask):
     Args:
         num_classes: Number of classes, taken from the data module on the command line.
         network: Makes the detector; called with ``num_classes``.
+        metric: Makes the metric, called with ``num_classes`` and ``kinds`` of the detector;
+            default is `COCOMetric`, which all recipes use.
         coco_backend: What computes AP: ``pycocotools`` or ``faster_coco_eval``.
         optimizer: See :class:`BaseTask`.
         lr_scheduler: See :class:`BaseTask`.
@@ -57,6 +60,7 @@ class DetectionTask(DenseTask):
         self,
         num_classes: int,
         network: Callable[[int], Detector] = MaskRCNN,
+        metric: Callable[[int, Sequence[str]], DetectionMetric] | None = None,
         coco_backend: Literal["pycocotools", "faster_coco_eval"] = "pycocotools",
         optimizer: OptimizerFactory = lambda params: torch.optim.AdamW(
             params, lr=1e-4, weight_decay=0.05
@@ -82,7 +86,8 @@ class DetectionTask(DenseTask):
                 "backbone_lr_scale must be 0 or more, and null where layer_decay is set, got "
                 f"{backbone_lr_scale} with layer_decay {layer_decay}."
             )
-        self.coco_backend, self.offset_lr_scale = coco_backend, offset_lr_scale
+        self.metric_factory, self.coco_backend = metric, coco_backend
+        self.offset_lr_scale = offset_lr_scale
         self.backbone_lr_scale = backbone_lr_scale
         self.class_precision: dict[str, Tensor] = {}
         self.scored_results: list[Result] | None = None  # of the last `validate` or `test`
@@ -92,9 +97,12 @@ class DetectionTask(DenseTask):
         return nn.Identity()
 
     def build_metrics(self) -> MetricCollection:
-        """The twelve numbers of COCO for boxes and, if the detector makes them, for masks."""
+        """The given metric; default is COCO's, of boxes and of masks if the detector has them."""
         kinds = cast("Detector", self.training_network).kinds
-        return MetricCollection({"coco": COCOMetric(self.num_classes, kinds, self.coco_backend)})
+        if self.metric_factory is None:
+            return MetricCollection([COCOMetric(self.num_classes, kinds, self.coco_backend)])
+        make: Callable[..., DetectionMetric] = self.metric_factory
+        return MetricCollection([make(num_classes=self.num_classes, kinds=kinds)])
 
     def loss_names(self) -> set[str]:
         """No names: detectors compute no loss in evaluation."""
@@ -102,8 +110,10 @@ class DetectionTask(DenseTask):
 
     def score_names(self) -> set[str]:
         """Names of the metrics that a validation logs."""
-        kinds = cast("Detector", self.training_network).kinds
-        return {f"val/{kind}_{name}" for kind in kinds for name in NUMBERS}
+        return {f"val/{name}" for name in self._metric("val").score_names}
+
+    def _metric(self, key: str) -> DetectionMetric:
+        return cast("DetectionMetric", next(iter(self.metrics_of(key).values())))
 
     def lr_scale(self) -> LrScale | None:
         """Learning-rate scale by parameter name, or ``None`` for one rate."""
@@ -189,17 +199,16 @@ class DetectionTask(DenseTask):
         return [fuse([only_finite(d) for d in found]) for found in zip(*seen, strict=True)]
 
     def log_scores(self, stage: str, suffix: str) -> None:
-        """Log the numbers of COCO, and keep those of every class."""
+        """Log the scalar scores, and keep those of every class."""
         metrics = self.metrics_of(stage + suffix)
         scores: dict[str, Tensor] = metrics.compute()
         if not self._is_fitting:
-            metric = cast("COCOMetric", next(iter(metrics.values())))
-            self.scored_results = [r for _, _, found in metric.scored.values() for r in found]
+            self.scored_results = self._metric(stage + suffix).results
         metrics.reset()
         scalars = {name: value.float() for name, value in scores.items() if value.ndim == 0}
         main = f"{stage}/bbox_AP{suffix}", f"{stage}/segm_AP{suffix}"
         for name, value in scalars.items():
-            # Every process has the same numbers; sync_dist only says so to Lightning.
+            # Every rank has the same values; sync_dist only tells Lightning so.
             self.log(name, value, prog_bar=name in main, sync_dist=True)
         if not suffix:
             self.class_precision = {

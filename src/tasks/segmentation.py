@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from src.distributed import forwards_behind
 from src.errors import UserError
 from src.losses.mask_set import MaskSetLoss  # noqa: F401  gives its short name to YAML
 from src.losses.segmentation import SegmentationLoss
+from src.metrics.base import ScoreMetric
 from src.metrics.segmentation import SegmentationMetric
 from src.models.layers.precision import full_precision
 from src.models.segmentation import (
@@ -46,6 +47,7 @@ class SegmentationTask(DenseTask):
         loss: Makes the loss from nothing, called with the network's outputs and the labels.
             Mask2Former needs `src.losses.mask_set.MaskSetLoss`; default is the cross entropy per
             pixel, with the next two arguments.
+        metric: Makes the metric, called with ``num_classes``.
         loss_average: Pixels that the mean loss counts: ``all`` (official: ignored ones too) or the
             ``labelled`` ones.
         aux_weight: Weight of the auxiliary head's loss.
@@ -69,6 +71,7 @@ class SegmentationTask(DenseTask):
         num_classes: int,
         network: Callable[[int], Segmentor] = Segmentor,
         loss: Callable[[], nn.Module] | None = None,
+        metric: Callable[[int], ScoreMetric] = SegmentationMetric,
         loss_average: Literal["all", "labelled"] = "all",
         aux_weight: float = 0.4,
         window_size: tuple[int, int] | None = None,
@@ -90,7 +93,7 @@ class SegmentationTask(DenseTask):
             layer_decay=layer_decay,
             **kwargs,
         )
-        self.loss_factory = loss
+        self.loss_factory, self.metric_factory = loss, metric
         self.loss_average, self.aux_weight = loss_average, aux_weight
         self.window = _window(window_size, window_stride)
         self.class_scores: dict[str, Tensor] = {}
@@ -102,12 +105,14 @@ class SegmentationTask(DenseTask):
         return SegmentationLoss(self.loss_average, self.aux_weight)
 
     def build_metrics(self) -> MetricCollection:
-        """Counts of all pixels, and mIoU, mAcc and aAcc from them."""
-        return MetricCollection({"pixels": SegmentationMetric(self.num_classes)})
+        """The given metric; default is mIoU, mAcc and aAcc over the pixels of all images."""
+        make: Callable[..., ScoreMetric] = self.metric_factory
+        return MetricCollection([make(num_classes=self.num_classes)])
 
     def score_names(self) -> set[str]:
         """Names of the metrics that a validation logs."""
-        return {"val/mIoU", "val/mAcc", "val/aAcc"}
+        metric = cast("ScoreMetric", next(iter(self.metrics_of("val").values())))
+        return {f"val/{name}" for name in metric.score_names}
 
     def lr_scale(self) -> LrScale | None:
         """Learning-rate scale by parameter name, or ``None`` for one rate."""
@@ -204,15 +209,16 @@ class SegmentationTask(DenseTask):
             )
 
     def log_scores(self, stage: str, suffix: str) -> None:
-        """Log mIoU, mAcc and aAcc, and keep the scores of every class."""
+        """Log the scalar scores, and keep those of every class."""
         metrics = self.metrics_of(stage + suffix)
         scores: dict[str, Tensor] = metrics.compute()
         metrics.reset()
         scalars = {name: value for name, value in scores.items() if value.ndim == 0}
-        # Every process has the same numbers; sync_dist only says so to Lightning.
+        # Every rank has the same values; sync_dist only tells Lightning so.
         self.log_dict(scalars, prog_bar=True, sync_dist=True)
         if not suffix:
-            self.class_scores = {key: scores[f"{stage}/{key}"] for key in ("IoU", "Acc")}
+            of_classes = {name: value for name, value in scores.items() if value.ndim}
+            self.class_scores = {name.split("/")[1]: value for name, value in of_classes.items()}
 
 
 def _decide(probability: Tensor) -> Tensor:

@@ -83,7 +83,8 @@ def test_nothing_labelled_is_not_a_number():
 
 
 def test_table_has_names_and_percent():
-    rows = class_table(["sky", "sea"], torch.tensor([0.5, math.nan]), torch.tensor([1.0, math.nan]))
+    scores = {"IoU": torch.tensor([0.5, math.nan]), "Acc": torch.tensor([1.0, math.nan])}
+    rows = class_table(["sky", "sea"], scores)
     assert rows == [("sky", "50.00", "100.00"), ("sea", "-", "-")]
 
 
