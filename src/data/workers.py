@@ -1,7 +1,7 @@
-"""Worker processes that leave the signals of their group to the process that has started them.
+"""Worker processes that ignore signals of the process group and end with their parent.
 
 ``timeout``, SLURM, systemd, docker and the terminal send a signal to all processes of a run. The
-main process then ends the run in order, for which it may still need its workers.
+main process then shuts down cleanly, for which it may still need its workers.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _SECONDS = 1.0
 
 @contextmanager
 def blocked_signals() -> Iterator[None]:
-    """Block the signals, which a process inherits that is started meanwhile."""
+    """Block the signals; processes that are started in this context inherit the block."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
@@ -32,12 +32,12 @@ def blocked_signals() -> Iterator[None]:
 
 
 def obey_parent_only() -> None:
-    """Make this worker end when its parent wants so or is gone, and by no other signal.
+    """End this worker when its parent asks for it or is gone, and ignore other signals.
 
-    Call it first in a worker; ``initializer`` of a pool.
+    Call it first in a worker, for example as ``initializer`` of a pool.
     """
     process = multiprocessing.parent_process()
-    # Where it cannot wait, a worker looks for its parent between two batches (PyTorch).
+    # Where `sigtimedwait` is missing, PyTorch's workers look for their parent between batches.
     if process is not None and hasattr(signal, "sigtimedwait"):
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         given = (process.pid, os.getppid())
@@ -45,10 +45,12 @@ def obey_parent_only() -> None:
 
 
 def _follow_parent(main: int | None, parent: int) -> None:
-    """Wait for SIGTERM of the parent, which ends workers with it that do not end themselves.
+    """Exit on SIGTERM from the main process, or when the parent is gone.
+
+    The main process sends SIGTERM to workers that do not end by themselves.
 
     Args:
-        main: Process that has asked for the worker.
+        main: Process that the worker was started for.
         parent: Process that has forked it: the same one, or multiprocessing's fork server.
     """
     while os.getppid() == parent:

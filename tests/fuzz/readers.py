@@ -43,10 +43,10 @@ def targets() -> dict[str, Target]:
 def read_coco_file(path: Path) -> None:
     """Everything that a dataset and the scores ask of an annotation file."""
     file = CocoFile(path)
-    file.count_learnable()
+    file.count_training_annotations()
     for index, image in enumerate(file.images):
         image.path(path.parent, path)
-        learned, boxes = file.learnable(index)
+        learned, boxes = file.training_annotations(index)
         assert boxes.shape == (len(learned), 4)
         assert np.isfinite(boxes).all()
         for annotation in file.annotations(index):

@@ -1,1 +1,1 @@
-"""Names, numbers and colours of the classes of the supported datasets."""
+"""Names, ids and colours of the classes of the supported datasets."""

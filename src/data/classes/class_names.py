@@ -1,7 +1,7 @@
-"""Which folder is which label, and what people call it.
+"""Labels of class folders, and readable names of classes.
 
-Labels come from folder names, never from positions, so a split may lack a class. Synset names
-(``n01440764``) are shown by their first WordNet lemma as listed by timm's ``ImageNetInfo``.
+A label belongs to a folder name, so a split may lack a class. The readable name of a synset
+(``n01440764``) is its first WordNet lemma, as listed by timm's ``ImageNetInfo``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class ClassSet:
     """The classes of a dataset in label order.
 
     Attributes:
-        folders: Folder name of each label. Empty if only readable names are known, as in prediction
+        folders: Folder name of each label; empty if only readable names are known, as in prediction
             without a dataset.
         names: Readable name of each label.
     """
@@ -37,23 +37,23 @@ def resolve_classes(
     class_names: Sequence[str] | str | None = None,
     splits: Sequence[str] = ("train", "val"),
 ) -> ClassSet:
-    """Find the classes of ``root/train`` (or, without it, ``root/val``), helped by given names.
+    """Find the classes of a dataset in ``root/train``, or in ``root/val`` if that has none.
 
-    Given names that contain every class folder of the dataset are its folder names in label order
-    (there may be more of them than folders). Other given names are readable names for the sorted
-    folders, one each. Without a dataset they stand alone.
+    Given names that include every class folder are folder names in label order (there may be more
+    names than folders). Other given names are readable names for the sorted folders, one each. If
+    there are no folders, the given names are used as they are.
 
     Args:
         root: Dataset folder with ``train/<class>`` and ``val/<class>``.
-        class_names: Names, a text file with one name a line, ``"imagenet-1k"``, or None for the
+        class_names: Names, a text file with one name per line, ``"imagenet-1k"``, or None for the
             folder names.
-        splits: Folders under ``root`` that are looked into, the first that exists counts.
+        splits: Folders under ``root``; the first one that has class folders is used.
 
     Returns:
         The classes in label order.
 
     Raises:
-        UserError: If there are neither folders nor names, or the two do not fit each other.
+        UserError: If there are neither folders nor names, or they do not match.
     """
     folders = _folders(Path(root), splits)
     if class_names is None:
@@ -68,16 +68,15 @@ def resolve_classes(
         return ClassSet(tuple(names), readable_names(names))
     if set(folders) <= set(names):
         return ClassSet(tuple(names), readable_names(names))
-    # A folder's name at another folder's place is a list in label order with a mistake in it.
+    # A name that is another folder's name means a list in label order that has a mistake.
     moved = any(n in folders and n != folder for n, folder in zip(names, folders, strict=False))
     if len(names) == len(folders) and not moved:
         return ClassSet(tuple(folders), tuple(names))
     stranger = next(folder for folder in folders if folder not in set(names))
     raise UserError(
         f"class_names has {len(names)} names but {root} has {len(folders)} class folders, and the "
-        f"folder {stranger!r} is not among "
-        "the names. Give one name per folder (sorted by folder name), or the full list of folder "
-        "names in label order."
+        f"folder {stranger!r} is not among the names. Give one name per folder (sorted by folder "
+        "name), or the full list of folder names in label order."
     )
 
 
@@ -103,7 +102,7 @@ def read_class_names(class_names: Sequence[str] | str, keyword: str = "") -> lis
             lines = path.read_text(encoding="utf-8-sig").splitlines()
         except UnicodeDecodeError as error:
             raise UserError(
-                f"The class names file {path} is not UTF-8 text; write one name a line."
+                f"The class names file {path} is not UTF-8 text; write one name per line."
             ) from error
         names, origin = (
             [line.strip() for line in lines if line.strip()],
@@ -116,8 +115,7 @@ def read_class_names(class_names: Sequence[str] | str, keyword: str = "") -> lis
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise UserError(
-            f"{origin} holds the name {twice[0]!r} more than once; every class needs a name of its "
-            "own."
+            f"{origin} holds the name {twice[0]!r} more than once; every class needs its own name."
         )
     return names
 
@@ -125,11 +123,11 @@ def read_class_names(class_names: Sequence[str] | str, keyword: str = "") -> lis
 def readable_names(folders: Sequence[str]) -> tuple[str, ...]:
     """First lemma of each synset if all folders are synsets, else the folder names.
 
-    Synsets that share their first lemma (the two cranes) get the synset added.
+    Synsets that share their first lemma (the two cranes) are told apart by the synset in brackets.
     """
     if not folders or not all(_SYNSET.fullmatch(folder) for folder in folders):
         return tuple(folders)
-    # Imported here, because timm takes seconds and most datasets do not need it.
+    # Imported here, because importing timm takes seconds and most datasets do not need it.
     from timm.data.imagenet_info import ImageNetInfo
 
     info = ImageNetInfo("imagenet-1k")
@@ -163,17 +161,17 @@ def _folders(root: Path, splits: Sequence[str]) -> list[str]:
 
 
 def _no_classes(root: Path, splits: Sequence[str]) -> str:
-    tree = "Expected are " + " and ".join(f"{root}/{split}/<class>/*.jpg" for split in splits)
+    tree = "expected " + " and ".join(f"{root}/{split}/<class>/*.jpg" for split in splits)
     if not root.exists():
         return (
-            f"The data folder {root} does not exist. {tree}; set data.root, or draw a small set "
-            "with `python -m src prepare toy --root data/toy`."
+            f"The data folder {root} does not exist; {tree}. Set data.root, or draw a small "
+            "dataset with `python -m src prepare toy --root data/toy`."
         )
     if not root.is_dir():
-        return f"The data folder {root} is a file. {tree}; set data.root to their parent."
+        return f"The data folder {root} is a file; {tree}. Set data.root to their parent."
     found = ", ".join(sorted(child.name for child in root.iterdir())[:5]) or "nothing"
     return (
-        f"The data folder {root} has no class folders in {' or '.join(splits)} (it "
-        f"holds: {found}). {tree}; set data.root, or data.train_split and data.val_split to the "
-        "names there are."
+        f"The data folder {root} has no class folders in {' or '.join(splits)} (it holds: "
+        f"{found}); {tree}. Set data.root, or data.train_split and data.val_split to the names of "
+        "the folders."
     )

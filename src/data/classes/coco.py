@@ -1,4 +1,4 @@
-"""The 80 categories of COCO detection: number in the annotation files, and name."""
+"""The 80 categories of COCO detection: id in the annotation files, and name."""
 
 from __future__ import annotations
 

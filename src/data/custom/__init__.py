@@ -1,7 +1,6 @@
-"""Your own images, made ready for training: check them, split them, write a recipe.
+"""Prepare your own images for training: check them, split them, write a recipe.
 
-One command per kind of labels, all of ``python -m src prepare``: ``from-folder`` (`folder`),
-``from-coco`` (`coco`), ``from-masks`` (`masks`). They share the checking of images (`survey`),
-the split (`split`) and the recipe (`recipe`). Sources are never changed; everything that is made
-lies in one folder.
+One subcommand of ``python -m src prepare`` per kind of labels: ``from-folder`` (`folder`),
+``from-coco`` (`coco`), ``from-masks`` (`masks`). They share the check of the images (`survey`), the
+split (`split`) and the recipe (`recipe`). Sources are never changed; all output is in one folder.
 """

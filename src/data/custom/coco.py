@@ -1,7 +1,7 @@
-"""``prepare from-coco``: COCO annotation files and the folders of their images.
+"""``prepare from-coco``: COCO annotation files and their image folders.
 
-Either one file (a part is kept for validation), a file for training and one for validation, or a
-folder with a file for each split.
+Give one file (a part of it is used for validation), one file for training and one for validation,
+or a folder with a file for each split.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from src import files
 from src.data.custom import recipe, split
 from src.data.custom.coco_layout import find_annotations, find_images, neighbours
 from src.data.custom.survey import Survey, survey
-from src.data.formats.coco_json import MAX_ANNOTATIONS, CocoFile, images_to_learn, read_coco
+from src.data.formats.coco_json import MAX_ANNOTATIONS, CocoFile, read_coco, training_images
 from src.data.formats.splits import SPLITS
 from src.errors import UserError
 from src.types import ImageId
@@ -44,10 +44,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Check, split, write the recipe and tell what to do next.
+    """Check, split, write the recipe and print the next commands.
 
     Raises:
-        UserError: If a file is broken, an image missing, or its size not that of the json.
+        UserError: If a file is broken, an image is missing, or its size is not that of the json.
     """
     sources = _find_files(args)
     is_folder = args.annotations.is_dir()
@@ -58,9 +58,9 @@ def run(args: argparse.Namespace) -> None:
     train = CocoFile(annotations, content=content, max_annotations=args.max_annotations)
     if not train.num_usable:
         raise UserError(
-            f"{annotations} has no object with a box and a mask; Mask R-CNN needs both. For "
-            "boxes alone take configs/detection/dino_internimage_nano_laptop.yaml "
-            "with --data.train_annotations, --data.train_images and the same of val."
+            f"{annotations} has no annotation with a box and a mask; Mask R-CNN needs both. For "
+            "boxes without masks use configs/detection/dino_internimage_nano_laptop.yaml with "
+            "--data.train_annotations, --data.train_images and the same for val."
         )
     readers = {"train": train}
     for part in sources.keys() - {"train"}:
@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> None:
     divided = {} if "val" in sources else _divide(train, args)
     indices |= divided
     chosen = indices["train"]
-    kept, left_out = images_to_learn(
+    kept, left_out = training_images(
         train, keep_empty=False, min_size=_MIN_SIZE, indices=chosen.tolist()
     )
     if not kept:
@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> None:
         sources[part] = (out / "annotations" / f"{part}.json", sources["train"][1])
         readers[part] = train
     parts = [part for part in SPLITS if part in sources]
-    learned = {part: readers[part].count_learnable(indices[part]) for part in parts}
+    learned = {part: readers[part].count_training_annotations(indices[part]) for part in parts}
     tested = f", {len(indices['test'])} test" if "test" in sources else ""
     print(
         f"{out}: {len(kept)} training and {len(indices['val'])} validation{tested} images; objects:"
@@ -92,14 +92,12 @@ def run(args: argparse.Namespace) -> None:
         print(f"note: {count} of {len(chosen)} training images are left out: {reason}")
     never = _without_objects(train.class_names, learned["train"])
     if never:
-        print(f"note: no training object of {never}: it cannot be learned")
+        print(f"note: no training annotation of {never}: it cannot be learned")
     unseen = _without_objects(train.class_names, learned["val"])
     if unseen:
-        print(f"note: no validation object of {unseen}: the scores leave it out")
+        print(f"note: no validation annotation of {unseen}: the metrics leave it out")
     for other in [] if args.annotations.is_dir() else neighbours(args.annotations):
-        print(
-            f"note: {other} is not used; give {args.annotations.parent.parent} to take all splits"
-        )
+        print(f"note: {other} is not used; give {args.annotations.parent.parent} to use all splits")
     print(f"Checked: {sum(surveys, Survey())}")
     data: dict[str, Any] = {"root": "."}
     for part, (path, images) in ((part, sources[part]) for part in parts):
@@ -113,7 +111,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _find_files(args: argparse.Namespace) -> dict[str, tuple[Path, Path]]:
-    """Annotation file and folder of images of each split that is given or found."""
+    """Annotation file and image folder of each split that is given or found."""
     if not args.annotations.is_dir():
         for path in filter(None, (args.annotations, args.val_annotations)):
             if not path.is_file():
@@ -155,7 +153,7 @@ def _check_categories(train: CocoFile, val: CocoFile) -> None:
 
 
 def _check_images(file: CocoFile, images: Path, max_pixels: int) -> Survey:
-    """Look at every image of a file; each has the size that the file says."""
+    """Decode every image of a file and compare its size with the entry."""
     paths = [str(image.path(images, file.path)) for image in file.images]
     missing = [path for path in paths if not Path(path).is_file()]
     if missing:
@@ -164,14 +162,14 @@ def _check_images(file: CocoFile, images: Path, max_pixels: int) -> Survey:
             f"first is {missing[0]}. Check --images: file names in the json start from there."
         )
     if not file.images or not any(file.num_annotations):
-        raise UserError(f"{file.path} has no annotated images, so there is nothing to learn.")
+        raise UserError(f"{file.path} has no annotated images, so there is nothing to train on.")
     found = survey(paths, max_pixels)
     for image, path in zip(file.images, paths, strict=True):
         height, width = found.sizes[path]
         if image.size not in ((height, width), (width, height)):
             raise UserError(
                 f"{path} is {width}x{height} pixels, but {file.path} says "
-                f"{image.size[1]}x{image.size[0]}; the objects would be misplaced."
+                f"{image.size[1]}x{image.size[0]}; the annotations would be misplaced."
             )
     return found
 
@@ -179,7 +177,7 @@ def _check_images(file: CocoFile, images: Path, max_pixels: int) -> Survey:
 def _divide(file: CocoFile, args: argparse.Namespace) -> dict[str, NDArray[np.int64]]:
     """Indices of the images of each part."""
     if len(file.images) < 2:
-        raise UserError(f"{file.path} has one image; two are needed, one to check with.")
+        raise UserError(f"{file.path} has one image; two are needed, one for validation.")
     numbers = [str(index) for index in range(len(file.images))]
     divided = split.split(numbers, args.val_share, args.seed)
     return {
@@ -189,7 +187,7 @@ def _divide(file: CocoFile, args: argparse.Namespace) -> dict[str, NDArray[np.in
 
 
 def _write_part(content: dict[str, Any], kept: set[ImageId], path: Path) -> None:
-    """Write the entries of some images, in the order and with all values of the source."""
+    """Write the entries of some images, in the order of the source and unchanged."""
     selected = {
         "images": [p for p in content["images"] if p["id"] in kept],
         "annotations": [a for a in content["annotations"] if a["image_id"] in kept],

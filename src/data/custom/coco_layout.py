@@ -24,10 +24,10 @@ def find_annotations(folder: Path) -> dict[str, Path]:
         folder: The dataset.
 
     Returns:
-        Files by split; a single file of no split is for training.
+        Files by split; a single file whose name is no split is for training.
 
     Raises:
-        UserError: If there is none, several mean the same split, or none is for training.
+        UserError: If there is none, several are for the same split, or none is for training.
     """
     files = [
         path
@@ -42,7 +42,7 @@ def find_annotations(folder: Path) -> dict[str, Path]:
         return {"train": files[0]}
     found = ", ".join(str(path.relative_to(folder)) for path in files[:10]) or "no json file"
     expected = (
-        "Expected are train/_annotations.coco.json (and valid, test), or annotations/instances_"
+        "Expected train/_annotations.coco.json (and valid, test), or annotations/instances_"
         "train.json; or give the annotation file itself."
     )
     for split, paths in by_split.items():
@@ -90,7 +90,7 @@ def find_images(annotations: Path, root: Path) -> Path:
 
 
 def neighbours(annotations: Path) -> list[str]:
-    """Annotation files of other splits beside the folder of one, which a folder would take too."""
+    """Annotation files of other splits beside the folder of this one."""
     split = split_of(annotations.parent.name)
     if split is None:
         return []

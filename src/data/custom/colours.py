@@ -1,4 +1,4 @@
-"""Label maps in colours: the table that says which colour is which class."""
+"""Coloured label maps: the table of colours and classes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Colour = tuple[int, int, int]
 
 _LINE = re.compile(r"#?([0-9a-fA-F]{6})\s+(.+)")
 _UNLABELLED = "unlabelled"
-_FORGOTTEN = 5  # so many colours may be missing from a table; more were not drawn
+_MAX_MISSING = 5  # colours that a table may lack; more mean lossy files or soft edges
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Colours:
     Attributes:
         names: Class names in label order.
         values: Red, green and blue of each class.
-        unlabelled: Colours of pixels that count nowhere.
+        unlabelled: Colours of pixels that are ignored.
     """
 
     names: list[str]
@@ -42,7 +42,7 @@ class Colours:
 
         Args:
             path: The file.
-            snap: Take the nearest colour of the table for those that it does not list.
+            snap: Replace colours that the table does not list by the nearest one that it does.
             max_pixels: Larger label maps are refused.
 
         Raises:
@@ -50,7 +50,7 @@ class Colours:
         """
         pixels = read_pixels(path, palettes=True, max_pixels=max_pixels)
         if pixels.ndim == 2:
-            pixels = np.repeat(pixels[..., None], 3, axis=-1)  # grey is a colour, too
+            pixels = np.repeat(pixels[..., None], 3, axis=-1)  # grey as RGB
         codes = pixels.astype(np.uint32) @ np.array([65536, 256, 1], dtype=np.uint32)  # (H, W)
         labels = np.full(codes.shape, IGNORE_LABEL, dtype=np.uint8)
         known = np.zeros(codes.shape, dtype=bool)
@@ -63,7 +63,7 @@ class Colours:
         elif not known.all():
             others = np.unique(codes[~known])
             code = int(codes[~known][0])
-            if len(others) > _FORGOTTEN:
+            if len(others) > _MAX_MISSING:
                 raise UserError(
                     f"The label map {path} has {len(others)} colours in {(~known).mean():.1%} of "
                     f"its pixels that the table does not list, such as #{code:06x}, as after saving"
@@ -78,18 +78,18 @@ class Colours:
         return labels
 
     def _nearest(self, codes: NDArray[np.uint32]) -> NDArray[np.uint8]:
-        """Class of the colour of the table that is nearest to each code."""
+        """Class of the nearest colour of the table for each code."""
         table = [*enumerate(self.values), *((IGNORE_LABEL, c) for c in self.unlabelled)]
         classes = np.array([label for label, _ in table], dtype=np.uint8)
         colours = np.array([colour for _, colour in table], dtype=np.int64)
-        unique, places = np.unique(codes, return_inverse=True)
+        unique, inverse = np.unique(codes, return_inverse=True)
         wanted = np.stack([unique >> 16, unique >> 8 & 255, unique & 255], -1).astype(np.int64)
         distances = ((wanted[:, None] - colours[None]) ** 2).sum(-1)
-        return classes[distances.argmin(1)][places]
+        return classes[distances.argmin(1)][inverse]
 
 
 def read_colours(path: Path) -> Colours:
-    """Read lines of ``#rrggbb name``; the name ``unlabelled`` marks what counts nowhere.
+    """Read lines of ``#rrggbb name``; the name ``unlabelled`` marks pixels that are ignored.
 
     Raises:
         UserError: If the file is missing, or a line is not of this form or repeats a colour.
@@ -123,7 +123,7 @@ def read_colours(path: Path) -> Colours:
         names.append(name)
         values.append(colour)
     if not 1 <= len(names) <= MAX_CLASSES:
-        raise UserError(f"{path} names {len(names)} classes; accepted are 1 to {MAX_CLASSES}.")
+        raise UserError(f"{path} names {len(names)} classes; expected 1 to {MAX_CLASSES}.")
     return Colours(names, values, frozenset(unlabelled))
 
 
@@ -134,7 +134,7 @@ def read_pixels(
 
     Args:
         path: The file.
-        palettes: Give the colours of palette files too.
+        palettes: Return the colours of palette files, too.
         max_pixels: Larger label maps are refused.
 
     Raises:

@@ -1,7 +1,7 @@
-"""``prepare from-folder``: images sorted into one folder per class.
+"""``prepare from-folder``: images in one folder per class.
 
-Either ``FOLDER/<class>/*``, of which a part is kept for validation, or ``FOLDER/<split>/<class>/*``
-with splits of any usual names (``train``, ``valid``, ``Testing``), which are used as they are.
+Either ``FOLDER/<class>/*``, of which a part is used for validation, or ``FOLDER/<split>/<class>/*``
+with splits of any usual name (``train``, ``valid``, ``Testing``), which are used as they are.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Check, split, write the recipe and tell what to do next.
+    """Check, split, write the recipe and print the next commands.
 
     Raises:
-        UserError: If the folder is not laid out as expected, an image is broken, or a class has
-            too few images.
+        UserError: If the layout is not as expected, an image is broken, or a class has too few
+            images.
     """
     source: Path = args.folder
     if not source.is_dir():
         state = "is a file" if source.exists() else "does not exist"
-        raise UserError(f"The folder {source} {state}. Expected are folders <class>/*.jpg in it.")
+        raise UserError(f"The folder {source} {state}; expected folders <class>/*.jpg in it.")
     name, out = split.target(args, source)
     layout = find_layout(source)
     splits = layout.splits
@@ -66,17 +66,17 @@ def run(args: argparse.Namespace) -> None:
             splits = {part: work / part for part in SPLITS if (work / part).is_dir()}
         if "test" in splits:
             data["test_split"] = splits["test"].name
-        number = _tell(data["root"], splits, classes)
+        number = _report(data["root"], splits, classes)
         print(f"Checked: {found}")
         for note in layout.notes:
             print(f"note: {note}")
-        _tell_others(source)
+        _report_other_files(source)
         path = out / f"{name}.yaml"
         recipe.write(args, path, "classification", data | {"upright": True}, number, work)
 
 
-def _tell(root: str, splits: dict[str, Path], classes: list[str]) -> int:
-    """Print how many images of every class each split has; returns the number for training."""
+def _report(root: str, splits: dict[str, Path], classes: list[str]) -> int:
+    """Print the number of images per class and split; returns the number for training."""
     counts = {
         part: {label: len(list_images(folder / label)) for label in list_class_folders(folder)}
         for part, folder in splits.items()
@@ -90,11 +90,11 @@ def _tell(root: str, splits: dict[str, Path], classes: list[str]) -> int:
     return number["train"]
 
 
-def _tell_others(source: Path) -> None:
+def _report_other_files(source: Path) -> None:
     others = Counter(path.suffix.lower() or path.name for path in _other_files(source))
     if others:
         listed = ", ".join(f"{count} {ending}" for ending, count in sorted(others.items()))
-        print(f"note: files that are no images by their endings are left out ({listed})")
+        print(f"note: files without the extension of an image are left out ({listed})")
 
 
 def _classes(folder: Path) -> list[str]:
@@ -103,8 +103,8 @@ def _classes(folder: Path) -> list[str]:
     if len(classes) < 2:
         raise UserError(
             f"{folder} has {len(classes)} class folders ({', '.join(classes) or 'none'}) and "
-            f"{len(loose)} files beside them; expected are at least two folders of images, each "
-            "named as its class."
+            f"{len(loose)} files beside them; expected at least two folders of images, each named "
+            "after its class."
         )
     return classes
 
@@ -122,7 +122,7 @@ def _check(layout: Layout) -> None:
 
 
 def _divide(layout: Layout, work: Path, args: argparse.Namespace) -> None:
-    """Keep a part of the training images for validation, and put a test split beside them."""
+    """Use a part of the training images for validation, and put a test split beside them."""
     source = layout.splits.get("train", layout.root)
     if "test" in layout.splits:
         _check(layout)
@@ -132,7 +132,7 @@ def _divide(layout: Layout, work: Path, args: argparse.Namespace) -> None:
         if len(images) < 2:
             raise UserError(
                 f"The class {label!r} in {source} has {len(images)} images; at least two are "
-                "needed, one to learn from and one to check with."
+                "needed, one for training and one for validation."
             )
         parts[label] = split.split(images, args.val_share, args.seed)
     for label, divided in parts.items():

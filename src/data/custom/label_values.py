@@ -1,7 +1,7 @@
-"""What the numbers in label maps mean, and whether they are numbers of classes at all.
+"""Find out which class each number in label maps means, and refuse lossy label maps.
 
 A label map that was saved with loss (JPEG) or drawn with soft edges (antialiasing) holds numbers
-that nobody drew: most of them occur on edges only, never with four equal neighbours.
+that are no classes: most of them occur on edges only, never with four equal neighbours.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from src.errors import UserError
 from src.types import IGNORE_LABEL
 
 _LOSSY = ("JPEG", "MPO")
-_MOST_EDGES = 0.1
-_MOST_LISTED = 20
+_MAX_EDGE_SHARE = 0.1
+_MAX_LISTED = 20
 _SAVE = "Save label maps as PNG, without loss and without soft edges"
 
 
@@ -31,9 +31,9 @@ class Numbers:
     """The numbers in label maps.
 
     Attributes:
-        pixels: How often each number occurs.
-        inner: Numbers that somewhere have four equal neighbours.
-        lossy: The first file in a format that loses.
+        pixels: Number of pixels of each number.
+        inner: Numbers that have four equal neighbours somewhere.
+        lossy: The first file in a lossy format.
         colour_of: Colour of each number in the palettes of files, with the file.
     """
 
@@ -76,14 +76,14 @@ class Numbers:
         return set(self.pixels) - self.inner
 
     def refuse_loss(self) -> None:
-        """Refuse numbers that were not drawn.
+        """Refuse label maps that were saved with loss or have soft edges.
 
         Raises:
-            UserError: Names how many, in which share of the pixels.
+            UserError: If they are.
         """
         edges, number = self.edges, len(self.pixels)
         share = sum(self.pixels[value] for value in edges) / max(1, self.pixels.total())
-        soft = len(edges) >= 3 and 2 * len(edges) > number and share < _MOST_EDGES
+        soft = len(edges) >= 3 and 2 * len(edges) > number and share < _MAX_EDGE_SHARE
         if not soft and not (self.lossy and number > 2):
             return
         cause = (
@@ -118,11 +118,11 @@ class LabelReader:
         colours: Table for coloured ones.
         names: Class names, if given.
         values: Number of each class in the files, if given.
-        snap: Take the nearest class where a pixel is none.
+        snap: Use the nearest class where the value of a pixel is none.
         max_pixels: Larger label maps are refused.
 
     Raises:
-        UserError: If the files do not hold numbers of classes, or the names do not fit them.
+        UserError: If the files do not hold class numbers, or the names do not match them.
     """
 
     def __init__(
@@ -178,7 +178,7 @@ class LabelReader:
                 f"The label maps hold the numbers {_listed(sorted(found))}, so most classes from 0 "
                 f"to {self.values[-1]} would never occur. Give the number of each class with "
                 f"--class-values (255 is unlabelled unless it is listed), such as --class-values "
-                f"{' '.join(map(str, sorted(found)[:_MOST_LISTED]))}."
+                f"{' '.join(map(str, sorted(found)[:_MAX_LISTED]))}."
             )
         if len(self.values) > MAX_CLASSES:
             raise UserError(
@@ -219,15 +219,15 @@ def _wrong_count(count: int, names: list[str], found: list[int], given: bool) ->
 
 
 def _colour_list(path: str, paths: Sequence[str], max_pixels: int) -> str:
-    """What to write into a table of colours, from the files with most of them."""
+    """Sentence about coloured files that lists the colours to write into a table."""
     pixels = Counter[int]()
-    for file in paths[:_MOST_LISTED]:
+    for file in paths[:_MAX_LISTED]:
         shown = read_pixels(file, max_pixels=max_pixels)
         if shown.ndim == 3:
             codes = shown.astype(np.uint32) @ np.array([65536, 256, 1], dtype=np.uint32)
             found, counts = np.unique(codes, return_counts=True)
             pixels.update(dict(zip(found.tolist(), counts.tolist(), strict=True)))
-    listed = dict(pixels.most_common(_MOST_LISTED))
+    listed = dict(pixels.most_common(_MAX_LISTED))
     lines = "\n".join(f"  #{code:06x} name" for code in sorted(listed))
     rest = len(pixels) - len(listed)
     share = 1 - sum(listed.values()) / pixels.total()
@@ -249,13 +249,13 @@ def _hex(colour: Sequence[int]) -> str:
 
 
 def _listed(values: Sequence[int]) -> str:
-    return ", ".join(map(str, values[:_MOST_LISTED])) + (
-        ", ..." if len(values) > _MOST_LISTED else ""
+    return ", ".join(map(str, values[:_MAX_LISTED])) + (
+        ", ..." if len(values) > _MAX_LISTED else ""
     )
 
 
 def note_absent(names: Sequence[str], present: Counter[int], where: str) -> list[str]:
-    """One sentence about the classes that a split never shows."""
+    """One sentence about the classes that never occur in a split."""
     absent = [name for number, name in enumerate(names) if not present[number]]
     if not absent:
         return []

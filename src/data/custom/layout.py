@@ -1,7 +1,7 @@
-"""How a folder of images in class folders is laid out: by class, or by split and class.
+"""Tell whether a folder holds class folders, or splits of class folders.
 
-A name such as ``test`` means a split only where it holds class folders, or where all folders have
-such names; a folder ``test`` of images beside ``good`` and ``bad`` is a class.
+A folder with a name such as ``test`` is a split only if it holds class folders, or if all folders
+have such names; a folder ``test`` of images beside ``good`` and ``bad`` is a class.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class Layout:
 
     Attributes:
         root: Folder of the classes, or of the splits.
-        splits: Folder of each split; empty if the classes are not split.
-        notes: What is left out, for the user.
+        splits: Folder of each split; empty if there are no splits.
+        notes: Notes for the user about what is left out.
     """
 
     root: Path
@@ -35,10 +35,10 @@ class Layout:
 
 
 def find_layout(source: Path) -> Layout:
-    """Tell classes from splits.
+    """Find the classes or splits of a folder.
 
     Raises:
-        UserError: If it is something in between; says what was found.
+        UserError: If folders of both kinds are mixed; the message lists what was found.
     """
     root = _inner(source)
     folders = [root / name for name in list_class_folders(root)]
@@ -48,8 +48,7 @@ def find_layout(source: Path) -> Layout:
         if named and len(named) == len(folders) > 1:
             raise UserError(
                 f"{_found(root, folders)}: the folders have the names of splits but hold no class "
-                "folders. Expected are <split>/<class>/*.jpg; if these are classes, give one of "
-                "them another name."
+                "folders; expected <split>/<class>/*.jpg. If these are classes, rename one of them."
             )
         return Layout(root)
     notes = []
@@ -67,8 +66,8 @@ def find_layout(source: Path) -> Layout:
         raise UserError(
             f"{_found(root, folders)}: {_names(with_classes)} "
             f"{'is a split' if len(with_classes) == 1 else 'are splits'} of class folders, but "
-            f"{_names(rest)} {'is' if len(rest) == 1 else 'are'} not. Expected are folders of "
-            "classes alone, or of splits alone (train, val, test); move the others elsewhere."
+            f"{_names(rest)} {'is' if len(rest) == 1 else 'are'} not; expected only classes, or "
+            "only splits (train, val, test). Move the others elsewhere."
         )
     for folder in with_classes:
         stray = sum(is_image(path) and path.is_file() for path in folder.iterdir())
@@ -88,7 +87,7 @@ def _inner(source: Path) -> Path:
 
 
 def _has_class_folders(folder: Path) -> bool:
-    """Whether folders with images are in it: one is enough, or two beside stray images."""
+    """Whether it holds folders with images: at least one, or two if there are images beside."""
     names = list_class_folders(folder)
     with_images = sum(bool(first_images(folder / name, 1)) for name in names)
     return with_images >= (2 if _has_images(folder) else 1)

@@ -1,9 +1,8 @@
 """``prepare from-masks``: images and their label maps, in two folders or side by side.
 
-Label maps may hold class numbers (``--class-values`` says which, if they are not counted from 0),
-or colours that a table translates (``--colours``). Black and white masks (0 and 255) become the
-classes 0 and 1, because 255 means unlabelled everywhere else. Folders such as ``train`` and
-``valid`` are splits.
+Label maps may hold class numbers (from 0, or those of ``--class-values``) or colours that a table
+translates (``--colours``). Black and white masks (0 and 255) become the classes 0 and 1, because
+255 means unlabelled everywhere else. Folders such as ``train`` and ``valid`` are splits.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from src.data.classes.class_names import read_class_names
 from src.data.custom import recipe, split
 from src.data.custom.colours import read_colours
 from src.data.custom.label_values import LabelReader, given_values, note_absent
-from src.data.custom.pairs import Pair, find_pairs
+from src.data.custom.pairs import Pair, match_label_maps
 from src.data.custom.survey import survey
 from src.data.formats.splits import SPLITS
 from src.decoding import open_image
@@ -47,17 +46,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Check, translate, split, write the recipe and tell what to do next.
+    """Check, translate, split, write the recipe and print the next commands.
 
     Raises:
         UserError: If files are missing or broken, sizes differ, or a value is no class.
     """
     name, out = split.target(args, args.images)
-    pairs, notes = find_pairs(args.images, args.masks, args.image_suffix, args.mask_suffix)
+    pairs, notes = match_label_maps(args.images, args.masks, args.image_suffix, args.mask_suffix)
     if len(pairs) < 3:
         raise UserError(
-            f"{args.images} holds {len(pairs)} images with label maps; at least three are needed: "
-            "the heads learn from two at a time, and one is to check with."
+            f"{args.images} holds {len(pairs)} images with label maps; at least three are needed, "
+            "two for a training batch and one for validation."
         )
     parts = _divide(pairs, args)
     colours = read_colours(args.colours) if args.colours else None
@@ -82,7 +81,7 @@ def run(args: argparse.Namespace) -> None:
         )
         for number, label in enumerate(labels.names):
             print(f"  {label}: " + " + ".join(str(counts[part][number]) for part in parts))
-        print(f"Checked: {found}, and all label maps fit them")
+        print(f"Checked: {found}, and all label maps have their sizes")
         for part in parts:
             notes += note_absent(labels.names, counts[part], _FOLDERS[part])
         for note in notes:
@@ -94,7 +93,7 @@ def run(args: argparse.Namespace) -> None:
 def _place(
     parts: dict[str, list[Pair]], labels: LabelReader, work: Path, mode: str
 ) -> dict[str, Counter[int]]:
-    """Put images and label maps into the new folder; returns how many images show each class."""
+    """Put images and label maps into the new folder; returns the images per class and split."""
     counts = {}
     for part, chosen in parts.items():
         counts[part] = Counter[int]()
@@ -108,7 +107,7 @@ def _place(
 
 
 def _divide(pairs: list[Pair], args: argparse.Namespace) -> dict[str, list[Pair]]:
-    """Pairs of each split, as their folders say, else at random.
+    """Pairs of each split, by their folders or at random.
 
     Raises:
         UserError: If only some are in folders of splits, or there is none for training.

@@ -1,8 +1,8 @@
-"""Which label map belongs to which image, in folders as people keep them.
+"""Match images with label maps in the usual folder layouts.
 
-Images and label maps may lie in two folders, in one (``1.jpg`` beside ``1_mask.png``), or in
-subfolders of every split (``train/images``, ``train/masks``). Where nothing is said, the end of the
-label maps' names is the one that fits most images.
+Images and label maps may be in two folders, in one (``1.jpg`` beside ``1_mask.png``), or in
+subfolders of every split (``train/images``, ``train/masks``). If no suffix is given, the one that
+fits most images is used.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ _USUAL = ".png"
 
 @dataclass(frozen=True)
 class Pair:
-    """An image, its label map, and the place of both among the others.
+    """An image and its label map.
 
     Attributes:
         image: File of the image.
         mask: File of the label map.
-        split: ``train``, ``val`` or ``test`` if a folder of the image says so.
-        inside: Path of the image without the folders that mean a split or images.
+        split: ``train``, ``val`` or ``test`` if a folder of the image has such a name.
+        inside: Path of the image without the folders of splits and of images.
     """
 
     image: str
@@ -44,20 +44,20 @@ class Pair:
 @dataclass(frozen=True)
 class _File:
     path: str
-    parents: tuple[str, ...]  # without those that mean images or label maps; splits by their name
+    parents: tuple[str, ...]  # without folders of images or label maps; splits by their name
     name: str
 
 
-def find_pairs(
+def match_label_maps(
     images: Path, masks: Path, image_suffix: str | None, mask_suffix: str | None
 ) -> tuple[list[Pair], list[str]]:
     """Match every image with its label map.
 
     Args:
         images: Folder of the images, searched at any depth.
-        masks: Folder of the label maps, which may be the same or one inside the other.
-        image_suffix: End of the image names that is not part of the common name.
-        mask_suffix: End of the label maps' names; default is found out.
+        masks: Folder of the label maps; it may be the same, or one may be inside the other.
+        image_suffix: Suffix of the image files that is not part of the common name.
+        mask_suffix: Suffix of the label maps; default is inferred.
 
     Returns:
         The pairs, sorted by image, and notes for the user.
@@ -77,7 +77,7 @@ def find_pairs(
     ends = [image_suffix] if image_suffix is not None else [None, *_common_end(shown)]
     tries = [(end, _found_suffix(shown, maps, end, mask_suffix)) for end in ends]
     image_end, suffix = max(tries, key=lambda found: _covered(shown, maps, *found))
-    by_place = {(file.parents, file.name): file.path for file in maps}
+    by_name = {(file.parents, file.name): file.path for file in maps}
     names = {id(file): _stem(file.name, image_end) + suffix for file in shown}
     taken: dict[tuple[tuple[str, ...], str], _File] = {}
     for file in shown:
@@ -87,7 +87,7 @@ def find_pairs(
                 f"The images {other.path} and {file.path} share the label map {names[id(file)]}; "
                 "give them different names."
             )
-    missing = [file for file in shown if (file.parents, names[id(file)]) not in by_place]
+    missing = [file for file in shown if (file.parents, names[id(file)]) not in by_name]
     if missing:
         raise UserError(
             f"{len(missing)} of {len(shown)} images in {images} have no label map in {masks}; the "
@@ -100,7 +100,7 @@ def find_pairs(
         notes.append(f"label maps are the files ending in {suffix}{end}")
     if len(maps) > len(shown):
         notes.append(f"{len(maps) - len(shown)} further files in {masks} belong to no image")
-    return [_pair(file, by_place[file.parents, names[id(file)]]) for file in shown], notes
+    return [_pair(file, by_name[file.parents, names[id(file)]]) for file in shown], notes
 
 
 def _pair(file: _File, mask: str) -> Pair:
@@ -112,7 +112,7 @@ def _pair(file: _File, mask: str) -> Pair:
 def _two_kinds(
     images: Path, masks: Path, mask_suffix: str | None
 ) -> tuple[list[_File], list[_File]]:
-    """Images and label maps, also where one folder holds both."""
+    """Images and label maps, even if one folder holds both."""
     if images.resolve() != masks.resolve():
         shown, maps = list_images(images), list_images(masks)
         if masks.resolve().is_relative_to(images.resolve()):
@@ -137,7 +137,7 @@ def _two_kinds(
 
 
 def _suffix_beside(files: list[_File], folder: Path) -> str:
-    """What label maps beside their images end in."""
+    """Suffix of label maps that lie beside their images."""
     fits = {
         suffix: _covered(
             [file for file in files if not file.name.endswith(suffix)],
@@ -159,8 +159,8 @@ def _suffix_beside(files: list[_File], folder: Path) -> str:
             f"the label maps may be the files ending in {' or in '.join(sorted(lossless))}; say "
             "which with --mask-suffix."
             if lossless
-            else "no file is named as another one with something added, such as 1_mask.png beside "
-            "1.jpg; say how they end with --mask-suffix, or give two folders."
+            else "no file has the name of another one with a suffix, such as 1_mask.png beside "
+            "1.jpg; give the suffix with --mask-suffix, or give two folders."
         )
     )
 
@@ -174,7 +174,7 @@ def _file(path: str, root: Path, dropped: set[str]) -> _File:
 def _found_suffix(
     images: list[_File], maps: list[_File], image_end: str | None, given: str | None
 ) -> str:
-    """The end of the label maps' names that fits most images; the usual one if it fits all."""
+    """The suffix of label maps that fits most images; the usual one if it fits all."""
     if given is not None or _covered(images, maps, image_end, _USUAL) == len(images):
         return given or _USUAL
     fits = {s: _covered(images, maps, image_end, s) for s in _suffixes(images, maps, image_end)}
@@ -188,7 +188,7 @@ def _found_suffix(
 
 
 def _suffixes(images: list[_File], maps: list[_File], image_end: str | None) -> Counter[str]:
-    """What follows the name of an image in the names of label maps, and how often."""
+    """Possible suffixes of label maps after the name of an image, and how often each occurs."""
     stems: dict[tuple[str, ...], Counter[str]] = defaultdict(Counter)
     for file in images:
         stems[file.parents][_stem(file.name, image_end)] += 1
@@ -219,7 +219,7 @@ def _folders_of(path: str, root: Path) -> set[str]:
 
 
 def _common_end(files: list[_File]) -> list[str]:
-    """What all names end in beside the file ending, such as ``_leftImg8bit.png``; longest first."""
+    """Suffixes that all names share, such as ``_leftImg8bit.png``; longest first."""
     if len(files) < 2:
         return []
     first = files[0].name

@@ -1,9 +1,8 @@
-"""The recipe for a small dataset: a published (or the laptop) one with other numbers.
+"""Write a recipe for a small dataset: a recipe of ``configs/`` with other settings.
 
-The recipes in ``configs/`` are made for a million images and many GPUs. For a few hundred, this
-shortens the warm-up, lowers the learning rate where training starts from published weights, and
-counts epochs so that there are enough steps. Everything is written out in the new file, which
-stands alone and is meant to be edited.
+The recipes in ``configs/`` are for a million images and many GPUs. For a few hundred images, this
+shortens the warm-up, lowers the learning rate for fine-tuning, and chooses the number of epochs so
+that there are enough steps. The new file is complete and meant to be edited.
 """
 
 from __future__ import annotations
@@ -46,12 +45,12 @@ RECIPES = {
         "xl": "upernet_internimage_xl_640_160k_ade20k",
     },
 }
-"""Recipe by task and size; all but nano start from the published weights of the same name."""
+"""Recipe by task and size; all but nano fine-tune the published weights of the same name."""
 
 _BATCH = {"classification": 16, "detection": 4, "segmentation": 8}
-_STEPS = {True: 600, False: 400}  # from scratch or not; aimed at, whatever the number of images
-_EPOCHS = {True: (30, 200), False: (12, 100)}  # fewest and most
-_FEW = 200  # images that are read faster than the processes of an epoch start
+_STEPS = {True: 600, False: 400}  # from scratch or not; a target for any number of images
+_EPOCHS = {True: (30, 200), False: (12, 100)}  # minimum and maximum
+_FEW = 200  # images, which are read sooner than workers start
 _VALIDATIONS = 10
 _WARMUP_SHARE = 0.1
 _FINE_TUNING_RATE = {"classification": 1e-4, "detection": 5e-5, "segmentation": 6e-5}
@@ -69,10 +68,10 @@ def add_arguments(parser: argparse.ArgumentParser, task: str) -> None:
         "--network",
         choices=sizes,
         default="nano",
-        help="nano: from scratch, for a CPU; others start from published weights, which are "
+        help="nano: from scratch, for a CPU; others fine-tune published weights, which are "
         "downloaded once (%(default)s)",
     )
-    parser.add_argument("--weights", help="own weights to start from: a file or a hub name")
+    parser.add_argument("--weights", help="your own initial weights: a file or a hub name")
 
 
 def write(
@@ -83,15 +82,15 @@ def write(
     images: int,
     folder: Path,
 ) -> None:
-    """Write the recipe and print what it does and the commands to go on with.
+    """Write the recipe, and print what it does and the next commands.
 
     Args:
         args: What `add_arguments` declares.
-        path: The file, where it will lie.
+        path: Where the file will be.
         task: A key of `RECIPES`.
         data: Arguments of the data module that describe the dataset.
         images: Number of training images.
-        folder: Where it is written now; the whole folder goes to its place when it is complete.
+        folder: Where the file is written now; the folder is moved when it is complete.
     """
     base = RECIPES[task][args.network]
     weights = args.weights or (None if args.network == "nano" else base)
@@ -125,7 +124,7 @@ def small_data_recipe(
     Args:
         task: A key of `RECIPES`.
         base: Name of a recipe in ``configs/<task>``.
-        weights: What to start from; ``None`` is from scratch.
+        weights: Initial weights; ``None`` is from scratch.
         data: Arguments of the data module that describe the dataset.
         images: Number of training images, at least 1.
 
@@ -138,7 +137,7 @@ def small_data_recipe(
     steps_per_epoch = max(1, images // batch)
     fewest, most = _EPOCHS[weights is None]
     epochs = min(max(fewest, -(-_STEPS[weights is None] // steps_per_epoch)), most)
-    _start_gently(recipe["model"]["init_args"], task, weights, batch, epochs * steps_per_epoch)
+    _adapt_schedule(recipe["model"]["init_args"], task, weights, batch, epochs * steps_per_epoch)
     described = recipe["data"]["init_args"]
     for key in ("palette", "class_names"):
         described.pop(key, None)
@@ -156,10 +155,10 @@ def small_data_recipe(
     return recipe
 
 
-def _start_gently(
+def _adapt_schedule(
     model: dict[str, Any], task: str, weights: str | None, batch: int, steps: int
 ) -> None:
-    """Warm-up, rates and regularisation for ``steps`` steps."""
+    """Set warm-up, learning rates and regularisation for ``steps`` steps."""
     old_batch = model.get("reference_batch_size") or batch
     warmup = max(1, min(100, round(_WARMUP_SHARE * steps)))
     rates = model["optimizer"]["init_args"]
@@ -171,7 +170,7 @@ def _start_gently(
     model["lr_scheduler"] = {"class_path": name, "init_args": schedule}
     for key in ("layer_decay", "dcn_lr_scale", "offset_lr_scale", "weights"):
         model.pop(key, None)
-    if task == "classification":  # mixed images need long training
+    if task == "classification":  # mixup needs long training
         model |= {"mixup_alpha": 0.0, "cutmix_alpha": 0.0}
     if weights is not None:
         model["weights"] = weights
@@ -180,7 +179,7 @@ def _start_gently(
 
 
 def _lower_drop_path(backbone: dict[str, Any]) -> None:
-    """Short training does not need the strong drop path of 300 epochs."""
+    """Lower the drop path rate, which is meant for 300 epochs."""
     backbone["drop_path_rate"] = min(0.1, backbone.get("drop_path_rate", 0.0))
 
 

@@ -1,7 +1,7 @@
-"""Which images are for learning and which for checking, and the folder that is made of them.
+"""Split images into training and validation, and write the folder of the result.
 
-Only a folder that was made here before (it holds ``prepared.json``) is ever replaced, and of it
-only the parts that are made again.
+Only a folder that was made by these commands (it holds ``prepared.json``) is ever replaced, and in
+it only the parts that are written again.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ DEFAULT_PARENT = Path("data/own")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what the three commands share."""
+    """Declare the arguments that the three commands share."""
     add = parser.add_argument
     add("--out", type=Path, help=f"folder to make ({DEFAULT_PARENT}/<name>)")
     add("--name", help="name of the recipe and of its runs (name of the source folder)")
@@ -34,9 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--val-share",
         type=float,
         default=0.2,
-        help="share of the images that is kept for validation (%(default)s)",
+        help="share of the images for validation (%(default)s)",
     )
-    add("--seed", type=int, default=0, help="another one, another split (%(default)s)")
+    add("--seed", type=int, default=0, help="of the random split (%(default)s)")
     add(
         "--max-pixels",
         type=int,
@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--mode",
         choices=sorted(_PLACE),
         default="symlink",
-        help="how images get into the folder (%(default)s)",
+        help="how images are put into the folder (%(default)s)",
     )
 
 
@@ -56,9 +56,9 @@ def target(args: argparse.Namespace, source: Path, *, searched: bool = True) -> 
 
     Args:
         args: What `add_arguments` declares.
-        source: Folder that the data come from.
-        searched: Whether its files are found by looking through it, so that nothing may be made in
-            it.
+        source: Folder of the data.
+        searched: Whether files are found by searching the source, so that nothing may be written
+            into it.
 
     Raises:
         UserError: If the share is out of range, or the folder holds something else.
@@ -74,7 +74,7 @@ def target(args: argparse.Namespace, source: Path, *, searched: bool = True) -> 
         raise UserError(f"--out {out} is the source itself, which is never changed; name another.")
     if searched and out.resolve().is_relative_to(source.resolve()):
         raise UserError(
-            f"--out {out} lies in the source {source}, so the next run would take it for data; "
+            f"--out {out} is inside the source {source}, so the next run would read it as data; "
             "name a folder elsewhere."
         )
     if out.exists() and not (out / RECORD).is_file() and (out.is_file() or not _is_empty(out)):
@@ -87,12 +87,12 @@ def target(args: argparse.Namespace, source: Path, *, searched: bool = True) -> 
 
 @contextmanager
 def start_over(out: Path, parts: Sequence[str], facts: dict[str, Any]) -> Iterator[Path]:
-    """Give a folder to fill, which replaces ``parts`` of ``out`` when the block succeeds.
+    """Yield a folder to fill, which replaces ``parts`` of ``out`` when the block succeeds.
 
     Args:
-        out: The folder to make, or one made before, which stays as it is until then.
-        parts: Names of the subfolders that are made anew.
-        facts: What the folder is made from.
+        out: The folder to make, or one made before, which is not changed until then.
+        parts: Names of the subfolders that are replaced.
+        facts: What the folder is made from, for ``prepared.json``.
 
     Yields:
         An empty folder.
@@ -107,15 +107,15 @@ def _is_empty(folder: Path) -> bool:
 
 
 def split(items: Sequence[str], val_share: float, seed: int) -> tuple[list[str], list[str]]:
-    """Divide at random, the same way every time.
+    """Split at random, with a fixed seed.
 
     Args:
         items: At least two names.
-        val_share: Share of the second part.
-        seed: Decides the division.
+        val_share: Share of the validation part.
+        seed: Seed of the split.
 
     Returns:
-        Training and validation part, each with at least one name, in the order given.
+        Training and validation part, each with at least one name, in the given order.
     """
     if len(items) < 2:
         raise ValueError(f"{len(items)} items cannot be divided into two parts")

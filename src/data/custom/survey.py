@@ -1,4 +1,4 @@
-"""Look at every image once: can it be read, and what about it is unusual."""
+"""Decode every image once, and count those that are unusual or broken."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _MAX_NAMED = 10
 
 @dataclass
 class Survey:
-    """What was found.
+    """Result of decoding a set of images.
 
     Attributes:
-        count: Images looked at.
-        kinds: How many are unusual, by kind.
+        count: Number of images.
+        kinds: Number of unusual images, by kind.
         sizes: Height and width of each image that can be read, turned upright.
         broken: One sentence for each that cannot be read.
     """
@@ -33,7 +33,7 @@ class Survey:
     broken: list[str] = field(default_factory=list)
 
     def __add__(self, other: Survey) -> Survey:
-        """Both together."""
+        """Sum of two surveys."""
         return Survey(
             self.count + other.count,
             self.kinds + other.kinds,
@@ -47,20 +47,20 @@ class Survey:
 
 
 def survey(paths: Sequence[str], max_pixels: int = MAX_PIXELS) -> Survey:
-    """Decode every image with all cores.
+    """Decode every image, on all cores.
 
     Args:
         paths: The files.
         max_pixels: Larger images count as broken.
 
     Returns:
-        What was found; no file is broken.
+        The survey; no file in it is broken.
 
     Raises:
-        UserError: If files cannot be read; names up to ten of them.
+        UserError: If files cannot be read; the message names up to ten of them.
     """
     found = Survey(len(paths))
-    with ThreadPool(os.cpu_count() or 1) as pool:  # PIL decodes outside Python's lock
+    with ThreadPool(os.cpu_count() or 1) as pool:  # PIL releases the GIL while it decodes
         for path, (kinds, size, problem) in zip(
             paths, pool.imap(partial(_look, max_pixels=max_pixels), paths, chunksize=8), strict=True
         ):

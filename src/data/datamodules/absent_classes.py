@@ -1,4 +1,4 @@
-"""Which classes occur in label maps: wrong numbering shows as classes that never do."""
+"""Find the classes that occur in label maps; one that never does may be numbered wrongly."""
 
 from __future__ import annotations
 
@@ -16,23 +16,24 @@ _CHUNK = 50
 
 
 def look_for_classes(dataset: SegmentationTrainDataset) -> tuple[set[int], str, str]:
-    """Read label maps until every class has occurred, at most a thousand, evenly spaced.
+    """Read label maps until every class has occurred: up to a thousand, evenly spaced.
 
     Args:
         dataset: Images and label maps for training.
 
     Returns:
-        Labels that occur, what was looked at (as it reads after "occur in"), and a sentence about
-        the likely cause if some do not occur.
+        Labels that occur; where the others do not, as it reads after "occur in"; and a sentence
+        about the likely cause.
 
     Raises:
-        UserError: If a label map is broken or holds what is no class, or none holds any class.
+        UserError: If a label map is broken or has a value that is no class, or no label map has any
+            class.
     """
     count = min(len(dataset), _MOST)
     chosen = np.linspace(0, len(dataset) - 1, count).round().astype(int).tolist()
     present: set[int] = set()
     ignored = 0
-    with ThreadPool(os.cpu_count() or 1) as pool:  # PIL decodes outside Python's lock
+    with ThreadPool(os.cpu_count() or 1) as pool:  # PIL releases the GIL while it decodes
         for start in range(0, count, _CHUNK):
             for labels, unlabelled in pool.map(
                 lambda index: _classes_of(dataset, index), chosen[start : start + _CHUNK]
@@ -47,7 +48,7 @@ def look_for_classes(dataset: SegmentationTrainDataset) -> tuple[set[int], str, 
             f"None of the {count} training label maps (the first is {dataset.label_path(0)}) shows "
             f"any class: every pixel is unlabelled.{hint}"
         )
-    sample = "" if count == len(dataset) else f" that were looked at, of {len(dataset)},"
+    sample = "" if count == len(dataset) else f" that were read, of {len(dataset)},"
     return present, f"none of the {count} training label maps{sample}", hint
 
 

@@ -1,8 +1,8 @@
 """ADE20K for semantic segmentation, or any dataset of images and label maps in two folders.
 
 The defaults are the official recipe for 512 pixels; the larger models change ``image_scale`` and
-``crop_size``. What the official code does in its data pipeline is in
-``transforms/segmentation.py``, reading of the files in ``datasets/segmentation_folder.py``.
+``crop_size``. ``transforms/segmentation.py`` has the official pipeline,
+``datasets/segmentation_folder.py`` reads the files.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ Triple = tuple[float, float, float]
 
 
 class ADE20KDataModule(BaseDataModule):
-    """Reads ``root/images/*`` and ``root/annotations/*`` as ADEChallengeData2016 has them.
+    """Data module of ADE20K: ``root/images/*`` and ``root/annotations/*``.
 
-    Another dataset in two folders needs no code, only the names of its folders and classes.
+    Another dataset of two folders needs no code, only the names of its folders and classes.
 
     Args:
         root: Folder that the other folders are in.
@@ -50,37 +50,37 @@ class ADE20KDataModule(BaseDataModule):
         val_labels: Folder of their label maps.
         test_images: Folder of images for ``test``; default is the validation images.
         test_labels: Folder of their label maps.
-        image_suffix: End of the image names, for example ``_leftImg8bit.png``; default is any
-            file ending of an image.
+        image_suffix: Suffix of the image files, for example ``_leftImg8bit.png``; default is the
+            extension of any image.
         label_suffix: What replaces it in the name of the label map.
         reduce_zero_label: Label maps count classes from 1, and 0 means unlabelled.
         class_values: Number of each class in the label maps, in label order, for numbers with gaps;
             default counts from 0 or, with ``reduce_zero_label``, from 1. 255 is unlabelled.
-        class_names: Names of the classes in label order: a list, a text file with one name a line,
-            or ``"ade20k"``. Default: those of ADE20K, which other data refuse: where there are
-            training images and none is named as ADE20K's, the names must be given.
+        class_names: Names of the classes in label order: a list, a text file with one name per
+            line, or ``"ade20k"``. Default: those of ADE20K; required if the images are not
+            ADE20K's, whose file names start with ``ADE_``.
         palette: Red, green and blue of each class, 0 to 255. Default: ADE20K's for its classes,
             else generated.
         image_scale: Largest long and short side in pixels that images are scaled to.
         ratio_range: Smallest and largest random factor on ``image_scale`` in training.
         crop_size: Height and width of the training crop in pixels.
-        cat_max_ratio: Crops in which one class has this share of the labelled pixels are drawn
-            again, up to ten times; 1 is off.
+        cat_max_ratio: A crop in which one class has at least this share of the labelled pixels is
+            drawn again, up to ten times; 1 is off.
         hflip: Probability of a horizontal flip in training.
         photometric: Whether to change brightness, contrast, saturation and hue in training.
-        size_divisor: Evaluation images are stretched to sides that are multiples of this.
-        tta: Test-time augmentation: evaluate and predict at the sizes ``tta_ratios``, each as it is
-            and mirrored, and average the probabilities.
-        tta_ratios: Sizes relative to ``image_scale``.
+        size_divisor: Images are resized to sides that are multiples of this in evaluation.
+        tta: Test-time augmentation: evaluate and predict at the scales ``tta_ratios``, each with
+            and without a flip, and average the probabilities.
+        tta_ratios: Scales relative to ``image_scale``.
         mean: Mean of each RGB channel, of values in [0, 1].
         std: Standard deviation of each RGB channel.
         batch_size: Training images per device and step.
         num_workers: Loader processes per device; 0 loads in the main process.
-        eval_batch_size: Images per device in evaluation. Those of equal size are segmented
-            together; sizes are never made equal by padding, so the numbers do not depend on it.
+        eval_batch_size: Images per device in evaluation. Images of equal size are segmented
+            together and never padded, so the metrics do not depend on it.
         predict_dir: A folder of images, searched at any depth, or a single image, for
             ``predict``.
-        upright: Turn images as their EXIF block says; label maps stay as they are.
+        upright: Turn images as their EXIF block says; label maps are not turned.
         broken_images: See `BaseDataModule`.
         max_pixels: Larger images, width times height, are refused as broken files.
 

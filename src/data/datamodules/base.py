@@ -111,7 +111,7 @@ class BaseDataModule(LightningDataModule, ABC):
 
     @property
     def category_ids(self) -> list[int]:
-        """Number of each class in the annotation files, in label order; default counts from 0."""
+        """Category id of each class in the annotation files; default is its label."""
         return list(range(self.num_classes))
 
     @property
@@ -190,10 +190,10 @@ class BaseDataModule(LightningDataModule, ABC):
         )
 
     def _counted_once(self, dataset: Dataset[Any]) -> Sampler[int] | None:
-        """The batches of a single rank, dealt to all of them.
+        """Sampler that distributes the batches of a single rank over all ranks.
 
-        In prediction too: Lightning would give some ranks one batch less there, while networks in
-        shards and what gathers results need all ranks at once.
+        Prediction uses it too. Lightning would give some ranks one batch less, but sharded networks
+        and the gathering of results need all ranks at the same time.
         """
         trainer = self.trainer
         if trainer is None or trainer.world_size == 1:
@@ -204,7 +204,7 @@ class BaseDataModule(LightningDataModule, ABC):
 
     @property
     def images_in_use(self) -> str:
-        """How many images training and validation use, and which setting leaves out how many."""
+        """Number of images for training and validation, and how many each setting leaves out."""
         parts: list[str] = []
         for split, use in (("train", "training"), ("val", "validation")):
             dataset = self._datasets.get(split)
@@ -217,12 +217,12 @@ class BaseDataModule(LightningDataModule, ABC):
         return ", ".join(parts)
 
     def warn_of_absent(self, present: Collection[int], where: str, hint: str = "") -> None:
-        """Warn of classes that training cannot learn, because they never occur.
+        """Warn of classes that never occur and so cannot be learned.
 
         Args:
             present: Labels that occur.
-            where: In what they do not occur, as it reads after "in".
-            hint: What may be the cause.
+            where: Where the others do not occur, as it reads after "occur in".
+            hint: A sentence about the likely cause.
         """
         names = self.class_names
         absent = [name for label, name in enumerate(names) if label not in present]
@@ -235,12 +235,12 @@ class BaseDataModule(LightningDataModule, ABC):
 
     @property
     def unreadable(self) -> list[str]:
-        """Images to predict that could not be decoded so far, in this rank."""
+        """Images to predict that this rank could not decode so far."""
         dataset = self._datasets.get("predict")
         return dataset.broken_paths if isinstance(dataset, ReadableImages) else []
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Report the images that were skipped in the epoch that has just ended."""
+        """Report the images that were skipped in the previous epoch."""
         epoch = self.trainer.current_epoch if self.trainer else 0
         if epoch != self._epoch:
             self._epoch = epoch
@@ -267,7 +267,7 @@ def _skip_report(split: str, paths: list[str], total: int) -> str:
 
 
 def check(accepted: bool, name: str, value: object, accepts: str) -> None:
-    """Refuse a value of a data argument in one sentence.
+    """Refuse an argument of a data module.
 
     Args:
         accepted: Whether the value is fine.

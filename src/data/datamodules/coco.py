@@ -1,8 +1,8 @@
 """COCO for detection and instance segmentation, or any dataset in the same format.
 
-Class names and their number are read from the annotation files, so other data needs nothing but
-other paths. The defaults are the official 12-epoch recipe; the long schedules change
-``train_scales`` and ``crop_scales``.
+The classes are read from the annotation files, so that other data needs nothing but other paths.
+The defaults are the official 12-epoch recipe; the long schedules change ``train_scales`` and
+``crop_scales``.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Scale = tuple[int, int]
 
 
 class COCODataModule(BaseDataModule):
-    """Reads COCO annotation files and folders of images.
+    """Data module of COCO: annotation files and folders of images.
 
     Args:
         root: Folder that the other paths are in.
@@ -44,39 +44,39 @@ class COCODataModule(BaseDataModule):
         val_annotations: Annotation file of the validation images.
         test_images: Folder of images for ``test``; default is the validation images.
         test_annotations: Annotation file of the images for ``test``.
-        train_scales: Long and short side that a training image is scaled to fit; one of them is
+        train_scales: Long and short side that a training image is resized to fit; one of them is
             drawn for each image.
         train_scale_mode: ``value`` takes one of ``train_scales``; ``range`` draws both sides
             between the smallest and the largest.
-        crop_scales: If given, half of the training images are first scaled to fit one of these
-            sizes and cropped, then scaled to ``train_scales``.
+        crop_scales: If given, half of the training images are first resized to fit one of these
+            sizes and cropped, then resized to ``train_scales``.
         crop_sides: Smallest and largest side of the crop in pixels.
-        allow_empty_crop: Whether a crop may show no object; if not, another image is taken.
+        allow_empty_crop: Whether a crop may have no annotation; if not, another image is used.
         hflip: Probability of a horizontal flip in training.
-        keep_empty: Train on images without annotations too, as examples of background.
+        keep_empty: Also train on images without annotations, as examples of background.
         min_size: Training images with a shorter side are left out.
-        masks: Read masks beside the boxes; false saves memory for detectors of boxes alone (DINO)
-            and keeps objects without a usable mask.
-        eval_scale: Long and short side that images are scaled to fit in evaluation.
-        tta: In ``validate``, ``test`` and ``predict``, detect in every image at several sizes,
-            plain and mirrored, and fuse the boxes (detectors of boxes alone).
-        tta_ratios: Sizes relative to ``eval_scale``; the size 1.0 itself always takes part.
+        masks: Read masks as well as boxes; false saves memory for detectors without masks (DINO)
+            and keeps annotations without a usable mask.
+        eval_scale: Long and short side that images are resized to fit in evaluation.
+        tta: Test-time augmentation for detectors without masks: in ``validate``, ``test`` and
+            ``predict``, detect at several scales, with and without a flip, and fuse the boxes.
+        tta_ratios: Scales relative to ``eval_scale``; 1.0 is always among them.
         mean: Mean of each RGB channel, of values in [0, 1].
         std: Standard deviation of each RGB channel.
         batch_size: Training images per device and step.
         num_workers: Loader processes per device; 0 loads in the main process.
-        eval_batch_size: Images per device in evaluation. The official numbers are those of 1:
-            larger batches pad images more, which changes results slightly.
-        seed: Decides the order of the training images together with the epoch.
+        eval_batch_size: Images per device in evaluation. The published results are for 1: larger
+            batches pad images more, which changes results slightly.
+        seed: Determines the order of the training images, together with the epoch.
         predict_dir: A folder of images, searched at any depth, or a single image, for
             ``predict``.
         class_names: Names of the classes in label order, as weights were trained with: a list, a
-            text file with one name a line, or ``"coco"``. Annotation files may list fewer of them;
-            they are matched by name. Default: the categories of the annotation files.
+            text file with one name per line, or ``"coco"``. Annotation files may list fewer
+            classes, which are matched by name. Default: the categories of the annotation files.
         broken_images: See `BaseDataModule`.
         max_pixels: Larger images, width times height, are refused as broken files.
-        max_annotations: Most annotations of one image. In training each mask takes a byte for every
-            pixel of its image.
+        max_annotations: Largest number of annotations of an image. In training each mask takes a
+            byte for every pixel of its image.
 
     Raises:
         UserError: If a value is out of range; later, if files are missing or do not fit.
@@ -167,7 +167,7 @@ class COCODataModule(BaseDataModule):
 
     @cached_property
     def categories(self) -> dict[int, str]:
-        """Number and name of every category in label order."""
+        """Id and name of every category in label order."""
         split = next((s for s in ("train", "val", "test") if self._path(s).is_file()), None)
         if split is not None:
             return self._file(split).categories
@@ -181,7 +181,7 @@ class COCODataModule(BaseDataModule):
 
     @cached_property
     def _given_classes(self) -> dict[str, int] | None:
-        """Names of ``class_names`` and the category number that each has unless a file says so."""
+        """Names of ``class_names``, each with the category id it has if no file gives one."""
         if self._given_names is None:
             return None
         if self._given_names == "coco":
@@ -201,7 +201,7 @@ class COCODataModule(BaseDataModule):
 
     @property
     def category_ids(self) -> list[int]:
-        """Number of each class in the annotation files."""
+        """Category id of each class in the annotation files."""
         return list(self.categories)
 
     @cached_property
@@ -234,8 +234,8 @@ class COCODataModule(BaseDataModule):
             )
             if not any(self._file("val").num_annotations):
                 rank_zero_warn(
-                    f"{self._path('val')} has no annotations, so every AP will be -1 and no "
-                    "checkpoint is better than another."
+                    f"{self._path('val')} has no annotations, so every AP will be -1 and the best "
+                    "checkpoint cannot be told."
                 )
             file = self._file("train")
             self.warn_of_absent(+file.objects_of_class, f"no usable object of {file.path}")

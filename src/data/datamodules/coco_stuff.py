@@ -1,6 +1,6 @@
 """COCO-Stuff for semantic segmentation: 171 classes of things and stuff on the images of COCO.
 
-Everything but folders, names and numbering is as for ADE20K (``ade20k.py``).
+Everything but folders, names and numbering is inherited from ADE20K (``ade20k.py``).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from src.data.datamodules.ade20k import ADE20KDataModule
 
 
 class COCOStuffDataModule(ADE20KDataModule):
-    """Reads the images of COCO 2017 and the pixel maps of COCO-Stuff as they are published.
+    """Data module of COCO-Stuff: images of COCO 2017, and the published pixel maps.
 
     Args:
         root: Folder that the other folders are in.
@@ -23,12 +23,12 @@ class COCOStuffDataModule(ADE20KDataModule):
         val_labels: Folder of their label maps.
         train_ids: The label maps hold class indices, as the converter of mmsegmentation writes them
             (``*_labelTrainIds.png``), instead of the published numbers.
-        label_suffix: What replaces the file ending of an image in the name of its label map;
-            default is ``.png``, or ``_labelTrainIds.png`` with ``train_ids``.
+        label_suffix: What replaces the extension of an image in the name of its label map; default
+            is ``.png``, or ``_labelTrainIds.png`` with ``train_ids``.
         reduce_zero_label: Label maps count classes from 1, and 0 means unlabelled: the converted
             maps of COCO-Stuff-10k.
         class_names: ``"cocostuff"``, or other names in label order: a list, or a text file with one
-            name a line.
+            name per line.
         kwargs: See `ADE20KDataModule`.
 
     Raises:

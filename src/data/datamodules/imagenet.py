@@ -31,7 +31,9 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class ImageNetDataModule(BaseDataModule):
-    """Reads ``root/train/<class>/**`` and ``root/val/<class>/**``; labels are sorted folder names.
+    """Data module of ImageNet and other class folders: ``root/train/<class>/**``, ``root/val/...``.
+
+    Labels follow the sorted folder names.
 
     Args:
         root: Folder that holds ``train`` and ``val``. Validation and prediction do not need
@@ -62,11 +64,11 @@ class ImageNetDataModule(BaseDataModule):
             ImageNet is tested on.
         predict_dir: A folder of images, searched at any depth, or a single image, for
             ``predict``.
-        class_names: Names of the classes: a list, a text file with one name a line, or
-            "imagenet-1k". Names that contain all class folders are folder names in label order
-            (they may outnumber the folders, so that a 1000-class model can be tested on a few
-            classes); others are readable names for the sorted folders. Default: the folders,
-            ImageNet synsets shown in words.
+        class_names: Names of the classes: a list, a text file with one name per line, or
+            "imagenet-1k". Names that include all class folders are folder names in label order
+            (there may be more names than folders, so that a 1000-class model can be tested on a few
+            classes); others are readable names for the sorted folders. Default: the folder names,
+            with words in place of ImageNet synsets.
         broken_images: See `BaseDataModule`.
         upright: Turn images as their EXIF block says; the official recipe does not.
         max_pixels: Larger images, width times height, are refused as broken files.

@@ -1,4 +1,4 @@
-"""Loader whose workers leave the signals of their group to the main process."""
+"""Loader whose workers ignore signals that are sent to the process group."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from src.data.workers import blocked_signals, obey_parent_only
 
 
 class Loader(DataLoader[Any]):
-    """``DataLoader`` whose workers are started with the signals of their group blocked.
+    """``DataLoader`` whose workers are started with signals of the process group blocked.
 
-    Give it `start_worker` as ``worker_init_fn``.
+    Its ``worker_init_fn`` must be `start_worker`.
     """
 
     def __iter__(self) -> Any:
@@ -23,7 +23,7 @@ class Loader(DataLoader[Any]):
 
 
 def start_worker(number: int) -> None:
-    """Seed a worker as Lightning does, and let it obey its parent only."""
+    """Seed a worker as Lightning does, and tie it to its parent."""
     if os.environ.get("PL_SEED_WORKERS") == "1":
         pl_worker_init_function(number)
     obey_parent_only()

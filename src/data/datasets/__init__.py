@@ -1,4 +1,4 @@
-"""Plain torch datasets: files in, samples out. No Lightning here."""
+"""Map-style PyTorch datasets, independent of Lightning."""
 
 from src.data.datasets.image_folder import ImageFilesDataset, ImageFolderDataset
 

@@ -1,4 +1,4 @@
-"""Images with objects from COCO annotation files, and images without labels for a detector.
+"""Images with COCO annotations, and images to detect in.
 
 Plain PyTorch datasets: no Lightning, no sampling.
 """
@@ -24,7 +24,7 @@ from src.data.formats.coco_json import (
     CocoFile,
     decode_mask,
     for_scoring,
-    images_to_learn,
+    training_images,
 )
 from src.data.transforms.protocols import ImageTransform, InstanceTransform
 from src.decoding import MAX_PIXELS, BrokenImageError, turn_upright
@@ -32,7 +32,7 @@ from src.errors import UserError
 from src.types import DetectionTarget, ImageId
 
 _MAX_TRIES = 100
-_MAX_MASKS = 64  # as large as the largest image; more is not meant to fit in memory
+_MAX_MASKS = 64  # masks of the largest accepted image that must fit in memory
 
 
 class Sample(TypedDict):
@@ -50,7 +50,7 @@ class Sample(TypedDict):
 
 
 class _CocoImages(ReadableImages):
-    """Reading of the images of an annotation file."""
+    """Images of an annotation file."""
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class _CocoImages(ReadableImages):
 
     @cached_property
     def is_wide(self) -> NDArray[np.bool_]:
-        """Which images are wider than high."""
+        """Whether each image is wider than high."""
         sizes = np.array([self.file.images[i].size for i in self._indices])
         return np.asarray(sizes[:, 1] > sizes[:, 0])
 
@@ -96,11 +96,11 @@ class _CocoImages(ReadableImages):
                 return np.asarray(candidate)
         raise UserError(
             f"The image {path} is {image.width}x{image.height} pixels, but {self.file.path} "
-            f"says {width}x{height} (image {entry.id}); the objects would be misplaced."
+            f"says {width}x{height} (image {entry.id}); the annotations would be misplaced."
         )
 
     def refuse_or_remember(self, index: int, error: BrokenImageError) -> None:
-        """Name the entry of the annotation file too."""
+        """Name the entry of the annotation file as well."""
         if self.broken_images == "error":
             raise UserError(
                 f"{error} It is the image {self.entry(index).id} of {self.file.path}; check the "
@@ -111,23 +111,23 @@ class _CocoImages(ReadableImages):
 
 
 class COCOTrainDataset(_CocoImages, Dataset[Sample]):
-    """Images with objects to learn from, randomly transformed.
+    """Training images with annotations, randomly transformed.
 
-    Images without any annotation or with a side below ``min_size`` are left out, as officially.
-    One that only shows crowds stays, as an example of background.
+    As in the official code, images without annotations or with a side below ``min_size`` are left
+    out, and an image with nothing but crowds is kept as an example of background.
 
     Args:
         file: The annotations.
         folder: Folder of the images.
-        transform: Random transform of an image and its objects.
+        transform: Random transform of an image and its annotations.
         keep_empty: Keep images without annotations as examples of background.
         min_size: Smallest side in pixels.
-        masks: Read masks beside the boxes.
+        masks: Read masks as well as boxes.
         broken_images: See `src.data.datamodules.base.BaseDataModule`.
         max_pixels: Larger images count as broken.
 
     Raises:
-        UserError: If no image is left, or masks are wanted and no object has one.
+        UserError: If no image is left, or masks are wanted and no annotation has one.
     """
 
     def __init__(
@@ -142,30 +142,30 @@ class COCOTrainDataset(_CocoImages, Dataset[Sample]):
         broken_images: BrokenImages = "error",
         max_pixels: int = MAX_PIXELS,
     ) -> None:
-        indices, left_out = images_to_learn(file, keep_empty=keep_empty, min_size=min_size)
+        indices, left_out = training_images(file, keep_empty=keep_empty, min_size=min_size)
         if not indices:
             raise UserError(
                 f"{file.path} has no image with annotations and sides of at least {min_size} "
-                "pixels, so there is nothing to learn from."
+                "pixels, so there is nothing to train on."
             )
         maskless = file.left_out.get("no usable mask", 0)
         if masks and maskless and not file.num_usable:
             raise UserError(
-                f"{file.path} has {maskless} objects, but none with a mask to learn from; set "
-                "data.masks to false for a detector of boxes alone, such as "
+                f"{file.path} has {maskless} annotations, but none with a usable mask; set "
+                "data.masks to false for a detector without masks, such as "
                 "configs/detection/dino_internimage_nano_laptop.yaml."
             )
         super().__init__(file, folder, indices, broken_images, max_pixels)
         self.transform, self.masks, self.left_out = transform, masks, left_out
 
     def __getitem__(self, index: int) -> Sample:
-        """Read and transform one image; PyTorch's seed decides what is random.
+        """Read and transform one image; all randomness comes from PyTorch's seed.
 
-        If the crop must show an object and does not, or the image is broken and skipped, another
-        image of the same orientation takes its place.
+        If the crop must have an annotation and has none, or the image is broken and skipped,
+        another image of the same orientation is used.
 
         Raises:
-            UserError: If the image is broken or no image gives a crop with an object.
+            UserError: If the image is broken, or no image gives a crop with an annotation.
         """
         for _ in range(_MAX_TRIES):
             sample = self._try(index)
@@ -176,7 +176,7 @@ class COCOTrainDataset(_CocoImages, Dataset[Sample]):
         if self._broken.any():
             raise self.refuse_all(index, _MAX_TRIES)
         raise UserError(
-            f"{_MAX_TRIES} random crops in a row showed no object of {self.file.path}; set "
+            f"{_MAX_TRIES} random crops in a row have no annotation of {self.file.path}; set "
             "data.allow_empty_crop to true."
         )
 
@@ -184,31 +184,31 @@ class COCOTrainDataset(_CocoImages, Dataset[Sample]):
         entry, image = self.entry(index), self.read(index)
         if image is None:
             return None
-        objects, boxes = self.file.learnable(int(self._indices[index]))
+        annotations, boxes = self.file.training_annotations(int(self._indices[index]))
         if self.masks:
-            self._check_memory(entry, len(objects))
-        masks = [decode_mask(o, entry.size) for o in objects] if self.masks else []
+            self._check_memory(entry, len(annotations))
+        masks = [decode_mask(a, entry.size) for a in annotations] if self.masks else []
         seed = int(torch.randint(2**31, ()))
         transformed = self.transform(image, boxes, masks, seed)
         if transformed is None:
             return None
         tensor, kept_boxes, kept_masks, kept = transformed
-        labels = torch.tensor([objects[i]["category_id"] for i in kept], dtype=torch.int64)
+        labels = torch.tensor([annotations[i]["category_id"] for i in kept], dtype=torch.int64)
         target: DetectionTarget = {"boxes": kept_boxes, "labels": labels}
         if self.masks:
             target["masks"] = kept_masks
         return {
-            **_facts(tensor, image, entry.id, self.path(index)),
+            **_sample(tensor, image, entry.id, self.path(index)),
             "target": target,
         }
 
-    def _check_memory(self, entry: ImageEntry, objects: int) -> None:
-        """Refuse masks that take no memory in the file and all memory when they are decoded."""
-        needed = objects * entry.size[0] * entry.size[1]
+    def _check_memory(self, entry: ImageEntry, annotations: int) -> None:
+        """Refuse masks that are small in the file and exhaust the memory when decoded."""
+        needed = annotations * entry.size[0] * entry.size[1]
         if needed > _MAX_MASKS * self.max_pixels:
             raise UserError(
                 f"{self.file.path}: the image {shown(entry.id)} of {entry.size[1]}x"
-                f"{entry.size[0]} pixels has {objects} objects, whose masks would take "
+                f"{entry.size[0]} pixels has {annotations} annotations, whose masks would take "
                 f"{needed / 2**30:.1f} GiB. Cut the image into smaller ones, or raise "
                 "data.max_pixels."
             )
@@ -245,11 +245,11 @@ class COCOEvalDataset(_CocoImages, Dataset[Sample]):
         Raises:
             UserError: If the image is broken.
         """
-        place = index % len(self)
-        entry, image = self.entry(place), self.read(place)
+        position = index % len(self)
+        entry, image = self.entry(position), self.read(position)
         found = BLANK if image is None else image
-        sample = _prepare(self.transform, found, entry.id, self.path(place))
-        annotations = self.file.annotations(place)
+        sample = _prepare(self.transform, found, entry.id, self.path(position))
+        annotations = self.file.annotations(position)
         sample["annotations"] = [for_scoring(a, entry.size) for a in annotations]
         return {**sample, "surplus": True} if image is None or index >= len(self) else sample
 
@@ -279,7 +279,7 @@ class ImagesToDetect(FilesToPredict, Dataset[Sample]):
         return _prepare(self.transform, np.asarray(image), index + 1, self.path(index))
 
 
-def _facts(tensor: Tensor, image: NDArray[np.uint8], image_id: ImageId, path: str) -> Sample:
+def _sample(tensor: Tensor, image: NDArray[np.uint8], image_id: ImageId, path: str) -> Sample:
     return {
         "image": tensor,
         "size": (tensor.shape[1], tensor.shape[2]),
@@ -292,19 +292,19 @@ def _facts(tensor: Tensor, image: NDArray[np.uint8], image_id: ImageId, path: st
 def _prepare(
     transform: ImageTransform, image: NDArray[np.uint8], image_id: ImageId, path: str
 ) -> Sample:
-    """An image for evaluation, with the further views that the transform makes."""
-    sample = _facts(transform(image), image, image_id, path)
+    """Sample of an image for evaluation, with further views if the transform makes any."""
+    sample = _sample(transform(image), image, image_id, path)
     if views := transform.views(image):
         sample["views"] = views
     return sample
 
 
 def collate(samples: Sequence[Sample], size_divisor: int = 32) -> dict[str, Any]:
-    """Put images of different sizes into one batch, padded at the right and at the bottom.
+    """Batch images of different sizes, padded on the right and at the bottom.
 
     Args:
         samples: Images of one dataset.
-        size_divisor: Sides of the batch are multiples of this.
+        size_divisor: Height and width of the batch are multiples of this.
 
     Returns:
         See `src.types.DetectionBatch`.

@@ -1,6 +1,7 @@
-"""Image files of a dataset, and which of them could not be decoded.
+"""Image files of a dataset, and a record of those that could not be decoded.
 
-The memory is shared with the loader processes, so that the main process can report all of them.
+The record is in memory shared with the loader workers, so that the main process can report all of
+them.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ BrokenImages = Literal["error", "skip"]
 
 MAX_BROKEN_IN_A_ROW = 100
 BLANK = np.zeros((32, 32, 3), dtype=np.uint8)
-"""What a network sees where an image cannot be read and the output is dropped."""
+"""Input of the network in place of an image that cannot be read; the output is dropped."""
 
 
 class ReadableImages:
@@ -47,13 +48,13 @@ class ReadableImages:
         self._broken = torch.zeros(len(paths), dtype=torch.bool).share_memory_()
         self.broken_images = broken_images
         self.upright, self.max_pixels = upright, max_pixels
-        self.left_out: dict[str, int] = {}  # of the files that there are, by reason
+        self.left_out: dict[str, int] = {}  # number of files that are not used, by reason
 
     def __len__(self) -> int:
         return len(self._paths)
 
     def __iter__(self) -> Iterator[Any]:
-        """All samples; an index beyond the end is no error, so Python would not stop by itself."""
+        """All samples. Python's own iteration would not stop: any index gives a sample."""
         return (self[index] for index in range(len(self)))
 
     def __getitem__(self, index: int) -> Any:
@@ -71,7 +72,7 @@ class ReadableImages:
 
     @property
     def broken_paths(self) -> list[str]:
-        """Files that could not be decoded so far, by any loader process of this rank."""
+        """Files that the loader workers of this rank could not decode so far."""
         return [self.path(int(index)) for index in self._broken.nonzero()]
 
     def open(self, index: int) -> Image.Image | None:
@@ -87,10 +88,10 @@ class ReadableImages:
             return None
 
     def refuse_or_remember(self, index: int, error: BrokenImageError) -> None:
-        """Raise the error with what to do about it, or note that the image is skipped."""
+        """Raise an error that says what to do, or remember that the image is skipped."""
         if self.broken_images == "error":
             raise UserError(
-                f"{error} Replace or delete the file, or train on without such files with "
+                f"{error} Replace or delete the file, or skip such files with "
                 "--data.broken_images skip."
             ) from error
         self._broken[index] = True

@@ -1,4 +1,4 @@
-"""Images and label maps of the same names in two folders: ADEChallengeData2016, or any like it.
+"""Images and label maps of the same names in two folders, as in ADEChallengeData2016.
 
 Plain PyTorch datasets: no Lightning, no sampling. Labels of pixels are class indices; 255 is
 ignored.
@@ -60,16 +60,16 @@ def find_pairs(
     Args:
         images: Folder of images, searched at any depth.
         labels: Folder of label maps, in the same subfolders.
-        image_suffix: End of the image names, such as ``_leftImg8bit.png``; images without it
-            are left out. Default: any image, without its file ending.
+        image_suffix: Suffix of the image files, such as ``_leftImg8bit.png``; others are left out.
+            Default: the extension of any image.
         label_suffix: What replaces it in the name of the label map.
 
     Returns:
         Paths of images and label maps, sorted by image.
 
     Raises:
-        UserError: If a folder or a label map is missing, two images share one, or there are no
-            images.
+        UserError: If a folder or a label map is missing, two images share a label map, or there are
+            no images.
     """
     for folder, what in ((images, "images"), (labels, "label maps")):
         if not folder.is_dir():
@@ -176,7 +176,7 @@ class _Pairs(ReadableImages, Generic[TransformT]):
         """Image ``(H, W, 3)`` and labels ``(H, W)``, both uint8; None if one is broken and skipped.
 
         Raises:
-            UserError: If a file is broken and not to be skipped, or the two do not fit.
+            UserError: If a file is broken and not to be skipped, or their sizes differ.
         """
         path, label_path = self.path(index), self.label_path(index)
         opened = self.open(index)
@@ -202,10 +202,10 @@ class SegmentationTrainDataset(_Pairs[PairTransform], Dataset[TrainSample]):
     """Images and labels, transformed together at random; arguments are those of `_Pairs`."""
 
     def __getitem__(self, index: int) -> TrainSample:
-        """Read and transform one pair; PyTorch's seed decides what is random.
+        """Read and transform one pair; all randomness comes from PyTorch's seed.
 
         Raises:
-            UserError: If a file is broken, or image and label map do not fit.
+            UserError: If a file is broken, or image and label map differ in size.
         """
         tries = min(len(self), MAX_BROKEN_IN_A_ROW)
         for candidate in ((index + step) % len(self) for step in range(tries)):
@@ -228,7 +228,7 @@ class SegmentationEvalDataset(_Pairs[ViewsTransform], Dataset[EvalSample]):
         """Read and prepare one pair.
 
         Raises:
-            UserError: If a file is broken, or image and label map do not fit.
+            UserError: If a file is broken, or image and label map differ in size.
         """
         position = index % len(self)
         pair = self.read(position)
@@ -279,10 +279,10 @@ class SegmentationFilesDataset(FilesToPredict, Dataset[EvalSample]):
 
 
 class SegmentationCollate:
-    """Batch of images of different sizes, see `src.types.SegmentationEvalBatch`.
+    """Make a batch of images of different sizes, see `src.types.SegmentationEvalBatch`.
 
     Args:
-        flipped: Which of the views are mirrored left to right.
+        flipped: Which of the views are flipped horizontally.
     """
 
     def __init__(self, flipped: list[bool]) -> None:

@@ -1,9 +1,8 @@
 """Annotations of a COCO file as columns: one array per property instead of millions of objects.
 
-Forked loader processes share the memory of an array, and checks of a column take a fraction of the
-time of checks of single values. Entries go through the columns in parts; a part in which anything
-is unusual is checked entry by entry (`coco_entries`), which raises the error or fills in what is
-missing.
+Forked loader workers share the memory of an array, and checking a column takes a fraction of the
+time of checking single values. Entries are converted in parts; a part with anything unusual is
+checked entry by entry (`coco_entries`), which raises an error or fills in missing values.
 """
 
 from __future__ import annotations
@@ -21,17 +20,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from src.data.formats.coco_entries import (
-    FARTHEST,
-    MOST_WORK,
+    MAX_COORDINATE,
+    MAX_POLYGON_COST,
     Annotation,
     ImageEntry,
     check_annotation,
     outlines,
-    polygon_work,
+    polygon_cost,
 )
 from src.data.formats.run_length import fill_exactly
 
-_PART = 50_000  # annotations that are turned into columns together
+_PART = 50_000  # annotations that are converted together
 _NUMBERS = {int, float}
 _needed = itemgetter("image_id", "category_id", "bbox")
 
@@ -45,15 +44,15 @@ class Columns:
         label: Class index, ``(N,)``.
         box: ``x, y, width, height`` as in the file, ``(N, 4)``.
         area: Pixels, ``(N,)``.
-        crowd: Whether it is a crowd, ``(N,)``.
-        ignore: Whether it is marked to be ignored, ``(N,)``.
-        has_mask: Whether it has a usable mask, ``(N,)``.
-        work: Cost of drawing its polygons, see `polygon_work`, ``(N,)``.
+        crowd: Whether ``iscrowd`` is set, ``(N,)``.
+        ignore: Whether ``ignore`` is set, ``(N,)``.
+        has_mask: Whether there is a usable mask, ``(N,)``.
+        cost: Cost of drawing the polygons, see `polygon_cost`, ``(N,)``.
         polygons: Number of polygons of each annotation, ``(N,)``.
         corners: Number of coordinates of each polygon, ``(P,)``.
         coordinates: Coordinates of all polygons.
         code_bytes: Bytes of the run-length code of each annotation, ``(N,)``; 0 if it has none.
-        codes: Run-length codes as json.
+        codes: Run-length codes as json, one after the other.
     """
 
     image: NDArray[np.int64]
@@ -63,7 +62,7 @@ class Columns:
     crowd: NDArray[np.bool_]
     ignore: NDArray[np.bool_]
     has_mask: NDArray[np.bool_]
-    work: NDArray[np.float64]
+    cost: NDArray[np.float64]
     polygons: NDArray[np.int64]
     corners: NDArray[np.int64]
     coordinates: NDArray[np.float64]
@@ -74,16 +73,16 @@ class Columns:
 def read_columns(
     entries: Sequence[Any], images: Sequence[ImageEntry], label_of: dict[int, int], path: Path
 ) -> Columns:
-    """Check annotations and turn them into columns.
+    """Check annotations and convert them into columns.
 
     Args:
         entries: List ``annotations`` of the file.
         images: Its images.
-        label_of: Label of each category number.
+        label_of: Label of each category id.
         path: The file.
 
     Raises:
-        UserError: If an entry is wrong; names file and annotation.
+        UserError: If an entry is wrong; the message names file and annotation.
     """
     index_of = {image.id: index for index, image in enumerate(images)}
     extents = np.array([image.size for image in images], np.int64).reshape(-1, 2)
@@ -116,7 +115,7 @@ def _columns(
     *,
     are_checked: bool = False,
 ) -> Columns | None:
-    """Columns of entries, or None if any of them needs a closer look."""
+    """Columns of entries, or None if any of them must be checked by itself."""
     if not entries or set(map(type, entries)) != {dict}:
         return None
     try:
@@ -131,12 +130,12 @@ def _columns(
         box = _floats(list(chain.from_iterable(boxes)))
         areas = [entry.get("area") for entry in entries]
         area = np.array([a if type(a) in _NUMBERS else math.nan for a in areas], np.float64)
-    except (KeyError, TypeError, OverflowError):  # something is missing or of another kind
+    except (KeyError, TypeError, OverflowError):  # a value is missing or has another type
         return None
-    if set(map(len, boxes)) != {4} or np.abs(box).max() > FARTHEST:
+    if set(map(len, boxes)) != {4} or np.abs(box).max() > MAX_COORDINATE:
         return None
     box = box.reshape(-1, 4)
-    if not np.nanmax(np.abs(area), initial=0) <= FARTHEST**2:
+    if not np.nanmax(np.abs(area), initial=0) <= MAX_COORDINATE**2:
         return None
     area = np.where(np.isnan(area), box[:, 2] * box[:, 3], area)
     segmentations = [entry.get("segmentation") or () for entry in entries]
@@ -157,7 +156,7 @@ def _columns(
 def _shapes(
     segmentations: Sequence[Any], extents: NDArray[np.int64], are_checked: bool
 ) -> dict[str, Any] | None:
-    """Columns of polygons and run-length codes; None if they need a closer look."""
+    """Columns of polygons and run-length codes; None if they must be checked one by one."""
     codes = [b""] * len(segmentations)
     kinds = set(map(type, segmentations))
     if dict in kinds:
@@ -179,16 +178,16 @@ def _shapes(
         coordinates = _floats(list(chain.from_iterable(outer)))
     except (TypeError, OverflowError):
         return None
-    if len(coordinates) and np.abs(coordinates).max() > FARTHEST:
+    if len(coordinates) and np.abs(coordinates).max() > MAX_COORDINATE:
         return None
-    work = polygon_work(_sums(outlines(coordinates, corners), polygons), polygons)
-    if work.max() > MOST_WORK:
+    cost = polygon_cost(_sums(outlines(coordinates, corners), polygons), polygons)
+    if cost.max() > MAX_POLYGON_COST:
         return None
     usable = _sums((corners >= 6) & (corners % 2 == 0), polygons)
     code_bytes = np.fromiter(map(len, codes), np.int64, len(codes))
     return {
         "has_mask": (usable > 0) | (code_bytes > 0),
-        "work": work,
+        "cost": cost,
         "polygons": polygons,
         "corners": corners,
         "coordinates": coordinates,
@@ -198,7 +197,7 @@ def _shapes(
 
 
 def _are_whole_codes(segmentations: Sequence[Any], extents: NDArray[np.int64]) -> bool:
-    """Whether all run-length codes are intact compressed text of the size of their images."""
+    """Whether all run-length codes are intact compressed text and fill their images exactly."""
     rows = [row for row, shape in enumerate(segmentations) if isinstance(shape, dict)]
     texts = [segmentations[row].get("counts") for row in rows]
     sizes = [segmentations[row].get("size") for row in rows]
@@ -210,14 +209,14 @@ def _are_whole_codes(segmentations: Sequence[Any], extents: NDArray[np.int64]) -
 
 
 def _sums(values: NDArray[Any], counts: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Sums of consecutive groups of ``values`` of these sizes."""
+    """Sums of consecutive groups of ``values``, whose sizes are ``counts``."""
     running = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
     ends = np.cumsum(counts)
     return np.asarray(running[ends] - running[ends - counts])
 
 
 def _floats(values: list[Any]) -> NDArray[np.float64]:
-    """Numbers as float64.
+    """Convert numbers to float64.
 
     Raises:
         TypeError: If one is not a finite number.
@@ -232,7 +231,7 @@ def _floats(values: list[Any]) -> NDArray[np.float64]:
 
 
 def _is_plain(ids: Sequence[Any]) -> bool:
-    """Whether all are whole numbers, or all text: 1.0 and True would be found as 1."""
+    """Whether all are integers, or all text; 1.0 and True would be looked up as 1."""
     return set(map(type, ids)) in ({int}, {str})
 
 
@@ -244,7 +243,7 @@ def _empty() -> Columns:
 
 
 class AnnotationRows:
-    """Annotations of each image, made from columns when they are asked for.
+    """Annotations of each image, made from columns on demand.
 
     Args:
         columns: The annotations.
@@ -262,7 +261,7 @@ class AnnotationRows:
         self._code_ends = np.cumsum(columns.code_bytes)
 
     def of(self, index: int) -> NDArray[np.int64]:
-        """Rows of an image, in the order of the file."""
+        """Rows of the annotations of an image, in the order of the file."""
         end = self._ends[index]
         return self._order[end - self.counts[index] : end]
 

@@ -1,7 +1,7 @@
-"""Entries of COCO annotation files: what each must hold, and one sentence for what it lacks.
+"""Checks of the entries of COCO annotation files.
 
-Everything that pycocotools or OpenCV will see is checked here: both trust numbers blindly, and a
-polygon that reaches far takes all memory there is.
+Everything that pycocotools or OpenCV will read is checked here: neither validates its input, and a
+polygon with huge coordinates exhausts the memory.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from src.types import ImageId
 
 Annotation = dict[str, Any]
 
-FARTHEST = 1e6
+MAX_COORDINATE = 1e6
 """Largest coordinate in pixels."""
 
-MOST_WORK = 2_000_000
-"""What the polygons of an annotation may cost, see `polygon_work`."""
+MAX_POLYGON_COST = 2_000_000
+"""Largest cost of drawing the polygons of an annotation, see `polygon_cost`."""
 
-_MOST_PIXELS = 2**31 - 1  # pycocotools counts pixels with 32 bits
-_MOST_LETTERS = 1000  # of a class name
-_LARGEST_ID = 2**63
-_LONGEST_NAME, _LONGEST_PATH = 255, 4096  # bytes that file systems accept
+_MAX_PIXELS = 2**31 - 1  # pycocotools counts pixels with 32 bits
+_MAX_CLASS_NAME = 1000  # characters
+_MAX_ID = 2**63
+_MAX_FILE_NAME, _MAX_PATH = 255, 4096  # bytes that file systems accept
 
 _repr = reprlib.Repr()
 _repr.maxstring = _repr.maxother = _repr.maxlong = 60
@@ -41,13 +41,13 @@ _repr.maxlevel = 3
 
 
 def shown(value: Any) -> str:
-    """A value from a file for a message, shortened."""
+    """Representation of a value from a file for a message, shortened."""
     return _repr.repr(value)
 
 
 @dataclass(frozen=True)
 class ImageEntry:
-    """An entry of ``images``: its number, its file, its height and width in pixels."""
+    """An entry of ``images``: its id, its file, and its height and width in pixels."""
 
     id: ImageId
     file_name: str
@@ -61,7 +61,7 @@ class ImageEntry:
             annotations: The annotation file, for the message.
 
         Raises:
-            UserError: If the file name leads out of the folder.
+            UserError: If the file name points outside the folder.
         """
         path = folder / self.file_name
         if Path(self.file_name).is_absolute() and _leads_out(os.path.relpath(path, folder)):
@@ -73,7 +73,7 @@ class ImageEntry:
 
 
 def check_categories(entries: list[Any], path: Path) -> dict[int, str]:
-    """Number and name of every category, in the order of the numbers."""
+    """Id and name of every category, sorted by id."""
     found: dict[int, str] = {}
     for entry in entries:
         if not isinstance(entry, dict) or not {"id", "name"} <= entry.keys():
@@ -81,19 +81,20 @@ def check_categories(entries: list[Any], path: Path) -> dict[int, str]:
         number, name = entry["id"], entry["name"]
         if not _is_id(number) or isinstance(number, str):
             raise UserError(
-                f"{path}: the category {shown(name)} has the id {shown(number)}; expected is a "
-                "whole number."
+                f"{path}: the category {shown(name)} has the id {shown(number)}; expected an "
+                "integer."
             )
         if number in found:
             raise UserError(f"{path} lists the category id {number} twice.")
-        if isinstance(name, (dict, list)) or not 1 <= len(str(name)) <= _MOST_LETTERS:
+        if isinstance(name, (dict, list)) or not 1 <= len(str(name)) <= _MAX_CLASS_NAME:
             raise UserError(
-                f"{path}: the category {number} has the name {shown(name)}; expected is text of up "
-                f"to {_MOST_LETTERS} letters."
+                f"{path}: the category {number} has the name {shown(name)}; expected text of up to "
+                f"{_MAX_CLASS_NAME} characters."
             )
         if not _is_encodable(str(name)):
             raise UserError(
-                f"{path}: the category {number} has the name {shown(name)}, which is no valid text."
+                f"{path}: the category {number} has the name {shown(name)}, which is not valid "
+                "text."
             )
         found[number] = str(name)
     if not found:
@@ -104,18 +105,18 @@ def check_categories(entries: list[Any], path: Path) -> dict[int, str]:
 def find_categories(
     listed: Mapping[int, str], classes: Mapping[str, int], path: Path
 ) -> dict[int, str]:
-    """Number and name of every class in label order, with the file's numbers where it has any.
+    """Id and name of every class in label order, with the ids of the file where it has them.
 
     Args:
-        listed: Number and name of the file's categories.
-        classes: Names in label order, each with its number if the file has none.
+        listed: Id and name of the file's categories.
+        classes: Names in label order, each with the id it has if the file lists none.
         path: The file.
     """
     unknown = [name for name in listed.values() if name not in classes]
     if unknown:
         raise UserError(
             f"{path} lists the category {unknown[0]!r}, which is not among the "
-            f"{len(classes)} names of data.class_names; leave class_names out to take the names of "
+            f"{len(classes)} names of data.class_names; leave class_names out to use the names of "
             "the file."
         )
     name, times = Counter(listed.values()).most_common(1)[0]
@@ -141,8 +142,8 @@ def check_images(entries: list[Any], path: Path) -> list[ImageEntry]:
         raise UserError(f"{path} lists several images with the same id {shown(twice)}.")
     if len(kinds := {type(number): number for number in ids}) > 1:
         raise UserError(
-            f"{path} has images with numbers and with text as id ("
-            f"{' and '.join(sorted(map(shown, kinds.values())))}); expected is one kind."
+            f"{path} has images with integers and with text as id ("
+            f"{' and '.join(sorted(map(shown, kinds.values())))}); expected one of the two."
         )
     return images
 
@@ -158,18 +159,18 @@ def check_image(entry: Any, path: Path) -> ImageEntry:
     number, name = entry["id"], entry["file_name"]
     if not _is_id(number):
         raise UserError(
-            f"{path}: an image has the id {shown(number)}; expected is a whole number or text."
+            f"{path}: an image has the id {shown(number)}; expected an integer or text."
         )
     height, width = entry["height"], entry["width"]
     if not (
         _is_number(height)
         and _is_number(width)
         and min(height, width) >= 1
-        and int(height) * int(width) <= _MOST_PIXELS
+        and int(height) * int(width) <= _MAX_PIXELS
     ):
         raise UserError(
             f"{path}: the image {shown(number)} has height {shown(height)} and width "
-            f"{shown(width)}; expected are two numbers of pixels."
+            f"{shown(width)}; expected two numbers of pixels."
         )
     if (fault := _fault_of_file_name(name)) is not None:
         raise UserError(
@@ -180,16 +181,16 @@ def check_image(entry: Any, path: Path) -> ImageEntry:
 
 def _fault_of_file_name(name: Any) -> str | None:
     if not isinstance(name, str) or not name:
-        return "which is no text"
+        return "which is not text"
     try:
         encoded = os.fsencode(name)
     except UnicodeEncodeError:
-        return "which is no valid text"
+        return "which is not valid text"
     if b"\0" in encoded:
         return "which holds a zero byte"
     parts = encoded.split(b"/")
-    if len(encoded) > _LONGEST_PATH or max(map(len, parts)) > _LONGEST_NAME:
-        return f"which has more than {_LONGEST_NAME} bytes"
+    if len(encoded) > _MAX_PATH or max(map(len, parts)) > _MAX_FILE_NAME:
+        return f"which has more than {_MAX_FILE_NAME} bytes"
     if b".." in parts and _leads_out(os.path.normpath(name)):
         return "which is outside the folder of the images"
     return None
@@ -202,13 +203,13 @@ def check_annotation(
     sizes: Mapping[ImageId, tuple[int, int]],
     path: Path,
 ) -> Annotation:
-    """An entry of ``annotations`` with every value filled in.
+    """An entry of ``annotations`` with missing values filled in.
 
     Args:
         entry: As in the file.
-        position: Its place in the list, which names it if it has no id.
-        label_of: Label of each category number.
-        sizes: Height and width of each image by its number.
+        position: Its index in the list, which identifies it in messages if it has no id.
+        label_of: Label of each category id.
+        sizes: Height and width of each image by its id.
         path: The file.
     """
     number = entry.get("id") if isinstance(entry, dict) else None
@@ -230,19 +231,20 @@ def check_annotation(
         )
     box = entry["bbox"]
     if not (isinstance(box, list) and len(box) == 4 and all(map(_is_number, box))):
-        raise UserError(f"{name} has the bbox {shown(box)}; expected are four numbers x, y, w, h.")
-    if max(map(abs, box)) > FARTHEST:
+        raise UserError(f"{name} has the bbox {shown(box)}; expected four numbers x, y, w, h.")
+    if max(map(abs, box)) > MAX_COORDINATE:
         raise UserError(
-            f"{name} has the bbox {shown(box)}; accepted are numbers up to {FARTHEST:,.0f} pixels."
+            f"{name} has the bbox {shown(box)}; expected numbers up to {MAX_COORDINATE:,.0f} "
+            "pixels."
         )
     area: Any = entry.get("area")
     if type(area) not in (int, float) or area != area:  # not a number
         area = box[2] * box[3]
-    elif not abs(area) <= FARTHEST**2:
-        raise UserError(f"{name} has the area {shown(area)}; accepted are numbers up to 1e12.")
+    elif not abs(area) <= MAX_COORDINATE**2:
+        raise UserError(f"{name} has the area {shown(area)}; expected numbers up to 1e12.")
     crowd = entry.get("iscrowd")
     if crowd not in (None, 0, 1):
-        raise UserError(f"{name} has iscrowd {shown(crowd)}; expected is 0 or 1.")
+        raise UserError(f"{name} has iscrowd {shown(crowd)}; expected 0 or 1.")
     segmentation = entry.get("segmentation") or []
     if isinstance(segmentation, dict):
         _check_code(segmentation, sizes[image], name)
@@ -271,33 +273,33 @@ def _check_polygons(segmentation: Any, name: str) -> None:
             raise UserError(
                 f"{name} has a polygon with coordinates that are not numbers: {shown(value)}."
             )
-        if abs(value) > FARTHEST:
+        if abs(value) > MAX_COORDINATE:
             raise UserError(
-                f"{name} has a polygon with the coordinate {shown(value)}; accepted are numbers up "
-                f"to {FARTHEST:,.0f} pixels."
+                f"{name} has a polygon with the coordinate {shown(value)}; expected numbers up to "
+                f"{MAX_COORDINATE:,.0f} pixels."
             )
     if (
         not numbers
-        or polygon_work(len(numbers) * (1 + max(numbers) - min(numbers)), len(segmentation))
-        <= MOST_WORK
+        or polygon_cost(len(numbers) * (1 + max(numbers) - min(numbers)), len(segmentation))
+        <= MAX_POLYGON_COST
     ):
-        return  # no step is longer than that; the exact length takes time
+        return  # an upper bound, which is cheaper than the exact length
     lengths = np.array([len(polygon) for polygon in segmentation], dtype=np.int64)
     outline = outlines(np.array(numbers, dtype=np.float64), lengths).sum()
-    if polygon_work(outline, len(lengths)) > MOST_WORK:
+    if polygon_cost(outline, len(lengths)) > MAX_POLYGON_COST:
+        largest = MAX_POLYGON_COST / polygon_cost(1.0, len(lengths))
         raise UserError(
             f"{name} has {len(lengths)} polygons with an outline of {outline:,.0f} pixels, which "
-            "are too many to draw; accepted are up to "
-            f"{MOST_WORK / polygon_work(1.0, len(lengths)):,.0f} pixels for so many polygons."
+            f"are too many to draw; expected up to {largest:,.0f} pixels for so many polygons."
         )
 
 
 def outlines(coordinates: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Length of the outline of each polygon, plus one for each corner.
+    """Length of the outline of each polygon, plus one per corner.
 
     Args:
-        coordinates: ``x, y, x, y, ...`` of all polygons in turn.
-        lengths: How many of them each polygon has; of less than two, there is no outline.
+        coordinates: ``x, y, x, y, ...`` of all polygons, one after the other.
+        lengths: Number of coordinates of each polygon; fewer than two have no outline.
 
     Returns:
         Sum of horizontal and vertical steps in pixels, shape of ``lengths``.
@@ -315,12 +317,12 @@ def outlines(coordinates: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     return result
 
 
-def polygon_work(outline: Any, polygons: Any) -> Any:
-    """Cost of drawing polygons with pycocotools: 100 bytes, or some nanoseconds, for each unit.
+def polygon_cost(outline: Any, polygons: Any) -> Any:
+    """Cost of drawing polygons with pycocotools; a unit is 100 bytes or some nanoseconds.
 
     Args:
-        outline: Length of their outlines together, in pixels.
-        polygons: How many there are: each one is merged with all before it.
+        outline: Total length of their outlines in pixels.
+        polygons: Number of polygons; each one is merged with all before it.
     """
     return outline * (1 + polygons / 1000)
 
@@ -338,7 +340,7 @@ def _check_code(code: dict[str, Any], size: tuple[int, int], name: str) -> None:
     except (ValueError, OverflowError) as error:
         raise UserError(f"{name} has a run-length code that cannot be read: {error}.") from error
     pixels = size[0] * size[1]
-    # Single runs first: their sum could wrap.
+    # Check each run before their sum, which could overflow.
     wrong = runs[(runs < 0) | (runs > pixels)]
     if len(wrong):
         raise UserError(
@@ -356,14 +358,14 @@ def _leads_out(normal_path: str) -> bool:
 
 
 def _is_id(value: Any) -> bool:
-    if type(value) is int:  # True is no number
-        return -_LARGEST_ID <= value < _LARGEST_ID
+    if type(value) is int:  # a bool is no id
+        return -_MAX_ID <= value < _MAX_ID
     return isinstance(value, str)
 
 
 def _is_number(value: Any) -> bool:
     if type(value) is int:
-        return abs(value) < _LARGEST_ID
+        return abs(value) < _MAX_ID
     return isinstance(value, float) and math.isfinite(value)
 
 

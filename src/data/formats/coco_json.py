@@ -1,9 +1,8 @@
-"""Reading COCO annotation files: checks, classes, and what is usable of every object.
+"""Read COCO annotation files: checks, classes, and the annotations that training uses.
 
-The rules of what is learned from are those of the official code (mmdetection 2.28): crowds are
-left out of training, as are objects marked ``ignore``, outside their image, without area or with
-a side below one pixel. pycocotools only decodes masks here; it accepts broken files silently, this
-does not.
+As in the official code (mmdetection 2.28), training leaves out crowds and annotations that are
+marked ``ignore``, lie outside their image, have no area, or have a side below one pixel.
+pycocotools only decodes masks here, because it accepts broken files without a message.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from pycocotools import mask as coco_mask
 
 from src.data.formats.coco_columns import AnnotationRows, read_columns
 from src.data.formats.coco_entries import (
-    MOST_WORK,
+    MAX_POLYGON_COST,
     Annotation,
     ImageEntry,
     check_categories,
@@ -35,36 +34,37 @@ from src.data.formats.coco_entries import (
 from src.errors import UserError
 
 MAX_ANNOTATIONS = 10_000
-"""Most annotations of one image unless a setting says otherwise."""
+"""Default of the largest number of annotations of an image."""
 
 _log = logging.getLogger(__name__)
 
 _PARTS = ("images", "annotations", "categories")
 _MIN_SIDE = 1e-3  # pixels; float32 cannot tell the sides of a narrower box apart
-_IMAGE_WORK = 10 * MOST_WORK  # what the polygons of one image may cost together
+_MAX_IMAGE_COST = 10 * MAX_POLYGON_COST  # of all polygons of an image
 _GZIP = b"\x1f\x8b"
-_LONGEST_NUMBER = 300  # digits of an integer that may be a number
+_MAX_DIGITS = 300  # of an integer that fits a float
 _REASONS = ("", "crowd", "ignored", "no area", "a box outside the image", "no usable mask")
 _USABLE, _CROWD, _IGNORED, _NO_AREA, _OUTSIDE, _NO_MASK = range(len(_REASONS))
 
 
 class CocoFile:
-    """One annotation file, checked.
+    """A checked annotation file.
 
-    Annotations are kept as arrays (`coco_columns`) instead of millions of objects, because loader
-    processes made by fork would copy objects bit by bit.
+    Annotations are kept as arrays (`coco_columns`), because forked loader workers would gradually
+    copy millions of Python objects.
 
     Args:
         path: The json file.
-        masks: Whether objects without a usable mask are lost for training.
-        classes: Names in label order, each with the number it gets if the file does not list it;
-            the file's categories find their label by name. Default: the file's own categories in
-            the order of their numbers.
-        max_annotations: Most annotations of one image.
-        content: What `read_coco` has read from the file, if it is at hand.
+        masks: Whether training leaves out annotations without a usable mask.
+        classes: Names in label order, each with the id it has if the file does not list it; the
+            categories of the file are matched by name. Default: the categories of the file, sorted
+            by id.
+        max_annotations: Largest number of annotations of an image.
+        content: Content of the file, if `read_coco` has read it already.
 
     Raises:
-        UserError: If the file is missing, no COCO json, or contradicts itself; names file and id.
+        UserError: If the file is missing, not a COCO json, or inconsistent; the message names file
+            and id.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class CocoFile:
         content: dict[str, list[Any]] | None = None,
     ) -> None:
         self.path, self.masks = Path(path), masks
-        with _few_collections():
+        with _paused_collection():
             content = read_coco(self.path) if content is None else content
             self.listed = check_categories(content["categories"], self.path)
             self.categories = self.listed
@@ -90,7 +90,7 @@ class CocoFile:
         self.num_annotations = self._rows.counts
         self._check_amounts(max_annotations)
         reasons = self._reasons(slice(None))
-        counts = self.count_learnable()
+        counts = self.count_training_annotations()
         self.num_usable = int(counts.sum())
         self.objects_of_class = Counter(dict(enumerate(counts.tolist())))
         self.left_out = self._report(reasons, entries)
@@ -107,15 +107,15 @@ class CocoFile:
 
     @property
     def category_ids(self) -> list[int]:
-        """Numbers of the categories in label order."""
+        """Ids of the categories in label order."""
         return list(self.categories)
 
     def annotations(self, index: int) -> list[Annotation]:
         """Annotations of an image as in the file, with the class index as ``category_id``."""
         return [self._rows.annotation(int(row)) for row in self._rows.of(index)]
 
-    def learnable(self, index: int) -> tuple[list[Annotation], NDArray[np.float32]]:
-        """Annotations of an image to learn from, and their boxes.
+    def training_annotations(self, index: int) -> tuple[list[Annotation], NDArray[np.float32]]:
+        """Annotations of an image that training uses, and their boxes.
 
         Returns:
             The annotations, and ``x1, y1, x2, y2`` clipped to the image, shape ``(N, 4)``.
@@ -125,11 +125,13 @@ class CocoFile:
         boxes = self._rows.clipped_boxes(rows).astype(np.float32)
         return [self._rows.annotation(int(row)) for row in rows], boxes
 
-    def count_learnable(self, indices: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
-        """Number of objects of every class that can be learned from, ``(num_classes,)``.
+    def count_training_annotations(
+        self, indices: NDArray[np.int64] | None = None
+    ) -> NDArray[np.int64]:
+        """Number of annotations of every class that training uses, ``(num_classes,)``.
 
         Args:
-            indices: Only those of these images.
+            indices: Images to count; default is all.
         """
         columns = self._rows.columns
         chosen = self._reasons(slice(None)) == _USABLE
@@ -140,7 +142,7 @@ class CocoFile:
         return np.bincount(columns.label[chosen], minlength=len(self.categories))
 
     def _reasons(self, rows: NDArray[np.int64] | slice) -> NDArray[np.int8]:
-        """Why annotations are left out of training, as indices of `_REASONS`."""
+        """Why each annotation is left out of training, as an index of `_REASONS`."""
         columns = self._rows.columns
         boxes = self._rows.clipped_boxes(rows)
         narrow = (boxes[:, 2:] - boxes[:, :2]).min(axis=1, initial=math.inf) < _MIN_SIDE
@@ -155,31 +157,31 @@ class CocoFile:
         return np.select(list(conditions.values()), list(conditions), _USABLE).astype(np.int8)
 
     def _check_amounts(self, max_annotations: int) -> None:
-        """Refuse images whose annotations would take all memory or hours."""
+        """Refuse images whose annotations would exhaust the memory or take hours."""
         if not len(self.images):
             return
         index = int(self.num_annotations.argmax())
         if self.num_annotations[index] > max_annotations:
             raise UserError(
                 f"{self.path}: the image {shown(self.images[index].id)} has "
-                f"{self.num_annotations[index]} annotations; accepted are up to {max_annotations} "
+                f"{self.num_annotations[index]} annotations; expected up to {max_annotations} "
                 "(data.max_annotations, or --max-annotations of prepare)."
             )
         columns = self._rows.columns
-        work = np.bincount(columns.image, columns.work, len(self.images))
-        index = int(work.argmax())
-        if work[index] > _IMAGE_WORK:
+        cost = np.bincount(columns.image, columns.cost, len(self.images))
+        index = int(cost.argmax())
+        if cost[index] > _MAX_IMAGE_COST:
             raise UserError(
                 f"{self.path}: the polygons of the image {shown(self.images[index].id)} have "
-                f"outlines of {work[index]:,.0f} pixels together; accepted are up to "
-                f"{_IMAGE_WORK:,}."
+                f"outlines of {cost[index]:,.0f} pixels in total; expected up to "
+                f"{_MAX_IMAGE_COST:,}."
             )
 
     def _report(self, reasons: NDArray[np.int8], entries: list[Any]) -> dict[str, int]:
-        """Tell once which objects cannot be learned from although they should be.
+        """Warn of annotations that training cannot use although they are meant for it.
 
         Returns:
-            How many objects cannot be learned from, for each reason.
+            Their number for each reason.
         """
         found: dict[str, int] = {}
         for code in (_NO_AREA, _OUTSIDE, _NO_MASK):
@@ -189,7 +191,7 @@ class CocoFile:
             found[_REASONS[code]] = len(rows)
             ids = ", ".join(shown(entries[row].get("id")) for row in rows[:5])
             _log.warning(
-                "%s: %d objects are left out of training because of %s (annotation ids %s)",
+                "%s: %d annotations are left out of training because of %s (ids %s)",
                 self.path,
                 len(rows),
                 _REASONS[code],
@@ -198,7 +200,7 @@ class CocoFile:
         return found
 
 
-def images_to_learn(
+def training_images(
     file: CocoFile,
     *,
     keep_empty: bool,
@@ -211,10 +213,11 @@ def images_to_learn(
         file: The annotations.
         keep_empty: Keep images without annotations.
         min_size: Smallest side in pixels.
-        indices: Images to look at; default is all.
+        indices: Images to choose from; default is all.
 
     Returns:
-        Their indices, and how many are left out for each reason, with the setting that does it.
+        Their indices, and the number of images that are left out for each reason, which names the
+        setting.
     """
     kept: list[int] = []
     left_out: Counter[str] = Counter()
@@ -229,12 +232,12 @@ def images_to_learn(
 
 
 def usable_polygons(segmentation: list[Any]) -> list[list[float]]:
-    """Polygons of at least three corners; pycocotools would take two corners for a box."""
+    """Polygons of at least three corners; pycocotools would read two corners as a box."""
     return [p for p in segmentation if len(p) >= 6 and len(p) % 2 == 0]
 
 
 def decode_mask(annotation: Annotation, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Mask of an object, 0 and 1, shape ``(H, W)``; empty if it has no usable polygon."""
+    """Mask of an annotation, 0 and 1, ``(H, W)``; all 0 if it has no usable polygon."""
     segmentation, (height, width) = annotation["segmentation"], size
     if isinstance(segmentation, list):
         polygons = usable_polygons(segmentation)
@@ -249,7 +252,7 @@ def decode_mask(annotation: Annotation, size: tuple[int, int]) -> NDArray[np.uin
 
 
 def for_scoring(annotation: Annotation, size: tuple[int, int]) -> Annotation:
-    """The annotation as the COCO tools score it, with polygons they would misread replaced."""
+    """The annotation for the COCO tools, without polygons that they would misread."""
     segmentation = annotation["segmentation"]
     if not isinstance(segmentation, list):
         return annotation
@@ -261,10 +264,10 @@ def for_scoring(annotation: Annotation, size: tuple[int, int]) -> Annotation:
 
 
 def read_coco(path: Path) -> dict[str, list[Any]]:
-    """Read a COCO json; only its outer form is checked.
+    """Read a COCO json; only its top level is checked.
 
     Raises:
-        UserError: If the file is missing or no COCO json.
+        UserError: If the file is missing or not a COCO json.
     """
     if not path.is_file():
         raise UserError(
@@ -281,8 +284,9 @@ def read_coco(path: Path) -> dict[str, list[Any]]:
     ]
     if lacking:
         raise UserError(
-            f"{path} is not a COCO annotation file: it has no list {', '.join(map(repr, lacking))}."
-            " Expected is an object with the lists 'images', 'annotations' and 'categories'."
+            f"{path} is not a COCO annotation file: it has no list "
+            f"{', '.join(map(repr, lacking))}; expected an object with the lists 'images', "
+            "'annotations' and 'categories'."
         )
     return content
 
@@ -298,29 +302,29 @@ def _parse(path: Path) -> Any:
     if text.startswith(_GZIP):
         raise UserError(f"The annotation file {path} is compressed; unpack it with gunzip.")
     try:
-        with _few_collections():
+        with _paused_collection():
             try:
                 return json.loads(text)
             except (json.JSONDecodeError, UnicodeDecodeError):
                 raise
-            except ValueError:  # an integer of thousands of digits: the checks name its entry
+            except ValueError:  # an integer of thousands of digits; the checks will name its entry
                 return json.loads(text, parse_int=_parse_int)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"The annotation file {path} is not json: {error}.") from error
     except RecursionError as error:
         raise UserError(
-            f"The annotation file {path} has lists or objects in each other, deeper than any COCO "
+            f"The annotation file {path} has lists or objects nested more deeply than any COCO "
             "file."
         ) from error
 
 
 def _parse_int(digits: str) -> float:
-    return int(digits) if len(digits) <= _LONGEST_NUMBER else math.inf
+    return int(digits) if len(digits) <= _MAX_DIGITS else math.inf
 
 
 @contextmanager
-def _few_collections() -> Iterator[None]:
-    """Keep Python from looking through millions of new objects for cycles, again and again."""
+def _paused_collection() -> Iterator[None]:
+    """Pause garbage collection, which would scan millions of new objects again and again."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:

@@ -23,10 +23,11 @@ def is_image(path: str | Path) -> bool:
 
 
 def list_images(root: str | Path) -> list[str]:
-    """All images under a folder, at any depth, links followed, hidden files and folders left out.
+    """All images under a folder, at any depth.
 
-    A folder that links lead to several times, or in circles, is read once. Pipes, sockets and
-    devices are left out with a warning.
+    Links are followed; hidden files and folders are left out. A folder that several links point to,
+    or that is part of a cycle, is read once. Pipes, sockets and devices are left out with a
+    warning.
 
     Args:
         root: An existing folder.
@@ -85,19 +86,20 @@ def _walk(root: str | Path) -> Iterator[str]:
 
 
 def _can_be_read(entry: os.DirEntry[str]) -> bool:
-    """Whether it is a regular file; reading others, such as a pipe, can wait forever."""
-    # Links to nothing stay, so that whoever reads them tells.
+    """Whether it is a regular file; reading others, such as a pipe, can block forever."""
+    # Broken links stay in the list, so that reading them raises an error.
     if entry.is_file() or (entry.is_symlink() and not Path(entry.path).exists()):
         return True
     warnings.warn(
-        f"{on_one_line(entry.path)} is no regular file (a pipe, socket or device): it is left out.",
+        f"{on_one_line(entry.path)} is not a regular file (a pipe, socket or device): it is left "
+        "out.",
         stacklevel=2,
     )
     return False
 
 
 def _entries(folder: str) -> Any:
-    """The open folder; one that cannot be listed may hold images, so it is not passed over."""
+    """Entries of a folder; one that cannot be listed is an error, as it may hold images."""
     try:
         return os.scandir(folder)
     except OSError as error:
@@ -105,7 +107,7 @@ def _entries(folder: str) -> Any:
 
 
 def list_class_folders(root: str | Path) -> list[str]:
-    """Sorted names of the folders in ``root`` without hidden ones: the label order of ImageNet."""
+    """Sorted names of the folders in ``root`` that are not hidden: the label order of ImageNet."""
     with os.scandir(root) as entries:
         return sorted(
             entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")

@@ -1,4 +1,4 @@
-"""Reading label maps: images whose pixel values are class numbers."""
+"""Read label maps: images whose pixel values are class numbers."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def read_label_map(
     """Read the class of every pixel.
 
     Grey and palette images of up to 32 bits are read as numbers; the colours of a palette and an
-    alpha channel do not matter.
+    alpha channel are ignored.
 
     Args:
         path: A PNG or another lossless image.
         num_classes: Number of classes, at most 255, and 254 with ``reduce_zero_label``.
         reduce_zero_label: The file counts classes from 1, and 0 means unlabelled.
-        class_values: Number of each class in the file, if they are not counted; not together with
-            ``reduce_zero_label``.
+        class_values: Number of each class in the file, if they are not consecutive; not together
+            with ``reduce_zero_label``.
         max_pixels: Larger label maps are refused.
 
     Returns:
@@ -59,9 +59,9 @@ def read_label_map(
         value = int(stored[wrong][0]) + first
         zero = "0 and 255 (unlabelled)" if reduce_zero_label else "255 (unlabelled)"
         raise UserError(
-            f"The label map {path} has the value {value} in {int(wrong.sum())} pixels. Accepted "
-            f"are {first} to {num_classes - 1 + first} and {zero}; give all class names with "
-            "data.class_names, or set data.reduce_zero_label to what the files mean by 0."
+            f"The label map {path} has the value {value} in {int(wrong.sum())} pixels; expected "
+            f"{first} to {num_classes - 1 + first} and {zero}. Give all class names with "
+            "data.class_names, or set data.reduce_zero_label to what 0 means in the files."
         )
     return np.where(ignored, IGNORE_LABEL, stored).astype(np.uint8)
 
@@ -69,7 +69,7 @@ def read_label_map(
 def _look_up(
     stored: NDArray[np.unsignedinteger], class_values: Sequence[int], path: str | Path
 ) -> NDArray[np.uint8]:
-    """Classes of numbers that are not counted; see `read_label_map`."""
+    """Classes of numbers that are not consecutive; see `read_label_map`."""
     no_class = -1
     table = np.full(IGNORE_LABEL + 1, no_class)
     table[list(class_values)] = range(len(class_values))
@@ -93,8 +93,8 @@ def stored_values(image: Image.Image) -> NDArray[np.unsignedinteger]:
     Pillow stretches grey of 2 and 4 bits to 8.
     """
     if image.mode == "1":
-        return np.asarray(image.convert("L")) // 255  # bits would be packed and unpacked again
-    tiles = getattr(image, "tile", [])  # of a file that has not been read yet
+        return np.asarray(image.convert("L")) // 255  # faster than reading single bits
+    tiles = getattr(image, "tile", [])  # set until the file is read
     layout = tiles[0][3] if tiles else ""
     stretch = _STRETCH.get(layout if isinstance(layout, str) else layout[0], 1)
     values = np.array(image.getchannel(0) if image.mode in ("LA", "PA") else image)
@@ -105,9 +105,9 @@ def _read_numbers(path: str | Path, max_pixels: int) -> NDArray[np.unsignedinteg
     with open_image(path, max_pixels, "label map") as image:
         if image.mode not in ("1", "L", "LA", "P", "PA") and not image.mode.startswith("I"):
             raise UserError(
-                f"The label map {path} holds colours (mode {image.mode}), not class numbers. "
-                "Accepted are grey or palette images of one number a pixel; translate the "
-                "colours first."
+                f"The label map {path} holds colours (mode {image.mode}); expected a grey or "
+                "palette image with a class number per pixel. `python -m src prepare from-masks "
+                "--colours` translates colours."
             )
         values = stored_values(image)
     if values.dtype.kind == "i":

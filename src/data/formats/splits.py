@@ -1,4 +1,4 @@
-"""Folder names that mean a split: ``train``, ``valid``, ``Testing``, ``val2017``."""
+"""Folder names of splits: ``train``, ``valid``, ``Testing``, ``val2017``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SPLIT_OF = {name: split for split, names in _NAMES.items() for name in names}
 
 
 def split_of(name: str) -> str | None:
-    """The split that a folder name means in any case, with a year or without; None for others."""
+    """The split that a folder name stands for; case and a year are ignored. None for others."""
     return _SPLIT_OF.get(re.sub(r"[-_ ]|(?<=[a-z])[-_ ]?20\d\d$", "", name.lower()))
 
 
@@ -26,11 +26,11 @@ def assign(folders: Iterable[Path], found: str) -> dict[str, Path]:
     """The folder of each split.
 
     Args:
-        folders: Folders whose names all mean a split.
+        folders: Folders whose names all stand for a split.
         found: What was found, for the error.
 
     Raises:
-        UserError: If two mean the same split, or there is none for training.
+        UserError: If two stand for the same split, or there is none for training.
     """
     splits: dict[str, Path] = {}
     for folder in folders:
@@ -38,8 +38,8 @@ def assign(folders: Iterable[Path], found: str) -> dict[str, Path]:
         assert split is not None
         if split in splits:
             raise UserError(
-                f"The folders {splits[split].name} and {folder.name} of {folder.parent} both mean "
-                f"the {split} split; keep one of them."
+                f"The folders {splits[split].name} and {folder.name} of {folder.parent} are both "
+                f"the {split} split by name; keep one of them."
             )
         splits[split] = folder
     if "train" not in splits:

@@ -1,4 +1,4 @@
-"""A small part of a COCO annotation file, to try things on a few images."""
+"""A small part of a COCO annotation file, to overfit a few images."""
 
 from __future__ import annotations
 
@@ -33,18 +33,17 @@ def write_subset(source: Path, target: Path, images: int, max_objects: int | Non
     Args:
         source: Annotation file to take them from.
         target: Annotation file to write; the images stay where they are.
-        images: How many to take.
+        images: Number of images.
         max_objects: Leave out images with more annotations than this.
 
     Returns:
         Number of annotations written.
 
     Raises:
-        UserError: If the file is broken or has too few such images, or the target exists and is
-            the source.
+        UserError: If the file is broken or has too few such images, or the target is the source.
     """
     if images < 1:
-        raise UserError(f"coco-subset takes at least 1 image, got {images}.")
+        raise UserError(f"coco-subset: expected at least 1 image, got {images}.")
     if source.resolve() == target.resolve():
         raise UserError(f"The subset would replace its source {source}; choose another --out.")
     content = read_coco(source)

@@ -2,8 +2,8 @@
 
 Labels are read from any of the public lists: lines of file name and class index (as in Caffe's and
 the official InternImage list) or synset, the Kaggle solution table, or the devkit's ground truth,
-whose numbers follow the devkit's own order and need its ``meta.mat``. Index order and synsets are
-those of timm's ``ImageNetInfo``.
+whose numbers have the devkit's own order and need its ``meta.mat``. Indices and synsets are those
+of timm's ``ImageNetInfo``.
 """
 
 from __future__ import annotations
@@ -23,9 +23,8 @@ Mode = Literal["symlink", "hardlink", "copy", "move"]
 
 _SYNSET = re.compile(r"n\d{8}")
 _FORMATS = (
-    "Accepted are lines `ILSVRC2012_val_00000001.JPEG 65` (or a synset instead of the index), "
-    "LOC_val_solution.csv, "
-    "or ILSVRC2012_validation_ground_truth.txt with meta.mat beside it"
+    "expected lines `ILSVRC2012_val_00000001.JPEG 65` (or a synset instead of the index), "
+    "LOC_val_solution.csv, or ILSVRC2012_validation_ground_truth.txt with meta.mat beside it"
 )
 
 
@@ -71,12 +70,12 @@ def read_val_labels(path: Path) -> dict[str, str]:
         UserError: If the file is missing or in no known format.
     """
     if not path.is_file():
-        raise UserError(f"The label file {path} does not exist. {_FORMATS}.")
+        raise UserError(f"The label file {path} does not exist; {_FORMATS}.")
     lines = [
         line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()
     ]
     if not lines:
-        raise UserError(f"The label file {path} is empty. {_FORMATS}.")
+        raise UserError(f"The label file {path} is empty; {_FORMATS}.")
     if all(line.isdigit() for line in lines):
         return _devkit_labels(path, [int(line) for line in lines])
     synsets = imagenet_synsets()
@@ -101,20 +100,19 @@ def _label(path: Path, number: int, line: str, synsets: Sequence[str]) -> tuple[
         if _SYNSET.fullmatch(label):
             return stem, label
     raise UserError(
-        f"Line {number} of {path} is not a label: {line!r}. {_FORMATS}; indices run from 0 to "
+        f"Line {number} of {path} is not a label: {line!r}; {_FORMATS}. Indices run from 0 to "
         f"{len(synsets) - 1}."
     )
 
 
 def _devkit_labels(path: Path, numbers: list[int]) -> dict[str, str]:
-    """The devkit gives one number per image, 1 to 1000, in the order of its own ``meta.mat``."""
+    """Labels of the devkit: one number per image, 1 to 1000, in the order of ``meta.mat``."""
     meta = path.parent / "meta.mat"
     if not meta.is_file():
         raise UserError(
-            f"{path} holds bare numbers, as the devkit's ground truth does, and these need the "
-            "devkit's meta.mat in the same "
-            f"folder, but {meta} does not exist. Keep both files together as in "
-            "ILSVRC2012_devkit_t12/data."
+            f"{path} holds only numbers, as the devkit's ground truth does, which need the "
+            f"devkit's meta.mat in the same folder, but {meta} does not exist. Keep both files "
+            "together as in ILSVRC2012_devkit_t12/data."
         )
     from scipy.io import loadmat  # here, because only the devkit's file needs it
 
@@ -123,8 +121,8 @@ def _devkit_labels(path: Path, numbers: list[int]) -> dict[str, str]:
     unknown = next((number for number in numbers if number not in synset_of), None)
     if unknown is not None:
         raise UserError(
-            f"{path} holds the number {unknown}, which {meta} does not list. Are the two from the "
-            "same devkit?"
+            f"{path} holds the number {unknown}, which {meta} does not list; take both files from "
+            "the same devkit."
         )
     strange = next((synset for synset in synset_of.values() if not _SYNSET.fullmatch(synset)), None)
     if strange is not None:
@@ -135,13 +133,13 @@ def _devkit_labels(path: Path, numbers: list[int]) -> dict[str, str]:
 def arrange_val(
     images: Path, labels: dict[str, str], target: Path, mode: Mode = "symlink"
 ) -> tuple[int, int]:
-    """Put every image of a flat folder into ``target/<synset>/``; what is there already is kept.
+    """Put every image of a flat folder into ``target/<synset>/``; existing files are kept.
 
     Args:
         images: Folder of ``ILSVRC2012_val_*.JPEG``.
         labels: Synset by file stem, as `read_val_labels` gives it.
         target: Folder to fill, for example ``data/imagenet/val``.
-        mode: How an image gets there.
+        mode: How an image is put there.
 
     Returns:
         Number of images placed now, and of those that were there before.

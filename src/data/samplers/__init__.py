@@ -1,1 +1,1 @@
-"""Samplers that divide a dataset among ranks and group images by shape."""
+"""Samplers that distribute a dataset over ranks and group images by aspect ratio."""

@@ -1,4 +1,4 @@
-"""Batches of images that are all wide or all high, so that little is padded."""
+"""Batches of images that are all wide or all high, which reduces padding."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from torch.utils.data import Dataset, DistributedSampler
 class AspectRatioSampler(DistributedSampler[int]):
     """Shuffled indices in which every batch has one orientation.
 
-    Rule of mmdetection 2.x: each group is shuffled and filled up with repetitions to whole batches
-    of all processes; then the batches are shuffled.
+    As in mmdetection 2.x, each group is shuffled and padded with repetitions to whole batches on
+    all ranks; then the batches are shuffled.
 
     Args:
         dataset: The dataset.
         is_wide: Group of each image, bool ``(N,)``.
-        batch_size: Images per process and step.
-        num_replicas: Number of processes.
-        rank: Number of this process.
-        seed: Decides the order together with the epoch.
+        batch_size: Images per rank and step.
+        num_replicas: Number of ranks.
+        rank: Index of this rank.
+        seed: Determines the order, together with the epoch.
     """
 
     def __init__(
@@ -40,12 +40,12 @@ class AspectRatioSampler(DistributedSampler[int]):
         self.batch_size = batch_size
 
     def __len__(self) -> int:
-        """Number of indices of one process in an epoch."""
+        """Number of indices of a rank in an epoch."""
         whole = self.batch_size * self.num_replicas
         return sum(-(-len(group) // whole) for group in self.groups) * self.batch_size
 
     def __iter__(self) -> Iterator[int]:
-        """Indices of this process; every ``batch_size`` of them are one batch."""
+        """Indices of this rank; every ``batch_size`` of them are one batch."""
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
         whole = self.batch_size * self.num_replicas
         batches = []

@@ -1,4 +1,4 @@
-"""Sharing images among ranks by whole batches; in evaluation each one counts once."""
+"""Distribute whole batches over ranks; in evaluation every image counts exactly once."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ from torch.utils.data import Dataset, DistributedSampler
 
 
 class CountOnceSampler(DistributedSampler[Any]):
-    """Deals whole batches to the ranks, so that every image is in one batch of one rank.
+    """Distributes whole batches over the ranks, so that every image is in one batch of one rank.
 
-    The batches are those of a single rank, so metrics do not depend on the number of ranks. Every
-    rank gets the same number of batches, because networks in shards and what gathers results need
-    all ranks at once: where they do not divide evenly, a rank gets the index ``len(dataset)``, for
-    which the dataset returns a sample without anything to count (``surplus.py``). PyTorch's sampler
-    would repeat images there, and a metric would count them twice.
+    The batches are the same as on a single rank, so metrics do not depend on the number of ranks.
+    Every rank gets the same number of batches, because sharded networks and the gathering of
+    results need all ranks at the same time. If the batches do not divide evenly, a rank gets the
+    index ``len(dataset)``, for which the dataset returns a sample that metrics leave out
+    (``surplus.py``). PyTorch's sampler would repeat images instead, and metrics would count them
+    twice.
 
     Args:
-        dataset: Dataset that understands such an index.
+        dataset: Dataset that accepts such an index.
         batch_size: Images per rank and step.
         num_replicas: Number of ranks.
-        rank: Number of this rank.
+        rank: Index of this rank.
     """
 
     def __init__(
@@ -45,20 +46,20 @@ class CountOnceSampler(DistributedSampler[Any]):
 
 
 class DealtBatchSampler(DistributedSampler[Any]):
-    """Shuffled indices, dealt to the processes batch by batch.
+    """Shuffled indices, distributed over the ranks batch by batch.
 
-    The order depends on the seed and the epoch alone, and the batches of one step are consecutive
-    in it. So a step sees the same images on one process, on many, and with accumulated batches,
-    as long as the global batch is the same; and a run continues on another number of processes as
-    if nothing had changed. What does not fill a step is left out; a dataset that does not fill a
-    single step is one step of smaller batches, filled up with repetitions.
+    The order depends only on the seed and the epoch, and the batches of a step are consecutive in
+    it. A step therefore sees the same images on one rank, on many ranks, and with accumulated
+    gradients, as long as the global batch size is the same, and a run can be resumed on another
+    number of ranks. The last incomplete step is dropped. A dataset smaller than one step gives one
+    step of smaller batches, padded with repetitions.
 
     Args:
         dataset: The dataset.
-        batch_size: Images per process and step.
-        num_replicas: Number of processes.
-        rank: Number of this process.
-        seed: Decides the order together with the epoch.
+        batch_size: Images per rank and step.
+        num_replicas: Number of ranks.
+        rank: Index of this rank.
+        seed: Determines the order, together with the epoch.
     """
 
     def __init__(
@@ -75,11 +76,11 @@ class DealtBatchSampler(DistributedSampler[Any]):
         self.num_steps = max(1, length // (self.batch_size * num_replicas))
 
     def __len__(self) -> int:
-        """Number of indices of one process in an epoch."""
+        """Number of indices of a rank in an epoch."""
         return self.num_steps * self.batch_size
 
     def __iter__(self) -> Iterator[int]:
-        """Indices of this process; every ``batch_size`` of them are one batch."""
+        """Indices of this rank; every ``batch_size`` of them are one batch."""
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
         order = torch.randperm(len(self.dataset), generator=generator)  # type: ignore[arg-type]
         total = len(self) * self.num_replicas

@@ -1,6 +1,6 @@
-"""Samples that only keep a rank in step with the others: they are computed, and count nowhere.
+"""Surplus samples keep a rank in step with the others: they are computed, but never counted.
 
-They come from ranks that have one batch less than others, and from images that cannot be read.
+They belong to ranks that have one batch less than others, and to images that cannot be read.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from typing import Any
 
 
 class CountedCollate:
-    """Make a batch of the samples that count.
+    """Collate the samples that are not surplus.
 
-    A batch in which none counts has one sample and the entry ``surplus``: whoever gets it runs the
-    network, which other ranks may wait for, and drops the output. An object of a module-level class
-    instead of a bound method, so that loader processes that are not forked can receive it without
-    receiving the data module and the network too.
+    If all are surplus, the batch has one of them and the entry ``surplus``: the task runs the
+    network on it, because other ranks may wait for the forward pass, and drops the output. This is
+    a class and not a method of the data module, so that workers that are not forked receive neither
+    the data module nor the network.
 
     Args:
         collate: Makes a batch of samples.
@@ -25,7 +25,7 @@ class CountedCollate:
         self.collate = collate
 
     def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Batch of the samples without the mark ``surplus``."""
+        """Batch of the samples that are not marked ``surplus``."""
         counted = [sample for sample in samples if not sample.get("surplus")]
         chosen = counted or list(samples[:1])
         batch = self.collate([without_mark(sample) for sample in chosen])

@@ -1,1 +1,1 @@
-"""Toy scenes drawn from a seed, and their layouts on disk."""
+"""Toy datasets drawn from a seed, one file per layout."""

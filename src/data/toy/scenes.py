@@ -1,8 +1,8 @@
 """Toy scenes: textured shapes on cluttered backgrounds, drawn from a seed with numpy and PIL.
 
-They exist so that every command, test and notebook runs anywhere in minutes, without a download;
-results on them mean nothing. A `Scene` knows the mask and the box of each object, so that layouts
-for detection and segmentation can be written from the same drawings as the classification folders.
+With them, every command, test and notebook runs anywhere in minutes, without a download; results on
+them mean nothing. A `Scene` has the mask and the box of each object, so the same drawings serve
+classification, detection and segmentation.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Mask = NDArray[np.bool_]
 Outline = NDArray[np.float64]
 
 _SUPERSAMPLING = 4
-# Radians. Shapes stay nearly upright, so that a small network learns them in minutes on a laptop.
+# Radians. Shapes are nearly upright, so that a small network learns them in minutes on a laptop.
 _LARGEST_TURN = 0.35
 _HUE_SPREAD = 0.045
 
@@ -56,7 +56,7 @@ def draw_scene(
     rng: np.random.Generator,
     radius: tuple[float, float] = (0.27, 0.45),
 ) -> Scene:
-    """Draw shapes at random places, small turns, typical colours and random textures.
+    """Draw shapes with random positions, small rotations, typical colours and random textures.
 
     Args:
         names: Class of each object from back to front, each one of `SHAPES`.
@@ -65,7 +65,7 @@ def draw_scene(
         radius: Smallest and largest circumradius of an object, relative to the shorter side.
 
     Returns:
-        The scene. Objects that others hide completely are left out.
+        The scene, without objects that others hide completely.
     """
     ground = _ground_colours(rng)
     canvas = _paint(_noise(size, rng, finest=rng.choice([8, 16, 32])), ground)
@@ -95,7 +95,7 @@ def _visible(names: Sequence[str], coverages: Sequence[Array]) -> tuple[SceneObj
     return tuple(reversed(objects))
 
 
-# Outlines live in the unit circle, x right, y down. Further outlines are cut out of the first.
+# Outlines are in the unit circle, x right, y down. The first is filled, the others are cut out.
 
 
 def _ellipse(radius: float = 1.0, x: float = 0.0) -> Outline:
@@ -149,7 +149,7 @@ def _coverage(
     rng: np.random.Generator,
     radius: tuple[float, float],
 ) -> Array:
-    """Share of each pixel that the shape covers after a random turn, stretch, scale and shift."""
+    """Share of each pixel covered by the shape after a random rotation, stretch, scale, shift."""
     height, width = size
     length = min(size) * rng.uniform(*radius)
     angle = rng.uniform(-_LARGEST_TURN, _LARGEST_TURN)
@@ -165,7 +165,7 @@ def _coverage(
     return np.asarray(canvas.reduce(_SUPERSAMPLING), dtype=np.float32) / 255
 
 
-# Colours are pairs of RGB tones; textures are maps in [0, 1] that mix the two.
+# Colours are pairs of RGB tones; textures are arrays in [0, 1] that mix the two.
 
 
 def _tones(hue: float, saturation: float, value: float, rng: np.random.Generator) -> Array:
@@ -180,10 +180,10 @@ def _ground_colours(rng: np.random.Generator) -> Array:
 
 
 def _object_colours(name: str, ground: Array, rng: np.random.Generator) -> Array:
-    """Two tones around the favourite hue of the shape, brighter or darker than the ground.
+    """Two tones around the typical hue of the shape, brighter or darker than the ground.
 
-    Things have typical colours, and so have toy shapes: it lets a small network learn in minutes.
-    Neighbouring hues overlap, so colour alone does not tell the class.
+    A typical colour lets a small network learn in minutes. Neighbouring hues overlap, so colour
+    alone does not determine the class.
     """
     hue = list(SHAPES).index(name) / len(SHAPES) + rng.uniform(-_HUE_SPREAD, _HUE_SPREAD)
     value = float(ground.max(axis=1).mean())  # of HSV
@@ -196,7 +196,7 @@ def _paint(texture: Array, tones: Array) -> Array:
 
 
 def _noise(size: tuple[int, int], rng: np.random.Generator, finest: int) -> Array:
-    """Smooth noise in [0, 1]: random grids of 2, 4, ... ``finest`` cells, enlarged and added."""
+    """Smooth noise in [0, 1]: random grids of 2, 4, ... ``finest`` cells, upsampled and summed."""
     total = np.zeros(size, dtype=np.float32)
     cells = 2
     while cells <= finest:
@@ -249,11 +249,11 @@ def _add_clutter(canvas: Array, ground: Array, rng: np.random.Generator) -> Arra
 def _add_object(
     canvas: Array, coverage: Array, tones: Array, light: float, rng: np.random.Generator
 ) -> Array:
-    """Lay a shape with its shadow, surface and lit rim over the canvas."""
+    """Draw a shape with its shadow, surface and lit rim on the canvas."""
     reach = min(coverage.shape) / 24
     soft = _blur(coverage, reach / 2)
     shadow = _shift(soft, -reach * math.cos(light), -reach * math.sin(light))[..., None]
-    # The blurred mask is a hill; its slope towards the light makes the rim look rounded.
+    # The slope of the blurred mask towards the light makes the rim look rounded.
     slope = np.gradient(soft)
     rim = (slope[0] * math.sin(light) + slope[1] * math.cos(light))[..., None] * reach
     surface = _paint(_pattern((coverage.shape[0], coverage.shape[1]), rng), tones) - 0.8 * rim

@@ -1,4 +1,4 @@
-"""Builders of transforms: arguments in, a callable on PIL images out."""
+"""Transforms of the official recipes for training and evaluation."""
 
 from src.data.transforms.classification import eval_transform, train_transform
 

@@ -1,9 +1,9 @@
 """Transforms of the official ImageNet recipe.
 
 Training is timm's ``create_transform`` with the official arguments (RandomResizedCrop, flip,
-RandAugment, normalise, random erasing). Evaluation is PIL: the shorter side to the size with
-bicubic, then the centre; the official crop ratio is 1.0, not the 0.875 of most ImageNet code. Mixup
-and CutMix act on batches and belong to the task.
+RandAugment, normalisation, random erasing). Evaluation resizes the shorter side with PIL's bicubic
+filter and crops the centre; the official crop ratio is 1.0, not the usual 0.875. Mixup and CutMix
+act on batches and belong to the task.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from src.errors import UserError
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 
-_LONGEST_SHAPE = 16  # sides of 1 to 16: more than the centre crop ever sees
+_MAX_ASPECT_RATIO = 16  # far more than what the centre crop keeps
 
 
 def train_transform(
@@ -81,20 +81,19 @@ def train_transform(
     except (AssertionError, KeyError, ValueError) as error:
         raise UserError(
             f"timm cannot build the training transform with auto_augment={auto_augment!r} "
-            f"({error or type(error).__name__}). "
-            'Accepted are policies such as "rand-m9-mstd0.5-inc1", "augmix-m3-w3", "original" or '
-            "null."
+            f"({error or type(error).__name__}); expected a policy such as "
+            '"rand-m9-mstd0.5-inc1", "augmix-m3-w3", "original", or null.'
         ) from error
     _let_posterize_reach_zero(transform)
     return cast("Callable[[Image.Image], Tensor]", transform)
 
 
 def _let_posterize_reach_zero(transform: tv.Compose) -> None:
-    """Repair timm's posterize in place.
+    """Let timm's posterize keep 0 bits, in place.
 
-    At magnitude 10 the "increasing" policies keep 0 bits, which means a black image. Pillow 13
-    refuses 0 bits, so that the official policy rand-m9-mstd0.5-inc1 stops training at a random
-    step.
+    At magnitude 10 the "increasing" policies keep 0 bits, which gives a black image. Pillow 13
+    raises an error for 0 bits, so the official policy rand-m9-mstd0.5-inc1 would stop training at a
+    random step.
     """
     for step in transform.transforms:
         groups = [getattr(step, "ops", []), *getattr(step, "policy", [])]
@@ -110,12 +109,12 @@ def _posterize(image: Image.Image, bits_to_keep: int, **kwargs: object) -> Image
 
 
 def shorten(image: Image.Image) -> Image.Image:
-    """The middle of a very long image: enlarging all of it would take more memory than there is.
+    """Crop the middle of a very long image, whose resized copy would exhaust the memory.
 
     Args:
-        image: Any image; only one with sides of more than 1 to 16 is cut.
+        image: Any image; only one with an aspect ratio above 16 is cropped.
     """
-    longest = _LONGEST_SHAPE * min(image.size)
+    longest = _MAX_ASPECT_RATIO * min(image.size)
     left, top = (max(0, (side - longest) // 2) for side in image.size)
     if not left and not top:
         return image

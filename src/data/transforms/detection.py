@@ -1,8 +1,8 @@
-"""Transforms of the official COCO recipes, through albumentations.
+"""Transforms of the official COCO recipes, with albumentations.
 
-Source: the pipelines of the official InternImage configurations (mmdetection 2.28): resize that
-keeps the shape, horizontal flip, and for the long schedules a resize to one of many sizes, half of
-the time after a crop. Boxes, masks and image go through the same steps together.
+Source: the pipelines of the official InternImage configurations (mmdetection 2.28): a resize that
+keeps the aspect ratio, a horizontal flip, and for the long schedules a resize to one of many sizes,
+half of the time after a crop. Image, boxes and masks are transformed together.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import random
 from collections.abc import Sequence
 from typing import Any, Literal
 
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else it asks PyPI at every start
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # or it queries PyPI at every start
 
 import albumentations as A
 import cv2
@@ -28,16 +28,16 @@ Scale = tuple[int, int]
 Triple = tuple[float, float, float]
 ScaleMode = Literal["value", "range"]
 
-# The loader's processes use the cores already; OpenCV's own threads would only get in their way.
+# The loader's workers use all cores already; OpenCV's threads would compete with them.
 cv2.setNumThreads(0)
 
 
 class NoObjectLeftError(Exception):
-    """A crop shows no object although it must."""
+    """A crop has no annotation although it must have one."""
 
 
 class RandomFitResize(A.DualTransform):
-    """Scale to fit one of several sizes, or a size between the smallest and the largest.
+    """Resize to fit one of several sizes, or a size between the smallest and the largest.
 
     Args:
         scales: Largest long and short side in pixels.
@@ -73,16 +73,17 @@ class RandomFitResize(A.DualTransform):
         return resize(mask, size, cv2.INTER_NEAREST)
 
     def apply_to_bboxes(self, bboxes: Array, **_: Any) -> Array:
-        """Boxes are relative to the image, so they stay."""
+        """Boxes are relative to the image size, so they do not change."""
         return bboxes
 
 
 class RandomWindow(A.DualTransform):
-    """Crop a window of random size at a random place; boxes without area are dropped.
+    """Crop a window of random size and position; boxes without area are dropped.
 
     Args:
-        sides: Smallest and largest side of the window in pixels; smaller images keep theirs.
-        allow_empty: Whether the window may show no object.
+        sides: Smallest and largest side of the window in pixels; shorter sides of an image are not
+            cropped.
+        allow_empty: Whether the window may have no annotation.
     """
 
     def __init__(self, sides: tuple[int, int], allow_empty: bool) -> None:
@@ -96,7 +97,7 @@ class RandomWindow(A.DualTransform):
         """Draw the window.
 
         Raises:
-            NoObjectLeftError: If it must show an object and does not.
+            NoObjectLeftError: If it must have an annotation and has none.
         """
         height, width = data["image"].shape[:2]
         rng = self.random_generator
@@ -146,21 +147,21 @@ def _cut(bboxes: Array, window: tuple[int, int, int, int], full: tuple[int, int]
     size = np.array([right - left, bottom - top] * 2, np.float64)
     boxes = (bboxes[:, :4] * [width, height, width, height] - [left, top, left, top]) / size
     boxes = boxes.clip(0, 1)
-    # Sides that float32 can tell apart.
+    # The sides must differ in float32.
     seen = ((boxes[:, 2:] - boxes[:, :2]) * size[:2] > 1e-3).all(axis=1)
     return np.concatenate([boxes, bboxes[:, 4:]], axis=1)[seen]
 
 
 class DetectionTrainTransform:
-    """Resize, flip and optionally crop an image with its objects.
+    """Resize, flip and optionally crop an image with its annotations.
 
     Args:
-        scales: Sizes (long and short side) that images are scaled to fit.
+        scales: Sizes (long and short side) that images are resized to fit.
         scale_mode: ``value`` takes one of the sizes, ``range`` draws both sides between them.
-        crop_scales: If given, half of the images are first scaled to fit one of these sizes and
-            cropped, then scaled to ``scales``.
+        crop_scales: If given, half of the images are first resized to fit one of these sizes and
+            cropped, then resized to ``scales``.
         crop_sides: Smallest and largest side of the crop.
-        allow_empty_crop: Whether a crop may show no object.
+        allow_empty_crop: Whether a crop may have no annotation.
         hflip: Probability of a horizontal flip.
         mean: Mean of each RGB channel, of values in [0, 1].
         std: Standard deviation of each RGB channel.
@@ -201,7 +202,7 @@ class DetectionTrainTransform:
         seed: int,
     ) -> tuple[Tensor, Tensor, Tensor, list[int]] | None:
         """See `InstanceTransform`."""
-        # One generator for all steps: seeding each step alike would tie their draws together.
+        # One generator for all steps; the same seed for each step would correlate them.
         self._compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
         try:
             done = self._compose(
@@ -224,17 +225,17 @@ class DetectionTrainTransform:
 
 
 def _stack(masks: Sequence[NDArray[np.uint8]]) -> dict[str, Array]:
-    """The masks as albumentations wants them; it refuses an empty list."""
+    """The masks as albumentations expects them; it refuses an empty list."""
     return {"masks": np.stack(masks)} if len(masks) else {}
 
 
 class DetectionEvalTransform:
-    """Scale to fit and normalise; optionally further views of other sizes and mirrored.
+    """Resize to fit and normalise; optionally with further views for test-time augmentation.
 
     Args:
         scale: Largest long and short side in pixels.
-        ratios: Sizes of the views relative to ``scale``; each comes mirrored as well. None is no
-            further view.
+        ratios: Scales of the views relative to ``scale``, each with and without a flip; empty for
+            no further views.
         mean: Mean of each RGB channel, of values in [0, 1].
         std: Standard deviation of each RGB channel.
     """
@@ -252,7 +253,7 @@ class DetectionEvalTransform:
         return self._prepare(image, 1.0)
 
     def views(self, image: NDArray[np.uint8]) -> list[tuple[Tensor, bool]]:
-        """The further views, and whether each is mirrored left to right."""
+        """The further views, and whether each is flipped horizontally."""
         return [
             (view.flip(-1) if mirror else view, mirror)
             for ratio, mirror in self._views

@@ -1,4 +1,4 @@
-"""What the datasets ask of a transform; the library behind it can change."""
+"""Protocols of the transforms, so that datasets do not depend on an augmentation library."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class PairTransform(Protocol):
-    """Random transform of an image together with its labels, for training."""
+    """Random transform of an image and its labels, for training."""
 
     def __call__(
         self, image: NDArray[np.uint8], label: NDArray[np.uint8], seed: int
@@ -20,8 +20,8 @@ class PairTransform(Protocol):
 
         Args:
             image: RGB image of shape ``(H, W, 3)``.
-            label: Class of every pixel, shape ``(H, W)``; 255 counts nowhere.
-            seed: Decides everything random: the same seed gives the same result.
+            label: Class of every pixel, shape ``(H, W)``; 255 is ignored.
+            seed: Source of all randomness; the same seed gives the same result.
 
         Returns:
             Normalised image, float32, shape ``(3, h, w)``, and its labels, int64, ``(h, w)``.
@@ -30,11 +30,11 @@ class PairTransform(Protocol):
 
 
 class ViewsTransform(Protocol):
-    """Fixed preparation of an image for evaluation, in one or more ways."""
+    """Deterministic preparation of an image for evaluation: one view or several."""
 
     @property
     def flipped(self) -> list[bool]:
-        """Which of the views are mirrored left to right."""
+        """Which of the views are flipped horizontally."""
         ...
 
     def __call__(self, image: NDArray[np.uint8]) -> list[Tensor]:
@@ -43,7 +43,7 @@ class ViewsTransform(Protocol):
 
 
 class InstanceTransform(Protocol):
-    """Random transform of an image together with its objects, for training."""
+    """Random transform of an image and its annotations, for training."""
 
     def __call__(
         self,
@@ -57,24 +57,24 @@ class InstanceTransform(Protocol):
         Args:
             image: RGB image of shape ``(H, W, 3)``.
             boxes: ``x1, y1, x2, y2`` in pixels inside the image, shape ``(N, 4)``.
-            masks: Mask of each object, 0 and 1, shape ``(H, W)``; empty for boxes alone.
-            seed: Decides everything random: the same seed gives the same result.
+            masks: Mask of each box, 0 and 1, shape ``(H, W)``; empty for boxes without masks.
+            seed: Source of all randomness; the same seed gives the same result.
 
         Returns:
             Normalised image, float32, ``(3, h, w)``; boxes, float32, ``(n, 4)``; masks, uint8,
-            ``(n, h, w)`` (none for boxes alone); and which objects are left. None if a crop shows
-            no object and must.
+            ``(n, h, w)`` (empty without masks); and the indices of the boxes that are left. None if
+            a crop must have an annotation and has none.
         """
         ...
 
 
 class ImageTransform(Protocol):
-    """Fixed preparation of an image; for test-time augmentation in further ways."""
+    """Deterministic preparation of an image, with further views for test-time augmentation."""
 
     def __call__(self, image: NDArray[np.uint8]) -> Tensor:
         """Prepare one RGB image ``(H, W, 3)``: normalised, float32, ``(3, h, w)``."""
         ...
 
     def views(self, image: NDArray[np.uint8]) -> list[tuple[Tensor, bool]]:
-        """Further preparations, each with whether it is mirrored left to right; mostly none."""
+        """Further views, each with whether it is flipped horizontally; usually none."""
         ...

@@ -1,12 +1,12 @@
-"""Transforms of the official ADE20K recipe, through albumentations.
+"""Transforms of the official ADE20K recipe, with albumentations.
 
 Source: the pipelines of the official InternImage configurations (mmsegmentation 0.27): random
-resize, crop that no class dominates, flip, photometric distortion, normalisation, padding; in
-evaluation a resize that keeps the shape and then rounds the sides up. All resizes are OpenCV's
-bilinear ones without antialiasing, as officially.
+resize, a crop that no class dominates, flip, photometric distortion, normalisation, padding; in
+evaluation a resize that keeps the aspect ratio and then rounds the sides up. As in the official
+code, all resizes are bilinear ones of OpenCV without antialiasing.
 
-albumentations is not maintained any more, so nothing outside this file knows it: the datasets use
-the protocols of ``protocols.py``. Importing this file takes seconds; do it late.
+albumentations is no longer maintained. Only the files of this folder import it; the datasets use
+the protocols of ``protocols.py``. Importing it takes seconds, so the data modules do it late.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else it asks PyPI at every start
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # or it queries PyPI at every start
 
 import albumentations as A
 import cv2
@@ -31,12 +31,12 @@ from src.types import IGNORE_LABEL
 Array = NDArray[Any]
 Triple = tuple[float, float, float]
 
-# The loader's processes use the cores already; OpenCV's own threads would only get in their way.
+# The loader's workers use all cores already; OpenCV's threads would compete with them.
 cv2.setNumThreads(0)
 
 
 def fit_size(size: tuple[int, int], scale: tuple[int, int]) -> tuple[int, int]:
-    """Size of an image that is scaled to fit, keeping its shape.
+    """Size of an image that is resized to fit, with its aspect ratio kept.
 
     Args:
         size: Height and width in pixels.
@@ -58,7 +58,7 @@ def resize(image: Array, size: tuple[int, int], interpolation: int = cv2.INTER_L
 
 
 class RandomRatioResize(A.DualTransform):
-    """Scale to fit ``scale * ratio`` with a random ratio; labels take the nearest pixel."""
+    """Resize to fit ``scale * ratio`` with a random ratio; nearest neighbour for labels."""
 
     def __init__(self, scale: tuple[int, int], ratio_range: tuple[float, float]) -> None:
         super().__init__(p=1.0)
@@ -85,7 +85,7 @@ class RandomRatioResize(A.DualTransform):
 class RandomCategoryCrop(A.DualTransform):
     """Random crop, drawn again while one class has too large a share of its labelled pixels.
 
-    Smaller images are not padded here. After ten tries the next crop is taken as it is.
+    Smaller images are not padded here. After ten tries the next crop is used as it is.
     """
 
     tries = 10
@@ -135,8 +135,8 @@ class RandomCategoryCrop(A.DualTransform):
 class PhotometricDistortion(A.ImageOnlyTransform):
     """Brightness, contrast, saturation and hue, each with probability 1/2.
 
-    Contrast comes first or last, at random. Every step rounds down to 8 bits. Ranges as officially:
-    brightness ±32, contrast and saturation 0.5 to 1.5, hue ±18 of 180.
+    Contrast comes first or last, at random. Every step rounds down to 8 bits. The official ranges
+    are brightness ±32, contrast and saturation 0.5 to 1.5, hue ±18 of 180.
     """
 
     def __init__(self) -> None:
@@ -145,7 +145,7 @@ class PhotometricDistortion(A.ImageOnlyTransform):
     def get_params_dependent_on_data(
         self, params: dict[str, Any], data: dict[str, Any]
     ) -> dict[str, Any]:
-        """Draw the strength of every step; None leaves it out."""
+        """Draw the strength of every step, or None for a step that is left out."""
         rng = self.random_generator
         draw = {
             "brightness": rng.uniform(-32, 32),
@@ -197,7 +197,8 @@ class TrainTransform:
         crop_size: Height and width of the result in pixels.
         scale: Largest long and short side that ratio 1 scales to.
         ratio_range: Smallest and largest ratio.
-        cat_max_ratio: Share of a crop's labelled pixels that one class should stay below; 1 is off.
+        cat_max_ratio: Share of a crop's labelled pixels that every class should stay below; 1 is
+            off.
         hflip: Probability of a horizontal flip.
         photometric: Whether to change brightness, contrast, saturation and hue.
         mean: Mean of each RGB channel, of values in [0, 1].
@@ -230,20 +231,20 @@ class TrainTransform:
         self, image: NDArray[np.uint8], label: NDArray[np.uint8], seed: int
     ) -> tuple[Tensor, Tensor]:
         """See `PairTransform`."""
-        # One generator for all steps: seeding each step alike would tie their draws together.
+        # One generator for all steps; the same seed for each step would correlate them.
         self._compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
         done = self._compose(image=image, mask=label)
         return _to_tensor(done["image"]), torch.from_numpy(done["mask"].astype(np.int64))
 
 
 class EvalTransform:
-    """Resize to fit, round the sides up, normalise; optionally several sizes and mirrored.
+    """Resize to fit, round the sides up, normalise; optionally at several scales, with flips.
 
     Args:
-        scale: Largest long and short side of an image, of ratio 1.
-        size_divisor: Sides are stretched to multiples of this.
-        ratios: Sizes of the views relative to ``scale``.
-        flip: Whether every view comes mirrored as well.
+        scale: Largest long and short side of an image at ratio 1.
+        size_divisor: Sides are resized to multiples of this.
+        ratios: Scales of the views relative to ``scale``.
+        flip: Whether every view is followed by its flipped copy.
         mean: Mean of each RGB channel, of values in [0, 1].
         std: Standard deviation of each RGB channel.
     """
@@ -265,14 +266,14 @@ class EvalTransform:
 
     @property
     def flipped(self) -> list[bool]:
-        """Which of the views are mirrored left to right."""
+        """Which of the views are flipped horizontally."""
         return [mirror for _ in self.scales for mirror in ([False, True] if self.flip else [False])]
 
     def __call__(self, image: NDArray[np.uint8]) -> list[Tensor]:
         """See `ViewsTransform`."""
         views = []
         for scale in self.scales:
-            # Two resizes, not one to the final size: the official pipeline rounds in between.
+            # Two resizes and not one, because the official pipeline rounds in between.
             fitted = resize(image, fit_size(image.shape[:2], scale))
             divisor = self.size_divisor
             rounded = [math.ceil(side / divisor) * divisor for side in fitted.shape[:2]]

@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> Report:
             report.problems.append(str(error))
             continue
         present: Counter[int] = Counter()
-        with ThreadPool(max(1, args.workers)) as pool:  # PIL decodes outside Python's lock
+        with ThreadPool(max(1, args.workers)) as pool:  # PIL releases the GIL while it decodes
             check = _Check(len(names), not args.count_from_zero, args.max_pixels)
             for classes, problem in pool.imap(check, pairs, chunksize=8):
                 present.update(classes)

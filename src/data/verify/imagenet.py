@@ -121,7 +121,7 @@ def _compare(root: Path, counts: Counts, report: Report) -> None:
 
 
 def _broken(images: Sequence[str], workers: int, max_pixels: int) -> list[str]:
-    with ThreadPool(max(1, workers)) as pool:  # PIL decodes outside Python's lock
+    with ThreadPool(max(1, workers)) as pool:  # PIL releases the GIL while it decodes
         results = pool.imap(partial(_decode_error, max_pixels=max_pixels), images, chunksize=16)
         return [sentence for sentence in _progress(results, len(images)) if sentence]
 

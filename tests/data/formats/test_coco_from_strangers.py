@@ -347,7 +347,7 @@ def test_columns_agree_with_the_rules_of_the_official_code(write):
     }
     entries = [annotation(n, **changes) for n, changes in enumerate(cases.values())]
     path = write(content(*entries))
-    learned, boxes = CocoFile(path).learnable(0)
+    learned, boxes = CocoFile(path).training_annotations(0)
     assert len(learned) == 2
     assert boxes.tolist() == [[10, 10, 50, 40]] * 2
-    assert len(CocoFile(path, masks=False).learnable(0)[0]) == 4
+    assert len(CocoFile(path, masks=False).training_annotations(0)[0]) == 4
