@@ -20,7 +20,8 @@ from src.data.classes.class_names import (
 from src.data.datamodules.base import BaseDataModule, check
 from src.data.datasets.image_folder import (
     ImageFilesDataset,
-    ImageFolderDataset,
+    LabelledImages,
+    class_folder_files,
 )
 from src.data.datasets.readable import BrokenImages
 from src.data.transforms.classification import Interpolation, eval_transform, train_transform
@@ -176,7 +177,7 @@ class ImageNetDataModule(BaseDataModule):
         if stage == "fit":
             dataset = self._labelled("train", train=True)
             self._datasets["train"] = dataset
-            where = f"no folder of {self.root / self.splits['train']}"
+            where = f"none of the {len(dataset)} training images"
             self.warn_of_absent(set(dataset.labels.tolist()), where)
         if stage in ("fit", "validate"):
             self._datasets["val"] = self._labelled("val")
@@ -190,12 +191,17 @@ class ImageNetDataModule(BaseDataModule):
                 max_pixels=self.max_pixels,
             )
 
-    def _labelled(self, split: str, *, train: bool = False) -> ImageFolderDataset:
-        transform = self._train_transform if train else self._eval_transform
-        return ImageFolderDataset(
-            self.root / self.splits[split],
-            transform,
-            self.classes.folders,
+    def labelled_files(self, split: str) -> tuple[list[str], list[int]]:
+        """Image files of ``train``, ``val`` or ``test``, and the label of each.
+
+        A dataset of another layout overrides this and `class_names`.
+        """
+        return class_folder_files(self.root / self.splits[split], self.classes.folders)
+
+    def _labelled(self, split: str, *, train: bool = False) -> LabelledImages:
+        return LabelledImages(
+            *self.labelled_files(split),
+            self._train_transform if train else self._eval_transform,
             self.broken_images,
             upright=self.upright,
             max_pixels=self.max_pixels,

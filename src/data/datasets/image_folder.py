@@ -42,56 +42,31 @@ class Sample(TypedDict):
     surplus: NotRequired[bool]
 
 
-class ImageFolderDataset(ReadableImages, Dataset[Sample]):
-    """Labelled images of ``root/<class>/**``; a label is the index of its folder in ``folders``.
+class LabelledImages(ReadableImages, Dataset[Sample]):
+    """Images with one label each.
 
     Args:
-        root: Folder of one split.
+        paths: Image files.
+        labels: Class index of each.
         transform: From an RGB image to a tensor of shape ``(3, H, W)``.
-        folders: Class folders in label order; ``root`` may lack some of them. Default: the folders
-            found, sorted.
-        broken_images: ``"error"`` raises on the first file that cannot be decoded; ``"skip"`` takes
-            the next image instead or, in evaluation, counts nothing for it.
+        broken_images: ``"error"`` raises on the first file that cannot be decoded; ``"skip"`` uses
+            the next image instead or, in evaluation, gives a surplus sample.
         upright: Turn images as their EXIF block says.
         max_pixels: Larger images count as broken.
         train: Whether the images are for training.
-
-    Raises:
-        UserError: If the folder is missing, holds no classes, an unknown class or an empty class.
     """
 
     def __init__(
         self,
-        root: str | Path,
+        paths: Sequence[str],
+        labels: Sequence[int],
         transform: Transform,
-        folders: Sequence[str] | None = None,
         broken_images: BrokenImages = "error",
         *,
         upright: bool = False,
-        train: bool = False,
         max_pixels: int = MAX_PIXELS,
+        train: bool = False,
     ) -> None:
-        found = _class_folders(Path(root))
-        self.folders = tuple(found if folders is None else folders)
-        label_of = {folder: label for label, folder in enumerate(self.folders)}
-        paths: list[str] = []
-        labels: list[int] = []
-        for folder in found:
-            if folder not in label_of:
-                raise UserError(
-                    f"The class folder {Path(root) / folder} has no label: the dataset's "
-                    f"{len(label_of)} classes do not include "
-                    f"{folder!r}. Remove the folder, or add the class to the training split or to "
-                    "class_names."
-                )
-            images = list_images(Path(root) / folder)
-            if not images:
-                raise UserError(
-                    f"The class folder {Path(root) / folder} holds no images. "
-                    f"Add files ending in one of {LISTED_EXTENSIONS}, or remove the folder."
-                )
-            paths += images
-            labels += [label_of[folder]] * len(images)
         super().__init__(paths, broken_images, upright=upright, max_pixels=max_pixels)
         self.labels = np.array(labels, dtype=np.int64)
         self.transform, self.train = transform, train
@@ -148,6 +123,41 @@ class ImageFilesDataset(FilesToPredict, Dataset[Sample]):
     def sample(self, image: Image.Image, index: int) -> Sample:
         """Image and path, without ``label``."""
         return {"image": self.transform(image), "path": self.path(index)}
+
+
+def class_folder_files(
+    root: str | Path, folders: Sequence[str] | None = None
+) -> tuple[list[str], list[int]]:
+    """Images of ``root/<class>/**`` and their labels, sorted by class folder and file name.
+
+    Args:
+        root: Folder of one split.
+        folders: Class folders in label order; ``root`` may lack some of them. Default: the folders
+            found, sorted.
+
+    Raises:
+        UserError: If the folder is missing, holds no classes, an unknown class or an empty class.
+    """
+    found = _class_folders(Path(root))
+    label_of = {folder: label for label, folder in enumerate(found if folders is None else folders)}
+    paths: list[str] = []
+    labels: list[int] = []
+    for folder in found:
+        if folder not in label_of:
+            raise UserError(
+                f"The class folder {Path(root) / folder} has no label: the dataset's "
+                f"{len(label_of)} classes do not include {folder!r}. Remove the folder, or add the "
+                "class to the training split or to class_names."
+            )
+        images = list_images(Path(root) / folder)
+        if not images:
+            raise UserError(
+                f"The class folder {Path(root) / folder} holds no images. "
+                f"Add files ending in one of {LISTED_EXTENSIONS}, or remove the folder."
+            )
+        paths += images
+        labels += [label_of[folder]] * len(images)
+    return paths, labels
 
 
 def _class_folders(root: Path) -> list[str]:

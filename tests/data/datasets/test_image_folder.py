@@ -3,13 +3,21 @@ import torch
 from torch.utils.data import DataLoader
 from torchvision.transforms.functional import to_tensor
 
-from src.data.datasets import ImageFilesDataset, ImageFolderDataset
+from src.data.datasets.image_folder import (
+    ImageFilesDataset,
+    LabelledImages,
+    class_folder_files,
+)
 from src.errors import UserError
+
+
+def read(root, folders=None, **options):
+    return LabelledImages(*class_folder_files(root, folders), to_tensor, **options)
 
 
 def test_samples_come_in_class_and_file_order(make_tree):
     root = make_tree({"val": {"b": 1, "a": 2}}) / "val"
-    data = ImageFolderDataset(root, to_tensor)
+    data = read(root)
     assert [(data[i]["label"], data[i]["path"]) for i in range(len(data))] == [
         (0, str(root / "a" / "0.png")),
         (0, str(root / "a" / "1.png")),
@@ -20,25 +28,25 @@ def test_samples_come_in_class_and_file_order(make_tree):
 
 def test_labels_go_by_name_when_a_class_is_missing(make_tree):
     root = make_tree({"val": {"b": 1, "d": 1}}) / "val"
-    data = ImageFolderDataset(root, to_tensor, folders=["a", "b", "c", "d"])
+    data = read(root, folders=["a", "b", "c", "d"])
     assert data.labels.tolist() == [1, 3]
 
 
 def test_names_with_any_letters_survive(make_tree):
     root = make_tree({"val": {"größe 猫": 1}}) / "val"
-    assert ImageFolderDataset(root, to_tensor)[0]["path"] == str(root / "größe 猫" / "0.png")
+    assert read(root)[0]["path"] == str(root / "größe 猫" / "0.png")
 
 
 def test_folders_that_cannot_be_used_are_named(make_tree, tmp_path):
     root = make_tree({"val": {"a": 1, "empty": 0}}) / "val"
     with pytest.raises(UserError, match=r"class folder .*empty holds no images"):
-        ImageFolderDataset(root, to_tensor)
+        read(root)
     with pytest.raises(UserError, match=r"val/a has no label.*'a'"):
-        ImageFolderDataset(root, to_tensor, folders=["empty"])
+        read(root, folders=["empty"])
     with pytest.raises(UserError, match=r"absent does not exist"):
-        ImageFolderDataset(tmp_path / "absent", to_tensor)
+        read(tmp_path / "absent")
     with pytest.raises(UserError, match=r"a has no class folders"):
-        ImageFolderDataset(root / "a", to_tensor)
+        read(root / "a")
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
@@ -46,7 +54,7 @@ def test_a_broken_image_is_one_sentence_from_any_process(make_tree, truncate, nu
     root = make_tree({"val": {"a": 3}}) / "val"
     broken = truncate(root / "a" / "1.png")
     with pytest.raises(UserError) as caught:
-        list(DataLoader(ImageFolderDataset(root, to_tensor), num_workers=num_workers))
+        list(DataLoader(read(root), num_workers=num_workers))
     message = str(caught.value)
     assert message.startswith(f"The image {broken} cannot be read: ")
     assert message.endswith("--data.broken_images skip.")
@@ -57,7 +65,7 @@ def test_a_broken_image_is_one_sentence_from_any_process(make_tree, truncate, nu
 def test_skipping_takes_the_next_image_and_remembers(make_tree, truncate, num_workers):
     root = make_tree({"val": {"a": 3, "b": 2}}) / "val"
     broken = [str(truncate(root / "a" / "2.png")), str(truncate(root / "b" / "1.png"))]
-    data = ImageFolderDataset(root, to_tensor, broken_images="skip", train=True)
+    data = read(root, broken_images="skip", train=True)
     for _ in range(2):
         loader = DataLoader(data, batch_size=5, num_workers=num_workers)
         (batch,) = list(loader)
@@ -70,7 +78,7 @@ def test_skipping_ends_when_nothing_can_be_read(make_tree, truncate):
     for path in sorted((root / "a").iterdir()):
         truncate(path)
     with pytest.raises(UserError, match=r"2 images in a row .*0\.png.*verify imagenet"):
-        ImageFolderDataset(root, to_tensor, broken_images="skip", train=True)[0]
+        read(root, broken_images="skip", train=True)[0]
 
 
 def test_files_come_from_a_folder_at_any_depth_or_are_a_single_one(make_tree):
@@ -88,7 +96,7 @@ def test_files_come_from_a_folder_at_any_depth_or_are_a_single_one(make_tree):
 
 
 def test_nothing_to_predict_is_said(tmp_path):
-    with pytest.raises(UserError, match=r"absent is no file and no folder"):
+    with pytest.raises(UserError, match=r"absent is neither a file nor a folder"):
         ImageFilesDataset(tmp_path / "absent", to_tensor)
     with pytest.raises(UserError, match=r"holds no images"):
         ImageFilesDataset(tmp_path, to_tensor)
