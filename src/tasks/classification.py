@@ -1,8 +1,8 @@
 """Image classification: mixup, soft targets, top-1 and top-5, named predictions.
 
-The recipe is the official InternImage one, which is timm's: ``timm.data.Mixup`` when one of its
-strengths is set (label smoothing then happens inside it), else cross entropy with label smoothing.
-Augmentation of single images belongs to the data module.
+As in the official code, mixup and CutMix are those of ``timm.data.Mixup``, which then also smooths
+the labels; without them the loss is cross entropy with label smoothing. Augmentation of single
+images belongs to the data module.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class ClassificationTask(BaseTask):
         mixup_alpha: Strength of mixup, 0 is off.
         cutmix_alpha: Strength of CutMix, 0 is off.
         mixup_prob: Probability that a batch is mixed, in [0, 1].
-        mixup_switch_prob: Probability of CutMix where both are on, in [0, 1].
-        label_smoothing: Share of the target spread evenly over all classes, in [0, 1).
+        mixup_switch_prob: Probability of CutMix if both are on, in [0, 1].
+        label_smoothing: Share of the target that is spread over all classes, in [0, 1).
         kwargs: See :class:`BaseTask`.
     """
 
@@ -60,8 +60,8 @@ class ClassificationTask(BaseTask):
         _check(0 <= label_smoothing < 1, "label_smoothing", label_smoothing, "a share in [0, 1)")
         if num_classes < 2:
             raise UserError(
-                "There is one class, so there is nothing to tell apart; the data need a folder for "
-                "each of at least two classes."
+                f"Classification needs at least two classes, got {num_classes}; the data need a "
+                "folder for each class."
             )
         self.label_smoothing = label_smoothing
         self.mixup: Mixup | None = None
@@ -80,7 +80,7 @@ class ClassificationTask(BaseTask):
             _warn_inert("mixup_switch_prob", mixup_switch_prob, 0.5)
 
     def build_loss(self) -> nn.Module:
-        """Cross entropy; with mixup the smoothing is already in the soft targets."""
+        """Cross entropy; with mixup the soft targets are smoothed already."""
         return nn.CrossEntropyLoss(label_smoothing=0.0 if self.mixup else self.label_smoothing)
 
     def build_metrics(self) -> MetricCollection:
@@ -107,14 +107,14 @@ class ClassificationTask(BaseTask):
 
     @staticmethod
     def _mix(mixup: Mixup, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-        """Mixed images and soft targets; timm pairs images, so an odd one is left out."""
+        """Mixed images and soft targets; timm pairs images, so the last odd one is dropped."""
         even = len(image) - len(image) % 2
         if even == 0:
             raise UserError(
                 "mixup and CutMix need at least two images per device and step; raise"
                 " data.batch_size or set mixup_alpha and cutmix_alpha to 0."
             )
-        # A copy, because timm mixes in place and the batch may still be shown by a callback.
+        # A copy, because timm mixes in place and callbacks may still read the batch.
         mixed: tuple[Tensor, Tensor] = mixup(image[:even].clone(), label[:even])
         return mixed
 
@@ -132,13 +132,13 @@ class ClassificationTask(BaseTask):
         self.log_dict(metrics, batch_size=size, prog_bar=True)
 
     def _logits(self, network: nn.Module, image: Tensor) -> Tensor:
-        """Logits without autocast: published accuracies are measured in the weights' precision."""
+        """Logits without autocast: published results were measured in the weights' precision."""
         with torch.autocast(self.device.type, enabled=False):
             logits: Tensor = network(image).float()
         return logits
 
     def predict_step(self, batch: ClassificationBatch, batch_idx: int) -> dict[str, Any]:
-        """Five best classes of every image.
+        """Predict the five most probable classes of every image.
 
         Returns:
             ``path`` (``N`` strings), ``index`` and ``probability`` of shape ``(N, k)``, best first,
@@ -155,7 +155,7 @@ class ClassificationTask(BaseTask):
 
 
 def _wrong_unless_finite(logits: Tensor, label: Tensor) -> Tensor:
-    """Logits ``(N, K)`` whose rows that are not finite name every class but the right one."""
+    """Logits ``(N, K)``, with rows that are not finite replaced by a wrong prediction."""
     wrong = 1.0 - F.one_hot(label, logits.shape[1]).to(logits.dtype)
     return torch.where(torch.isfinite(logits).all(-1, keepdim=True), logits, wrong)
 

@@ -22,7 +22,7 @@ def test_a_prepared_folder_does_not_lie_in_its_source(
 ) -> None:
     given = ["prepare", "from-folder", str(photos), "--out", str(photos / "out")]
     assert main(given) == 2
-    assert "lies in the source" in capsys.readouterr().err
+    assert "is inside the source" in capsys.readouterr().err
     assert not (photos / "out").exists()
 
 
@@ -38,7 +38,7 @@ def test_a_folder_that_cannot_be_made_is_named(
 @pytest.mark.parametrize(
     ("command", "sentence"),
     [
-        (("from-folder", "FILE"), "is a file. Expected are folders"),
+        (("from-folder", "FILE"), "is a file; expected folders"),
         (("from-coco", "gone.json"), "The annotation file gone.json does not exist"),
         (("from-coco", "FILE"), "is not a COCO annotation file"),
         (

@@ -192,7 +192,7 @@ def test_boxes_without_masks_are_refused_before_they_train_on_nothing(annotated,
     path.write_text(json.dumps(content))
     out = str(tmp_path / "out")
     assert main(["prepare", "from-coco", str(path), "--images", str(images), "--out", out]) == 2
-    assert "has no object with a box and a mask" in capsys.readouterr().err
+    assert "has no annotation with a box and a mask" in capsys.readouterr().err
 
 
 def write_masks(root, mode):

@@ -152,7 +152,7 @@ def test_a_box_that_clipping_leaves_no_width_is_left_out(root):
 
 def test_masks_cannot_be_learned_from_boxes_alone(root):
     data = content([annotation(1, segmentation=[]), annotation(2, segmentation=None)])
-    with pytest.raises(UserError, match=r"2 objects, but none with a mask.*data\.masks"):
+    with pytest.raises(UserError, match=r"2 annotations, but none with a usable mask.*data\.masks"):
         train_batches(root, data)
 
 
@@ -373,7 +373,7 @@ def test_validation_must_have_the_categories_of_training(root):
 
 def test_nothing_to_learn_from_is_an_error(root):
     write(root, content([]))
-    with pytest.raises(UserError, match="nothing to learn from"):
+    with pytest.raises(UserError, match="nothing to train on"):
         module(root).setup("fit")
 
 

@@ -73,7 +73,7 @@ def code(counts):
         ({"segmentation": code("\ud800")}, "run-length code that cannot be read"),
         ({"segmentation": {"size": [2**31, 2**31], "counts": [4]}}, "height and width"),
         ({"bbox": [10, 10, 40, 10**400]}, r"the bbox \[10, 10, 40, 1"),
-        ({"bbox": [10, 10, 40, 1e9]}, "accepted are numbers up to 1,000,000"),
+        ({"bbox": [10, 10, 40, 1e9]}, "expected numbers up to 1,000,000"),
         ({"bbox": [10, 10, 40, True]}, "the bbox"),
         ({"bbox": [10, 10, 40, "9"]}, "the bbox"),
         ({"bbox": [10, 10, 40, float("-inf")]}, "the bbox"),
@@ -127,9 +127,9 @@ def test_an_annotation_without_an_id_is_named_by_its_place(write):
         ({"file_name": "a\0.png"}, "a zero byte"),
         ({"file_name": "../a.png"}, "outside the folder"),
         ({"file_name": "b/../../a.png"}, "outside the folder"),
-        ({"file_name": "\ud800.png"}, "no valid text"),
-        ({"file_name": 5}, "no text"),
-        ({"file_name": ""}, "no text"),
+        ({"file_name": "\ud800.png"}, "not valid text"),
+        ({"file_name": 5}, "not text"),
+        ({"file_name": ""}, "not text"),
         ({"id": 1.0}, r"has the id 1\.0"),
         ({"id": True}, "has the id True"),
         ({"id": 10**30}, "has the id 1000"),
@@ -143,7 +143,7 @@ def test_a_wrong_image_is_refused_with_its_id(write, changes, message):
 
 
 def test_ids_of_two_kinds_and_repeated_ids_are_refused(write):
-    with pytest.raises(UserError, match=r"numbers and with text as id \('x' and 1\)"):
+    with pytest.raises(UserError, match=r"integers and with text as id \('x' and 1\)"):
         CocoFile(write(content(images=[image(1), image("x")])))
     with pytest.raises(UserError, match="several images with the same id 1"):
         CocoFile(write(content(images=[image(1), image(1)])))
@@ -158,7 +158,7 @@ def test_ids_of_two_kinds_and_repeated_ids_are_refused(write):
         ({"id": 2**70, "name": "x"}, "has the id 1180591620717411303424"),
         ({"id": 1, "name": ["x"]}, r"name \['x'\]"),
         ({"id": 1, "name": "x" * 2000}, "up to 1000 letters"),
-        ({"id": 1, "name": "\ud800"}, "no valid text"),
+        ({"id": 1, "name": "\ud800"}, "not valid text"),
     ],
 )
 def test_a_wrong_category_is_refused(write, category, message):
@@ -169,7 +169,7 @@ def test_a_wrong_category_is_refused(write, category, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"images":' + "[" * 200_000, "deeper than any COCO file"),
+        ('{"images":' + "[" * 200_000, "nested more deeply than any COCO file"),
         (json.dumps(content(annotation())).replace("1200", "[" * 90_000), "deeper|not json"),
         (json.dumps(content(annotation()))[:-40], "is not json"),
         (b"\xff\xfe\x00", "is not json"),
@@ -237,7 +237,7 @@ def test_masks_that_would_take_all_memory_are_refused(write, tmp_path):
     settings |= {"val_images": "images", "val_annotations": "a.json", "max_pixels": 4800}
     data = COCODataModule(**settings)
     data.setup("fit")
-    with pytest.raises(UserError, match=r"image 1 of 80x60 pixels has 70 objects, whose masks"):
+    with pytest.raises(UserError, match=r"image 1 of 80x60 pixels has 70 annotations, whose masks"):
         next(iter(data.train_dataloader()))
 
 
@@ -325,7 +325,7 @@ def test_many_annotations_take_little_time_and_memory(write, caplog):
     assert time.process_time() - start < 20
     assert file.num_annotations.tolist() == [6000] * 20
     assert (
-        "1 objects are left out of training because of no usable mask (annotation ids 70001)"
+        "1 annotations are left out of training because of no usable mask (ids 70001)"
         in (caplog.text)
     )
     assert file.annotations(3)[7]["bbox"] == boxes[3 + 7 * 20]

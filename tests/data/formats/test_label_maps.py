@@ -92,7 +92,7 @@ def test_value_above_the_classes(grey, num_classes, reduce, value):
     message = str(error.value)
     assert str(grey) in message
     assert f"has the value {value} in 1 pixels" in message
-    assert ("Accepted are 1 to 2" if reduce else "Accepted are 0 to 2") in message
+    assert ("expected 1 to 2" if reduce else "expected 0 to 2") in message
 
 
 def test_colours_are_refused(tmp_path):
