@@ -324,9 +324,8 @@ def test_many_annotations_take_little_time_and_memory(write, caplog):
         file = CocoFile(path)
     assert time.process_time() - start < 20
     assert file.num_annotations.tolist() == [6000] * 20
-    assert (
-        "1 annotations are left out of training because of no usable mask (ids 70001)"
-        in (caplog.text)
+    assert "1 annotations are left out of training because of no usable mask (ids 70001)" in (
+        caplog.text
     )
     assert file.annotations(3)[7]["bbox"] == boxes[3 + 7 * 20]
     assert os.path.getsize(path) > 10_000_000  # noqa: PTH202
