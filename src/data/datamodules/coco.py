@@ -245,7 +245,10 @@ class COCODataModule(BaseDataModule):
             self._datasets["test"] = self._evaluated("test")
         if stage == "predict":
             self._datasets["predict"] = ImagesToDetect(
-                self.predict_source(), self.eval_transform, self.max_pixels
+                self.predict_source(),
+                self.eval_transform,
+                upright=True,
+                max_pixels=self.max_pixels,
             )
 
     def train_dataloader(self) -> DataLoader[Any]:

@@ -255,24 +255,9 @@ class COCOEvalDataset(_CocoImages, Dataset[Sample]):
 
 
 class ImagesToDetect(FilesToPredict, Dataset[Sample]):
-    """Images without labels: one file of any name, or every image under a folder, sorted.
+    """Images to detect in; arguments are those of `FilesToPredict`. ``image_id`` counts from 1."""
 
-    Images are turned upright as their EXIF block says. ``image_id`` counts them from 1.
-
-    Args:
-        source: An image or a folder.
-        transform: Preparation of an image.
-        max_pixels: Larger images count as broken.
-
-    Raises:
-        UserError: If the source is missing or a folder without images.
-    """
-
-    def __init__(
-        self, source: str | Path, transform: ImageTransform, max_pixels: int = MAX_PIXELS
-    ) -> None:
-        super().__init__(source, upright=True, max_pixels=max_pixels)
-        self.transform = transform
+    transform: ImageTransform
 
     def sample(self, image: Image.Image, index: int) -> Sample:
         """Image with its number, size and path, and further views if the transform makes any."""

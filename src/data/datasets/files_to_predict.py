@@ -16,10 +16,11 @@ class FilesToPredict(ReadableImages):
     """One image file of any name, or every image under a folder, sorted.
 
     A file that cannot be decoded is remembered and gives a surplus sample, as does an index beyond
-    the end (`src.data.samplers.surplus`). A subclass says what a sample is in `sample`.
+    the end (`src.data.samplers.surplus`). Subclasses define `sample`.
 
     Args:
         source: An image or a folder.
+        transform: Preparation of an image, for `sample`.
         upright: Turn images as their EXIF block says.
         max_pixels: Larger images count as broken.
 
@@ -28,9 +29,15 @@ class FilesToPredict(ReadableImages):
     """
 
     def __init__(
-        self, source: str | Path, *, upright: bool = False, max_pixels: int = MAX_PIXELS
+        self,
+        source: str | Path,
+        transform: Any,
+        *,
+        upright: bool = False,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         super().__init__(find_images(source), "skip", upright=upright, max_pixels=max_pixels)
+        self.transform = transform
 
     def __getitem__(self, index: int) -> Any:
         """Read and prepare one image."""

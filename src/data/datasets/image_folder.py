@@ -97,28 +97,9 @@ class LabelledImages(ReadableImages, Dataset[Sample]):
 
 
 class ImageFilesDataset(FilesToPredict, Dataset[Sample]):
-    """Images without labels: one file of any name, or every image under a folder, sorted.
+    """Images to classify; arguments are those of `FilesToPredict`."""
 
-    Args:
-        source: An image or a folder.
-        transform: From an RGB image to a tensor of shape ``(3, H, W)``.
-        upright: Turn images as their EXIF block says.
-        max_pixels: Larger images count as broken.
-
-    Raises:
-        UserError: If the source is missing or a folder without images.
-    """
-
-    def __init__(
-        self,
-        source: str | Path,
-        transform: Transform,
-        *,
-        upright: bool = False,
-        max_pixels: int = MAX_PIXELS,
-    ) -> None:
-        super().__init__(source, upright=upright, max_pixels=max_pixels)
-        self.transform = transform
+    transform: Transform
 
     def sample(self, image: Image.Image, index: int) -> Sample:
         """Image and path, without ``label``."""

@@ -246,28 +246,9 @@ class SegmentationEvalDataset(_Pairs[ViewsTransform], Dataset[EvalSample]):
 
 
 class SegmentationFilesDataset(FilesToPredict, Dataset[EvalSample]):
-    """Images without labels: one file of any name, or every image under a folder, sorted.
+    """Images to segment; arguments are those of `FilesToPredict`."""
 
-    Args:
-        source: An image or a folder.
-        transform: Preparation of an image.
-        upright: Turn images as their EXIF block says.
-        max_pixels: Larger images count as broken.
-
-    Raises:
-        UserError: If the source is missing or a folder without images.
-    """
-
-    def __init__(
-        self,
-        source: str | Path,
-        transform: ViewsTransform,
-        *,
-        upright: bool = False,
-        max_pixels: int = MAX_PIXELS,
-    ) -> None:
-        super().__init__(source, upright=upright, max_pixels=max_pixels)
-        self.transform = transform
+    transform: ViewsTransform
 
     def sample(self, image: Image.Image, index: int) -> EvalSample:
         """Views of an image with its size and path, without ``label``."""
