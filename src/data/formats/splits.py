@@ -38,8 +38,8 @@ def assign(folders: Iterable[Path], found: str) -> dict[str, Path]:
         assert split is not None
         if split in splits:
             raise UserError(
-                f"The folders {splits[split].name} and {folder.name} of {folder.parent} are both "
-                f"the {split} split by name; keep one of them."
+                f"The folders {splits[split].name} and {folder.name} of {folder.parent} both mean "
+                f"the {split} split; keep one of them."
             )
         splits[split] = folder
     if "train" not in splits:

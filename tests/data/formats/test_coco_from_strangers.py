@@ -157,7 +157,7 @@ def test_ids_of_two_kinds_and_repeated_ids_are_refused(write):
         ({"id": True, "name": "x"}, "id True"),
         ({"id": 2**70, "name": "x"}, "has the id 1180591620717411303424"),
         ({"id": 1, "name": ["x"]}, r"name \['x'\]"),
-        ({"id": 1, "name": "x" * 2000}, "up to 1000 letters"),
+        ({"id": 1, "name": "x" * 2000}, "up to 1000 characters"),
         ({"id": 1, "name": "\ud800"}, "not valid text"),
     ],
 )
@@ -170,7 +170,7 @@ def test_a_wrong_category_is_refused(write, category, message):
     ("text", "message"),
     [
         ('{"images":' + "[" * 200_000, "nested more deeply than any COCO file"),
-        (json.dumps(content(annotation())).replace("1200", "[" * 90_000), "deeper|not json"),
+        (json.dumps(content(annotation())).replace("1200", "[" * 90_000), "more deeply|not json"),
         (json.dumps(content(annotation()))[:-40], "is not json"),
         (b"\xff\xfe\x00", "is not json"),
         (b"", "is not json"),
