@@ -53,7 +53,7 @@ def complaint(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
         ("--data.batch_size", "x", "data.batch_size must be an integer, got 'x'."),
         ("--data.batch_size", "0", "data.batch_size accepts an integer of at least 1, got 0."),
         ("--data.crop_scale", "3", "data.crop_scale must be [a number, a number], got '3'."),
-        ("--data.root", "nowhere", "The data folder nowhere does not exist."),
+        ("--data.root", "nowhere", "The data folder nowhere does not exist; expected"),
         ("--trainer.max_epocs", "1", "Did you mean 'trainer.max_epochs'?"),
         ("--trainer.max_epochs", "x", "trainer.max_epochs must be an integer or null, got 'x'."),
         ("--trainer.max_epochs", "-1", "The length of training is unknown"),
