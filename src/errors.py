@@ -1,7 +1,7 @@
-"""The error that the person at the keyboard caused and can fix.
+"""Errors caused by invalid input.
 
-The command line prints a `UserError` as one sentence without a traceback. Programming mistakes stay
-ordinary exceptions.
+The command line prints a `UserError` as a one-line message without a traceback. Bugs raise ordinary
+exceptions.
 """
 
 from __future__ import annotations
@@ -10,37 +10,37 @@ import re
 
 
 class UserError(ValueError):
-    """The user gave something wrong: a path, a file, a value.
+    """Invalid input: a path, a file or a value.
 
-    The message is one or two complete sentences: what was wrong, which file or value, what is
-    accepted, how to fix it.
+    The message is one or two complete sentences: what is wrong, which file or value, what is
+    expected, how to fix it.
 
-    A loader worker can only hand its parent the text of a traceback: PyTorch raises the same class
-    again with that text as its message. The constructor takes the sentence back out, so that the
-    user reads the same words whether the images are read in the main process or in a worker.
+    If a data loader worker raises this error, PyTorch raises it again in the main process with the
+    traceback of the worker as its message. The constructor extracts the original message, so that
+    it is the same with and without workers.
 
     Args:
-        message: The sentence, or PyTorch's account of a `UserError` in a worker.
+        message: The message, or the traceback that PyTorch passes on from a worker.
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(_sentence(message, type(self).__name__))
+        super().__init__(_original_message(message, type(self).__name__))
 
 
-def _sentence(message: str, name: str) -> str:
-    """Cut ``<module>.<name>: sentence`` out of a worker's traceback; return other text as it is."""
+def _original_message(message: str, name: str) -> str:
+    """Extract the message from a worker's traceback; return any other text unchanged."""
     if not message.startswith(f"Caught {name} in "):
         return message
-    starts = list(re.finditer(rf"^(?:[\w.]+\.)?{name}: ", message, flags=re.MULTILINE))
-    return message[starts[-1].end() :].strip() if starts else message
+    matches = list(re.finditer(rf"^(?:[\w.]+\.)?{name}: ", message, flags=re.MULTILINE))
+    return message[matches[-1].end() :].strip() if matches else message
 
 
 def printable(text: str) -> str:
-    """Text for a terminal: control characters, which file names may hold, are written as escapes.
+    """Text for a terminal, with control characters (for example of file names) escaped.
 
     Args:
-        text: Any text; its line breaks stay.
+        text: Any text; line breaks are kept.
     """
     return "".join(
-        letter if letter.isprintable() or letter == "\n" else ascii(letter)[1:-1] for letter in text
+        char if char.isprintable() or char == "\n" else ascii(char)[1:-1] for char in text
     )

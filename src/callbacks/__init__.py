@@ -1,4 +1,4 @@
-"""Lightning callbacks: checkpoints, average, reproducible epochs, run folder, predictions."""
+"""Lightning callbacks: checkpoints, EMA, reproducible epochs, run folder, predictions."""
 
 from src.callbacks.checkpoint import AtomicCheckpointIO, Checkpoint
 from src.callbacks.class_table import ClassTable

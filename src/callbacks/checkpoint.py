@@ -1,9 +1,9 @@
-"""Checkpoints: the best by the task's metric, the last after every epoch, and one on an exception.
+"""Checkpoints: the best by a metric, the last after every epoch, and one on an exception.
 
-Differences to Lightning's ``ModelCheckpoint``: the monitored value is the task's own unless another
-is named, ``last.ckpt`` is written after every epoch even if the epoch was not the best, a
-validation within an epoch has its own best, a resumed run remembers the best of the run it
-continues, and files appear whole or not at all.
+Differences from Lightning's ``ModelCheckpoint``: the default monitor is the metric of the task,
+``last.ckpt`` is written after every epoch even if the epoch was not the best, validations within an
+epoch can save a best checkpoint, a resumed run keeps the best score of the original run, and files
+are written atomically.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from src.callbacks.terminate_on_nan import (
     has_finite_weights,
     is_checked,
     require_finite_weights,
-    warn_of_weights,
+    warn_about_weights,
 )
 from src.distributed.checkpoints import consolidate, is_sharded_checkpoint, remove, replace
 from src.errors import UserError
@@ -39,22 +39,24 @@ _BY_EPOCH, _BY_STEP, _BY_BOTH = "best-{epoch}", "best-{step}", "best-{epoch}-{st
 
 
 class Checkpoint(ModelCheckpoint):
-    """Write ``best-epoch=N.ckpt`` and ``last.ckpt`` into the ``checkpoints`` of the run folder.
+    """Write ``best-epoch=N.ckpt`` and ``last.ckpt`` into ``checkpoints`` of the run folder.
 
-    Where validations are counted in batches over epochs (``check_val_every_n_epoch: null``), the
-    best is ``best-step=N.ckpt``; where an epoch has several, ``best-epoch=N-step=M.ckpt``.
+    If the validation interval is counted in batches across epochs (``check_val_every_n_epoch:
+    null``), the best is ``best-step=N.ckpt``; with several validations per epoch, it is
+    ``best-epoch=N-step=M.ckpt``.
 
     Args:
-        monitor: Logged value that decides which epoch is best; default is the task's
+        monitor: Logged metric that decides which epoch is best; default is that of the task
             (classification: ``val/top1``).
-        mode: Whether the larger or the smaller value is better; default is the task's.
+        mode: Whether a larger or a smaller value is better; default is that of the task.
         save_top_k: Number of best checkpoints to keep; 0 keeps none, -1 all.
         every_n_epochs: Epochs between checkpoints.
-        every_n_train_steps: Also write ``last.ckpt`` after this many optimizer steps; useful where
-            an epoch takes hours.
+        every_n_train_steps: Also write ``last.ckpt`` after this many optimizer steps; useful for
+            long epochs.
         save_on_exception: Write ``last.ckpt`` when a signal (Ctrl-C, SIGTERM, SIGHUP) or an error
-            stops training; after an error on one device only: other ranks may be beyond reach.
-        filename: Name of the best checkpoints, without suffix; default is as above.
+            stops training. After an error, only runs on a single device save, because other ranks
+            may not be reachable.
+        filename: Name of the best checkpoints, without extension; default as above.
     """
 
     def __init__(
@@ -85,7 +87,7 @@ class Checkpoint(ModelCheckpoint):
         self._step_in_last: int | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Take monitor and mode from the task where they were not given."""
+        """Use the monitor and mode of the task unless they were given."""
         if isinstance(pl_module, BaseTask):
             self.monitor = self.requested_monitor or pl_module.monitor
             self.mode = self.requested_mode or pl_module.monitor_mode
@@ -97,7 +99,7 @@ class Checkpoint(ModelCheckpoint):
         super().setup(trainer, pl_module, stage)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remember where this run begins: until a step is trained there is nothing to save."""
+        """Record the first step of this run; there is nothing to save before it."""
         super().on_train_start(trainer, pl_module)
         self._first_step, self._step_in_last = trainer.global_step, None
 
@@ -109,9 +111,9 @@ class Checkpoint(ModelCheckpoint):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Write the last checkpoint where it is due in the middle of an epoch."""
+        """Write ``last.ckpt`` in the middle of an epoch if ``every_n_train_steps`` is set."""
         every, step = self.last_every_n_steps, trainer.global_step
-        # Accumulated batches between two steps have the step of the one before.
+        # While gradients are accumulated, global_step does not change.
         is_due = every and step % every == 0 and step != self._latest_step
         self._latest_step = step
         if is_due and not self._should_skip_saving_checkpoint(trainer):
@@ -126,7 +128,7 @@ class Checkpoint(ModelCheckpoint):
             if _is_stopping(trainer) and self.save_on_exception:
                 self._save_last(trainer, candidates)
             return
-        # Values of an earlier epoch stay among the candidates where not every epoch is validated.
+        # If not every epoch is validated, the candidates contain values of an earlier epoch.
         is_new = self._has_validated or not trainer.enable_validation
         if is_new:
             self._save_best(trainer, candidates)
@@ -134,13 +136,13 @@ class Checkpoint(ModelCheckpoint):
         self._save_last(trainer, candidates)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the best of a validation within an epoch; at its end, wait for the epoch's end.
+        """Write the best checkpoint after a validation within an epoch.
 
-        The network trains on before the epoch ends. Resuming from such a file is not exact: the
-        validation counts as unfinished.
+        After the last batch, `on_train_epoch_end` writes it instead. Resuming from a file written
+        within an epoch is not exact, because the validation counts as unfinished.
         """
-        fits = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
-        if not fits or is_dry_run(trainer):
+        is_fitting = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
+        if not is_fitting or is_dry_run(trainer):
             return
         if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             self._has_validated = True
@@ -148,7 +150,7 @@ class Checkpoint(ModelCheckpoint):
         self._save_best(trainer, self._monitor_candidates(trainer))
 
     def _save_best(self, trainer: Trainer, candidates: dict[str, Tensor]) -> None:
-        """Write the best, unless the network or its score is not finite."""
+        """Write the best checkpoint, unless the weights or the metric are not finite."""
         value = candidates.get(self.monitor or "")
         if value is None or not has_finite_weights(trainer.lightning_module):
             return
@@ -158,30 +160,30 @@ class Checkpoint(ModelCheckpoint):
             rank_zero_warn(f"{self.monitor} is {float(value)}, so this epoch cannot be the best.")
 
     def _save_last(self, trainer: Trainer, candidates: dict[str, Tensor]) -> None:
-        """Write the last checkpoint; stop instead where its weights are not finite."""
+        """Write ``last.ckpt``; stop the run instead if its weights are not finite."""
         if not has_finite_weights(trainer.lightning_module):
             if is_checked(trainer):
                 require_finite_weights(trainer.lightning_module)
-            warn_of_weights("last.ckpt")
+            warn_about_weights("last.ckpt")
         self._save_last_checkpoint(trainer, candidates)
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Save what has been learnt since the last checkpoint."""
+        """Save the progress since the last checkpoint."""
         if not self._can_save(trainer, exception):
             return
         if trainer.validating:
             _repeat_validation(trainer.fit_loop.epoch_loop.val_loop.batch_progress)
         self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
-        tell(f"Saved the interrupted training to {self.last_model_path}")
+        tell(f"Saved the interrupted run to {self.last_model_path}")
 
     def _can_save(self, trainer: Trainer, exception: BaseException) -> bool:
-        """Whether there is something new to save, and the state of the training is consistent."""
+        """Whether there is new progress and the training state is consistent."""
         if not self.save_on_exception or is_dry_run(trainer) or trainer.sanity_checking:
             return False
         if isinstance(exception, NonFiniteError):
-            return False  # the last checkpoint is of better times
+            return False  # the previous checkpoint has finite weights
         if trainer.state.fn != TrainerFn.FITTING or trainer.global_step <= self._first_step:
             return False
         is_together = isinstance(exception, Interrupted) and exception.agreed
@@ -199,15 +201,15 @@ class Checkpoint(ModelCheckpoint):
         self._step_in_last = trainer.global_step
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Remember the best of the continued run, also from another run folder.
+        """Restore the scores of the best checkpoints, also from another run folder.
 
-        What the file says decides no more than which earlier checkpoints are compared with.
+        The paths in the file are only used to compare scores with earlier checkpoints.
 
         Raises:
             UserError: If the record of the best checkpoints is damaged.
         """
         scores = _known_scores(state_dict)
-        own: dict[str, Any] = {
+        restored: dict[str, Any] = {
             "dirpath": self.dirpath,
             "best_k_models": scores,
             "last_model_path": "",
@@ -218,12 +220,12 @@ class Checkpoint(ModelCheckpoint):
                 best(scores, key=scores.__getitem__),
                 worst(scores, key=scores.__getitem__),
             )
-            own |= {"best_model_path": first, "best_model_score": scores[first]}
-            own |= {"kth_best_model_path": last, "kth_value": scores[last]}
-        super().load_state_dict(state_dict | own)
+            restored |= {"best_model_path": first, "best_model_score": scores[first]}
+            restored |= {"kth_best_model_path": last, "kth_value": scores[last]}
+        super().load_state_dict(state_dict | restored)
 
     def _should_remove_checkpoint(self, trainer: Trainer, previous: str, current: str) -> bool:
-        """Only checkpoints in the folder of this run, wherever links and ``..`` in a name lead."""
+        """Whether to delete a checkpoint; only those inside the folder of this run are deleted."""
         if not super()._should_remove_checkpoint(trainer, previous, current):
             return False
         if "://" in previous:
@@ -233,29 +235,29 @@ class Checkpoint(ModelCheckpoint):
 
 
 def _known_scores(state: dict[str, Any]) -> dict[str, Tensor]:
-    """Score of each of the best checkpoints by path."""
+    """Scores of the best checkpoints by path."""
     scores = state.get("best_k_models", {})
     texts = [state.get("best_model_path", ""), state.get("kth_best_model_path", "")]
-    is_sound = isinstance(scores, dict) and all(
+    is_valid = isinstance(scores, dict) and all(
         isinstance(path, str) and isinstance(score, Tensor) and _is_number(score)
         for path, score in scores.items()
     )
-    if not is_sound or not all(isinstance(text, str) for text in texts):
+    if not is_valid or not all(isinstance(text, str) for text in texts):
         raise UserError(
-            "The checkpoint cannot be continued from: its record of the best checkpoints is"
-            " damaged. Take another checkpoint of the run."
+            "Cannot resume from the checkpoint: its record of the best checkpoints is damaged. Use"
+            " another checkpoint of the run."
         )
     return {path: score.reshape(()) for path, score in scores.items()}
 
 
 def _is_number(score: Tensor) -> bool:
-    """Whether a tensor of any kind, also a sparse, a meta or a complex one, is one real number."""
+    """Whether a tensor (possibly sparse, meta or complex) is a single real number."""
     is_plain = score.layout == torch.strided and score.device.type != "meta"
     return is_plain and score.numel() == 1 and not score.is_complex() and not score.is_quantized
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Whether a path is a file, or a complete folder of a checkpoint, and not a link elsewhere."""
+    """Whether a path is a checkpoint file or a complete checkpoint folder, and not a link."""
     return not path.is_symlink() and (path.is_file() or is_sharded_checkpoint(path))
 
 
@@ -265,22 +267,23 @@ def _is_stopping(trainer: Trainer) -> bool:
 
 
 def _repeat_validation(progress: Any) -> None:
-    """Count an interrupted validation as just begun: its metrics are not part of a checkpoint.
+    """Reset the progress of an interrupted validation, so that resuming repeats it.
 
-    Lightning would go on with the number of the batch, without the results of those before.
+    Checkpoints do not contain metric states, so Lightning would continue with the next batch but
+    without the results of the previous ones.
     """
     before = progress.total.completed - progress.current.completed
-    for counts, begin in ((progress.total, before), (progress.current, 0)):
-        counts.ready = counts.started = begin + 1
-        counts.processed = counts.completed = begin
+    for counts, start in ((progress.total, before), (progress.current, 0)):
+        counts.ready = counts.started = start + 1
+        counts.processed = counts.completed = start
     progress.is_last_batch = False
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Write to a temporary name beside the file, then rename: a kill never leaves half a file.
+    """Checkpoint IO with atomic writes, so that a killed run never leaves a partial file.
 
-    Files are removed only where this object has written, whatever the callback that asks for it has
-    read from a checkpoint.
+    Checkpoints are deleted only in folders that this object has written to, regardless of the paths
+    that a callback has read from a checkpoint.
     """
 
     def __init__(self) -> None:
@@ -295,7 +298,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
         path = Path(path)
-        is_folder = is_sharded_checkpoint(path)  # which another strategy has written
+        is_folder = is_sharded_checkpoint(path)  # written by a sharding strategy
         target = path.with_name(f"{path.name}.new") if is_folder else path
         files.write_with(target, lambda file: torch.save(checkpoint, file))
         self._folders.add(path.parent.resolve())
@@ -303,7 +306,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             replace(target, path)
 
     def remove_checkpoint(self, path: str | Path) -> None:
-        """Remove a checkpoint, a file or a folder, that lies where this object has written."""
+        """Delete a checkpoint file or folder if this object has written to its parent folder."""
         if "://" in str(path):
             super().remove_checkpoint(path)
             return
@@ -318,17 +321,17 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         map_location: Any = lambda storage, _: storage,
         weights_only: bool | None = None,
     ) -> dict[str, Any]:
-        """Load a file, or put together a folder that several processes have written.
+        """Load a checkpoint file, or consolidate a sharded checkpoint.
 
         Raises:
-            UserError: If it cannot be read, or is no checkpoint of a training run.
+            UserError: If it cannot be read, or is not a checkpoint of a training run.
         """
         path = Path(path)
         if is_sharded_checkpoint(path):
             return consolidate(path)
         content = read_checkpoint(path)
         check_finite(content, path)
-        # The optimizer keeps what it is given, and the file may change while the training runs.
+        # The optimizer keeps these tensors, and the mapped file may change during training.
         states = content.get("optimizer_states", [])
         for values in (values for state in states for values in state["state"].values()):
             values |= {k: v.clone() for k, v in values.items() if isinstance(v, torch.Tensor)}

@@ -1,4 +1,4 @@
-"""Scores of every class, by name, after each evaluation of a segmentor."""
+"""Per-class metrics after each evaluation of a segmentor."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from src.metrics.segmentation import class_table
 
 
 class ClassTable(Callback):
-    """Write ``classes_val.csv`` or ``classes_test.csv`` into the run folder; the newest counts.
+    """Write ``classes_val.csv`` or ``classes_test.csv`` of the latest evaluation to the run folder.
 
-    ``validate`` and ``test`` also print the table. Classes that do not occur have ``-``.
+    ``validate`` and ``test`` also print the table. Classes that do not occur are shown as ``-``.
     """
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -30,7 +30,7 @@ class ClassTable(Callback):
     def _write(self, trainer: Trainer, pl_module: Any, split: str, *, show: bool) -> None:
         scores = getattr(pl_module, "class_scores", None)
         if not scores or not trainer.is_global_zero:
-            return  # another task
+            return  # not a segmentor
         names = class_names(trainer) or [str(i) for i in range(len(next(iter(scores.values()))))]
         head, rows = ("class", *scores), class_table(names, scores)
         if show:

@@ -1,4 +1,4 @@
-"""Write what a detector finds: COCO results, annotated images, AP of every class."""
+"""Write the results of a detector: COCO results, annotated images, per-class AP."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from src import files
 from src.callbacks.output_names import OutputNames, output_names
 from src.callbacks.predictions import class_names, max_pixels
 from src.callbacks.run_folder import run_folder, tell
-from src.callbacks.unreadable import gather, is_predicting, of_this_rank
+from src.callbacks.unreadable import gather, is_predicting, rank_file_name
 from src.decoding import MAX_PIXELS, BrokenImageError, decode
 from src.errors import UserError
 from src.metrics.coco_results import Result, decode_masks, with_category_ids
@@ -24,28 +24,28 @@ from src.visualization import draw_instances
 class DetectionWriter(Callback):
     """Write the results of a detector into the run folder.
 
-    ``predict``: ``detections.json`` (COCO results; ``images`` lists number, file and size of every
+    ``predict``: ``detections.json`` (COCO results; ``images`` lists id, file and size of every
     image) and ``overlays/*.png``. ``validate`` and ``test``: ``results_val.json`` or
-    ``results_test.json`` (COCO results with the numbers of the annotation file). Every evaluation:
-    ``classes_val.csv`` or ``classes_test.csv`` with AP of every class.
+    ``results_test.json`` (COCO results with the ids of the annotation file). Every evaluation:
+    ``classes_val.csv`` or ``classes_test.csv`` with the AP of every class.
 
     Args:
-        folder: Where to write; default is the run folder.
-        max_overlays: Number of images per process that are drawn; -1 draws all, 0 none.
-        score: Detections below this probability are not drawn; the json files have all of them.
+        folder: Output folder; default is the run folder.
+        max_overlays: Maximum number of annotated images per rank; -1 for all, 0 for none.
+        score: Minimum score of drawn detections; the json files contain all of them.
     """
 
     def __init__(
         self, folder: str | None = None, max_overlays: int = 200, score: float = 0.3
     ) -> None:
         if not 0 <= score <= 1:
-            raise UserError(f"detections.score must be a probability from 0 to 1, got {score}.")
+            raise UserError(f"detections.score: expected a probability from 0 to 1, got {score}.")
         self.folder, self.max_overlays, self.score = folder, max_overlays, score
         self._found: list[tuple[dict[str, Any], list[Result]]] = []
         self._names = OutputNames((), None)
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget earlier predictions, and choose the names of the files."""
+        """Clear earlier predictions and choose the output names."""
         self._found = []
         self._names = output_names(trainer)
 
@@ -58,9 +58,9 @@ class DetectionWriter(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Draw and keep the results of a batch."""
+        """Draw and collect the results of a batch."""
         if not isinstance(outputs, dict) or "results" not in outputs:
-            return  # another task: its own writer takes care
+            return  # not a detector
         names = class_names(trainer)
         for path, number, size, results in zip(
             outputs["path"], outputs["image_id"], outputs["size"], outputs["results"], strict=True
@@ -74,25 +74,25 @@ class DetectionWriter(Callback):
         target = self._folder(trainer) / "overlays" / self._names(path)
         try:
             drawn = draw_results(path, results, names, self.score, max_pixels(trainer))
-        except BrokenImageError as error:  # the file has gone since the network saw it
-            rank_zero_warn(f"No overlay is drawn: {error}")
+        except BrokenImageError as error:  # the file was changed after it was loaded
+            rank_zero_warn(f"Cannot draw an overlay: {error}")
             return
         files.write_image(target, drawn)
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Keep what an interrupted prediction has found until then, each rank by itself."""
+        """Write the results of an interrupted prediction, separately on each rank."""
         if is_predicting(trainer) and self._found:
-            name = of_this_rank(trainer, "detections.json")
+            name = rank_file_name(trainer, "detections.json")
             try:
                 path = self._write_found(trainer, self._found, name)
-                tell(f"Detections:  {path} ({len(self._found)} images until it was stopped)")
-            except files.NotWrittenError as error:  # the exception is what the user must see
-                rank_zero_warn(f"What was detected until then cannot be written: {error}.")
+                tell(f"Detections:  {path} ({len(self._found)} images, interrupted)")
+            except files.NotWrittenError as error:  # the original exception is raised
+                rank_zero_warn(f"Cannot write the detections so far: {error}.")
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Bring the results of all devices together and write them."""
+        """Gather the results of all ranks and write them."""
         found = gather(self._found)
         self._found = []
         if not found or not trainer.is_global_zero:
@@ -118,18 +118,18 @@ class DetectionWriter(Callback):
         return path
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the results and classes of the validation images."""
+        """Write the results and per-class AP of the validation images."""
         if not trainer.sanity_checking:
             self._write_scores(trainer, pl_module, "val")
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the results and classes of the test images."""
+        """Write the results and per-class AP of the test images."""
         self._write_scores(trainer, pl_module, "test")
 
     def _write_scores(self, trainer: Trainer, pl_module: Any, split: str) -> None:
         precision = getattr(pl_module, "class_precision", None)
         if not precision or not trainer.is_global_zero:
-            return  # another task
+            return  # not a detector
         names = class_names(trainer)
         columns = list(precision)
         rows = [
@@ -161,7 +161,7 @@ def draw_results(
     score: float,
     max_pixels: int = MAX_PIXELS,
 ) -> Image.Image:
-    """Draw the COCO results of an image file, turned upright, that reach a score.
+    """Image with its EXIF orientation applied and the COCO results above a score drawn.
 
     Raises:
         UserError: If the file cannot be decoded.
@@ -178,7 +178,7 @@ def draw_results(
 
 
 def category_ids(trainer: Trainer) -> list[int]:
-    """Number of each class in the annotation files; counted from 0 if the data has none."""
+    """Category id of each class in the annotation files, or indices if the data has none."""
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
     return list(getattr(data, "category_ids", range(data.num_classes)))
 

@@ -1,14 +1,14 @@
-"""Exponential moving average of the weights, as timm's first ``ModelEma`` computes it.
+"""Exponential moving average (EMA) of the weights, computed like timm's ``ModelEma``.
 
-Every parameter *and* buffer follows ``average = decay * average + (1 - decay) * weight`` after each
-optimizer step; the average starts at the initial weights and the decay is constant, or, as in
-mmdetection's ``ExpMomentumEMAHook``, grows to its value. It is stored as
-Lightning's weight averaging stores it: ``state_dict`` of a checkpoint holds the average and
-``current_model_state`` the weights in training. Unlike Lightning's callback, weights are never
-swapped: validation evaluates both networks.
+Every parameter *and* buffer is updated as ``ema = decay * ema + (1 - decay) * weight`` after each
+optimizer step. The EMA weights are initialised with the initial weights. The decay is constant, or
+increases to its final value as in mmdetection's ``ExpMomentumEMAHook``. The checkpoint format is
+that of Lightning's weight averaging: ``state_dict`` contains the EMA weights and
+``current_model_state`` the raw weights. Unlike Lightning's callback, this one never swaps weights:
+validation evaluates both networks.
 
-Under the strategy ``fsdp2`` the average is split over the processes like the weights, and every
-process averages its own part. FSDP1 hides its parts in buffers of its own and is refused.
+With the strategy ``fsdp2``, the EMA weights are sharded like the weights, and each rank updates its
+own shard. FSDP1 stores its shards in internal buffers and is not supported.
 """
 
 from __future__ import annotations
@@ -34,53 +34,53 @@ _SHARDING = ("FSDP1Strategy", "FSDPStrategy", "ModelParallelStrategy", "DeepSpee
 
 
 class EMA(WeightAveraging):
-    """Keep an exponential moving average and evaluate with it.
+    """Keep EMA weights and evaluate with them.
 
-    While fitting, ``val/<metric>`` is measured with the average and ``val/<metric>_raw`` with the
-    weights in training. After fitting the task carries the average.
+    During ``fit``, ``val/<metric>`` is measured with the EMA weights and ``val/<metric>_raw`` with
+    the raw weights. After ``fit``, the task contains the EMA weights.
 
     Args:
-        decay: Share of the old average kept at each step, in [0, 1]. About ``1 / (1 - decay)``
-            steps are averaged.
-        warmup_steps: If positive, the share of the new weights falls from nearly 1 to
-            ``1 - decay`` as ``exp(-step / warmup_steps)``; mmdetection has 2000.
-        device: Where the average lives; default is the device of the training. Without effect
-            where the weights are split.
+        decay: Decay per step, in [0, 1]; the time constant is about ``1 / (1 - decay)`` steps.
+        warmup_steps: If positive, the effective decay starts near 0 and approaches ``decay`` as
+            ``1 - exp(-step / warmup_steps)``; mmdetection uses 2000.
+        device: Device of the EMA weights; default is the training device. Ignored if the weights
+            are sharded.
 
     Raises:
-        UserError: If ``decay`` is outside [0, 1] or ``warmup_steps`` below 0; at the start, if the
-            strategy shards the weights (``fsdp2`` is fine) or the precision is not 32 bit or mixed.
+        UserError: If ``decay`` is outside [0, 1] or ``warmup_steps`` is negative; at the start, if
+            the strategy shards the weights (except ``fsdp2``) or the precision is not 32-bit or
+            mixed.
     """
 
     def __init__(
         self, decay: float = 0.9999, warmup_steps: int = 0, device: str | None = None
     ) -> None:
         if not 0 <= decay <= 1:
-            raise UserError(f"The decay of EMA must be in [0, 1], got {decay}.")
+            raise UserError(f"EMA.decay: expected a value in [0, 1], got {decay}.")
         if warmup_steps < 0:
-            raise UserError(f"warmup_steps of EMA must be 0 or more, got {warmup_steps}.")
-        average = _growing_decay(decay, warmup_steps) if warmup_steps else None
+            raise UserError(f"EMA.warmup_steps: expected 0 or more, got {warmup_steps}.")
+        update = _warmup_decay(decay, warmup_steps) if warmup_steps else None
         super().__init__(
-            device=device, use_buffers=True, multi_avg_fn=average or get_ema_multi_avg_fn(decay)
+            device=device, use_buffers=True, multi_avg_fn=update or get_ema_multi_avg_fn(decay)
         )
         self.decay = decay
 
     @property
     def average(self) -> AveragedModel | None:
-        """The averaged copy of the network while fitting."""
+        """The network with EMA weights during ``fit``."""
         return self._average_model
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Start the average at the current weights."""
+        """Initialise the EMA weights with the current weights."""
         if stage != "fit":
             return
         _check_supported(trainer)
         if not isinstance(pl_module, BaseTask):
-            raise UserError(f"EMA works with a BaseTask, got {type(pl_module).__name__}.")
+            raise UserError(f"EMA: expected a BaseTask, got {type(pl_module).__name__}.")
         pl_module.configure_model()
-        # Only the network: a task also carries factories that lead to the whole command line.
+        # Copy only the network: a task also refers to factories and through them to the whole CLI.
         if is_sharded(_network(pl_module)):
-            self._average_model = _AverageInShards(pl_module.copy_in_shards(), **self._kwargs)
+            self._average_model = _ShardedAverage(pl_module.copy_in_shards(), **self._kwargs)
         else:
             self._average_model = AveragedModel(
                 _network(pl_module),
@@ -100,24 +100,24 @@ class EMA(WeightAveraging):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Average after every optimizer step."""
+        """Update the EMA weights after every optimizer step."""
         if self._average_model is not None and trainer.global_step > self._latest_update_step:
             self._average_model.update_parameters(_network(pl_module))
             self._latest_update_step = trainer.global_step
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Swap nothing: the task evaluates both networks."""
+        """Do not swap weights, because the task evaluates both networks."""
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Swap nothing: the task evaluates both networks."""
+        """Do not swap weights, because the task evaluates both networks."""
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep the weights apart until the last checkpoint is written."""
+        """Do not copy the EMA weights before the last checkpoint is written."""
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Put the average where weights are looked for, and the weights in training beside it."""
+        """Save the EMA weights as ``state_dict`` and the raw weights as ``current_model_state``."""
         if self._average_model is not None:
             average = _state_dict(trainer, self._average_model.module)
             checkpoint["current_model_state"] = checkpoint["state_dict"]
@@ -129,13 +129,13 @@ class EMA(WeightAveraging):
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Restore both; outside of fit the checkpoint's own weights are already the average."""
+        """Restore both; outside of ``fit``, ``state_dict`` already contains the EMA weights."""
         if self._average_model is None:
             return
         if "averaging_state" in checkpoint:
             self._average_model.n_averaged.copy_(checkpoint["averaging_state"]["n_averaged"])
         if "state_dict" not in checkpoint:
-            return  # a sharding strategy has loaded it
+            return  # a sharding strategy has loaded the weights
         average = {
             name.removeprefix(_PREFIX): value
             for name, value in checkpoint["state_dict"].items()
@@ -146,19 +146,19 @@ class EMA(WeightAveraging):
             pl_module.load_state_dict(checkpoint["current_model_state"])
         else:
             rank_zero_warn(
-                "The checkpoint was written without EMA: the average starts at its weights."
+                "The checkpoint was written without EMA, so EMA starts with its weights."
             )
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Hand the average to the task."""
+        """Copy the EMA weights to the task."""
         if stage == "fit" and self._average_model is not None and isinstance(pl_module, BaseTask):
             copy_network(_network(pl_module), self._average_model.module)
             pl_module.set_averaged_network(None)
             self._average_model = None
 
 
-class _AverageInShards(AveragedModel):
-    """Average of a network in shards, which ``AveragedModel`` cannot copy: it is given the copy."""
+class _ShardedAverage(AveragedModel):
+    """EMA of a sharded network, given as a copy because ``AveragedModel`` cannot copy it."""
 
     def __init__(self, copy: nn.Module, multi_avg_fn: Callable[..., None]) -> None:
         nn.Module.__init__(self)
@@ -167,7 +167,7 @@ class _AverageInShards(AveragedModel):
         self.multi_avg_fn = multi_avg_fn
 
     def update_parameters(self, model: nn.Module) -> None:
-        """Average the part of this process."""
+        """Update the shard of this rank."""
         assert self.multi_avg_fn is not None
         pairs = list(zip(tensors_of(self.module), tensors_of(model), strict=True))
         for is_float in (True, False):  # counters of batch norm are integers
@@ -189,8 +189,8 @@ def _network(task: LightningModule) -> nn.Module:
     return task.get_submodule("network")
 
 
-def _growing_decay(decay: float, warmup_steps: int) -> Callable[..., None]:
-    """Averaging whose decay grows from nearly 0 to ``decay``."""
+def _warmup_decay(decay: float, warmup_steps: int) -> Callable[..., None]:
+    """EMA update whose decay increases from nearly 0 to ``decay``."""
 
     def average(averages: Any, weights: Any, num_averaged: Any) -> None:
         # num_averaged is 1 in the first step
@@ -204,11 +204,11 @@ def _check_supported(trainer: Trainer) -> None:
     strategy = type(trainer.strategy).__name__
     if strategy in _SHARDING:
         raise UserError(
-            f"EMA cannot average the weights, which {strategy} shards over the devices; use the"
-            " strategy fsdp2 or ddp, or remove the EMA callback."
+            f"EMA does not support weights sharded by {strategy}. Use the strategy fsdp2 or ddp, or"
+            " remove the EMA callback."
         )
     if trainer.precision not in ("32-true", "16-mixed", "bf16-mixed"):
         raise UserError(
-            f"EMA needs 32-bit weights, which precision {trainer.precision!r} has not;"
-            " use 32-true, 16-mixed or bf16-mixed, or remove the EMA callback."
+            f"EMA needs 32-bit weights, got precision {trainer.precision!r}. Use 32-true, 16-mixed"
+            " or bf16-mixed, or remove the EMA callback."
         )

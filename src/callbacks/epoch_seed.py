@@ -1,10 +1,9 @@
-"""Make every step reproducible by itself, so that a resumed run sees what it would have seen.
+"""Reproducible training steps, so that a resumed run continues with the same data and seeds.
 
-All random generators are seeded from (seed, epoch, rank) at the start of an epoch, and with the
-number of the batch as well before each further one. Augmentation, mixup and drop path therefore do
-not depend on the steps before. A run that continues in the middle of an epoch passes over the
-batches that were already used, also where they were larger or smaller then because of another
-number of processes.
+All random generators are seeded from (seed, epoch, rank) at the start of an epoch, and from (seed,
+epoch, rank, batch) before each further batch. Augmentation, mixup and drop path therefore do not
+depend on earlier steps. A run that is resumed in the middle of an epoch skips the batches that were
+already used, also if the batch size was different because of another number of ranks.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from src.errors import UserError
 
 
 def seed_all(seed: int, epoch: int, rank: int, batch: int = 0) -> None:
-    """Seed Python, NumPy and PyTorch from numbers that give unrelated streams."""
+    """Seed Python, NumPy and PyTorch with independent streams."""
     words = np.random.SeedSequence([seed, epoch, rank, batch]).generate_state(3)
     random.seed(int(words[0]))
     np.random.seed(int(words[1]))  # noqa: NPY002  timm's Mixup draws from the global generator
@@ -38,28 +37,28 @@ class EpochSeed(Callback):
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
-        self._images = self._saved_images = 0  # of a batch, over all processes; 0 is unknown
+        self._images = self._saved_images = 0  # per batch, over all ranks; 0 if unknown
 
     def state_dict(self) -> dict[str, int]:
-        """Size of the batches that the progress of a checkpoint counts."""
+        """Global batch size, the unit of the progress in a checkpoint."""
         return {"images_per_batch": self._images}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Remember what the progress counts."""
-        former = state_dict.get("pictures_per_batch", 0)  # name of the entry in earlier versions
+        """Restore the global batch size of the checkpoint."""
+        former = state_dict.get("pictures_per_batch", 0)  # name in earlier versions
         self._saved_images = state_dict.get("images_per_batch", former)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Continue in the middle of an epoch where the checkpoint was written there."""
+        """Skip the used batches if the checkpoint was written in the middle of an epoch."""
         progress: Any = trainer.fit_loop.epoch_loop.batch_progress
         self._images = _images_per_batch(trainer)
         # A checkpoint written after a step counts its batch as processed, not yet as completed.
-        has_begun = progress.current.processed > 0 or trainer.fit_loop.restarted_mid_epoch
-        is_within = has_begun and not progress.is_last_batch
+        has_started = progress.current.processed > 0 or trainer.fit_loop.restarted_mid_epoch
+        is_within = has_started and not progress.is_last_batch
         if trainer.ckpt_path is not None and is_within:
             self._recount(progress)
             self._start(trainer)
-            self._pass_over(trainer, progress.current.processed)
+            self._skip(trainer, progress.current.processed)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Seed the epoch that starts."""
@@ -73,7 +72,7 @@ class EpochSeed(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Seed what comes next: loading the next batch, and its step."""
+        """Seed the next batch and its step."""
         self._seed(trainer, batch_idx + 1)
 
     def _seed(self, trainer: Trainer, batch: int) -> None:
@@ -82,18 +81,18 @@ class EpochSeed(Callback):
     def _start(self, trainer: Trainer) -> None:
         self._seed(trainer, 0)
         fit_loop = trainer.fit_loop
-        # Lightning has no public way to start a training epoch's loader anew.
+        # Lightning has no public API to restart the data loader of a training epoch.
         for loader in _loaders(fit_loop._combined_loader):
-            # Persistent workers would carry the generators of earlier epochs along.
+            # Persistent workers would keep the random generators of earlier epochs.
             loader._iterator = None
             if hasattr(loader.sampler, "set_epoch"):
                 loader.sampler.set_epoch(trainer.current_epoch)
         if trainer.current_epoch == 0 or fit_loop.is_resuming or fit_loop.epoch_loop.restarting:
-            # Lightning would go on with an iterator that it made before the checkpoint was read.
+            # Lightning would use an iterator that it created before the checkpoint was loaded.
             iter(_fetcher(trainer))
 
     def _recount(self, progress: Any) -> None:
-        """Count progress in the batches of now instead of those of the checkpoint."""
+        """Convert the progress to the current batch size."""
         before, now = self._saved_images, self._images
         if before == now or not before or not now:
             return
@@ -101,21 +100,20 @@ class EpochSeed(Callback):
         batches, rest = divmod(used * before, now)
         if rest:
             raise UserError(
-                f"The checkpoint was written after {used} batches of {before}"
-                f" images of an epoch, which are no whole number of batches of {now}; use a"
-                " number of devices and data.batch_size that give a divisor, or a checkpoint from"
-                " the end of an epoch."
+                f"The checkpoint was written after {used} batches of {before} images, which is not"
+                f" a whole number of batches of {now} images. Use a number of devices and a"
+                " data.batch_size that give a divisor, or a checkpoint from the end of an epoch."
             )
         for name in ("ready", "started", "processed", "completed"):
             for counts in (progress.current, progress.total):
                 setattr(counts, name, getattr(counts, name) + batches - used)
 
-    def _pass_over(self, trainer: Trainer, num_batches: int) -> None:
+    def _skip(self, trainer: Trainer, num_batches: int) -> None:
         if not num_batches:
             return
         tell(
-            f"Passing over the {num_batches} batches of epoch {trainer.current_epoch} that were"
-            " already used"
+            f"Skipping the {num_batches} batches of epoch {trainer.current_epoch} that were already"
+            " used"
         )
         batches = _fetcher(trainer).iterator
         for _ in range(num_batches):

@@ -1,11 +1,11 @@
-"""End a run that was asked to stop by a signal, on all ranks at the same step.
+"""Stop a run gracefully after a signal, on all ranks at the same step.
 
-Lightning answers SIGTERM with a collective operation inside the signal handler, which the other
-ranks do not expect, and asks the first rank only. Here every rank remembers its signal
-(``src.stopping``), and the ranks agree after an optimizer step, after a batch of an evaluation and
-at the end of an epoch; then all raise `Interrupted`, and `Checkpoint` saves.
+Lightning handles SIGTERM with a collective operation inside the signal handler, which the other
+ranks do not expect, and considers rank 0 only. Here every rank records its signal
+(``src.stopping``), and the ranks agree after an optimizer step, after an evaluation batch and at
+the end of an epoch. Then all of them raise `Interrupted`, and `Checkpoint` saves.
 
-What SLURM sends before its SIGTERM to have a job queued again (SIGUSR1) is Lightning's, unchanged.
+SIGUSR1, which SLURM can send before SIGTERM to requeue a job, is still handled by Lightning.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from src.stopping import Interrupted, active
 
 
 class GracefulStop(Callback):
-    """Stop where the run can be continued without loss; nothing without `StopSignals`.
+    """Stop at a point where the run can be resumed without loss; inactive without `StopSignals`.
 
-    `install` puts it behind all other callbacks, which have then done their part of a step.
+    `install` adds it after all other callbacks, so that they have completed the step.
 
     Attributes:
-        is_updating: Whether an optimizer step has begun whose consequences (progress, moving
-            average) are not complete. What is saved meanwhile would not be consistent.
+        is_updating: Whether an optimizer step has started but its consequences (progress, EMA
+            weights) are not complete. A checkpoint written meanwhile would be inconsistent.
         is_agreed: Whether the ranks have agreed to stop.
     """
 
@@ -41,7 +41,7 @@ class GracefulStop(Callback):
 
     @classmethod
     def install(cls, trainer: Trainer) -> None:
-        """Add the callback to a trainer and take SIGTERM from Lightning."""
+        """Add the callback to a trainer and disable Lightning's SIGTERM handling."""
         trainer.callbacks.append(cls())  # type: ignore[attr-defined]
         trainer._signal_connector = _WithoutSigterm(trainer)
 
@@ -54,16 +54,16 @@ class GracefulStop(Callback):
     # ---------------------------------------------------------------- training
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin anew."""
+        """Reset the state."""
         self.is_updating = self.is_agreed = False
         self._first_step = trainer.global_step
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """From the first batch on, wait for the end of a step.
+        """Delay signals until the end of the step.
 
-        The first step may take minutes where the network is compiled, and can be lost.
+        The first step may take minutes if the network is compiled; it is not waited for.
         """
         self._hold(trainer, saves=trainer.global_step > self._first_step)
 
@@ -82,9 +82,9 @@ class GracefulStop(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Stop after an optimizer step, unless a validation or the end of the epoch comes next.
+        """Stop after an optimizer step, unless a validation or the end of the epoch follows.
 
-        Resuming from here would pass over that validation.
+        Resuming from here would skip that validation.
         """
         loop = trainer.fit_loop.epoch_loop
         if loop._should_accumulate():
@@ -97,7 +97,7 @@ class GracefulStop(Callback):
             self._stop_if_agreed(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Agree, so that `Checkpoint` saves at the end of this epoch even if none is due."""
+        """Agree, so that `Checkpoint` saves at the end of this epoch in any case."""
         self._agreement = None
         self._agree(trainer)
 
@@ -116,21 +116,21 @@ class GracefulStop(Callback):
     # -------------------------------------------------------------- evaluation
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Wait for the end of a batch."""
+        """Delay signals until the end of a batch."""
         is_training = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
-        self._agreement = None  # batches take another time than in training
+        self._agreement = None  # batches take a different time than in training
         self._hold(trainer, saves=is_training)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Return to the steps of training."""
+        """Switch back to the timing of training steps."""
         self._agreement = None
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Wait for the end of a batch."""
+        """Delay signals until the end of a batch."""
         self._hold(trainer, saves=False)
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Wait for the end of a batch."""
+        """Delay signals until the end of a batch."""
         self._hold(trainer, saves=False)
 
     def on_validation_batch_end(self, trainer: Trainer, *_: Any, **__: Any) -> None:
@@ -146,7 +146,7 @@ class GracefulStop(Callback):
         self._stop_if_agreed(trainer)
 
     def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """There is nothing to save yet."""
+        """Stop delaying signals, because there is nothing to save yet."""
         if (stops := active()) is not None:
             stops.release()
 
@@ -155,13 +155,13 @@ class GracefulStop(Callback):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Look after the ranks that Lightning has started, which it would kill at once."""
+        """Take over the ranks launched by Lightning, which would kill them at once."""
         stops, launcher = active(), trainer.strategy.launcher
         if stops is None or not isinstance(exception, Interrupted):
             return
         if isinstance(launcher, _SubprocessScriptLauncher):
             stops.children = list(launcher.procs)
-            launcher.procs.clear()  # Lightning's observer looks at the same list
+            launcher.procs.clear()  # the list that Lightning's observer uses
 
     def _hold(self, trainer: Trainer, *, saves: bool) -> None:
         if (stops := active()) is not None:
@@ -190,9 +190,9 @@ class GracefulStop(Callback):
 
 
 class _WithoutSigterm(_SignalConnector):
-    """Lightning's handling of signals without its answer to SIGTERM."""
+    """Lightning's signal handling without SIGTERM."""
 
     def _sigterm_notifier_fn(self, signum: Any, _: FrameType) -> None:
-        """Leave it to the handler of `StopSignals`, which Lightning calls as well."""
-        if active() is None:  # a trainer of a script or notebook
+        """Leave SIGTERM to the handler of `StopSignals`, which Lightning also calls."""
+        if active() is None:  # a trainer in a script or notebook
             super()._sigterm_notifier_fn(signum, _)

@@ -1,4 +1,4 @@
-"""Write what ``predict`` finds in segmentation: label maps, and images with their classes."""
+"""Write segmentation predictions: label maps and overlays."""
 
 from __future__ import annotations
 
@@ -22,14 +22,13 @@ from src.visualization import draw_label_map
 class LabelMapWriter(Callback):
     """Write ``label_maps/*.png`` and ``overlays/*.png`` into the run folder during ``predict``.
 
-    Values of a label map are class indices from 0, and its palette shows them in colour. Datasets
-    that count classes from 1 (ADE20K) need 1 added before the files serve as annotations.
+    Label maps contain class indices from 0 and a palette for viewing. For datasets that count
+    classes from 1 (ADE20K), add 1 to use the files as annotations.
 
     Args:
-        folder: Where to write; default is the run folder.
-        max_overlays: Number of images per process that are drawn with their classes; -1 draws
-            all, 0 none.
-        opacity: Share of the colours in the drawings, from 0 to 1.
+        folder: Output folder; default is the run folder.
+        max_overlays: Maximum number of overlays per rank; -1 for all, 0 for none.
+        opacity: Opacity of the class colours in overlays, from 0 to 1.
     """
 
     def __init__(
@@ -40,7 +39,7 @@ class LabelMapWriter(Callback):
         self._names = OutputNames((), None)
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Count from the beginning, and choose the names of the files."""
+        """Reset the count and choose the output names."""
         self._count = 0
         self._names = output_names(trainer)
 
@@ -55,7 +54,7 @@ class LabelMapWriter(Callback):
     ) -> None:
         """Write the files of a batch."""
         if not isinstance(outputs, dict) or not {"path", "label_map"} <= outputs.keys():
-            return  # another task: its own writer takes care
+            return  # not a segmentor
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         names, palette = class_names(trainer), list(data.palette)
         folder = Path(self.folder) if self.folder else run_folder(trainer)
@@ -65,18 +64,18 @@ class LabelMapWriter(Callback):
             files.write_image(folder / "label_maps" / name, _palette_image(values, palette))
             if self.max_overlays < 0 or self._count < self.max_overlays:
                 try:
-                    # Turned as the network saw it.
+                    # The same orientation as in the input of the network.
                     upright = getattr(data, "upright", False)
                     image = decode(source, upright=upright, max_pixels=max_pixels(trainer))
-                except BrokenImageError as error:  # the file has gone since the network saw it
-                    rank_zero_warn(f"No overlay is drawn: {error}")
+                except BrokenImageError as error:  # the file was changed after it was loaded
+                    rank_zero_warn(f"Cannot draw an overlay: {error}")
                 else:
                     drawn = draw_label_map(image, values, names, palette, self.opacity)
                     files.write_image(folder / "overlays" / name, drawn)
             self._count += 1
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Tell where the files are."""
+        """Print the output folders."""
         if self._count:
             folder = Path(self.folder) if self.folder else run_folder(trainer)
             rank_zero_info(f"Label maps:  {folder / 'label_maps'}")

@@ -1,7 +1,8 @@
-"""Loggers of a run folder: ``metrics.csv`` and the curves for TensorBoard.
+"""Loggers of a run folder: ``metrics.csv`` and TensorBoard.
 
-Lightning's own loggers write in place, and TensorBoard's expands ``~`` and ``$`` in names of
-folders. Here both lie exactly in the run folder, and a full disk leaves a table without half lines.
+Lightning's own CSV logger does not write atomically, and its TensorBoard logger expands ``~`` and
+``$`` in folder names. These loggers write to the run folder, and a full disk never leaves
+incomplete lines in the table.
 """
 
 from __future__ import annotations
@@ -34,14 +35,14 @@ class MetricsTable(CSVLogger):
     @property
     @rank_zero_experiment
     def experiment(self) -> ExperimentWriter:
-        """The writer, made when it is first needed."""
+        """The writer, created on first use."""
         if self._experiment is None:
             self._experiment = _Writer(self.log_dir)
         return self._experiment  # type: ignore[return-value]
 
 
 class _Writer(ExperimentWriter):
-    """Adds complete lines to the table, and replaces it as a whole where there are new columns."""
+    """Appends complete lines to the table, and rewrites it if there are new columns."""
 
     def __init__(self, log_dir: str) -> None:
         super().__init__(log_dir)
@@ -78,10 +79,10 @@ class _Writer(ExperimentWriter):
 
 
 class Curves(TensorBoardLogger):
-    """Write the events for TensorBoard.
+    """Write TensorBoard events.
 
-    TensorBoard adds to a file that stays open. A full disk can therefore cut the last event, which
-    its reader leaves out.
+    TensorBoard appends to an open file. A full disk can therefore truncate the last event, which
+    its reader skips.
 
     Args:
         folder: The run folder.
@@ -98,22 +99,22 @@ class Curves(TensorBoardLogger):
 
     @property
     def experiment(self) -> Any:
-        """TensorBoard's writer, made when it is first needed."""
+        """TensorBoard's writer, created on first use."""
         with self._disk_errors():
             return super().experiment
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Add points to the curves."""
+        """Log metrics."""
         with self._disk_errors():
             super().log_metrics(metrics, step)
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """Add the settings."""
+        """Log the settings."""
         with self._disk_errors():
             super().log_hyperparams(*args, **kwargs)
 
     def save(self) -> None:
-        """Write what has been added; the settings are in the file of `MetricsTable`."""
+        """Flush the events; `MetricsTable` writes the settings."""
         with self._disk_errors():
             if self._experiment is not None:
                 self._experiment.flush()
@@ -124,14 +125,14 @@ class Curves(TensorBoardLogger):
             with self._disk_errors():
                 super().finalize(status)
         except files.NotWrittenError:
-            if status == "success":  # otherwise another error is on its way
+            if status == "success":  # otherwise another error is being raised
                 raise
 
     @contextmanager
     def _disk_errors(self) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # Lightning wraps what the system says in a ValueError
+        except Exception as error:  # Lightning wraps OS errors in a ValueError
             cause = files.os_error_in(error)
             if cause is None:
                 raise

@@ -1,4 +1,4 @@
-"""Names of monitored values: refused where a run does not log them, as early as that is known."""
+"""Check that monitored metrics are logged, as early as possible."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from src.tasks import BaseTask
 
 
 class Monitor(NamedTuple):
-    """A value that something looks at.
+    """A monitored metric.
 
     Attributes:
-        owner: Setting that names it.
-        name: Logged name.
+        owner: Setting that names the metric.
+        name: Name of the logged metric.
         mode: ``min`` or ``max``.
     """
 
@@ -40,22 +40,22 @@ class Monitor(NamedTuple):
 
 _UNSUITABLE = {
     StochasticWeightAveraging: (
-        "copies the task before its network is built, so it would average nothing; use the EMA"
+        "is not supported, because it copies the task before the network is built; use the EMA"
         " callback (configs/callbacks/ema.yaml)."
     ),
-    ModelPruning: "lists the weights of a task before its network is built.",
+    ModelPruning: "is not supported, because it needs the weights before the network is built.",
     BackboneFinetuning: (
-        "freezes the backbone of a task before the network is built; use layer_decay, or"
-        " frozen_stages of the backbone."
+        "is not supported, because it freezes the backbone before the network is built; use"
+        " layer_decay, or frozen_stages of the backbone."
     ),
 }
 
 
 def check_callbacks(callbacks: Iterable[Callback]) -> None:
-    """Refuse callbacks of Lightning that cannot work with networks that are built late.
+    """Refuse Lightning callbacks that do not work with networks built in ``configure_model``.
 
     Raises:
-        UserError: Says what to use instead.
+        UserError: If there is such a callback.
     """
     for callback in callbacks:
         for kind, reason in _UNSUITABLE.items():
@@ -64,20 +64,20 @@ def check_callbacks(callbacks: Iterable[Callback]) -> None:
 
 
 class MonitorCheck(Callback):
-    """Refuse monitored names that are not logged.
+    """Raise an error if a monitored metric is not logged.
 
-    What a task logs in a validation is known before training. Losses of a training step, and what
-    further callbacks log, are known after the first validation or epoch.
+    The validation metrics of a task are known before training. Training losses and the metrics of
+    other callbacks are known after the first validation or epoch.
     """
 
     def __init__(self) -> None:
-        self._seen: set[str] = set()  # names that are known to be logged
+        self._seen: set[str] = set()  # metrics that were logged
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Compare with what the task says that it logs.
+        """Compare with the validation metrics of the task.
 
         Raises:
-            UserError: Names what is logged.
+            UserError: If a monitored metric is not logged.
         """
         self._seen = set()
         if is_dry_run(trainer) or not isinstance(pl_module, BaseTask):
@@ -86,19 +86,19 @@ class MonitorCheck(Callback):
         for monitor in _monitors(trainer):
             if known and _is_closed(trainer, pl_module, monitor.name) and monitor.name not in known:
                 raise UserError(_unknown(monitor, known))
-            _warn_of_mode(monitor, pl_module)
+            _warn_about_mode(monitor, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Compare with what has been logged until the first validation.
+        """Compare with the metrics logged until the first validation.
 
-        Within an epoch these are the values of a validation only; the rest comes at the end.
+        Within an epoch, only validation metrics are checked; the others follow at its end.
         """
         if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
             is_end = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
             self._compare(trainer, "" if is_end else "val/", but="train/")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Compare the values of training; where there is no validation, all."""
+        """Check training metrics; without validation, all metrics."""
         self._compare(trainer, "train/" if trainer.enable_validation else "")
 
     def _compare(self, trainer: Trainer, prefix: str, but: str | None = None) -> None:
@@ -126,12 +126,12 @@ def _monitors(trainer: Trainer) -> Iterator[Monitor]:
 
 
 def _is_closed(trainer: Trainer, task: BaseTask, name: str) -> bool:
-    """Whether only the task can log a name, so that it is known before training."""
-    own = ("src.", "lightning.")
+    """Whether only the task can log a metric, so that it is known before training."""
+    packages = ("src.", "lightning.")
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
     parts = (task, *callbacks)
-    is_of_others = any(not type(part).__module__.startswith(own) for part in parts)
-    return not is_of_others and not name.startswith(("train/", "lr-", "test/"))
+    has_other = any(not type(part).__module__.startswith(packages) for part in parts)
+    return not has_other and not name.startswith(("train/", "lr-", "test/"))
 
 
 def _unknown(monitor: Monitor, known: Collection[str]) -> str:
@@ -139,19 +139,19 @@ def _unknown(monitor: Monitor, known: Collection[str]) -> str:
     close = difflib.get_close_matches(monitor.name, names, n=1, cutoff=0.5)
     hint = f" Did you mean {close[0]!r}?" if close else ""
     return (
-        f"{monitor.owner} is {monitor.name!r}, which this run does not log.{hint} It logs"
-        f" {', '.join(names)}."
+        f"{monitor.owner} is {monitor.name!r}, which this run does not log.{hint} Logged metrics"
+        f" are {', '.join(names)}."
     )
 
 
-def _warn_of_mode(monitor: Monitor, task: BaseTask) -> None:
+def _warn_about_mode(monitor: Monitor, task: BaseTask) -> None:
     if monitor.name not in task.validation_names():
         return
-    wanted = "min" if monitor.name in task.validation_losses() else "max"
-    if monitor.mode != wanted:
-        better = "smaller" if wanted == "min" else "larger"
+    expected = "min" if monitor.name in task.validation_losses() else "max"
+    if monitor.mode != expected:
+        better = "smaller" if expected == "min" else "larger"
         owner = monitor.owner.removesuffix(".monitor")
         rank_zero_warn(
-            f"{owner} looks for the {monitor.mode}imum of {monitor.name}, but the {better} value is"
-            f" the better one: set its mode to {wanted}."
+            f"{owner} monitors the {monitor.mode}imum of {monitor.name}, but {better} values are"
+            f" better. Set its mode to {expected}."
         )

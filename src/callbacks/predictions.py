@@ -1,4 +1,4 @@
-"""Write what ``predict`` finds: a table of all files and annotated images."""
+"""Write classification predictions: a table and annotated images."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from lightning.pytorch.utilities import rank_zero_warn
 from src import files
 from src.callbacks.output_names import OutputNames
 from src.callbacks.run_folder import run_folder, tell
-from src.callbacks.unreadable import gather, is_predicting, of_this_rank
+from src.callbacks.unreadable import gather, is_predicting, rank_file_name
 from src.decoding import MAX_PIXELS, BrokenImageError, decode
 from src.visualization import draw_classes
 
 
 class Row(NamedTuple):
-    """Best classes of one file, most probable first."""
+    """Top classes of one file, most probable first."""
 
     path: str
     names: list[str]
@@ -27,11 +27,11 @@ class Row(NamedTuple):
 class ClassPredictionWriter(Callback):
     """Write ``predictions.csv`` and ``images/*.png`` into the run folder after ``predict``.
 
-    The table has one row per file: ``path``, then class and probability of the best five.
+    The table has one row per file: ``path``, then classes and probabilities of the top five.
 
     Args:
-        folder: Where to write; default is the run folder.
-        max_pictures: Number of files to draw, in the order of the table; -1 draws all, 0 none.
+        folder: Output folder; default is the run folder.
+        max_pictures: Maximum number of annotated images; -1 for all, 0 for none.
     """
 
     def __init__(self, folder: str | None = None, max_pictures: int = 200) -> None:
@@ -39,7 +39,7 @@ class ClassPredictionWriter(Callback):
         self._rows: list[Row] = []
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget earlier predictions."""
+        """Clear earlier predictions."""
         self._rows = []
 
     def on_predict_batch_end(
@@ -53,7 +53,7 @@ class ClassPredictionWriter(Callback):
     ) -> None:
         """Collect the rows of a batch."""
         if not isinstance(outputs, dict) or not {"path", "index", "probability"} <= outputs.keys():
-            return  # another task: its own writer takes care
+            return  # not a classifier
         names = class_names(trainer)
         indices, values = outputs["index"].tolist(), outputs["probability"].tolist()
         for path, index, probability in zip(outputs["path"], indices, values, strict=True):
@@ -63,14 +63,14 @@ class ClassPredictionWriter(Callback):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Keep what an interrupted prediction has found until then, each rank by itself."""
+        """Write the results of an interrupted prediction, separately on each rank."""
         if is_predicting(trainer) and self._rows:
-            rows, name = sorted(self._rows), of_this_rank(trainer, "predictions.csv")
+            rows, name = sorted(self._rows), rank_file_name(trainer, "predictions.csv")
             try:
                 path = self._write(trainer, rows, name)
-                tell(f"Predictions: {path} ({len(rows)} files until it was stopped)")
-            except files.NotWrittenError as error:  # the exception is what the user must see
-                rank_zero_warn(f"What was predicted until then cannot be written: {error}.")
+                tell(f"Predictions: {path} ({len(rows)} files, interrupted)")
+            except files.NotWrittenError as error:  # the original exception is raised
+                rank_zero_warn(f"Cannot write the predictions so far: {error}.")
 
     def _write(self, trainer: Trainer, rows: list[Row], name: str) -> Path:
         folder = Path(self.folder) if self.folder else run_folder(trainer)
@@ -78,7 +78,7 @@ class ClassPredictionWriter(Callback):
         return folder / name
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Bring the rows of all devices together and write them."""
+        """Gather the rows of all ranks and write them."""
         rows = sorted(gather(self._rows))
         self._rows = []
         if not trainer.is_global_zero or not rows:
@@ -95,17 +95,17 @@ class ClassPredictionWriter(Callback):
 
 
 def class_names(trainer: Trainer) -> list[str]:
-    """Readable class names of the data module in use, or an empty list."""
+    """Class names of the data module, or an empty list."""
     return list(getattr(trainer.datamodule, "class_names", []))  # type: ignore[attr-defined]
 
 
 def max_pixels(trainer: Trainer) -> int:
-    """Largest image that the data module in use reads."""
+    """Maximum number of pixels per image of the data module."""
     return int(getattr(trainer.datamodule, "max_pixels", MAX_PIXELS))  # type: ignore[attr-defined]
 
 
 def write_table(rows: list[Row], path: Path) -> None:
-    """Write one line per file; every file has the same number of classes."""
+    """Write a table with one row per file."""
     columns = [f"{kind}_{i + 1}" for i in range(len(rows[0].names)) for kind in ("class", "prob")]
     table: list[list[str]] = [["path", *columns]]
     for row in rows:
@@ -118,7 +118,7 @@ def write_table(rows: list[Row], path: Path) -> None:
 def draw_images(
     rows: list[Row], folder: Path, names: OutputNames, max_pixels: int = MAX_PIXELS
 ) -> int:
-    """Draw the rows on their images, turned upright; returns how many images were written.
+    """Write annotated images, with the EXIF orientation applied, and return their number.
 
     Unreadable files are reported.
     """
@@ -127,7 +127,7 @@ def draw_images(
         try:
             image = decode(row.path, upright=True, max_pixels=max_pixels)
         except BrokenImageError as error:
-            rank_zero_warn(f"No image is drawn: {error}")
+            rank_zero_warn(f"Cannot draw an image: {error}")
             continue
         drawn = draw_classes(image, row.names, row.probabilities)
         files.write_image(folder / names(row.path), drawn)

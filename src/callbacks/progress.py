@@ -1,4 +1,4 @@
-"""Progress for every kind of output: bars on a terminal and in notebooks, lines in a log file."""
+"""Progress display: bars on a terminal and in notebooks, lines in log files."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ class _NoVersion(ProgressBar):
     def get_metrics(
         self, trainer: Trainer, pl_module: LightningModule
     ) -> dict[str, int | str | float | dict[str, float]]:
-        """The logged values without the number of the run folder, which says nothing."""
+        """The logged metrics without the version number of the run."""
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
         return metrics
 
 
 class TerminalProgress(_NoVersion, RichProgressBar):
-    """Rich bars."""
+    """Rich progress bars."""
 
 
 class NotebookProgress(_NoVersion, TQDMProgressBar):
-    """Bars that notebooks can draw."""
+    """Progress bars for notebooks."""
 
 
 class LogProgress(_NoVersion):
-    """One line per epoch and at most one every few seconds in between, without control characters.
+    """One line per epoch, and occasional lines within long epochs, without control characters.
 
     Args:
-        every_n_seconds: Shortest time between two lines within an epoch.
+        every_n_seconds: Minimum time between two lines within an epoch.
     """
 
     def __init__(self, every_n_seconds: float = 30.0) -> None:
@@ -42,11 +42,11 @@ class LogProgress(_NoVersion):
         self._epoch_start = self._last_line = 0.0
 
     def disable(self) -> None:
-        """Lightning asks for silence on all ranks but the first, and while it tries settings."""
+        """Turn output off; called on all ranks except 0, and while tuner callbacks run."""
         self._is_enabled = False
 
     def enable(self) -> None:
-        """Lightning has finished trying settings."""
+        """Turn output on."""
         self._is_enabled = True
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -56,13 +56,13 @@ class LogProgress(_NoVersion):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Show that a long epoch is alive."""
+        """Print progress within a long epoch."""
         total = trainer.num_training_batches
         if self._is_due() and batch_idx + 1 < total:
             self._write(f"epoch {trainer.current_epoch}  step {batch_idx + 1}/{total}", trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Sum up the epoch, after its validation."""
+        """Print the metrics of the epoch, after its validation."""
         seconds = time.monotonic() - self._epoch_start
         last = "" if trainer.max_epochs in (None, -1) else f"/{trainer.max_epochs - 1}"
         self._write(f"epoch {trainer.current_epoch}{last}  {seconds:.1f} s", trainer)
@@ -76,7 +76,7 @@ class LogProgress(_NoVersion):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Show that a long prediction is alive."""
+        """Print progress of a long prediction."""
         if self._is_due():
             self._write(f"predicted {batch_idx + 1} batches", trainer)
 
@@ -92,7 +92,7 @@ class LogProgress(_NoVersion):
 
 
 def default_progress() -> Callback:
-    """The progress display that suits where the output goes."""
+    """Progress display for a notebook, a terminal or a log file."""
     if "ipykernel" in sys.modules:
         return NotebookProgress()
     return TerminalProgress(leave=True) if sys.stdout.isatty() else LogProgress()

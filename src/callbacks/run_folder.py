@@ -1,4 +1,4 @@
-"""The folder of one run: what was asked (config.yaml), with what (env.txt), and the results."""
+"""Run folder with the configuration (config.yaml), the environment (env.txt) and the results."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from src.tasks import BaseTask
 
 @rank_zero_only
 def tell(text: str) -> None:
-    """Print a line of the report, once for all processes."""
+    """Print a line on rank 0 only."""
     print(text, flush=True)
 
 
 def is_dry_run(trainer: Trainer) -> bool:
-    """Tell whether this is a ``fast_dev_run``, which leaves no files."""
+    """Whether this is a ``fast_dev_run``, which writes no files."""
     return bool(getattr(trainer, "fast_dev_run", False))
 
 
 def next_run_folder(parent: Path, prefix: str) -> Path:
-    """First folder ``<parent>/<prefix>_<n>`` above all numbers in use; nothing is created."""
+    """Next free folder ``<parent>/<prefix>_<n>``, which is not created."""
     pattern = re.compile(rf"{re.escape(prefix)}_(\d+)")
     found = [pattern.fullmatch(p.name) for p in parent.iterdir()] if parent.is_dir() else []
     return parent / f"{prefix}_{max((int(m[1]) for m in found if m), default=-1) + 1}"
 
 
 def run_folder(trainer: Trainer) -> Path:
-    """Folder for results: that of the `RunFolder` callback, else the logger's or the trainer's."""
+    """Output folder: that of the `RunFolder` callback, else that of the logger or trainer."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, RunFolder):
             return callback.path
@@ -44,12 +44,12 @@ def run_folder(trainer: Trainer) -> Path:
 
 
 class RunFolder(Callback):
-    """Write ``config.yaml`` and ``env.txt``, and tell at the start and the end what happens where.
+    """Write ``config.yaml`` and ``env.txt``, and print a report at the start and end of a run.
 
     Args:
-        path: Folder of the run; filled when the run really starts.
-        config: Text of ``config.yaml``: gives the same run again.
-        resumed_from: Checkpoint that the run starts from, for the report.
+        path: Folder of the run; files are written when the run starts.
+        config: Text of ``config.yaml``, which repeats the run.
+        resumed_from: Checkpoint that the run is resumed from, for the report.
     """
 
     def __init__(self, path: Path, config: str, resumed_from: str | None = None) -> None:
@@ -57,49 +57,49 @@ class RunFolder(Callback):
         self._has_trained = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Agree on the folder over all processes."""
+        """Broadcast the folder to all ranks."""
         self.path = trainer.strategy.broadcast(self.path)
         self._has_trained = False
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Tell what is going to be trained."""
+        """Print the start report of training."""
         self._announce(trainer, pl_module, "Training")
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Tell what is going to be validated, unless it is a part of training."""
+        """Print the start report of validation, unless it is part of training."""
         if trainer.state.fn == "validate":
             self._announce(trainer, pl_module, "Validating")
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Tell what is going to be tested."""
+        """Print the start report of testing."""
         self._announce(trainer, pl_module, "Testing")
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Tell what is going to be predicted."""
+        """Print the start report of prediction."""
         self._announce(trainer, pl_module, "Predicting")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log at least once per epoch, however short the epochs are."""
+        """Log at least once per epoch, also for very short epochs."""
         self._has_trained = True
         batches = trainer.num_training_batches
         interval = trainer.log_every_n_steps  # type: ignore[attr-defined]
         trainer.log_every_n_steps = int(max(1, min(interval, batches)))  # type: ignore[attr-defined]
         if self.resumed_from:
-            tell(f"Going on with epoch {trainer.current_epoch} at step {trainer.global_step}")
+            tell(f"Resuming at epoch {trainer.current_epoch}, step {trainer.global_step}")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the curves of the epoch to disk, so that a killed run keeps them."""
+        """Save the metrics of the epoch, so that a killed run keeps them."""
         for lightning_logger in trainer.loggers:
             if isinstance(lightning_logger, CSVLogger):
                 lightning_logger.save()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Tell where the results are."""
+        """Print the output folder and the checkpoints."""
         if is_dry_run(trainer):
             return
         if stage == "fit" and not self._has_trained:
             tell(
-                f"\nNothing was trained: {self.resumed_from} has reached epoch"
+                f"\nNothing was trained: {self.resumed_from} is at epoch"
                 f" {trainer.current_epoch}, and trainer.max_epochs is {trainer.max_epochs}."
             )
         tell(f"\nResults:     {self.path}")
@@ -125,9 +125,9 @@ class RunFolder(Callback):
 
     @rank_zero_only
     def _write_files(self) -> None:
-        origin = f"continues  {self.resumed_from}\n" if self.resumed_from else ""
+        origin = f"resumed    {self.resumed_from}\n" if self.resumed_from else ""
         files.write_text(self.path / "env.txt", f"{origin}{report()}\n")
-        # Last, because it says that the run has started.
+        # Written last, because it marks the run as started.
         files.write_text(self.path / "config.yaml", self.config)
 
 
@@ -145,13 +145,13 @@ def _describe_task(task: LightningModule) -> str:
 def _describe_data(trainer: Trainer) -> str:
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
     if data is None:
-        return "given loaders"
+        return "data loaders"
     root = getattr(data, "predict_dir" if trainer.predicting else "root", None)
     return f"{type(data).__name__}" + (f", {root}" if root is not None else "")
 
 
 def _describe_images(trainer: Trainer, verb: str) -> dict[str, str]:
-    """How many images training uses; a row only where it is known."""
+    """Number of training images, if known."""
     images = getattr(trainer.datamodule, "images_in_use", "")  # type: ignore[attr-defined]
     return {"Images": images} if verb == "Training" and images else {}
 

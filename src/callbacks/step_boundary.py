@@ -1,9 +1,9 @@
-"""Checkpoints between two optimizer steps: those of the last step, so that nothing is lost.
+"""Consistent checkpoints with gradient accumulation.
 
-Where batches are accumulated, gradients of a part of a step are in no checkpoint. A checkpoint that
-is written then (after Ctrl-C, an error or a validation within an epoch) counts the batches since
-the last step as not used, and holds the statistics of batch norm of that step: a resumed training
-repeats these batches and ends where it would have ended.
+Accumulated gradients are not saved in checkpoints. A checkpoint written between two optimizer steps
+(after Ctrl-C, an error or a validation within an epoch) therefore counts the batches since the last
+step as unused and contains the batch norm statistics of that step. A resumed run repeats these
+batches and ends with the same result as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -21,38 +21,38 @@ _COUNTS = ("ready", "started", "processed", "completed")
 
 
 class StepBoundary(Callback):
-    """Let every checkpoint stand at an optimizer step."""
+    """Make every checkpoint contain the state after an optimizer step."""
 
     def __init__(self) -> None:
-        self._step = self._batches = 0  # at the last optimizer step, batches of its epoch
+        self._step = self._batches = 0  # last optimizer step, and batches of the epoch until then
         self._buffers: dict[str, Tensor] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start from where training goes on, which is a boundary."""
+        """Record the state at the start, which is a step boundary."""
         self._remember(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """No step lies across two epochs."""
+        """Record the state; gradients are not accumulated across epochs."""
         self._remember(trainer, pl_module)
         self._batches = 0
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Remember the boundary that a step makes."""
+        """Record the state after an optimizer step."""
         if trainer.global_step > self._step:
             self._remember(trainer, pl_module)
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Take the batches since the last step out of the progress."""
+        """Subtract the batches since the last optimizer step from the progress."""
         loops = checkpoint.get("loops", {}).get("fit_loop")
         if trainer.state.fn != TrainerFn.FITTING or loops is None:
             return
         progress = loops["epoch_loop.batch_progress"]
         current = progress["current"]
-        if current["ready"] > current["processed"]:  # the one that was interrupted is still to come
+        if current["ready"] > current["processed"]:  # the interrupted batch is repeated
             progress["is_last_batch"] = False
         pending = current["processed"] - self._batches
         if trainer.global_step > self._step or progress["is_last_batch"] or pending <= 0:

@@ -1,4 +1,4 @@
-"""The parts of the network and their sizes, printed before training."""
+"""Table of modules and parameter counts, printed before training."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from rich.table import Table
 class NetworkSummary(ModelSummary):
     """Print a table of the modules that have parameters.
 
-    Lightning's table also lists losses and metrics, and counts operations, which it cannot do for
-    networks with operators of their own; ``python -m src profile`` does.
+    Lightning's table also lists losses and metrics, and FLOPs, which it cannot count for custom
+    operators; use ``python -m src profile`` instead.
 
     Args:
         max_depth: Levels of modules below the task; -1 shows all, 0 none.

@@ -1,8 +1,9 @@
-"""Stop a training whose loss or weights are no longer finite, on all ranks together.
+"""Stop training on all ranks when the loss or the weights are not finite.
 
-A NaN or infinite loss is noticed before the optimizer steps, so it never reaches the weights, the
-average or a checkpoint. Infinite *gradients* are normal under 16-bit precision, where the gradient
-scaler skips the step, and are not looked at; weights are checked before checkpoints are written.
+A NaN or infinite loss is detected before the optimizer step, so it never affects the weights, the
+EMA weights or a checkpoint. Infinite *gradients* are normal with 16-bit precision, where the
+gradient scaler skips the step, and are not checked. Weights are checked before checkpoints are
+written.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from src.distributed import tensors_of
 from src.errors import UserError
 from src.tasks import BaseTask
 
-_GO_ON = "--terminate_on_nan.enabled false goes on regardless"
+_DISABLE = "Use --terminate_on_nan.enabled false to turn this check off"
 
 
 class NonFiniteError(UserError):
@@ -29,10 +30,10 @@ class NonFiniteError(UserError):
 
 
 class TerminateOnNaN(Callback):
-    """Stop at the first loss that is not finite, and before weights that are not are used.
+    """Stop at the first non-finite loss, and refuse non-finite weights.
 
     Args:
-        enabled: ``False`` goes on; checkpoints with such weights still never become the best.
+        enabled: ``False`` turns the check off; non-finite weights are still never saved as best.
     """
 
     def __init__(self, enabled: bool = True) -> None:
@@ -40,24 +41,24 @@ class TerminateOnNaN(Callback):
         self._losses: list[Tensor] = []  # of the accumulated batches of a step
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse to start from weights that are not finite."""
+        """Refuse to train non-finite weights."""
         self._losses = []
         self._check_network(trainer, pl_module)
 
     def on_before_backward(
         self, trainer: Trainer, pl_module: LightningModule, loss: Tensor
     ) -> None:
-        """Keep the loss of a batch, without waiting for it."""
+        """Store the loss of a batch without synchronising the device."""
         if self.enabled:
             self._losses.append(loss.detach().sum())
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
-        """Look at the losses of all ranks before they reach the weights.
+        """Check the losses of all ranks before they affect the weights.
 
         Raises:
-            NonFiniteError: On every rank, if a loss of one is not finite.
+            NonFiniteError: On every rank, if the loss of any rank is not finite.
         """
         losses, self._losses = self._losses, []
         if not self.enabled:
@@ -70,14 +71,13 @@ class TerminateOnNaN(Callback):
         raise NonFiniteError(
             f"The loss is not finite at step {trainer.global_step} of epoch"
             f" {trainer.current_epoch}: {losses_found}, at a learning rate of {rate:.4g}."
-            " The checkpoints written until now are kept. What helps: a lower model.optimizer.lr,"
-            " a longer warm-up, trainer.gradient_clip_val 1.0, trainer.precision 32-true or"
-            " bf16-mixed instead of 16 bit; configs/debug/anomaly.yaml finds the operation."
-            f" {_GO_ON}."
+            " Existing checkpoints are kept. Try a lower model.optimizer.lr, a longer warm-up,"
+            " trainer.gradient_clip_val 1.0, or trainer.precision 32-true or bf16-mixed instead of"
+            f" 16-mixed; configs/debug/anomaly.yaml finds the operation. {_DISABLE}."
         )
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop a training whose weights or validation losses are not finite.
+        """Stop training if the weights or the validation losses are not finite.
 
         Raises:
             NonFiniteError: On every rank.
@@ -95,21 +95,21 @@ class TerminateOnNaN(Callback):
             raise NonFiniteError(
                 f"The validation of epoch {trainer.current_epoch} gives"
                 f" {_collect(', '.join(names))} although the weights are finite: activations"
-                " overflow, or no image has a label. The checkpoints written until now are kept."
-                f" What helps: trainer.precision 32-true, a lower model.optimizer.lr. {_GO_ON}."
+                " overflow, or no image has a label. Existing checkpoints are kept. Try"
+                f" trainer.precision 32-true or a lower model.optimizer.lr. {_DISABLE}."
             )
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse to validate weights that are not finite."""
+        """Refuse to validate non-finite weights."""
         if trainer.state.fn == TrainerFn.VALIDATING:
             self._check_network(trainer, pl_module)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse to test weights that are not finite."""
+        """Refuse to test non-finite weights."""
         self._check_network(trainer, pl_module)
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse to predict with weights that are not finite."""
+        """Refuse to predict with non-finite weights."""
         self._check_network(trainer, pl_module)
 
     def _check_network(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -118,13 +118,13 @@ class TerminateOnNaN(Callback):
 
 
 def is_checked(trainer: Trainer) -> bool:
-    """Whether a training must stop at weights that are not finite."""
+    """Whether `TerminateOnNaN` is enabled."""
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
     return any(isinstance(c, TerminateOnNaN) and c.enabled for c in callbacks)
 
 
 def has_finite_weights(task: LightningModule) -> bool:
-    """Whether all weights of a task, and of its average, are finite on all ranks."""
+    """Whether all weights and EMA weights of a task are finite on all ranks."""
     tensors = [tensor for network in _networks(task) for tensor in tensors_of(network)]
     finite = [torch.isfinite(t).all() for t in tensors if t.is_floating_point() and t.numel()]
     if not finite:
@@ -133,11 +133,11 @@ def has_finite_weights(task: LightningModule) -> bool:
 
 
 def require_finite_weights(task: LightningModule, source: str | None = None) -> None:
-    """Refuse weights that are not finite.
+    """Raise an error if weights are not finite.
 
     Args:
-        task: What is trained or evaluated.
-        source: Checkpoint that the weights are from, for the message.
+        task: The task.
+        source: Checkpoint that the weights were loaded from, for the message.
 
     Raises:
         NonFiniteError: On every rank.
@@ -148,15 +148,17 @@ def require_finite_weights(task: LightningModule, source: str | None = None) -> 
     first = next((name for name, t in named if not torch.isfinite(t).all()), "")
     where = f" of {source}" if source else " of the network"
     raise NonFiniteError(
-        f"Weights{where} are NaN or infinite{f' (first: {first})' if first else ''}: the training"
-        " that gave them has diverged. Take an earlier checkpoint, and train with a lower"
-        f" model.optimizer.lr or with trainer.gradient_clip_val. {_GO_ON}."
+        f"Weights{where} are NaN or infinite{f' (first: {first})' if first else ''}, so training"
+        " has diverged. Use an earlier checkpoint, and train with a lower model.optimizer.lr or"
+        f" with trainer.gradient_clip_val. {_DISABLE}."
     )
 
 
-def warn_of_weights(path: str) -> None:
-    """Say that a checkpoint is not usable, where training goes on regardless."""
-    rank_zero_warn(f"Weights are NaN or infinite: {path} is not usable and no best is written.")
+def warn_about_weights(path: str) -> None:
+    """Warn about a checkpoint with non-finite weights."""
+    rank_zero_warn(
+        f"Weights are NaN or infinite: {path} is not usable, and no best checkpoint is written."
+    )
 
 
 def _networks(task: LightningModule) -> list[torch.nn.Module]:
@@ -167,7 +169,7 @@ def _networks(task: LightningModule) -> list[torch.nn.Module]:
 
 
 def _on_any_rank(flag: Tensor) -> bool:
-    """Whether a flag is set on any rank; all ranks must ask."""
+    """Whether a flag is set on any rank; must be called on all ranks."""
     if distributed.is_available() and distributed.is_initialized():
         flag = flag.int()
         distributed.all_reduce(flag, distributed.ReduceOp.MAX)
@@ -175,20 +177,20 @@ def _on_any_rank(flag: Tensor) -> bool:
 
 
 def _describe_losses(trainer: Trainer, values: Tensor) -> str:
-    """Losses of this rank that are not finite, by name where a task logs several."""
+    """Non-finite losses of this rank, by name if the task logs several."""
     named = {
         name: float(value)
         for name, value in trainer.callback_metrics.items()
         if name.startswith("train/") and not name.endswith("_epoch")
     }
     bad = [f"{name} {value}" for name, value in named.items() if not math.isfinite(value)]
-    if not bad:  # it was in an earlier one of the accumulated batches
+    if not bad:  # it was in an earlier accumulated batch
         bad = [f"loss {value}" for value in values.tolist() if not math.isfinite(value)][:1]
     return ", ".join(bad)
 
 
 def _collect(text: str) -> str:
-    """The same sentence on every rank, with the number of the first rank that has one."""
+    """The first non-empty text of all ranks, with its rank."""
     if not (distributed.is_available() and distributed.is_initialized()):
         return text
     texts: list[str] = [""] * distributed.get_world_size()

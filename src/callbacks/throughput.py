@@ -10,11 +10,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 
 class Throughput(Callback):
-    """Log ``train/images_per_second`` over all devices: waiting for data counts, not validation.
+    """Log ``train/images_per_second`` over all devices, including data loading, not validation.
 
     Args:
-        every_n_steps: Batches per measurement; the first batches of an epoch are not measured.
-        warmup_steps: Number of these first batches.
+        every_n_steps: Batches per measurement.
+        warmup_steps: Batches at the start of an epoch that are not measured.
     """
 
     def __init__(self, every_n_steps: int = 50, warmup_steps: int = 1) -> None:
@@ -29,7 +29,7 @@ class Throughput(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Count the images of a batch; log where a measurement is complete."""
+        """Count the images of a batch, and log when a measurement is complete."""
         if batch_idx < self.warmup_steps:
             self._images, self._start = 0, self._now(pl_module)
             return
@@ -42,7 +42,7 @@ class Throughput(Callback):
             self._images, self._start = 0, now
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Do not count the time of a validation in the middle of an epoch."""
+        """Exclude the time of a validation within an epoch."""
         self._images, self._start = 0, self._now(pl_module)
 
     @staticmethod

@@ -1,8 +1,8 @@
-"""The command line: ``python -m src <command>``, and the same thing for notebooks and tests.
+"""Command line: ``python -m src <command>``, also callable from notebooks and tests.
 
-`main` runs a command and turns mistakes of the user into one sentence and exit code 2. `build`
-makes task, data module and trainer from the same arguments without running anything. Lightning is
-imported only by the commands that need it.
+`main` runs a command and reports a `UserError` as a one-line message with exit code 2. `build`
+creates the task, data module and trainer from the same arguments without running anything.
+Lightning is imported only by the commands that need it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from src.cli.processes import explanation, stop_with_parent
+from src.cli.process_failures import explanation, stop_with_parent
 from src.cli.short_help import short_help
 from src.errors import UserError, printable
 from src.files import disk_problem
@@ -42,16 +42,16 @@ InternImage on PyTorch Lightning. Commands of python -m src:
   fit          train or fine-tune         fit --config configs/<recipe>.yaml
   validate     metrics on the val split   validate --config configs/<recipe>.yaml --ckpt_path best
   test         metrics on the test split  like validate
-  predict      table and images         like validate, with --data.predict_dir FOLDER
+  predict      table and images           like validate, with --data.predict_dir FOLDER
   prepare      check and split your data  prepare from-folder photos   (or: prepare toy)
-  verify       check a dataset           verify imagenet --root data/imagenet
+  verify       check a dataset            verify imagenet --root data/imagenet
   export       ONNX, torch.export, hub    export --config X.yaml --ckpt_path best --check FOLDER
-  profile      size, MACs and memory      profile --model internimage_t
-  plan         memory on many GPUs        plan --config X.yaml --gpus 8 --memory 80GB
-  consolidate  one file from a folder     consolidate runs/<name>/version_0/checkpoints/last.ckpt
+  profile      parameters, MACs, memory   profile --model internimage_t
+  plan         memory on several GPUs     plan --config X.yaml --gpus 8 --memory 80GB
+  consolidate  merge a sharded checkpoint consolidate runs/<name>/version_0/checkpoints/last.ckpt
   env          versions and operators     env
-Every setting of a recipe can be changed on the line: --trainer.max_epochs 5 --data.batch_size 32.
-<command> --help shows the settings used most; docs/configuration.md explains recipes."""
+Override any setting of a recipe with an option: --trainer.max_epochs 5 --data.batch_size 32.
+<command> --help shows the most common settings; docs/configuration.md explains recipes."""
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -61,7 +61,7 @@ def main(args: Sequence[str] | None = None) -> int:
         args: Command and arguments; default is the command line.
 
     Returns:
-        0; 2 if the user gave something wrong; 1 if the program failed; 130 if a signal stopped it
+        Exit code: 0 on success, 1 for an internal error, 2 for invalid input, 130 after a signal
         (Ctrl-C, SIGTERM, SIGHUP).
     """
     with StopSignals() as stops:
@@ -77,27 +77,27 @@ def _main(given: list[str], stops: StopSignals) -> int:
     except (Interrupted, KeyboardInterrupt) as stop:
         return _interrupted(str(stop))
     except Exception as error:
-        mistake = _mistake_of_user(error)
-        if stops.received is not None and mistake is None:
-            return _interrupted()  # other processes of this command have ended before this one
-        if (sentence := explanation(error)) is not None:
-            print(f"error: {printable(sentence)}", file=sys.stderr)
+        user_error = _as_user_error(error)
+        if stops.received is not None and user_error is None:
+            return _interrupted()  # an error caused by other processes that stopped first
+        if (message := explanation(error)) is not None:
+            print(f"error: {printable(message)}", file=sys.stderr)
             return 1
-        if mistake is None or os.environ.get("INTERNIMAGE_TRACEBACK") == "1":
+        if user_error is None or os.environ.get("INTERNIMAGE_TRACEBACK") == "1":
             traceback.print_exc()
         else:
-            print(f"error: {printable(str(mistake))}", file=sys.stderr)
-        return 1 if mistake is None else 2
+            print(f"error: {printable(str(user_error))}", file=sys.stderr)
+        return 1 if user_error is None else 2
 
 
-def _interrupted(sentence: str = "") -> int:
+def _interrupted(message: str = "") -> int:
     if is_first_rank():
-        print(sentence or "Interrupted. Run the same command again.", file=sys.stderr)
+        print(message or "Interrupted. Run the same command again.", file=sys.stderr)
     return exit_code()
 
 
 def build(args: Sequence[str]) -> TrainingCLI:
-    """Make task, data module and trainer from command-line arguments, without a command.
+    """Create the task, data module and trainer from command-line arguments, without running them.
 
     Args:
         args: For example ``["--config", "configs/x.yaml", "--data.batch_size", "8"]``.
@@ -107,7 +107,7 @@ def build(args: Sequence[str]) -> TrainingCLI:
         ``trainer``; ``trainer.fit(model, datamodule)`` trains.
 
     Raises:
-        UserError: If a setting is wrong.
+        UserError: If a setting is invalid.
     """
     from src.cli.app import TrainingCLI
 
@@ -122,11 +122,11 @@ def _command(name: str) -> Callable[[list[str]], int]:
     if name in TOOLS:
         run: Callable[[list[str]], int | None] = import_module(TOOLS[name]).main
         return lambda args: run(args) or 0
-    from src.cli.explain import suggest
+    from src.cli.parser_errors import suggest
 
     known = [*TRAINER_COMMANDS, *TOOLS]
     raise UserError(
-        f"There is no command {name!r}; known: {', '.join(known)}.{suggest(name, known)}"
+        f"Unknown command {name!r}; expected one of {', '.join(known)}.{suggest(name, known)}"
     )
 
 
@@ -145,17 +145,17 @@ def _train(args: list[str]) -> int:
     return 0
 
 
-def _mistake_of_user(error: BaseException) -> BaseException | None:
-    """The error about what the user gave, which other packages may have wrapped, or ``None``.
+def _as_user_error(error: BaseException) -> BaseException | None:
+    """The error about invalid input, possibly wrapped by another package, or ``None``.
 
-    That is every `UserError`, and a `ValueError` or a missing operator that the project's own code
-    raises on purpose: packages below the command line need not know `UserError`.
+    This is any `UserError`, and also a `ValueError` or a missing operator raised by an explicit
+    ``raise`` statement of this project, so that lower layers do not have to use `UserError`.
     """
     if isinstance(error, UserError) or _is_raised_here(error):
         return error
     if (problem := disk_problem(error)) is not None:
         return UserError(problem)
-    return None if error.__cause__ is None else _mistake_of_user(error.__cause__)
+    return None if error.__cause__ is None else _as_user_error(error.__cause__)
 
 
 def _is_raised_here(error: BaseException) -> bool:

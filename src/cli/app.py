@@ -1,8 +1,8 @@
-"""LightningCLI of this project: which classes, which defaults, which run folder, which checkpoint.
+"""LightningCLI of this project: classes, default callbacks, run folder and checkpoint.
 
-Task and data module are chosen in the configuration (subclass mode); the number of classes goes
-from the data to the task. Checkpoints never change the configuration: what the user asks for
-counts, and only weights and states come from the file.
+The configuration chooses the task and the data module (subclass mode); the number of classes is
+passed from the data to the task. Checkpoints never change the configuration: only weights and
+states are read from them.
 """
 
 from __future__ import annotations
@@ -47,22 +47,22 @@ from src.callbacks.monitors import check_callbacks
 from src.callbacks.progress import default_progress
 from src.callbacks.run_folder import next_run_folder
 from src.cli.checkpoints import check_reads_safely, failed_while_restoring, resolve_checkpoint
-from src.cli.explain import explain
-from src.cli.processes import explanation
+from src.cli.parser_errors import explain
+from src.cli.process_failures import explanation
 from src.cli.third_party_warnings import quieten
 from src.data.datamodules import BaseDataModule
 from src.errors import UserError
 from src.file_names import check_name, name_of
-from src.models import InternImage  # noqa: F401  gives its short name to YAML
+from src.models import InternImage  # noqa: F401  short name for YAML
 from src.serialization import shown
 from src.serialization.former_names import former_arguments, present_name, with_present_names
 from src.stopping import Interrupted, active
-from src.strategies import FSDP1Strategy, FSDP2Strategy  # noqa: F401  give their names to YAML
+from src.strategies import FSDP1Strategy, FSDP2Strategy  # noqa: F401  short names for YAML
 from src.tasks import BaseTask
 
-_LAST_WORDS = 8.0
-"""Seconds for the other ranks to end after the first one, when all have stopped together."""
-_SWITCHABLE = {
+_SHUTDOWN_SECONDS = 8.0
+"""Time for the other ranks to exit after rank 0, when all ranks have stopped together."""
+_DEFAULT_CALLBACKS = {
     "checkpoint": Checkpoint,
     "lr_monitor": LearningRateMonitor,
     "model_summary": NetworkSummary,
@@ -75,9 +75,9 @@ _SWITCHABLE = {
 
 
 class Parser(LightningArgumentParser):
-    """Parser that answers a mistake with one sentence instead of pages.
+    """Parser with one-line error messages.
 
-    Arguments of a class may have their former names, see ``src.serialization.former_names``.
+    Arguments may also be given by their former names (``src.serialization.former_names``).
     """
 
     _class: type | None = None
@@ -105,24 +105,23 @@ class Parser(LightningArgumentParser):
         return super().parse_args(args, *more, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise what is wrong as a `UserError`; parsers that only try something are as ever."""
+        """Raise a `UserError`; if ``exit_on_error`` is false, behave like the base."""
         if not self.exit_on_error:
             super().error(message, ex)
         raise UserError(explain(message, getattr(ex, "subcommand_parser", None) or self)) from ex
 
 
 class TrainingCLI(LightningCLI):
-    """Task, data module and trainer from the command line; made by `create`."""
+    """Task, data module and trainer from the command line; use `create` to build one."""
 
     _has_command = True
 
     @classmethod
     def create(cls, args: list[str], *, run: bool) -> Self:
-        """Parse ``args`` and make everything; with ``run`` the first argument is the command."""
+        """Parse ``args`` and build everything; with ``run``, the first argument is the command."""
         quieten()
         cls._has_command = run
-        # Lightning reads sys.argv when it starts processes for further devices, and warns when it
-        # is given arguments beside it.
+        # Lightning reads sys.argv when it launches other ranks, and warns if it also gets `args`.
         argv, sys.argv = sys.argv, [sys.argv[0], *(args if run else [])]
         try:
             return cls(
@@ -141,49 +140,49 @@ class TrainingCLI(LightningCLI):
         except ModuleNotFoundError as error:
             raise UserError(_missing_package(error)) from error
         except ValueError as error:
-            sentence = None if isinstance(error, UserError) else _refused(str(error))
-            if sentence is None:
+            message = None if isinstance(error, UserError) else _invalid_value(str(error))
+            if message is None:
                 raise
-            raise UserError(sentence) from error
+            raise UserError(message) from error
         finally:
             sys.argv = argv
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Only the command that was given: making the parsers of all four takes longer."""
+        """Only the given command, because building the parsers of all four takes longer."""
         known = LightningCLI.subcommands()
         return {name: known[name] for name in sys.argv[1:2] if name in known} or known
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the run name and the callbacks that are on by default but can be changed."""
+        """Add the run name and the default callbacks, which can be configured."""
         parser.add_argument(
             "--name",
             type=str | None,
             default=None,
-            help="Name of the run folder: runs/<name>. Default: names of the config files, joined.",
+            help="Name of the run folder, runs/<name>. Default: joined names of the config files.",
         )
         if not self._has_command:
-            # The config.yaml of a run has these keys; the commands get them from Lightning.
+            # The config.yaml of a run contains these keys; Lightning adds them for its commands.
             for key, kind in (("ckpt_path", str), ("weights_only", bool)):
-                parser.add_argument(f"--{key}", type=kind | None, help="Without effect here.")
-        for key, callback in _SWITCHABLE.items():
+                parser.add_argument(f"--{key}", type=kind | None, help="Ignored.")
+        for key, callback in _DEFAULT_CALLBACKS.items():
             parser.add_lightning_class_args(callback, key)
-        parser.callback_keys.clear()  # `instantiate_trainer` takes those that fit the other flags
+        parser.callback_keys.clear()  # `instantiate_trainer` selects them depending on other flags
         parser.link_arguments(
             "data.num_classes", "model.init_args.num_classes", apply_on="instantiate"
         )
 
     def _parse_ckpt_path(self) -> None:
-        """Do not let the hyperparameters of a checkpoint replace what the user asked for."""
+        """Keep the settings of the user instead of the hyperparameters of the checkpoint."""
 
     @property
     def run_config(self) -> Any:
-        """Settings of the command, without the command's name in front."""
+        """Settings of the command, without the command as prefix."""
         return self.config[self.subcommand] if self.subcommand else self.config
 
     @property
     def run_name(self) -> str:
-        """Name of the run: given, or those of the configuration files: recipe-fsdp2."""
+        """Name of the run: ``--name``, or the configuration files, for example ``recipe-fsdp2``."""
         if self.run_config.name is not None:
             return check_name(str(self.run_config.name), "--name")
         files = [Path(str(file)) for file in self.run_config.config or []]
@@ -195,11 +194,11 @@ class TrainingCLI(LightningCLI):
         return Path(self.run_config.trainer.default_root_dir or "runs") / self.run_name
 
     def before_instantiate_classes(self) -> None:
-        """Find and check the checkpoint before anything is built."""
+        """Find and validate the checkpoint before anything is built."""
         if self.run_config.model.get("init_args", {}).get("num_classes") is not None:
             raise UserError(
-                "model.num_classes cannot be set: it is the number of classes of the data. Remove"
-                " it; data.class_names names classes that have no folder."
+                "model.num_classes cannot be set, because it is the number of classes of the data."
+                " Remove it; use data.class_names for classes that have no folder."
             )
         _write_enumerations(self.config)
         self._validate_in_a_short_run()
@@ -210,18 +209,18 @@ class TrainingCLI(LightningCLI):
             self.run_config["ckpt_path"] = str(self.checkpoint)
 
     def _validate_in_a_short_run(self) -> None:
-        """A run that ends before its first validation would have no best checkpoint."""
+        """Validate at the end of a run that would otherwise end before its first validation."""
         trainer = self.run_config.trainer
         epochs, every = trainer.max_epochs, trainer.check_val_every_n_epoch
         if epochs is not None and every is not None and 0 < epochs < every:
             trainer.check_val_every_n_epoch = epochs
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Make the trainer with this project's loggers, callbacks and folder."""
+        """Create the trainer with this project's loggers, callbacks and run folder."""
         config = self._get(self.config_init, "trainer")
         reserve = self.subcommand is not None and not config.fast_dev_run
         self._folder = folder = self._choose_folder(reserve=reserve)
-        callbacks = [MonitorCheck(), *_as_list(config.callbacks)]  # before what monitors
+        callbacks = [MonitorCheck(), *_as_list(config.callbacks)]  # before callbacks that monitor
         check_callbacks(callbacks)
         callbacks += self._default_callbacks(config, callbacks, folder)
         kwargs = {"default_root_dir": self.runs, "callbacks": callbacks, **kwargs}
@@ -237,24 +236,24 @@ class TrainingCLI(LightningCLI):
             trainer = super().instantiate_trainer(**kwargs)
         except (MisconfigurationException, RuntimeError, ValueError, TypeError) as error:
             _discard_unless_started(folder)
-            raise UserError(f"The settings in `trainer` do not work together: {error}") from error
+            raise UserError(f"The settings in `trainer` are incompatible: {error}") from error
         GracefulStop.install(trainer)
         return trainer
 
     def _choose_folder(self, *, reserve: bool) -> Path:
-        # Processes that Lightning starts for further devices learn the folder from RunFolder.
+        # Other ranks launched by Lightning get the folder from RunFolder.
         prefix = "version" if self.subcommand in (None, "fit") else self.subcommand
         folder = next_run_folder(self.runs, prefix)
         while reserve and _is_first_process():
             try:
                 folder.mkdir(parents=True)
                 break
-            except FileExistsError:  # another run has just taken it
+            except FileExistsError:  # another run has just created it
                 folder = next_run_folder(self.runs, prefix)
             except OSError as error:
                 raise UserError(
-                    f"The run folder {folder} cannot be made ({error.strerror}); give another place"
-                    " with --trainer.default_root_dir."
+                    f"Cannot create the run folder {folder} ({error.strerror}). Choose another"
+                    " location with --trainer.default_root_dir."
                 ) from error
         return folder
 
@@ -262,12 +261,12 @@ class TrainingCLI(LightningCLI):
         self, config: Any, given: list[Callback], folder: Path
     ) -> list[Callback]:
         has_logger = config.logger is not False and not config.fast_dev_run
-        fits = {
+        enabled = {
             "checkpoint": config.enable_checkpointing is not False and not config.fast_dev_run,
             "lr_monitor": has_logger and self.subcommand in (None, "fit"),
             "model_summary": config.enable_model_summary is not False,
         }
-        keys = [key for key in _SWITCHABLE if fits.get(key, True)]
+        keys = [key for key in _DEFAULT_CALLBACKS if enabled.get(key, True)]
         callbacks = [self._get(self.config_init, key) for key in keys]
         for callback in callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
@@ -283,7 +282,7 @@ class TrainingCLI(LightningCLI):
         return callbacks
 
     def _config_text(self) -> str:
-        """The configuration as YAML: complete, and starting from the beginning when replayed."""
+        """The complete configuration as YAML, without a checkpoint to resume from."""
         parser = self._parser(self.subcommand)
         config = self.run_config.clone()
         config["name"] = self.run_name
@@ -304,42 +303,42 @@ class TrainingCLI(LightningCLI):
         self._run("test", kwargs)
 
     def predict(self, **kwargs: Any) -> None:
-        """Predict without keeping every output in memory; the writers have what they need."""
+        """Predict without keeping the outputs in memory; the writer callbacks store them."""
         self._run("predict", kwargs | {"return_predictions": False})
         if self._unreadable.paths:
-            sentence = self._unreadable.sentence()
+            message = self._unreadable.message()
             if self.datamodule.broken_images == "error":
-                raise UserError(sentence)
-            rank_zero_warn(sentence)
+                raise UserError(message)
+            rank_zero_warn(message)
 
     def _run(self, command: str, kwargs: dict[str, Any]) -> None:
         if self.checkpoint is not None:
-            self.model.weights = None  # the checkpoint replaces them anyway
+            self.model.weights = None  # the checkpoint replaces them
             check_reads_safely(self.trainer)
         elif command != "fit" and self.model.weights is None:
             rank_zero_warn(
-                f"{command} uses an untrained network: neither --ckpt_path nor"
-                " model.init_args.weights is given."
+                f"{command} uses an untrained network, because neither --ckpt_path nor"
+                " model.init_args.weights is set."
             )
         try:
             getattr(self.trainer, command)(**kwargs)
         except MisconfigurationException as error:
-            raise UserError(f"The settings do not work together: {error}") from error
+            raise UserError(f"The settings are incompatible: {error}") from error
         except UserError:
             raise
         except Exception as error:
-            is_of_checkpoint = self.checkpoint is not None and failed_while_restoring(error)
-            if not is_of_checkpoint or explanation(error) is not None:
+            is_restoring = self.checkpoint is not None and failed_while_restoring(error)
+            if not is_restoring or explanation(error) is not None:
                 raise
             reason = shown((str(error).strip().splitlines() or [type(error).__name__])[0], 160)
             raise UserError(
-                f"The checkpoint {self.checkpoint} does not fit this run: {reason}. Use the"
-                " config.yaml of the run that wrote it, or take another checkpoint."
+                f"The checkpoint {self.checkpoint} does not match this run: {reason}. Use the"
+                " config.yaml of the run that wrote it, or another checkpoint."
             ) from error
-        # SystemExit is Lightning's answer to a KeyboardInterrupt, after it has saved and tidied up.
+        # Lightning raises SystemExit after a KeyboardInterrupt, when it has saved and cleaned up.
         except (SystemExit, Interrupted) as stop:
             self._end_other_ranks(stop)
-            raise Interrupted(self._how_to_go_on(command)) from stop
+            raise Interrupted(self._how_to_resume(command)) from stop
         finally:
             _discard_unless_started(self._folder)
 
@@ -347,37 +346,37 @@ class TrainingCLI(LightningCLI):
     def _end_other_ranks(stop: BaseException) -> None:
         if (stops := active()) is not None:
             stops.finish()
-            stops.end_children(_LAST_WORDS if getattr(stop, "agreed", False) else 0.0)
+            stops.end_children(_SHUTDOWN_SECONDS if getattr(stop, "agreed", False) else 0.0)
 
-    def _how_to_go_on(self, command: str) -> str:
-        """Sentence after a stop by a signal."""
+    def _how_to_resume(self, command: str) -> str:
+        """Message after a stop by a signal."""
         if command != "fit":
             return f"Interrupted: {command} has not finished. Run the same command again."
         has_last = any(getattr(c, "last_model_path", "") for c in self.trainer.checkpoint_callbacks)
         if has_last:
-            return "Interrupted. To go on: the same command with --ckpt_path last"
+            return "Interrupted. To resume, run the same command with --ckpt_path last"
         return (
-            "Interrupted; nothing was saved, because no step was trained or saving is turned off."
+            "Interrupted. Nothing was saved, because no step was completed or saving is turned off."
             " Run the same command again."
         )
 
 
 def _missing_package(error: ModuleNotFoundError | str) -> str:
-    """Sentence about a package that a logger or another class of the configuration needs."""
+    """Message about a missing package that a class of the configuration needs."""
     text = " ".join(str(error).split())
     asked = re.search(r"pip install (?:-U )?'?([\w.\[\]-]+)", text)
     name = getattr(error, "name", None) or text
     package = asked[1] if asked else str(name).split(".")[0]
     return (
-        f"A class of the configuration needs the package {package}, which is not installed:"
+        f"A class of the configuration needs the package {package}, which is not installed. Run:"
         f" pip install {package}"
     )
 
 
-def _refused(report: str) -> str | None:
-    """What Lightning or a class of the configuration says about a value, if it is about one."""
+def _invalid_value(report: str) -> str | None:
+    """Message about an invalid value, from an error of Lightning or a class, or ``None``."""
     if "is not in bounds, numpy accepts" in report:
-        return f"seed_everything cannot be used: {report}."
+        return f"Invalid seed_everything: {report}."
     found = re.search(r"Problem with given class_path '([\w.]+)':\n(.*)", report)
     if found is None:
         found = re.search(r"()Errors:\n\s*- (?!Expected|Not a |Problem|\()(.*)", report)
@@ -386,7 +385,7 @@ def _refused(report: str) -> str | None:
     if "pip install" in found[2]:
         return _missing_package(found[2])
     name = found[1].rpartition(".")[2] or "A class of the configuration"
-    return f"{name} cannot be made: {found[2].strip()}"
+    return f"Cannot create {name}: {found[2].strip()}"
 
 
 def _is_first_process() -> bool:
@@ -394,7 +393,7 @@ def _is_first_process() -> bool:
 
 
 def _write_enumerations(settings: Any) -> None:
-    """Turn enumerated text, which some defaults of Lightning's callbacks are, into plain text."""
+    """Replace string enums, which some of Lightning's callbacks have as defaults, by strings."""
     entries = vars(settings) if isinstance(settings, Namespace) else settings
     pairs = entries.items() if isinstance(entries, dict) else enumerate(entries)
     for key, value in list(pairs):
@@ -411,12 +410,12 @@ def _as_list(value: Any) -> list[Any]:
 
 
 def _discard_unless_started(folder: Path) -> None:
-    """Take back the folder of a run that never started, which loggers have opened already."""
+    """Delete the folder of a run that never started, including files created by loggers."""
     if not _is_first_process() or (folder / "config.yaml").exists():
         return
     names = ("hparams.yaml", "env.txt")
     for file in (*folder.glob("events.out.tfevents.*"), *(folder / name for name in names)):
-        with contextlib.suppress(OSError):  # it is not there, or the disk is read-only
+        with contextlib.suppress(OSError):  # it does not exist, or the disk is read-only
             file.unlink()
     for path in (folder, folder.parent, folder.parent.parent):
         with contextlib.suppress(OSError):  # it is not empty

@@ -1,4 +1,4 @@
-"""Finding the checkpoint that a run continues from, and checking it before anything is started."""
+"""Find the checkpoint given by ``--ckpt_path`` and validate it before the run starts."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ KEYWORDS = ("last", "best")
 
 
 def resolve_checkpoint(given: str, runs: Path) -> Path:
-    """Turn ``--ckpt_path`` into a file or folder that is a checkpoint of this project.
+    """Path of the checkpoint file or folder that ``--ckpt_path`` refers to.
 
     Args:
-        given: A path, or ``last`` or ``best`` for the newest such file of any run in ``runs``.
+        given: A path, or ``last`` or ``best`` for the newest such checkpoint in ``runs``.
         runs: Folder with the ``version_*`` folders of one run name.
 
     Raises:
@@ -34,43 +34,43 @@ def resolve_checkpoint(given: str, runs: Path) -> Path:
         path = Path(given)
         if not path.exists():
             raise UserError(
-                f"The checkpoint {given} does not exist; give a .ckpt file, or 'last' or 'best' to"
-                f" take the newest of {runs}."
+                f"The checkpoint {given} does not exist. Give a .ckpt file, or 'last' or 'best' for"
+                f" the newest one in {runs}."
             )
     if is_sharded_checkpoint(path):
         Folder(path)
         read_rest(path)
     elif path.is_file():
-        read_checkpoint(path)  # of the weights only what describes them
+        read_checkpoint(path)  # reads only the metadata of the weights
     else:
         raise UserError(
-            f"The folder {path} is no complete checkpoint: what belongs to all processes, .metadata"
-            f" and {REST}, is not in it. Take an older checkpoint, or copy it again."
+            f"The folder {path} is not a complete checkpoint: .metadata or {REST} is missing."
+            " Use an older checkpoint, or copy the folder again."
         )
     return path
 
 
 def check_reads_safely(trainer: Trainer) -> None:
-    """Refuse to give a checkpoint to a strategy that would unpickle it with a reader of its own.
+    """Refuse strategies that would unpickle a checkpoint with their own reader.
 
     Raises:
-        UserError: Names the strategies that read checkpoints as this project does.
+        UserError: If the strategy does not use the checkpoint reader of this project.
     """
     strategy = trainer.strategy
     own_reader = type(strategy).load_checkpoint is not Strategy.load_checkpoint
     if own_reader and not isinstance(strategy, (FSDP1Strategy, FSDP2Strategy)):
         raise UserError(
-            f"{type(strategy).__name__} reads checkpoints in a way that can run code in them; use"
-            " --trainer.strategy fsdp1, fsdp2 or ddp to continue from a checkpoint."
+            f"{type(strategy).__name__} can run code from a checkpoint when it reads it. Use"
+            " --trainer.strategy fsdp1, fsdp2 or ddp to resume from a checkpoint."
         )
     reader = strategy.checkpoint_io
-    # Lightning's own plugins write in other ways and must read in this one.
+    # Lightning's own plugins may write in another way but must use our reader.
     if type(reader).__module__.startswith("lightning."):
         setattr(reader, "load_checkpoint", AtomicCheckpointIO().load_checkpoint)  # noqa: B010
 
 
 def failed_while_restoring(error: BaseException) -> bool:
-    """Whether an error was raised while Lightning handed out the content of a checkpoint."""
+    """Whether an error was raised while Lightning restored states from a checkpoint."""
     frames = traceback.extract_tb(error.__traceback__)
     return any(
         Path(frame.filename).name == "checkpoint_connector.py"
@@ -80,31 +80,32 @@ def failed_while_restoring(error: BaseException) -> bool:
 
 
 def _newest(keyword: str, runs: Path) -> Path:
-    pattern = "last" if keyword == "last" else "best*"  # beside last.ckpt lies last_whole.ckpt
+    pattern = "last" if keyword == "last" else "best*"  # not last_whole.ckpt (`consolidate`)
     found = list(runs.glob(f"version_*/checkpoints/{pattern}.ckpt"))
-    # A process that was killed between two renamings has left its checkpoint under this name.
+    # A process killed between two renames leaves its checkpoint under this name.
     spare = runs.glob(f"version_*/checkpoints/{pattern}.ckpt.old")
     found += [path for path in spare if path.with_suffix("") not in found]
     if not found:
         raise UserError(
-            f"There is no {keyword!r} checkpoint in {runs}/version_*/checkpoints to continue from;"
-            " leave --ckpt_path out to start anew, or give the file, or the run's --name."
+            f"There is no {keyword!r} checkpoint in {runs}/version_*/checkpoints. Give a file, set"
+            " --name to the name of the run, or omit --ckpt_path to start from the beginning."
         )
     newest = max(found, key=_age)
-    return newest if keyword == "last" else _best_known_to(newest)
+    return newest if keyword == "last" else _best_of_run(newest)
 
 
 def _age(path: Path) -> tuple[int, list[int], int]:
-    """Sort key, larger for newer: run, epoch and step; the clock only where names do not tell."""
+    """Sort key: version number, epoch and step, and the file time only if these are equal."""
     run = re.fullmatch(r"version_(\d+)", path.parts[-3])
     progress = [int(number) for number in re.findall(r"=(\d+)", path.name)]
     return int(run[1]) if run else -1, progress, path.stat().st_mtime_ns
 
 
-def _best_known_to(checkpoint: Path) -> Path:
-    """The best checkpoint of the run that wrote this one, which is only the newest of its best.
+def _best_of_run(checkpoint: Path) -> Path:
+    """The best checkpoint of the run that wrote this one.
 
-    Each of the best checkpoints was the newest when it was written, and knows the best until then.
+    With ``save_top_k`` above 1, the newest ``best*`` checkpoint is not always the best one, but it
+    records the path of the best one.
     """
     content = read_rest(checkpoint) if checkpoint.is_dir() else read_checkpoint(checkpoint)
     states = content.get("callbacks", {}).values()

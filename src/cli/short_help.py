@@ -1,47 +1,47 @@
-"""What ``--help`` shows of the training commands: the settings that are used most.
+"""Short ``--help`` of the training commands, with the most common settings.
 
-All of them, hundreds, are listed by ``--help_all``.
+``--help_all`` lists all settings.
 """
 
 from __future__ import annotations
 
-_WHAT = {
+_DESCRIPTION = {
     "fit": "Train or fine-tune.",
     "validate": "Compute the metrics of the validation split.",
     "test": "Compute the metrics of the test split.",
     "predict": "Write tables and annotated images for a folder of images.",
 }
 _START = """\
-  -c, --config FILE             recipe; given several times, later files win
+  -c, --config FILE             recipe; can be repeated, later files override earlier ones
   --ckpt_path last|best|FILE    {checkpoint}
-  --model.weights FILE|NAME     weights to start from: own or published (docs/model_zoo.md)
-  --name NAME                   results go to runs/NAME (name of the last recipe)
+  --model.weights FILE|NAME     pretrained weights: a file or a name (docs/model_zoo.md)
+  --name NAME                   write to runs/NAME (default: names of the recipes)
   --data.root FOLDER            the dataset
   --data.batch_size N           images per device and step
-  --data.num_workers N          processes that load images
+  --data.num_workers N          data loader workers
 """
 _OWN = {
     "fit": """\
-  --trainer.max_epochs N        length; or --trainer.max_steps N
-  --trainer.devices N           GPUs or processes; with --trainer.strategy ddp
+  --trainer.max_epochs N        training length; or --trainer.max_steps N
+  --trainer.devices N           number of devices; with --trainer.strategy ddp
   --trainer.precision KIND      32-true, bf16-mixed or 16-mixed
-  --model.optimizer.lr RATE     for model.reference_batch_size images a step
-  --checkpoint.save_top_k N     how many best checkpoints are kept
-  --trainer.fast_dev_run true   one batch of everything: does it run?
+  --model.optimizer.lr RATE     learning rate for model.reference_batch_size images per step
+  --checkpoint.save_top_k N     number of best checkpoints to keep
+  --trainer.fast_dev_run true   run one batch of each loop as a quick test
 """,
     "validate": "  --data.eval_batch_size N      images per device\n",
     "test": "  --data.eval_batch_size N      images per device\n",
     "predict": """\
-  --data.predict_dir FOLDER     images, or a single one
-  --data.class_names NAMES      names if the dataset is not there: a file, coco, imagenet-1k
-  --detections.score 0.3        detections below this are not drawn
+  --data.predict_dir FOLDER     folder of images, or a single image
+  --data.class_names NAMES      class names if there is no dataset: a file, coco, imagenet-1k
+  --detections.score 0.3        minimum score of drawn detections
 """,
 }
 _CHECKPOINT = {
-    "fit": "continue a training",
-    "validate": "what to evaluate",
-    "test": "what to evaluate",
-    "predict": "what to predict with",
+    "fit": "checkpoint to resume from",
+    "validate": "checkpoint to evaluate",
+    "test": "checkpoint to evaluate",
+    "predict": "checkpoint to use",
 }
 
 
@@ -49,8 +49,8 @@ def short_help(command: str) -> str:
     """Text of ``<command> --help``."""
     start = _START.format(checkpoint=_CHECKPOINT[command])
     return (
-        f"usage: python -m src {command} --config FILE [settings]\n\n{_WHAT[command]}\n\n"
+        f"usage: python -m src {command} --config FILE [settings]\n\n{_DESCRIPTION[command]}\n\n"
         f"{start}{_OWN[command]}\n"
         f"All settings: python -m src {command} --help_all\n"
-        f"What a recipe says: python -m src {command} --config FILE --print_config"
+        f"Resolved configuration: python -m src {command} --config FILE --print_config"
     )

@@ -170,7 +170,7 @@ def check_fits(saved: Mapping[str, Size], wanted: Mapping[str, Size]) -> None:
     mismatch = describe_mismatch(saved, wanted)
     if mismatch:
         raise UserError(
-            f"The checkpoint does not fit this network: {mismatch}. Use the config.yaml of the"
+            f"The checkpoint does not match this network: {mismatch}. Use the config.yaml of the"
             " run that wrote it; to start another network from published weights use"
             " model.init_args.weights."
         )

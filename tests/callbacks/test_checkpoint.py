@@ -16,7 +16,7 @@ from src.tasks import BaseTask
 
 
 class Task(BaseTask):
-    """Reports the scores that it is told, one per validation."""
+    """Task that logs given scores, one per validation."""
 
     monitor = "val/score"
     monitor_mode = "max"
@@ -41,7 +41,7 @@ class Task(BaseTask):
 
 
 def fit(folder: Path, callback: Checkpoint, *scores: float, **settings: object) -> list[str]:
-    """Train one epoch per score; returns the names of the checkpoints."""
+    """Train one epoch per score and return the names of the checkpoints."""
     callback.dirpath = str(folder)
     defaults = {"max_epochs": len(scores), "logger": False, "enable_progress_bar": False}
     defaults |= {"accelerator": "cpu", "enable_model_summary": False, "num_sanity_val_steps": 0}
@@ -54,7 +54,7 @@ def epoch_of(path: Path) -> int:
     return torch.load(path, weights_only=True)["epoch"]
 
 
-def test_best_by_the_tasks_metric_and_last_of_every_epoch(tmp_path: Path) -> None:
+def test_best_by_the_metric_of_the_task_and_last_of_every_epoch(tmp_path: Path) -> None:
     callback = Checkpoint()
     assert fit(tmp_path, callback, 0.1, 0.9, 0.3) == ["best-epoch=1.ckpt", "last.ckpt"]
     assert epoch_of(tmp_path / "last.ckpt") == 2
@@ -73,25 +73,25 @@ def test_epochs_without_validation_are_not_the_best(tmp_path: Path) -> None:
     assert names == ["best-epoch=1.ckpt", "best-epoch=3.ckpt", "last.ckpt"]
 
 
-def test_each_of_several_validations_of_an_epoch_has_its_file(tmp_path: Path) -> None:
+def test_validations_within_an_epoch_have_their_own_files(tmp_path: Path) -> None:
     callback = Checkpoint(save_top_k=-1)
     names = fit(tmp_path, callback, 0.8, 0.7, max_epochs=1, val_check_interval=0.5)
     assert names == ["best-epoch=0-step=2.ckpt", "best-epoch=0-step=4.ckpt", "last.ckpt"]
     assert callback.best_model_path.endswith("best-epoch=0-step=2.ckpt")
 
 
-def test_the_best_is_found_among_several(tmp_path: Path) -> None:
+def test_best_of_several_best_checkpoints(tmp_path: Path) -> None:
     folder = tmp_path / "version_0" / "checkpoints"
     folder.mkdir(parents=True)
     fit(folder, Checkpoint(save_top_k=3), 0.1, 0.9, 0.3, 0.4)
     assert resolve_checkpoint("best", tmp_path).name == "best-epoch=1.ckpt"
-    shutil.copy(folder / "last.ckpt", folder / "last_whole.ckpt")  # as consolidate names it
+    shutil.copy(folder / "last.ckpt", folder / "last_whole.ckpt")  # written by consolidate
     assert resolve_checkpoint("last", tmp_path).name == "last.ckpt"
-    (tmp_path / "version_0").rename(tmp_path / "version_1")  # paths of its own no longer hold
+    (tmp_path / "version_0").rename(tmp_path / "version_1")  # the recorded paths no longer exist
     assert resolve_checkpoint("best", tmp_path).name == "best-epoch=1.ckpt"
 
 
-def test_the_best_of_validations_within_epochs_is_what_was_scored(tmp_path: Path) -> None:
+def test_the_best_checkpoint_within_an_epoch_has_the_validated_weights(tmp_path: Path) -> None:
     callback = Checkpoint(every_n_train_steps=3)
     settings = {"max_epochs": 2, "val_check_interval": 3, "check_val_every_n_epoch": None}
     assert fit(tmp_path, callback, 0.9, 0.5, **settings) == ["best-step=3.ckpt", "last.ckpt"]
@@ -117,7 +117,7 @@ def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(UserError, match=r"\(disk full\).* The previous last.ckpt is intact"):
         AtomicCheckpointIO().save_checkpoint({"epoch": 2}, path)
     assert epoch_of(path) == 1
-    assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]  # no half a file
+    assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]  # no partial file
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Drawings of what a detector finds."""
+"""Overlays of detections."""
 
 import numpy as np
 from pycocotools import mask as coco_mask
@@ -6,7 +6,7 @@ from pycocotools import mask as coco_mask
 from src.callbacks.detections import draw_results
 
 
-def test_deep_images_are_drawn_upright_with_their_own_brightness(deep_image):
+def test_16_bit_images_are_drawn_upright_with_correct_brightness(deep_image):
     mask = np.zeros((60, 20), dtype=np.uint8, order="F")
     mask[40:, 10:] = 1
     found = {

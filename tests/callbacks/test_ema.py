@@ -17,7 +17,7 @@ from src.tasks import BaseTask
 
 
 class Network(nn.Module):
-    """A layer and a buffer that training changes."""
+    """Network with a layer and a buffer, both changed by training."""
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
@@ -54,14 +54,14 @@ class Task(BaseTask):
 
 
 class TimmTask(Task):
-    """Compares the average with timm's after every step."""
+    """Compares the EMA weights with timm's after every step."""
 
     def on_fit_start(self) -> None:
         self.reference = ModelEma(copy.deepcopy(self.network), decay=0.9)
         self.seen: list[dict[str, Tensor]] = []
 
     def on_train_batch_end(self, *_: object) -> None:
-        # Callbacks ran before this hook: their average has already seen the step.
+        # Callbacks run before this hook, so the EMA weights are already updated.
         if self.trainer.global_step > len(self.seen):
             self.reference.update(self.network)
             state = self.evaluation_network.state_dict()
@@ -82,25 +82,25 @@ def trainer(*callbacks: Callback, **settings: object) -> Trainer:
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_average_is_timms_after_every_step(accumulate: int) -> None:
+def test_ema_equals_timm_after_every_step(accumulate: int) -> None:
     task = TimmTask()
     run = trainer(EMA(decay=0.9), accumulate_grad_batches=accumulate)
     run.fit(task, loader(), loader())
     assert len(task.seen) == 12 // accumulate
-    # Afterwards the task carries the average.
+    # Afterwards the task contains the EMA weights.
     for name, value in task.seen[-1].items():
         assert torch.equal(task.network.state_dict()[name], value)
     assert task.evaluation_network is task.network
 
 
-def test_validation_sees_average_and_raw_weights() -> None:
+def test_validation_uses_ema_and_raw_weights() -> None:
     run = trainer(EMA(decay=0.9))
     run.fit(Task(), loader(), loader())
     metrics = run.callback_metrics
-    assert metrics["val/loss"] > metrics["val/loss_raw"]  # the average lags behind
+    assert metrics["val/loss"] > metrics["val/loss_raw"]  # the EMA weights lag behind
 
 
-def test_unused_average_is_lost_with_a_warning(tmp_path) -> None:
+def test_warning_if_ema_weights_are_not_used(tmp_path) -> None:
     run = trainer(EMA(decay=0.9))
     task = Task()
     path = tmp_path / "with.ckpt"
@@ -120,7 +120,7 @@ def test_unused_average_is_lost_with_a_warning(tmp_path) -> None:
         assert torch.equal(value, live[name])
 
 
-def test_average_starts_at_the_weights_of_a_checkpoint_without_one(tmp_path) -> None:
+def test_ema_starts_with_the_weights_of_a_checkpoint_without_ema(tmp_path) -> None:
     plain, path = trainer(max_epochs=1), tmp_path / "without.ckpt"
     plain.fit(Task(), loader(), loader())
     plain.save_checkpoint(path)
@@ -128,12 +128,12 @@ def test_average_starts_at_the_weights_of_a_checkpoint_without_one(tmp_path) -> 
     with pytest.warns(UserWarning, match="written without EMA"):
         trainer(EMA(decay=1.0), max_epochs=2).fit(task, loader(), loader(), ckpt_path=path)
     saved = torch.load(path, weights_only=True)["state_dict"]
-    for name, value in task.network.state_dict().items():  # decay 1: the average never moves
+    for name, value in task.network.state_dict().items():  # decay 1: the EMA weights never change
         assert torch.equal(value, saved[f"network.{name}"])
 
 
 @pytest.mark.parametrize("warmup_steps", [0, 10])
-def test_continued_average_is_that_of_one_go(tmp_path, warmup_steps: int) -> None:
+def test_resumed_ema_equals_that_of_an_uninterrupted_run(tmp_path, warmup_steps: int) -> None:
     def fit(*callbacks: Callback, epochs: int = 4, start: Path | None = None) -> nn.Module:
         torch.manual_seed(0)  # the network is built at the start of fit
         task, average = Task(), EMA(0.9, warmup_steps)
@@ -150,18 +150,18 @@ def test_continued_average_is_that_of_one_go(tmp_path, warmup_steps: int) -> Non
 
 @pytest.mark.parametrize("decay", [-0.1, 1.5])
 def test_decay_outside_of_its_range_is_refused(decay: float) -> None:
-    with pytest.raises(UserError, match=r"decay of EMA must be in \[0, 1\]"):
+    with pytest.raises(UserError, match=r"EMA.decay: expected a value in \[0, 1\]"):
         EMA(decay=decay)
 
 
-def test_sharded_weights_are_refused_in_words() -> None:
-    run = trainer(EMA())  # Lightning makes an FSDPStrategy on GPUs only
+def test_sharded_weights_are_refused() -> None:
+    run = trainer(EMA())  # Lightning creates an FSDPStrategy only on GPUs
     run.strategy.__class__ = type("FSDPStrategy", (type(run.strategy),), {})
-    with pytest.raises(UserError, match="FSDPStrategy shards over the devices"):
+    with pytest.raises(UserError, match="sharded by FSDPStrategy"):
         run.fit(Task(), loader(), loader())
 
 
-def test_low_precision_weights_are_refused_in_words() -> None:
+def test_low_precision_weights_are_refused() -> None:
     with pytest.raises(UserError, match="EMA needs 32-bit weights"):
         trainer(EMA(), precision="bf16-true").fit(Task(), loader(), loader())
 
@@ -172,5 +172,5 @@ def test_other_modules_are_refused() -> None:
 
         def configure_optimizers(self) -> None: ...
 
-    with pytest.raises(UserError, match="EMA works with a BaseTask, got Other"):
+    with pytest.raises(UserError, match="EMA: expected a BaseTask, got Other"):
         trainer(EMA()).fit(Other(), loader())

@@ -1,4 +1,4 @@
-"""The decay of EMA can grow as in mmdetection's ExpMomentumEMAHook."""
+"""Warm-up of the EMA decay as in mmdetection's ExpMomentumEMAHook."""
 
 import math
 
@@ -9,7 +9,7 @@ from src.callbacks import EMA
 from src.errors import UserError
 
 
-def test_share_of_new_weights_falls_as_in_mmdetection():
+def test_momentum_decreases_as_in_mmdetection():
     ema = EMA(decay=0.9999, warmup_steps=2000)
     update = ema._kwargs["multi_avg_fn"]
     for step in (0, 1, 500, 2000, 100_000):

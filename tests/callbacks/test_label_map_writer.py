@@ -1,4 +1,4 @@
-"""Files that predict writes for segmentation."""
+"""Files written by predict for segmentation."""
 
 from types import SimpleNamespace
 
@@ -38,7 +38,7 @@ def write(writer, images):
     return label_map.numpy()
 
 
-def test_numbers_and_colours(tmp_path, images):
+def test_label_maps_have_class_indices_and_a_palette(tmp_path, images):
     label_map = write(LabelMapWriter(folder=str(tmp_path / "out")), images)
     with Image.open(tmp_path / "out" / "label_maps" / "one.png") as image:
         assert image.mode == "P"
@@ -48,7 +48,7 @@ def test_numbers_and_colours(tmp_path, images):
         assert image.mode == "RGB"
 
 
-def test_names_are_those_of_the_images(tmp_path, images):
+def test_outputs_are_named_after_the_images(tmp_path, images):
     write(LabelMapWriter(folder=str(tmp_path / "out"), max_overlays=2), images)
     maps = tmp_path / "out" / "label_maps"
     names = sorted(str(path.relative_to(maps)) for path in maps.rglob("*.png"))
@@ -56,14 +56,14 @@ def test_names_are_those_of_the_images(tmp_path, images):
     assert len(list((tmp_path / "out" / "overlays").rglob("*.png"))) == 2
 
 
-def test_files_that_are_no_images_change_no_name(tmp_path, images):
+def test_other_files_do_not_affect_output_names(tmp_path, images):
     (images / "one.json").touch()
     write(LabelMapWriter(folder=str(tmp_path / "out")), images)
     assert (tmp_path / "out" / "label_maps" / "one.png").exists()
 
 
 @pytest.mark.parametrize("upright", [False, True])
-def test_deep_images_are_drawn_as_the_network_saw_them(tmp_path, deep_image, upright):
+def test_16_bit_images_are_drawn_like_the_network_input(tmp_path, deep_image, upright):
     label_map = torch.full((60, 20) if upright else (20, 60), 255, dtype=torch.uint8)
     data = SimpleNamespace(class_names=NAMES, palette=PALETTE, upright=upright)
     trainer = SimpleNamespace(datamodule=data, predict_dataloaders=None)
@@ -75,14 +75,14 @@ def test_deep_images_are_drawn_as_the_network_saw_them(tmp_path, deep_image, upr
         assert drawn.getpixel((5, 5)) == (80, 80, 80)
 
 
-def test_other_tasks_are_left_alone(tmp_path):
+def test_other_tasks_are_ignored(tmp_path):
     writer = LabelMapWriter(folder=str(tmp_path / "out"))
     writer.on_predict_batch_end(None, None, {"path": [], "index": []}, {}, 0)
     writer.on_predict_end(None, None)
     assert not (tmp_path / "out").exists()
 
 
-def test_overlay_mixes_colours_and_leaves_unlabelled_pixels():
+def test_overlay_blends_colours_and_keeps_unlabelled_pixels():
     image = Image.new("RGB", (400, 300), (100, 100, 100))
     label_map = np.full((300, 400), 255, dtype=np.uint8)
     label_map[:, 200:] = 1

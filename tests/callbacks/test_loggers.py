@@ -1,4 +1,4 @@
-"""metrics.csv and the curves of a run folder."""
+"""metrics.csv and TensorBoard events of a run folder."""
 
 import csv
 import errno
@@ -31,7 +31,7 @@ def test_new_columns_and_new_rows(tmp_path: Path) -> None:
     assert [row["step"] for row in rows] == ["0", "1", "2", "3"]
 
 
-@pytest.mark.parametrize("key", ["a", "b"])  # a further line, a new column
+@pytest.mark.parametrize("key", ["a", "b"])  # a new row, a new column
 def test_a_full_disk_leaves_the_earlier_lines(
     tmp_path: Path, largest_file: Limit, key: str
 ) -> None:
@@ -43,11 +43,11 @@ def test_a_full_disk_leaves_the_earlier_lines(
     with largest_file(len(before) + 3), pytest.raises(NotWrittenError, match=r"metrics.csv could"):
         logger.save()
     assert path.read_bytes() == before
-    logger.save()  # there is space again
+    logger.save()  # there is enough space again
     assert rows_of(path)[1][key] == "0.123456789"
 
 
-def test_curves_lie_in_the_run_folder_whatever_its_name(tmp_path: Path) -> None:
+def test_events_are_in_the_run_folder_for_any_name(tmp_path: Path) -> None:
     folder = tmp_path / "$HOME" / "~"
     logger = Curves(folder)
     logger.log_metrics({"a": 1.0}, 0)
@@ -68,4 +68,4 @@ def test_a_full_disk_is_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(logger.experiment, "flush", full)
     with pytest.raises(NotWrittenError, match=r"events.out.tfevents could not be written"):
         logger.finalize("success")
-    logger.finalize("failed")  # after another error
+    logger.finalize("failed")  # during another error

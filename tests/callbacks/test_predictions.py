@@ -12,7 +12,7 @@ from src.visualization import draw_classes
 
 
 class Trainer:
-    """The part of a trainer that the writer looks at."""
+    """The attributes of a trainer that the writer uses."""
 
     is_global_zero = True
     callbacks = ()
@@ -38,7 +38,7 @@ def image(path: Path, size: tuple[int, int] = (40, 30)) -> Path:
     return path
 
 
-def test_names_of_files_may_be_any_bytes(tmp_path: Path) -> None:
+def test_file_names_may_contain_any_bytes(tmp_path: Path) -> None:
     path = image(Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png")))
     predict(ClassPredictionWriter(str(tmp_path / "out")), [path])
     assert b"caf\xe9.png," in (tmp_path / "out" / "predictions.csv").read_bytes()
@@ -68,7 +68,7 @@ def test_number_of_images(tmp_path: Path, limit: int, drawn: int) -> None:
     assert len(list(tmp_path.glob("out/images/*.png"))) == drawn
 
 
-def test_deep_images_are_drawn_upright_with_their_own_brightness(
+def test_16_bit_images_are_drawn_upright_with_correct_brightness(
     tmp_path: Path, deep_image: Path
 ) -> None:
     predict(ClassPredictionWriter(str(tmp_path / "out")), [deep_image])
@@ -77,10 +77,10 @@ def test_deep_images_are_drawn_upright_with_their_own_brightness(
         assert drawn.height > 2 * drawn.width
 
 
-def test_unreadable_images_are_left_out(tmp_path: Path) -> None:
+def test_unreadable_images_are_skipped(tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("no image")
     paths = [image(tmp_path / "good.png"), tmp_path / "text.png"]
-    with pytest.warns(UserWarning, match=r"No image is drawn: .*text\.png"):
+    with pytest.warns(UserWarning, match=r"Cannot draw an image: .*text\.png"):
         predict(ClassPredictionWriter(str(tmp_path / "out")), paths)
     assert [path.name for path in (tmp_path / "out" / "images").iterdir()] == ["good.png"]
 
@@ -91,7 +91,7 @@ def test_no_predictions_write_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [(8, 8), (40, 300), (2, 1500), (3000, 200), (640, 480)])
-def test_drawings_are_legible_at_any_size(size: tuple[int, int]) -> None:
+def test_annotations_are_legible_at_any_size(size: tuple[int, int]) -> None:
     names = ["a class with a name that is far too long for the image that it is written on", "b"]
     drawn = draw_classes(Image.new("L", size, 128), names, [0.9, 0.1])
     assert drawn.mode == "RGB"

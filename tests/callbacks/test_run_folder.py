@@ -9,7 +9,7 @@ from src.callbacks.progress import LogProgress, NotebookProgress, TerminalProgre
 from src.callbacks.run_folder import next_run_folder, run_folder
 
 
-def test_numbers_count_on_from_the_highest(tmp_path: Path) -> None:
+def test_the_next_version_number_follows_the_highest(tmp_path: Path) -> None:
     parent = tmp_path / "runs"
     assert next_run_folder(parent, "version") == parent / "version_0"
     for name in ("version_0", "version_9", "version_10", "predict_30", "version_x"):
@@ -18,7 +18,7 @@ def test_numbers_count_on_from_the_highest(tmp_path: Path) -> None:
     assert next_run_folder(parent, "predict") == parent / "predict_31"
 
 
-def test_results_go_to_the_run_folder_or_where_the_trainer_says(tmp_path: Path) -> None:
+def test_results_go_to_the_run_folder_or_the_default_root_dir(tmp_path: Path) -> None:
     trainer = SimpleNamespace(callbacks=[], log_dir=str(tmp_path / "logs"), default_root_dir=".")
     assert run_folder(trainer) == tmp_path / "logs"
     trainer.callbacks.append(RunFolder(tmp_path / "run", ""))
@@ -33,7 +33,7 @@ def test_results_go_to_the_run_folder_or_where_the_trainer_says(tmp_path: Path) 
         ({"ipykernel": None}, False, NotebookProgress),
     ],
 )
-def test_progress_suits_the_output(
+def test_progress_display_depends_on_the_output(
     monkeypatch: pytest.MonkeyPatch, modules: dict, is_terminal: bool, kind: type
 ) -> None:
     for name, module in modules.items():
@@ -42,7 +42,7 @@ def test_progress_suits_the_output(
     assert type(default_progress()) is kind
 
 
-def test_speed_counts_the_images_of_all_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_throughput_counts_the_images_of_all_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([10.0, 12.0, 13.0])  # end of the warm-up, of a measurement, of the epoch
     monkeypatch.setattr("time.perf_counter", lambda: next(clock))
     logged: list[float] = []

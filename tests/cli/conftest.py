@@ -1,2 +1,2 @@
-# Lightning's log handler keeps the stderr of the moment it is imported: not that of a single test.
+# Import Lightning outside of a test: its log handler keeps the stderr it finds at import.
 import lightning.pytorch  # noqa: F401

@@ -1,4 +1,4 @@
-"""Callbacks that break a run; named in a configuration by the tests."""
+"""Callbacks that make a run fail, used in configurations of tests."""
 
 import os
 import signal
@@ -25,8 +25,8 @@ class NaNOnRank(Callback):
     """Make the loss of one rank NaN.
 
     Args:
-        rank: Of which rank.
-        step: From which optimizer step on.
+        rank: The rank.
+        step: First optimizer step with a NaN loss.
     """
 
     def __init__(self, rank: int, step: int) -> None:

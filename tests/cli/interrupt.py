@@ -1,10 +1,10 @@
-"""A callback that stops a prediction, for tests of what an interruption leaves."""
+"""A callback that interrupts a prediction, to test which files it leaves."""
 
 from lightning.pytorch import Callback
 
 
 class InterruptSecondBatch(Callback):
-    """Raise what Ctrl-C or a fault raises when the second batch starts."""
+    """Raise KeyboardInterrupt or an error when the second batch starts."""
 
     def __init__(self, fault: bool = False) -> None:
         self.fault = fault

@@ -1,4 +1,4 @@
-"""Images that cannot be read: in prediction, in evaluation and in training, for all three tasks."""
+"""Unreadable images in prediction, evaluation and training, for all three tasks."""
 
 import csv
 import json
@@ -15,7 +15,7 @@ READABLE = ("0.png", "2.png", "6.png", "sub/7.png")
 
 @pytest.fixture
 def holiday(tmp_path: Path) -> Path:
-    """Eight images to predict, of which four cannot be read, and a folder with a file's name."""
+    """Eight images to predict, four of them unreadable, and a folder named like an image."""
     folder = tmp_path / "holiday"
     for number, name in enumerate((*READABLE, BROKEN[0])):
         save_image(folder / name, number)
@@ -34,7 +34,7 @@ def predict(tmp_path: Path, task: str, folder: Path, *flags: str) -> int:
 
 
 def predicted(tmp_path: Path, task: str) -> list[str]:
-    """Files of the newest prediction in its table, or the label maps of it."""
+    """Files in the table of the newest prediction, or its label maps."""
     run = sorted((tmp_path / "runs" / task).glob("predict_*"))[-1]
     if task == "classification":
         with (run / "predictions.csv").open() as file:
@@ -47,7 +47,7 @@ def predicted(tmp_path: Path, task: str) -> list[str]:
 
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("batch_size", [1, 3])
-def test_prediction_writes_what_can_be_read_and_names_the_rest(
+def test_prediction_skips_and_lists_unreadable_images(
     task: str, batch_size: int, tmp_path: Path, holiday: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = ("--data.eval_batch_size", str(batch_size), "--data.num_workers", str(batch_size // 3))
@@ -65,14 +65,16 @@ def test_prediction_writes_what_can_be_read_and_names_the_rest(
     assert "Traceback" not in error
 
 
-def test_broken_images_can_be_accepted(tmp_path: Path, holiday: Path) -> None:
+def test_unreadable_images_can_be_accepted(tmp_path: Path, holiday: Path) -> None:
     with pytest.warns(UserWarning, match="4 images could not be read"):
         assert predict(tmp_path, "detection", holiday, "--data.broken_images", "skip") == 0
     assert predicted(tmp_path, "detection") == [Path(name).name for name in READABLE]
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_nothing_can_be_read(task: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_images_are_unreadable(
+    task: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for number in range(3):
         (tmp_path / "all" / f"{number}.jpg").parent.mkdir(exist_ok=True)
         (tmp_path / "all" / f"{number}.jpg").write_bytes(b"nothing")
@@ -82,7 +84,7 @@ def test_nothing_can_be_read(task: str, tmp_path: Path, capsys: pytest.CaptureFi
 
 @pytest.mark.parametrize(("fault", "status"), [("false", 130), ("true", 1)])
 @pytest.mark.parametrize("task", TASKS)
-def test_an_interrupted_prediction_keeps_what_it_has(
+def test_an_interrupted_prediction_keeps_its_results(
     task: str, fault: str, status: int, tmp_path: Path, holiday: Path
 ) -> None:
     stop = ("--trainer.callbacks+=tests.cli.interrupt.InterruptSecondBatch",)
@@ -92,7 +94,7 @@ def test_an_interrupted_prediction_keeps_what_it_has(
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_training_and_evaluation_go_on_without_broken_images_if_asked_to(
+def test_training_and_evaluation_can_skip_unreadable_images(
     task: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     data = write_data(tmp_path / "data", task)

@@ -1,4 +1,4 @@
-"""The same arguments in a notebook: objects instead of a run."""
+"""`build` returns objects for notebooks instead of running a command."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from src.errors import UserError
 from src.models import InternImage
 
 
-def test_build_gives_task_data_and_trainer(
+def test_build_returns_task_data_and_trainer(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -26,7 +26,7 @@ def test_build_gives_task_data_and_trainer(
     assert cli.model.network(images).shape == (2, 3)
 
 
-def test_what_was_built_trains_and_predicts(
+def test_built_objects_train_and_predict(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -38,7 +38,7 @@ def test_what_was_built_trains_and_predicts(
     assert metrics[0]["val/loss"] == pytest.approx(cli.trainer.callback_metrics["val/loss"].item())
 
 
-def test_a_task_comes_back_from_its_checkpoint(trained: Path) -> None:
+def test_a_task_is_loaded_from_its_checkpoint(trained: Path) -> None:
     from src.tasks import ClassificationTask
 
     checkpoint = trained / "runs" / "tiny" / "version_0" / "checkpoints" / "last.ckpt"
@@ -47,7 +47,7 @@ def test_a_task_comes_back_from_its_checkpoint(trained: Path) -> None:
     assert all(torch.equal(value, saved[name]) for name, value in task.state_dict().items())
 
 
-def test_mistakes_are_exceptions_here(trained: Path) -> None:
+def test_build_raises_user_errors(trained: Path) -> None:
     with pytest.raises(UserError, match="Did you mean 'label_smoothing'"):
         build(["-c", str(trained / "tiny.yaml"), "--model.label_smothing", "1"])
 

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["help"]])
-def test_without_a_command_it_explains_itself(
+def test_overview_without_a_command(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(arguments) == 0
@@ -24,14 +24,14 @@ def test_without_a_command_it_explains_itself(
     assert all(len(line) <= 100 for line in output.splitlines())
 
 
-def test_env_tells_versions_and_operators(capsys: pytest.CaptureFixture[str]) -> None:
+def test_env_prints_versions_and_operators(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["env"]) == 0
     output = capsys.readouterr().out
     for name in ("torch", "lightning", "timm", "dcnv3 on cpu", "INTERNIMAGE_OPS", "source"):
         assert f"{name} " in output
 
 
-def test_tools_do_not_wait_for_lightning() -> None:
+def test_tools_do_not_import_lightning() -> None:
     script = (
         "import sys; from src.cli import main; code = main(['env']);"
         "sys.exit(code or 10 * ('lightning' in sys.modules))"

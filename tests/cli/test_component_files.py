@@ -1,4 +1,4 @@
-"""Files that are added after a recipe: each one does what its first comment says."""
+"""Configuration files that are added to a recipe do what their comments say."""
 
 from pathlib import Path
 
@@ -32,7 +32,7 @@ def test_callbacks_are_appended(recipe_file: str, name: str, kind: str) -> None:
     assert "EMA" in names  # of the recipe
 
 
-def test_average_for_a_recipe_without_one(recipe_file: str, tmp_path: Path) -> None:
+def test_ema_for_a_recipe_without_it(recipe_file: str, tmp_path: Path) -> None:
     plain = yaml.safe_load(Path(recipe_file).read_text())
     del plain["trainer"]["callbacks"]
     (tmp_path / "plain.yaml").write_text(yaml.safe_dump(plain))
@@ -51,7 +51,7 @@ def test_default_trainer(recipe_file: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["ddp", "mixed"])
-def test_gpu_trainers_are_well_formed(recipe_file: str, name: str) -> None:
+def test_gpu_trainer_files_parse(recipe_file: str, name: str) -> None:
     cpu = ["--trainer.accelerator", "cpu", "--trainer.devices", "1"]
     cli = build(added(recipe_file, f"trainer/{name}.yaml", *cpu, "--trainer.precision", "32"))
     strategy = type(cli.trainer.strategy).__name__

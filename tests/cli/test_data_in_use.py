@@ -1,4 +1,4 @@
-"""What the start of training says about its data, and loader processes that are not forked."""
+"""Start report on the training data, and data loader workers that are not forked."""
 
 import pickle
 import shutil
@@ -24,7 +24,7 @@ from tests.cli.tiny import (
 DRY = ("--trainer.fast_dev_run", "true", "--trainer.enable_progress_bar", "false")
 
 
-def test_images_that_training_leaves_out_are_counted_with_their_setting(
+def test_skipped_training_images_are_counted_per_setting(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = write_data(tmp_path / "data", "detection")
@@ -65,7 +65,7 @@ def test_images_without_the_suffix_are_counted(
         ),
     ],
 )
-def test_classes_that_occur_in_no_label_map_are_named(
+def test_warning_about_classes_that_occur_in_no_label_map(
     values: tuple[int, ...],
     settings: dict[str, Any],
     warning: str | None,
@@ -95,13 +95,13 @@ def test_label_maps_without_any_class_are_refused(
 
 
 @pytest.mark.parametrize("task", ["classification", "detection"])
-def test_classes_without_images_or_objects_are_named(task: str, tmp_path: Path) -> None:
+def test_warning_about_classes_without_images_or_objects(task: str, tmp_path: Path) -> None:
     data = write_data(tmp_path / "data", task) | {"class_names": ["a", "b", "zebra"]}
     with pytest.warns(UserWarning, match="1 of the 3 classes .*cannot be learned: zebra"):
         assert main(["fit", "-c", str(write_recipe(tmp_path, task, data)), *DRY]) == 0
 
 
-def test_other_data_do_not_get_the_names_of_ade20k(
+def test_ade20k_class_names_are_refused_for_other_data(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = write_data(tmp_path / "data", "segmentation")
@@ -124,7 +124,7 @@ def test_label_maps_beside_images_need_only_their_suffix(tmp_path: Path) -> None
 
 
 def exported(tmp_path: Path, task: str, names: list[str]) -> Path:
-    """A network of classes a and b in a folder that says other names."""
+    """Folder with a network for classes a and b but other class names."""
     config = str(write_recipe(tmp_path, task, write_data(tmp_path / "data", task)))
     assert main(["fit", "-c", config, "--trainer.limit_val_batches", "0"]) == 0
     last = tmp_path / "runs" / task / "version_0" / "checkpoints" / "last.ckpt"
@@ -160,7 +160,7 @@ def test_names_of_exported_weights_are_compared_with_the_data(
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_loader_processes_are_not_sent_the_network(
+def test_workers_do_not_receive_the_network(
     task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = write_data(tmp_path / "data", task)
@@ -178,14 +178,14 @@ def test_loader_processes_are_not_sent_the_network(
         module.predict_dataloader(),
     ):
         assert pickle.dumps(loader.collate_fn)
-        assert ForkingPickler.dumps(loader.dataset)  # as PyTorch sends it
+        assert ForkingPickler.dumps(loader.dataset)  # as PyTorch does for workers
         assert loader.persistent_workers
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
 @pytest.mark.parametrize("task", TASKS)
-def test_loader_processes_need_not_be_forked(
+def test_workers_can_be_spawned(
     task: str, method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usual = torch.multiprocessing.get_start_method()

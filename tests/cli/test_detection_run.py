@@ -1,4 +1,4 @@
-"""Detection through the front door, on drawn scenes: fit, validate, test, predict, mistakes."""
+"""Detection on the command line with synthetic scenes: fit, validate, test, predict, errors."""
 
 import contextlib
 import csv
@@ -25,13 +25,13 @@ TINY_BACKBONE = {"channels": 8, "depths": [1, 1, 1, 1], "groups": [1, 2, 4, 8]}
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Working directory with scenes, a tiny recipe and its finished run."""
+    """Working directory with synthetic scenes, a tiny recipe and its completed run."""
     folder = tmp_path_factory.mktemp("detection")
     write_toy_coco(folder / "toy", ToySettings(train=2, val=3, predict=2, size=64))
     recipe = yaml.safe_load((ROOT / "configs" / "toy" / "detection.yaml").read_text())
     network = recipe["model"]["init_args"]["network"]["init_args"]
     network["backbone"]["init_args"] = TINY_BACKBONE
-    # An untrained detector finds little; with every box counted there is something to compare.
+    # An untrained detector has low scores; without a threshold there are boxes to compare.
     network |= {"channels": 16, "fc_channels": 32, "score_threshold": 0.0}
     network["box_batch_size_per_image"] = 16
     recipe["data"]["init_args"] |= {
@@ -68,7 +68,7 @@ def last_values(path):
         return {k: float(v) for row in csv.DictReader(file) for k, v in row.items() if v}
 
 
-def test_fit_leaves_every_loss_the_coco_numbers_and_a_table_of_classes(folder):
+def test_fit_logs_losses_coco_metrics_and_per_class_results(folder):
     run_folder = newest(folder, "version")
     values = last_values(run_folder / "metrics.csv")
     losses = {"loss", "loss_rpn_cls", "loss_rpn_bbox", "loss_cls", "loss_bbox", "loss_mask", "acc"}
@@ -82,7 +82,7 @@ def test_fit_leaves_every_loss_the_coco_numbers_and_a_table_of_classes(folder):
     assert not list(run_folder.glob("results_*.json"))
 
 
-def test_saved_results_score_the_same_when_they_are_read_again(folder):
+def test_saved_results_have_the_logged_metrics(folder):
     assert run(folder, "validate", "--ckpt_path", "last") == 0
     run_folder = newest(folder, "validate")
     values = last_values(run_folder / "metrics.csv")
@@ -101,19 +101,19 @@ def test_saved_results_score_the_same_when_they_are_read_again(folder):
             assert ours == pytest.approx(evaluation.stats[:6].tolist(), abs=1e-6)
 
 
-def test_predict_writes_overlays_and_results_in_the_numbers_of_the_data(folder):
+def test_predict_writes_overlays_and_results_with_category_ids(folder):
     assert run(folder, "predict", "--ckpt_path", "best", "--detections.score", "0.0") == 0
     results = newest(folder, "predict")
     overlays = sorted((results / "overlays").glob("*.png"))
     assert [path.name for path in overlays] == ["000000000001.png", "000000000002.png"]
-    assert min(Image.open(overlays[0]).size) >= 200  # enlarged, so that the names are legible
+    assert min(Image.open(overlays[0]).size) >= 200  # enlarged, so that class names are legible
     content = json.loads((results / "detections.json").read_text())
     assert [image["id"] for image in content["images"]] == [1, 2]
     assert content["categories"][0] == {"id": 1, "name": "arrow"}
     assert {a["category_id"] for a in content["annotations"]} <= set(range(1, 11))
 
 
-def test_predict_on_images_of_any_kind_and_place(folder, tmp_path):
+def test_predict_on_images_of_any_mode_and_folder(folder, tmp_path):
     (tmp_path / "holiday").mkdir()
     Image.new("L", (200, 30), 128).save(tmp_path / "holiday" / "grey.png")
     Image.new("RGBA", (30, 200)).save(tmp_path / "holiday" / "clear.webp")
@@ -122,7 +122,7 @@ def test_predict_on_images_of_any_kind_and_place(folder, tmp_path):
     assert sorted(names) == ["clear.png", "grey.png"]
 
 
-def test_mistakes_are_one_sentence(folder, capsys):
+def test_user_errors_are_one_line(folder, capsys):
     (folder / "broken.json").write_text('{"images": []}')
     wrong = [
         (["--data.train_annotations", "nowhere.json"], "nowhere.json does not exist"),
@@ -137,7 +137,7 @@ def test_mistakes_are_one_sentence(folder, capsys):
         assert "Traceback" not in error
 
 
-def test_learning_rates_follow_the_rule_of_the_detection_recipes(folder):
+def test_learning_rates_follow_the_detection_rule(folder):
     cli = build(
         [
             *arguments(folder, "fit")[1:],
@@ -165,7 +165,7 @@ def test_learning_rates_follow_the_rule_of_the_detection_recipes(folder):
     assert not any(name.endswith(".bias") or ".norm" in name for name in decays)
 
 
-def test_cascade_trains_with_a_moving_average(folder):
+def test_cascade_trains_with_ema(folder):
     recipe = yaml.safe_load((folder / "tiny.yaml").read_text())
     recipe["model"]["init_args"]["network"]["class_path"] = "CascadeMaskRCNN"
     recipe["trainer"] |= {
@@ -189,7 +189,7 @@ def test_16_bit_training_keeps_losses_finite(folder):
 
 
 @pytest.mark.slow
-def test_two_processes_validate_as_one(folder):
+def test_two_ranks_validate_like_one(folder):
     scores, two = [], ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
     validate = arguments(folder, "validate", "--ckpt_path", "last")
     for start in (

@@ -1,4 +1,4 @@
-"""DINO through the front door, on drawn scenes: fit, validate with augmentation, predict."""
+"""DINO on the command line with synthetic scenes: fit, validate with augmentation, predict."""
 
 import csv
 import json
@@ -42,13 +42,13 @@ def tiny(root, source="dino"):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Working directory with scenes, a tiny recipe and its finished run."""
+    """Working directory with synthetic scenes, a tiny recipe and its completed run."""
     folder = tmp_path_factory.mktemp("dino")
     root = folder / "toy"
     write_toy_coco(root, ToySettings(train=2, val=3, predict=2, size=64))
     content = json.loads((root / "annotations" / "instances_train2017.json").read_text())
     for annotation in content["annotations"]:
-        del annotation["segmentation"]  # boxes are all that DINO needs
+        del annotation["segmentation"]  # DINO needs only boxes
     (root / "boxes.json").write_text(json.dumps(content))
     (folder / "tiny.yaml").write_text(yaml.safe_dump(tiny(root)))
     assert run(folder, "fit", "--data.train_annotations", "boxes.json") == 0
@@ -71,7 +71,7 @@ def last_values(path):
         return {k: float(v) for row in csv.DictReader(file) for k, v in row.items() if v}
 
 
-def test_fit_leaves_every_loss_and_the_numbers_of_boxes_alone(folder):
+def test_fit_logs_all_losses_and_box_metrics_only(folder):
     run_folder = newest(folder, "version")
     values = last_values(run_folder / "metrics.csv")
     losses = {"loss_cls", "d0.loss_iou", "interm_loss_bbox", "dn_loss_cls", "d0.dn_loss_bbox"}
@@ -88,7 +88,7 @@ def test_validate_plain_and_with_several_views(folder):
         assert run(folder, "validate", "--ckpt_path", "last", *more) == 0
         results.append(json.loads((newest(folder, "validate") / "results_val.json").read_text()))
     plain, fused = results
-    assert 0 < len(fused) <= len(plain)  # boxes of several views become one
+    assert 0 < len(fused) <= len(plain)  # boxes of several views are merged
     assert plain[0].keys() == {"image_id", "category_id", "bbox", "score"}
     assert [r["score"] for r in plain] != [r["score"] for r in fused]
 
@@ -104,7 +104,7 @@ def test_predict_draws_boxes(folder):
 
 
 @pytest.mark.slow
-def test_mistakes_are_one_sentence(folder, capsys):
+def test_user_errors_are_one_line(folder, capsys):
     recipe = tiny(folder / "toy", "detection")
     recipe["model"]["init_args"]["network"]["init_args"]["score_threshold"] = 0.0
     del recipe["model"]["init_args"]["network"]["init_args"]["backbone"]["init_args"]["out_indices"]

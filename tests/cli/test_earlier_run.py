@@ -1,4 +1,4 @@
-"""A run folder and a checkpoint that an earlier version has written resume, predict and export."""
+"""Run folders and checkpoints of earlier versions can be resumed, evaluated and exported."""
 
 import shutil
 from pathlib import Path
@@ -16,7 +16,7 @@ EARLIER = ROOT / "tests" / "fixtures" / "earlier_run"
 
 @pytest.fixture
 def earlier(tmp_path: Path, images: Path) -> list[str]:
-    """Arguments that name the earlier run, with its own configuration."""
+    """Arguments for the earlier run with its own configuration."""
     folder = tmp_path / "runs" / "tiny" / "version_0"
     shutil.copytree(EARLIER, folder)
     return [
@@ -25,7 +25,7 @@ def earlier(tmp_path: Path, images: Path) -> list[str]:
     ]
 
 
-def test_it_goes_on(earlier: list[str], tmp_path: Path) -> None:
+def test_it_resumes(earlier: list[str], tmp_path: Path) -> None:
     assert main(["fit", *earlier, "--trainer.max_epochs", "3"]) == 0
     assert (tmp_path / "runs" / "tiny" / "version_1" / "checkpoints" / "last.ckpt").is_file()
 

@@ -1,4 +1,4 @@
-"""``python -m src export`` from a training run to files that other programs run."""
+"""``python -m src export`` for a trained run."""
 
 import json
 import re
@@ -22,9 +22,7 @@ def command(trained, out, *more):
     return ["export", *config, *runs, "--out", str(out), *more]
 
 
-def test_a_run_becomes_files_that_are_checked_on_images(
-    trained, images, tmp_path, capsys, monkeypatch
-):
+def test_a_run_is_exported_and_checked_on_images(trained, images, tmp_path, capsys, monkeypatch):
     size = ["--data.image_size", "64"]  # larger than in training: the smallest side is 33
     formats = ["--format", "onnx", "pt2", "safetensors", "--ckpt_path", "best"]
     check = ["--check", str(images / "val")]
@@ -63,11 +61,11 @@ def test_a_recipe_of_mask2former(images, tmp_path, capsys):
     [
         ([], "export needs weights"),
         (["--ckpt_path", "nowhere.ckpt"], "nowhere.ckpt does not exist"),
-        (["--ckpt_path", "last", "--check", "nowhere"], "nowhere, do not exist"),
-        (["--check", ".", "--format", "safetensors"], "--check compares onnx, pt2 and aoti"),
+        (["--ckpt_path", "last", "--check", "nowhere"], "for --check does not exist"),
+        (["--check", ".", "--format", "safetensors"], "--check needs onnx, pt2 or aoti"),
     ],
 )
-def test_mistakes_are_one_sentence(more, message, trained, tmp_path, capsys):
+def test_user_errors_are_one_line(more, message, trained, tmp_path, capsys):
     assert main(command(trained, tmp_path, *more)) == 2
     error = capsys.readouterr().err
     assert message in error
@@ -80,9 +78,9 @@ def test_random_weights_are_not_exported(trained, tmp_path, capsys):
     given = [f"--model.network.{name}={json.dumps(value)}" for name, value in sizes.items()]
     weights = ["--model.weights", str(tmp_path / "seven.pth")]
     assert main(command(trained, tmp_path, *given, *weights)) == 2
-    assert "head.weight would be random" in capsys.readouterr().err
+    assert "head.weight would be randomly initialised" in capsys.readouterr().err
 
 
 def test_a_recipe_is_needed(capsys):
     assert main(["export", "--ckpt_path", "best"]) == 2
-    assert "needs a recipe" in capsys.readouterr().err
+    assert "needs --config FILE" in capsys.readouterr().err

@@ -1,6 +1,6 @@
-"""Full disks and places that may not be written: one sentence, and what was there stays.
+"""Full disks and read-only folders: one-line errors, and existing files are kept.
 
-The system refuses files above a size here, which needs no root and takes the same branches as a
+The tests set a limit on file sizes, which needs no root privileges and raises the same errors as a
 full disk.
 """
 
@@ -20,15 +20,15 @@ CHECKPOINTS = "runs/tiny/version_0/checkpoints"
 
 @pytest.fixture
 def folder(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Working directory with the recipe ``tiny.yaml`` and a finished run of it."""
+    """Working directory with the recipe ``tiny.yaml`` and a completed run."""
     shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 @pytest.fixture
-def complaint(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Run a command that must fail; give its one sentence."""
+def error_of(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run a command that must fail, and return its error message."""
 
     def run(*arguments: str) -> str:
         assert main(arguments) == 2
@@ -44,20 +44,20 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_at_the_start(folder: Path, complaint: Callable[..., str], largest_file: Limit) -> None:
+def test_at_the_start(folder: Path, error_of: Callable[..., str], largest_file: Limit) -> None:
     before = contents(folder)
     with largest_file(1000):
-        text = complaint("fit", "-c", "tiny.yaml")
+        text = error_of("fit", "-c", "tiny.yaml")
     assert "version_1" in text
     assert "File too large" in text
     assert contents(folder) == before
     assert not Path("runs/tiny/version_1").exists()
 
 
-def test_at_a_checkpoint(folder: Path, complaint: Callable[..., str], largest_file: Limit) -> None:
+def test_at_a_checkpoint(folder: Path, error_of: Callable[..., str], largest_file: Limit) -> None:
     before = contents(folder)
     with largest_file(Path(CHECKPOINTS, "last.ckpt").stat().st_size // 2):
-        text = complaint("fit", "-c", "tiny.yaml", "--ckpt_path=last", "--trainer.max_epochs=3")
+        text = error_of("fit", "-c", "tiny.yaml", "--ckpt_path=last", "--trainer.max_epochs=3")
     assert "version_1/checkpoints/" in text
     assert "could not be written (File too large" in text
     after = contents(folder)
@@ -67,7 +67,7 @@ def test_at_a_checkpoint(folder: Path, complaint: Callable[..., str], largest_fi
 
 def test_at_a_table(
     folder: Path,
-    complaint: Callable[..., str],
+    error_of: Callable[..., str],
     largest_file: Limit,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -80,7 +80,7 @@ def test_at_a_table(
             write_csv(path, rows)
 
     monkeypatch.setattr(files, "write_csv", limited)
-    text = complaint("fit", "-c", "tiny.yaml", "--ckpt_path=last", "--trainer.max_epochs=3")
+    text = error_of("fit", "-c", "tiny.yaml", "--ckpt_path=last", "--trainer.max_epochs=3")
     assert "version_1/metrics.csv could not be written (File too large" in text
     run = Path("runs/tiny/version_1")
     assert "metrics.csv" not in {path.name for path in run.iterdir()}
@@ -90,14 +90,14 @@ def test_at_a_table(
 @pytest.mark.parametrize("size", [1000, 5500])  # a table, a drawing
 def test_at_predictions(
     folder: Path,
-    complaint: Callable[..., str],
+    error_of: Callable[..., str],
     largest_file: Limit,
     images: Path,
     size: int,
 ) -> None:
     arguments = ["predict", "-c", "tiny.yaml", "--ckpt_path=last"]
     with largest_file(size):
-        text = complaint(*arguments, "--data.predict_dir", str(images / "val" / "red"))
+        text = error_of(*arguments, "--data.predict_dir", str(images / "val" / "red"))
     assert "predict_0/" in text
     assert "File too large" in text
     assert not [path for path in contents(folder) if path.endswith(".part")]
@@ -105,7 +105,7 @@ def test_at_predictions(
 
 @pytest.mark.parametrize("kind", ["onnx", "pt2", "safetensors"])
 def test_at_an_export(
-    folder: Path, complaint: Callable[..., str], largest_file: Limit, kind: str
+    folder: Path, error_of: Callable[..., str], largest_file: Limit, kind: str
 ) -> None:
     if kind == "onnx":
         pytest.importorskip("onnxscript")
@@ -116,18 +116,18 @@ def test_at_an_export(
     before = contents(out)
     arguments = ["-c", "tiny.yaml", "--ckpt_path=last", f"--out={out}", "--format", kind]
     with largest_file(3000):
-        text = complaint("export", *arguments)
+        text = error_of("export", *arguments)
     assert f"error: {out}" in text
     assert ".part" not in text
     assert contents(out) == before
     assert not [path for path in out.iterdir() if path.is_dir()]
 
 
-def test_at_consolidate(folder: Path, complaint: Callable[..., str], largest_file: Limit) -> None:
+def test_at_consolidate(folder: Path, error_of: Callable[..., str], largest_file: Limit) -> None:
     output = folder / "whole.ckpt"
     output.write_text("earlier")
     with largest_file(3000):
-        text = complaint(
+        text = error_of(
             "consolidate", f"{CHECKPOINTS}/last.ckpt", "--output", str(output), "--force"
         )
     assert "whole.ckpt could not be written (File too large" in text
@@ -136,20 +136,20 @@ def test_at_consolidate(folder: Path, complaint: Callable[..., str], largest_fil
 
 
 def test_at_prepare(
-    folder: Path, complaint: Callable[..., str], largest_file: Limit, images: Path
+    folder: Path, error_of: Callable[..., str], largest_file: Limit, images: Path
 ) -> None:
     arguments = ["prepare", "from-folder", str(images / "val"), "--name=mine", "--mode=copy"]
     with largest_file(500):
-        assert "data/own/mine could not be written" in complaint(*arguments)
+        assert "data/own/mine could not be written" in error_of(*arguments)
     assert list(Path("data/own").iterdir()) == []
     assert main(arguments) == 0
     before = contents(Path("data/own"))
     with largest_file(500):
-        complaint(*arguments, "--seed=1")
+        error_of(*arguments, "--seed=1")
     assert contents(Path("data/own")) == before  # also the earlier split
     toy = ["prepare", "toy", "--root=toy", "--train=1", "--val=1", "--predict=1", "--size=32"]
     with largest_file(500):
-        assert "toy/imagenet/" in complaint(*toy)
+        assert "toy/imagenet/" in error_of(*toy)
     assert list(Path("toy").iterdir()) == []
 
 
@@ -167,10 +167,10 @@ def test_at_prepare(
     ids=lambda arguments: " ".join(arguments[:2]),
 )
 def test_where_nothing_can_be_written(
-    folder: Path, complaint: Callable[..., str], images: Path, arguments: list[str]
+    folder: Path, error_of: Callable[..., str], images: Path, arguments: list[str]
 ) -> None:
     Path("file").write_text("no folder")
     shutil.copytree(images / "val", "images")
-    text = complaint(*arguments)
+    text = error_of(*arguments)
     assert "Not a directory" in text
     assert Path("file").read_text() == "no folder"

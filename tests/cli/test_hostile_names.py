@@ -1,4 +1,4 @@
-"""Names in checkpoints, folders and options never lead out of the folders that are meant."""
+"""Names in checkpoints, folders and options cannot lead outside the intended folders."""
 
 import csv
 import os
@@ -30,7 +30,7 @@ def last(trained: Path) -> Path:
 
 
 def with_record(source: Path, target: Path, **record: Any) -> Path:
-    """A checkpoint whose record of the best checkpoints says something else."""
+    """Write a checkpoint with a changed record of the best checkpoints."""
     content = torch.load(source, weights_only=True)
     key = next(key for key in content["callbacks"] if key.startswith("Checkpoint"))
     content["callbacks"][key] |= record
@@ -99,7 +99,7 @@ def test_a_damaged_record_is_refused(
 
 
 @pytest.mark.parametrize("name", ["a/b", "../x", "", "a/", "/abs", "x" * 300, "-rf", "a\nb", "$/x"])
-def test_names_that_are_no_single_folder_are_refused(
+def test_names_with_several_folders_are_refused(
     folder: Path, images: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = sorted(folder.rglob("*"))
@@ -114,7 +114,7 @@ def test_names_that_are_no_single_folder_are_refused(
     assert sorted(folder.rglob("*")) == before
 
 
-def test_a_name_with_signs_is_one_folder(folder: Path, images: Path) -> None:
+def test_a_name_with_special_characters_is_one_folder(folder: Path, images: Path) -> None:
     name = "$HOME {x} [1] ~ 'é'"
     arguments = ["--data.predict_dir", str(images / "val" / "red")]
     assert main(["predict", "-c", "tiny.yaml", "--name", name, *arguments]) == 0
@@ -132,7 +132,7 @@ def test_a_recipe_with_any_name_gives_one_folder(
     assert len(run.name) == 150
 
 
-def test_last_is_that_of_the_last_run_whatever_the_clock_says(folder: Path, last: Path) -> None:
+def test_last_ignores_file_times(folder: Path, last: Path) -> None:
     from src.cli.checkpoints import resolve_checkpoint
 
     for number, time in ((2, 3e8), (10, 2e8), (9, 1e9)):
@@ -156,7 +156,7 @@ ODD_NAMES = (
 )
 
 
-def test_every_image_has_results_of_its_own(folder: Path, last: Path) -> None:
+def test_every_image_has_its_own_output(folder: Path, last: Path) -> None:
     for number, name in enumerate(ODD_NAMES):
         path = folder / "in" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -173,7 +173,7 @@ def test_every_image_has_results_of_its_own(folder: Path, last: Path) -> None:
         assert {row["path"] for row in csv.DictReader(file)} == {f"in/{n}" for n in ODD_NAMES}
 
 
-def test_class_names_run_nothing_in_a_spreadsheet(folder: Path, last: Path, images: Path) -> None:
+def test_class_names_are_escaped_for_spreadsheets(folder: Path, last: Path, images: Path) -> None:
     names = ["=HYPERLINK(1)", "@b", "-c"]
     arguments = ["--ckpt_path", str(last), "--data.predict_dir", str(images / "val" / "red")]
     assert main(["predict", "-c", "tiny.yaml", *arguments, f"--data.class_names={names}"]) == 0
@@ -184,7 +184,7 @@ def test_class_names_run_nothing_in_a_spreadsheet(folder: Path, last: Path, imag
 
 
 @pytest.mark.timeout(60)
-def test_pipes_and_sockets_are_left_out(folder: Path, last: Path) -> None:
+def test_pipes_and_sockets_are_skipped(folder: Path, last: Path) -> None:
     Path("in").mkdir()
     os.mkfifo("in/pipe.png")
     with socket.socket(socket.AF_UNIX) as server:

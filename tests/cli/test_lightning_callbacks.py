@@ -1,4 +1,4 @@
-"""Callbacks and loggers of Lightning, named on the command line."""
+"""Callbacks and loggers of Lightning on the command line."""
 
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -19,7 +19,7 @@ KIND = "--trainer.callbacks+="
 def fit(
     tmp_path: Path, write_recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., int]:
-    """Run an epoch of the recipe in its folder."""
+    """Run an epoch of the recipe."""
     write_recipe(tmp_path)
     monkeypatch.chdir(tmp_path)
     return lambda *flags: main(["fit", "-c", "tiny.yaml", "--trainer.max_epochs", "1", *flags])
@@ -30,13 +30,13 @@ def optimization() -> dict[str, Any]:
     return torch.load(path, weights_only=True)["optimization"]
 
 
-def test_the_batch_size_that_is_found_sets_the_learning_rate(fit: Callable[..., int]) -> None:
+def test_batch_size_finder_scales_the_learning_rate(fit: Callable[..., int]) -> None:
     assert fit(f"{KIND}BatchSizeFinder", f"{NAME}max_val", "4") == 0
     assert optimization()["lr"] == [0.05 * 4 / 512] * 2
 
 
-def test_the_learning_rate_that_is_found_is_used(fit: Callable[..., int]) -> None:
-    # The finder leaves out the first ten steps and stops where the training would: at 24.
+def test_learning_rate_finder_sets_the_learning_rate(fit: Callable[..., int]) -> None:
+    # The finder discards the first ten steps and stops at the end of training, step 24.
     steps = (f"{NAME}num_training_steps", "24", f"{NAME}max_lr", "0.1", "--trainer.max_epochs", "8")
     assert fit(f"{KIND}LearningRateFinder", *steps, "--model.layer_decay", "0.5") == 0
     rates = optimization()["lr"]
@@ -51,7 +51,7 @@ def test_the_learning_rate_that_is_found_is_used(fit: Callable[..., int]) -> Non
         (("BackboneFinetuning",), "use layer_decay, or frozen_stages"),
     ],
 )
-def test_what_cannot_work_is_refused(
+def test_unsupported_callbacks_are_refused(
     fit: Callable[..., int],
     capsys: pytest.CaptureFixture[str],
     flags: tuple[str, ...],
@@ -61,7 +61,7 @@ def test_what_cannot_work_is_refused(
     assert instead in capsys.readouterr().err
 
 
-def test_defaults_that_are_enumerations_are_written_as_text(fit: Callable[..., int]) -> None:
+def test_enum_defaults_are_saved_as_strings(fit: Callable[..., int]) -> None:
     assert fit(f"{KIND}Timer", f"{NAME}duration", "00:01:00:00") == 0
     settings = yaml.safe_load(Path("runs/tiny/version_0/config.yaml").read_text())
     (timer,) = (c for c in settings["trainer"]["callbacks"] if c["class_path"].endswith("Timer"))

@@ -1,4 +1,4 @@
-"""Mask2Former through the front door: fit, augmented validation, prediction, odd images."""
+"""Mask2Former on the command line: fit, augmented validation, prediction, unusual images."""
 
 import csv
 from pathlib import Path
@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Working directory with scenes, one of them unlabelled, a tiny recipe and its finished run."""
+    """Working directory with scenes (one unlabelled), a tiny recipe and its completed run."""
     folder = tmp_path_factory.mktemp("mask2former")
     size = ["--train", "1", "--val", "1", "--predict", "1", "--size", "48"]
     prepare(["toy", "--root", str(folder / "toy"), *size])
@@ -72,13 +72,13 @@ def test_fit_logs_the_losses_of_every_layer(folder):
     assert np.isfinite(list(values.values())).all()
 
 
-def test_augmentation_is_a_flag_of_evaluation(folder):
+def test_test_time_augmentation_is_a_flag(folder):
     more = ["--ckpt_path", "last", "--data.tta", "true", "--data.tta_ratios", "[0.5,1.0]"]
     assert run(folder, "validate", *more) == 0
     assert 0 <= last_values(folder, "validate")["val/mIoU"] <= 1
 
 
-def test_predict_takes_the_smallest_image(folder):
+def test_predict_accepts_the_smallest_image(folder):
     assert run(folder, "predict", "--ckpt_path", "last", "--data.tta", "true") == 0
     (maps,) = (folder / "runs" / "tiny").glob("predict_*/label_maps")
     sizes = {path.name: Image.open(path).size for path in maps.glob("*.png")}

@@ -1,4 +1,4 @@
-"""What the user gets wrong: one sentence on stderr, exit code 2, and nothing left behind."""
+"""User errors: one line on stderr, exit code 2, and no files left behind."""
 
 import json
 import shutil
@@ -23,22 +23,22 @@ def folder(
 
 
 @pytest.fixture
-def complaint(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Run a command that must fail, and give its one sentence."""
+def error_of(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run a command that must fail, and return its error message."""
 
     def run(*arguments: str) -> str:
         assert main(arguments) == 2
         lines = capsys.readouterr().err.splitlines()
-        sentences = [line for line in lines if line.startswith("error: ")]
-        assert len(sentences) == 1
+        errors = [line for line in lines if line.startswith("error: ")]
+        assert len(errors) == 1
         assert not any("Traceback" in line for line in lines)
-        return sentences[0].removeprefix("error: ")
+        return errors[0].removeprefix("error: ")
 
     return run
 
 
 @pytest.mark.parametrize(
-    ("setting", "value", "sentence"),
+    ("setting", "value", "message"),
     [
         ("--model.init_args.typo", "1", "ClassificationTask has no setting 'model.typo'"),
         ("--model.label_smothing", "1", "Did you mean 'label_smoothing'?"),
@@ -57,7 +57,7 @@ def complaint(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
         ("--trainer.max_epocs", "1", "Did you mean 'trainer.max_epochs'?"),
         ("--trainer.max_epochs", "x", "trainer.max_epochs must be an integer or null, got 'x'."),
         ("--trainer.max_epochs", "-1", "The length of training is unknown"),
-        ("--trainer.accelerator", "gpu", "The settings in `trainer` do not work together"),
+        ("--trainer.accelerator", "gpu", "The settings in `trainer` are incompatible"),
         ("--trainer.callbacks+", "EarlyStoping", "Did you mean 'EarlyStopping'?"),
         ("--trainer.callbacks+", "EarlyStopping", "EarlyStopping needs a value for monitor."),
         ("--trainr.max_epochs", "1", "There is no setting 'trainr.max_epochs'."),
@@ -66,8 +66,12 @@ def complaint(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
         ("--trainer.max_steps", "0", "There is nothing to train on"),
         ("--trainer.limit_train_batches", "0", "There is nothing to train on"),
         ("--trainer.val_check_interval", "1000", "`val_check_interval` (1000) must be less"),
-        ("--trainer.default_root_dir", "tiny.yaml", "tiny.yaml/tiny/version_0 cannot be made"),
-        ("--seed_everything", "-5", "seed_everything cannot be used: -5 is not in bounds"),
+        (
+            "--trainer.default_root_dir",
+            "tiny.yaml",
+            "Cannot create the run folder tiny.yaml/tiny/version_0",
+        ),
+        ("--seed_everything", "-5", "Invalid seed_everything: -5 is not in bounds"),
         ("--model.optimizer.lr", "-1", "model.optimizer cannot be made with these settings"),
         ("--model.optimizer", "torch.optim.SparseAdam", "SparseAdam cannot be used"),
         ("--model.optimizer", "torch.optim.LBFGS", "LBFGS doesn't support per-parameter options"),
@@ -80,39 +84,39 @@ def complaint(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     ],
 )
 def test_wrong_settings(
-    folder: Path, complaint: Callable[..., str], setting: str, value: str, sentence: str
+    folder: Path, error_of: Callable[..., str], setting: str, value: str, message: str
 ) -> None:
     if setting == "--trainer.accelerator" and torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
-    assert sentence in complaint("fit", "-c", "tiny.yaml", f"{setting}={value}")
+    assert message in error_of("fit", "-c", "tiny.yaml", f"{setting}={value}")
     assert not Path("runs").exists()
 
 
-def test_wrong_commands(folder: Path, complaint: Callable[..., str]) -> None:
-    assert "There is no command 'fti'" in complaint("fti")
-    assert "data and model must be given: name a recipe" in complaint("fit")
-    assert "given with --config some/tiny.yaml" in complaint("fit", "some/tiny.yaml")
+def test_wrong_commands(folder: Path, error_of: Callable[..., str]) -> None:
+    assert "Unknown command 'fti'" in error_of("fti")
+    assert "Missing settings: data and model. Give a recipe" in error_of("fit")
+    assert "use --config some/tiny.yaml" in error_of("fit", "some/tiny.yaml")
 
 
-def test_wrong_configuration_files(folder: Path, complaint: Callable[..., str]) -> None:
-    assert "The configuration file" in (text := complaint("fit", "-c", "nowhere.yaml"))
+def test_wrong_configuration_files(folder: Path, error_of: Callable[..., str]) -> None:
+    assert "The configuration file" in (text := error_of("fit", "-c", "nowhere.yaml"))
     assert "nowhere.yaml does not exist" in text
     Path("broken.yaml").write_text("model:\n  class_path: [a\n  b: }")
-    assert "not valid YAML" in (text := complaint("fit", "-c", "broken.yaml"))
+    assert "not valid YAML" in (text := error_of("fit", "-c", "broken.yaml"))
     assert "line 3" in text
     Path("model.yaml").write_text("class_path: ClassificationTask\ninit_args: {netwrk: null}")
-    text = complaint("fit", "-c", "tiny.yaml", "--model", "model.yaml")
+    text = error_of("fit", "-c", "tiny.yaml", "--model", "model.yaml")
     assert "no setting 'model.netwrk'. Did you mean 'network'?" in text
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "text"])
 def test_damaged_checkpoints(
-    folder: Path, trained: Path, complaint: Callable[..., str], damage: str
+    folder: Path, trained: Path, error_of: Callable[..., str], damage: str
 ) -> None:
     whole = (trained / "runs/tiny/version_0/checkpoints/last.ckpt").read_bytes()
     content = {"truncated": whole[: len(whole) // 2], "empty": b"", "text": b"hello"}[damage]
     Path("bad.ckpt").write_bytes(content)
-    text = complaint("fit", "-c", "tiny.yaml", "--ckpt_path", "bad.ckpt")
+    text = error_of("fit", "-c", "tiny.yaml", "--ckpt_path", "bad.ckpt")
     size = len(content)
     assert text.startswith(
         f"The checkpoint bad.ckpt ({size:,} bytes) cannot be read: it is damaged"
@@ -120,48 +124,48 @@ def test_damaged_checkpoints(
 
 
 def test_weights_that_are_not_finite(
-    folder: Path, trained: Path, complaint: Callable[..., str]
+    folder: Path, trained: Path, error_of: Callable[..., str]
 ) -> None:
     content = torch.load(trained / "runs/tiny/version_0/checkpoints/last.ckpt", weights_only=True)
     for state in (content["state_dict"], content["current_model_state"]):
         state["network.patch_embed.conv1.weight"].fill_(float("nan"))
     torch.save(content, "nan.ckpt")
-    text = complaint("fit", "-c", "tiny.yaml", "--model.weights", "nan.ckpt")
+    text = error_of("fit", "-c", "tiny.yaml", "--model.weights", "nan.ckpt")
     assert "NaN or infinite values, first in" in text
     flags = ["--trainer.max_epochs", "3", "--ckpt_path", "nan.ckpt"]
-    assert "NaN or infinite values" in complaint("fit", "-c", "tiny.yaml", *flags)
+    assert "NaN or infinite values" in error_of("fit", "-c", "tiny.yaml", *flags)
 
 
-def test_a_single_image_per_step(folder: Path, complaint: Callable[..., str]) -> None:
+def test_a_single_image_per_step(folder: Path, error_of: Callable[..., str]) -> None:
     flags = ["--data.batch_size", "1", "--model.mixup_alpha", "0", "--model.cutmix_alpha", "0"]
-    assert "Batch norm cannot train" in complaint("fit", "-c", "tiny.yaml", *flags)
+    assert "Batch norm cannot train" in error_of("fit", "-c", "tiny.yaml", *flags)
 
 
-def test_weights_are_not_a_checkpoint(folder: Path, complaint: Callable[..., str]) -> None:
+def test_weights_are_not_a_checkpoint(folder: Path, error_of: Callable[..., str]) -> None:
     torch.save({"model": {}}, "official.pth")
-    text = complaint("fit", "-c", "tiny.yaml", "--ckpt_path", "official.pth")
+    text = error_of("fit", "-c", "tiny.yaml", "--ckpt_path", "official.pth")
     assert "official.pth is not a checkpoint of a training run" in text
     assert "--model.init_args.weights official.pth" in text
 
 
 @pytest.mark.parametrize("command", ["fit", "validate"])
 def test_checkpoint_of_another_variant(
-    folder: Path, trained: Path, complaint: Callable[..., str], command: str
+    folder: Path, trained: Path, error_of: Callable[..., str], command: str
 ) -> None:
     checkpoint = trained / "runs/tiny/version_0/checkpoints/last.ckpt"
     flags = ["--model.network.channels", "16", "--ckpt_path", str(checkpoint)]
-    text = complaint(command, "-c", "tiny.yaml", *flags)
-    assert text.startswith("The checkpoint does not fit this network:")
+    text = error_of(command, "-c", "tiny.yaml", *flags)
+    assert text.startswith("The checkpoint does not match this network:")
     # The first filter of the stem has half as many channels as the network.
     assert "(4, 3, 3, 3) in the file, (8, 3, 3, 3) here" in text
 
 
 def test_weights_of_another_variant(
-    folder: Path, trained: Path, complaint: Callable[..., str]
+    folder: Path, trained: Path, error_of: Callable[..., str]
 ) -> None:
     checkpoint = trained / "runs/tiny/version_0/checkpoints/last.ckpt"
     flags = ["--model.network.channels", "16", "--model.weights", str(checkpoint)]
-    assert str(checkpoint) in complaint("fit", "-c", "tiny.yaml", *flags)
+    assert str(checkpoint) in error_of("fit", "-c", "tiny.yaml", *flags)
 
 
 def test_checkpoint_of_other_classes(folder: Path, trained: Path, images: Path) -> None:
@@ -177,14 +181,14 @@ def test_checkpoint_of_other_classes(folder: Path, trained: Path, images: Path) 
 
 
 def test_checkpoint_of_other_optimizer_groups(
-    folder: Path, trained: Path, complaint: Callable[..., str]
+    folder: Path, trained: Path, error_of: Callable[..., str]
 ) -> None:
     checkpoint = trained / "runs/tiny/version_0/checkpoints/last.ckpt"
     flags = ["--model.layer_decay", "0.9", "--ckpt_path", str(checkpoint)]
-    assert "groups the parameters for the optimizer" in complaint("fit", "-c", "tiny.yaml", *flags)
+    assert "groups the parameters for the optimizer" in error_of("fit", "-c", "tiny.yaml", *flags)
 
 
-def test_a_broken_image_is_named(folder: Path, complaint: Callable[..., str], images: Path) -> None:
+def test_a_broken_image_is_named(folder: Path, error_of: Callable[..., str], images: Path) -> None:
     for image in images.rglob("*.png"):
         copy = folder / "data" / image.relative_to(images)
         copy.parent.mkdir(parents=True, exist_ok=True)
@@ -192,13 +196,13 @@ def test_a_broken_image_is_named(folder: Path, complaint: Callable[..., str], im
         copy.write_bytes(content[:100] if "red_2" in copy.name else content)
     for workers in ("0", "1"):
         flags = ["--data.root", "data", "--data.num_workers", workers]
-        text = complaint("fit", "-c", "tiny.yaml", *flags)
+        text = error_of("fit", "-c", "tiny.yaml", *flags)
         assert "red_2.png" in text
         assert "\n" not in text
 
 
-def test_no_images_to_predict(folder: Path, complaint: Callable[..., str]) -> None:
-    assert "--data.predict_dir" in complaint("predict", "-c", "tiny.yaml")
+def test_no_images_to_predict(folder: Path, error_of: Callable[..., str]) -> None:
+    assert "--data.predict_dir" in error_of("predict", "-c", "tiny.yaml")
 
 
 def test_programming_errors_keep_their_traceback(

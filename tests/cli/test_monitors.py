@@ -1,4 +1,4 @@
-"""Names that callbacks and schedules look at."""
+"""Metrics that callbacks and schedules monitor."""
 
 import warnings
 from collections.abc import Callable
@@ -18,7 +18,7 @@ LIGHTNING_PLATEAU = ("--model.lr_scheduler", OURS, "--model.lr_scheduler.monitor
 def fit(
     tmp_path: Path, write_recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., int]:
-    """Run the recipe in its folder."""
+    """Run the recipe."""
     write_recipe(tmp_path)
     monkeypatch.chdir(tmp_path)
     return lambda *flags: main(["fit", "-c", "tiny.yaml", *flags])
@@ -32,17 +32,17 @@ def fit(
         ((*LIGHTNING_PLATEAU, "val_top1"), "ReduceLROnPlateau.monitor"),
     ],
 )
-def test_an_unknown_name_is_refused_before_training(
+def test_an_unknown_metric_is_refused_before_training(
     fit: Callable[..., int], capsys: pytest.CaptureFixture[str], flags: tuple[str], owner: str
 ) -> None:
     assert fit(*flags) == 2
     error = capsys.readouterr().err
     assert f"{owner} is 'val_top1', which this run does not log." in error
-    assert "Did you mean 'val/top1'? It logs val/loss, val/top1, val/top5." in error
+    assert "Did you mean 'val/top1'? Logged metrics are val/loss, val/top1, val/top5." in error
     assert not Path("runs").exists()
 
 
-def test_an_unknown_loss_is_refused_when_the_names_are_known(
+def test_an_unknown_metric_is_refused_after_validation(
     fit: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     own = "--trainer.callbacks+=tests.cli.crash.KillAt"  # may log anything
@@ -61,17 +61,17 @@ def test_an_unknown_loss_of_training_is_refused_after_an_epoch(
 
 
 @pytest.mark.parametrize("name", ["train/loss_epoch", "train/loss", "val/top5"])
-def test_names_that_are_logged_are_fine(fit: Callable[..., int], name: str) -> None:
+def test_logged_metrics_are_accepted(fit: Callable[..., int], name: str) -> None:
     mode = "max" if "top" in name else "min"
     assert fit("--checkpoint.monitor", name, "--checkpoint.mode", mode) == 0
     assert list(Path("runs/tiny/version_0/checkpoints").glob("best*"))
 
 
-def test_a_wrong_mode_is_said(fit: Callable[..., int]) -> None:
-    with pytest.warns(UserWarning, match=r"EarlyStopping looks for the minimum of val/top1"):
+def test_warning_about_a_wrong_mode(fit: Callable[..., int]) -> None:
+    with pytest.warns(UserWarning, match=r"EarlyStopping monitors the minimum of val/top1"):
         assert fit(*EARLY_STOPPING, "val/top1", "--trainer.max_epochs", "1") == 0
     with warnings.catch_warnings():
-        warnings.filterwarnings("error", message=".*looks for the")
+        warnings.filterwarnings("error", message=".*monitors the")
         flags = (*EARLY_STOPPING, "val/loss", "--trainer.max_epochs", "1")
         assert fit(*flags, "--checkpoint.monitor", "val/loss", "--checkpoint.mode", "min") == 0
 
@@ -79,7 +79,7 @@ def test_a_wrong_mode_is_said(fit: Callable[..., int]) -> None:
 @pytest.mark.parametrize("interval", ["epoch", "step"])
 @pytest.mark.parametrize("scheduler", [PLATEAU, (*LIGHTNING_PLATEAU, "val/loss")])
 def test_plateaus(fit: Callable[..., int], scheduler: tuple[str, ...], interval: str) -> None:
-    """A threshold that nothing reaches halves the rate after every validation but the first."""
+    """An unreachable threshold halves the rate after every validation except the first."""
     flags = ["--model.lr_scheduler.factor", "0.5", "--model.lr_scheduler.patience", "0"]
     flags += ["--model.lr_scheduler.threshold", "1e6", "--model.lr_scheduler.mode", "min"]
     flags += ["--model.lr_scheduler.threshold_mode", "abs", "--trainer.max_epochs", "4"]

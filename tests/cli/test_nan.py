@@ -1,4 +1,4 @@
-"""Trainings that diverge: they stop in one sentence, and what they had learnt before is kept."""
+"""Diverging runs stop with a one-line error and keep the checkpoints written before."""
 
 import json
 import os
@@ -24,14 +24,14 @@ GO_ON = ("--terminate_on_nan.enabled", "false")
 def folder(
     tmp_path: Path, write_recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> Path:
-    """Working directory with the recipe ``tiny.yaml``: three steps are an epoch."""
+    """Working directory with the recipe ``tiny.yaml``, which has three steps per epoch."""
     write_recipe(tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 def break_loss(monkeypatch: pytest.MonkeyPatch, batch: int, value: float) -> None:
-    """Multiply the loss of a batch, counted over the training, by NaN or infinity."""
+    """Multiply the loss of one batch, counted from the start of training, by NaN or infinity."""
     original, count = ClassificationTask.training_step, iter(range(1000))
 
     def training_step(task: ClassificationTask, *arguments: Any) -> Tensor:
@@ -52,7 +52,7 @@ def weights(name: str) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")], ids=str)
-def test_the_first_loss_that_is_not_finite_stops_the_training(
+def test_a_non_finite_loss_stops_training(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], value: float
 ) -> None:
     break_loss(monkeypatch, 4, value)
@@ -69,7 +69,7 @@ def test_the_first_loss_that_is_not_finite_stops_the_training(
     assert fit("--trainer.max_epochs", "2", "--ckpt_path", "last") == 0
 
 
-def test_a_loss_within_accumulated_batches_stops_before_their_step(
+def test_a_non_finite_loss_while_accumulating_stops_before_the_step(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     break_loss(monkeypatch, 0, float("nan"))
@@ -77,7 +77,7 @@ def test_a_loss_within_accumulated_batches_stops_before_their_step(
     assert "not finite at step 0 of epoch 0: loss nan" in capsys.readouterr().err
 
 
-def test_a_training_can_go_on_but_has_no_best(
+def test_training_can_continue_without_a_best_checkpoint(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     break_loss(monkeypatch, 4, float("nan"))
@@ -93,15 +93,17 @@ def test_a_training_can_go_on_but_has_no_best(
         assert "last.ckpt has NaN or infinite values" in capsys.readouterr().err
 
 
-def test_weights_that_break_in_the_last_step_are_not_saved(
+def test_non_finite_weights_of_the_last_step_are_not_saved(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The loss is finite, its gradients are not."""
+    """The loss is finite, but its gradients are not."""
     original = torch.optim.AdamW.step
 
     def step(optimizer: torch.optim.AdamW, *arguments: Any, **keywords: Any) -> Any:
         result = original(optimizer, *arguments, **keywords)
-        is_of_network = len(optimizer.param_groups) > 1  # others try settings on a single weight
+        is_of_network = (
+            len(optimizer.param_groups) > 1
+        )  # skip optimizers that test settings on a single weight
         if is_of_network and next(count) == 5:
             with torch.no_grad():
                 optimizer.param_groups[0]["params"][0].fill_(float("nan"))
@@ -114,7 +116,7 @@ def test_weights_that_break_in_the_last_step_are_not_saved(
     assert all(torch.isfinite(value).all() for value in weights("last.ckpt").values())
 
 
-def test_a_validation_that_overflows_stops_the_training(
+def test_a_non_finite_validation_loss_stops_training(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     original = ClassificationTask._logits
@@ -126,10 +128,10 @@ def test_a_validation_that_overflows_stops_the_training(
     assert not list(Path("runs/tiny/version_0").rglob("best*"))
 
 
-def test_infinite_gradients_of_a_scaler_are_normal(
+def test_infinite_gradients_with_a_grad_scaler_are_accepted(
     folder: Path, write_recipe: Callable[..., Path], recipe: dict[str, Any]
 ) -> None:
-    """A scale of 1e30 overflows the gradients of the first steps, which the scaler skips."""
+    """With a scale of 1e30, the gradients of the first steps overflow and the scaler skips them."""
     scaler = {
         "class_path": "torch.amp.GradScaler",
         "init_args": {"device": "cpu", "init_scale": 1e30},
@@ -164,7 +166,7 @@ def test_all_ranks_stop_together(folder: Path) -> None:
     assert (folder / "runs/tiny/version_0/checkpoints/last.ckpt").exists()
 
 
-def test_files_of_results_are_json(tmp_path: Path) -> None:
+def test_result_files_are_valid_json(tmp_path: Path) -> None:
     path = tmp_path / "results.json"
     with pytest.raises(ValueError, match="JSON"):
         write_json(path, {"score": float("nan")}, allow_nan=False)

@@ -1,4 +1,4 @@
-"""Odd inputs that must end in one sentence, or work."""
+"""Unusual inputs that must work or raise a one-line error."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ def photos(tmp_path: Path) -> Path:
     return tmp_path / "photos"
 
 
-def test_a_prepared_folder_does_not_lie_in_its_source(
+def test_the_output_folder_must_be_outside_the_source(
     photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = ["prepare", "from-folder", str(photos), "--out", str(photos / "out")]
@@ -26,7 +26,7 @@ def test_a_prepared_folder_does_not_lie_in_its_source(
     assert not (photos / "out").exists()
 
 
-def test_a_folder_that_cannot_be_made_is_named(
+def test_error_names_a_folder_that_cannot_be_created(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").touch()
@@ -36,7 +36,7 @@ def test_a_folder_that_cannot_be_made_is_named(
 
 
 @pytest.mark.parametrize(
-    ("command", "sentence"),
+    ("command", "message"),
     [
         (("from-folder", "FILE"), "is a file; expected folders"),
         (("from-coco", "gone.json"), "The annotation file gone.json does not exist"),
@@ -47,9 +47,9 @@ def test_a_folder_that_cannot_be_made_is_named(
         ),
     ],
 )
-def test_mistaken_paths_are_one_sentence(
+def test_wrong_paths_are_one_line_errors(
     command: tuple[str, ...],
-    sentence: str,
+    message: str,
     photos: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -58,11 +58,11 @@ def test_mistaken_paths_are_one_sentence(
     named = {"FILE": str(tmp_path / "file"), "PHOTOS": str(photos)}
     given = [named.get(part, part) for part in command]
     assert main(["prepare", *given, "--out", str(tmp_path / "out")]) == 2
-    assert sentence in (error := capsys.readouterr().err)
+    assert message in (error := capsys.readouterr().err)
     assert "Traceback" not in error
 
 
-def test_a_table_of_colours_that_is_no_text_is_named(
+def test_error_names_a_colour_table_that_is_not_text(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_data(tmp_path / "data", "segmentation")
@@ -73,7 +73,7 @@ def test_a_table_of_colours_that_is_no_text_is_named(
     assert "is not UTF-8 text" in capsys.readouterr().err
 
 
-def test_validation_without_objects_is_warned_of(tmp_path: Path) -> None:
+def test_warning_about_validation_without_objects(tmp_path: Path) -> None:
     data = write_data(tmp_path / "data", "detection")
     write_annotations(tmp_path / "data" / "val.json", [(64, 48)] * 4, annotations=[])
     config = write_recipe(tmp_path, "detection", data | {"val_annotations": "val.json"})
@@ -82,7 +82,7 @@ def test_validation_without_objects_is_warned_of(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_images_of_one_pixel_width_are_predicted(task: str, tmp_path: Path) -> None:
+def test_one_pixel_wide_images_are_predicted(task: str, tmp_path: Path) -> None:
     for name, size in (("wide.png", (500, 1)), ("high.png", (1, 500)), ("dot.png", (1, 1))):
         save_image(tmp_path / "odd" / name, size=size)
     config = write_recipe(tmp_path, task, write_data(tmp_path / "data", task))

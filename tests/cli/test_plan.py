@@ -1,4 +1,4 @@
-"""``python -m src plan``: what fits where, without data and without a GPU."""
+"""``python -m src plan``: memory estimates without data and without a GPU."""
 
 import pytest
 
@@ -13,12 +13,12 @@ def plan(capsys, recipe, *flags):
 
 
 @pytest.mark.parametrize("text", ["80GB", "80 GiB", "80g", "81920M", "80"])
-def test_sizes_are_read_as_people_write_them(text):
+def test_memory_sizes_are_parsed(text):
     assert read_bytes(text) == 80 * 2**30
 
 
-def test_a_wrong_size_is_refused():
-    with pytest.raises(UserError, match="--memory accepts a size such as 80GB"):
+def test_an_invalid_memory_size_is_refused():
+    with pytest.raises(UserError, match="--memory: expected a size such as 80GB"):
         read_bytes("much")
 
 
@@ -27,7 +27,7 @@ def row(output, name):
     return [float(word) for word in line.removeprefix(name).split()[:5]], line
 
 
-def test_small_networks_fit_anywhere(capsys):
+def test_small_networks_fit_with_every_strategy(capsys):
     output = plan(capsys, "toy/classification", "--gpus", "2", "--memory", "8GB")
     (parameters, optimizer, average, step, total), line = row(output, "ddp")
     assert optimizer == pytest.approx(2 * parameters, abs=0.011)
@@ -53,9 +53,9 @@ def test_the_largest_networks_are_planned(capsys, recipe, millions):
     assert ddp[1] == pytest.approx(2 * millions * 4e6 / 2**30, rel=0.01)
     assert fsdp2[1] == pytest.approx(ddp[1] / 8, rel=0.01)
     assert fsdp2[4] < ddp[4]
-    assert "Proposal" in output
+    assert "Suggested settings" in output
 
 
 def test_detectors_and_segmentors_are_planned(capsys):
     for recipe in ("toy/detection", "toy/segmentation"):
-        assert "Proposal" in plan(capsys, recipe, "--gpus", "1", "--memory", "8GB")
+        assert "Suggested settings" in plan(capsys, recipe, "--gpus", "1", "--memory", "8GB")

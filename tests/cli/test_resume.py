@@ -1,4 +1,4 @@
-"""Continuing a run: the same as if it had never stopped. Three batches are an epoch here."""
+"""Resumed runs end like uninterrupted ones. An epoch has three batches."""
 
 import csv
 import os
@@ -27,7 +27,7 @@ def config(tmp_path_factory: pytest.TempPathFactory, write_recipe: Callable[...,
 
 @pytest.fixture(scope="module")
 def straight(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Run folder of a run without interruption."""
+    """Run folder of an uninterrupted run."""
     runs = tmp_path_factory.mktemp("straight")
     assert fit(config, runs, *EPOCHS) == 0
     return runs / "tiny" / "version_0"
@@ -39,7 +39,7 @@ def fit(config: Path, runs: Path, *arguments: str) -> int:
 
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, error: BaseException) -> None:
-    """Make the training step after ``step`` optimizer steps raise ``error``."""
+    """Raise ``error`` in the training step after ``step`` optimizer steps."""
     original = ClassificationTask.training_step
 
     def training_step(task: ClassificationTask, batch: Any, batch_idx: int) -> Any:
@@ -61,7 +61,7 @@ def rows(folder: Path, first_step: int) -> list[dict[str, str]]:
 
 
 def assert_same_end(folder: Path, other: Path) -> None:
-    """Weights, average, optimizer and schedule are equal to the last bit."""
+    """Check that weights, EMA weights, optimizer and schedule are bitwise equal."""
     ours, theirs = last(folder), last(other)
     assert ours["global_step"] == theirs["global_step"] == 12
     assert ours["lr_schedulers"] == theirs["lr_schedulers"]
@@ -85,21 +85,21 @@ def test_a_run_that_crashed_in_an_epoch_repeats_that_epoch(
     monkeypatch: pytest.MonkeyPatch,
     length: tuple[str, ...],
 ) -> None:
-    stop_at(monkeypatch, 7, RuntimeError("the power is out"))
+    stop_at(monkeypatch, 7, RuntimeError("power failure"))
     assert fit(config, tmp_path, *length, "--checkpoint.save_on_exception", "false") == 1
     assert last(tmp_path / "tiny" / "version_0")["global_step"] == 6
     assert fit(config, tmp_path, *length, "--ckpt_path", "last") == 0
     continued = tmp_path / "tiny" / "version_1"
     assert "continues" in (continued / "env.txt").read_text()
     assert_same_end(continued, straight)
-    if length == EPOCHS:  # counting steps, Lightning logs one step later after a restart
+    if length == EPOCHS:  # with max_steps, Lightning logs one step later after resuming
         assert rows(continued, 6) == rows(straight, 6)
 
 
 def test_a_checkpoint_of_a_step_continues_after_that_step(
     config: Path, straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stop_at(monkeypatch, 8, RuntimeError("the power is out"))
+    stop_at(monkeypatch, 8, RuntimeError("power failure"))
     often = ("--checkpoint.every_n_train_steps", "7", "--checkpoint.save_on_exception", "false")
     assert fit(config, tmp_path, *EPOCHS, *often) == 1
     assert last(tmp_path / "tiny" / "version_0")["global_step"] == 7
@@ -109,7 +109,7 @@ def test_a_checkpoint_of_a_step_continues_after_that_step(
 
 @pytest.mark.parametrize(
     "error",
-    [KeyboardInterrupt(), pytest.param(RuntimeError("no luck"), marks=pytest.mark.slow)],
+    [KeyboardInterrupt(), pytest.param(RuntimeError("test error"), marks=pytest.mark.slow)],
 )
 def test_an_interrupted_run_loses_nothing(
     config: Path,
@@ -137,13 +137,13 @@ def test_an_interrupted_run_loses_nothing(
     monkeypatch.setattr(ClassificationTask, "training_step", training_step)
     assert fit(config, tmp_path, *EPOCHS, "--ckpt_path", "last") == 0
     assert last(tmp_path / "tiny" / "version_1")["global_step"] == 12
-    # The rest of epoch 2 is what the first batch left over, then comes epoch 3 as a whole.
+    # Epoch 2 continues after its first batch, followed by the complete epoch 3.
     assert len(used) == 5
     assert len({path for batch in used[:2] for path in batch}) == 16
     assert len({path for batch in used[2:] for path in batch}) == 24
 
 
-def test_a_run_interrupted_while_it_validates_goes_on_with_that(
+def test_a_run_interrupted_during_validation_repeats_it(
     config: Path, straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = ClassificationTask.evaluation_step
@@ -151,7 +151,7 @@ def test_a_run_interrupted_while_it_validates_goes_on_with_that(
     def evaluation_step(task: ClassificationTask, *arguments: Any) -> None:
         if task.trainer.global_step == 9:
             monkeypatch.setattr(ClassificationTask, "evaluation_step", original)
-            raise RuntimeError("no luck")
+            raise RuntimeError("test error")
         original(task, *arguments)
 
     monkeypatch.setattr(ClassificationTask, "evaluation_step", evaluation_step)
@@ -165,7 +165,7 @@ def test_a_run_interrupted_while_it_validates_goes_on_with_that(
     ]
 
 
-def test_last_is_that_of_the_highest_version_whatever_the_clock_says(
+def test_last_is_from_the_highest_version(
     config: Path, straight: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runs = tmp_path / "runs"
@@ -180,9 +180,7 @@ def test_last_is_that_of_the_highest_version_whatever_the_clock_says(
     assert "version_10/checkpoints/last.ckpt" in capsys.readouterr().out
 
 
-def test_the_configuration_decides_not_the_checkpoint(
-    config: Path, straight: Path, tmp_path: Path
-) -> None:
+def test_settings_come_from_the_configuration(config: Path, straight: Path, tmp_path: Path) -> None:
     changes = {
         "--trainer.max_epochs": "5",
         "--model.optimizer.lr": "0.1",
@@ -202,7 +200,7 @@ def test_the_configuration_decides_not_the_checkpoint(
     assert decay["lr"] == 0.0  # the end of the new schedule
 
 
-def test_nothing_left_to_train_is_said(
+def test_message_if_training_is_already_complete(
     config: Path, straight: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     checkpoint = ["--ckpt_path", str(straight / "checkpoints" / "last.ckpt")]
@@ -212,7 +210,7 @@ def test_nothing_left_to_train_is_said(
     assert "max_epochs=2" in capsys.readouterr().err
 
 
-def test_weights_alone_cannot_be_continued(
+def test_weights_without_optimizer_state_cannot_be_resumed(
     config: Path, straight: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole = str(straight / "checkpoints" / "last.ckpt")
@@ -222,7 +220,7 @@ def test_weights_alone_cannot_be_continued(
     assert "holds weights only" in capsys.readouterr().err
 
 
-def test_the_best_of_the_continued_run_is_remembered(
+def test_the_best_score_of_the_resumed_run_is_kept(
     config: Path, straight: Path, tmp_path: Path
 ) -> None:
     checkpoint = str(straight / "checkpoints" / "last.ckpt")
@@ -238,7 +236,9 @@ def test_the_best_of_the_continued_run_is_remembered(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", ["0", "2"])
-def test_a_killed_run_continues_to_the_same_end(config: Path, tmp_path: Path, workers: str) -> None:
+def test_a_killed_run_resumes_to_the_same_result(
+    config: Path, tmp_path: Path, workers: str
+) -> None:
     def command(runs: str, *arguments: str) -> list[str]:
         where = ["--trainer.default_root_dir", str(tmp_path / runs)]
         flags = [*EPOCHS, "--data.num_workers", workers, *where, *arguments]

@@ -1,6 +1,6 @@
-"""Continuing with other settings: the configuration decides, or the start says what is in the way.
+"""Resuming with other settings: new settings are used, or incompatible ones are errors.
 
-Three batches are an epoch here; the checkpoint is from the end of the second epoch.
+An epoch has three batches; the checkpoint is from the end of the second epoch.
 """
 
 from collections.abc import Callable
@@ -13,14 +13,14 @@ import torch
 from src.cli import main
 from src.tasks import ClassificationTask
 
-SCALE = 8 / 512  # global batch over reference batch
+SCALE = 8 / 512  # global batch size / reference batch size
 STEP_LR = ("--model.lr_scheduler", "torch.optim.lr_scheduler.StepLR")
 STEP_LR_SETTINGS = ("--model.lr_scheduler.step_size", "1", "--model.lr_scheduler.gamma")
 PLATEAU = ("--model.lr_scheduler", "torch.optim.lr_scheduler.ReduceLROnPlateau")
 STUBBORN = (
     *PLATEAU,
     *("--model.lr_scheduler.factor", "0.5", "--model.lr_scheduler.patience", "0"),
-    *("--model.lr_scheduler.min_lr", "0"),  # not that of the recipe's own schedule
+    *("--model.lr_scheduler.min_lr", "0"),  # not that of the schedule in the recipe
     *("--model.lr_scheduler.threshold", "1e6", "--model.lr_scheduler.threshold_mode", "abs"),
 )
 
@@ -29,7 +29,7 @@ STUBBORN = (
 def fit(
     tmp_path: Path, write_recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., int]:
-    """Run the recipe in its folder."""
+    """Run the recipe."""
     write_recipe(tmp_path)
     monkeypatch.chdir(tmp_path)
     return lambda *flags: main(["fit", "-c", "tiny.yaml", *flags])
@@ -37,7 +37,7 @@ def fit(
 
 @pytest.fixture
 def resume(fit: Callable[..., int], trained: Path) -> Callable[..., int]:
-    """Continue the trained run with an epoch more and further flags."""
+    """Resume the trained run for one more epoch with further flags."""
     checkpoint = str(trained / "runs/tiny/version_0/checkpoints/last.ckpt")
     flags = ["--trainer.max_epochs", "3", "--ckpt_path", checkpoint]
     return lambda *more: fit(*flags, *more)
@@ -52,7 +52,7 @@ def groups(name: str = "tiny", version: int = 0) -> list[dict[str, Any]]:
     return last(name, version)["optimizer_states"][0]["param_groups"]
 
 
-def test_another_schedule_goes_on_where_it_would_be(
+def test_another_schedule_continues_at_the_current_epoch(
     resume: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = (*STEP_LR, *STEP_LR_SETTINGS, "0.5", "--model.optimizer.lr", "0.4")
@@ -74,7 +74,7 @@ def test_back_to_a_schedule_of_steps(fit: Callable[..., int]) -> None:
     assert groups(version=1) == groups("straight")
 
 
-def test_no_schedule_and_other_settings_of_the_optimizer(
+def test_no_schedule_and_other_optimizer_settings(
     resume: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = {"betas": "[0.8,0.9]", "weight_decay": "0.3", "fused": "true", "eps": "1e-6"}
@@ -90,7 +90,7 @@ def test_no_schedule_and_other_settings_of_the_optimizer(
 
 
 @pytest.mark.parametrize(
-    ("flags", "sentence"),
+    ("flags", "message"),
     [
         (["--model.optimizer", "torch.optim.SGD"], "with the optimizer AdamW, these settings have"),
         (["--model.optimizer.amsgrad", "true"], "it has no 'max_exp_avg_sq'"),
@@ -105,20 +105,20 @@ def test_no_schedule_and_other_settings_of_the_optimizer(
         ),
     ],
 )
-def test_what_cannot_go_together(
+def test_incompatible_settings_are_errors(
     resume: Callable[..., int],
     capsys: pytest.CaptureFixture[str],
     flags: list[str],
-    sentence: str,
+    message: str,
 ) -> None:
     assert resume(*flags) == 2
-    assert sentence in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_an_older_checkpoint_of_another_optimizer(
     fit: Callable[..., int], trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Checkpoints did not always name their optimizer: its state tells."""
+    """Older checkpoints do not name their optimizer; it is recognised by its state."""
     content = torch.load(trained / "runs/tiny/version_0/checkpoints/last.ckpt", weights_only=True)
     del content["optimization"]
     torch.save(content, "old.ckpt")
@@ -129,27 +129,27 @@ def test_an_older_checkpoint_of_another_optimizer(
     assert fit(*flags) == 0
 
 
-def test_smaller_batches_go_on_at_the_same_part_of_the_schedule(
+def test_smaller_batches_continue_at_the_same_part_of_the_schedule(
     resume: Callable[..., int],
 ) -> None:
-    """Twelve steps of two epochs of six batches instead of six steps of three."""
+    """Two epochs of six batches are twelve steps; the checkpoint was written after six steps."""
     assert resume("--data.batch_size", "4") == 0
     (schedule,) = last()["lr_schedulers"]
     assert schedule["last_epoch"] == 18
     assert groups()[0]["lr"] == pytest.approx(0.001 * 4 / 512)  # the end of the schedule
 
 
-def test_a_plateau_goes_on_as_without_interruption(fit: Callable[..., int]) -> None:
-    """The rate is halved after every epoch but the first: the last of a file is still to come."""
+def test_reduce_lr_on_plateau_resumes(fit: Callable[..., int]) -> None:
+    """The rate is halved after every epoch except the first."""
     assert fit(*STUBBORN, "--trainer.max_epochs", "4", "--name", "straight") == 0
     assert fit(*STUBBORN, "--trainer.max_epochs", "2") == 0
     assert fit(*STUBBORN, "--trainer.max_epochs", "4", "--ckpt_path", "last") == 0
     assert groups(version=1) == groups("straight")
-    assert groups("straight")[0]["lr"] == 0.05 * SCALE / 4  # three epochs were looked at
+    assert groups("straight")[0]["lr"] == 0.05 * SCALE / 4  # three epochs were monitored
     assert last(version=1)["lr_schedulers"] == last("straight")["lr_schedulers"]
 
 
-def test_the_patience_of_early_stopping_is_that_of_the_configuration(
+def test_early_stopping_patience_comes_from_the_configuration(
     fit: Callable[..., int],
 ) -> None:
     stop = ["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor", "val/top5"]
@@ -162,7 +162,7 @@ def test_the_patience_of_early_stopping_is_that_of_the_configuration(
 def test_an_interruption_between_two_steps_repeats_the_accumulated_batches(
     fit: Callable[..., int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Steps are made of two batches and of the one that is left over."""
+    """An epoch has a step of two batches and a step of the remaining one."""
     flags = ("--trainer.accumulate_grad_batches", "2")
     assert fit(*flags, "--name", "straight") == 0
     original = ClassificationTask.training_step
@@ -170,7 +170,7 @@ def test_an_interruption_between_two_steps_repeats_the_accumulated_batches(
     def training_step(task: ClassificationTask, batch: Any, batch_idx: int) -> Any:
         if (task.trainer.current_epoch, batch_idx) == (1, 1):
             monkeypatch.setattr(ClassificationTask, "training_step", original)
-            raise RuntimeError("no luck")
+            raise RuntimeError("test error")
         return original(task, batch, batch_idx)
 
     monkeypatch.setattr(ClassificationTask, "training_step", training_step)

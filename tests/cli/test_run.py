@@ -1,4 +1,4 @@
-"""The main road: fit, look into the run folder, replay, validate, test, predict."""
+"""Complete workflow: fit, run folder, replay, validate, test, predict."""
 
 import csv
 import subprocess
@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def columns(path: Path) -> dict[str, list[float]]:
-    """Values of each column of a metrics.csv, without the gaps."""
+    """Values of each column of a metrics.csv, without empty cells."""
     with path.open() as file:
         rows = list(csv.DictReader(file))
     return {name: [float(row[name]) for row in rows if row[name]] for name in rows[0]}
@@ -29,7 +29,7 @@ def run(trained: Path, *arguments: str) -> int:
     return main([arguments[0], *arguments[1:], *runs])
 
 
-def test_fit_fills_the_run_folder(trained: Path) -> None:
+def test_fit_writes_the_run_folder(trained: Path) -> None:
     folder = trained / "runs" / "tiny" / "version_0"
     names = {path.name for path in folder.iterdir()}
     assert {"config.yaml", "env.txt", "metrics.csv", "checkpoints"} <= names
@@ -39,14 +39,14 @@ def test_fit_fills_the_run_folder(trained: Path) -> None:
     assert len(list((folder / "checkpoints").glob("best-epoch=*.ckpt"))) == 1
 
 
-def test_metrics_have_averaged_and_raw_values(trained: Path) -> None:
+def test_metrics_of_ema_and_raw_weights_are_logged(trained: Path) -> None:
     metrics = columns(trained / "runs" / "tiny" / "version_0" / "metrics.csv")
     for name in ("loss", "top1", "top5"):
         assert len(metrics[f"val/{name}"]) == len(metrics[f"val/{name}_raw"]) == 2
     assert metrics["val/loss"] != metrics["val/loss_raw"]
     assert metrics["val/top5"] == [1.0, 1.0]  # top-3 of three classes
     assert len(metrics["train/loss"]) >= 2
-    # Two groups, both at the scaled peak rate times the schedule.
+    # Two groups, both with the scaled peak learning rate times the schedule.
     assert metrics["lr-AdamW/decay"] == metrics["lr-AdamW/no_decay"]
 
 
@@ -75,7 +75,7 @@ def test_saved_config_replays_the_run(trained: Path) -> None:
 
 
 @pytest.mark.parametrize(("command", "stage"), [("validate", "val"), ("test", "test")])
-def test_evaluation_uses_the_average(
+def test_evaluation_uses_the_ema_weights(
     trained: Path, capsys: pytest.CaptureFixture[str], command: str, stage: str
 ) -> None:
     folder = trained / "runs" / "tiny" / "version_0"
@@ -91,7 +91,7 @@ def test_evaluation_uses_the_average(
     assert metrics[f"{stage}/top1"] == [fit["val/top1"][-1]]
 
 
-def test_weights_of_other_classes_do_not_pass_for_a_result(
+def test_warning_if_evaluated_weights_have_other_classes(
     trained: Path, tmp_path: Path, recwarn: pytest.WarningsRecorder
 ) -> None:
     network = InternImage(num_classes=5, channels=8, depths=(1, 1, 1, 1), groups=(1, 2, 4, 8))
@@ -131,7 +131,7 @@ def test_fast_dev_run_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_flags_switch_the_defaults_off(
+def test_flags_turn_default_callbacks_off(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -145,7 +145,7 @@ def test_flags_switch_the_defaults_off(
     assert files == {"runs/bare/version_0/config.yaml", "runs/bare/version_0/env.txt"}
 
 
-def test_short_and_dotted_settings_reach_the_objects(
+def test_short_and_dotted_settings(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -178,7 +178,7 @@ def test_short_and_dotted_settings_reach_the_objects(
 
 
 @pytest.mark.slow
-def test_two_processes_train_together(trained: Path, tmp_path: Path) -> None:
+def test_training_on_two_ranks(trained: Path, tmp_path: Path) -> None:
     flags = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.max_epochs", "1"]
     command = [sys.executable, "-m", "src", "fit", "-c", str(trained / "tiny.yaml"), *flags]
     command += ["--trainer.default_root_dir", str(tmp_path / "runs")]
@@ -187,7 +187,7 @@ def test_two_processes_train_together(trained: Path, tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "tiny"
     assert [path.name for path in folder.iterdir()] == ["version_0"]
     checkpoint = load(folder / "version_0" / "checkpoints" / "last.ckpt")
-    # 24 images, 2 processes, 8 each: one full batch per process; lr for 16 images.
+    # 24 images, 2 ranks with batches of 8: one full batch per rank; lr for 16 images.
     assert checkpoint["global_step"] == 1
     group = checkpoint["optimizer_states"][0]["param_groups"][0]
     assert group["initial_lr"] == pytest.approx(0.05 * 16 / 512)

@@ -1,4 +1,4 @@
-"""Segmentation through the front door, on drawn scenes: fit, validate, test, predict."""
+"""Segmentation on the command line with synthetic scenes: fit, validate, test, predict."""
 
 import csv
 import subprocess
@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Working directory with scenes, a tiny recipe and its finished run."""
+    """Working directory with synthetic scenes, a tiny recipe and its completed run."""
     folder = tmp_path_factory.mktemp("segmentation")
     size = ["--train", "2", "--val", "3", "--predict", "2", "--size", "48"]
     prepare(["toy", "--root", str(folder / "toy"), *size])
@@ -63,7 +63,7 @@ def last_values(path):
         return {k: float(v) for row in csv.DictReader(file) for k, v in row.items() if v}
 
 
-def test_fit_leaves_curves_and_a_table_of_classes(folder):
+def test_fit_logs_metrics_and_per_class_results(folder):
     run_folder = newest(folder, "version")
     values = last_values(run_folder / "metrics.csv")
     expected = {"train/loss", "train/loss_decode", "train/loss_aux"}
@@ -75,7 +75,7 @@ def test_fit_leaves_curves_and_a_table_of_classes(folder):
     assert np.mean(scores) / 100 == pytest.approx(values["val/mIoU"], abs=1e-4)
 
 
-def test_validate_prints_the_classes_by_name(folder, capsys):
+def test_validate_prints_a_per_class_table(folder, capsys):
     assert run(folder, "validate", "--ckpt_path", "last") == 0
     assert "background" in capsys.readouterr().out
     assert (newest(folder, "validate") / "classes_val.csv").is_file()
@@ -99,7 +99,7 @@ def test_predict_writes_label_maps_and_overlays(folder):
     assert len(list((results / "overlays").glob("*.png"))) == 2
 
 
-def test_mistakes_are_one_sentence(folder, capsys):
+def test_user_errors_are_one_line(folder, capsys):
     names = "[background,arrow]"
     assert run(folder, "validate", "--ckpt_path", "last", "--data.class_names", names) == 2
     assert capsys.readouterr().err.startswith("error: ")
@@ -108,8 +108,8 @@ def test_mistakes_are_one_sentence(folder, capsys):
 
 
 @pytest.mark.slow
-def test_two_processes_validate_as_one(folder):
-    # Six scenes of odd and even shares: five of them do not divide by two.
+def test_two_ranks_validate_like_one(folder):
+    # Five images cannot be divided evenly among two ranks.
     next((folder / "toy" / "ade20k" / "images" / "validation").glob("*_0005.jpg")).unlink()
     scores = []
     for devices in ("1", "2"):

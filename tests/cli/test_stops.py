@@ -1,4 +1,4 @@
-"""A signal stops a command: what was learnt is saved, and the run continues as if uninterrupted."""
+"""A signal stops a command gracefully, and the resumed run ends like an uninterrupted one."""
 
 import os
 import signal
@@ -13,19 +13,19 @@ import torch
 
 from src.callbacks import AtomicCheckpointIO
 from src.cli import main
-from src.cli.processes import explanation
+from src.cli.process_failures import explanation
 from src.tasks import ClassificationTask
 from tests.cli.test_resume import assert_same_end, last, rows
 from tests.distributed.stops import children_of
 
 ROOT = Path(__file__).resolve().parents[2]
-EPOCHS = ("--trainer.max_epochs", "4", "--data.eval_batch_size", "4")  # 3 + 3 batches an epoch
+EPOCHS = ("--trainer.max_epochs", "4", "--data.eval_batch_size", "4")  # 3 + 3 batches per epoch
 STOPS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
 
 @pytest.fixture(autouse=True)
 def _slow_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No limit of time ends a step, or the process of the tests, on a busy machine."""
+    """Turn off the time limit for steps, which a busy machine could exceed."""
     monkeypatch.setattr("src.stopping.PATIENCE", 3600.0)
     monkeypatch.setattr("src.stopping.LIMIT", 3600.0)
 
@@ -37,7 +37,7 @@ def config(tmp_path_factory: pytest.TempPathFactory, write_recipe: Callable[...,
 
 @pytest.fixture(scope="module")
 def straight(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Run folder of a run without interruption."""
+    """Run folder of an uninterrupted run."""
     runs = tmp_path_factory.mktemp("straight")
     assert fit(config, runs) == 0
     return runs / "tiny" / "version_0"
@@ -49,14 +49,14 @@ def fit(config: Path, runs: Path, *arguments: str, command: str = "fit") -> int:
 
 
 def send_to_workers(number: int) -> None:
-    """Send a signal to the loader workers from another process: a worker obeys its parent."""
+    """Send a signal to the data loader workers from another process, not from their parent."""
     pids = [str(child) for child in children_of(os.getpid())]
     if pids:
         subprocess.run(["kill", f"-{int(number)}", *pids], check=True)
 
 
 def send_to_group(number: int) -> None:
-    """Send a signal to the loader workers of this process, then to itself."""
+    """Send a signal to the data loader workers of this process, then to itself."""
     send_to_workers(number)
     os.kill(os.getpid(), number)
 
@@ -68,7 +68,7 @@ def signal_at(
     number: int = signal.SIGTERM,
     owner: type = ClassificationTask,
 ) -> None:
-    """Send a signal to the group once, before ``method`` when ``reached`` is true of the task."""
+    """Send a signal to the group once, before ``method``, when ``reached(task)`` is true."""
     original = getattr(owner, method)
 
     def wrapped(self: Any, *arguments: Any, **named: Any) -> Any:
@@ -81,7 +81,7 @@ def signal_at(
 
 
 def assert_continues_like(straight: Path, config: Path, runs: Path, first_step: int) -> None:
-    """Go on with ``last`` and compare with the run that was not interrupted."""
+    """Resume from ``last`` and compare with the uninterrupted run."""
     assert fit(config, runs, "--ckpt_path", "last") == 0
     continued = runs / "tiny" / "version_1"
     assert_same_end(continued, straight)
@@ -105,13 +105,15 @@ def test_a_signal_in_an_epoch_loses_nothing(
     before = signal.getsignal(number)
     signal_at(monkeypatch, "training_step", lambda task: task.global_step == 7, number)
     assert fit(config, tmp_path) == 130
-    assert capsys.readouterr().err.endswith("To go on: the same command with --ckpt_path last\n")
+    assert capsys.readouterr().err.endswith(
+        "To resume, run the same command with --ckpt_path last\n"
+    )
     assert last(tmp_path / "tiny" / "version_0")["global_step"] == 8
     assert signal.getsignal(number) == before
     assert_continues_like(straight, config, tmp_path, 8)
 
 
-def test_loader_workers_outlive_the_signal_to_their_group(
+def test_workers_ignore_a_signal_to_the_process_group(
     config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     workers = ("--data.num_workers", "2")
@@ -122,7 +124,7 @@ def test_loader_workers_outlive_the_signal_to_their_group(
     assert last(tmp_path / "tiny" / "version_1")["global_step"] == 12
 
 
-def test_a_signal_to_the_workers_alone_stops_nothing(
+def test_a_signal_to_the_workers_alone_is_ignored(
     config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = ClassificationTask.training_step
@@ -136,7 +138,7 @@ def test_a_signal_to_the_workers_alone_stops_nothing(
     assert fit(config, tmp_path, "--data.num_workers", "2") == 0
 
 
-def test_a_signal_in_a_validation_repeats_it_as_a_whole(
+def test_validation_is_repeated_after_a_signal(
     config: Path, straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps = []
@@ -172,18 +174,25 @@ def test_a_signal_in_the_last_step_of_an_epoch_waits_for_its_end(
 def test_a_signal_while_accumulating_waits_for_the_step(
     config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    flags = ("--trainer.accumulate_grad_batches", "2", "--data.batch_size", "4")  # 3 steps an epoch
+    flags = (
+        "--trainer.accumulate_grad_batches",
+        "2",
+        "--data.batch_size",
+        "4",
+    )  # 3 steps per epoch
     assert fit(config, tmp_path / "straight", *flags) == 0
     calls = []
     signal_at(monkeypatch, "training_step", lambda task: calls.append(0) or len(calls) == 9)
-    assert fit(config, tmp_path, *flags) == 130  # the ninth batch is the first of the fifth step
+    assert (
+        fit(config, tmp_path, *flags) == 130
+    )  # the ninth batch is the first batch of the fifth step
     assert last(tmp_path / "tiny" / "version_0")["global_step"] == 5
     assert fit(config, tmp_path, *flags, "--ckpt_path", "last") == 0
     ends = (tmp_path / "tiny" / "version_1", tmp_path / "straight" / "tiny" / "version_0")
     assert_same_end(*ends)
 
 
-def test_a_signal_before_the_first_step_saves_nothing_and_says_so(
+def test_a_signal_before_the_first_step_saves_nothing(
     config: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -191,11 +200,11 @@ def test_a_signal_before_the_first_step_saves_nothing_and_says_so(
 ) -> None:
     signal_at(monkeypatch, "evaluation_step", lambda task: task.trainer.sanity_checking)
     assert fit(config, tmp_path, "--trainer.num_sanity_val_steps", "2") == 130
-    assert "nothing was saved" in capsys.readouterr().err
+    assert "Nothing was saved" in capsys.readouterr().err
     assert not list(tmp_path.rglob("*.ckpt"))
 
 
-def test_a_signal_while_the_data_are_set_up_ends_at_once(
+def test_a_signal_during_data_setup_stops_at_once(
     config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     signal_at(monkeypatch, "configure_model", lambda _: True)
@@ -226,7 +235,7 @@ def test_a_signal_while_a_checkpoint_is_written_waits_for_it(
 ) -> None:
     often = ("--checkpoint.every_n_train_steps", "5")
     signal_at(monkeypatch, "save_checkpoint", lambda _: True, owner=AtomicCheckpointIO)
-    # The first file is the best of the first epoch, the second its last.
+    # The first file is the best checkpoint of the first epoch, the second its last.ckpt.
     assert fit(config, tmp_path, *often) == 130
     folder = tmp_path / "tiny" / "version_0" / "checkpoints"
     assert {path.name for path in folder.iterdir()} == {"best-epoch=0.ckpt", "last.ckpt"}
@@ -242,7 +251,7 @@ def test_an_error_within_an_optimizer_step_keeps_the_checkpoint_before(
         closure()
         steps.append(0)
         if len(steps) == 8:
-            raise RuntimeError("no luck")
+            raise RuntimeError("test error")
         return original(optimizer)
 
     original = torch.optim.AdamW.step
@@ -280,10 +289,13 @@ def test_workers_end_with_their_parent(config: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("message", "expected"),
     [
-        ("DataLoader worker (pid 7) is killed by signal: Killed. ", "memory of the machine"),
-        ("DataLoader worker (pid(s) 7, 8) exited unexpectedly", "memory of the machine"),
+        ("DataLoader worker (pid 7) is killed by signal: Killed. ", "ran out of memory"),
+        ("DataLoader worker (pid(s) 7, 8) exited unexpectedly", "ran out of memory"),
         ("DataLoader worker (pid 7) is killed by signal: Segmentation fault. ", "Segmentation"),
-        ("DataLoader worker (pid 7) is killed by signal: Terminated. ", "ended from outside"),
+        (
+            "DataLoader worker (pid 7) is killed by signal: Terminated. ",
+            "was killed or has crashed",
+        ),
         (
             "DataLoader worker (pid 7) exited unexpectedly with exit code 3. Details are lost",
             "exit code 3",
@@ -301,12 +313,12 @@ def test_workers_end_with_their_parent(config: Path, tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_is_said_of_a_dead_worker(message: str, expected: str) -> None:
+def test_message_about_a_dead_worker(message: str, expected: str) -> None:
     assert expected in (explanation(RuntimeError(message)) or "")
     error = RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly")
     error.__cause__ = RuntimeError(message)
     assert expected in (explanation(error) or "")
 
 
-def test_other_errors_are_not_about_workers() -> None:
+def test_other_errors_have_no_message_about_workers() -> None:
     assert explanation(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) is None

@@ -1,4 +1,4 @@
-"""``--trainer.strategy``: from the command line alone and from files, for the three tasks."""
+"""``--trainer.strategy`` from the command line and from files, for the three tasks."""
 
 from pathlib import Path
 
@@ -16,14 +16,12 @@ RECIPES = (
     "detection/cascade_internimage_xl_fpn_3x_coco",
     "segmentation/upernet_internimage_h_896_160k_ade20k",
 )
-WITHOUT_GPU = pytest.mark.skipif(
-    torch.cuda.is_available(), reason="a GPU is there, so fit would run"
-)
+WITHOUT_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU, fit would run")
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory, write_recipe):
-    """Recipe without an average, which FSDP1 refuses."""
+    """Recipe without EMA, which FSDP1 does not support."""
     folder = tmp_path_factory.mktemp("recipe")
     path = write_recipe(folder)
     recipe = yaml.safe_load(path.read_text())
@@ -83,7 +81,7 @@ def test_strategy_files_go_with_every_task(recipe, name, capsys):
     assert printed["trainer"]["strategy"]["class_path"].endswith(f"{name.upper()}Strategy")
 
 
-def test_fsdp1_wraps_blocks_unless_told_otherwise():
+def test_fsdp1_wraps_blocks_by_default():
     strategy = FSDP1Strategy()
     assert strategy.kwargs["auto_wrap_policy"]._module_classes == {Block}
     assert strategy._state_dict_type == "sharded"

@@ -1,4 +1,4 @@
-"""Tiny recipes of the three tasks on data drawn for a test, for runs of the command line."""
+"""Tiny recipes of the three tasks with synthetic data, for tests of the command line."""
 
 import json
 from pathlib import Path
@@ -46,7 +46,7 @@ def save_mask(
 
 
 def write_data(root: Path, task: str, count: int = 4) -> dict[str, Any]:
-    """Draw ``count`` images of two classes for training, which also validate.
+    """Write ``count`` images of two classes, used for training and validation.
 
     Returns:
         Arguments of the data module.
@@ -69,7 +69,7 @@ def write_data(root: Path, task: str, count: int = 4) -> dict[str, Any]:
 
 
 def write_annotations(path: Path, sizes: list[tuple[int, int]], **changes: Any) -> Path:
-    """COCO json of images ``0.png``, ``1.png``, ... with one square each; ``changes`` replace."""
+    """COCO json of images ``0.png``, ``1.png``, ... with one square each, plus ``changes``."""
     images = [
         {"id": number, "file_name": f"{number}.png", "width": width, "height": height}
         for number, (width, height) in enumerate(sizes)
@@ -94,7 +94,7 @@ def write_annotations(path: Path, sizes: list[tuple[int, int]], **changes: Any) 
 
 
 def write_recipe(folder: Path, task: str, data: dict[str, Any], name: str | None = None) -> Path:
-    """Write a recipe for arguments of the data module; runs go to ``folder/runs/<name>``."""
+    """Write a recipe with the given arguments of the data module and runs in ``folder/runs``."""
     recipe = yaml.safe_load((ROOT / "configs" / "toy" / f"{task}.yaml").read_text())
     recipe["model"]["init_args"]["network"]["init_args"] |= _NETWORKS[task]
     arguments = recipe["data"]["init_args"]

@@ -11,7 +11,7 @@ from tests.distributed.conftest import Launcher, fit
 
 STEPS = ("--trainer.max_epochs", "-1", "--trainer.max_steps", "8")
 SAVE = ("--checkpoint.every_n_train_steps", "3")
-LOST = "Another process of this run has stopped or cannot be reached"
+LOST = "Another rank of this run has stopped or cannot be reached"
 MINUTE = 60
 
 
@@ -86,7 +86,7 @@ def test_a_dead_loader_process_is_said(launch: Launcher, tmp_path: Path) -> None
         tmp_path, "classification", *flags, *failing("KillWorker", 1, 2), ranks=2, succeeds=False
     )
     assert run.codes == [1, 1]
-    assert "A process that reads images has died" in run.output[1]
+    assert "A data loader worker has died" in run.output[1]
     assert LOST in run.output[0]
 
 

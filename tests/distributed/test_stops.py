@@ -87,7 +87,7 @@ def test_ranks_stop_before_they_train(tmp_path: Path, who: str) -> None:
     stop = process.stop(who, signal.SIGTERM)
     assert stop.code == 130, stop.output
     assert stop.step is None
-    assert "nothing was saved" in stop.output
+    assert "Nothing was saved" in stop.output
 
 
 @pytest.mark.slow

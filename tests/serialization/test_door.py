@@ -50,7 +50,7 @@ ALLOWED = {
     "data/__init__.py": {"importlib.import_module"},
     "ops/_deformops.py": {"importlib.import_module"},
     # Names in the user's own configuration, which is a program (SECURITY.md).
-    "cli/explain.py": {"importlib.import_module"},
+    "cli/parser_errors.py": {"importlib.import_module"},
     "cli/commands/plan.py": {"lightning.pytorch.cli.instantiate_module"},
     # Files that the same command has just written.
     "export/compare.py": {"torch.export.load"},

@@ -1,6 +1,6 @@
-"""``python -m src completion``: a script that lets bash or zsh complete ``internimage``.
+"""``python -m src completion``: bash and zsh completion for ``internimage``.
 
-``internimage`` is ``python -m src`` under a name of its own, installed with the package.
+``internimage`` is the console script for ``python -m src``, installed with the package.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(
         prog="python -m src completion",
-        description="Print a completion script. Use: source <(internimage completion bash)",
+        description="Print a completion script. Usage: source <(internimage completion bash)",
     )
     parser.add_argument("shell", choices=("bash", "zsh"))
     print(script(parser.parse_args(argv).shell))

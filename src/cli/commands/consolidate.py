@@ -1,8 +1,8 @@
-"""``python -m src consolidate``: one file from a checkpoint folder of several processes.
+"""``python -m src consolidate``: convert a sharded checkpoint to a single file.
 
-By default the file is an ordinary checkpoint: training goes on from it on any number of devices and
-under any strategy. ``--official`` writes the network alone under the official names, as
-``--model.init_args.weights`` and the official code read it.
+By default the file is an ordinary checkpoint, which can be resumed on any number of devices and
+with any strategy. ``--official`` writes only the network, with the official parameter names, for
+``--model.init_args.weights`` and the official code.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     suffix = ".pth" if args.official else ".ckpt"
     output = args.output or args.checkpoint.with_name(f"{args.checkpoint.stem}_whole{suffix}")
     if output.exists() and not args.force:
-        raise UserError(f"{output} exists; give another --output, or --force to replace it.")
+        raise UserError(f"{output} exists. Use another --output, or --force to replace it.")
     content = read(args.checkpoint, weights_only=args.official or args.weights_only)
     if args.official:
         content = official(content, raw=args.raw)
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def read(path: Path, *, weights_only: bool = False) -> dict[str, Any]:
-    """Content of a checkpoint, a folder or a file."""
+    """Content of a checkpoint folder or file."""
     if is_sharded_checkpoint(path) or not path.is_file():
         return consolidate(path, weights_only=weights_only)
     content = read_checkpoint(path)
@@ -66,11 +66,11 @@ def read(path: Path, *, weights_only: bool = False) -> dict[str, Any]:
 
 
 def official(content: dict[str, Any], *, raw: bool = False) -> dict[str, dict[str, Tensor]]:
-    """The network of a checkpoint under the official names.
+    """State dict of the network in a checkpoint, with the official parameter names.
 
     Args:
-        content: Content of a checkpoint of a run from the command line, which holds its settings.
-        raw: Take the weights in training where the checkpoint has an average.
+        content: Content of a checkpoint written by the command line, which contains its settings.
+        raw: Use the raw weights instead of the EMA weights.
 
     Returns:
         State dict in the container that the official code expects: ``model`` for a classifier,
@@ -82,28 +82,28 @@ def official(content: dict[str, Any], *, raw: bool = False) -> dict[str, dict[st
     entry = "current_model_state" if raw and "current_model_state" in content else "state_dict"
     network = _network_of(content)
     names = official_names(network)
-    own = {
+    state = {
         name.removeprefix(_PREFIX): tensor
         for name, tensor in content[entry].items()
         if name.startswith(_PREFIX)
     }
-    mismatch = describe_mismatch(shapes_of(own), shapes_of(network.state_dict()))
+    mismatch = describe_mismatch(shapes_of(state), shapes_of(network.state_dict()))
     if mismatch:
         raise UserError(
-            f"The weights of the checkpoint do not fit the network that it describes: {mismatch}."
+            f"The weights of the checkpoint do not match the network that it describes: {mismatch}."
         )
-    tensors = {names[name]: tensor for name, tensor in own.items()}
+    tensors = {names[name]: tensor for name, tensor in state.items()}
     return {"model" if isinstance(network, InternImage) else "state_dict": tensors}
 
 
 def _network_of(content: dict[str, Any]) -> nn.Module:
-    """The network that a checkpoint belongs to, on the meta device."""
+    """The network described by a checkpoint, on the meta device."""
     settings = content.get("hyper_parameters") or {}
     if not settings.get("network") or not settings.get("num_classes"):
         raise UserError(
-            "The checkpoint does not hold the settings of its network, which only runs from the"
-            " command line keep; load it where the network is made and use"
-            " src.models.weights.load.to_official."
+            "The checkpoint does not contain the settings of its network, which are only saved by"
+            " the command line. Load it into your network and use"
+            " src.models.weights.to_official."
         )
     with torch.device("meta"):
         return build_network(
@@ -114,20 +114,18 @@ def _network_of(content: dict[str, Any]) -> nn.Module:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m src consolidate",
-        description="Make one file of a checkpoint folder that several processes have written.",
+        description="Convert a checkpoint folder of several ranks to a single file.",
     )
-    parser.add_argument("checkpoint", type=Path, help="folder (or file) of a checkpoint")
+    parser.add_argument("checkpoint", type=Path, help="checkpoint folder (or file)")
     parser.add_argument(
         "--output", type=Path, help="file to write; default: <checkpoint>_whole.ckpt or .pth"
     )
     parser.add_argument(
-        "--official", action="store_true", help="only the network, under the official names"
+        "--official", action="store_true", help="only the network, with official parameter names"
     )
     parser.add_argument(
-        "--raw", action="store_true", help="with --official: the weights in training, no average"
+        "--raw", action="store_true", help="with --official: raw weights instead of EMA weights"
     )
-    parser.add_argument(
-        "--weights_only", action="store_true", help="leave the state of the optimizer out"
-    )
+    parser.add_argument("--weights_only", action="store_true", help="omit the optimizer state")
     parser.add_argument("--force", action="store_true", help="replace the file if it exists")
     return parser

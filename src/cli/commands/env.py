@@ -11,7 +11,7 @@ def main(args: Sequence[str] | None = None) -> int:
     """Print the report.
 
     Args:
-        args: No arguments are known.
+        args: Arguments after ``env``; none are accepted.
 
     Returns:
         Exit code.

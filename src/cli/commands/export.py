@@ -1,7 +1,7 @@
-"""``python -m src export``: a trained network as ONNX, torch.export or safetensors files.
+"""``python -m src export``: export a trained network to ONNX, torch.export or safetensors.
 
-The network, its classes and the preparation of images come from a recipe, as for ``predict``;
-all settings of a recipe are accepted. ``--check`` runs the files on real images against PyTorch.
+The network, the classes and the preprocessing come from a recipe, as for ``predict``; all settings
+of a recipe are accepted. ``--check`` compares the exported files with PyTorch on real images.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args, recipe = _parser().parse_known_args(argv)
     if not any(part.startswith(("--config", "-c")) for part in recipe):
-        raise UserError("export needs a recipe: --config FILE, as it was trained with.")
+        raise UserError("export needs --config FILE, the recipe that the network was trained with.")
     if args.check and not args.check.exists():
-        raise UserError(f"The images to --check on, {args.check}, do not exist.")
+        raise UserError(f"The folder of images for --check does not exist: {args.check}.")
     if args.check and set(args.format) == {"safetensors"}:
-        raise UserError("--check compares onnx, pt2 and aoti files; add one of them to --format.")
+        raise UserError("--check needs onnx, pt2 or aoti; add one of them to --format.")
     model, data = load(recipe, args.ckpt_path)
     out = Path(args.out or Path("exported") / model.name)
     written, worst = export(model.pretrained, out, args.format, args.check, data)
@@ -63,22 +63,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.push:
         print(f"Hub:     {model.pretrained.push_to_hub(args.push)}")
     if worst is not None:
-        fine = worst <= TOLERANCE
-        print(f"Check:   largest difference {worst:.1e} ({'within' if fine else 'ABOVE'} 1e-4)")
-        return 0 if fine else 1
+        passed = worst <= TOLERANCE
+        print(f"Check:   largest difference {worst:.1e} ({'within' if passed else 'ABOVE'} 1e-4)")
+        return 0 if passed else 1
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m src export",
-        description="Write a trained network for other programs. Further settings are those of the "
-        "recipe: --config FILE, --model.weights FILE_OR_NAME, --data.class_names ...",
+        description="Export a trained network. Also accepts the settings of a recipe: "
+        "--config FILE, --model.weights FILE_OR_NAME, --data.class_names ...",
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--ckpt_path", help="checkpoint, or best or last; default: model.weights of the recipe")
-    add("--out", type=Path, help="folder to write (exported/<name of the recipe>)")
+    add(
+        "--ckpt_path", help="checkpoint: a path, best or last; default: model.weights of the recipe"
+    )
+    add("--out", type=Path, help="output folder (exported/<name of the recipe>)")
     add(
         "--format",
         nargs="+",
@@ -102,13 +104,13 @@ def load(recipe: Sequence[str], checkpoint: str | None = None) -> tuple[_Loaded,
 
     Args:
         recipe: Arguments as for ``fit``.
-        checkpoint: ``best``, ``last`` or a path; ``None`` takes ``model.weights`` of the recipe.
+        checkpoint: ``best``, ``last`` or a path; ``None`` uses ``model.weights`` of the recipe.
 
     Returns:
         The network with its classes and its name, and the data module.
 
     Raises:
-        UserError: If there are no weights, or they do not fit.
+        UserError: If there are no weights, or they do not match the network.
     """
     from src.cli import build
 
@@ -118,12 +120,13 @@ def load(recipe: Sequence[str], checkpoint: str | None = None) -> tuple[_Loaded,
     if checkpoint:
         _load_checkpoint(network, resolve_checkpoint(checkpoint, cli.runs))
     elif cli.model.weights is None:
-        raise UserError("export needs weights: give --ckpt_path best, or --model.weights FILE.")
+        raise UserError("export needs weights: set --ckpt_path best or --model.weights FILE.")
     elif cli.model.random_weights:
         raise UserError(
-            f"{cli.model.weights} does not have all weights of the network: "
-            f"{cli.model.random_weights[0]} would be random. Give the classes that the weights "
-            "were trained with (data.class_names), or fit first and export with --ckpt_path best."
+            f"{cli.model.weights} does not contain all weights of the network: "
+            f"{cli.model.random_weights[0]} would be randomly initialised. Set data.class_names to "
+            "the classes that the weights were trained with, or train first and export with "
+            "--ckpt_path best."
         )
     settings = cli.config["model"]["init_args"]["network"]
     pretrained = Pretrained(
@@ -143,17 +146,17 @@ def export(
     check: Path | None = None,
     data: Any = None,
 ) -> tuple[list[Path], float | None]:
-    """Write the files.
+    """Export a network and optionally check the files.
 
     Args:
         model: The network.
-        out: Folder to write.
+        out: Output folder.
         formats: Any of `FORMATS`.
-        check: Images to compare on.
-        data: Data module that prepares them.
+        check: Folder of images to compare the files with PyTorch on.
+        data: Data module that preprocesses these images.
 
     Returns:
-        The files, and the largest difference if ``check`` was given.
+        The written files, and the largest difference if ``check`` was given.
     """
     names: list[str] = []
     pairs: list[tuple[Graph, Path]] = []
@@ -173,7 +176,7 @@ def export(
 def _write_graphs(
     model: Pretrained, folder: Path, formats: Sequence[str]
 ) -> list[tuple[Graph, Path]]:
-    """Write every graph in every format, and the text about them."""
+    """Write every graph in every format, and ``EXPORT.md``."""
     graphs = graphs_of(model.network)
     pairs: list[tuple[Graph, Path]] = []
     for graph in graphs:
@@ -198,10 +201,10 @@ def _check(
         count += len(batch["path"])
         for inputs in _inputs(network, batch):
             for graph, path, run in runners:
-                fitting = {name: inputs[name] for name in graph.inputs if name in inputs}
-                if len(fitting) < len(graph.inputs):
+                graph_inputs = {name: inputs[name] for name in graph.inputs if name in inputs}
+                if len(graph_inputs) < len(graph.inputs):
                     continue
-                for output, value in differences(graph, run, fitting).items():
+                for output, value in differences(graph, run, graph_inputs).items():
                     key = (path.name, output)
                     worst[key] = max(worst.get(key, 0.0), value)
                     if output in graph.shares:
@@ -214,7 +217,7 @@ def _check(
 
 @torch.no_grad()
 def _inputs(network: nn.Module, batch: Any) -> Iterator[dict[str, Tensor]]:
-    """Inputs of the graphs, by name, for a batch of prepared images."""
+    """Inputs of the graphs by name, for a batch of preprocessed images."""
     if "views" in batch:
         for views in batch["views"]:
             yield {"image": views[0][None]}
@@ -234,12 +237,12 @@ def _load_checkpoint(network: nn.Module, path: Path) -> None:
     refuse_not_finite(state, f"The checkpoint {path}")
     mismatch = describe_mismatch(shapes_of(state), shapes_of(network.state_dict()))
     if mismatch:
-        raise UserError(f"The checkpoint {path} does not fit this network: {mismatch}.")
+        raise UserError(f"The checkpoint {path} does not match this network: {mismatch}.")
     network.load_state_dict(state)
 
 
 def _as_dict(value: Any) -> Any:
-    """Plain dictionaries and lists of a configuration, without what the program fills in."""
+    """A configuration as plain dictionaries and lists, without values set by the program."""
     if hasattr(value, "as_dict"):
         value = value.as_dict()
     if isinstance(value, dict):

@@ -1,8 +1,8 @@
-"""``python -m src plan``: what a recipe needs on each GPU under each strategy, and what to change.
+"""``python -m src plan``: memory per GPU of a recipe under each strategy, and suggested settings.
 
-Sizes of parameters, optimizer state and EMA weights follow from the recipe; gradients and
-activations are measured on fake tensors (``src.profiling.memory``). No data and no GPU are needed.
-What is added up, and how it compares with measured peaks, is in ``docs/scaling.md``.
+The sizes of parameters, optimizer state and EMA weights follow from the recipe; gradients and
+activations are measured on fake tensors (``src.profiling.memory``). Neither data nor a GPU is
+needed. ``docs/scaling.md`` describes the estimate and compares it with measured peaks.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from src.tasks.building import SHARDED_UNITS
 STRATEGIES = ("ddp", "fsdp1 SHARD_GRAD_OP", "fsdp2")
 _CLASSES = {"ClassificationTask": 1000, "DetectionTask": 80, "SegmentationTask": 150}
 _UNITS = {"K": 10, "M": 20, "G": 30, "T": 40}
-_RESERVE = 0.1  # CUDA context, fragmentation, workspace of the libraries
+_RESERVE = 0.1  # fraction of memory for CUDA context, fragmentation and library workspaces
 _GIB = 2**30
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Bytes of what a training keeps from step to step, unsplit.
+    """Bytes of persistent training state, before sharding.
 
     Attributes:
         parameters: Weights and buffers.
         gradients: Gradients of the trainable weights.
         optimizer: State of the optimizer.
-        average: Moving average; 0 without one.
+        average: EMA weights; 0 without EMA.
         largest_unit: Weights of the largest block.
-        rest: Weights outside of the blocks, which sharding strategies keep gathered in a step.
+        rest: Weights outside the blocks, which sharding strategies keep gathered during a step.
     """
 
     parameters: int
@@ -62,15 +62,15 @@ class Need:
 
     @property
     def total(self) -> int:
-        """Everything."""
+        """Sum of all parts."""
         return self.parameters + self.optimizer + self.average + self.step
 
 
 class Recipe(TrainingCLI):
-    """A recipe that is read but not built: neither data nor weights are touched."""
+    """A recipe that is parsed but not built: neither data nor weights are read."""
 
     def instantiate_classes(self) -> None:
-        """Make nothing."""
+        """Build nothing."""
 
     @property
     def data(self) -> dict[str, Any]:
@@ -84,7 +84,7 @@ class Recipe(TrainingCLI):
 
     @property
     def has_average(self) -> bool:
-        """Whether the recipe keeps a moving average."""
+        """Whether the recipe uses EMA."""
         return any("EMA" in call.class_path for call in self.config.trainer.callbacks or ())
 
     def image_size(self) -> tuple[int, int]:
@@ -113,19 +113,21 @@ class Recipe(TrainingCLI):
 
 
 class Plan:
-    """Memory of a recipe on a number of GPUs.
+    """Memory estimate of a recipe for a number of GPUs.
 
     Args:
-        recipe: What to train.
-        gpus: Number of processes.
-        num_classes: Number of classes; default is that of the task's public dataset.
+        recipe: The recipe.
+        gpus: Number of GPUs.
+        num_classes: Number of classes; default is that of the public dataset of the task.
     """
 
     def __init__(self, recipe: Recipe, gpus: int, num_classes: int | None = None) -> None:
         self.recipe, self.gpus, self.task = recipe, gpus, recipe.task(num_classes)
         self.precision = str(recipe.config.trainer.precision or "32-true")
         if self.precision not in PRECISIONS:
-            raise UserError(f"plan knows the precisions {', '.join(PRECISIONS)}.")
+            raise UserError(
+                f"plan supports the precisions {', '.join(PRECISIONS)}, got {self.precision}."
+            )
         with torch.device("meta"):
             self.network = self.task.make_network()
         self.checkpointing = any(
@@ -144,7 +146,7 @@ class Plan:
         )
 
     def step(self, batch: int, share: float, checkpointing: bool, accumulates: bool) -> int:
-        """Most bytes of gradients and activations, from the measurements of two small batches."""
+        """Peak bytes of gradients and activations, extrapolated from two small batches."""
         two, three = (self.measure(b, checkpointing) for b in (2, 3))
         return extrapolate(two, three, batch).peak(share, accumulates=accumulates)
 
@@ -156,19 +158,20 @@ class Plan:
         Args:
             strategy: One of `STRATEGIES`.
             batch: Images per GPU and step.
-            checkpointing: Whether blocks are recomputed.
-            accumulates: Whether batches are accumulated.
+            checkpointing: Whether activation checkpointing is on.
+            accumulates: Whether gradients are accumulated over batches.
         """
         sizes, gpus = self.sizes, self.gpus
         step = partial(self.step, batch, checkpointing=checkpointing, accumulates=accumulates)
         if strategy == "ddp":
-            buckets = sizes.gradients if gpus > 1 else 0  # that gradients are summed in
-            own = Need(sizes.parameters, sizes.optimizer, sizes.average, step(share=1.0))
-            return Need(own.parameters, own.optimizer, own.average, own.step + buckets)
-        passing = sizes.rest + 2 * sizes.largest_unit  # gathered weights, gradients not yet split
-        split = step(share=1 / gpus) + sizes.rest + sizes.largest_unit
-        kept = sizes.parameters // gpus + passing if strategy == "fsdp2" else sizes.parameters
-        return Need(kept, sizes.optimizer // gpus, sizes.average // gpus, split)
+            buckets = sizes.gradients if gpus > 1 else 0  # buckets of the all-reduce
+            step_bytes = step(share=1.0) + buckets
+            return Need(sizes.parameters, sizes.optimizer, sizes.average, step_bytes)
+        gathered = sizes.rest + 2 * sizes.largest_unit  # gathered weights, unsharded gradients
+        step_bytes = step(share=1 / gpus) + sizes.rest + sizes.largest_unit
+        sharded = sizes.parameters // gpus + gathered
+        parameters = sharded if strategy == "fsdp2" else sizes.parameters
+        return Need(parameters, sizes.optimizer // gpus, sizes.average // gpus, step_bytes)
 
     def largest_batch(self, strategy: str, limit: int, checkpointing: bool, most: int) -> int:
         """Largest batch up to ``most`` that fits, or 0."""
@@ -179,7 +182,7 @@ class Plan:
 
 
 def sizes_of(task: BaseTask, network: nn.Module, precision: str, has_average: bool) -> Sizes:
-    """Sizes of a network and what a training keeps beside it."""
+    """Sizes of a network, its gradients, optimizer state and EMA weights."""
     width = 2 if precision.endswith("16-true") else 4
     units = [module for module in network.modules() if isinstance(module, SHARDED_UNITS)]
     per_unit = [sum(p.numel() for p in unit.parameters()) for unit in units]
@@ -197,7 +200,7 @@ def sizes_of(task: BaseTask, network: nn.Module, precision: str, has_average: bo
 
 
 def optimizer_states(task: BaseTask) -> int:
-    """Number of values that the optimizer keeps for each weight: 2 for AdamW."""
+    """Number of optimizer state values per weight, for example 2 for AdamW."""
     weight = nn.Parameter(torch.zeros(8, 8))
     optimizer = task.optimization.make_optimizer([weight])
     weight.grad = torch.zeros(8, 8)
@@ -207,10 +210,10 @@ def optimizer_states(task: BaseTask) -> int:
 
 
 def read_bytes(text: str) -> int:
-    """Bytes of a text such as ``80GB``, ``24GiB``, ``500M`` or ``80`` (GB); powers of 1024."""
+    """Bytes of a size such as ``80GB``, ``24GiB``, ``500M`` or ``80`` (GB), in powers of 1024."""
     match = re.fullmatch(r"([\d.]+)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
     if not match:
-        raise UserError(f"--memory accepts a size such as 80GB or 24GB, got {text!r}.")
+        raise UserError(f"--memory: expected a size such as 80GB or 24GB, got {text!r}.")
     return int(float(match[1]) * 2 ** _UNITS[match[2].upper() or "G"])
 
 
@@ -224,11 +227,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         0.
 
     Raises:
-        UserError: If an argument is wrong.
+        UserError: If an argument is invalid.
     """
     args, settings = _parser().parse_known_args(argv)
     if args.gpus < 1:
-        raise UserError(f"--gpus accepts a positive number, got {args.gpus}.")
+        raise UserError(f"--gpus: expected a positive number, got {args.gpus}.")
     memory = read_bytes(args.memory)
     recipe = Recipe.create(settings, run=False)
     plan = Plan(recipe, args.gpus, args.num_classes)
@@ -242,29 +245,30 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def describe(plan: Plan, batch: int) -> str:
-    """What is planned."""
+    """Header with network, GPUs, batch size, precision and FLOPs."""
     weights = sum(parameter.numel() for parameter in plan.network.parameters())
     height, width = plan.recipe.image_size()
-    one = plan.measure(2, plan.checkpointing).operations / 2
+    per_image = plan.measure(2, plan.checkpointing).operations / 2
     return (
         f"{plan.recipe.name}: {type(plan.network).__name__}, {weights / 1e6:,.1f} M parameters\n"
         f"{plan.gpus} GPUs, {batch} images of {height} x {width} on each, {plan.precision},"
         f" checkpointing {'on' if plan.checkpointing else 'off'},"
-        f" {one / 1e12:.2f} TFLOP an image forward and backward"
+        f" {per_image / 1e12:.2f} TFLOP per image forward and backward"
     )
 
 
 def table(plan: Plan, batch: int, memory: int) -> str:
-    """Needs of the recipe as it is, under each strategy."""
-    names = ("parameters", "optimizer", "average", "step", "total")
-    lines = ["", f"{'GiB on each GPU':22}" + "".join(f"{name:>12}" for name in names)]
+    """Memory of the recipe as given, under each strategy."""
+    names = {"parameters": "parameters", "optimizer": "optimizer", "average": "EMA weights"}
+    names |= {"step": "step", "total": "total"}
+    lines = ["", f"{'GiB per GPU':22}" + "".join(f"{name:>12}" for name in names.values())]
     for strategy in STRATEGIES:
         need = plan.need(strategy, batch, plan.checkpointing)
         values = "".join(f"{getattr(need, name) / _GIB:12.2f}" for name in names)
         verdict = "fits" if need.total <= (1 - _RESERVE) * memory else "does not fit"
         lines.append(f"{strategy:22}{values}   {verdict}")
     lines.append(
-        f"step: gradients and activations at their peak. Fits: within {1 - _RESERVE:.0%} of"
+        f"step: peak of gradients and activations. fits: total is within {1 - _RESERVE:.0%} of"
         f" {memory / _GIB:.1f} GiB."
     )
     if part := omitted_part(plan.network):
@@ -275,7 +279,7 @@ def table(plan: Plan, batch: int, memory: int) -> str:
 
 
 def proposal(plan: Plan, memory: int, global_batch: int) -> str:
-    """Strategy, batch, accumulation and checkpointing that fit."""
+    """Suggested strategy, batch size, gradient accumulation and activation checkpointing."""
     limit, most = int((1 - _RESERVE) * memory), max(1, global_batch // plan.gpus)
     found = []
     for checkpointing in sorted({plan.checkpointing, True}):
@@ -286,7 +290,7 @@ def proposal(plan: Plan, memory: int, global_batch: int) -> str:
             found.append((batch, strategy, checkpointing))
     batch, strategy, checkpointing = max(found, key=lambda option: option[0])
     if not batch:
-        return "\nNothing fits: use more GPUs, smaller images, or fsdp1 with cpu_offload."
+        return "\nNo setting fits. Use more GPUs, smaller images, or fsdp1 with cpu_offload."
     return _proposed(plan, strategy, batch, checkpointing, global_batch)
 
 
@@ -302,13 +306,13 @@ def _proposed(plan: Plan, strategy: str, batch: int, checkpointing: bool, global
         flags.append("and grad_checkpointing: true for the backbone")
     total = plan.need(strategy, batch, checkpointing, accumulates=accumulate > 1).total
     return (
-        f"\nProposal for a global batch of {batch * plan.gpus * accumulate}"
-        f" ({total / _GIB:.1f} GiB on each GPU):\n  {' '.join(flags)}"
+        f"\nSuggested settings for a global batch size of {batch * plan.gpus * accumulate}"
+        f" ({total / _GIB:.1f} GiB per GPU):\n  {' '.join(flags)}"
     )
 
 
 def duration(plan: Plan, tflops: float, images: int) -> str:
-    """Time of an epoch at a given speed."""
+    """Duration of an epoch at a given throughput."""
     operations = plan.measure(2, plan.checkpointing).operations / 2 * images
     hours = operations / (tflops * 1e12 * plan.gpus) / 3600
     return f"\nAn epoch of {images:,} images takes {hours:.2f} h at {tflops:g} TFLOP/s per GPU."
@@ -318,14 +322,16 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m src plan",
         allow_abbrev=False,
-        description="Memory of a recipe on each GPU under each strategy. Further arguments are"
-        " those of fit: --config, --data.batch_size, --trainer.precision, ...",
+        description="Estimate the memory per GPU of a recipe under each strategy. Also accepts the"
+        " arguments of fit: --config, --data.batch_size, --trainer.precision, ...",
     )
-    parser.add_argument("--gpus", type=int, default=1, help="number of GPUs, on all machines")
+    parser.add_argument("--gpus", type=int, default=1, help="total number of GPUs")
     parser.add_argument("--memory", default="80GB", help="memory of each GPU")
-    parser.add_argument("--batch_size", type=int, help="images per GPU; default: the recipe's")
-    parser.add_argument("--global_batch", type=int, help="images per step to propose for")
-    parser.add_argument("--num_classes", type=int, help="default: those of the public dataset")
-    parser.add_argument("--tflops", type=float, help="speed of a GPU that you have measured")
-    parser.add_argument("--images", type=int, help="images of an epoch, for its duration")
+    parser.add_argument(
+        "--batch_size", type=int, help="images per GPU; default: that of the recipe"
+    )
+    parser.add_argument("--global_batch", type=int, help="desired images per optimizer step")
+    parser.add_argument("--num_classes", type=int, help="default: that of the public dataset")
+    parser.add_argument("--tflops", type=float, help="measured throughput of a GPU")
+    parser.add_argument("--images", type=int, help="images per epoch, to estimate its duration")
     return parser

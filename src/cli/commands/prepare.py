@@ -1,9 +1,9 @@
-"""`python -m src prepare`: make data folders in the layouts that the data modules read.
+"""``python -m src prepare``: prepare datasets in the layouts that the data modules read.
 
 `from-folder`, `from-coco` and `from-masks` check your own images and write a recipe for them
-(`src.data.custom`); `toy` draws the toy data; `imagenet-val` sorts the flat ImageNet validation
-images into class folders; `coco-subset` makes a small annotation file of a large one. Nothing is
-downloaded: ImageNet has to be fetched from its makers, under their terms.
+(`src.data.custom`); `toy` generates the toy data; `imagenet-val` sorts the flat ImageNet validation
+images into class folders; `coco-subset` extracts a small annotation file from a large one. Nothing
+is downloaded: download ImageNet from its website, under its terms.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from src.data.toy.layout import ToySettings
 
 _COMMANDS = (
     ("from-folder", folder, "your images in class folders: check, split, write a recipe"),
-    ("from-coco", coco, "your images with a COCO json: the same"),
-    ("from-masks", masks, "your images with label maps: the same"),
+    ("from-coco", coco, "your images with a COCO json: check, split, write a recipe"),
+    ("from-masks", masks, "your images with label maps: check, split, write a recipe"),
     ("imagenet-val", imagenet_val, "sort the flat ImageNet validation images into class folders"),
-    ("coco-subset", coco_subset, "make a small annotation file of a large one"),
+    ("coco-subset", coco_subset, "extract a small annotation file from a large one"),
 )
-"""Name, module that declares the arguments and runs, and line of the help."""
+"""Name, module with ``add_arguments`` and ``run``, and help text."""
 _TOY_LAYOUTS = {
     "imagenet": (toy_imagenet.write_toy_imagenet, toy_imagenet.describe),
     "ade20k": (toy_ade20k.write_toy_ade20k, toy_ade20k.describe),
@@ -38,13 +38,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Args:
-        argv: Arguments after ``prepare``; default is those of the process.
+        argv: Arguments after ``prepare``; default is the command line.
 
     Returns:
-        Exit status 0.
+        0.
 
     Raises:
-        UserError: If folders, files or values are not what the command needs.
+        UserError: If folders, files or values are invalid.
     """
     args = _parser().parse_args(argv)
     args.run(args)
@@ -53,25 +53,25 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m src prepare", description="Make data folders that the data modules read."
+        prog="python -m src prepare", description="Prepare datasets for the data modules."
     )
     commands = parser.add_subparsers(required=True, metavar="DATA")
     for name, module, text in _COMMANDS:
         module.add_arguments(commands.add_parser(name, help=text, description=module.__doc__))
-    _add_toy(commands.add_parser("toy", help="draw the toy data (seconds, no download)"))
+    _add_toy(commands.add_parser("toy", help="generate the toy data (seconds, no download)"))
     return parser
 
 
 def _add_toy(parser: argparse.ArgumentParser) -> None:
     default = ToySettings()
     add = parser.add_argument
-    add("--root", type=Path, default=Path("data/toy"), help="holds the layouts (%(default)s)")
-    add("--seed", type=int, default=default.seed, help="another one, other images (%(default)s)")
+    add("--root", type=Path, default=Path("data/toy"), help="folder to write (%(default)s)")
+    add("--seed", type=int, default=default.seed, help="seed of the images (%(default)s)")
     add("--train", type=int, default=default.train, help="images per class (%(default)s)")
     add("--val", type=int, default=default.val, help="images per class (%(default)s)")
     add("--predict", type=int, default=default.predict, help="unlabelled images (%(default)s)")
-    add("--size", type=int, default=default.size, help="side in pixels (%(default)s)")
-    add("--force", action="store_true", help="replace toy data of other settings")
+    add("--size", type=int, default=default.size, help="image size in pixels (%(default)s)")
+    add("--force", action="store_true", help="replace toy data with other settings")
     parser.set_defaults(run=_toy)
 
 
@@ -79,5 +79,5 @@ def _toy(args: argparse.Namespace) -> None:
     settings = ToySettings(args.seed, args.train, args.val, args.predict, args.size)
     for layout, (write, describe) in _TOY_LAYOUTS.items():
         root = args.root / layout
-        drawn = write(root, settings, force=args.force)
-        print(f"{root}: {'drew' if drawn else 'already there,'} {describe(settings)}")
+        written = write(root, settings, force=args.force)
+        print(f"{root}: {'wrote' if written else 'already exists:'} {describe(settings)}")

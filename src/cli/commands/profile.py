@@ -1,4 +1,4 @@
-"""``python -m src profile --model internimage_t``: print the size and cost of a variant."""
+"""``python -m src profile``: parameters, MACs and activation memory of a variant."""
 
 from __future__ import annotations
 
@@ -36,20 +36,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         0.
 
     Raises:
-        UserError: If the variant is unknown or a size does not suit it.
+        UserError: If the variant is unknown or a size is invalid.
     """
     args = _parser().parse_args(argv)
     names = timm.list_models("internimage*")
     if args.model not in names:
-        raise UserError(f"There is no model '{args.model}'; known are {', '.join(names)}.")
+        raise UserError(f"Unknown model '{args.model}'; expected one of {', '.join(names)}.")
     if args.batch < 1 or min(args.size) < 1:
         raise UserError("--batch and --size must be at least 1.")
     with torch.device("meta"):
         network = cast("InternImage", timm.create_model(args.model, num_classes=args.num_classes))
     print(f"{args.model}, {args.num_classes} classes")
     published = PUBLISHED_PARAMETERS.get(args.model)
-    own = f"{count_parameters(network):,}"
-    print(f"  parameters  {own}" + (f"  (published: {published})" if published else ""))
+    count = f"{count_parameters(network):,}"
+    print(f"  parameters  {count}" + (f"  (published: {published})" if published else ""))
     for size in args.size:
         image = torch.empty(args.batch, 3, size, size, device="meta")
         _print_macs(args.model, size, args.batch, count_macs(network, image))
@@ -70,18 +70,18 @@ def _print_macs(model: str, size: int, batch: int, macs: Macs) -> None:
         print(f"  {name:15s}{value / 1e9:12.3f} GMACs")
     published = PUBLISHED_MACS.get((model, size))
     if published is not None and batch == 1:
-        rule = "no rule reproduces it, see docs/model_zoo.md"
+        rule = "not reproduced, see docs/model_zoo.md"
         if published.compute is not None:
             rule = f"{published.rule}: {published.compute(macs)}G"
         print(f"  {'published':15s}{published.text:>12s}        ({rule})")
 
 
 def _print_activations(memory: Activations) -> None:
-    print("  activations kept for the backward pass, float32")
-    print(f"    plain         {_human(memory.plain)}")
+    print("  activations saved for the backward pass, float32")
+    print(f"    without checkpointing  {_human(memory.plain)}")
     print(
-        f"    checkpointed  {_human(memory.checkpointed)}, and {_human(memory.recomputed)} while "
-        f"the largest block is recomputed"
+        f"    with checkpointing     {_human(memory.checkpointed)}, plus"
+        f" {_human(memory.recomputed)} to recompute the largest block"
     )
 
 
@@ -95,10 +95,10 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m src profile",
         description="Parameters, MACs and activation memory of an InternImage variant.",
     )
-    parser.add_argument("--model", required=True, help="a variant, for instance internimage_t")
+    parser.add_argument("--model", required=True, help="variant, for example internimage_t")
     parser.add_argument(
-        "--size", type=int, nargs="+", default=[224], help="sides of the square images, in pixels"
+        "--size", type=int, nargs="+", default=[224], help="image sizes in pixels (square images)"
     )
     parser.add_argument("--batch", type=int, default=1, help="images per forward pass")
-    parser.add_argument("--num-classes", type=int, default=1000, help="width of the logits")
+    parser.add_argument("--num-classes", type=int, default=1000, help="number of classes")
     return parser

@@ -1,4 +1,4 @@
-"""``python -m src verify``: check a dataset folder and name what the data module would refuse."""
+"""``python -m src verify``: check a dataset folder for problems before training."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Args:
-        argv: Arguments after ``verify``; default is those of the process.
+        argv: Arguments after ``verify``; default is the command line.
 
     Returns:
-        Exit status: 0 if all is well, 1 if there are problems.
+        Exit code: 0 if there are no problems, 1 otherwise.
     """
     parser = argparse.ArgumentParser(
-        prog="python -m src verify", description="Check a data folder and name what is wrong."
+        prog="python -m src verify", description="Check a dataset folder and list its problems."
     )
     layouts = parser.add_subparsers(required=True, metavar="LAYOUT")
     cores = os.cpu_count() or 1

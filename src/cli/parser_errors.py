@@ -1,8 +1,7 @@
-"""From pages of parser output to one sentence: what is wrong, under which key, what is accepted.
+"""One-line messages for parser errors: which key is wrong and what is expected.
 
-jsonargparse reports every alternative that it tried, with the whole value that it was given. The
-functions here read that report and say the cause. A report that is not recognised is shortened,
-never swallowed.
+jsonargparse reports every alternative that it tried together with the complete value. The functions
+here extract the cause from that report. An unknown report is shortened, never dropped.
 """
 
 from __future__ import annotations
@@ -19,11 +18,11 @@ _CLASS_PATH = re.compile(r"class_path '([\w.]+)'|class_path='([\w.]+)'")
 _PLAIN = {"NoneType": "null", "str": "text", "int": "an integer", "float": "a number"}
 _MAX_LENGTH = 400
 _MAX_LIST = 20
-_FILLED_IN = {"self", "num_classes", "params"}  # arguments that the program gives itself
+_FILLED_IN = {"self", "num_classes", "params"}  # arguments set by the program
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """Sentence with the closest known name, starting with a blank; empty if none is close."""
+    """A suggestion with the closest known name, with a leading space; empty if none is close."""
     last = name.split(".")[-1]
     by_last = {option.split(".")[-1]: option for option in known}
     close = difflib.get_close_matches(last, by_last, n=1, cutoff=0.6)
@@ -31,19 +30,19 @@ def suggest(name: str, known: Iterable[str]) -> str:
 
 
 def explain(message: str, parser: Any) -> str:
-    """Say in one or two sentences what a parser error is about.
+    """Short explanation of a parser error.
 
     Args:
         message: Text of the error.
-        parser: Parser that found it; knows the accepted options.
+        parser: Parser that raised it, to look up the accepted options.
 
     Returns:
         Text without line breaks.
     """
     for reader in _READERS:
-        sentence = reader(message, parser)
-        if sentence:
-            return sentence
+        explanation = reader(message, parser)
+        if explanation:
+            return explanation
     text = " ".join(message.split())
     return text if len(text) <= _MAX_LENGTH else text[:_MAX_LENGTH] + " ..."
 
@@ -67,14 +66,14 @@ def _unknown_setting(message: str, parser: Any) -> str | None:
     name, owner = match[1], _innermost_class(message)
     known = sorted(setting_names(owner)) if owner is not None else []
     subject = owner.__name__ if owner is not None else "This class"
-    accepts = f" It has: {', '.join(known)}." if known else ""
+    accepts = f" Its settings are {', '.join(known)}." if known else ""
     return f"{subject} has no setting {_join(message, name)!r}.{suggest(name, known)}{accepts}"
 
 
 def _unknown_option(message: str, parser: Any) -> str | None:
     loose = re.search(r"unrecognized arguments: ([^-\s]\S*)", message)
     if loose:
-        return f"{loose[1]!r} follows no option; settings files are given with --config {loose[1]}."
+        return f"Unexpected argument {loose[1]!r}; use --config {loose[1]} for a settings file."
     match = re.search(r"does not accept option '([\w.]+)'", message)
     match = match or re.search(r"unrecognized arguments: -*([\w.]+)", message)
     if not match:
@@ -83,7 +82,7 @@ def _unknown_option(message: str, parser: Any) -> str | None:
     groups = sorted({key.split(".")[0] for key in known})
     group = match[1].split(".")[0]
     inside = [key for key in known if key.startswith(f"{group}.")]
-    accepts = "" if inside else f" Settings begin with: {', '.join(groups)}."
+    accepts = "" if inside else f" Settings start with one of {', '.join(groups)}."
     return f"There is no setting {match[1]!r}.{suggest(match[1], inside or groups)}{accepts}"
 
 
@@ -91,16 +90,14 @@ def _unknown_class(message: str, parser: Any) -> str | None:
     match = re.search(r"Expected a dot import path string: ([\w.]+)", message)
     if not match:
         match = re.search(r"(?:Unexpected import path format|No module named) '?([\w.]+)", message)
-    base = _wanted_class(message)
+    base = _expected_base(message)
     if not match or base is None:
         return None
     known = sorted({cls.__name__ for cls in _subclasses(base)} - {"BaseTask"})
-    names = (
-        f"Known: {', '.join(known)}; others" if len(known) <= _MAX_LIST else "Others can be given"
-    )
+    names = f"{', '.join(known)}, or" if len(known) <= _MAX_LIST else "a class name or"
     return (
         f"{_join(message)}: there is no class {match[1]!r}.{suggest(match[1], known)}"
-        f" {names} by their import path."
+        f" Expected {names} an import path."
     )
 
 
@@ -112,7 +109,7 @@ def _missing_setting(message: str, parser: Any) -> str | None:
     if owner is None:
         names = [name.split(".")[-1] for name in match[1].split(", ")]
         return (
-            f"{' and '.join(sorted(names))} must be given: name a recipe with"
+            f"Missing settings: {' and '.join(sorted(names))}. Give a recipe with"
             " --config configs/<recipe>.yaml."
         )
     return f"{_join(message)}: {owner.__name__} needs a value for {match[1]}."
@@ -143,7 +140,7 @@ _READERS: tuple[Callable[[str, Any], str | None], ...] = (
 
 
 def setting_names(owner: type) -> set[str]:
-    """Names of the constructor arguments of a class, followed through ``**kwargs``."""
+    """Names of the constructor arguments of a class, including those passed by ``**kwargs``."""
     names: set[str] = set()
     for cls in inspect.getmro(owner):
         if "__init__" not in vars(cls):
@@ -156,8 +153,8 @@ def setting_names(owner: type) -> set[str]:
 
 
 def _join(message: str, name: str = "") -> str:
-    """Full key of the setting that a report is about."""
-    keys = dict.fromkeys(_KEY.findall(message))  # in order, each once
+    """Full key of the setting in a report."""
+    keys = dict.fromkeys(_KEY.findall(message))  # in order, without repetitions
     return ".".join([*keys, name] if name else keys) or "the configuration"
 
 
@@ -166,8 +163,8 @@ def _innermost_class(message: str) -> type | None:
     return _load(found[-1]) if found else None
 
 
-def _wanted_class(message: str) -> type | None:
-    """The class that a value had to be a kind of."""
+def _expected_base(message: str) -> type | None:
+    """The base class that a value is expected to have."""
     keys, owner = list(dict.fromkeys(_KEY.findall(message))), _innermost_class(message)
     if owner is not None and len(keys) > 1:
         return _class_in(_annotation(owner, keys[-1]))
@@ -185,7 +182,7 @@ def _annotation(owner: type, setting: str) -> Any:
 
 
 def _class_in(annotation: Any) -> type | None:
-    """First class in an annotation; of a callable, what it returns."""
+    """First class in an annotation; for a callable, its return type."""
     if get_origin(annotation) is Callable:
         return _class_in(get_args(annotation)[-1])
     found = (_class_in(part) for part in get_args(annotation))

@@ -1,4 +1,4 @@
-"""A process of this run is gone: what the others do and say."""
+"""Clear messages and a clean shutdown when another rank or a data loader worker dies."""
 
 from __future__ import annotations
 
@@ -11,23 +11,22 @@ import time
 from src.stopping import is_launched_rank
 
 LOST = (
-    "Another process of this run has stopped or cannot be reached, so this one stops too; the cause"
-    " is in the output of the other one. To go on: the same command with --ckpt_path last"
+    "Another rank of this run has stopped or cannot be reached, so this one stops too; see the"
+    " output of the other rank for the cause. To resume, run the same command with --ckpt_path last"
 )
 _DEAD_WORKER = (
-    "A process that reads images has died, most likely because the memory of the machine was"
-    " used up. Lower data.num_workers or data.batch_size; to go on: the same command with"
-    " --ckpt_path last"
+    "A data loader worker has died, most likely because the machine ran out of memory. Lower"
+    " data.num_workers or data.batch_size. To resume, run the same command with --ckpt_path last"
 )
 _ENDED_WORKER = (
-    "A process that reads images was ended from outside or has crashed ({how}); to go on: the same"
-    " command with --ckpt_path last. data.num_workers=0 reads in the main process and shows where"
-    " it crashes."
+    "A data loader worker was killed or has crashed ({how}). To resume, run the same command with"
+    " --ckpt_path last. With data.num_workers=0, images are loaded in the main process, which shows"
+    " where it crashes."
 )
 _NO_SHARED_MEMORY = (
-    "The shared memory (/dev/shm) is full, through which the processes that read images hand over"
-    " their batches. Enlarge it (docker run --shm-size 8g, or --ipc host), or lower"
-    " data.num_workers or data.batch_size; to go on: the same command with --ckpt_path last"
+    "The shared memory (/dev/shm), which data loader workers use to pass batches, is full. Increase"
+    " it (docker run --shm-size 8g, or --ipc host), or lower data.num_workers or data.batch_size."
+    " To resume, run the same command with --ckpt_path last"
 )
 _WORKER = re.compile(
     r"DataLoader worker \(pid(?:\(s\))? [\d, ]+\) "
@@ -47,7 +46,7 @@ _LOST_CONNECTION = re.compile(
 
 
 def explanation(error: BaseException) -> str | None:
-    """What an error says about other processes, in words; ``None`` if it says nothing."""
+    """Message for an error caused by another rank or worker; ``None`` for other errors."""
     worker = _about_worker(error)
     if worker is not None:
         return worker
@@ -60,7 +59,7 @@ def _about_worker(error: BaseException) -> str | None:
     found = _WORKER.search(str(error))
     if found is None:
         return None
-    # PyTorch says "exited unexpectedly" where another error, its cause, names the signal.
+    # For "exited unexpectedly", the cause of the error contains the signal.
     if error.__cause__ is not None and (reason := _about_worker(error.__cause__)) is not None:
         return reason
     name, code = found["signal"], found["code"]
@@ -80,14 +79,14 @@ def _is_about_lost_process(error: BaseException) -> bool:
 
 
 def stop_with_parent(seconds: float = 2.0) -> None:
-    """End a process that Lightning has started when the first process is gone.
+    """Exit when this rank was launched by Lightning and rank 0 has died.
 
-    On a GPU it would otherwise wait in a collective operation until the time-out of NCCL. torchrun
-    and SLURM look after their processes themselves, and Lightning looks after those it has started
-    as long as it lives.
+    On a GPU, the rank would otherwise wait in a collective operation until the NCCL timeout.
+    torchrun and SLURM monitor their processes themselves, and Lightning does so as long as rank 0
+    is running.
 
     Args:
-        seconds: Time between two looks.
+        seconds: Polling interval.
     """
     if not is_launched_rank():
         return
