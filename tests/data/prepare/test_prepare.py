@@ -26,7 +26,7 @@ def toy(root, *options):
 
 def test_toy_writes_the_imagenet_layout(tmp_path, capsys):
     assert toy(tmp_path) == 0
-    assert "drew 10 classes with 2 train and 1 val images" in capsys.readouterr().out
+    assert "wrote 10 classes with 2 train and 1 val images" in capsys.readouterr().out
     folder = tmp_path / "imagenet"
     assert sorted(path.name for path in (folder / "train").iterdir()) == sorted(SHAPES)
     assert len(list(folder.glob("train/*/*.jpg"))) == 20
@@ -61,11 +61,11 @@ def test_drawing_in_processes_gives_the_same_images(tmp_path, monkeypatch):
     assert contents(tmp_path / "serial") == contents(tmp_path / "parallel")
 
 
-def test_toy_again_says_it_is_there_and_touches_nothing(tmp_path, capsys):
+def test_existing_toy_data_are_kept(tmp_path, capsys):
     toy(tmp_path)
     before = (tmp_path / "imagenet" / "toy.json").stat().st_mtime_ns
     assert toy(tmp_path) == 0
-    assert "already there" in capsys.readouterr().out
+    assert "already exists" in capsys.readouterr().out
     assert (tmp_path / "imagenet" / "toy.json").stat().st_mtime_ns == before
 
 
