@@ -35,6 +35,7 @@ TOOLS = {
     "completion": "src.cli.commands.completion",
     "consolidate": "src.cli.commands.consolidate",
     "plan": "src.cli.commands.plan",
+    "benchmark": "src.cli.commands.benchmark",
 }
 _OVERVIEW = """\
 InternImage on PyTorch Lightning. Commands of python -m src:
@@ -48,6 +49,7 @@ InternImage on PyTorch Lightning. Commands of python -m src:
   export       ONNX, torch.export, hub    export --config X.yaml --ckpt_path best --check FOLDER
   profile      parameters, MACs, memory   profile --model internimage_t
   plan         memory on several GPUs     plan --config X.yaml --gpus 8 --memory 80GB
+  benchmark    images/s, latency, memory  benchmark --config X.yaml --trainer.precision bf16-mixed
   consolidate  merge a sharded checkpoint consolidate runs/<name>/version_0/checkpoints/last.ckpt
   env          versions and operators     env
 Override any setting of a recipe with an option: --trainer.max_epochs 5 --data.batch_size 32.

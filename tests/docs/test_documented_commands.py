@@ -8,13 +8,17 @@ from pathlib import Path
 import pytest
 
 from src.cli import main
-from src.cli.commands import export, prepare
+from src.cli.commands import benchmark, export, prepare
 from src.data.toy.imagenet import write_toy_imagenet
 from src.data.toy.layout import ToySettings
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-PARSERS = {"prepare": prepare._parser, "export": export._parser}
+PARSERS = {
+    "prepare": prepare._parser,
+    "export": export._parser,
+    "benchmark": benchmark._parser,
+}
 PLACEHOLDERS = ("<", "runs/", "...", "data/own/")
 TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
 

@@ -1,0 +1,73 @@
+"""The sections of the driver, in order of value, and the arguments that their programs share."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from benchmarks.gpu.session import Section
+
+RESULTS = Path(__file__).resolve().parents[1] / "results" / "gpu"
+SAMPLE = 60
+GPU_TESTS, CPU_TESTS = "tests/ops/test_dcnv3_gpu.py", "tests/ops/test_dcnv3_errors.py"
+NO_TESTS = 5
+"""Exit code of pytest where all tests have results already."""
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """Arguments that the driver hands to every section."""
+    options = argparse.ArgumentParser(description=(description or "").splitlines()[0])
+    add = options.add_argument
+    add("--out", type=Path, default=RESULTS, help="folder of the rows and the report")
+    add("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: tiny sizes, to try it out")
+    add("--peers", type=Path, help="folder searched first for other implementations")
+    add("--data", type=Path, help="ImageNet folder of the run from files")
+    add("--work", type=Path, default=Path("runs/benchmark_gpu"), help="folder for toy data, runs")
+    add("--all-shapes", action="store_true", help="every stage, size and dtype of the operator")
+    add("--workers", type=int, default=6, help="processes of the tests")
+    return options
+
+
+def all_sections(args: argparse.Namespace) -> list[Section]:
+    """Sections in order of value, with the seconds that each is worth."""
+    own = _own_arguments(args)
+
+    def program(module: str, *arguments: str) -> list[str]:
+        return [sys.executable, "-m", f"benchmarks.gpu.{module}", *own, *arguments]
+
+    is_gpu = args.device == "cuda"
+    return [
+        _tests("correctness", args, 75, [GPU_TESTS if is_gpu else CPU_TESTS], SAMPLE),
+        Section("operator", program("operator_speed"), 120),
+        Section("network", program("network_speed", "eager"), 75),
+        Section("compiled", program("network_speed", "compiled"), 90),
+        Section("ncu", program("tools", "ncu"), 45, program="ncu"),
+        Section("sanitizer", program("tools", "sanitizer"), 60, program="compute-sanitizer"),
+        Section("first run", program("first_run"), 240),
+        Section("large", program("network_speed", "large"), 75),
+        _tests("suite", args, 600, ["tests"] if is_gpu else [CPU_TESTS], 0),
+    ]
+
+
+def _own_arguments(args: argparse.Namespace) -> list[str]:
+    own = ["--out", str(args.out), "--device", args.device, "--work", str(args.work)]
+    for name in ("peers", "data"):
+        if (value := getattr(args, name)) is not None:
+            own += [f"--{name}", str(value)]
+    return own + (["--all-shapes"] if args.all_shapes else [])
+
+
+def _tests(
+    name: str, args: argparse.Namespace, seconds: float, paths: list[str], sample: int
+) -> Section:
+    mark = ["-m", "gpu"] if args.device == "cuda" else []
+    command = [sys.executable, "-m", "pytest", "-q", "-n", str(args.workers), *mark, *paths]
+    command += ["-p", "benchmarks.gpu.pytest_rows", "-p", "no:cacheprovider"]
+    environment = {
+        "GPU_ROWS": str(args.out.resolve()),
+        "GPU_ROWS_SECTION": name,
+        "GPU_ROWS_SAMPLE": str(sample),
+    }
+    # Failed tests are results: 1.
+    return Section(name, command, seconds, environment=environment, fine=(0, 1, NO_TESTS))
