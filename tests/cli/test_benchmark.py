@@ -56,15 +56,15 @@ def test_slow_loading_is_named(tmp_path, monkeypatch, write_recipe, capsys):
     """A tiny network on images that take long to load."""
     import time
 
-    from src.data.datasets.image_folder import ImageFolderDataset
+    from src.data.datasets.image_folder import LabelledImages
 
-    load = ImageFolderDataset.__getitem__
+    load = LabelledImages.__getitem__
 
     def slowly(dataset, index):
         time.sleep(0.02)
         return load(dataset, index)
 
-    monkeypatch.setattr(ImageFolderDataset, "__getitem__", slowly)
+    monkeypatch.setattr(LabelledImages, "__getitem__", slowly)
     monkeypatch.chdir(tmp_path)
     assert benchmark(write_recipe(tmp_path)) == 0
     output = capsys.readouterr().out

@@ -120,7 +120,7 @@ def measure_training(cli: TrainingCLI, warmup: int, steps: int, one_batch: bool)
     task.weights = None  # speed does not depend on values
     if one_batch:
         loader = _one_batch(data.train_dataloader, warmup + 2 * steps, device)
-        data.train_dataloader = loader  # type: ignore[method-assign]
+        data.train_dataloader = loader
     _reset_peak(device)
     trainer.fit(task, datamodule=data)
     if not times.is_complete:
