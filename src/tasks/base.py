@@ -27,19 +27,19 @@ class BaseTask(CheckpointHooks):
     Args:
         num_classes: Number of classes, taken from the data module on the command line.
         network: Makes the network; called with ``num_classes``.
-        weights: Published or own weights to start from: a file or a hub name. ``None`` keeps the
-            network's own initialisation. Ignored when a checkpoint is given, which has its weights.
+        weights: Pretrained weights: a file or a hub name. ``None`` is random initialisation.
+            Ignored if a checkpoint is given.
         optimizer: Makes the optimizer from parameter groups. Its learning rate is for
             ``reference_batch_size`` images.
         lr_scheduler: Makes the schedule of an optimizer. Schedules of ``src.optim`` advance with
             every optimizer step, others as ``lr_interval`` says. ``None`` keeps the rate constant.
-        lr_interval: When a foreign schedule advances.
-        reference_batch_size: Number of images that the learning rates are meant for. They are
+        lr_interval: ``epoch`` or ``step``, when a schedule of another package advances.
+        reference_batch_size: Number of images per step that the learning rates are for. They are
             multiplied by global batch / this number, where global batch = images per device x
-            devices x accumulated batches. ``None`` takes them as they are.
+            devices x accumulated batches. ``None`` does not scale them.
         layer_decay: Ratio of the learning rates of neighbouring blocks, in (0, 1]; ``None`` is off.
-        dcn_lr_scale: Extra learning-rate factor of the offset layers. As in the official recipe it
-            only acts together with ``layer_decay``.
+        dcn_lr_scale: Additional learning-rate factor of the offset layers. As in the official
+            recipes, it has an effect only together with ``layer_decay``.
     """
 
     monitor: ClassVar[str] = "val/loss"
@@ -80,10 +80,10 @@ class BaseTask(CheckpointHooks):
         self._save_plain_hyperparameters()
 
     def _save_plain_hyperparameters(self) -> None:
-        """Keep the settings in checkpoints for ``load_from_checkpoint``.
+        """Save the settings in checkpoints for ``load_from_checkpoint``.
 
-        From the command line they are the plain configuration. Factories that were given as Python
-        objects are left out: a checkpoint must be readable without running code.
+        From the command line they are the plain configuration. Factories that were passed as Python
+        objects are left out, because a checkpoint must be readable without running code.
         """
         self.save_hyperparameters()
         for name in [name for name, value in self.hparams.items() if callable(value)]:

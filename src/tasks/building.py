@@ -117,9 +117,9 @@ def load_weights(network: nn.Module, source: str, trainer: Trainer | None) -> Lo
     random = random_weights(report)
     if random and trainer and trainer.state.fn not in (None, TrainerFn.FITTING):
         rank_zero_warn(
-            f"{len(random)} weights of the network are not in {report.source} and have random"
-            f" values (first: {random[0]}), so the results mean nothing. Give the classes that"
-            " the weights were trained with (data.class_names), or fit first."
+            f"{len(random)} weights of the network are not in {report.source} and are randomly"
+            f" initialised (first: {random[0]}), so the results are meaningless. Set"
+            " data.class_names to the classes that the weights were trained with, or fit first."
         )
     return report
 

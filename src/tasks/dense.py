@@ -1,4 +1,4 @@
-"""What the tasks of detection and segmentation share: their official rule of parameter groups."""
+"""What detection and segmentation share: parameter groups, and metrics at the end of an epoch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from src.tasks.base import BaseTask
 
 
 class DenseTask(BaseTask):
-    """A task whose network predicts at many places of an image.
+    """Base of tasks with dense predictions.
 
     Args:
         num_classes: See :class:`BaseTask`.
@@ -34,7 +34,7 @@ class DenseTask(BaseTask):
             )
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Optimizer groups of the network, by the official rule of detection and segmentation."""
+        """Parameter groups of the optimizer, by the rule of the official recipes."""
         named = list(self.training_network.named_parameters())
         no_decay = {name for name, p in named if not has_dense_weight_decay(name, p.ndim)}
         return parameter_groups(named, lr_scale=self.lr_scale(), no_decay=no_decay)

@@ -1,8 +1,8 @@
-"""Object detection and instance segmentation: losses by name, COCO numbers, COCO results.
+"""Object detection and instance segmentation: training, COCO metrics, COCO results.
 
-The recipe is the official InternImage one for COCO (mmdetection 2.28). The losses belong to the
-network, which alone knows its proposals; the task adds them up and logs each. Detections of
-evaluation refer to the images in their own size.
+The recipe is the official InternImage one for COCO (mmdetection 2.28). The network computes its
+losses, because only it knows its proposals; the task sums and logs them. In evaluation, boxes and
+masks refer to the images at their original size.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ class DetectionTask(DenseTask):
             ``reference_points``, which DINO has. It acts together with ``layer_decay`` only. The
             official 3x recipes of Cascade Mask R-CNN set it too, where no parameter has such a
             name.
-        backbone_lr_scale: If given, the whole backbone learns at this share of the rate, and
-            every parameter decays, also norms and biases: the rule of the official recipe
-            ``dino_4scale_internimage_l_1x_coco_0.1x_backbone_lr``. Not together with
+        backbone_lr_scale: If given, factor on the learning rate of the whole backbone, and weight
+            decay applies to every parameter, also norms and biases: the rule of the official
+            recipe ``dino_4scale_internimage_l_1x_coco_0.1x_backbone_lr``. Not together with
             ``layer_decay``.
         kwargs: See :class:`DenseTask`.
     """
@@ -93,7 +93,7 @@ class DetectionTask(DenseTask):
         self.scored_results: list[Result] | None = None  # of the last `validate` or `test`
 
     def build_loss(self) -> nn.Module:
-        """Nothing: the network computes its losses."""
+        """No module: the network computes its losses."""
         return nn.Identity()
 
     def build_metrics(self) -> MetricCollection:
@@ -116,7 +116,7 @@ class DetectionTask(DenseTask):
         return cast("DetectionMetric", next(iter(self.metrics_of(key).values())))
 
     def lr_scale(self) -> LrScale | None:
-        """Learning-rate scale by parameter name, or ``None`` for one rate."""
+        """Learning-rate factor by parameter name; ``None`` is one rate for all."""
         if self.backbone_lr_scale is not None:
             share = self.backbone_lr_scale
             return lambda name: share if name.startswith("backbone.") else 1.0
@@ -126,7 +126,7 @@ class DetectionTask(DenseTask):
         return dense_lr_scale(depths, self.layer_decay, offset_lr_scale=self.offset_lr_scale)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Optimizer groups of the network, by the rule of the official detection recipe."""
+        """Parameter groups of the optimizer, by the rule of the official detection recipes."""
         if self.backbone_lr_scale is None:
             return super().parameter_groups()
         named = self.training_network.named_parameters()
@@ -137,8 +137,7 @@ class DetectionTask(DenseTask):
         network = cast("Detector", self.training_network)
         if "segm" in network.kinds and any("masks" not in t for t in batch["target"]):
             raise UserError(
-                f"{type(network).__name__} learns masks, which are not read; set data.masks to "
-                "true."
+                f"{type(network).__name__} needs masks, which are not read; set data.masks to true."
             )
         output: TrainingOutput = network(batch["image"], batch["size"], targets=batch["target"])
         losses = {name: value.sum() for name, value in output.losses.items()}
@@ -152,7 +151,7 @@ class DetectionTask(DenseTask):
     def evaluation_step(
         self, network: nn.Module, batch: DetectionBatch, stage: str, suffix: str
     ) -> None:
-        """Keep the detections of a batch for scoring."""
+        """Add the detections of a batch to the metric."""
         metric = self.metrics_of(stage + suffix)
         found = self._detect(network, batch)
         if not batch.get("surplus"):

@@ -1,8 +1,8 @@
-"""Semantic segmentation: training of segmentors, mIoU at the size of the images, label maps.
+"""Semantic segmentation: training, mIoU at the original size of images, label maps.
 
-The recipe is the official InternImage one for ADE20K (mmsegmentation 0.27). Evaluation sees every
-image at its own size: probabilities of whole images or of sliding windows, averaged over the
-views that the data module prepares (test-time augmentation).
+The recipe is the official InternImage one for ADE20K (mmsegmentation 0.27). In evaluation,
+probabilities of whole images or of sliding windows are resized to the original size of the image
+and averaged over the views of the data module (test-time augmentation).
 """
 
 from __future__ import annotations
@@ -44,15 +44,15 @@ class SegmentationTask(DenseTask):
     Args:
         num_classes: Number of classes, taken from the data module on the command line.
         network: Makes the segmentor; called with ``num_classes``.
-        loss: Makes the loss from nothing, called with the network's outputs and the labels.
+        loss: Makes the loss, a module called with the outputs of the network and the labels.
             Mask2Former needs `src.losses.mask_set.MaskSetLoss`; default is the cross entropy per
             pixel, with the next two arguments.
         metric: Makes the metric, called with ``num_classes``.
         loss_average: Pixels that the mean loss counts: ``all`` (official: ignored ones too) or the
             ``labelled`` ones.
         aux_weight: Weight of the auxiliary head's loss.
-        window_size: Height and width of windows that are evaluated one after the other, in pixels
-            of the network's input. ``None`` evaluates whole images.
+        window_size: Height and width of sliding windows, in pixels of the network's input.
+            ``None`` evaluates whole images.
         window_stride: Vertical and horizontal step of the windows; default is two thirds of
             ``window_size``.
         optimizer: See :class:`BaseTask`.
@@ -99,7 +99,7 @@ class SegmentationTask(DenseTask):
         self.class_scores: dict[str, Tensor] = {}
 
     def build_loss(self) -> nn.Module:
-        """The given loss, or the cross entropy per pixel of both heads."""
+        """The loss of the recipe, by default the cross entropy per pixel of both heads."""
         if self.loss_factory is not None:
             return self.loss_factory()
         return SegmentationLoss(self.loss_average, self.aux_weight)
@@ -115,7 +115,7 @@ class SegmentationTask(DenseTask):
         return {f"val/{name}" for name in metric.score_names}
 
     def lr_scale(self) -> LrScale | None:
-        """Learning-rate scale by parameter name, or ``None`` for one rate."""
+        """Learning-rate factor by parameter name; ``None`` is one rate for all."""
         if self.layer_decay is None:
             return None
         depths = getattr(getattr(self.network, "backbone", None), "depths", None)
@@ -142,21 +142,21 @@ class SegmentationTask(DenseTask):
     def evaluation_step(
         self, network: nn.Module, batch: SegmentationEvalBatch, stage: str, suffix: str
     ) -> None:
-        """Count the pixels of every image, and log the loss per labelled pixel."""
+        """Add the pixels of every image to the metric, and log the loss per labelled pixel."""
         losses = [torch.zeros((), device=label.device) for label in batch["label"]]
         for index, rows, probability in self._segment(network, batch):
             label = batch["label"][index][rows]
             self.metrics_of(stage + suffix).update(_decide(probability), label)
             losses[index] += self._summed_loss(probability, label)
         for label, loss in zip(batch["label"], losses, strict=True):
-            # The weight makes this the mean over all labelled pixels of all images.
+            # With this weight the logged value is the mean over the labelled pixels of all images.
             weight = int((label != IGNORE_LABEL).sum())
             self.log(
                 f"{stage}/loss{suffix}", loss / max(weight, 1), batch_size=weight, sync_dist=True
             )
 
     def _summed_loss(self, probability: Tensor, label: Tensor) -> Tensor:
-        """Cross entropy of probabilities ``(K, H, W)``, added up over the labelled pixels."""
+        """Cross entropy of probabilities ``(K, H, W)``, summed over the labelled pixels."""
         right = probability.gather(0, label.clamp(max=self.num_classes - 1)[None])[0]
         return -right[label != IGNORE_LABEL].clamp(min=1e-12).log().sum()
 
@@ -178,9 +178,9 @@ class SegmentationTask(DenseTask):
     def _segment(
         self, network: nn.Module, batch: SegmentationEvalBatch
     ) -> Iterator[tuple[int, slice, Tensor]]:
-        """Probabilities of every image in strips of rows, ``(K, rows, W)``, with their place.
+        """Index of an image, rows of a strip and its probabilities ``(K, rows, W)``, one by one.
 
-        Images of equal sizes are computed together.
+        Images of equal sizes share a forward pass.
         """
         alike = _alike(batch)
         own = sum(number_of_forwards(shapes, self.window) for _, shapes in alike)
@@ -222,7 +222,7 @@ class SegmentationTask(DenseTask):
 
 
 def _decide(probability: Tensor) -> Tensor:
-    """Most probable class of ``(K, H, W)``; ``K`` where the probabilities are not finite."""
+    """Most probable class from ``(K, H, W)``; ``K`` where the probabilities are not finite."""
     best, classes = probability.max(0)
     return classes.masked_fill(~torch.isfinite(best), len(probability))
 

@@ -98,7 +98,7 @@ def test_warning_if_evaluated_weights_have_other_classes(
     torch.save({"model": to_official(network)}, tmp_path / "five.pth")
     given = ["-c", str(trained / "tiny.yaml"), "--model.weights", str(tmp_path / "five.pth")]
     assert run(trained, "validate", *given) == 0
-    assert any("the results mean nothing" in str(warning.message) for warning in recwarn)
+    assert any("the results are meaningless" in str(warning.message) for warning in recwarn)
 
 
 def test_predict_writes_table_and_images(trained: Path, images: Path) -> None:
