@@ -147,7 +147,8 @@ def setting_names(owner: type) -> set[str]:
             continue
         parameters = inspect.signature(vars(cls)["__init__"]).parameters.values()
         names |= {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-        if all(p.kind is not p.VAR_KEYWORD for p in parameters):
+        names |= (keywords := _unpacked_keywords(vars(cls)["__init__"])).keys()
+        if keywords or all(p.kind is not p.VAR_KEYWORD for p in parameters):
             break
     return names - _FILLED_IN
 
@@ -178,7 +179,15 @@ def _annotation(owner: type, setting: str) -> Any:
         constructor = vars(cls).get("__init__")
         if constructor and setting in inspect.signature(constructor).parameters:
             return get_type_hints(constructor).get(setting)
+        if constructor and setting in (keywords := _unpacked_keywords(constructor)):
+            return keywords[setting]
     return None
+
+
+def _unpacked_keywords(constructor: Callable[..., Any]) -> dict[str, Any]:
+    from src.serialization.classes import unpacked_keywords  # late, because it imports torch
+
+    return unpacked_keywords(constructor)
 
 
 def _class_in(annotation: Any) -> type | None:

@@ -9,6 +9,7 @@ from src.models.internimage import (
     DCNv3,
     InternImage,
     InternImageBackbone,
+    SpatialMixer,
     registry,  # noqa: F401  registers the variants with timm
 )
 from src.models.segmentation import Mask2Former, Segmentor
@@ -31,5 +32,6 @@ __all__ = [
     "Mask2FormerHead",
     "MaskRCNN",
     "Segmentor",
+    "SpatialMixer",
     "UPerHead",
 ]

@@ -127,9 +127,21 @@ def _annotations(owner: type) -> dict[str, Any]:
         for name, parameter in parameters.items():
             if parameter.kind in _NAMED and name != "self":
                 found.setdefault(name, hints.get(name, Any))
-        if all(p.kind is not inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+        keywords = unpacked_keywords(constructor)
+        found = {**keywords, **found}
+        if keywords or all(p.kind is not p.VAR_KEYWORD for p in parameters.values()):
             break
     return found
+
+
+def unpacked_keywords(constructor: Callable[..., Any]) -> dict[str, Any]:
+    """Names and types of keyword arguments that are annotated as ``**kwargs: Unpack[...]``."""
+    for parameter in inspect.signature(constructor).parameters.values():
+        annotation = parameter.annotation
+        if parameter.kind is parameter.VAR_KEYWORD and "Unpack[" in str(annotation):
+            annotation = get_type_hints(constructor)[parameter.name]
+            return get_type_hints(get_args(annotation)[0])
+    return {}
 
 
 def _check_bound(name: str, value: Any, where: str) -> None:

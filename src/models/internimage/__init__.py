@@ -1,12 +1,13 @@
 """InternImage, the DCNv3 backbone and its classifiers.
 
-- ``dcnv3.py``: the DCNv3 layer, which calls the operator in ``src.ops``.
+- ``mixer.py``: the interface of the spatial mixer of a block.
+- ``dcnv3.py``: the DCNv3 layer, a mixer that calls the operator in ``src.ops``.
 - ``blocks.py``: stem, block, downsampling and stage.
 - ``backbone.py``: the backbone, one feature map per stage.
 - ``heads.py``, ``classifier.py``: pooling heads and the classifier with timm's contract.
 - ``composite.py``: two backbones combined (CBNet).
 - ``imagenet22k.py``: the classes of ImageNet-1k among those of ImageNet-22k.
-- ``architectures.py``, ``registry.py``: arguments of the named variants, and their timm entries.
+- ``architectures.py``, ``registry.py``: the named variants and their timm entries.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from src.models.internimage.backbone import InternImageBackbone
 from src.models.internimage.classifier import InternImage
 from src.models.internimage.composite import CBInternImageBackbone
 from src.models.internimage.dcnv3 import DCNv3
+from src.models.internimage.mixer import SpatialMixer
 
 __all__ = [
     "ARCHITECTURES",
@@ -23,4 +25,5 @@ __all__ = [
     "DCNv3",
     "InternImage",
     "InternImageBackbone",
+    "SpatialMixer",
 ]

@@ -1,17 +1,70 @@
-"""Constructor arguments of the named InternImage variants.
+"""The named variants of InternImage: which arguments they set, and to what.
 
-Source: official configurations (OpenGVLab/InternImage, MIT). ``internimage_nano`` is ours, a small
-network for laptops without published weights.
+Source: official configurations (OpenGVLab/InternImage, MIT). ``internimage_nano`` is a small
+variant for laptops without published weights.
 """
 
-from __future__ import annotations
+# Without `from __future__ import annotations`: jsonargparse reads the types at run time.
+from typing import NotRequired, TypedDict
 
-from typing import Any
+from src.errors import UserError
 
-_SCALED = {"layer_scale": 1e-5, "post_norm": True}
-_HUGE = {"dw_kernel_size": 5, "center_feature_scale": True, "use_clip_projector": True}
 
-ARCHITECTURES: dict[str, dict[str, Any]] = {
+class DCNv3Options(TypedDict):
+    """Options of the `DCNv3` layers of a backbone; see there."""
+
+    kernel_size: NotRequired[int]
+    dw_kernel_size: NotRequired[int | None]
+    offset_scale: NotRequired[float]
+    center_feature_scale: NotRequired[bool]
+    remove_center: NotRequired[bool]
+
+
+class Architecture(DCNv3Options):
+    """Arguments of `InternImageBackbone` that a named variant may set; see there."""
+
+    channels: NotRequired[int]
+    depths: NotRequired[tuple[int, ...]]
+    groups: NotRequired[tuple[int, ...]]
+    drop_path_rate: NotRequired[float]
+    layer_scale: NotRequired[float | None]
+    post_norm: NotRequired[bool]
+    res_post_norm: NotRequired[bool]
+    level2_post_norm_block_ids: NotRequired[tuple[int, ...] | None]
+
+
+class ClassifierArchitecture(Architecture):
+    """Arguments of `InternImage` that a named variant may set."""
+
+    use_clip_projector: NotRequired[bool]
+
+
+DEFAULTS: ClassifierArchitecture = {
+    "channels": 64,
+    "depths": (4, 4, 18, 4),
+    "groups": (4, 8, 16, 32),
+    "drop_path_rate": 0.0,
+    "layer_scale": None,
+    "post_norm": False,
+    "res_post_norm": False,
+    "level2_post_norm_block_ids": None,
+    "kernel_size": 3,
+    "dw_kernel_size": None,
+    "offset_scale": 1.0,
+    "center_feature_scale": False,
+    "remove_center": False,
+    "use_clip_projector": False,
+}
+"""Values of what neither the caller nor the variant sets."""
+
+_SCALED: Architecture = {"layer_scale": 1e-5, "post_norm": True}
+_HUGE: ClassifierArchitecture = {
+    "dw_kernel_size": 5,
+    "center_feature_scale": True,
+    "use_clip_projector": True,
+}
+
+ARCHITECTURES: dict[str, ClassifierArchitecture] = {
     "internimage_nano": {
         "channels": 32,
         "depths": (1, 1, 3, 1),
@@ -73,4 +126,26 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         **_HUGE,
     },
 }
-"""Constructor arguments of `InternImage` per variant."""
+"""What each named variant sets."""
+
+
+def architecture_of(variant: str | None, given: Architecture) -> ClassifierArchitecture:
+    """Complete architecture: what is given, else the variant's value, else the default.
+
+    Args:
+        variant: A key of `ARCHITECTURES`, or ``None`` for the defaults alone.
+        given: Arguments of the caller.
+
+    Raises:
+        TypeError: If an argument is unknown.
+        UserError: If there is no such variant.
+    """
+    if unknown := sorted(given.keys() - Architecture.__optional_keys__):
+        raise TypeError(f"InternImageBackbone got an unexpected keyword argument {unknown[0]!r}")
+    if variant is not None and variant not in ARCHITECTURES:
+        raise UserError(
+            f"There is no InternImage variant {variant!r}; expected one of"
+            f" {', '.join(ARCHITECTURES)}, or null with channels, depths and groups written out."
+        )
+    own: ClassifierArchitecture = {} if variant is None else ARCHITECTURES[variant]
+    return {**DEFAULTS, **own, **given}

@@ -1,58 +1,73 @@
-"""The InternImage trunk: stem and stages, one map per stage.
+"""The InternImage backbone: stem and stages, one feature map per stage.
 
 Source: Wang et al., "InternImage: Exploring Large-Scale Vision Foundation Models with Deformable
-Convolutions", CVPR 2023 (arXiv 2211.05778). Attribute names and the places of the norms follow the
-official code (OpenGVLab/InternImage, MIT); this is an independent implementation.
+Convolutions", CVPR 2023 (arXiv 2211.05778). Attribute names and the positions of the norms follow
+the official code (OpenGVLab/InternImage, MIT); this is an independent implementation.
 
-Maps are channels-last ``(N, H, W, C)`` inside and leave as ``(N, C, H, W)`` views of the same
-memory. The classifier is in ``internimage.py``.
+Features are channels-last ``(N, H, W, C)`` inside and are returned as ``(N, C, H, W)`` views of the
+same memory. The classifier is in ``classifier.py``.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar, cast
+from functools import partial
+from typing import Any, ClassVar, Unpack, cast
 
 import torch
 from timm.models._manipulate import adapt_input_conv
 from torch import Tensor, nn
 
 from src.errors import UserError
-from src.models.internimage.architectures import ARCHITECTURES
-from src.models.internimage.blocks import Block, Stage, Stem
+from src.models.internimage.architectures import (
+    ARCHITECTURES,
+    Architecture,
+    DCNv3Options,
+    architecture_of,
+)
+from src.models.internimage.blocks import Block, BlockOptions, Stage, Stem
+from src.models.internimage.dcnv3 import DCNv3
+from src.models.internimage.mixer import MixerFactory
 from src.models.weights.match import Match, PretrainedBackbone, Renames
 
 
 class InternImageBackbone(PretrainedBackbone):
-    """Stem and stages of InternImage; returns one map per requested stage.
+    """Stem and stages of InternImage; returns one feature map per requested stage.
 
-    No norm is added to the outputs: a stage's map is what its last block (or its closing norm)
-    gives, before the downsampling.
+    No norm is added to the outputs: the feature map of a stage is the output of its last block (or
+    of the norm that closes the stage), before the downsampling.
 
     Args:
-        channels: Width of the first stage, even; each later stage doubles it.
-        depths: Blocks per stage.
-        groups: DCNv3 groups per stage; must divide the width of the stage.
+        variant: Named architecture, a key of `ARCHITECTURES` such as ``internimage_t``. Arguments
+            that are given override its values. ``None`` starts from the defaults below.
+        mixer: Makes the spatial mixer of each block, called with the channels and the groups of the
+            stage. ``None`` is `DCNv3` with the options below.
         mlp_ratio: Hidden width of the MLPs over the width of the stage.
         drop_rate: Dropout after the stem and in the MLPs, in [0, 1).
-        drop_path_rate: Drop-path probability of the last block; grows linearly from 0 over all
+        in_chans: Channels of the image.
+        grad_checkpointing: Activation checkpointing: every block is computed again in the backward
+            pass to save memory.
+        out_indices: Stages to return, ascending; ``None`` is all.
+        frozen_stages: Number of leading stages that are neither trained nor put in training mode;
+            the stem stays trainable, as in the official code.
+        channels: Width of the first stage, even, 64; each later stage doubles it.
+        depths: Blocks per stage, (4, 4, 18, 4).
+        groups: Groups of the mixer per stage, (4, 8, 16, 32); DCNv3 needs divisors of the width.
+        drop_path_rate: Drop-path probability of the last block, 0; grows linearly from 0 over all
             blocks of all stages.
-        layer_scale: Start value of learned channel scales in the blocks; ``None`` means none.
-        offset_scale: Factor on the sampling grid and on the learned offsets.
+        layer_scale: Initial value of learned channel scales in the blocks; ``None``, the default,
+            means none.
         post_norm: Norm after each branch instead of before.
         res_post_norm: Second norm after each branch; without effect if ``post_norm`` or
             ``layer_scale`` is given.
-        dw_kernel_size: Side of the depthwise convolution; ``None`` means ``kernel_size``.
         level2_post_norm_block_ids: Blocks of the third stage (index 2) followed by a norm.
-        center_feature_scale: Blend the DCNv3 output with its projected input.
+        kernel_size: Odd side of the sampling grid of DCNv3, 3.
+        dw_kernel_size: Odd side of its depthwise convolution; ``None`` means ``kernel_size``.
+        offset_scale: Factor on the sampling grid and on the learned offsets, 1.
+        center_feature_scale: Blend the DCNv3 output with its projected input; a norm then closes
+            every stage.
         remove_center: Sample the grid without its centre.
-        kernel_size: Odd side of the sampling grid.
-        in_chans: Channels of the image.
-        grad_checkpointing: Recompute every block in the backward pass to save memory.
-        out_indices: Stages to return, ascending.
-        frozen_stages: Number of leading stages that are neither trained nor put in training mode;
-            the stem stays trainable, as officially.
 
     Raises:
         UserError: If the arguments do not fit together.
@@ -77,30 +92,25 @@ class InternImageBackbone(PretrainedBackbone):
 
     def __init__(
         self,
-        channels: int = 64,
-        depths: tuple[int, ...] = (4, 4, 18, 4),
-        groups: tuple[int, ...] = (4, 8, 16, 32),
+        variant: str | None = None,
+        *,
+        mixer: MixerFactory | None = None,
         mlp_ratio: float = 4.0,
         drop_rate: float = 0.0,
-        drop_path_rate: float = 0.0,
-        layer_scale: float | None = None,
-        offset_scale: float = 1.0,
-        post_norm: bool = False,
-        res_post_norm: bool = False,
-        dw_kernel_size: int | None = None,
-        level2_post_norm_block_ids: tuple[int, ...] | None = None,
-        center_feature_scale: bool = False,
-        remove_center: bool = False,
-        kernel_size: int = 3,
         in_chans: int = 3,
         grad_checkpointing: bool = False,
-        out_indices: tuple[int, ...] = (0, 1, 2, 3),
+        out_indices: tuple[int, ...] | None = None,
         frozen_stages: int = 0,
+        **architecture: Unpack[Architecture],
     ) -> None:
         super().__init__()
-        post_norm_block_ids = tuple(level2_post_norm_block_ids or ())
+        arch = architecture_of(variant, architecture)
+        channels, depths, groups = arch["channels"], arch["depths"], arch["groups"]
+        post_norm_block_ids = tuple(arch["level2_post_norm_block_ids"] or ())
         if in_chans < 1:
             raise UserError(f"in_chans must be at least 1 channel of the image, got {in_chans}.")
+        if out_indices is None:
+            out_indices = tuple(range(len(depths)))
         _check_stages(channels, depths, groups, post_norm_block_ids, out_indices, frozen_stages)
         self.depths = tuple(depths)
         self.out_indices = tuple(out_indices)
@@ -111,33 +121,27 @@ class InternImageBackbone(PretrainedBackbone):
             {"num_chs": width, "reduction": 4 * 2**i, "module": f"levels.{i}"}
             for i, width in enumerate(self.stage_channels)
         ]
+        make_mixer = _dcnv3(arch) if mixer is None else _checked(mixer, architecture)
+        options = BlockOptions(
+            mlp_ratio=mlp_ratio,
+            drop_rate=drop_rate,
+            layer_scale=arch["layer_scale"],
+            post_norm=arch["post_norm"],
+            res_post_norm=arch["res_post_norm"],
+        )
         self.patch_embed = Stem(in_chans, channels)
         self.pos_drop = nn.Dropout(drop_rate)
-        drop_paths = iter(_drop_path_rates(drop_path_rate, sum(depths)))
+        drop_paths = iter(_drop_path_rates(arch["drop_path_rate"], sum(depths)))
         self.levels = nn.ModuleList()
         for i, width in enumerate(self.stage_channels):
             blocks = [
-                Block(
-                    width,
-                    groups[i],
-                    mlp_ratio=mlp_ratio,
-                    drop_rate=drop_rate,
-                    drop_path=next(drop_paths),
-                    layer_scale=layer_scale,
-                    post_norm=post_norm,
-                    res_post_norm=res_post_norm,
-                    kernel_size=kernel_size,
-                    dw_kernel_size=dw_kernel_size,
-                    offset_scale=offset_scale,
-                    center_feature_scale=center_feature_scale,
-                    remove_center=remove_center,
-                )
+                Block(width, make_mixer(width, groups[i]), options, drop_path=next(drop_paths))
                 for _ in range(depths[i])
             ]
             stage = Stage(
                 blocks,
                 width,
-                norm=not post_norm or center_feature_scale,
+                norm=not options.post_norm or arch["center_feature_scale"],
                 post_norm_block_ids=post_norm_block_ids if i == 2 else (),
                 downsample=i < len(depths) - 1,
             )
@@ -152,7 +156,7 @@ class InternImageBackbone(PretrainedBackbone):
         return self
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Switch recomputation of the blocks in the backward pass on or off."""
+        """Switch activation checkpointing of the blocks on or off."""
         for stage in cast("Iterable[Stage]", self.levels):
             stage.grad_checkpointing = enable
 
@@ -216,31 +220,53 @@ class InternImageBackbone(PretrainedBackbone):
         if missing and all(key.endswith(gammas) for key in missing):
             return "Set layer_scale to null, or to 1.0 for initial scales of the same function."
         return (
-            "Compare channels, depths, groups, post_norm, res_post_norm, layer_scale,"
+            "Compare variant, channels, depths, groups, post_norm, res_post_norm, layer_scale,"
             " dw_kernel_size, level2_post_norm_block_ids and center_feature_scale with the"
             " configuration of the file."
         )
 
     def forward_stages(self, image: Tensor, last: int | None = None) -> list[Tensor]:
-        """Maps of the stages ``0..last`` (default: all), each ``(N, C, H, W)``."""
+        """Feature maps of the stages ``0..last`` (default: all), each ``(N, C, H, W)``."""
         x = self.pos_drop(self.patch_embed(image))  # (N, H, W, C)
-        maps = []
+        features = []
         for stage in self.levels[: None if last is None else last + 1]:
             out, x = stage(x)
-            maps.append(out.permute(0, 3, 1, 2))  # (N, C, H, W)
-        return maps
+            features.append(out.permute(0, 3, 1, 2))  # (N, C, H, W)
+        return features
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """Compute the maps of ``out_indices``.
+        """Compute the feature maps of ``out_indices``.
 
         Args:
             image: Normalised images of shape ``(N, 3, H, W)``; any size from 1 pixel.
 
         Returns:
-            Maps of shape ``(N, C_i, ceil(H / s_i), ceil(W / s_i))`` with strides 4, 8, 16, 32.
+            Feature maps of shape ``(N, C_i, ceil(H / s_i), ceil(W / s_i))`` with strides 4, 8, 16,
+            32.
         """
-        maps = self.forward_stages(image, max(self.out_indices))
-        return [maps[i] for i in self.out_indices]
+        features = self.forward_stages(image, max(self.out_indices))
+        return [features[i] for i in self.out_indices]
+
+
+def _dcnv3(arch: Architecture) -> MixerFactory:
+    return partial(
+        DCNv3,
+        kernel_size=arch["kernel_size"],
+        dw_kernel_size=arch["dw_kernel_size"],
+        offset_scale=arch["offset_scale"],
+        center_feature_scale=arch["center_feature_scale"],
+        remove_center=arch["remove_center"],
+    )
+
+
+def _checked(mixer: MixerFactory, given: Architecture) -> MixerFactory:
+    """Refuse options of DCNv3 beside another mixer, which would not see them."""
+    if names := sorted(given.keys() & DCNv3Options.__optional_keys__):
+        raise UserError(
+            f"{', '.join(names)} of the backbone is for its own DCNv3 layers, and a mixer is given;"
+            " remove it, or give it to the mixer (init_args in a recipe)."
+        )
+    return mixer
 
 
 def _drop_path_rates(last: float, num_blocks: int) -> list[float]:

@@ -1,13 +1,13 @@
-"""Parts of the InternImage trunk: stem, block, downsampling, stage.
+"""Parts of the InternImage backbone: stem, block, downsampling, stage.
 
-Source: "InternImage", CVPR 2023 (arXiv 2211.05778), figure 4; the block modes and the places of the
-norms are those of the official code. Maps are channels-last, ``(N, H, W, C)``.
+Source: "InternImage", CVPR 2023 (arXiv 2211.05778), figure 4; the block modes and the positions of
+the norms are those of the official code. Feature maps are channels-last, ``(N, H, W, C)``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from timm.layers.drop import DropPath
@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from src.errors import UserError
-from src.models.internimage.dcnv3 import DCNv3
 from src.models.internimage.layers import MLP, conv_nhwc, layer_norm
 from src.models.weights.match import Match
 
@@ -50,7 +49,7 @@ class Stem(nn.Module):
                 f"The network expects {self.conv1.in_channels} image channels (in_chans), got"
                 f" {image.shape[1]}; set in_chans to the channels of the images."
             )
-        # Copying three channels here keeps every later map channels-last without a copy.
+        # Copying three channels here keeps every later feature map channels-last without a copy.
         x = image.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)  # (N, H, W, 3)
         x = self.act(self.norm1(conv_nhwc(self.conv1, x)))
         out: Tensor = self.norm2(conv_nhwc(self.conv2, x))
@@ -71,8 +70,27 @@ class Downsample(nn.Module):
         return out
 
 
+@dataclass(frozen=True)
+class BlockOptions:
+    """What the blocks of a backbone have in common.
+
+    Attributes:
+        mlp_ratio: Hidden width of the MLP over the channels.
+        drop_rate: Dropout in the MLP, in [0, 1).
+        layer_scale: Initial value of the learned channel scales; ``None`` means no scales.
+        post_norm: Norm after the branch instead of before.
+        res_post_norm: Second norm after the branch (InternImage-H).
+    """
+
+    mlp_ratio: float = 4.0
+    drop_rate: float = 0.0
+    layer_scale: float | None = None
+    post_norm: bool = False
+    res_post_norm: bool = False
+
+
 class Block(nn.Module):
-    """DCNv3 and MLP, each with a residual connection.
+    """Spatial mixer and MLP, each with a residual connection.
 
     The residual branch of ``f`` is, in this order of precedence:
 
@@ -84,45 +102,32 @@ class Block(nn.Module):
     ========================  =================================
 
     Args:
-        channels: Width of the map.
-        groups: Groups of the DCNv3 layer.
-        mlp_ratio: Hidden width of the MLP over ``channels``.
-        drop_rate: Dropout in the MLP, in [0, 1).
+        channels: Width of the feature map.
+        mixer: Layer ``(N, H, W, C) -> (N, H, W, C)`` of the first branch, such as `DCNv3`. It is
+            the attribute ``dcn``, its name in released weights.
+        options: What all blocks have in common.
         drop_path: Probability to skip each residual branch per sample, in [0, 1).
-        layer_scale: Start value of the learned channel scales; ``None`` means no scales.
-        post_norm: Norm after the branch instead of before.
-        res_post_norm: Second norm after the branch (InternImage-H).
-        dcn: Further arguments of `DCNv3`.
     """
 
     def __init__(
-        self,
-        channels: int,
-        groups: int,
-        mlp_ratio: float = 4.0,
-        drop_rate: float = 0.0,
-        drop_path: float = 0.0,
-        layer_scale: float | None = None,
-        post_norm: bool = False,
-        res_post_norm: bool = False,
-        **dcn: Any,
+        self, channels: int, mixer: nn.Module, options: BlockOptions, drop_path: float = 0.0
     ) -> None:
         super().__init__()
-        self.layer_scale = layer_scale
-        self.post_norm = post_norm
+        self.layer_scale = options.layer_scale
+        self.post_norm = options.post_norm
         self.norm1 = layer_norm(channels)
-        self.dcn = DCNv3(channels, groups, **dcn)
+        self.dcn = mixer
         self.norm2 = layer_norm(channels)
-        self.mlp = MLP(channels, int(channels * mlp_ratio), drop_rate)
+        self.mlp = MLP(channels, int(channels * options.mlp_ratio), options.drop_rate)
         self.drop_path = DropPath(drop_path)
         self.gamma1: nn.Parameter | None = None
         self.gamma2: nn.Parameter | None = None
         self.res_post_norm1: nn.LayerNorm | None = None
         self.res_post_norm2: nn.LayerNorm | None = None
-        if layer_scale is not None:
+        if options.layer_scale is not None:
             self.gamma1 = nn.Parameter(torch.empty(channels))
             self.gamma2 = nn.Parameter(torch.empty(channels))
-        elif res_post_norm and not post_norm:
+        elif options.res_post_norm and not options.post_norm:
             self.res_post_norm1 = layer_norm(channels)
             self.res_post_norm2 = layer_norm(channels)
         self.reset_parameters()
@@ -168,7 +173,7 @@ class Stage(nn.Module):
 
     Args:
         blocks: The blocks in order.
-        channels: Width of the map.
+        channels: Width of the feature map.
         norm: Whether a norm closes the stage.
         post_norm_block_ids: Blocks whose output is replaced by its norm.
         downsample: Whether another stage follows.
@@ -194,15 +199,15 @@ class Stage(nn.Module):
         """Run the stage.
 
         Args:
-            x: Map of shape ``(N, H, W, C)``.
+            x: Feature map of shape ``(N, H, W, C)``.
 
         Returns:
-            The map of the stage, ``(N, H, W, C)``, and the input of the next stage (the same map
-            if there is none).
+            The feature map of the stage, ``(N, H, W, C)``, and the input of the next stage (the
+            same feature map if there is none).
         """
-        recompute = self.grad_checkpointing and torch.is_grad_enabled()
+        checkpointing = self.grad_checkpointing and torch.is_grad_enabled()
         for index, block in enumerate(self.blocks):
-            x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
+            x = checkpoint(block, x, use_reentrant=False) if checkpointing else block(x)
             if index in self.post_norm_block_ids:
                 x = self.post_norms[self.post_norm_block_ids.index(index)](x)
         if self.norm is not None:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from src.errors import UserError
 from src.models.graphs import Graph, free_sides, multiples_of_32
+from src.models.internimage.architectures import architecture_of
 from src.models.internimage.backbone import InternImageBackbone
 from src.models.internimage.graphs import classifier_graph
 from src.models.internimage.heads import (
@@ -29,7 +30,8 @@ from src.models.internimage.heads import (
     pooling,
 )
 from src.models.internimage.imagenet22k import indices_22k_to_1k
-from src.models.internimage.layers import Linear, layer_norm
+from src.models.internimage.layers import layer_norm
+from src.models.layers.linear import Linear
 from src.models.weights import load_official
 from src.models.weights.match import Match
 
@@ -39,18 +41,20 @@ __all__ = ["InternImage", "InternImageBackbone"]
 class InternImage(InternImageBackbone):
     """InternImage image classifier with timm's backbone contract.
 
-    Two heads exist. The standard one (T to XL) is a 1x1 convolution, pooling and a linear layer on
-    the last map. The CLIP-projector head (H, G) merges the last two maps, pools them by attention
-    and classifies; it needs sides whose 1/16 is even, for instance multiples of 32.
+    There are two heads. The standard one (T to XL) is a 1x1 convolution, pooling and a linear layer
+    on the last feature map. The CLIP-projector head (H, G) merges the last two feature maps, pools
+    them by attention and classifies; it needs sides whose 1/16 is even, for instance multiples of
+    32.
 
     Args:
-        num_classes: Width of the logits; 0 leaves the pooled features.
-        channels: See `InternImageBackbone`, as the other arguments not listed here.
-        use_clip_projector: Use the head of H and G.
+        num_classes: Width of the logits; 0 returns the pooled features.
+        variant: Named architecture, see `InternImageBackbone`.
+        use_clip_projector: Use the head of H and G; ``None`` is as the variant says, else false.
         cls_scale: Width of the standard head over the width of the last stage.
         global_pool: Pooling by timm's name: ``avg`` (official), ``max``, ``avgmax``, ``catavgmax``,
-            or ``""``, which leaves a feature map and needs ``num_classes=0``. The CLIP projector
+            or ``""``, which returns a feature map and needs ``num_classes=0``. The CLIP projector
             pools by attention and takes ``avg`` (itself) or ``""``.
+        backbone: Further arguments of `InternImageBackbone`.
 
     Raises:
         UserError: If the arguments do not fit together.
@@ -59,49 +63,18 @@ class InternImage(InternImageBackbone):
     def __init__(
         self,
         num_classes: int = 1000,
-        channels: int = 64,
-        depths: tuple[int, ...] = (4, 4, 18, 4),
-        groups: tuple[int, ...] = (4, 8, 16, 32),
-        mlp_ratio: float = 4.0,
-        drop_rate: float = 0.0,
-        drop_path_rate: float = 0.0,
-        layer_scale: float | None = None,
-        offset_scale: float = 1.0,
-        post_norm: bool = False,
-        res_post_norm: bool = False,
-        dw_kernel_size: int | None = None,
-        level2_post_norm_block_ids: tuple[int, ...] | None = None,
-        center_feature_scale: bool = False,
-        remove_center: bool = False,
-        use_clip_projector: bool = False,
+        variant: str | None = None,
+        *,
+        use_clip_projector: bool | None = None,
         cls_scale: float = 1.5,
-        kernel_size: int = 3,
-        in_chans: int = 3,
-        grad_checkpointing: bool = False,
         global_pool: str | None = "avg",
+        **backbone: Any,
     ) -> None:
-        super().__init__(
-            channels=channels,
-            depths=depths,
-            groups=groups,
-            mlp_ratio=mlp_ratio,
-            drop_rate=drop_rate,
-            drop_path_rate=drop_path_rate,
-            layer_scale=layer_scale,
-            offset_scale=offset_scale,
-            post_norm=post_norm,
-            res_post_norm=res_post_norm,
-            dw_kernel_size=dw_kernel_size,
-            level2_post_norm_block_ids=level2_post_norm_block_ids,
-            center_feature_scale=center_feature_scale,
-            remove_center=remove_center,
-            kernel_size=kernel_size,
-            in_chans=in_chans,
-            grad_checkpointing=grad_checkpointing,
-            out_indices=tuple(range(len(depths))),
-        )
+        super().__init__(variant, out_indices=None, **backbone)
+        if use_clip_projector is None:
+            use_clip_projector = architecture_of(variant, {})["use_clip_projector"]
         self.num_classes = num_classes
-        self.drop_rate = drop_rate
+        self.drop_rate = self.pos_drop.p
         self.use_clip_projector = use_clip_projector
         width = self.stage_channels[-1]
         self.conv_head: ConvHead | None = None
@@ -130,12 +103,11 @@ class InternImage(InternImageBackbone):
         """Replace the last linear layer by a newly initialised one.
 
         Args:
-            num_classes: Width of the logits; 0 leaves the pooled features.
+            num_classes: Width of the logits; 0 returns the pooled features.
             global_pool: Pooling from now on, see the class; ``None`` keeps it.
 
         Raises:
-            UserError: If there is no such pooling, or a classifier would have to work on a feature
-                map.
+            UserError: If there is no such pooling, or ``num_classes`` is not 0 without pooling.
         """
         if num_classes < 0:
             raise UserError(f"num_classes must be 0 (no classifier) or more, got {num_classes}.")
@@ -143,12 +115,14 @@ class InternImage(InternImageBackbone):
             self._set_pooling(global_pool)
         if num_classes and not self.global_pool:
             raise UserError(
-                "Without pooling (global_pool='') there are feature maps, which the classifier"
+                "Without pooling (global_pool='') the output is a feature map, which the classifier"
                 " cannot read; set num_classes to 0, or global_pool to 'avg'."
             )
         old = next(self.head.parameters(), next(self.parameters()))
         self.num_classes = num_classes
-        head = Linear(self.head_hidden_size, num_classes) if num_classes > 0 else nn.Identity()
+        head: nn.Module = nn.Identity()
+        if num_classes > 0:
+            head = Linear(self.head_hidden_size, num_classes, init="trunc_normal")
         self.head = head.to(device=old.device, dtype=old.dtype)
 
     def _set_pooling(self, global_pool: str) -> None:
@@ -165,13 +139,13 @@ class InternImage(InternImageBackbone):
         self.global_pool = global_pool
 
     def forward_features(self, image: Tensor) -> Tensor:
-        """Compute the map that the head pools.
+        """Compute the feature map that the head pools.
 
         Args:
             image: Normalised images of shape ``(N, 3, H, W)``.
 
         Returns:
-            The last map, ``(N, C, H/32, W/32)``; with the CLIP projector the merged map
+            The last feature map, ``(N, C, H/32, W/32)``; with the CLIP projector the merged one,
             ``(N, 1024, H/16, W/16)``.
         """
         return self._merge(self.forward_stages(image))
@@ -180,7 +154,7 @@ class InternImage(InternImageBackbone):
         """Pool and classify the result of `forward_features`.
 
         Args:
-            features: Map of shape ``(N, num_features, h, w)``.
+            features: Feature map of shape ``(N, num_features, h, w)``.
             pre_logits: Stop before the last linear layer.
 
         Returns:
@@ -208,35 +182,35 @@ class InternImage(InternImageBackbone):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> Any:
-        """Compute the maps of several stages (timm contract).
+        """Compute the feature maps of several stages (timm contract).
 
         Args:
             x: Normalised images of shape ``(N, 3, H, W)``.
             indices: Last ``n`` stages if an int, all if ``None``, else these.
-            norm: Without effect; the maps are already as the stages give them.
-            stop_early: Do not compute stages after the last one asked for.
+            norm: Without effect; there is no norm outside the stages.
+            stop_early: Do not compute stages after the last requested one.
             output_fmt: Only ``"NCHW"``.
             intermediates_only: Return the list alone.
 
         Returns:
-            Maps ``(N, C_i, H_i, W_i)``; preceded by the result of `forward_features` unless
+            Feature maps ``(N, C_i, H_i, W_i)``; preceded by the result of `forward_features` unless
             ``intermediates_only``.
 
         Raises:
-            UserError: If another output format is asked for.
+            UserError: If ``output_fmt`` is another one.
         """
         if output_fmt != "NCHW":
             raise UserError(
-                f"InternImage returns maps as NCHW only, got output_fmt={output_fmt!r}."
+                f"InternImage returns feature maps as NCHW only, got output_fmt={output_fmt!r}."
             )
         take, last = feature_take_indices(len(self.levels), indices)
-        only_maps = stop_early or intermediates_only
-        maps = self.forward_stages(x, last if only_maps else None)
-        intermediates = [maps[i] for i in take]
+        can_stop = stop_early or intermediates_only
+        features = self.forward_stages(x, last if can_stop else None)
+        intermediates = [features[i] for i in take]
         if intermediates_only:
             return intermediates
-        complete = len(maps) == len(self.depths)
-        return self._merge(maps) if complete else maps[-1], intermediates
+        is_complete = len(features) == len(self.depths)
+        return self._merge(features) if is_complete else features[-1], intermediates
 
     def export_graphs(self) -> list[Graph]:
         """The classifier as one file, see `src.models.graphs`."""
@@ -249,7 +223,7 @@ class InternImage(InternImageBackbone):
         prune_norm: bool = False,
         prune_head: bool = True,
     ) -> list[int]:
-        """Drop the stages after the last one asked for, and the head (timm contract).
+        """Drop the stages after the last requested one, and the head (timm contract).
 
         Args:
             indices: Last ``n`` stages if an int, else these.
@@ -257,7 +231,7 @@ class InternImage(InternImageBackbone):
             prune_head: Drop the head.
 
         Returns:
-            The indices of the maps that stay available.
+            The indices of the feature maps that stay available.
         """
         take, last = feature_take_indices(len(self.levels), indices)
         self.levels = self.levels[: last + 1]
@@ -267,7 +241,7 @@ class InternImage(InternImageBackbone):
             self.reset_classifier(0)
         return take
 
-    def forward(self, image: Tensor) -> Tensor:  # type: ignore[override]  # logits, not maps
+    def forward(self, image: Tensor) -> Tensor:  # type: ignore[override]  # logits, not features
         """Images ``(N, 3, H, W)`` to logits ``(N, num_classes)``."""
         return self.forward_head(self.forward_features(image))
 
@@ -299,15 +273,16 @@ class InternImage(InternImageBackbone):
         """Load an official checkpoint file (called by timm for ``pretrained=True``)."""
         load_official(self, path)
 
-    def _merge(self, maps: list[Tensor]) -> Tensor:
+    def _merge(self, features: list[Tensor]) -> Tensor:
         if self.dcnv3_head_x4 is None or self.dcnv3_head_x3 is None:
-            return maps[-1]
-        coarse = F.pixel_shuffle(self.dcnv3_head_x4(maps[-1]), 2)
-        fine: Tensor = self.dcnv3_head_x3(maps[-2])
+            return features[-1]
+        coarse = F.pixel_shuffle(self.dcnv3_head_x4(features[-1]), 2)
+        fine: Tensor = self.dcnv3_head_x3(features[-2])
         if coarse.shape != fine.shape:
             raise UserError(
                 f"The CLIP-projector head of InternImage-H and -G needs an image whose last two "
-                f"maps differ by exactly a factor of 2, but they are {tuple(maps[-2].shape[2:])} "
-                f"and {tuple(maps[-1].shape[2:])}; use sides that are multiples of 32."
+                f"feature maps differ by exactly a factor of 2, but they are "
+                f"{tuple(features[-2].shape[2:])} and {tuple(features[-1].shape[2:])}; use sides "
+                f"that are multiples of 32."
             )
         return coarse + fine

@@ -1,12 +1,12 @@
-"""CB-InternImage: two InternImages, the second helped by all maps of the first.
+"""CBNet backbone: a lead InternImage that fuses the features of an assisting one.
 
 Source: Liang et al., "CBNet: A Composite Backbone Network Architecture for Object Detection", TIP
 2022 (arXiv 2107.00420), dense higher-level composition; details and parameter names are those of
 the official CB-InternImage-H.
 
-Before stage ``i`` of the second, ``x = x + gamma_i * sum of resized(linear_ij(first_j))`` over the
-stages ``j >= i`` of the first (``linear_ii`` is the identity). The scale ``gamma_i`` starts at 0
-and counts rounded to half precision, as officially, since released weights were trained so.
+Before stage ``i`` of the lead, ``x = x + gamma_i * sum of resized(linear_ij(assist_j))`` over the
+stages ``j >= i`` of the assisting backbone (``linear_ii`` is the identity). The scale ``gamma_i``
+is 0 initially and rounded to half precision in the forward pass, to match the released weights.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from src.models.internimage.backbone import InternImageBackbone
 
 
 class CBInternImageBackbone(nn.Module):
-    """Two backbones of one kind; the second has no stem and starts from the first's.
+    """Two backbones of one architecture; the lead has no stem and uses that of the assisting one.
 
     Args:
         backbone: Makes one backbone; its ``out_indices`` are the stages to return.
@@ -30,12 +30,12 @@ class CBInternImageBackbone(nn.Module):
 
     def __init__(self, backbone: Callable[[], InternImageBackbone] = InternImageBackbone) -> None:
         super().__init__()
-        first, second = backbone(), backbone()
-        del second.patch_embed
-        widths = first.stage_channels
+        assist, lead = backbone(), backbone()
+        del lead.patch_embed
+        widths = assist.stage_channels
         for i, width in enumerate(widths):
-            second.register_parameter(f"gamma{i}", nn.Parameter(torch.empty(width)))
-        self.cb_modules = nn.ModuleList([first, second])
+            lead.register_parameter(f"gamma{i}", nn.Parameter(torch.empty(width)))
+        self.cb_modules = nn.ModuleList([assist, lead])
         self.cb_linears = nn.ModuleList(
             nn.ModuleList(
                 nn.Identity() if j == i else nn.Conv2d(widths[j], widths[i], 1)
@@ -43,53 +43,53 @@ class CBInternImageBackbone(nn.Module):
             )
             for i in range(len(widths))
         )
-        self.depths = first.depths
-        self.out_channels = [widths[i] for i in first.out_indices]
+        self.depths = assist.depths
+        self.out_channels = [widths[i] for i in assist.out_indices]
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Zero the scales, so that the second backbone starts on its own."""
+        """Zero the scales, so that the lead backbone initially ignores the assisting one."""
         for parameter in self.cb_modules[1].parameters(recurse=False):
             nn.init.zeros_(parameter)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Switch recomputation of the blocks in the backward pass on or off."""
+        """Switch activation checkpointing of the blocks on or off."""
         for module in self.cb_modules:
             cast("InternImageBackbone", module).set_grad_checkpointing(enable)
 
     def forward(self, image: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Compute the maps of both backbones.
+        """Compute the feature maps of both backbones.
 
         Args:
             image: Normalised images ``(N, 3, H, W)``.
 
         Returns:
-            For each backbone its maps ``(N, C_i, H_i, W_i)``.
+            Feature maps ``(N, C_i, H_i, W_i)`` of the assisting and of the lead backbone.
         """
-        first, second = cast("tuple[InternImageBackbone, InternImageBackbone]", self.cb_modules)
-        stem = first.pos_drop(first.patch_embed(image))  # (N, H, W, C)
-        x, maps = stem, []
-        for stage in first.levels:
+        assist, lead = cast("tuple[InternImageBackbone, InternImageBackbone]", self.cb_modules)
+        stem = assist.pos_drop(assist.patch_embed(image))  # (N, H, W, C)
+        x, assist_features = stem, []
+        for stage in assist.levels:
             out, x = stage(x)
-            maps.append(out.permute(0, 3, 1, 2))  # (N, C, H, W)
-        x, composed = stem, []
-        for i, stage in enumerate(second.levels):
-            gamma = getattr(second, f"gamma{i}")
-            help_ = self._compose(i, maps).permute(0, 2, 3, 1)  # (N, H, W, C)
-            out, x = stage(x + _half(gamma) * help_)
-            composed.append(out.permute(0, 3, 1, 2))  # (N, C, H, W)
-        indices = first.out_indices
-        return [maps[i] for i in indices], [composed[i] for i in indices]
+            assist_features.append(out.permute(0, 3, 1, 2))  # (N, C, H, W)
+        x, lead_features = stem, []
+        for i, stage in enumerate(lead.levels):
+            gamma = getattr(lead, f"gamma{i}")
+            fused = self._fuse(i, assist_features).permute(0, 2, 3, 1)  # (N, H, W, C)
+            out, x = stage(x + _half(gamma) * fused)
+            lead_features.append(out.permute(0, 3, 1, 2))  # (N, C, H, W)
+        indices = assist.out_indices
+        return [assist_features[i] for i in indices], [lead_features[i] for i in indices]
 
-    def _compose(self, i: int, maps: list[Tensor]) -> Tensor:
-        """Maps of the stages from ``i`` on at the width and size of stage ``i``."""
-        total, size = maps[i], maps[i].shape[2:]
+    def _fuse(self, i: int, features: list[Tensor]) -> Tensor:
+        """Sum of the features of the stages from ``i`` on, at the width and size of stage ``i``."""
+        total, size = features[i], features[i].shape[2:]
         linears = list(cast("nn.ModuleList", self.cb_linears[i]))
-        for linear, level in zip(linears[1:], maps[i + 1 :], strict=True):
+        for linear, level in zip(linears[1:], features[i + 1 :], strict=True):
             total = total + F.interpolate(linear(level), size=size, mode="nearest")
         return total
 
 
 def _half(gamma: Tensor) -> Tensor:
-    """Round the value to half precision but not the gradient, which could vanish there."""
+    """Round the value to half precision, but not the gradient, which could underflow."""
     return gamma + (gamma.half().to(gamma.dtype) - gamma).detach()

@@ -14,12 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from src.errors import UserError
-from src.models.internimage.layers import XavierLinear, ZeroLinear, conv_nhwc, layer_norm
+from src.models.internimage.layers import conv_nhwc, layer_norm
+from src.models.internimage.mixer import SpatialMixer
+from src.models.layers.linear import Linear
 from src.models.weights.match import Match
 from src.ops import dcnv3
 
 
-class DCNv3(nn.Module):
+class DCNv3(SpatialMixer):
     """Deformable convolution v3 with its projections (paper, equation 2 and figure 3).
 
     The values come from ``input_proj(x)``; offsets, mask logits and the optional centre scale come
@@ -29,7 +31,7 @@ class DCNv3(nn.Module):
     these two submodules therefore never fire, and training keeps the concatenated copy.
 
     Args:
-        channels: Width ``C`` of the map, a multiple of ``groups``.
+        channels: Width ``C`` of the feature map, a multiple of ``groups``.
         groups: Number of groups ``G`` with their own offsets and mask.
         kernel_size: Odd side of the sampling grid.
         dw_kernel_size: Odd side of the depthwise convolution; ``None`` means ``kernel_size``.
@@ -72,10 +74,11 @@ class DCNv3(nn.Module):
         )
         self.dw_norm = layer_norm(channels)
         self.act = nn.GELU()
-        self.offset = ZeroLinear(channels, groups * self.num_points * 2)
-        self.mask = ZeroLinear(channels, groups * self.num_points)
-        self.input_proj = XavierLinear(channels, channels)
-        self.output_proj = XavierLinear(channels, channels)
+        # Zero offsets and mask logits: at first every layer averages over a regular grid.
+        self.offset = Linear(channels, groups * self.num_points * 2, init="zeros")
+        self.mask = Linear(channels, groups * self.num_points, init="zeros")
+        self.input_proj = Linear(channels, channels, init="xavier")
+        self.output_proj = Linear(channels, channels, init="xavier")
         self.center_feature_scale_proj_weight: nn.Parameter | None = None
         self.center_feature_scale_proj_bias: nn.Parameter | None = None
         if center_feature_scale:
@@ -84,7 +87,7 @@ class DCNv3(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Zero the gate, so that it starts at one half; the submodules reset themselves."""
+        """Zero the gate logits, so the initial gate is one half; submodules reset themselves."""
         for parameter in self.parameters(recurse=False):
             nn.init.zeros_(parameter)
 

@@ -12,7 +12,8 @@ from timm.layers.adaptive_avgmax_pool import SelectAdaptivePool2d
 from torch import Tensor, nn
 
 from src.errors import UserError
-from src.models.internimage.layers import Linear, layer_norm
+from src.models.internimage.layers import layer_norm
+from src.models.layers.linear import Linear
 
 CLIP_WIDTH = 1024
 PROJECTED_WIDTH = 768
@@ -53,7 +54,7 @@ class ConvHead(nn.Module):
 
 
 def pooling(global_pool: str) -> nn.Module:
-    """Global pooling by timm's name, ``(N, C, h, w) -> (N, C)``; ``""`` passes the map through.
+    """Global pooling by timm's name, ``(N, C, h, w) -> (N, C)``; ``""`` returns the feature map.
 
     Raises:
         UserError: If there is no such pooling.
@@ -94,13 +95,13 @@ class AttentionPool(nn.Module):
     def __init__(self, channels: int, out_channels: int) -> None:
         super().__init__()
         self.num_heads = channels // HEAD_WIDTH
-        self.q = Linear(channels, channels, bias=False)
-        self.k = Linear(channels, channels, bias=False)
-        self.v = Linear(channels, channels, bias=False)
+        self.q = Linear(channels, channels, init="trunc_normal", bias=False)
+        self.k = Linear(channels, channels, init="trunc_normal", bias=False)
+        self.v = Linear(channels, channels, init="trunc_normal", bias=False)
         self.q_bias = nn.Parameter(torch.empty(channels))
         self.k_bias = nn.Parameter(torch.empty(channels))
         self.v_bias = nn.Parameter(torch.empty(channels))
-        self.proj = Linear(channels, out_channels)
+        self.proj = Linear(channels, out_channels, init="trunc_normal")
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -78,7 +78,7 @@ def _create(variant: str, pretrained: bool, kwargs: dict[str, Any]) -> InternIma
 
 @register_model
 def internimage_nano(pretrained: bool = False, **kwargs: Any) -> InternImage:
-    """InternImage-nano (ours): under 5 M parameters, for laptops and tests."""
+    """InternImage-nano: under 5 M parameters, for laptops and tests; no published weights."""
     return _create("internimage_nano", pretrained, kwargs)
 
 

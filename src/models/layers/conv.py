@@ -1,85 +1,58 @@
-"""Convolutions and linear layers of the heads, each with the start values of the official one.
+"""Convolutions of the necks and heads, with the initial values of the official code.
 
-Start values live in ``reset_parameters`` of the layer that owns the weights, so a network made on
-the meta device gets the same start after ``to_empty`` as one made on a real device. Biases start
-at 0.
+Biases are zero initially. Why initialisation lives in ``reset_parameters``: see ``linear.py``.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, cast
+from typing import ClassVar, cast
 
 from torch import Tensor, nn
 
+from src.models.layers.linear import Init, Linear, init_layer
 from src.models.weights.match import Match
-
-Start = Literal["kaiming", "xavier", "lecun"] | float
-"""Kaiming normal for ReLU (fan out), Xavier uniform, LeCun uniform, or the std of a normal."""
-
-
-def set_start(layer: nn.Conv2d | nn.ConvTranspose2d | nn.Linear, start: Start) -> None:
-    """Fill weight and bias of a layer with its start values."""
-    if start == "kaiming":
-        nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-    elif start == "xavier":
-        nn.init.xavier_uniform_(layer.weight)
-    elif start == "lecun":
-        nn.init.kaiming_uniform_(layer.weight, a=1.0)
-    else:
-        nn.init.normal_(layer.weight, std=start)
-    if layer.bias is not None:
-        nn.init.zeros_(layer.bias)
 
 
 class Conv2d(nn.Conv2d):
-    """Convolution of stride 1 that keeps the size of the map and starts as asked.
+    """Convolution of stride 1 that keeps the size of the feature map.
 
     Args:
         in_channels: Input width.
         out_channels: Output width.
         kernel_size: Odd side of the kernel.
-        start: Start values.
+        init: Initial weights.
         bias: Whether to add a bias.
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: int, start: Start, bias: bool = True
+        self, in_channels: int, out_channels: int, kernel_size: int, init: Init, bias: bool = True
     ) -> None:
-        self.start = start
+        self.init = init
         super().__init__(
             in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=bias
         )
 
     def reset_parameters(self) -> None:
-        """Set the start values."""
-        set_start(self, self.start)
+        """Set the initial values."""
+        init_layer(self, self.init)
 
 
 class Upsample2x(nn.ConvTranspose2d):
-    """Transposed 2x2 convolution of stride 2: twice the side, Kaiming start."""
+    """Transposed 2x2 convolution of stride 2, which doubles both sides; Kaiming initialisation."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(in_channels, out_channels, 2, stride=2)
 
     def reset_parameters(self) -> None:
-        """Set the start values."""
-        set_start(self, "kaiming")
-
-
-class Linear(nn.Linear):
-    """Linear layer that starts as asked."""
-
-    def __init__(self, in_features: int, out_features: int, start: Start) -> None:
-        self.start = start
-        super().__init__(in_features, out_features)
-
-    def reset_parameters(self) -> None:
-        """Set the start values."""
-        set_start(self, self.start)
+        """Set the initial values."""
+        init_layer(self, "kaiming")
 
 
 class ClassOutput:
-    """A layer whose outputs belong to classes: weights for other classes do not fit it."""
+    """Mixin of layers with one or more outputs per class.
+
+    Weights for another number of classes do not fit such a layer; it then keeps its initial values.
+    """
 
     counted: ClassVar[str] = "class outputs"
     """What the rows of the weight are called in messages."""
@@ -101,7 +74,9 @@ class ClassOutput:
 
 
 class ClassConv2d(ClassOutput, Conv2d):
-    """Convolution to one map per class."""
+    """Convolution to one score map per class."""
+
+    counted: ClassVar[str] = "classes"
 
 
 class ClassLinear(ClassOutput, Linear):
@@ -117,7 +92,7 @@ class ConvUnit(nn.Module):
         in_channels: Input width.
         out_channels: Output width.
         kernel_size: Odd side of the kernel.
-        start: Start values of the convolution.
+        init: Initial weights of the convolution.
         norm: Whether to normalise over the batch.
         relu: Whether to end with a ReLU.
     """
@@ -128,12 +103,12 @@ class ConvUnit(nn.Module):
         out_channels: int,
         kernel_size: int,
         *,
-        start: Start = "kaiming",
+        init: Init = "kaiming",
         norm: bool = False,
         relu: bool = True,
     ) -> None:
         super().__init__()
-        self.conv = Conv2d(in_channels, out_channels, kernel_size, start, bias=not norm)
+        self.conv = Conv2d(in_channels, out_channels, kernel_size, init, bias=not norm)
         self.bn = nn.BatchNorm2d(out_channels) if norm else None
         self.act = nn.ReLU(inplace=True) if relu else nn.Identity()
 

@@ -1,8 +1,8 @@
 """Multi-scale deformable attention with its projections, as DINO and Mask2Former use it.
 
 Source: Zhu et al., "Deformable DETR", ICLR 2021 (arXiv 2010.04159), section 4; parameter names and
-start values are the official ones (offsets start as a star around the reference, one ray per head).
-No residual, no norm and no dropout: those belong to the layer around it.
+initial values are those of the official code: the sampling locations form a star around the
+reference point, one ray per head. Residual, norm and dropout belong to the layer around it.
 """
 
 from __future__ import annotations
@@ -16,18 +16,17 @@ from torch import Tensor, nn
 from src.errors import UserError
 from src.models.layers.transformer import width_and_height
 from src.ops import ms_deform_attn
-
-Shape = tuple[int, int]
+from src.types import Size
 
 
 class MultiScaleDeformableAttention(nn.Module):
-    """Every query looks at a few places of every level.
+    """Every query attends to a few sampling locations on every level.
 
     Args:
-        channels: Width ``C`` of queries and maps, a multiple of ``heads``.
+        channels: Width ``C`` of queries and feature maps, a multiple of ``heads``.
         heads: Attention heads.
-        levels: Maps.
-        points: Places per head and level.
+        levels: Number of feature maps.
+        points: Sampling locations per head and level.
 
     Raises:
         UserError: If ``channels`` is no multiple of ``heads``.
@@ -43,15 +42,15 @@ class MultiScaleDeformableAttention(nn.Module):
                 f"channels={channels} and heads={heads}."
             )
         self.channels, self.heads, self.levels, self.points = channels, heads, levels, points
-        places = heads * levels * points
-        self.sampling_offsets = nn.Linear(channels, places * 2)
-        self.attention_weights = nn.Linear(channels, places)
+        locations = heads * levels * points
+        self.sampling_offsets = nn.Linear(channels, locations * 2)
+        self.attention_weights = nn.Linear(channels, locations)
         self.value_proj = nn.Linear(channels, channels)
         self.output_proj = nn.Linear(channels, channels)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Set the start values of the projections."""
+        """Set the initial values of the projections."""
         nn.init.zeros_(self.sampling_offsets.weight)
         with torch.no_grad():
             self.sampling_offsets.bias.copy_(self._star().to(self.sampling_offsets.bias))
@@ -62,7 +61,7 @@ class MultiScaleDeformableAttention(nn.Module):
             nn.init.zeros_(projection.bias)
 
     def _star(self) -> Tensor:
-        """Head ``h`` looks ``1, 2, ..`` pixels far along its own direction."""
+        """Initial offsets: head ``h`` samples ``1, 2, ...`` pixels along its own direction."""
         angles = [2 * math.pi * head / self.heads for head in range(self.heads)]
         rays = [(math.cos(angle), math.sin(angle)) for angle in angles]
         lengths = [max(abs(x), abs(y)) for x, y in rays]
@@ -79,7 +78,7 @@ class MultiScaleDeformableAttention(nn.Module):
         query: Tensor,
         references: Tensor,
         value: Tensor,
-        spatial_shapes: Sequence[Shape],
+        spatial_shapes: Sequence[Size],
         padding: Tensor | None = None,
     ) -> Tensor:
         """Attend.
@@ -87,10 +86,10 @@ class MultiScaleDeformableAttention(nn.Module):
         Args:
             query: ``(N, Q, C)``, positions included.
             references: Where each query is on each level, in [0, 1]: points ``(N, Q, levels, 2)``
-                as ``(x, y)`` or boxes ``(N, Q, levels, 4)`` as centre and size. Offsets are pixels
-                of the level around points, and fractions of half a box, over ``points``, around
-                boxes.
-            value: Maps of all levels, flattened, ``(N, S, C)``.
+                as ``(x, y)`` or boxes ``(N, Q, levels, 4)`` as centre and size. Offsets are in
+                pixels of the level from a point, and in units of half the box over ``points``
+                from the centre of a box.
+            value: Feature maps of all levels, flattened, ``(N, S, C)``.
             spatial_shapes: Height and width of each level.
             padding: True where a pixel is padding and counts as zero, ``(N, S)``.
 
@@ -113,9 +112,9 @@ class MultiScaleDeformableAttention(nn.Module):
         return out
 
     def _locations(
-        self, query: Tensor, references: Tensor, spatial_shapes: Sequence[Shape]
+        self, query: Tensor, references: Tensor, spatial_shapes: Sequence[Size]
     ) -> Tensor:
-        """Places ``(N, Q, heads, levels, points, 2)``, at least float32."""
+        """Sampling locations ``(N, Q, heads, levels, points, 2)`` in [0, 1], float32 or wider."""
         offsets = self.sampling_offsets(query)
         offsets = offsets.to(torch.promote_types(offsets.dtype, references.dtype))
         offsets = offsets.view(*query.shape[:2], self.heads, self.levels, self.points, 2)
@@ -127,5 +126,5 @@ class MultiScaleDeformableAttention(nn.Module):
 
 
 def _wider(weights: Tensor, values: Tensor) -> torch.dtype:
-    """Dtype of weights beside values: softmax gives float32 under autocast on a GPU."""
+    """Dtype for the attention weights: autocast on a GPU returns float32 from softmax."""
     return weights.dtype if weights.dtype == torch.float32 else values.dtype

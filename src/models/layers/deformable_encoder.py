@@ -1,8 +1,8 @@
-"""Encoder over the pixels of several maps, as DINO and Mask2Former use it.
+"""Deformable encoder over the pixels of several feature maps, as in DINO and Mask2Former.
 
 Source: Zhu et al., "Deformable DETR", ICLR 2021 (arXiv 2010.04159), section 4.1; order of
 operations and constants of the official InternImage models (mmdet 2.28). Norms follow each
-residual; there is no dropout. Positions and references are made by who calls it.
+residual; there is no dropout. Positions and reference points are given by the caller.
 """
 
 from __future__ import annotations
@@ -13,26 +13,26 @@ from typing import ClassVar, NamedTuple
 from torch import Tensor, nn
 
 from src.models.layers.deformable_attention import MultiScaleDeformableAttention
+from src.models.layers.linear import Xavier
 from src.models.layers.transformer import (
     FEED_FORWARD_RENAMES,
     FeedForward,
     SplitFeedForward,
-    Spread,
 )
 from src.models.weights.match import Renames
 from src.types import Size
 
 
 class LayerSizes(NamedTuple):
-    """Sizes and start of a layer.
+    """Sizes and initialisation of a layer.
 
     Attributes:
         channels: Width ``C`` of the tokens.
         heads: Attention heads.
-        levels: Maps.
-        points: Places that a head looks at on each map.
+        levels: Number of feature maps.
+        points: Sampling locations per head and feature map.
         hidden_channels: Width inside the feed-forward layer.
-        spread: Distribution of the start values.
+        xavier: Distribution of the initial weights.
         ffn_parts: Number of parts that the feed-forward layer is stored in; 1 is the usual layer.
     """
 
@@ -41,22 +41,22 @@ class LayerSizes(NamedTuple):
     levels: int
     points: int
     hidden_channels: int
-    spread: Spread = "normal"
+    xavier: Xavier = "normal"
     ffn_parts: int = 1
 
     def make_ffn(self) -> nn.Module:
         """The feed-forward layer."""
         if self.ffn_parts == 1:
-            return FeedForward(self.channels, self.hidden_channels, self.spread)
-        return SplitFeedForward(self.channels, self.hidden_channels, self.ffn_parts, self.spread)
+            return FeedForward(self.channels, self.hidden_channels, self.xavier)
+        return SplitFeedForward(self.channels, self.hidden_channels, self.ffn_parts, self.xavier)
 
     def make_attention(self) -> MultiScaleDeformableAttention:
-        """The attention over maps."""
+        """The attention over the feature maps."""
         return MultiScaleDeformableAttention(self.channels, self.heads, self.levels, self.points)
 
 
 class EncoderLayer(nn.Module):
-    """Deformable self-attention over all maps, then a feed-forward layer, each with its norm.
+    """Deformable self-attention over all feature maps and a feed-forward layer, each with a norm.
 
     Args:
         layer: Sizes of the layer.
@@ -81,13 +81,13 @@ class EncoderLayer(nn.Module):
         sizes: Sequence[Size],
         padding: Tensor | None = None,
     ) -> Tensor:
-        """One step.
+        """Update the tokens.
 
         Args:
-            tokens: All pixels of all maps, ``(N, S, C)``.
-            positions: Encoding of each pixel's place, ``(N, S, C)`` or ``(S, C)``.
-            references: Place of each pixel on each map, ``(N, S, levels, 2)``.
-            sizes: Height and width of each map.
+            tokens: All pixels of all feature maps, ``(N, S, C)``.
+            positions: Encoding of each pixel's position, ``(N, S, C)`` or ``(S, C)``.
+            references: Position of each pixel on each feature map, ``(N, S, levels, 2)``.
+            sizes: Height and width of each feature map.
             padding: True where a pixel is padding, ``(N, S)``; ``None`` is nowhere.
 
         Returns:

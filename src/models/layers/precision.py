@@ -1,4 +1,4 @@
-"""Which results keep 32 bits where training computes with 16."""
+"""Results that stay float32 under mixed precision."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from torch import Tensor
 
 
 def full_precision(x: Tensor) -> Tensor:
-    """Widen 16-bit values to float32: losses, box arithmetic and final scores need it."""
+    """Cast 16-bit values to float32, which losses, box arithmetic and final scores need."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

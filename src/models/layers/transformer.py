@@ -2,29 +2,26 @@
 
 Sources: Vaswani et al., "Attention Is All You Need", NeurIPS 2017 (arXiv 1706.03762); positions in
 two dimensions as in Carion et al., "End-to-End Object Detection with Transformers", ECCV 2020
-(arXiv 2005.12872). Start values and constants are those of the official InternImage models.
+(arXiv 2005.12872). Initial values and constants are those of the official InternImage models.
 
 Tokens are batch first, ``(N, T, C)``. Residuals and norms belong to the layer around these parts;
-attention at learned places of several maps is in ``deformable_attention.py``.
+attention at learned sampling locations is in ``deformable_attention.py``.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from src.errors import UserError
+from src.models.layers.linear import XAVIER, Xavier, XavierLinear
 from src.models.weights.match import Renames
+from src.types import Size
 
 POSITION_EPS = 1e-6
-Spread = Literal["normal", "uniform"]
-"""Xavier's distribution that weights start from: Mask2Former's is normal, DINO's uniform."""
-XAVIER = {"normal": nn.init.xavier_normal_, "uniform": nn.init.xavier_uniform_}
-
 
 FEED_FORWARD_RENAMES: Renames = (
     (r"^ffn\.fc1\.(\d+)\.", r"ffns.0.fc1_\1."),
@@ -33,7 +30,7 @@ FEED_FORWARD_RENAMES: Renames = (
     (r"^ffn\.fc1\.", "ffns.0.layers.0.0."),
     (r"^ffn\.fc2\.", "ffns.0.layers.1."),
 )
-"""Names of `FeedForward` and `SplitFeedForward`, as ``ffn`` of a layer, in released weights."""
+"""Names in released weights of `FeedForward` and `SplitFeedForward`, the ``ffn`` of a layer."""
 
 
 def sine_encoding(position: Tensor, channels: int, temperature: float = 10000.0) -> Tensor:
@@ -52,20 +49,20 @@ def sine_encoding(position: Tensor, channels: int, temperature: float = 10000.0)
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2)
 
 
-def map_positions(size: tuple[int, int], channels: int, like: Tensor) -> Tensor:
-    """Sine encoding of every pixel of a map, first its row, then its column.
+def sine_positions(size: Size, channels: int, like: Tensor) -> Tensor:
+    """Sine encoding of every pixel of a feature map, first its row, then its column.
 
     Pixels are counted from 1 and scaled so that the last one is at ``2 pi``.
 
     Args:
-        size: Height and width of the map.
+        size: Height and width of the feature map.
         channels: Width of the result, a multiple of 4.
-        like: Tensor whose device and dtype the result gets.
+        like: Tensor that gives device and dtype of the result.
 
     Returns:
         Shape ``(height * width, channels)``, pixels row by row.
     """
-    # Sixteen bits cannot hold the angles of neighbouring pixels of a large map apart.
+    # In 16 bits, neighbouring pixels of a large feature map would have the same angle.
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
     height, width = size
     rows, columns = (
@@ -85,32 +82,10 @@ def map_positions(size: tuple[int, int], channels: int, like: Tensor) -> Tensor:
     return encoded.flatten(0, 1).to(like.dtype)
 
 
-def width_and_height(size: tuple[int, int], like: Tensor) -> Tensor:
-    """``(2,)``, dtype and device of ``like``; sizes stay free where a graph is recorded."""
+def width_and_height(size: Size, like: Tensor) -> Tensor:
+    """Tensor ``(2,)`` on the device of ``like``; sizes stay dynamic in an exported graph."""
     height, width = size
     return torch.stack([like.new_full((), side) for side in (width, height)])
-
-
-class XavierLinear(nn.Linear):
-    """Linear layer that starts from one of Xavier's distributions.
-
-    Args:
-        in_features: Input width.
-        out_features: Output width.
-        spread: The distribution.
-        bias: Whether to add a bias.
-    """
-
-    def __init__(
-        self, in_features: int, out_features: int, spread: Spread = "normal", bias: bool = True
-    ) -> None:
-        self.spread = spread
-        super().__init__(in_features, out_features, bias)
-
-    def reset_parameters(self) -> None:
-        """Set the start values; the bias has PyTorch's own."""
-        super().reset_parameters()
-        XAVIER[self.spread](self.weight)
 
 
 class FeedForward(nn.Module):
@@ -119,13 +94,13 @@ class FeedForward(nn.Module):
     Args:
         channels: Input and output width.
         hidden_channels: Width between the two layers.
-        spread: Distribution of the start values.
+        xavier: Distribution of the initial weights.
     """
 
-    def __init__(self, channels: int, hidden_channels: int, spread: Spread = "normal") -> None:
+    def __init__(self, channels: int, hidden_channels: int, xavier: Xavier = "normal") -> None:
         super().__init__()
-        self.fc1 = XavierLinear(channels, hidden_channels, spread)
-        self.fc2 = XavierLinear(hidden_channels, channels, spread)
+        self.fc1 = XavierLinear(channels, hidden_channels, xavier)
+        self.fc2 = XavierLinear(hidden_channels, channels, xavier)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(..., C) -> (..., C)``."""
@@ -136,20 +111,20 @@ class FeedForward(nn.Module):
 class SplitFeedForward(nn.Module):
     """The same function as `FeedForward`, computed and stored in parts of the hidden width.
 
-    The officially released InternImage-G detector has this layout (to shard it).
+    The released InternImage-G detector has this layout, so that the layer can be sharded.
 
     Args:
         channels: Input and output width.
         hidden_channels: Width between the two layers, a multiple of ``parts``.
         parts: Number of parts.
-        spread: Distribution of the start values.
+        xavier: Distribution of the initial weights.
 
     Raises:
         UserError: If ``hidden_channels`` is no multiple of ``parts``.
     """
 
     def __init__(
-        self, channels: int, hidden_channels: int, parts: int, spread: Spread = "normal"
+        self, channels: int, hidden_channels: int, parts: int, xavier: Xavier = "normal"
     ) -> None:
         super().__init__()
         if parts < 1 or hidden_channels % parts:
@@ -158,15 +133,15 @@ class SplitFeedForward(nn.Module):
                 f"{hidden_channels} and {parts}."
             )
         width = hidden_channels // parts
-        self.fc1 = nn.ModuleList(XavierLinear(channels, width, spread) for _ in range(parts))
+        self.fc1 = nn.ModuleList(XavierLinear(channels, width, xavier) for _ in range(parts))
         self.fc2 = nn.ModuleList(
-            XavierLinear(width, channels, spread, bias=False) for _ in range(parts)
+            XavierLinear(width, channels, xavier, bias=False) for _ in range(parts)
         )
         self.fc2_bias = nn.Parameter(torch.empty(channels))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Zero the common bias; the layers reset themselves."""
+        """Zero the bias that the parts share; the layers reset themselves."""
         nn.init.zeros_(self.fc2_bias)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -176,42 +151,42 @@ class SplitFeedForward(nn.Module):
 
 
 class MultiheadAttention(nn.Module):
-    """Multi-head attention with an optional choice of what each query may look at.
+    """Multi-head attention with an optional mask.
 
     Parameters have the names and shapes of ``torch.nn.MultiheadAttention``, which checkpoints use;
-    unlike there, one mask serves all heads without being copied.
+    unlike there, one mask is broadcast over all heads without a copy.
 
     Args:
         channels: Width ``C``, a multiple of ``heads``.
         heads: Attention heads.
-        spread: Distribution of the start values.
+        xavier: Distribution of the initial weights.
 
     Raises:
         UserError: If ``channels`` is no multiple of ``heads``.
     """
 
-    def __init__(self, channels: int, heads: int, spread: Spread = "normal") -> None:
+    def __init__(self, channels: int, heads: int, xavier: Xavier = "normal") -> None:
         super().__init__()
         if channels < 1 or heads < 1 or channels % heads:
             raise UserError(
                 "Attention needs channels to be a multiple of heads, got "
                 f"channels={channels} and heads={heads}."
             )
-        self.heads, self.spread = heads, spread
+        self.heads, self.xavier = heads, xavier
         self.in_proj_weight = nn.Parameter(torch.empty(3 * channels, channels))
         self.in_proj_bias = nn.Parameter(torch.empty(3 * channels))
-        self.out_proj = XavierLinear(channels, channels, spread)
+        self.out_proj = XavierLinear(channels, channels, xavier)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Set the start values of all projections."""
-        XAVIER[self.spread](self.in_proj_weight)
+        """Set the initial values of all projections."""
+        XAVIER[self.xavier](self.in_proj_weight)
         nn.init.zeros_(self.in_proj_bias)
         self.out_proj.reset_parameters()
         nn.init.zeros_(self.out_proj.bias)
 
     def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None = None
+        self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None
     ) -> Tensor:
         """Attend.
 
@@ -219,8 +194,8 @@ class MultiheadAttention(nn.Module):
             query: ``(N, Q, C)``, positions included.
             key: ``(N, S, C)``, positions included.
             value: ``(N, S, C)``.
-            visible: True where a query may look, ``(N, Q, S)``, in each row at least once; default
-                is everywhere.
+            attn_mask: True where a query attends to a key, ``(N, Q, S)``, in each row at least
+                once; default is everywhere.
 
         Returns:
             ``(N, Q, C)``.
@@ -230,7 +205,7 @@ class MultiheadAttention(nn.Module):
             F.linear(x, weight, bias).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for x, weight, bias in zip((query, key, value), weights, biases, strict=True)
         )  # (N, heads, tokens, C / heads)
-        mask = None if visible is None else visible[:, None]
+        mask = None if attn_mask is None else attn_mask[:, None]
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         out: Tensor = self.out_proj(attended.transpose(1, 2).flatten(2))
         return out

@@ -1,8 +1,8 @@
-"""Channel mapper: every map to one width, and coarser maps from the last one.
+"""Channel mapper: all feature maps projected to one width, and further coarser levels.
 
 Source: the neck of Deformable DETR (Zhu et al., ICLR 2021, arXiv 2010.04159, section 4.1) as the
-official InternImage detectors use it: no bias, GroupNorm, no activation, Xavier start. Maps are not
-mixed with each other.
+official InternImage detectors use it: no bias, GroupNorm, no activation, Xavier initialisation.
+Levels are not mixed with each other.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from src.errors import UserError
 NORM_GROUPS = 32
 
 
-class MapUnit(nn.Module):
+class ConvGroupNorm(nn.Module):
     """Convolution without bias and GroupNorm; parameters ``conv.*`` and ``gn.*``.
 
     Args:
@@ -47,16 +47,16 @@ class _XavierConv2d(nn.Conv2d):
 
 
 class ChannelMapper(nn.Module):
-    """Bring maps to one width and add coarser ones.
+    """Project feature maps to one width and add coarser levels.
 
     Args:
-        in_channels: Widths of the input maps, finest first.
-        out_channels: Width of the results, a larger multiple of 32.
-        num_levels: Number of results; those beyond the inputs halve the last map (of the inputs
-            for the first one, of the results for the others).
+        in_channels: Widths of the input feature maps, finest first.
+        out_channels: Width of every output, a multiple of 32 above 32.
+        num_levels: Number of outputs; each one beyond the inputs is a strided convolution, the
+            first of the last input, the others of the output before.
 
     Raises:
-        UserError: If the width is not such a multiple.
+        UserError: If ``out_channels`` is not such a multiple.
     """
 
     def __init__(
@@ -65,27 +65,27 @@ class ChannelMapper(nn.Module):
         super().__init__()
         if out_channels % NORM_GROUPS or out_channels <= NORM_GROUPS:
             raise UserError(
-                f"The channel mapper needs channels to be a larger multiple of {NORM_GROUPS}, got "
-                f"{out_channels}."
+                f"The channel mapper needs channels to be a multiple of {NORM_GROUPS} above "
+                f"{NORM_GROUPS}, got {out_channels}."
             )
-        self.convs = nn.ModuleList(MapUnit(width, out_channels, 1) for width in in_channels)
+        self.convs = nn.ModuleList(ConvGroupNorm(width, out_channels, 1) for width in in_channels)
         widths = [in_channels[-1], *[out_channels] * num_levels]
         self.extra_convs = nn.ModuleList(
-            MapUnit(widths[i], out_channels, 3, stride=2)
+            ConvGroupNorm(widths[i], out_channels, 3, stride=2)
             for i in range(num_levels - len(in_channels))
         )
 
-    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Map the maps.
+    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """Project each feature map to ``out_channels``.
 
         Args:
-            maps: ``(N, C_i, H_i, W_i)`` for each input.
+            features: ``(N, C_i, H_i, W_i)`` for each input.
 
         Returns:
             ``(N, C, H_i, W_i)`` for each level.
         """
-        levels = [conv(x) for conv, x in zip(self.convs, maps, strict=True)]
-        last = maps[-1]
+        levels = [conv(x) for conv, x in zip(self.convs, features, strict=True)]
+        last = features[-1]
         for conv in self.extra_convs:
             last = conv(last)
             levels.append(last)

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from src.errors import UserError
-from src.models.segmentation.head import ClassConv2d, SegmentationHead, conv_norm_relu
+from src.models.layers.conv import ClassConv2d
+from src.models.segmentation.head import SegmentationHead, conv_norm_relu
 
 
 class FCNHead(SegmentationHead):
@@ -54,7 +55,7 @@ class FCNHead(SegmentationHead):
             *(conv_norm_relu(widths[i], widths[i + 1], 3) for i in range(num_convs))
         )
         self.dropout = nn.Dropout2d(dropout)
-        self.conv_seg = ClassConv2d(channels, num_classes)
+        self.conv_seg = ClassConv2d(channels, num_classes, 1, init=0.01)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """See `SegmentationHead`; logits have the size of feature map ``in_index``."""

@@ -1,15 +1,14 @@
-"""What the segmentation heads share: their interface, the layer of class scores, resizing."""
+"""What the segmentation heads share: their interface, convolutions and resizing."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from src.models.layers.conv import ClassOutput, Conv2d, ConvUnit
+from src.models.layers.conv import ConvUnit
 
 
 class SegmentationHead(nn.Module):
@@ -29,15 +28,6 @@ class SegmentationHead(nn.Module):
             Logits of shape ``(N, num_classes, H_k, W_k)`` at the size of one of the feature maps.
         """
         raise TypeError(f"{type(self).__name__} must define forward()")
-
-
-class ClassConv2d(ClassOutput, Conv2d):
-    """1x1 convolution to class scores; normal of std 0.01 and bias 0 initially."""
-
-    counted: ClassVar[str] = "classes"
-
-    def __init__(self, in_channels: int, num_classes: int) -> None:
-        super().__init__(in_channels, num_classes, 1, start=0.01)
 
 
 def conv_norm_relu(in_channels: int, out_channels: int, kernel_size: int) -> ConvUnit:

@@ -15,12 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from src.errors import UserError
-from src.models.segmentation.head import (
-    ClassConv2d,
-    SegmentationHead,
-    conv_norm_relu,
-    resize,
-)
+from src.models.layers.conv import ClassConv2d
+from src.models.segmentation.head import SegmentationHead, conv_norm_relu, resize
 from src.models.weights.match import Renames
 
 
@@ -69,7 +65,7 @@ class UPerHead(SegmentationHead):
         self.fpn_convs = nn.ModuleList(conv_norm_relu(channels, channels, 3) for _ in finer)
         self.fpn_bottleneck = conv_norm_relu(len(in_channels) * channels, channels, 3)
         self.dropout = nn.Dropout2d(dropout)
-        self.conv_seg = ClassConv2d(channels, num_classes)
+        self.conv_seg = ClassConv2d(channels, num_classes, 1, init=0.01)
 
     def pool_pyramid(self, x: Tensor) -> Tensor:
         """Pyramid pooling module: ``(N, C, h, w) -> (N, channels, h, w)``."""

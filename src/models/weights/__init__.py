@@ -3,7 +3,8 @@
 - ``load.py``: `load_official` and `to_official`.
 - ``files.py``: find, download and read released files.
 - ``fit.py``: fit the tensors of a file to a network.
-- ``names.py``: our parameter names and the official ones.
+- ``names.py``: parameter names of this project and the official ones.
+- ``match.py``: how a network takes part in loading the released weights of its family.
 """
 
 from __future__ import annotations

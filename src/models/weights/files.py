@@ -1,12 +1,10 @@
 """Find and read the files that released InternImage weights come in.
 
-Accepted are ``.pth`` files (plain, or training checkpoints with a configuration object inside),
+These are ``.pth`` files (plain, or training checkpoints with a configuration object inside),
 ``.safetensors`` files, sharded safetensors with their index, folders that hold one of these, and
 the names of published files on the Hugging Face hub.
 
-Nothing in a file is executed: ``src.serialization`` reads it.
-
-The meaning of the tensors is the business of ``weights.py``.
+Nothing in a file is executed: ``src.serialization`` reads it. ``fit.py`` interprets the tensors.
 """
 
 from __future__ import annotations
@@ -132,7 +130,7 @@ def tensors_of(
     Args:
         content: What `read` returned, or a state dict.
         source: Name of the file for messages.
-        prefer_ema: Take the averaged weights where the file has both.
+        prefer_ema: Take the EMA weights where the file has both.
 
     Returns:
         The tensors by their names in the file.
@@ -144,8 +142,8 @@ def tensors_of(
     tensors = _state_dict_in(content, order, _NESTING)
     if not tensors:
         raise UserError(
-            f"{source} holds no tensors; its entries are {_shorten(content)}. Accepted are state "
-            f"dicts, raw or under {', '.join(_CONTAINERS)} or model_ema."
+            f"{source} holds no tensors; its entries are {_shorten(content)}. Expected a state "
+            f"dict, raw or under {', '.join(_CONTAINERS)} or model_ema."
         )
     for name, tensor in tensors.items():
         kind = tensor.kind if isinstance(tensor, Odd) else odd_kind(tensor)
@@ -158,7 +156,7 @@ def tensors_of(
 
 
 def class_names_of(content: Mapping[str, Any], source: str) -> tuple[str, ...]:
-    """Names of the classes that weights tell apart, where they are written down.
+    """Names of the classes of weights, where they are saved with them.
 
     Checkpoints of a training run hold them; beside exported weights they are in ``config.json``.
 

@@ -22,7 +22,7 @@ MASKED_MODELLING = (
     (r"(^|\.)clip\.classifier_ln\.", r"\1fc_norm."),
     (r"(^|\.)clip\.classifier\.", r"\1head."),
 )
-"""Patterns on names of masked-modelling checkpoints, which hold a ``mask_token``, and our names."""
+"""Patterns on names of masked-modelling checkpoints, which hold a ``mask_token``, and new names."""
 
 
 def match_tensors(
@@ -32,7 +32,7 @@ def match_tensors(
 
     Args:
         module: The network, on a real device; not changed.
-        tensors: Tensors of the file by their names there, official or ours.
+        tensors: Tensors of the file by their names there, official or those of the network.
         source: Name of the file for messages.
         remap_22k: Use rows of a 21841-class head for 1000 classes.
 
@@ -54,15 +54,15 @@ def match_tensors(
         if isinstance(child, PretrainedBackbone)
     }
     names = official_names(module)
-    places = {ours: ours for ours in names} | {official: ours for ours, official in names.items()}
+    accepted = {name: name for name in names} | {official: name for name, official in names.items()}
     aligned = _align(tensors, backbones, source)
-    match = Match(source, {places[k]: v for k, v in aligned.items() if k in places}, remap_22k)
-    match.unused = [k for k in aligned if k not in places]
+    match = Match(source, {accepted[k]: v for k, v in aligned.items() if k in accepted}, remap_22k)
+    match.unused = [k for k in aligned if k not in accepted]
     _check_kinds(match.state, targets, source)
     for name, child in module.named_modules():
         if adapt := getattr(child, "adapt_checkpoint", None):
             adapt(f"{name}." if name else "", match)
-    official = {names[ours]: tensor for ours, tensor in targets.items()}
+    official = {names[name]: tensor for name, tensor in targets.items()}
     for prefix, backbone in backbones.items():
         _check_backbone(prefix, backbone, match, targets, official, aligned)
     _check_parts(backbones, match, targets)
@@ -70,7 +70,7 @@ def match_tensors(
 
 
 def _check_kinds(state: Mapping[str, Tensor], targets: Mapping[str, Tensor], source: str) -> None:
-    """Refuse tensors that would be converted to another kind of number, or have no rows."""
+    """Refuse tensors of another kind of number or number of dimensions, and empty ones."""
     for name, tensor in state.items():
         target = targets[name]
         if tensor.is_floating_point() != target.is_floating_point():
@@ -88,14 +88,14 @@ def _check_kinds(state: Mapping[str, Tensor], targets: Mapping[str, Tensor], sou
 def _align(
     tensors: Mapping[str, Tensor], backbones: Mapping[str, PretrainedBackbone], source: str
 ) -> dict[str, Tensor]:
-    """Drop wrapper prefixes and move the file's backbone to where the network has its own."""
+    """Drop wrapper prefixes and give the backbone of the file the prefix it has in the network."""
     renamed = {re.sub(r"\.layer_scale([12])$", r".gamma\1", k): v for k, v in tensors.items()}
     if any(k.endswith("mask_token") for k in renamed):
         renamed = {_without_masked_modelling(k): v for k, v in renamed.items()}
     if not backbones:
         return renamed
-    places = list(backbones)
-    anchor = backbones[places[0]].checkpoint_anchor
+    own_prefixes = list(backbones)
+    anchor = backbones[own_prefixes[0]].checkpoint_anchor
     prefixes = [k.removesuffix(anchor) for k in renamed if k.endswith(anchor)]
     if not prefixes:
         raise UserError(
@@ -106,10 +106,10 @@ def _align(
         wrapper = _wrapper(prefix)
         renamed = {k.removeprefix(wrapper): v for k, v in renamed.items()}
     found = {k.removesuffix(anchor) for k in renamed if k.endswith(anchor)}
-    if len(places) > 1 or places[0] in found:
+    if len(own_prefixes) > 1 or own_prefixes[0] in found:
         return renamed
     old = next((p for p in ("", "backbone.") if p in found), min(found))
-    moved = {places[0] + k[len(old) :]: v for k, v in renamed.items() if k.startswith(old)}
+    moved = {own_prefixes[0] + k[len(old) :]: v for k, v in renamed.items() if k.startswith(old)}
     return {k: v for k, v in renamed.items() if not k.startswith(old)} | moved
 
 
@@ -146,7 +146,7 @@ def _check_backbone(
     if missing:
         problems.append(f"{len(missing)} tensors are missing ({shorten(missing)})")
     if left:
-        problems.append(f"{len(left)} have no place ({shorten(left)})")
+        problems.append(f"{len(left)} are unexpected ({shorten(left)})")
     if wrong:
         first = wrong[0]
         problems.append(

@@ -1,11 +1,11 @@
 """Official weights in and out.
 
 `load_official` takes any released file or hub name into any network of this project, `to_official`
-gives a state dict that the official code loads. Finding and reading files is in ``checkpoints.py``,
-the table of names in ``official_names.py``, and the fitting of tensors in ``matching.py``.
+gives a state dict that the official code loads. ``files.py`` finds and reads files, ``names.py``
+translates names, ``fit.py`` fits the tensors to the network.
 
-Nothing loads half: a backbone that does not fit is refused with a list, and everything that is not
-taken from the file is named in the report and logged.
+Weights are not loaded in part: a backbone that does not fit is refused with a list, and everything
+that is not taken from the file is named in the report and logged.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class LoadReport:
 
     Attributes:
         source: File or object that the weights came from.
-        loaded: Names (ours) taken from the file.
-        fresh: Names (ours) that keep their start values.
-        unused: Names of the file that the network has no place for.
+        loaded: Names of the network that were taken from the file.
+        fresh: Names of the network that keep their initial values.
+        unused: Names of the file that the network does not have.
         notes: Sentences for the user; they have been logged.
         class_names: Names of the classes in label order, if the source says them.
     """
@@ -63,7 +63,7 @@ def to_official(module: nn.Module) -> dict[str, Tensor]:
         Tensors that share memory with the parameters, in the order of ``module.state_dict()``.
     """
     names = official_names(module)
-    return {names[ours]: tensor.detach() for ours, tensor in module.state_dict().items()}
+    return {names[name]: tensor.detach() for name, tensor in module.state_dict().items()}
 
 
 def load_official(
@@ -77,16 +77,16 @@ def load_official(
 
     A classifier of 1000 classes takes the matching rows of a 21841-class head. A head with any
     other number of classes, and every part of the network that the file does not have, keeps its
-    start values; this is logged. The trunk must fit completely.
+    initial values; this is logged. The backbone must fit completely.
 
     Args:
         module: The network, on a real device; loaded in place.
         source: Local file or folder, hub name (see `checkpoints.resolve`), or a state dict.
-        prefer_ema: Take averaged weights where the file has both kinds.
+        prefer_ema: Take the EMA weights where the file has both kinds.
         remap_22k: Use rows of a 21841-class head for 1000 classes.
 
     Returns:
-        What was loaded, what was not.
+        What was loaded and what was not.
 
     Raises:
         UserError: If the file cannot be found or read, or does not fit.

@@ -31,7 +31,7 @@ class Match:
         state: Part of a state dict of the network, in the shapes of the network.
         remap_22k: Use rows of a 21841-class head for 1000 classes.
         fresh: Names of the network that keep their initial values.
-        unused: Names of the file without a place.
+        unused: Names of the file that the network does not have.
         notes: Sentences for the user, each once.
         given: Names of the network that the file has.
     """
@@ -62,8 +62,8 @@ class PretrainedBackbone(nn.Module):
     """Base of backbones whose released weights this project reads.
 
     Attributes:
-        checkpoint_anchor: Name of a weight that every released file has; tells where the backbone
-            lies in a file.
+        checkpoint_anchor: Name of a weight that every released file has; what precedes it in a
+            file is the prefix of the backbone.
         checkpoint_parts: Prefixes of what must load completely.
     """
 

@@ -1,4 +1,4 @@
-"""Our parameter names and the official ones.
+"""Parameter names of this project and the official ones.
 
 The networks of this project name their parameters as the official code does, without the positional
 indices of ``nn.Sequential``. The differences are in the attribute ``official_renames`` of the
@@ -15,7 +15,7 @@ from src.models.weights.match import Renames
 
 
 def official_names(module: nn.Module) -> dict[str, str]:
-    """Official name of every entry of ``module.state_dict()``, by our name.
+    """Official name of every entry of ``module.state_dict()``, by its name there.
 
     Args:
         module: A network or any module that contains one; prefixes such as ``backbone.`` stay.
@@ -30,9 +30,9 @@ def official_names(module: nn.Module) -> dict[str, str]:
     ]
     tables.sort(key=lambda table: len(table[0]), reverse=True)  # innermost module first
     names = {}
-    for ours in module.state_dict():
-        prefix, rules = next((t for t in tables if ours.startswith(t[0])), ("", ()))
-        names[ours] = prefix + _rename(ours.removeprefix(prefix), rules)
+    for name in module.state_dict():
+        prefix, rules = next((t for t in tables if name.startswith(t[0])), ("", ()))
+        names[name] = prefix + _rename(name.removeprefix(prefix), rules)
     return names
 
 

@@ -11,8 +11,8 @@ from src.errors import UserError
 from src.models.layers.transformer import (
     FeedForward,
     MultiheadAttention,
-    map_positions,
     sine_encoding,
+    sine_positions,
 )
 
 
@@ -26,7 +26,7 @@ def test_sine_and_cosine_of_falling_frequencies():
 
 def test_rows_come_first_then_columns():
     like = torch.zeros((), dtype=torch.float64)
-    grid = map_positions((3, 5), 8, like).unflatten(0, (3, 5))
+    grid = sine_positions((3, 5), 8, like).unflatten(0, (3, 5))
     assert torch.equal(grid[1, :, :4], grid[1, :1, :4].expand(5, 4))  # one row, one code
     assert torch.equal(grid[:, 2, 4:], grid[:1, 2, 4:].expand(3, 4))
     angle = 2 / (3 + 1e-6) * 2 * math.pi  # the second of three rows
@@ -35,8 +35,8 @@ def test_rows_come_first_then_columns():
 
 
 def test_half_precision_positions_are_rounded_once():
-    half = map_positions((40, 60), 16, torch.zeros((), dtype=torch.float16))
-    full = map_positions((40, 60), 16, torch.zeros(()))
+    half = sine_positions((40, 60), 16, torch.zeros((), dtype=torch.float16))
+    full = sine_positions((40, 60), 16, torch.zeros(()))
     assert torch.equal(half, full.half())
 
 

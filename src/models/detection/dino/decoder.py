@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from src.models.detection.dino.padding import Padding
 from src.models.layers.deformable_encoder import LayerSizes
+from src.models.layers.linear import XavierLinear
 from src.models.layers.precision import full_precision
 from src.models.layers.transformer import (
     FEED_FORWARD_RENAMES,
     MultiheadAttention,
-    XavierLinear,
     sine_encoding,
 )
 from src.models.weights.match import Renames
@@ -52,7 +52,7 @@ class DecoderLayer(nn.Module):
 
     def __init__(self, layer: LayerSizes) -> None:
         super().__init__()
-        self.self_attention = MultiheadAttention(layer.channels, layer.heads, layer.spread)
+        self.self_attention = MultiheadAttention(layer.channels, layer.heads, layer.xavier)
         self.cross_attention = layer.make_attention()
         self.ffn = layer.make_ffn()
         self.norms = nn.ModuleList(nn.LayerNorm(layer.channels) for _ in range(3))

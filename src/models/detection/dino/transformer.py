@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from src.models.detection.dino.decoder import DINODecoder
 from src.models.detection.dino.padding import Padding, padded_positions
 from src.models.layers.deformable_encoder import Encoder, LayerSizes
+from src.models.layers.linear import XavierLinear
 from src.models.layers.precision import full_precision
-from src.models.layers.transformer import XavierLinear
 
 PIXEL_TEMPERATURE = 20.0
 

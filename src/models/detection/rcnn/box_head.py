@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from src.models.layers.conv import ClassLinear, ConvUnit, Linear
+from src.models.layers.conv import ClassLinear, ConvUnit
+from src.models.layers.linear import Linear
 from src.models.layers.precision import full_precision
 
 BOX_ROI_SIDE = 7
@@ -38,14 +39,14 @@ class BoxHead(nn.Module):
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
-        self.fc_cls = ClassLinear(fc_channels, num_classes + 1, start=0.01)
-        self.fc_reg = ClassLinear(fc_channels, num_classes * 4, start=0.001)
+        self.fc_cls = ClassLinear(fc_channels, num_classes + 1, init=0.01)
+        self.fc_reg = ClassLinear(fc_channels, num_classes * 4, init=0.001)
         self.shared_convs = nn.ModuleList(
             ConvUnit(channels, channels, 3, norm=True) for _ in range(num_convs)
         )
         widths = [channels * BOX_ROI_SIDE**2] + [fc_channels] * num_fcs
         self.shared_fcs = nn.ModuleList(
-            Linear(widths[i], widths[i + 1], start="xavier") for i in range(num_fcs)
+            Linear(widths[i], widths[i + 1], init="xavier") for i in range(num_fcs)
         )
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:

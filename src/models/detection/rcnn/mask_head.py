@@ -33,7 +33,7 @@ class MaskHead(nn.Module):
         super().__init__()
         self.convs = nn.ModuleList(ConvUnit(channels, channels, 3) for _ in range(num_convs))
         self.upsample = Upsample2x(channels, channels)
-        self.conv_logits = ClassConv2d(channels, num_classes, 1, start="kaiming")
+        self.conv_logits = ClassConv2d(channels, num_classes, 1, init="kaiming")
 
     def forward(self, features: Tensor) -> Tensor:
         """``(R, channels, 14, 14)`` to logits ``(R, C, 28, 28)``."""

@@ -101,9 +101,9 @@ class RPNHead(nn.Module):
         self.coder = BoxCoder()
         self.assigner = MaxIoUAssigner(0.7, 0.3, low_quality_iou=0.3)
         self.sampler = RandomSampler(batch_size_per_image, 0.5)
-        self.rpn_conv = Conv2d(channels, channels, 3, start=0.01)
-        self.rpn_cls = Conv2d(channels, anchors.num_per_cell, 1, start=0.01)
-        self.rpn_reg = Conv2d(channels, anchors.num_per_cell * 4, 1, start=0.01)
+        self.rpn_conv = Conv2d(channels, channels, 3, init=0.01)
+        self.rpn_cls = Conv2d(channels, anchors.num_per_cell, 1, init=0.01)
+        self.rpn_reg = Conv2d(channels, anchors.num_per_cell * 4, 1, init=0.01)
 
     def forward(self, pyramid: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Predict at every anchor.

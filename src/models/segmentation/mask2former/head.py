@@ -24,7 +24,7 @@ from src.models.layers.transformer import (
     FEED_FORWARD_RENAMES,
     FeedForward,
     MultiheadAttention,
-    map_positions,
+    sine_positions,
 )
 from src.models.segmentation.head import SegmentationHead, resize
 from src.models.segmentation.mask2former.pixel_decoder import PixelDecoder
@@ -199,7 +199,7 @@ class Mask2FormerHead(SegmentationHead):
             x.flatten(2).transpose(1, 2) + level
             for x, level in zip(memory, self.level_embed.weight, strict=True)
         ]  # (N, S, C)
-        positions = [map_positions(size, self.channels, pixel_features) for size in sizes]
+        positions = [sine_positions(size, self.channels, pixel_features) for size in sizes]
         queries = self.query_feat.weight.expand(pixel_features.shape[0], -1, -1)
         predictions = [self._predict(queries, pixel_features)]
         for i, layer in enumerate(self.transformer_decoder.layers):

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from src.errors import UserError
-from src.models.layers.conv import Conv2d, Start
+from src.models.layers.conv import Conv2d
 from src.models.layers.deformable_encoder import Encoder, LayerSizes
-from src.models.layers.transformer import map_positions
+from src.models.layers.linear import Init
+from src.models.layers.transformer import sine_positions
 from src.models.segmentation.head import resize
 from src.types import Size
 
@@ -29,7 +30,7 @@ class NormedConv(nn.Module):
         out_channels: Output width, a multiple of ``groups``.
         kernel_size: Odd side of the kernel.
         groups: Groups of the norm.
-        start: Start values of the convolution.
+        init: Initial weights of the convolution.
         bias: Whether the convolution has a bias.
         relu: Whether to end with a ReLU.
     """
@@ -41,12 +42,12 @@ class NormedConv(nn.Module):
         kernel_size: int,
         groups: int,
         *,
-        start: Start = "lecun",
+        init: Init = "lecun",
         bias: bool = False,
         relu: bool = False,
     ) -> None:
         super().__init__()
-        self.conv = Conv2d(in_channels, out_channels, kernel_size, start, bias=bias)
+        self.conv = Conv2d(in_channels, out_channels, kernel_size, init, bias=bias)
         self.gn = nn.GroupNorm(groups, out_channels)
         self.act = nn.ReLU(inplace=True) if relu else nn.Identity()
 
@@ -97,7 +98,7 @@ class PixelDecoder(nn.Module):
         finest, *encoded = in_channels
         self.channels = channels
         self.input_convs = nn.ModuleList(
-            NormedConv(width, channels, 1, norm_groups, start="xavier", bias=True)
+            NormedConv(width, channels, 1, norm_groups, init="xavier", bias=True)
             for width in reversed(encoded)
         )
         layer = LayerSizes(channels, heads, len(encoded), points, hidden_channels)
@@ -133,7 +134,7 @@ class PixelDecoder(nn.Module):
         tokens = torch.cat([x.flatten(2).transpose(1, 2) for x in levels], dim=1)  # (N, S, C)
         positions = torch.cat(
             [
-                map_positions(size, self.channels, tokens) + level
+                sine_positions(size, self.channels, tokens) + level
                 for size, level in zip(sizes, self.level_encoding.weight, strict=True)
             ]
         )

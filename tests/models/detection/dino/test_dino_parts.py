@@ -119,7 +119,7 @@ def test_channel_mapper_halves_the_last_map_for_the_extra_level():
         (64, 12, 8), (64, 6, 4), (64, 3, 2), (64, 2, 1), (64, 1, 1),
     ]  # fmt: skip
     assert neck.extra_convs[0].conv.in_channels == 24
-    with pytest.raises(UserError, match="a larger multiple of 32, got 48"):
+    with pytest.raises(UserError, match="a multiple of 32 above 32, got 48"):
         ChannelMapper([8], 48)
 
 
