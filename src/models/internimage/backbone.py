@@ -40,7 +40,7 @@ class InternImageBackbone(PretrainedBackbone):
 
     Args:
         variant: Named architecture, a key of `ARCHITECTURES` such as ``internimage_t``. Arguments
-            that are given override its values. ``None`` starts from the defaults below.
+            that are given override its values. ``None`` means the defaults below.
         mixer: Makes the spatial mixer of each block, called with the channels and the groups of the
             stage. ``None`` is `DCNv3` with the options below.
         mlp_ratio: Hidden width of the MLPs over the width of the stage.
@@ -51,20 +51,21 @@ class InternImageBackbone(PretrainedBackbone):
         out_indices: Stages to return, ascending; ``None`` is all.
         frozen_stages: Number of leading stages that are neither trained nor put in training mode;
             the stem stays trainable, as in the official code.
-        channels: Width of the first stage, even, 64; each later stage doubles it.
-        depths: Blocks per stage, (4, 4, 18, 4).
-        groups: Groups of the mixer per stage, (4, 8, 16, 32); DCNv3 needs divisors of the width.
-        drop_path_rate: Drop-path probability of the last block, 0; grows linearly from 0 over all
-            blocks of all stages.
-        layer_scale: Initial value of learned channel scales in the blocks; ``None``, the default,
-            means none.
+        channels: Width of the first stage, even (default: 64); each later stage doubles it.
+        depths: Blocks per stage (default: 4, 4, 18, 4).
+        groups: Groups of the mixer per stage (default: 4, 8, 16, 32); for DCNv3, divisors of the
+            width.
+        drop_path_rate: Drop-path probability of the last block (default: 0); grows linearly from 0
+            over all blocks of all stages.
+        layer_scale: Initial value of learned channel scales in the blocks; ``None`` (default) means
+            no scales.
         post_norm: Norm after each branch instead of before.
         res_post_norm: Second norm after each branch; without effect if ``post_norm`` or
             ``layer_scale`` is given.
         level2_post_norm_block_ids: Blocks of the third stage (index 2) followed by a norm.
-        kernel_size: Odd side of the sampling grid of DCNv3, 3.
+        kernel_size: Odd side of the sampling grid of DCNv3 (default: 3).
         dw_kernel_size: Odd side of its depthwise convolution; ``None`` means ``kernel_size``.
-        offset_scale: Factor on the sampling grid and on the learned offsets, 1.
+        offset_scale: Factor on the sampling grid and on the learned offsets (default: 1).
         center_feature_scale: Blend the DCNv3 output with its projected input; a norm then closes
             every stage.
         remove_center: Sample the grid without its centre.
@@ -121,7 +122,10 @@ class InternImageBackbone(PretrainedBackbone):
             {"num_chs": width, "reduction": 4 * 2**i, "module": f"levels.{i}"}
             for i, width in enumerate(self.stage_channels)
         ]
-        make_mixer = _dcnv3(arch) if mixer is None else _checked(mixer, architecture)
+        if mixer is None:
+            mixer = _dcnv3(arch)
+        else:
+            _refuse_dcnv3_options(architecture)
         options = BlockOptions(
             mlp_ratio=mlp_ratio,
             drop_rate=drop_rate,
@@ -135,7 +139,7 @@ class InternImageBackbone(PretrainedBackbone):
         self.levels = nn.ModuleList()
         for i, width in enumerate(self.stage_channels):
             blocks = [
-                Block(width, make_mixer(width, groups[i]), options, drop_path=next(drop_paths))
+                Block(width, mixer(width, groups[i]), options, drop_path=next(drop_paths))
                 for _ in range(depths[i])
             ]
             stage = Stage(
@@ -259,14 +263,13 @@ def _dcnv3(arch: Architecture) -> MixerFactory:
     )
 
 
-def _checked(mixer: MixerFactory, given: Architecture) -> MixerFactory:
-    """Refuse options of DCNv3 beside another mixer, which would not see them."""
+def _refuse_dcnv3_options(given: Architecture) -> None:
+    """Raise if options of DCNv3 are given next to another mixer, which would not see them."""
     if names := sorted(given.keys() & DCNv3Options.__optional_keys__):
         raise UserError(
-            f"{', '.join(names)} of the backbone is for its own DCNv3 layers, and a mixer is given;"
-            " remove it, or give it to the mixer (init_args in a recipe)."
+            f"The backbone got options of DCNv3 ({', '.join(names)}) next to another mixer; remove"
+            " them, or give them to the mixer (its init_args in a recipe)."
         )
-    return mixer
 
 
 def _drop_path_rates(last: float, num_blocks: int) -> list[float]:
