@@ -57,7 +57,7 @@ DEFAULTS: ClassifierArchitecture = {
 }
 """Values of what neither the caller nor the variant sets."""
 
-_SCALED: Architecture = {"layer_scale": 1e-5, "post_norm": True}
+_SCALED: ClassifierArchitecture = {"layer_scale": 1e-5, "post_norm": True}
 _HUGE: ClassifierArchitecture = {
     "dw_kernel_size": 5,
     "center_feature_scale": True,
