@@ -11,11 +11,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from src.data.toy.coco import write_toy_coco
+from src.data.toy.layout import ToySettings
+from src.serialization import read_checkpoint
+
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "extending.md").read_text()
 SECTIONS = {
     text.splitlines()[0]: text for text in re.split("^## ", PAGE, flags=re.M) if "```diff" in text
 }
+
+SMALL = [
+    *("--name", "tiny", "--trainer.max_epochs", "1", "--trainer.accelerator", "cpu"),
+    *("--data.num_workers", "0"),
+]
 
 
 def blocks(section: str, language: str) -> list[str]:
@@ -78,9 +87,9 @@ def test_a_section_is_a_few_numbered_steps(section: str) -> None:
     assert 3 <= len(numbers) <= 6
 
 
-@pytest.mark.parametrize("project", ["Add a dataset"], indirect=True)
 @pytest.mark.slow
-def test_the_dataset_trains(project: Path) -> None:
+@pytest.mark.parametrize("project", ["Add a dataset"], indirect=True)
+def test_the_dataset_trains_and_predicts(project: Path) -> None:
     root = project / "data" / "oxford-iiit-pet"
     breeds = {"Abyssinian": 1, "yorkshire_terrier": 2}
     (root / "images").mkdir(parents=True)
@@ -94,17 +103,32 @@ def test_the_dataset_trains(project: Path) -> None:
                 Image.fromarray(pixels).save(root / "images" / f"{name}.jpg")
                 lines.append(f"{name} {number} 1 1")
         (root / "annotations" / f"{split}.txt").write_text("\n".join(lines) + "\n")
-    small = ["--trainer.max_epochs", "1", "--trainer.accelerator", "cpu", "--name", "pets"]
-    small += ["--data.image_size", "32", "--data.batch_size", "4", "--data.num_workers", "0"]
-    run(project, *command("Add a dataset"), *small)
-    predict = ["--ckpt_path", "last", "--data.predict_dir", str(root / "images")]
-    run(
-        project,
-        *command("Add a dataset")[:2],
-        "predict",
-        *command("Add a dataset")[3:],
-        *small,
-        *predict,
-    )
-    table = (project / "runs" / "pets" / "predict_0" / "predictions.csv").read_text()
+    fit = [*command("Add a dataset"), *SMALL, "--data.image_size", "32", "--data.batch_size", "4"]
+    run(project, *fit)
+    predict = ["predict" if arg == "fit" else arg for arg in fit]
+    run(project, *predict, "--ckpt_path", "last", "--data.predict_dir", str(root / "images"))
+    table = (project / "runs" / "tiny" / "predict_0" / "predictions.csv").read_text()
     assert all(f"{breed}," in table for breed in breeds)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("project", ["Add a detector"], indirect=True)
+def test_the_detector_trains(project: Path) -> None:
+    write_toy_coco(project / "data/toy/coco", ToySettings(train=1, val=1, predict=1, size=64))
+    network = "--model.network.backbone.depths=[1,1,1,1]", "--model.network.channels=32"
+    sizes = "--data.train_scales=[[64,48]]", "--data.eval_scale=[64,48]"
+    run(project, *command("Add a detector"), *SMALL, *network, *sizes)
+    (folder,) = (project / "runs" / "tiny").iterdir()
+    names = (folder / "metrics.csv").read_text().splitlines()[0].split(",")
+    assert {"train/loss_bbox_ctrness", "val/bbox_AP"} <= set(names)
+    assert "val/segm_AP" not in names
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("project", ["Replace the operator"], indirect=True)
+def test_the_operator_is_replaced(project: Path, images: Path) -> None:
+    data = "--data.root", str(images), "--data.image_size", "32", "--data.batch_size", "8"
+    run(project, *command("Replace the operator"), *SMALL, *data)
+    (folder,) = (project / "runs" / "tiny").iterdir()
+    state = read_checkpoint(folder / "checkpoints" / "last.ckpt")["state_dict"]
+    assert state["network.levels.0.blocks.0.dcn.conv.weight"].shape == (32, 16, 3, 3)
