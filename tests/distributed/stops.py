@@ -243,7 +243,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--signals", nargs="+", default=["TERM", "INT", "HUP"])
-    parser.add_argument("--who", nargs="+", default=WHO, choices=[*WHO, "workers"])
+    parser.add_argument("--who", nargs="+", default=WHO, choices=WHO)
     parser.add_argument("--workers", nargs="+", type=int, default=[0, 2])
     parser.add_argument("--strategies", nargs="+", default=["ddp", "fsdp2"])
     parser.add_argument("--torchrun", action="store_true", help="start the ranks with torchrun")
