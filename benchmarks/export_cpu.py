@@ -46,7 +46,7 @@ NETWORKS = {
         ),
         (256, 256),
     ),
-    "Mask R-CNN-nano, trunk": (
+    "Mask R-CNN-nano, backbone": (
         partial(MaskRCNN, 80, partial(InternImageBackbone, **NANO), channels=64, fc_channels=256),
         (384, 512),
     ),

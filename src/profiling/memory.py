@@ -25,7 +25,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import flop_registry
 
-from src.models.internimage.backbone import InternImageBackbone
 from src.models.internimage.blocks import Block
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true")
@@ -98,7 +97,7 @@ def measure_step(
         network = make().to(dtype).train()
         image = torch.empty(batch, 3, *size, dtype=dtype)
     for module in network.modules():
-        if isinstance(module, InternImageBackbone) and checkpointing is not None:
+        if checkpointing is not None and hasattr(module, "set_grad_checkpointing"):
             module.set_grad_checkpointing(checkpointing)
     tracker = _Tracker([image, *network.parameters(), *network.buffers()])
     for parameter in network.parameters():

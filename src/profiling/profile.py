@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import singledispatch
 from typing import Any
 
 import torch
@@ -144,30 +145,53 @@ def count_macs(network: nn.Module, image: Tensor) -> Macs:
     found = [Macs()]
 
     def add(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        found.append(_macs_of(module, inputs, output))
+        found.append(macs_of(module, inputs, output))
 
     with ExitStack() as hooks, torch.no_grad():
         for module in network.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear | DCNv3 | AttentionPool):
-                hooks.callback(module.register_forward_hook(add).remove)
+            hooks.callback(module.register_forward_hook(add).remove)
         network.eval()(image)
     return sum(found[1:], found[0])
 
 
-def _macs_of(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Macs:
-    if isinstance(module, nn.Conv2d):
-        return Macs(conv=output.numel() * module.weight[0].numel())
-    if isinstance(module, nn.Linear):
-        return Macs(linear=output.numel() * module.in_features)
-    if isinstance(module, DCNv3):
-        # A matrix product outside of modules, see DCNv3.
-        rows = module.offset.out_features + module.mask.out_features
-        has_gate = module.center_feature_scale_proj_weight is not None
-        return Macs(
-            linear=output.numel() * rows,
-            products=output.numel() * module.groups if has_gate else 0,
-            sampling=MACS_PER_SAMPLE * module.num_points * output.numel(),
-        )
+@singledispatch
+def macs_of(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Macs:
+    """Multiply-accumulates of a module itself, without those of the modules inside it.
+
+    A layer of one's own adds its rule with ``@macs_of.register``.
+
+    Args:
+        module: The module.
+        inputs: Arguments of its forward pass.
+        output: Result of its forward pass.
+    """
+    return Macs()
+
+
+@macs_of.register
+def _(module: nn.Conv2d, inputs: tuple[Any, ...], output: Any) -> Macs:
+    return Macs(conv=output.numel() * module.weight[0].numel())
+
+
+@macs_of.register
+def _(module: nn.Linear, inputs: tuple[Any, ...], output: Any) -> Macs:
+    return Macs(linear=output.numel() * module.in_features)
+
+
+@macs_of.register
+def _(module: DCNv3, inputs: tuple[Any, ...], output: Any) -> Macs:
+    # A matrix product outside of modules, see DCNv3.
+    rows = module.offset.out_features + module.mask.out_features
+    has_gate = module.center_feature_scale_proj_weight is not None
+    return Macs(
+        linear=output.numel() * rows,
+        products=output.numel() * module.groups if has_gate else 0,
+        sampling=MACS_PER_SAMPLE * module.num_points * output.numel(),
+    )
+
+
+@macs_of.register
+def _(module: AttentionPool, inputs: tuple[Any, ...], output: Any) -> Macs:
     projections = sum(x.numel() * x.shape[-1] for x in inputs)
     scores_and_mean = 2 * inputs[1].numel()
     return Macs(products=projections + scores_and_mean)

@@ -9,8 +9,10 @@ import torch
 
 from src.cli.commands.profile import main
 from src.errors import UserError
+from src.profiling import profile
 from src.profiling.profile import (
     PUBLISHED_MACS,
+    Macs,
     count_macs,
     count_parameters,
     measure_activations,
@@ -50,6 +52,18 @@ def meta_network(variant):
 @cache
 def macs_of(variant, size):
     return count_macs(meta_network(variant), meta_image(size))
+
+
+def test_a_layer_of_ones_own_adds_its_rule():
+    class Shift(torch.nn.Module):
+        def forward(self, x):
+            return x.roll(1, dims=-1)
+
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), Shift())
+    image = meta_image(8)
+    assert count_macs(network.to("meta"), image) == Macs(conv=8 * 8 * 4 * 3)
+    profile.macs_of.register(Shift, lambda module, inputs, output: Macs(sampling=output.numel()))
+    assert count_macs(network, image).sampling == 8 * 8 * 4
 
 
 def test_every_official_count_is_checked(stats):
@@ -132,7 +146,7 @@ def test_command(capsys):
     assert "29,918,424  (published: 30M)" in text
     assert "4.885 GMACs" in text
     assert "5G        (modules + sampling, rounded: 5G)" in text
-    assert "while the largest block is recomputed" in text
+    assert "to recompute the largest block" in text
 
 
 def test_command_with_several_sizes(capsys):
