@@ -96,8 +96,9 @@ def measure_step(
     with torch.device("meta"):
         network = make().to(dtype).train()
         image = torch.empty(batch, 3, *size, dtype=dtype)
-    for module in network.modules():
-        if checkpointing is not None and hasattr(module, "set_grad_checkpointing"):
+    modules: Iterable[Any] = network.modules()
+    for module in modules if checkpointing is not None else ():
+        if hasattr(module, "set_grad_checkpointing"):
             module.set_grad_checkpointing(checkpointing)
     tracker = _Tracker([image, *network.parameters(), *network.buffers()])
     for parameter in network.parameters():

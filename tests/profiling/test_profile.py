@@ -158,7 +158,7 @@ def test_command_with_several_sizes(capsys):
 
 
 def test_command_refuses_unknown_models():
-    with pytest.raises(UserError, match=r"no model 'resnet50'.*internimage_t"):
+    with pytest.raises(UserError, match=r"Unknown model 'resnet50'.*internimage_t"):
         main(["--model", "resnet50"])
     with pytest.raises(UserError, match="at least 1"):
         main(["--model", "internimage_t", "--size", "0"])
