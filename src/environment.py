@@ -1,6 +1,6 @@
 """Report of versions, devices and operator backends.
 
-Nothing here imports Lightning, so that the answer comes in seconds.
+This module does not import Lightning, which would take seconds.
 """
 
 from __future__ import annotations
@@ -59,12 +59,12 @@ def package_version(name: str) -> str:
 
 
 def cpu_capability() -> str:
-    """The widest instruction set that PyTorch uses on this processor."""
+    """The highest instruction set that PyTorch uses on this CPU."""
     return torch.backends.cpu.get_cpu_capability()
 
 
 def gpus() -> list[str]:
-    """One description per visible GPU, or why there is none."""
+    """Description of each visible GPU, or the reason why there is none."""
     if torch.version.cuda is None:
         return ["none (this PyTorch is built without CUDA)"]
     if not torch.cuda.is_available():
@@ -78,7 +78,7 @@ def gpus() -> list[str]:
 
 
 def revision() -> str:
-    """Git commit of the source, marked when files were changed, or a note that there is none."""
+    """Git commit of the source, with a note if files were changed or there is no repository."""
     root = Path(__file__).resolve().parents[1]
     if not (root / ".git").exists():
         return "not a git checkout"

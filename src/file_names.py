@@ -1,4 +1,4 @@
-"""Names of files and folders: which ones a user may give, and short ones for long ones."""
+"""Validation, sanitising and shortening of file and folder names."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ from collections.abc import Iterable
 from src.errors import UserError
 
 _FORBIDDEN = '/\\:*?"<>|'
-_LONGEST_NAME = 150  # bytes; leaves room for endings such as `-version_0.yaml`
+_LONGEST_NAME = 150  # bytes; leaves room for suffixes such as `-version_0.yaml`
 _DIGITS = 12
 
 
 def check_name(name: str, option: str) -> str:
-    """Accept a name that makes exactly one folder, on any file system and in any shell.
+    """Check that a name is a valid name of a single folder on any file system.
 
     Args:
         name: The name.
-        option: Where it was given, for the message.
+        option: Name of the option, for the message.
 
     Returns:
         The name.
 
     Raises:
-        UserError: If it is empty, too long, or has characters that lead elsewhere.
+        UserError: If it is empty, too long, or contains invalid characters.
     """
     problem = _problem(name)
     if problem:
         shown = name if len(name) <= 60 else f"{name[:60]}..."
         raise UserError(
-            f"{option} accepts the name of one folder, such as internimage-t_run2; {shown!r}"
-            f" {problem}."
+            f"{option}: expected the name of a single folder, such as internimage-t_run2, got"
+            f" {shown!r}, which {problem}."
         )
     return name
 
@@ -43,7 +43,7 @@ def _problem(name: str) -> str | None:
     if found:
         return f"contains {found[0]}"
     if not name.isprintable():
-        return "contains control characters or bytes that are no text"
+        return "contains control characters or bytes that are not text"
     if name != name.strip():
         return "starts or ends with a space"
     if name[0] in ".-~":
@@ -55,11 +55,11 @@ def _problem(name: str) -> str | None:
 
 
 def name_of(stems: Iterable[str], default: str) -> str:
-    """Folder name made of the stems of files, which `check_name` accepts.
+    """Valid folder name built from file stems.
 
     Args:
         stems: Any names, joined by ``-``.
-        default: Name if nothing is left of them.
+        default: Name if no valid characters are left.
     """
     joined = "-".join(stems)
     clean = "".join("_" if c in _FORBIDDEN or not c.isprintable() else c for c in joined)
@@ -67,7 +67,7 @@ def name_of(stems: Iterable[str], default: str) -> str:
 
 
 def shorten(name: str, longest: int) -> str:
-    """A name of at most ``longest`` bytes; a hash keeps shortened names apart."""
+    """Name of at most ``longest`` bytes; shortened names end with a hash to keep them unique."""
     if len(os.fsencode(name)) <= longest:
         return name
     end = f"-{digest(name)}"
@@ -78,5 +78,5 @@ def shorten(name: str, longest: int) -> str:
 
 
 def digest(text: str) -> str:
-    """Twelve hexadecimal digits that stand for a text, the same on every machine."""
+    """Hash of a text with twelve hexadecimal digits, the same on every machine."""
     return hashlib.sha256(os.fsencode(text)).hexdigest()[:_DIGITS]

@@ -1,8 +1,8 @@
-"""Write files that appear whole or not at all.
+"""Atomic file writes.
 
-Everything that a user keeps is written under a temporary name beside its place, ``.<random>.part``,
-and renamed when it is complete. A full or read-only disk, a crash or Ctrl-C therefore leaves what
-was there before. Tables escape cells that a spreadsheet would run as a formula.
+Files are written to a temporary file in the same folder, ``.<random>.part``, and renamed when they
+are complete. A full or read-only disk, a crash or Ctrl-C therefore leaves the previous file intact.
+In tables, cells that a spreadsheet would evaluate as a formula are escaped.
 """
 
 from __future__ import annotations
@@ -28,49 +28,49 @@ if TYPE_CHECKING:
 _SUFFIX = ".part"
 _IMAGE_FORMATS = {".png": "PNG", ".jpg": "JPEG"}
 _HINTS = {
-    errno.ENOSPC: "free some space on the disk",
-    errno.EDQUOT: "the quota is used up; remove files or choose another place",
-    errno.EFBIG: "the system or the file system does not allow a file of this size",
-    errno.EROFS: "choose another place",
-    errno.EACCES: "choose a place that you may write to",
-    errno.EPERM: "choose a place that you may write to",
-    errno.ENAMETOOLONG: "give a shorter name",
+    errno.ENOSPC: "free some disk space",
+    errno.EDQUOT: "the quota is exceeded; delete files or choose another folder",
+    errno.EFBIG: "the system or file system does not allow files of this size",
+    errno.EROFS: "choose another folder",
+    errno.EACCES: "choose a writable folder",
+    errno.EPERM: "choose a writable folder",
+    errno.ENAMETOOLONG: "use a shorter name",
     errno.EIO: "the disk or its connection is failing",
-    errno.ENOTDIR: "a part of the path is a file",
+    errno.ENOTDIR: "part of the path is a file",
 }
 _FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")
 
 
 class NotWrittenError(UserError):
-    """A file that could not be written: full or read-only disk, missing rights.
+    """A file could not be written: full or read-only disk, missing permissions.
 
     Args:
         path: The file.
-        error: What the system said.
+        error: The error of the system.
     """
 
     def __init__(self, path: Path | str, error: OSError | None = None) -> None:
-        if error is None:  # a loader worker's account of this error, which `UserError` unwraps
+        if error is None:  # raised again by PyTorch for a worker; `UserError` extracts the message
             super().__init__(str(path))
             return
         path = Path(path)
-        is_there = os.path.exists(path)  # noqa: PTH110 - no error where a name is too long
-        is_there &= not is_leftover(path)
-        kept = f" The previous {on_one_line(path.name)} is intact." if is_there else ""
+        exists = os.path.exists(path)  # noqa: PTH110 - no error if a name is too long
+        exists &= not is_leftover(path)
+        kept = f" The previous {on_one_line(path.name)} is intact." if exists else ""
         super().__init__(f"{on_one_line(path)} could not be written ({reason(error)}).{kept}")
 
 
 def reason(error: OSError) -> str:
-    """What the system says about a file operation, and what helps."""
+    """Error text of the system, with a hint how to fix it."""
     text = error.strerror or (str(error).strip().splitlines() or [type(error).__name__])[-1]
     hint = _HINTS.get(error.errno or 0)
     return f"{text}; {hint}" if hint else text
 
 
 def disk_problem(error: BaseException | None) -> str | None:
-    """One sentence if an error, or what caused it, is a disk that is full or may not be written.
+    """Message if an error or one of its causes is a disk error, such as a full disk.
 
-    Libraries write files too, and wrap what the system says in errors of their own.
+    Libraries that write files wrap the error of the system in their own exceptions.
     """
     cause = os_error_in(error)
     if cause is None:
@@ -80,7 +80,7 @@ def disk_problem(error: BaseException | None) -> str | None:
 
 
 def os_error_in(error: BaseException | None) -> OSError | None:
-    """The error of a disk or a path that an error is, or that it was raised from."""
+    """The disk or path error that an error is, or that caused it."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -91,27 +91,26 @@ def os_error_in(error: BaseException | None) -> OSError | None:
 
 
 def on_one_line(path: Path | str) -> str:
-    """A path for a sentence: line breaks and control characters as escapes."""
+    """A path for a message, with line breaks and control characters escaped."""
     return printable(str(path)).replace("\n", "\\n")
 
 
 @contextmanager
 def whole_file(path: Path | str, *, durable: bool = True) -> Iterator[Path]:
-    """Give a temporary file to write to; it takes the place of ``path`` when the block succeeds.
+    """Context manager with a temporary file, which replaces ``path`` if the block succeeds.
 
-    Folders above are made. The permissions of an existing file stay, a link keeps pointing to the
-    file, which is replaced where it lies.
+    Parent folders are created. The permissions of an existing file are kept. If ``path`` is a link,
+    its target is replaced.
 
     Args:
-        path: The file that is meant.
-        durable: Wait until the content is on the disk, so that a power cut loses nothing. Not
-            worth its time for thousands of small images.
+        path: The file to write.
+        durable: Sync the content to disk before renaming. Too slow for thousands of small images.
 
     Yields:
         An empty file in the same folder.
 
     Raises:
-        NotWrittenError: If the disk is full or may not be written; ``path`` is as it was.
+        NotWrittenError: If the disk is full or not writable; ``path`` is unchanged.
         UserError: If ``path`` is a folder, a device or a pipe.
     """
     path = Path(path)
@@ -136,20 +135,20 @@ def whole_file(path: Path | str, *, durable: bool = True) -> Iterator[Path]:
 def whole_folder(
     path: Path | str, last: Sequence[str] = (), parts: Sequence[str] = ()
 ) -> Iterator[Path]:
-    """Give a temporary folder to fill; what is in it goes to ``path`` when the block succeeds.
+    """Context manager with a temporary folder, whose entries move to ``path`` on success.
 
-    Entries of the same names are replaced, others stay.
+    Entries with the same names are replaced; others are kept.
 
     Args:
-        path: The folder that is meant.
-        last: Names of the entries that make the folder valid, which are moved at the end.
-        parts: Names of entries that are removed from ``path`` if there are no new ones.
+        path: The folder to write.
+        last: Names of the entries that mark the folder as valid, which are moved last.
+        parts: Names of entries that are deleted from ``path`` if there are no new ones.
 
     Yields:
         An empty folder on the same disk.
 
     Raises:
-        NotWrittenError: If the disk is full or may not be written; ``path`` is as it was.
+        NotWrittenError: If the disk is full or not writable; ``path`` is unchanged.
     """
     path = Path(path)
     part: Path | None = None
@@ -176,7 +175,7 @@ def whole_folder(
 
 
 def is_leftover(path: Path) -> bool:
-    """Whether a file or folder is one that a killed command has not finished."""
+    """Whether a file or folder is an incomplete one, left by a killed command."""
     return path.name.startswith(".") and path.name.endswith(_SUFFIX)
 
 
@@ -187,67 +186,67 @@ def write_bytes(path: Path | str, content: bytes, *, durable: bool = True) -> No
 
 
 def write_text(path: Path | str, text: str) -> None:
-    """Write a UTF-8 file; see `whole_file`. Names of files in it can be any bytes."""
+    """Write a UTF-8 file; see `whole_file`. It may contain file names of any bytes."""
     write_bytes(path, text.encode("utf-8", "surrogateescape"))
 
 
 def write_json(path: Path | str, content: Any, **options: Any) -> None:
-    """Write a JSON file that ends with a line break; ``options`` are those of `json.dumps`."""
+    """Write a JSON file with a final newline; ``options`` are passed to `json.dumps`."""
     write_text(path, json.dumps(content, **options) + "\n")
 
 
 def write_image(path: Path | str, image: Image.Image, **options: Any) -> None:
-    """Write an image in the format of the ending; ``options`` are those of ``Image.save``."""
+    """Write an image in the format of the extension; ``options`` are those of ``Image.save``."""
     buffer = io.BytesIO()
     image.save(buffer, format=_IMAGE_FORMATS[Path(path).suffix], **options)
     write_bytes(path, buffer.getvalue(), durable=False)
 
 
 def write_with(path: Path | str, save: Callable[[IO[bytes]], object]) -> None:
-    """Write a file through a function that takes an open file.
+    """Write a file with a function that takes an open file.
 
-    PyTorch ends the process when its archive writer cannot write, so errors of the disk are kept
-    until ``save`` has returned.
+    PyTorch aborts the process if its archive writer cannot write, so disk errors are raised only
+    after ``save`` has returned.
 
     Args:
         path: The file.
         save: For example ``lambda file: torch.save(content, file)``.
     """
     with whole_file(path) as part, part.open("wb", buffering=0) as file:
-        patient = _PatientFile(file)
-        save(patient)  # type: ignore[arg-type]
-        patient.check()
+        deferred = _DeferredErrorFile(file)
+        save(deferred)  # type: ignore[arg-type]
+        deferred.check()
 
 
 def write_csv(path: Path | str, rows: Iterable[Sequence[object]]) -> None:
-    """Write a table in UTF-8; see `text_cell` for text that a spreadsheet would run."""
+    """Write a CSV table in UTF-8; formulas are escaped, see `text_cell`."""
     buffer = io.StringIO(newline="")
     csv.writer(buffer).writerows([text_cell(cell) for cell in row] for row in rows)
     write_text(path, buffer.getvalue())
 
 
 def copy(source: Path, destination: Path) -> None:
-    """Copy a file with its times and permissions; see `whole_file`."""
+    """Copy a file atomically, with its times and permissions; see `whole_file`."""
     with whole_file(destination) as part:
         shutil.copy2(source, part)
 
 
 def text_cell(cell: object) -> object:
-    """A cell for a table: text that a spreadsheet would take for a formula gets a ``'`` in front.
+    """Table cell, prefixed with ``'`` if a spreadsheet would evaluate it as a formula.
 
-    Numbers, also those in text, and the single ``-`` of missing values stay as they are.
+    Numbers (also as text) and the single ``-`` of missing values are not changed.
     """
     if not isinstance(cell, str) or cell == "-" or _is_number(cell):
         return cell
-    runs = cell.startswith(("\t", "\r", "\n")) or cell.lstrip().startswith(_FORMULA)
-    return f"'{cell}" if runs else cell
+    is_formula = cell.startswith(("\t", "\r", "\n")) or cell.lstrip().startswith(_FORMULA)
+    return f"'{cell}" if is_formula else cell
 
 
 def append_text(path: Path | str, text: str) -> None:
-    """Add text to the end of a file; if that fails, the file keeps its old length.
+    """Append text to a file; if that fails, the file keeps its previous length.
 
     Raises:
-        NotWrittenError: If the disk is full or may not be written.
+        NotWrittenError: If the disk is full or not writable.
     """
     try:
         with Path(path).open("ab", buffering=0) as file:
@@ -270,12 +269,12 @@ def _is_number(text: str) -> bool:
 
 
 def _target(path: Path) -> Path:
-    """Where a path leads through links; folders above are made."""
+    """Target of a path with links resolved; parent folders are created."""
     target = Path(os.path.realpath(path))
     _make_folder(target.parent)
     if target.exists() and not target.is_file():
         kind = "a folder" if target.is_dir() else "a device or a pipe"
-        raise UserError(f"{on_one_line(path)} is {kind}, so no file is written there.")
+        raise UserError(f"Cannot write a file to {on_one_line(path)}, because it is {kind}.")
     return target
 
 
@@ -287,7 +286,7 @@ def _make_folder(folder: Path) -> None:
 
 
 def _temporary(folder: Path) -> Path:
-    # Short whatever the final name is, so that long names do not get too long.
+    # Independent of the final name, so that long names do not exceed the limit.
     return folder / f".{secrets.token_hex(6)}{_SUFFIX}"
 
 
@@ -315,11 +314,11 @@ def _move_entries(part: Path, target: Path, last: Sequence[str], parts: Sequence
     for entry in sorted(part.iterdir(), key=lambda e: (e.name in last, e.name)):
         if entry == replaced:
             continue
-        place = target / entry.name
-        if place.is_dir() or entry.is_dir():
+        destination = target / entry.name
+        if destination.is_dir() or entry.is_dir():
             with suppress(FileNotFoundError):
-                place.rename(replaced / entry.name)
-        entry.rename(place)
+                destination.rename(replaced / entry.name)
+        entry.rename(destination)
 
 
 def _write_all(file: IO[bytes], content: bytes | memoryview) -> None:
@@ -328,8 +327,8 @@ def _write_all(file: IO[bytes], content: bytes | memoryview) -> None:
         rest = rest[file.write(rest) :]
 
 
-class _PatientFile(io.RawIOBase):
-    """Passes writing on to a file; after an error it takes everything and writes nothing."""
+class _DeferredErrorFile(io.RawIOBase):
+    """File wrapper that stores the first write error instead of raising it."""
 
     def __init__(self, file: IO[bytes]) -> None:
         super().__init__()
@@ -337,7 +336,7 @@ class _PatientFile(io.RawIOBase):
         self.error: OSError | None = None
 
     def check(self) -> None:
-        """Raise the first error."""
+        """Raise the first write error, if any."""
         if self.error is not None:
             raise self.error
 

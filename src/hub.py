@@ -1,9 +1,9 @@
-"""Networks with their class names, in a folder or on the Hugging Face hub.
+"""Save and load models with their class names, in a folder or on the Hugging Face hub.
 
-A folder holds ``config.json`` (network, class names, how images are prepared), the weights in
-``model.safetensors`` under the official names, and ``README.md``. It can be read by
-`Pretrained.from_pretrained`, and its weights also by ``--model.weights FOLDER`` and by the official
-code. The names of published files (``"internimage_t_1k_224"``) work in place of a folder.
+A folder contains ``config.json`` (network, class names, preprocessing), the weights in
+``model.safetensors`` with the official parameter names, and ``README.md``. It can be read by
+`Pretrained.from_pretrained`, and its weights also by ``--model.weights FOLDER`` and the official
+code. Names of published files (``"internimage_t_1k_224"``) can be used instead of a folder.
 
 Nothing in a folder is executed: only networks of ``src.models`` are built.
 """
@@ -36,21 +36,21 @@ WEIGHT_FILE = "model.safetensors"
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 _FORMAT = "internimage-lightning"
 TASKS = ("classification", "detection", "segmentation")
-_RECIPE_ENDINGS = {
+_RECIPE_SUFFIXES = {
     "dino_4scale_internimage_t_1x_coco": "_layer_wise_lr",
     "dino_4scale_internimage_h_objects365_coco": "_ss",
     "dino_4scale_internimage_g_objects365_coco": "_ss",
     "dino_4scale_cbinternimage_h_objects365_coco": "_ss",
     "mask2former_internimage_h_896_80k_cocostuff2ade20k": "_ss",  # _ms differs in evaluation only
 }
-"""What the name of a recipe has after the name of the published file."""
+"""Suffix of the recipe name after the name of the published file."""
 
 _PREPROCESSING = (
     "image_size", "crop_pct", "interpolation", "eval_scale", "image_scale", "size_divisor",
     "mean", "std", "upright",
 )  # fmt: skip
 
-# The state before the training on COCO, with the 80 classes of COCO already.
+# Weights before the training on COCO, which already have the 80 COCO classes.
 _SAME_NETWORK = {
     "dino_4scale_cbinternimage_h_objects365_80classes": (
         "dino_4scale_cbinternimage_h_objects365_coco"
@@ -60,15 +60,14 @@ _SAME_NETWORK = {
 
 @dataclass
 class Pretrained:
-    """A network and what is needed to use it.
+    """A network with its class names, task and preprocessing.
 
     Attributes:
         network: The plain module, in evaluation mode.
-        spec: How it is built: ``class_path`` and ``init_args``, as in a recipe.
-        class_names: Readable names in label order.
+        spec: ``class_path`` and ``init_args`` of the network, as in a recipe.
+        class_names: Class names in label order.
         task: One of `TASKS`.
-        preprocessing: How images are prepared: arguments of the data module such as ``image_size``,
-            ``mean`` and ``std``.
+        preprocessing: Arguments of the data module such as ``image_size``, ``mean`` and ``std``.
     """
 
     network: nn.Module
@@ -84,10 +83,10 @@ class Pretrained:
         Args:
             source: A folder; ``"user/repository"``; a name of ``docs/model_zoo.md`` such as
                 ``"upernet_internimage_t_512_160k_ade20k"``; or a file of such a name (``.pth``).
-                What exists wins.
+                An existing folder or file takes precedence over a name.
 
         Raises:
-            UserError: If there is no such model, it is damaged, or the hub cannot be reached.
+            UserError: If the model does not exist or is damaged, or the hub cannot be reached.
         """
         folder = Path(source).expanduser()
         if folder.is_dir():
@@ -103,7 +102,7 @@ class Pretrained:
         )
 
     def save_pretrained(self, folder: str | Path) -> Path:
-        """Write the folder; files of the same names are replaced.
+        """Write the folder; existing files with the same names are replaced.
 
         Returns:
             The folder.
@@ -126,17 +125,17 @@ class Pretrained:
         return folder
 
     def push_to_hub(self, repository: str, *, private: bool = False) -> str:
-        """Upload to the Hugging Face hub, as the user that ``hf auth login`` knows.
+        """Upload to the Hugging Face hub as the user logged in with ``hf auth login``.
 
         Args:
-            repository: ``"user/name"``; made if it does not exist.
-            private: Whether a new repository is hidden from others.
+            repository: ``"user/name"``; created if it does not exist.
+            private: Whether a new repository is private.
 
         Returns:
-            Address of the repository.
+            URL of the repository.
 
         Raises:
-            UserError: If the hub cannot be reached or refuses.
+            UserError: If the upload fails.
         """
         from huggingface_hub import HfApi
 
@@ -150,7 +149,7 @@ class Pretrained:
             raise
         except Exception as error:  # the hub client raises several unrelated classes
             raise UserError(
-                f"The model could not be uploaded to {repository} ({type(error).__name__}: "
+                f"Cannot upload the model to {repository} ({type(error).__name__}: "
                 f"{str(error).splitlines()[0][:160]}). Log in with `hf auth login` and check the "
                 "name."
             ) from error
@@ -168,22 +167,24 @@ def task_of(network: nn.Module) -> str:
 def _read(folder: Path) -> Pretrained:
     path, weights = folder / CONFIG_FILE, folder / WEIGHT_FILE
     if not path.is_file() or not weights.is_file():
-        raise UserError(f"{folder} is no saved model: it needs {CONFIG_FILE} and {WEIGHT_FILE}.")
+        raise UserError(f"{folder} is not a saved model: expected {CONFIG_FILE} and {WEIGHT_FILE}.")
     content = read_json(path, "description")
     names, task = content.get("class_names"), content.get("task")
-    preprocessing = content.get("preprocessing", content.get("pictures"))  # its former name
+    preprocessing = content.get("preprocessing", content.get("pictures"))  # former name
     if not isinstance(names, list) or not names or not all(map(_is_class_name, names)):
         raise UserError(
-            f"{path} was not written by this project: class_names must be texts without control"
-            f" characters and of at most {NAME_LENGTH} letters."
+            f"{path} was not written by this project: class_names must be strings of at most"
+            f" {NAME_LENGTH} characters without control characters."
         )
     if task not in TASKS:
-        raise UserError(f"{path}: task must be one of {', '.join(TASKS)}, got {shown(repr(task))}.")
+        raise UserError(
+            f"{path}: expected task to be one of {', '.join(TASKS)}, got {shown(repr(task))}."
+        )
     preprocessing = {} if preprocessing is None else _checked_preprocessing(preprocessing, path)
     spec: Any = content.get("network")
     network = build_within(spec, len(names), weights.stat().st_size, f"{path}: network")
     if task_of(network) != task:
-        raise UserError(f"{path}: a {type(network).__name__} is not for {task}.")
+        raise UserError(f"{path}: {type(network).__name__} is not a network for {task}.")
     _load_all(network, weights)
     return Pretrained(network.eval(), spec, names, task, preprocessing)
 
@@ -193,13 +194,13 @@ def _is_class_name(name: Any) -> bool:
 
 
 def _checked_preprocessing(given: Any, path: Path) -> dict[str, Any]:
-    """Arguments of the preparation of images: names, numbers, and lists of numbers."""
+    """Preprocessing settings, validated: strings, numbers, and lists of at most four of these."""
     plain = isinstance(given, dict) and set(given) <= set(_PREPROCESSING)
     for value in given.values() if plain else ():
         parts = value if isinstance(value, list) else [value]
         plain &= len(parts) <= 4 and all(isinstance(p, (int, float, str, bool)) for p in parts)
     if not plain:
-        raise UserError(f"{path}: preprocessing has settings that this project does not write.")
+        raise UserError(f"{path}: preprocessing has unknown or invalid settings.")
     checked: dict[str, Any] = given
     return checked
 
@@ -210,7 +211,7 @@ def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
 
     try:
         save_file(tensors, path, metadata={"format": "pt"})
-    except SafetensorError as error:  # hides what the system says in its text
+    except SafetensorError as error:  # contains the error of the system as text
         code = re.search(r"os error (\d+)|Os \{ code: (\d+)", str(error))
         if code is None:
             raise
@@ -222,7 +223,7 @@ def _load_all(network: nn.Module, source: str | Path) -> None:
     report = load_official(network, source)
     if report.fresh:
         raise UserError(
-            f"{source} lacks {len(report.fresh)} tensors of the network, the first is "
+            f"{len(report.fresh)} tensors of the network are missing in {source}, the first is "
             f"{report.fresh[0]}."
         )
 
@@ -239,7 +240,7 @@ def _published(name: str, file: Path | None = None) -> Pretrained:
 
 
 def _data_module(name: str) -> type[BaseDataModule]:
-    from src import data  # here, because data modules bring Lightning, whose import takes seconds
+    from src import data  # imported here, because data modules import Lightning, which is slow
 
     found: type[BaseDataModule] = getattr(data, name)
     return found
@@ -248,18 +249,18 @@ def _data_module(name: str) -> type[BaseDataModule]:
 def _recipe_of(name: str) -> Path:
     if "22k_" in name:
         raise UserError(
-            f"The published file {name} is a pre-training on 21841 classes, for which there are "
-            f"neither a recipe nor class names; use it as a start with --model.weights {name}, or "
-            "load it into a network of yours with src.models.weights.load.load_official."
+            f"The published file {name} was pretrained on 21841 classes, for which there is no "
+            f"recipe and no class names. Fine-tune it with --model.weights {name}, or load it into "
+            "your own network with src.models.weights.load_official."
         )
     stem = _SAME_NETWORK.get(name, name)
-    stem += _RECIPE_ENDINGS.get(stem, "")
+    stem += _RECIPE_SUFFIXES.get(stem, "")
     recipes = [CONFIGS / task / f"{stem}.yaml" for task in TASKS]
     found = next((path for path in recipes if path.is_file()), None)
     if found is None:
         raise UserError(
             f"The recipe {stem} is not in {CONFIGS}, so the network of the published file {name} "
-            "is unknown; build the network and use src.models.weights.load.load_official."
+            "is unknown. Build the network and use src.models.weights.load_official."
         )
     return found
 
@@ -273,13 +274,13 @@ def _download(repository: str) -> Path:
         return Path(snapshot_download(repository, allow_patterns=files, local_files_only=offline))
     except Exception as error:  # the hub client raises several unrelated classes
         raise UserError(
-            f"The model {repository} is not on this machine and could not be downloaded from "
+            f"The model {repository} is not cached and could not be downloaded from "
             f"https://huggingface.co/{repository} ({type(error).__name__})."
         ) from error
 
 
 def preprocessing_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a data module's arguments that says how images are prepared for evaluation."""
+    """Arguments of a data module that define the preprocessing of images for evaluation."""
     imagenet = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
     given = {n: _plain(arguments[n]) for n in _PREPROCESSING if arguments.get(n) is not None}
     return imagenet | given
@@ -290,7 +291,7 @@ def _plain(value: Any) -> Any:
 
 
 def model_card(model: Pretrained) -> str:
-    """Text of ``README.md`` beside a model."""
+    """Model card, the content of ``README.md``."""
     kinds = {
         "classification": ("image-classification", "logits `(N, classes)`"),
         "detection": ("object-detection", "a list of detections: boxes, scores, labels, masks"),
@@ -314,27 +315,26 @@ InternImage ({millions:.1f} M parameters) for {model.task}. Classes: {names}.
 
 ## Input
 
-RGB images, values in [0, 1] with the mean subtracted and divided by the deviation, float32,
+RGB images with values in [0, 1], normalised with mean and standard deviation, float32,
 `(N, 3, H, W)`.
 
 {settings}
 
-## Use
+## Usage
 
 ```python
 import torch
 from src.hub import Pretrained
 
 model = Pretrained.from_pretrained("THIS FOLDER")
-image = torch.zeros(1, 3, 256, 256)  # a prepared image
+image = torch.zeros(1, 3, 256, 256)  # a preprocessed image
 with torch.no_grad():
     output = model.network({call})
 ```
 
-The output is {output}. Weights have the names of the official InternImage code.
+The output is {output}. Parameters have the names of the official InternImage code.
 
-## To be filled in by its maker
+## To be completed by the author
 
-What it was trained on and under which licence, how good it is on which data, and what it must not
-be used for.
+Training data and their license, evaluation results, intended use and limitations.
 """

@@ -1,13 +1,12 @@
-"""Stop a command on SIGINT (Ctrl-C), SIGTERM or SIGHUP: in time, and at a point that loses nothing.
+"""Handle SIGINT (Ctrl-C), SIGTERM and SIGHUP: stop a command promptly without losing progress.
 
-The first signal ends a command at once by raising `Interrupted`, unless `hold` was called: then it
-is only remembered in ``received``, and whoever holds it (the callback ``GracefulStop``) ends the
-run at the next point at which a checkpoint can be written. A further signal ends the process
-whatever it does.
+The first signal stops a command at once by raising `Interrupted`, unless `hold` was called. Then
+the signal is only recorded in ``received``, and the callback ``GracefulStop`` ends the run at the
+next point at which a checkpoint can be written. Another signal ends the process immediately.
 
-Python runs signal handlers between two instructions of the main thread, so a process that waits
-inside a collective operation or in a long C++ call would not notice them. A thread therefore
-listens as well (``signal.set_wakeup_fd``) and enforces the limits of time.
+Python runs signal handlers between two bytecode instructions of the main thread, so they do not run
+while it waits in a collective operation or a long C++ call. Therefore a thread also listens for
+signals (``signal.set_wakeup_fd``) and enforces the time limits.
 """
 
 from __future__ import annotations
@@ -24,26 +23,26 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 EXIT_CODE = 130
-"""Exit code of an interrupted command, as of a shell after Ctrl-C."""
+"""Exit code of an interrupted command, like that of a shell after Ctrl-C."""
 SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 )
 PATIENCE = 5.0
-"""Seconds after which a held signal is raised where that loses nothing."""
+"""Seconds after which a held signal is raised if that does not lose progress."""
 LIMIT = 10.0
-"""Seconds after which a process ends that has nothing to save and still runs."""
+"""Seconds after which a process that has nothing to save is ended."""
 _REPEATS = {signal.SIGINT: 0.3}
 _OTHER_REPEATS = 5.0
-"""Seconds within which further signals are copies of the first: ``timeout`` sends two, torchrun and
-Lightning's launcher pass on what the whole process group has already got."""
+"""Seconds within which further signals count as copies of the first: ``timeout`` sends two, and
+torchrun and Lightning's launcher forward signals that the process group has already received."""
 
 
 class Interrupted(BaseException):
     """A signal has asked this command to stop.
 
     Args:
-        text: Sentence for the user.
-        agreed: Whether all ranks raise it at the same step, so that they can still work together.
+        text: Message for the user.
+        agreed: Whether all ranks raise it at the same step, so that they can still communicate.
     """
 
     def __init__(self, text: str = "", *, agreed: bool = False) -> None:
@@ -52,15 +51,15 @@ class Interrupted(BaseException):
 
 
 class StopSignals:
-    """Context in which the stop signals are handled as the module describes.
+    """Context manager that handles stop signals as described in the module docstring.
 
-    Signals that are ignored when it starts (``nohup``, background jobs of a script) stay ignored.
-    Outside the main thread, where Python allows no handlers, it does nothing.
+    Signals that are ignored at the start (``nohup``, background jobs of a script) stay ignored.
+    Outside the main thread, where Python does not allow signal handlers, it does nothing.
 
     Attributes:
-        received: The first stop signal, if there was one.
-        waits: Whether a held signal stays held for good; otherwise it is raised after `PATIENCE`.
-        children: Processes of further ranks that this process has started.
+        received: The first stop signal, if any.
+        waits: Whether a held signal is held without limit; otherwise it is raised after `PATIENCE`.
+        children: Processes of other ranks launched by this process.
     """
 
     def __init__(self) -> None:
@@ -102,31 +101,31 @@ class StopSignals:
         signal.set_wakeup_fd(self._former_fd)
         for number, former in self._former.items():
             signal.signal(number, former)
-        os.close(self._ends[1])  # the thread ends with it and closes the other end
+        os.close(self._ends[1])  # ends the thread, which closes the other end
 
     def hold(self, *, saves: bool, waits: bool) -> None:
-        """Only remember the first signal from now on.
+        """Record the first signal instead of raising it.
 
         Args:
-            saves: Whether there is something to save, so that the process may take its time.
-            waits: First value of the attribute.
+            saves: Whether there is something to save, so that the time limit does not apply.
+            waits: Initial value of the attribute.
         """
         self._saves, self.waits, self._held = saves, waits, True
 
     def release(self) -> None:
-        """Raise a signal at once from now on, also one that is held."""
+        """Raise signals at once again, including a held one."""
         self._held = False
         if self.received is not None:
             _tell_launcher()
             raise Interrupted
 
     def finish(self) -> None:
-        """Say that everything is saved: if a signal has come, the process ends within `LIMIT`."""
+        """Mark everything as saved; after a signal, the process ends within `LIMIT` seconds."""
         self._held, self._saves, self.waits = True, False, True
         self._since = time.monotonic()
 
     def end_children(self, seconds: float) -> None:
-        """Wait for the further ranks that this process has started, then kill them."""
+        """Wait for the ranks launched by this process, then kill them."""
         limit = time.monotonic() + seconds
         for child in self.children:
             try:
@@ -151,7 +150,7 @@ class StopSignals:
     def _watch(self) -> None:
         assert self._ends is not None
         kind = int(signal.SIGTERM)
-        read, first, own = self._ends[0], 0.0, 0  # own: signals that this thread sends
+        read, first, sent = self._ends[0], 0.0, 0  # sent: signals sent by this thread
         while True:
             ready, _, _ = select.select([read], [], [], 0.2 if first else None)
             now = time.monotonic()
@@ -161,8 +160,8 @@ class StopSignals:
                     os.close(read)
                     return
                 for number in (n for n in numbers if n in SIGNALS):
-                    if own:
-                        own -= 1
+                    if sent:
+                        sent -= 1
                     elif not first:
                         first, kind = now, number
                     elif now - first > _REPEATS.get(signal.Signals(number), _OTHER_REPEATS):
@@ -171,7 +170,7 @@ class StopSignals:
                 continue
             since = max(first, self._since)
             if self._held and not self.waits and not self._forced and now - since > PATIENCE:
-                self._forced, self._held, own = True, False, own + 1
+                self._forced, self._held, sent = True, False, sent + 1
                 main = threading.main_thread().ident
                 assert main is not None
                 signal.pthread_kill(main, kind)
@@ -193,18 +192,18 @@ _active: StopSignals | None = None
 
 
 def active() -> StopSignals | None:
-    """The handling of signals that is in force in this process, if any."""
+    """The active `StopSignals` of this process, if any."""
     return _active
 
 
 def is_first_rank() -> bool:
-    """Whether this is the process that speaks for all."""
+    """Whether this process is rank 0, which prints messages."""
     ranks = (os.environ.get(name) for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"))
     return next((rank for rank in ranks if rank is not None), "0") == "0"
 
 
 def is_launched_rank() -> bool:
-    """Whether Lightning has started this process for a further device."""
+    """Whether this process is another rank launched by Lightning."""
     others = ("TORCHELASTIC_RUN_ID", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK")
     is_first = os.environ.get("LOCAL_RANK", "0") == "0"
     return not is_first and not any(name in os.environ for name in others)
@@ -213,26 +212,26 @@ def is_launched_rank() -> bool:
 def exit_code() -> int:
     """Exit code of an interrupted command.
 
-    A rank that Lightning has started leaves it to the first one, which Lightning would kill if
-    another ended with an error.
+    Ranks launched by Lightning return 0, because Lightning would kill rank 0 if another rank ended
+    with an error.
     """
     return 0 if is_launched_rank() else EXIT_CODE
 
 
 def _tell_launcher() -> None:
-    """Pass a signal that came to a further rank on to the first one, which ends them all."""
+    """Forward a signal of another rank to rank 0, which ends all of them."""
     if is_launched_rank():
         os.kill(os.getppid(), signal.SIGTERM)
 
 
 def _say(text: str) -> None:
-    # `print` may be interrupted in the middle of another `print`, which it refuses.
+    # `print` is not reentrant, and a signal handler may interrupt another `print`.
     with contextlib.suppress(OSError):
         os.write(2, text.encode())
 
 
 def _forget_in_child() -> None:
-    """A forked process has nothing to save: signals end it as they end any process."""
+    """Restore default signal handling in a forked process, which has nothing to save."""
     global _active
     if _active is None:
         return

@@ -1,11 +1,10 @@
-"""Lightning strategies for networks that are split over processes: ``fsdp1`` and ``fsdp2``.
+"""Lightning strategies for sharded networks: ``fsdp1`` and ``fsdp2``.
 
-Both are Lightning's own (`FSDPStrategy`, `ModelParallelStrategy`) with what a run of this project
-needs on top: units are the blocks of the backbone, checkpoint folders appear whole or not at all,
-and a moving average is split and saved like the weights in training. ``ddp`` is Lightning's. How a
-network is split is in ``src.distributed``.
+Both extend Lightning's strategies (`FSDPStrategy`, `ModelParallelStrategy`): units are the blocks
+of the backbone, checkpoint folders are written atomically, and EMA weights are sharded and saved
+like the weights. ``ddp`` is Lightning's own. Sharding itself is implemented in ``src.distributed``.
 
-What is not here: tensor parallelism. Networks are split over data-parallel processes only.
+Tensor parallelism is not supported; networks are sharded over data-parallel ranks only.
 """
 
 from __future__ import annotations
@@ -66,20 +65,20 @@ from src.tasks import resume
 from src.tasks.base import BaseTask
 from src.tasks.building import SHARDED_UNITS
 
-AVERAGE, TRAINED = "state_dict", "current_model_state"
-"""Entries of a checkpoint: what evaluation takes; beside an average, the weights in training."""
+WEIGHTS, RAW_WEIGHTS = "state_dict", "current_model_state"
+"""Entries of a checkpoint: the weights for evaluation and, with EMA, the raw weights."""
 
 
 class FSDP2Strategy(ModelParallelStrategy):
-    """Weights, gradients and optimizer state split over all processes: strategy ``fsdp2``.
+    """Strategy ``fsdp2``: weights, gradients and optimizer state sharded over all ranks.
 
     Runs on GPUs (NCCL) and on CPUs (gloo).
 
     Args:
-        save_distributed_checkpoint: Write each checkpoint as a folder to which every process adds
-            its part; ``False`` gathers everything on the first process and writes one file.
-        process_group_backend: ``nccl`` or ``gloo``; default is the one of the device.
-        timeout: How long a process waits for the others.
+        save_distributed_checkpoint: Write each checkpoint as a folder with one shard per rank;
+            ``False`` gathers everything on rank 0 and writes a single file.
+        process_group_backend: ``nccl`` or ``gloo``; default depends on the device.
+        timeout: Timeout of collective operations.
     """
 
     def __init__(
@@ -97,23 +96,25 @@ class FSDP2Strategy(ModelParallelStrategy):
         )
 
     def setup_environment(self) -> None:
-        """Split over all processes of all machines."""
+        """Shard over all ranks of all machines."""
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
 
     @property
     def task(self) -> BaseTask:
-        """The task that is trained or evaluated."""
+        """The task."""
         if not isinstance(self.lightning_module, BaseTask):
-            raise UserError(f"fsdp2 needs a BaseTask, got {type(self.lightning_module).__name__}.")
+            raise UserError(
+                f"fsdp2: expected a BaseTask, got {type(self.lightning_module).__name__}."
+            )
         return self.lightning_module
 
     def on_validation_start(self) -> None:
-        """Evaluate with the same statistics of batch norm everywhere."""
+        """Average batch norm statistics, so that all ranks evaluate with the same ones."""
         self._average_buffers()
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """State of the task: parts on every process, or all of it on the first one."""
+        """State of the task: the shard of each rank, or the full state on rank 0."""
         self._average_buffers()
         return self.module_state_dict(self.task)
 
@@ -123,7 +124,7 @@ class FSDP2Strategy(ModelParallelStrategy):
             average_buffers(self.task.evaluation_network)
 
     def module_state_dict(self, module: nn.Module) -> dict[str, Any]:
-        """State of a module: parts on every process, or all of it on the first one."""
+        """State of a module: the shard of each rank, or the full state on rank 0."""
         whole = not self._save_distributed_checkpoint
         return get_model_state_dict(
             module, options=StateDictOptions(full_state_dict=whole, cpu_offload=True)
@@ -132,12 +133,12 @@ class FSDP2Strategy(ModelParallelStrategy):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any | None = None
     ) -> None:
-        """Write a folder (or file) that takes the place of the last one when it is complete."""
+        """Write a checkpoint folder (or file), which replaces the previous one when complete."""
         path = Path(self.broadcast(filepath))
         if not self._save_distributed_checkpoint:
             super().save_checkpoint(checkpoint, path, storage_options)
             return
-        parts = {k: checkpoint.pop(k) for k in (AVERAGE, TRAINED) if k in checkpoint}
+        parts = {k: checkpoint.pop(k) for k in (WEIGHTS, RAW_WEIGHTS) if k in checkpoint}
         states = checkpoint.pop("optimizer_states", [])
         parts |= {f"optimizer_{i}": state for i, state in enumerate(states)}
         checkpoint["group_sizes"] = [_group_sizes(o.param_groups) for o in self.optimizers]
@@ -152,16 +153,16 @@ class FSDP2Strategy(ModelParallelStrategy):
     def load_checkpoint(
         self, checkpoint_path: str | Path, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Load weights, average and optimizer state, saved by any number of processes.
+        """Load weights, EMA weights and optimizer state, saved with any number of ranks.
 
         Raises:
-            UserError: If the checkpoint is of another network or of other parameter groups.
+            UserError: If the checkpoint is of another network or has other parameter groups.
         """
         path = Path(self.broadcast(checkpoint_path))
         return (self._load_folder if is_sharded_checkpoint(path) else self._load_file)(path)
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
-        """Nothing: `load_checkpoint` has done it."""
+        """Do nothing, because `load_checkpoint` has loaded the weights."""
 
     @property
     def _is_fitting(self) -> bool:
@@ -172,7 +173,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         shapes, names = read_shapes(folder), entry_names(folder)
         if self._is_fitting:
             resume.check_continues(rest | {"optimizer_states": rest.get("group_sizes")})
-        for entry, state in self._destinations(TRAINED in shapes):
+        for entry, state in self._destinations(RAW_WEIGHTS in shapes):
             resume.check_fits(shapes.get(entry, {}), {n: v.shape for n, v in state.items()})
             _load_parts({names[entry]: state}, folder)
             _refuse_not_finite(state, path)
@@ -188,13 +189,13 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     def _load_file(self, path: Path) -> dict[str, Any]:
         content = read_checkpoint(path)
-        for entry, state in self._destinations(TRAINED in content):
+        for entry, state in self._destinations(RAW_WEIGHTS in content):
             saved = {name: value.shape for name, value in content[entry].items()}
             resume.check_fits(saved, {name: v.shape for name, v in state.items()})
             load_whole(state, content[entry])
             _refuse_not_finite(state, path)
         states = content.pop("optimizer_states", [])
-        for entry in (AVERAGE, TRAINED):
+        for entry in (WEIGHTS, RAW_WEIGHTS):
             content.pop(entry, None)
         if self._is_fitting:
             resume.check_continues(content | {"optimizer_states": states})
@@ -207,36 +208,36 @@ class FSDP2Strategy(ModelParallelStrategy):
         return content
 
     def _destinations(self, has_average: bool) -> list[tuple[str, dict[str, Tensor]]]:
-        """Where each entry of a checkpoint goes; an entry can go to two places."""
+        """Pairs of checkpoint entry and state dict to load it into; an entry can occur twice."""
         task = self.task
         if not self._is_fitting:
-            return [(AVERAGE, task.state_dict())]
-        destinations = [(TRAINED if has_average else AVERAGE, task.state_dict())]
+            return [(WEIGHTS, task.state_dict())]
+        destinations = [(RAW_WEIGHTS if has_average else WEIGHTS, task.state_dict())]
         if task.is_averaging:
             average = task.evaluation_network.state_dict()
-            own = {f"network.{name}": value for name, value in average.items()}
-            destinations.append((AVERAGE, task.state_dict() | own))
+            averaged = {f"network.{name}": value for name, value in average.items()}
+            destinations.append((WEIGHTS, task.state_dict() | averaged))
         elif has_average:
             resume.warn_of_lost_average()
         return destinations
 
 
 class FSDP1Strategy(FSDPStrategy):
-    """PyTorch's first sharding, on GPUs only: strategy ``fsdp1``.
+    """Strategy ``fsdp1``: PyTorch's FSDP1, on GPUs only.
 
-    Differences to `FSDPStrategy`: the blocks of the backbone are units unless another policy is
-    given, checkpoints are folders unless ``state_dict_type`` is ``full``, and a folder takes the
-    place of the last one only when it is complete.
+    Differences from `FSDPStrategy`: the blocks of the backbone are units unless another policy is
+    given, checkpoints are folders unless ``state_dict_type`` is ``full``, and a folder replaces the
+    previous one only when it is complete.
 
     Args:
         auto_wrap_policy: Types of the modules that are units.
-        activation_checkpointing_policy: Types of the modules to recompute in the backward pass. The
-            networks' own ``grad_checkpointing`` does the same under every strategy.
-        sharding_strategy: What is split: ``FULL_SHARD`` everything, ``SHARD_GRAD_OP`` gradients and
+        activation_checkpointing_policy: Types of the modules with activation checkpointing. The
+            argument ``grad_checkpointing`` of networks has the same effect with every strategy.
+        sharding_strategy: ``FULL_SHARD`` shards everything, ``SHARD_GRAD_OP`` gradients and
             optimizer state, ``NO_SHARD`` nothing, ``HYBRID_SHARD`` everything within a machine.
-        state_dict_type: ``sharded`` writes folders, ``full`` one file.
-        cpu_offload: Keep parameters and gradients in the memory of the host.
-        device_mesh: For ``HYBRID_SHARD``: number of replicas and processes per replica.
+        state_dict_type: ``sharded`` writes folders, ``full`` single files.
+        cpu_offload: Keep parameters and gradients in CPU memory.
+        device_mesh: For ``HYBRID_SHARD``: number of replicas and ranks per replica.
         kwargs: Further arguments of `FSDPStrategy` and ``FullyShardedDataParallel``.
     """
 
@@ -263,18 +264,18 @@ class FSDP1Strategy(FSDPStrategy):
         )
 
     def _configure_launcher(self) -> None:
-        # Lightning's own check knows the name "fsdp" and its own class only.
+        # Lightning checks this only for the name "fsdp" and its own class.
         if self.root_device.type != "cuda":
             raise UserError(
-                f"fsdp1 requires a GPU accelerator and got {self.root_device.type}; fsdp2 also runs"
-                " on CPUs."
+                f"fsdp1 requires a GPU accelerator, got {self.root_device.type}. fsdp2 also runs on"
+                " CPUs."
             )
         super()._configure_launcher()
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any | None = None
     ) -> None:
-        """Write a folder (or file) that takes the place of the last one when it is complete."""
+        """Write a checkpoint folder (or file), which replaces the previous one when complete."""
         path = Path(self.broadcast(filepath))
         if self._state_dict_type == "full":
             super().save_checkpoint(checkpoint, path, storage_options)
@@ -286,17 +287,17 @@ class FSDP1Strategy(FSDPStrategy):
     def load_checkpoint(
         self, checkpoint_path: str | Path, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Load a file, or a folder that FSDP1 has written.
+        """Load a checkpoint file, or a folder written with FSDP1.
 
         Raises:
-            UserError: If FSDP2 has written it, or it has an average, which FSDP1 cannot keep.
+            UserError: If it was written with FSDP2, or contains EMA weights when training.
         """
         path = Path(self.broadcast(checkpoint_path))
         content = (self._load_folder if is_sharded_checkpoint(path) else self._load_file)(path)
         assert self.lightning_module is not None
-        if TRAINED in content and self.lightning_module.trainer.state.fn == TrainerFn.FITTING:
+        if RAW_WEIGHTS in content and self.lightning_module.trainer.state.fn == TrainerFn.FITTING:
             raise UserError(
-                "The checkpoint has a moving average, which fsdp1 cannot keep; go on with"
+                "The checkpoint contains EMA weights, which fsdp1 does not support. Resume with"
                 " --trainer.strategy fsdp2 or ddp."
             )
         return content
@@ -309,10 +310,11 @@ class FSDP1Strategy(FSDPStrategy):
 
     def _load_folder(self, path: Path) -> dict[str, Any]:
         folder, rest = Folder(path), read_rest(path)
-        if entry_names(folder)[AVERAGE] == AVERAGE:
+        if entry_names(folder)[WEIGHTS] == WEIGHTS:
             raise UserError(
-                f"{path} is a folder of fsdp2, which fsdp1 cannot read. Go on with"
-                f" --trainer.strategy fsdp2, or make a file of it: python -m src consolidate {path}"
+                f"{path} was written with fsdp2, which fsdp1 cannot read. Resume with"
+                " --trainer.strategy fsdp2, or convert it to a file with"
+                f" python -m src consolidate {path}"
             )
         assert self.model is not None
         try:
@@ -330,7 +332,7 @@ class FSDP1Strategy(FSDPStrategy):
         task, module = self.lightning_module, self.model
         assert task is not None
         assert module is not None
-        if TRAINED not in content or task.trainer.state.fn != TrainerFn.FITTING:
+        if RAW_WEIGHTS not in content or task.trainer.state.fn != TrainerFn.FITTING:
             weights = content.pop("state_dict")
             _load_raw_module_state(weights, module, self.world_size, task.strict_loading)
             optimizers = self._optimizers_in_use
@@ -341,7 +343,7 @@ class FSDP1Strategy(FSDPStrategy):
 
 
 def _load_parts(state: dict[str, Any], folder: Folder) -> None:
-    """Fill a state from a folder, every process its own part."""
+    """Load a state from a sharded checkpoint; each rank reads its shard."""
     try:
         load(state, storage_reader=RestrictedReader(folder))
     # A damaged folder can fail anywhere in PyTorch's planners.
@@ -350,18 +352,18 @@ def _load_parts(state: dict[str, Any], folder: Folder) -> None:
 
 
 def _refuse_not_finite(tensors: Mapping[str, Any], path: Path) -> None:
-    """Refuse NaN and infinite values; each process looks at its own part, and all fail together."""
-    own = ((name, local(value)) for name, value in tensors.items() if isinstance(value, Tensor))
-    names = _gather(first_not_finite(own))
+    """Raise an error on all ranks if the shard of any rank has NaN or infinite values."""
+    shards = ((name, local(value)) for name, value in tensors.items() if isinstance(value, Tensor))
+    names = _gather(first_not_finite(shards))
     if names:
         raise UserError(
-            f"The checkpoint {path} has NaN or infinite values, first in {names[0]}: the training"
-            " that wrote it had diverged, or the file is damaged. Take an older one."
+            f"The checkpoint {path} has NaN or infinite values, first in {names[0]}: training has"
+            " diverged, or the file is damaged. Use an older checkpoint."
         )
 
 
 def _save_atomically(strategy: Any, path: Path, write: Callable[[Path], None]) -> None:
-    """Write beside the place, exchange when all ranks have succeeded, and fail together."""
+    """Write to a temporary folder and rename it when all ranks have succeeded."""
     part = path.with_name(path.name + ".part")
     is_first = strategy.global_rank == 0
 
@@ -384,13 +386,13 @@ def _save_atomically(strategy: Any, path: Path, write: Callable[[Path], None]) -
 
 
 def _nothing() -> None:
-    """What the other ranks do while the first one moves folders."""
+    """Step of the other ranks while rank 0 moves folders."""
 
 
 def _problem_of(step: Callable[[], None]) -> str | None:
     try:
         step()
-    # The writers raise what they like, and all ranks must hear of it.
+    # PyTorch can raise any exception here, and all ranks must stop.
     except (Exception, CheckpointException) as error:
         return last_line(error)
     return None
@@ -407,7 +409,7 @@ def _group_sizes(groups: list[dict[str, Any]]) -> list[int]:
 
 
 def _split_state(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-    """Whole optimizer state of a file, split as the parameters are."""
+    """Full optimizer state, sharded like the parameters."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     return state | {
         "state": {
@@ -423,7 +425,7 @@ def _split_state(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
 
 
 for _name, _strategy, _text in (
-    ("fsdp1", FSDP1Strategy, "Fully sharded data parallel, PyTorch's first kind (GPUs only)"),
-    ("fsdp2", FSDP2Strategy, "Fully sharded data parallel, PyTorch's second kind"),
+    ("fsdp1", FSDP1Strategy, "Fully sharded data parallel, FSDP1 (GPUs only)"),
+    ("fsdp2", FSDP2Strategy, "Fully sharded data parallel, FSDP2"),
 ):
     StrategyRegistry.register(_name, _strategy, _text, override=True)

@@ -1,32 +1,32 @@
-"""What travels between the data modules and the tasks. Knows neither Lightning nor ``torch.nn``."""
+"""Types exchanged between data modules and tasks, independent of Lightning and ``torch.nn``."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
-if TYPE_CHECKING:  # commands that only look at files start without torch
+if TYPE_CHECKING:  # commands that only read files start without importing torch
     from torch import Tensor
 
 IGNORE_LABEL = 255
-"""Label of pixels that count nowhere, neither in losses nor in metrics."""
+"""Label of pixels that are ignored in losses and metrics."""
 
 Size = tuple[int, int]
-"""Height and width, in pixels or cells."""
+"""Height and width in pixels."""
 
 ImageId = int | str
-"""How an annotation file calls an image: COCO has numbers, other files have names too."""
+"""Id of an image in an annotation file: a number in COCO, a name in some other datasets."""
 
 
 class ClassificationBatch(TypedDict):
-    """Images and, unless they are to be predicted, their classes.
+    """Images and, except in prediction, their classes.
 
     Attributes:
         image: Normalised RGB images, float32, shape ``(N, 3, H, W)``.
         label: Class indices in ``[0, num_classes)``, int64, shape ``(N,)``. Absent in prediction.
         path: The file of each image, ``N`` strings.
-        surplus: True where the batch only keeps this rank in step with the others: nothing in it
-            counts. Only in evaluation and prediction.
+        surplus: Whether the batch is padding that keeps the number of batches equal on all ranks,
+            and is ignored in metrics and results. Only in evaluation and prediction.
     """
 
     image: Tensor
@@ -36,13 +36,13 @@ class ClassificationBatch(TypedDict):
 
 
 class DetectionTarget(TypedDict):
-    """The objects of one image.
+    """Ground truth of one image.
 
     Attributes:
-        boxes: ``x1, y1, x2, y2`` in pixels of the network's input, float32, shape ``(G, 4)``.
+        boxes: ``x1, y1, x2, y2`` in pixels of the network input, float32, shape ``(G, 4)``.
         labels: Class indices in ``[0, num_classes)``, int64, shape ``(G,)``.
-        masks: 0 and 1, uint8, shape ``(G, H, W)`` with the padded size of the batch. Absent where
-            the data module was told to read boxes alone.
+        masks: 0 and 1, uint8, shape ``(G, H, W)`` with the padded size of the batch. Absent if the
+            data module reads only boxes.
     """
 
     boxes: Tensor
@@ -51,12 +51,12 @@ class DetectionTarget(TypedDict):
 
 
 class DetectionView(TypedDict):
-    """The images of a batch prepared in another way, for test-time augmentation.
+    """Another view of the images of a batch, for test-time augmentation.
 
     Attributes:
         image: As in `DetectionBatch`.
         size: Height and width of each image without padding.
-        flipped: Whether the images are mirrored left to right.
+        flipped: Whether the images are flipped horizontally.
     """
 
     image: Tensor
@@ -65,21 +65,21 @@ class DetectionView(TypedDict):
 
 
 class DetectionBatch(TypedDict):
-    """Images of a detector and what is known about them.
+    """Images, metadata and ground truth for a detector.
 
     Attributes:
-        image: Normalised RGB images, padded at the right and at the bottom with zeros, float32,
-            shape ``(N, 3, H, W)``.
+        image: Normalised RGB images, zero-padded at the right and bottom, float32, shape
+            ``(N, 3, H, W)``.
         size: Height and width of each image without padding.
         original_size: Height and width of each image in its file.
-        image_id: Number of each image in its annotation file; in prediction its position.
+        image_id: Id of each image in the annotation file; its index in prediction.
         path: The file of each image.
-        target: Objects to learn from. Only in training.
-        annotations: COCO annotations of each image as they are in the file, except that
-            ``category_id`` is the class index. Only in evaluation.
+        target: Ground truth of each image. Only in training.
+        annotations: COCO annotations of each image as in the file, except that ``category_id`` is
+            the class index. Only in evaluation.
         views: Further views of the same images. Only with test-time augmentation.
-        surplus: True where the batch only keeps this rank in step with the others: nothing in it
-            counts. Only in evaluation and prediction.
+        surplus: Whether the batch is padding that keeps the number of batches equal on all ranks,
+            and is ignored in metrics and results. Only in evaluation and prediction.
     """
 
     image: Tensor
@@ -95,14 +95,14 @@ class DetectionBatch(TypedDict):
 
 @dataclass
 class Detections:
-    """What a detector found in one image, best score first.
+    """Detections of one image, sorted by descending score.
 
     Attributes:
         boxes: ``x1, y1, x2, y2`` in pixels of the original image, shape ``(D, 4)``.
         scores: Probabilities, shape ``(D,)``.
         labels: Class indices, int64, shape ``(D,)``.
-        masks: Bool, shape ``(D, height, width)`` of the original image; ``None`` from a detector
-            of boxes alone.
+        masks: Bool, shape ``(D, height, width)`` of the original image; ``None`` for a detector
+            without masks.
     """
 
     boxes: Tensor
@@ -112,12 +112,12 @@ class Detections:
 
 
 class SegmentationBatch(TypedDict):
-    """Images to learn segmentation from.
+    """Images and label maps for training a segmentor.
 
     Attributes:
         image: Normalised RGB images, float32, shape ``(N, 3, H, W)``.
-        label: Class of every pixel in ``[0, num_classes)``, or 255 where it counts nowhere, int64,
-            shape ``(N, H, W)``.
+        label: Class of every pixel in ``[0, num_classes)``, or 255 for ignored pixels, int64, shape
+            ``(N, H, W)``.
         path: The file of each image.
     """
 
@@ -127,17 +127,17 @@ class SegmentationBatch(TypedDict):
 
 
 class SegmentationEvalBatch(TypedDict):
-    """Images of different sizes to segment at their own size.
+    """Images of different sizes for evaluating a segmentor at the original sizes.
 
     Attributes:
-        views: For each image its prepared views, float32, each of shape ``(3, h, w)``.
-        flipped: Which views are mirrored left to right; the same for all images.
+        views: Preprocessed views of each image, float32, each of shape ``(3, h, w)``.
+        flipped: Which views are flipped horizontally; the same for all images.
         size: Height and width of each image in its file.
-        label: As in `SegmentationBatch`, at the size of the file, one ``(H, W)`` for each image.
-            Absent in prediction. Of a surplus batch only 255.
+        label: As in `SegmentationBatch`, at the original size, one ``(H, W)`` per image. Absent in
+            prediction; only 255 in a surplus batch.
         path: The file of each image.
-        surplus: True where the batch only keeps this rank in step with the others: nothing in it
-            counts. Only in evaluation and prediction.
+        surplus: Whether the batch is padding that keeps the number of batches equal on all ranks,
+            and is ignored in metrics and results. Only in evaluation and prediction.
     """
 
     views: list[list[Tensor]]

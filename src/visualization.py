@@ -1,4 +1,4 @@
-"""Drawing results on images. Needs only Pillow and NumPy; used by callbacks and notebooks."""
+"""Draw predictions on images, with Pillow and NumPy only; used by callbacks and notebooks."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from PIL import Image, ImageDraw, ImageFont
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
-_MIN_WIDTH = 360  # pixels; smaller images are enlarged so that the text on them fits
-_MAX_SIDE = 1024  # pixels; tall narrow images are enlarged up to here, and stand on wider paper
-_FONT_SIZES = (13, 40)  # pixels; legible, and small enough for names of classes
-_INK, _MUTED, _PAPER, _BAR = (20, 20, 20), (90, 90, 90), (255, 255, 255), (178, 208, 244)
+_MIN_WIDTH = 360  # pixels; smaller images are enlarged so that the text fits
+_MAX_SIDE = 1024  # pixels; maximum size of enlarged images, which then get a wider background
+_FONT_SIZES = (13, 40)  # minimum and maximum in pixels
+_TEXT, _MUTED, _BACKGROUND, _BAR = (20, 20, 20), (90, 90, 90), (255, 255, 255), (178, 208, 244)
 
 
 def draw_classes(
     image: Image.Image, names: Sequence[str], probabilities: Sequence[float]
 ) -> Image.Image:
-    """Put the image above a bar chart of its most probable classes.
+    """Image above a bar chart of its most probable classes.
 
     Args:
         image: Image of any mode and size.
@@ -29,7 +29,7 @@ def draw_classes(
         probabilities: Their probabilities in [0, 1].
 
     Returns:
-        RGB sheet at least 360 pixels wide: the image, up to 1024 pixels high and wide, and the
+        RGB image at least 360 pixels wide: the input, up to 1024 pixels high and wide, with the
         chart below it.
 
     Raises:
@@ -41,40 +41,40 @@ def draw_classes(
     width = max(canvas.width, _MIN_WIDTH)
     size = max(15, _font_size(width // 28))
     font, row, pad = ImageFont.load_default(size), round(size * 1.7), size // 2
-    sheet = Image.new("RGB", (width, canvas.height + row * len(names) + 2 * pad), _PAPER)
-    sheet.paste(canvas, (0, 0))
-    draw = ImageDraw.Draw(sheet)
+    output = Image.new("RGB", (width, canvas.height + row * len(names) + 2 * pad), _BACKGROUND)
+    output.paste(canvas, (0, 0))
+    draw = ImageDraw.Draw(output)
     for line, (name, probability) in enumerate(zip(names, probabilities, strict=True)):
         top = canvas.height + pad + line * row
         full = width - 2 * pad
         draw.rectangle((pad, top + 2, pad + round(full * probability), top + row - 2), fill=_BAR)
         percent = f"{probability:.1%}"
-        room = full - draw.textlength(percent, font) - 3 * pad
+        space = full - draw.textlength(percent, font) - 3 * pad
         middle = top + row // 2
-        color = _INK if line == 0 else _MUTED
-        draw.text((2 * pad, middle), _shorten(draw, name, font, room), color, font, anchor="lm")
+        color = _TEXT if line == 0 else _MUTED
+        draw.text((2 * pad, middle), _shorten(draw, name, font, space), color, font, anchor="lm")
         draw.text((width - 2 * pad, middle), percent, color, font, anchor="rm")
-    return sheet
+    return output
 
 
 def _fit(image: Image.Image) -> Image.Image:
-    """The image with sides up to `_MAX_SIDE` and, where those allow it, `_MIN_WIDTH` wide."""
+    """Resize to sides of at most `_MAX_SIDE` and, if possible, a width of at least `_MIN_WIDTH`."""
     scale = min(max(1.0, _MIN_WIDTH / image.width), _MAX_SIDE / max(image.size))
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    # Nearest keeps the pixels of tiny images recognisable instead of blurring them.
-    filter_ = Image.Resampling.NEAREST if scale > 3 else Image.Resampling.BICUBIC
-    return image if scale == 1.0 else image.resize(size, filter_)
+    # Nearest keeps the pixels of tiny images sharp.
+    resampling = Image.Resampling.NEAREST if scale > 3 else Image.Resampling.BICUBIC
+    return image if scale == 1.0 else image.resize(size, resampling)
 
 
-def _font_size(wanted: int) -> int:
+def _font_size(size: int) -> int:
     smallest, largest = _FONT_SIZES
-    return min(max(wanted, smallest), largest)
+    return min(max(size, smallest), largest)
 
 
-def _shorten(draw: ImageDraw.ImageDraw, text: str, font: Font, room: float) -> str:
-    if draw.textlength(text, font) <= room:
+def _shorten(draw: ImageDraw.ImageDraw, text: str, font: Font, space: float) -> str:
+    if draw.textlength(text, font) <= space:
         return text
-    while text and draw.textlength(text + "…", font) > room:
+    while text and draw.textlength(text + "…", font) > space:
         text = text[:-1]
     return text + "…"
 
@@ -87,19 +87,19 @@ def draw_label_map(
     opacity: float = 0.55,
     max_classes: int = 24,
 ) -> Image.Image:
-    """Colour every pixel by its class, with a legend of the classes in the image.
+    """Image with every pixel coloured by its class, and a legend.
 
     Args:
         image: Image of any mode.
         label_map: Class of every pixel, shape ``(H, W)`` of the image; classes without a name
-            (255: unlabelled) stay uncoloured.
+            (255: unlabelled) are not coloured.
         names: Class names in label order.
         palette: Red, green and blue of each class, 0 to 255.
-        opacity: Share of the colour over the image, from 0 to 1.
-        max_classes: Rows of the legend, largest area first.
+        opacity: Opacity of the class colours, from 0 to 1.
+        max_classes: Maximum number of classes in the legend, which is sorted by area.
 
     Returns:
-        RGB image, up to 1024 pixels high and wide, with the legend at its right.
+        RGB image, up to 1024 pixels high and wide, with the legend on the right.
 
     Raises:
         ValueError: If label map and image differ in size.
@@ -123,21 +123,21 @@ def draw_label_map(
 def _beside(
     image: Image.Image, rows: Sequence[tuple[str, tuple[int, int, int], float]]
 ) -> Image.Image:
-    """Put a legend of name, colour and share at the right of an image."""
+    """Image with a legend of name, colour and share of the area on its right."""
     size = _font_size(image.height // 40)
     font, row, pad = ImageFont.load_default(size), round(size * 1.6), size // 2
-    width, room = 17 * size, 11.5 * size
+    width, space = 17 * size, 11.5 * size
     height = max(image.height, row * len(rows) + 2 * pad)
-    sheet = Image.new("RGB", (image.width + width, height), _PAPER)
-    sheet.paste(image, (0, 0))
-    draw = ImageDraw.Draw(sheet)
+    output = Image.new("RGB", (image.width + width, height), _BACKGROUND)
+    output.paste(image, (0, 0))
+    draw = ImageDraw.Draw(output)
     for line, (name, colour, share) in enumerate(rows):
         left, top = image.width + pad, pad + line * row
         draw.rectangle((left, top + 2, left + size, top + row - 4), fill=colour, outline=_MUTED)
         middle = (left + round(1.6 * size), top + row // 2)
-        draw.text(middle, _shorten(draw, name, font, room), _INK, font, anchor="lm")
-        draw.text((sheet.width - pad, middle[1]), f"{share:.0%}", _MUTED, font, anchor="rm")
-    return sheet
+        draw.text(middle, _shorten(draw, name, font, space), _TEXT, font, anchor="lm")
+        draw.text((output.width - pad, middle[1]), f"{share:.0%}", _MUTED, font, anchor="rm")
+    return output
 
 
 def draw_instances(
@@ -149,20 +149,20 @@ def draw_instances(
     classes: Sequence[int],
     opacity: float = 0.45,
 ) -> Image.Image:
-    """Draw objects with mask, box, name and score; the most certain ones lie on top.
+    """Image with masks, boxes, class names and scores; higher scores are drawn on top.
 
     Args:
         image: Image of any mode.
         boxes: ``x, y, width, height`` in pixels of the image.
-        masks: Bool, each of shape ``(H, W)`` of the image; empty to draw boxes alone.
-        names: Name of each object.
-        scores: Probability of each object.
-        classes: Class index of each object, which decides its colour.
-        opacity: Share of the colour over the image, from 0 to 1.
+        masks: Bool, each of shape ``(H, W)`` of the image; empty to draw only boxes.
+        names: Class name of each box.
+        scores: Score of each box.
+        classes: Class index of each box, which determines its colour.
+        opacity: Opacity of the masks, from 0 to 1.
 
     Returns:
-        RGB image up to 1024 pixels high and wide; small ones are enlarged so that text is
-        legible, and narrow ones have white paper at their right, 360 pixels wide in all.
+        RGB image up to 1024 pixels high and wide. Small images are enlarged so that text is
+        legible, and narrow ones are padded with white on the right to a width of 360 pixels.
     """
     order = sorted(range(len(boxes)), key=lambda i: scores[i])
     colours = [_instance_colour(classes[i]) for i in range(len(boxes))]
@@ -172,21 +172,21 @@ def draw_instances(
             pixels[masks[i]] * (1 - opacity) + np.array(colours[i], np.float32) * opacity
         )
     canvas = _fit(Image.fromarray(np.rint(pixels).astype(np.uint8)))
-    # Not one scale for both: the short side of a narrow canvas is rounded to few pixels.
-    right, down = canvas.width / image.width, canvas.height / image.height
-    sheet = Image.new("RGB", (max(canvas.width, _MIN_WIDTH), canvas.height), _PAPER)
-    sheet.paste(canvas, (0, 0))
-    draw = ImageDraw.Draw(sheet)
+    # Separate scales, because the short side of a narrow canvas is rounded to a few pixels.
+    scale_x, scale_y = canvas.width / image.width, canvas.height / image.height
+    output = Image.new("RGB", (max(canvas.width, _MIN_WIDTH), canvas.height), _BACKGROUND)
+    output.paste(canvas, (0, 0))
+    draw = ImageDraw.Draw(output)
     size = _font_size(max(canvas.size) // 55)
     font, line = ImageFont.load_default(size), max(2, size // 7)
     for i in order:
         x, y, width, height = boxes[i]
-        corners = (x * right, y * down, (x + width) * right, (y + height) * down)
+        corners = (x * scale_x, y * scale_y, (x + width) * scale_x, (y + height) * scale_y)
         draw.rectangle(corners, outline=colours[i], width=line)
-    for i in order:  # names last, so that no box crosses them
-        corner = (boxes[i][0] * right, boxes[i][1] * down)
+    for i in order:  # labels last, so that boxes do not cover them
+        corner = (boxes[i][0] * scale_x, boxes[i][1] * scale_y)
         _draw_tag(draw, f"{names[i]} {scores[i]:.0%}", corner, colours[i], font)
-    return sheet
+    return output
 
 
 def _draw_tag(
@@ -196,7 +196,7 @@ def _draw_tag(
     colour: tuple[int, int, int],
     font: Font,
 ) -> None:
-    """Write on a coloured ground above a box; inside it at the upper border of the image."""
+    """Draw a label above a box, or inside it at the upper border of the image."""
     x, top = corner
     left, up, right, down = draw.textbbox((0, 0), text, font)
     pad = 3
@@ -205,11 +205,11 @@ def _draw_tag(
     y = top - height if top >= height else max(top, 0)
     draw.rectangle((x, y, x + width, y + height), fill=colour)
     luminance = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
-    draw.text((x + pad - left, y + pad - up), text, _INK if luminance > 128 else _PAPER, font)
+    draw.text((x + pad - left, y + pad - up), text, _TEXT if luminance > 128 else _BACKGROUND, font)
 
 
 def _instance_colour(number: int) -> tuple[int, int, int]:
-    """Bright colour of a class; neighbours are a golden angle apart."""
+    """Bright colour of a class; hues of consecutive classes differ by the golden angle."""
     hue = number * 0.618034 % 1
     red, green, blue = colorsys.hsv_to_rgb(hue, (0.9, 0.6)[number % 2], 1.0)
     return round(255 * red), round(255 * green), round(255 * blue)

@@ -1,4 +1,4 @@
-"""The rooms of the project depend on each other in one direction only (docs/architecture.md)."""
+"""Layers import each other in one direction only (docs/architecture.md)."""
 
 import ast
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
 
-# A room may import from itself, from the rooms that everyone may import, and from those listed.
+# A layer may import from itself, from the common modules, and from the layers listed here.
 MAY_IMPORT = {
     "ops": set(),
     "types": set(),
@@ -57,7 +57,7 @@ ONLY_THERE = {
 EVERYONE_MAY_IMPORT = ("errors", "files", "file_names")
 ENTRY_POINTS = {"cli", "__main__", "__init__"}
 
-# Folders inside a room, each with the folders of the same room that it may import from.
+# Folders inside a layer, each with the folders of that layer that it may import from.
 FOLDERS = {
     "models": {
         "weights": set(),
@@ -84,12 +84,12 @@ FOLDERS = {
 }
 
 
-def room_of(path: Path) -> str:
+def layer_of(path: Path) -> str:
     return path.relative_to(ROOT / "src").parts[0].removesuffix(".py")
 
 
 def imports_of(path: Path) -> set[str]:
-    """Dotted names of everything a file imports, relative imports resolved."""
+    """Dotted names of all imports of a file, with relative imports resolved."""
     package = ["src", *path.relative_to(ROOT / "src").parts[:-1]]
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
@@ -103,8 +103,8 @@ def imports_of(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_rooms_import_only_what_they_may(path: Path) -> None:
-    room = room_of(path)
+def test_layers_import_only_allowed_layers(path: Path) -> None:
+    room = layer_of(path)
     imported = imports_of(path)
     if room not in ENTRY_POINTS:
         rooms = {name.split(".")[1] for name in imported if name.startswith("src.")}
@@ -114,12 +114,12 @@ def test_rooms_import_only_what_they_may(path: Path) -> None:
             assert room in allowed, f"only {sorted(allowed)} may import {library}"
 
 
-def test_the_operator_needs_nothing_but_torch() -> None:
+def test_the_operator_imports_only_torch() -> None:
     import sys
 
     standard = set(sys.stdlib_module_names)
     for path in (ROOT / "src" / "ops").rglob("*.py"):
-        # Triton comes with PyTorch where there can be a GPU; its folder is imported on one only.
+        # Triton is installed with GPU builds of PyTorch; its folder is imported only on a GPU.
         allowed = {"torch", "src", "triton"} if path.parent.name == "triton" else {"torch", "src"}
         foreign = {name.split(".")[0] for name in imports_of(path)} - standard - allowed
         assert not foreign, f"{path.name} imports {foreign}"
@@ -134,10 +134,10 @@ MODULES = {module_of(path): path for path in SOURCES}
 
 
 def modules_imported_by(path: Path) -> set[str]:
-    """Modules of this project that a file imports, at its top or inside functions."""
+    """Modules of this project that a file imports, at the top or inside functions."""
     found = set()
     for name in imports_of(path):
-        # `from a.b import c` names the module a.b.c, or something in the module a.b.
+        # `from a.b import c` imports the module a.b.c, or a name from the module a.b.
         module = name if name in MODULES else name.rpartition(".")[0]
         if module in MODULES:
             found.add(module)
@@ -145,7 +145,7 @@ def modules_imported_by(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("room", FOLDERS)
-def test_folders_import_only_what_they_may(room: str) -> None:
+def test_folders_import_only_allowed_folders(room: str) -> None:
     start = f"src.{room.replace('/', '.')}."
     for module, path in MODULES.items():
         folder = module.removeprefix(start).split(".")[0]
@@ -166,13 +166,13 @@ def test_every_folder_has_its_rule(room: str) -> None:
     assert folders == set(FOLDERS[room])
 
 
-def test_no_module_imports_itself_through_others() -> None:
+def test_there_are_no_import_cycles() -> None:
     imports = {module: modules_imported_by(path) for module, path in MODULES.items()}
-    assert find_circle(imports) is None
+    assert find_cycle(imports) is None
 
 
-def find_circle(imports: dict[str, set[str]]) -> list[str] | None:
-    """A chain of modules that ends where it starts, or ``None``."""
+def find_cycle(imports: dict[str, set[str]]) -> list[str] | None:
+    """A cycle of module imports, or ``None``."""
     finished: set[str] = set()
 
     def visit(module: str, chain: list[str]) -> list[str] | None:
@@ -188,6 +188,6 @@ def find_circle(imports: dict[str, set[str]]) -> list[str] | None:
     return next((found for module in imports if (found := visit(module, []))), None)
 
 
-def test_a_circle_is_found() -> None:
-    assert find_circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
-    assert find_circle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) is None
+def test_a_cycle_is_found() -> None:
+    assert find_cycle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
+    assert find_cycle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) is None

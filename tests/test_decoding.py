@@ -14,12 +14,12 @@ def saved(tmp_path, image, name="image.png", **options):
     return tmp_path / name
 
 
-def test_rgb_pixels_are_those_of_the_file(tmp_path):
+def test_rgb_pixels_are_unchanged(tmp_path):
     path = saved(tmp_path, Image.fromarray(RGB))
     np.testing.assert_array_equal(np.asarray(decode(path)), RGB)
 
 
-def test_grey_becomes_three_equal_channels(tmp_path):
+def test_greyscale_becomes_three_equal_channels(tmp_path):
     pixels = np.asarray(decode(saved(tmp_path, Image.fromarray(RAMP))))
     np.testing.assert_array_equal(pixels, np.stack([RAMP] * 3, axis=-1))
 
@@ -45,17 +45,19 @@ def test_a_dark_sixteen_bit_image_stays_dark(tmp_path):
     ],
     ids=["integers of 8 bits", "integers of 16 bits", "floats to 255", "floats to 1"],
 )
-def test_numbers_of_32_bits_become_bytes(tmp_path, values):
+def test_32_bit_values_are_converted_to_8_bits(tmp_path, values):
     pixels = np.asarray(decode(saved(tmp_path, Image.fromarray(values), "deep.tif")))
     np.testing.assert_array_equal(pixels, np.stack([RAMP] * 3, axis=-1))
 
 
 @pytest.mark.parametrize("value", [-1, 300, np.nan])
-def test_floats_that_are_no_brightness_are_named(tmp_path, value):
+def test_floats_out_of_range_are_an_error(tmp_path, value):
     values = np.full((4, 4), 0.5, dtype=np.float32)
     values[0, 0] = value
     path = saved(tmp_path, Image.fromarray(values), "deep.tif")
-    with pytest.raises(UserError, match=r"deep\.tif cannot be read: .*accepted are 0 to 1"):
+    with pytest.raises(
+        UserError, match=r"deep\.tif cannot be read: .*expected floating-point values from 0 to 1"
+    ):
         decode(path)
 
 
@@ -78,9 +80,9 @@ def test_cmyk_jpeg_becomes_rgb(tmp_path):
     assert (pixels[:, 1:] < 15).all()
 
 
-def test_exif_orientation_is_not_applied_as_in_the_official_evaluation(tmp_path):
+def test_exif_orientation_is_ignored_as_in_the_official_evaluation(tmp_path):
     exif = Image.Exif()
-    exif[0x0112] = 6  # turned by 90 degrees
+    exif[0x0112] = 6  # rotated by 90 degrees
     path = saved(tmp_path, Image.new("RGB", (30, 10)), "turned.jpg", exif=exif)
     assert decode(path).size == (30, 10)
 
@@ -94,28 +96,28 @@ def test_grey_images_of_any_depth_are_turned_upright(tmp_path, numbers):
         path = saved(tmp_path, Image.fromarray(deep), name, exif=exif)
         turned = decode(path, upright=True)
         np.testing.assert_array_equal(np.asarray(turned)[..., 0], np.rot90(RAMP[:9], -1))
-        later = ImageOps.exif_transpose(decode(path))  # as the detection dataset does
+        later = ImageOps.exif_transpose(decode(path))  # like the detection dataset
         np.testing.assert_array_equal(np.asarray(later), np.asarray(turned))
 
 
-def test_the_content_decides_not_the_ending(tmp_path):
+def test_the_format_is_recognised_by_content(tmp_path):
     path = saved(tmp_path, Image.fromarray(RGB), "png_inside.JPEG", format="PNG")
     np.testing.assert_array_equal(np.asarray(decode(path)), RGB)
 
 
 @pytest.mark.parametrize("format_", ["JPEG", "PNG", "WEBP", "BMP"])
-def test_a_truncated_file_is_named(tmp_path, truncate, format_):
+def test_error_names_a_truncated_file(tmp_path, truncate, format_):
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     path = truncate(saved(tmp_path, Image.fromarray(noise), "cut.jpg", format=format_))
     with pytest.raises(UserError, match=r"The image .*cut\.jpg cannot be read"):
         decode(path)
 
 
-def test_other_files_are_named_with_the_reason(tmp_path):
+def test_error_names_other_files_with_the_reason(tmp_path):
     (tmp_path / "text.jpg").write_text("not an image")
     (tmp_path / "empty.jpg").touch()
     for name, reason in [
-        ("text.jpg", "its content is none of JPEG, PNG"),
+        ("text.jpg", "its content is not JPEG, PNG"),
         ("empty.jpg", "is empty"),
         ("absent.jpg", "no such file"),
         (".", "is a folder"),

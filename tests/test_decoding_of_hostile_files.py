@@ -1,4 +1,4 @@
-"""Image files from strangers: nothing is started, nothing hangs, memory is bounded."""
+"""Untrusted image files: no programs are started, nothing hangs, memory is limited."""
 
 import ast
 import io
@@ -18,7 +18,7 @@ from src.data.formats.label_maps import read_label_map
 from src.decoding import MAX_PIXELS, BrokenImageError, decode
 
 POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 20 20\n%%EndComments\nshowpage\n%%EOF\n"
-# Turned by 90 degrees.
+# Rotated by 90 degrees.
 SIX = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
 
 
@@ -73,7 +73,7 @@ def test_only_one_module_opens_image_files():
 
 
 @pytest.mark.parametrize("ending", ["jpg", "png", "tif"])
-def test_postscript_is_not_given_to_ghostscript(tmp_path, monkeypatch, capsys, ending):
+def test_postscript_does_not_start_ghostscript(tmp_path, monkeypatch, capsys, ending):
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "gs").write_text(f"#!/bin/sh\necho started >> {tmp_path}/started\n")
     (tmp_path / "bin" / "gs").chmod(0o755)
@@ -83,23 +83,23 @@ def test_postscript_is_not_given_to_ghostscript(tmp_path, monkeypatch, capsys, e
         (tmp_path / "photos" / label / f"a.{ending}").write_bytes(POSTSCRIPT)
     command = ["prepare", "from-folder", str(tmp_path / "photos"), "--out", str(tmp_path / "out")]
     assert main(command) == 2
-    assert f"a.{ending} cannot be read: its content is none of JPEG" in capsys.readouterr().err
+    assert f"a.{ending} cannot be read: its content is not JPEG" in capsys.readouterr().err
     assert not (tmp_path / "started").exists()
 
 
 @pytest.mark.parametrize("format_", ["GIF", "JPEG2000", "PCX", "TGA", "PDF", "ICO", "DDS"])
-def test_formats_that_are_not_announced_are_refused(written, format_):
+def test_other_formats_are_refused(written, format_):
     path = written(encoded(Image.new("RGB", (32, 32)), format_), "image.png")
-    with pytest.raises(BrokenImageError, match=r"image\.png cannot be read: its content is none"):
+    with pytest.raises(BrokenImageError, match=r"image\.png cannot be read: its content is not"):
         decode(path)
 
 
 @pytest.mark.parametrize("format_", ["JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF", "MPO"])
-def test_announced_formats_are_read(written, format_):
+def test_supported_formats_are_read(written, format_):
     assert decode(written(encoded(Image.new("RGB", (32, 16)), format_))).size == (32, 16)
 
 
-def test_the_first_image_of_a_phone_is_read_even_if_the_list_of_the_others_is_damaged(written):
+def test_a_damaged_index_of_further_images_is_ignored(written):
     frames = [Image.new("RGB", (24, 24), colour) for colour in ("red", "blue")]
     content = encoded(frames[0], "MPO", save_all=True, append_images=frames[1:])
     start = content.index(b"MPF\0")
@@ -110,7 +110,7 @@ def test_the_first_image_of_a_phone_is_read_even_if_the_list_of_the_others_is_da
 
 
 @pytest.mark.parametrize("kind", ["fifo", "link to a device", "socket"])
-def test_what_is_no_regular_file_is_not_opened(tmp_path, kind):
+def test_only_regular_files_are_opened(tmp_path, kind):
     path = tmp_path / "x.png"
     if kind == "fifo":
         os.mkfifo(path)
@@ -140,22 +140,22 @@ def test_what_is_no_regular_file_is_not_opened(tmp_path, kind):
         b"Exif\0\0",
     ],
 )
-def test_a_damaged_exif_block_does_not_cost_the_image(written, block):
+def test_images_with_damaged_exif_data_are_read(written, block):
     path = written(with_exif(block))
     assert decode(path, upright=True).size == (30, 20)
     assert decode(written(with_exif(SIX)), upright=True).size == (20, 30)
 
 
-def test_a_damaged_exif_block_is_reported_once(written, caplog, monkeypatch):
-    monkeypatch.setattr("src.decoding._said", set())
+def test_damaged_exif_data_are_reported_once(written, caplog, monkeypatch):
+    monkeypatch.setattr("src.decoding._warned", set())
     damaged = with_exif(SIX[:6] + b"XX" + SIX[8:])
     with caplog.at_level(logging.WARNING):
         for name in ("a.jpg", "b.jpg"):
             decode(written(damaged, name), upright=True)
-    assert [record.message.split(" is damaged")[0][-5:] for record in caplog.records] == ["a.jpg"]
+    assert [record.message.split(" are damaged")[0][-5:] for record in caplog.records] == ["a.jpg"]
 
 
-def test_large_honest_images_are_read_and_larger_ones_refused_by_their_header(written):
+def test_images_above_the_limit_are_refused_by_their_header(written):
     assert decode(written(jpeg())).size == (30, 20)
     assert MAX_PIXELS >= 108_000_000
     for content in (png(13000, 13000), png(60000, 60000), png(2**31 - 1, 2**31 - 1)):
@@ -168,7 +168,7 @@ def test_large_honest_images_are_read_and_larger_ones_refused_by_their_header(wr
     assert decode(written(jpeg()), max_pixels=600).size == (30, 20)
 
 
-def test_a_setting_above_the_limit_of_pillow_is_obeyed(written):
+def test_max_pixels_can_exceed_the_limit_of_pillow(written):
     wide = encoded(Image.new("1", (20000, 9500)), "PNG")  # 190 million
     with pytest.raises(BrokenImageError, match=r"(190000000|20000x9500) pixels"):
         decode(written(wide))
@@ -177,28 +177,30 @@ def test_a_setting_above_the_limit_of_pillow_is_obeyed(written):
 
 
 @pytest.mark.parametrize("size", [(0, 5), (5, 0), (0, 0)])
-def test_images_without_pixels_are_named(written, size):
+def test_error_names_images_without_pixels(written, size):
     with pytest.raises(BrokenImageError, match=r"image\.jpg cannot be read"):
         decode(written(png(*size)))
 
 
 @pytest.mark.parametrize("name", [b"zTXt", b"iTXt", b"iCCP"])
-def test_compressed_text_that_unpacks_to_too_much_is_one_sentence(written, name):
+def test_large_compressed_text_is_a_one_line_error(written, name):
     packed = zlib.compress(bytes(5_000_000))
     body = b"XML:com.adobe.xmp\0" + (b"\1\0\0\0" if name == b"iTXt" else b"\0") + packed
     path = written(small_png((name, body)), "bomb.png")
-    with pytest.raises(BrokenImageError, match=r"bomb\.png cannot be read: its text or colour"):
+    with pytest.raises(
+        BrokenImageError, match=r"bomb\.png cannot be read: its compressed text or colour"
+    ):
         decode(path)
 
 
-def test_files_that_are_larger_than_any_image_are_not_read(written):
+def test_files_that_are_too_large_are_not_read(written):
     path = written(encoded(Image.new("RGB", (8, 8)), "WEBP"))
     os.truncate(path, 2**40)
     with pytest.raises(BrokenImageError, match="it has 1099511627776 bytes"):
         decode(path)
 
 
-def test_links_in_circles_are_named(tmp_path):
+def test_error_names_circular_links(tmp_path):
     (tmp_path / "x.png").symlink_to(tmp_path / "x.png")
     with pytest.raises(BrokenImageError, match=r"x\.png cannot be read: Too many levels"):
         decode(tmp_path / "x.png")
@@ -236,7 +238,7 @@ def test_millions_of_chunks_are_refused_at_once(written, name):
         decode(path)
 
 
-def test_the_length_of_a_chunk_takes_no_memory(written):
+def test_no_memory_is_allocated_for_a_claimed_chunk_length(written):
     content = small_png()
     place = content.index(b"IEND") - 4
     path = written(content[:place] + b"\x7f\xff\xff\xff" + content[place + 4 :])
@@ -265,12 +267,12 @@ def test_tiles_larger_than_the_limit_are_refused(written):
 
 
 @pytest.mark.parametrize("pieces", [{"depth": 16, "colour": 0}, {"depth": 1, "colour": 0}])
-def test_damaged_pixels_of_any_depth_are_named(written, pieces):
+def test_error_names_images_with_damaged_pixels(written, pieces):
     with pytest.raises(BrokenImageError, match=r"image\.jpg cannot be read"):
         decode(written(png(40, 40, pixels=b"\x07" * 9, **pieces)))
 
 
-def test_animations_show_their_first_frame(written):
+def test_the_first_frame_of_animations_is_read(written):
     frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "blue")]
     for format_ in ("PNG", "WEBP"):
         content = encoded(frames[0], format_, save_all=True, append_images=frames[1:])
@@ -279,12 +281,12 @@ def test_animations_show_their_first_frame(written):
 
 
 @pytest.mark.parametrize("name", ["a" * 5000 + ".jpg", "a\0b.jpg"])
-def test_impossible_names_are_one_sentence(name):
+def test_invalid_names_are_one_line_errors(name):
     with pytest.raises(BrokenImageError, match="cannot be read"):
         decode(name)
 
 
-def test_missing_memory_names_the_file(written, monkeypatch):
+def test_error_names_the_file_if_memory_is_exhausted(written, monkeypatch):
     def fail(*_, **__):
         raise MemoryError
 
@@ -293,6 +295,6 @@ def test_missing_memory_names_the_file(written, monkeypatch):
         decode(written(jpeg()))
 
 
-def test_numbers_of_any_depth_are_read_without_wider_copies(written):
+def test_images_of_any_depth_are_read_without_wider_copies(written):
     deep = np.full((3, 4), 80 * 256, np.uint16)
     assert decode(written(encoded(Image.fromarray(deep), "PNG"))).getpixel((0, 0)) == (80, 80, 80)

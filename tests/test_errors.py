@@ -15,7 +15,7 @@ class Failing(Dataset):
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_the_sentence_survives_a_loader_worker(num_workers):
+def test_the_message_is_the_same_with_workers(num_workers):
     with pytest.raises(UserError) as caught:
         next(iter(DataLoader(Failing(), num_workers=num_workers)))
     assert str(caught.value) == SENTENCE
@@ -26,11 +26,11 @@ def test_a_user_error_is_a_value_error():
         raise UserError("not a number")
 
 
-def test_a_sentence_that_only_looks_like_a_worker_report_is_kept():
+def test_a_message_that_looks_like_a_worker_traceback_is_kept():
     assert str(UserError("Caught UserError in the act")) == "Caught UserError in the act"
 
 
-def test_control_characters_of_file_names_do_not_reach_the_terminal(tmp_path, capsys):
+def test_control_characters_of_file_names_are_escaped(tmp_path, capsys):
     from src.cli import main
 
     folder = tmp_path / "photos"

@@ -1,4 +1,4 @@
-"""Names that users give."""
+"""Validation of names given by users."""
 
 import os
 
@@ -9,7 +9,7 @@ from src.file_names import check_name, name_of, shorten
 
 
 @pytest.mark.parametrize("name", ["run", "internimage-t_run2", "a.b", "two words", "猫", "x" * 150])
-def test_names_of_one_folder_are_accepted(name: str) -> None:
+def test_valid_names_are_accepted(name: str) -> None:
     assert check_name(name, "--name") == name
 
 
@@ -34,13 +34,13 @@ def test_names_of_one_folder_are_accepted(name: str) -> None:
         (" a", "starts or ends with a space"),
         ("a\nb", "contains control characters"),
         ("a\0b", "contains control characters"),
-        ("a\u202eb", "contains control characters"),  # turns the direction of writing
-        ("a\udce9", "contains control characters or bytes that are no text"),
+        ("a\u202eb", "contains control characters"),  # changes the writing direction
+        ("a\udce9", "contains control characters or bytes that are not text"),
         ("x" * 300, "is 300 bytes long, more than 150"),
         ("猫" * 51, "is 153 bytes long, more than 150"),
     ],
 )
-def test_names_that_lead_elsewhere_are_refused(name: str, problem: str) -> None:
+def test_invalid_names_are_refused(name: str, problem: str) -> None:
     with pytest.raises(UserError) as caught:
         check_name(name, "--name")
     assert problem in str(caught.value)
@@ -59,12 +59,12 @@ def test_names_that_lead_elsewhere_are_refused(name: str, problem: str) -> None:
         (["..."], "unnamed"),
     ],
 )
-def test_names_of_files_give_names(stems: list[str], name: str) -> None:
+def test_names_from_file_stems(stems: list[str], name: str) -> None:
     assert name_of(stems, "unnamed") == name
     assert check_name(name_of(["x" * 300, "y" * 300], "unnamed"), "--name")
 
 
-def test_short_names_stay_apart() -> None:
+def test_shortened_names_stay_unique() -> None:
     names = ["é" * 200 + str(number) for number in range(5)]
     short = {shorten(name, 100) for name in names}
     assert len(short) == 5

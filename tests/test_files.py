@@ -1,4 +1,4 @@
-"""Files appear whole or not at all, and tables run nothing."""
+"""Atomic writes, and escaped formulas in tables."""
 
 import ast
 import csv
@@ -38,7 +38,9 @@ WRITERS: dict[str, Callable[[Path], None]] = {
 
 
 @pytest.mark.parametrize("kind", WRITERS)
-def test_a_full_disk_leaves_what_was_there(tmp_path: Path, kind: str, largest_file: Limit) -> None:
+def test_a_full_disk_keeps_the_previous_file(
+    tmp_path: Path, kind: str, largest_file: Limit
+) -> None:
     path = tmp_path / "deep" / kind
     with largest_file(1000), pytest.raises(UserError, match="could not be written") as caught:
         WRITERS[kind](path)
@@ -54,7 +56,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path, kind: str, largest_fi
     assert list((tmp_path / "deep").iterdir()) == [path]
 
 
-def test_permissions_stay_and_links_keep_pointing(tmp_path: Path) -> None:
+def test_permissions_and_links_are_kept(tmp_path: Path) -> None:
     path, link = tmp_path / "file", tmp_path / "link"
     files.write_text(path, "a")
     umask = os.umask(0o022)
@@ -82,7 +84,7 @@ def fail_in_folder(path: Path, error: type[BaseException]) -> None:
 
 @pytest.mark.parametrize("fail", [fail_in_file, fail_in_folder])
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
-def test_an_error_or_ctrl_c_leaves_nothing(
+def test_an_error_or_ctrl_c_leaves_no_temporary_file(
     tmp_path: Path, fail: Callable[..., None], error: type[BaseException]
 ) -> None:
     with pytest.raises(error):
@@ -92,7 +94,7 @@ def test_an_error_or_ctrl_c_leaves_nothing(
 
 def test_names_can_be_as_long_as_the_file_system_allows(tmp_path: Path) -> None:
     files.write_text(tmp_path / ("a" * 255), "text")
-    with pytest.raises(UserError, match="name too long; give a shorter name"):
+    with pytest.raises(UserError, match="name too long; use a shorter name"):
         files.write_text(tmp_path / ("a" * 256), "text")
 
 
@@ -103,7 +105,7 @@ def test_only_regular_files_are_replaced(tmp_path: Path) -> None:
             files.write_text(path, "text")
     assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="a part of the path is a file"):
+    with pytest.raises(UserError, match="part of the path is a file"):
         files.write_text(tmp_path / "file" / "below", "text")
 
 
@@ -116,14 +118,12 @@ def test_entries_of_a_folder_are_replaced_together(tmp_path: Path) -> None:
         (work / "index").touch()
         (work / "part").mkdir()
         (work / "part" / "new").touch()
-        assert (out / "part" / "old").exists()  # until the end
+        assert (out / "part" / "old").exists()  # until the block ends
     names = sorted(str(path.relative_to(out)) for path in out.rglob("*"))
     assert names == ["index", "mine", "part", "part/new"]
 
 
-def test_a_full_disk_within_a_folder_names_the_place_that_was_meant(
-    tmp_path: Path, largest_file: Limit
-) -> None:
+def test_a_full_disk_within_a_folder_names_the_target(tmp_path: Path, largest_file: Limit) -> None:
     def fill() -> None:
         with files.whole_folder(tmp_path / "out") as work:
             files.write_text(work / "a.txt", "x" * 100)
@@ -136,7 +136,7 @@ def test_a_full_disk_within_a_folder_names_the_place_that_was_meant(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_lines_are_added_whole(tmp_path: Path, largest_file: Limit) -> None:
+def test_append_writes_complete_lines(tmp_path: Path, largest_file: Limit) -> None:
     table = tmp_path / "table.csv"
     table.write_text("1\n")
     with largest_file(5), pytest.raises(UserError, match=r"table.csv could not be written"):
@@ -156,16 +156,16 @@ def test_formulas_in_names_are_escaped_and_numbers_are_not(tmp_path: Path) -> No
     assert row == [f"'{text}" for text in risky] + plain + ["-0.5", "3"]
 
 
-def test_the_error_survives_a_loader_worker() -> None:
+def test_the_message_is_the_same_with_workers() -> None:
     error = files.NotWrittenError("a.txt", OSError(errno.ENOSPC, "No space left on device"))
-    text = "a.txt could not be written (No space left on device; free some space on the disk)."
+    text = "a.txt could not be written (No space left on device; free some disk space)."
     assert str(error) == str(pickle.loads(pickle.dumps(error))) == text
 
 
-def test_what_libraries_wrap_is_found() -> None:
+def test_disk_errors_wrapped_by_libraries_are_found() -> None:
     error = ValueError("you tried to log 1")
     error.__cause__ = OSError(errno.EROFS, "Read-only file system", "/data/x\n")
-    expected = r"/data/x\n: Read-only file system; choose another place."
+    expected = r"/data/x\n: Read-only file system; choose another folder."
     assert files.disk_problem(error) == expected
     assert files.disk_problem(ValueError("other")) is None
 
@@ -177,7 +177,7 @@ WRITING = {
 
 
 def writes_directly(node: ast.Call) -> bool:
-    """Whether a call writes to a path: `open` with a mode, `write_text`, `torch.save` and such."""
+    """Whether a call writes to a path: `open` with a mode, `write_text`, `torch.save` etc."""
     function = node.func
     name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
     owner = function.value if isinstance(function, ast.Attribute) else None
@@ -191,7 +191,7 @@ def writes_directly(node: ast.Call) -> bool:
 
 
 def is_guarded(call: ast.Call, parents: dict[ast.AST, ast.AST]) -> bool:
-    """Whether a call gets its file from `files`: inside `write_with` or `whole_file`."""
+    """Whether a call is inside `write_with` or `whole_file` of `files`."""
     node: ast.AST | None = call
     while node is not None:
         calls = [node] if isinstance(node, ast.Call) else []
@@ -204,14 +204,17 @@ def is_guarded(call: ast.Call, parents: dict[ast.AST, ast.AST]) -> bool:
     return False
 
 
-# Of others' objects: they hand their files to the helpers above, or are no files.
+# Calls of other libraries that use the helpers above, or do not write files.
 NO_FILES = {
     ("callbacks/run_folder.py", "lightning_logger.save()"),  # MetricsTable
-    ("strategies.py", "save(parts, checkpoint_id=folder)"),  # into a folder that is moved whole
+    (
+        "strategies.py",
+        "save(parts, checkpoint_id=folder)",
+    ),  # into a folder that is renamed when complete
     ("export/files.py", "exported.save(path, external_data=size > _LARGEST_SINGLE_FILE)"),  # also
     ("hub.py", "save_file(tensors, path, metadata={'format': 'pt'})"),  # also
     ("serialization/parallel.py", "torch.save(self.folder.value(key), written)"),  # in memory
-    ("cli/app.py", "parser.dump(config, skip_none=False)"),  # gives text
+    ("cli/app.py", "parser.dump(config, skip_none=False)"),  # returns text
 }
 
 

@@ -1,4 +1,4 @@
-"""Saving and reading networks with their classes, all without a network connection."""
+"""Save and load models with class names, without a network connection."""
 
 import json
 
@@ -31,15 +31,15 @@ SPECS = {
 NAMES = ["größer Hund", "cat #2", "ζέβρα"]
 
 
-def made(task):
+def model_for(task):
     torch.manual_seed(0)
     network = build_network(SPECS[task], len(NAMES)).eval()
     return Pretrained(network, SPECS[task], NAMES, task, preprocessing_of({"image_size": 64}))
 
 
 @pytest.mark.parametrize("task", SPECS)
-def test_a_folder_gives_the_same_network_back(task, tmp_path):
-    model = made(task)
+def test_a_saved_model_is_loaded(task, tmp_path):
+    model = model_for(task)
     model.save_pretrained(tmp_path / "saved")
     again = Pretrained.from_pretrained(tmp_path / "saved")
     assert again.class_names == NAMES
@@ -55,10 +55,10 @@ def test_a_folder_gives_the_same_network_back(task, tmp_path):
     assert f"for {task}" in card
 
 
-def test_a_folder_serves_as_weights_of_a_recipe(tmp_path):
+def test_a_folder_can_be_used_as_pretrained_weights(tmp_path):
     from src.models.weights import load_official
 
-    made("classification").save_pretrained(tmp_path)
+    model_for("classification").save_pretrained(tmp_path)
     other = build_network(SPECS["classification"], 3)
     assert not load_official(other, tmp_path).fresh
 
@@ -76,20 +76,20 @@ def test_pushing_uploads_the_folder(tmp_path, monkeypatch):
             seen["uploaded"] = (repo_id, again.class_names)
 
     monkeypatch.setattr("huggingface_hub.HfApi", Hub)
-    url = made("classification").push_to_hub("me/flowers", private=True)
+    url = model_for("classification").push_to_hub("me/flowers", private=True)
     assert url == "https://huggingface.co/me/flowers"
     assert seen == {"repository": ("me/flowers", True, True), "uploaded": ("me/flowers", NAMES)}
 
 
-def test_pulling_reads_what_the_hub_gives(tmp_path, monkeypatch):
-    made("classification").save_pretrained(tmp_path)
+def test_models_are_loaded_from_the_hub(tmp_path, monkeypatch):
+    model_for("classification").save_pretrained(tmp_path)
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **_: str(tmp_path))
     assert Pretrained.from_pretrained("me/flowers").class_names == NAMES
 
 
 @pytest.fixture
 def nothing_is_downloaded(monkeypatch):
-    """Published files count as loaded; the names that were asked for."""
+    """Pretend to load published files, and return their names."""
     asked = []
 
     class Report:
@@ -103,7 +103,7 @@ def nothing_is_downloaded(monkeypatch):
     return asked
 
 
-def test_published_names_come_with_network_and_classes(nothing_is_downloaded):
+def test_published_names_have_network_and_classes(nothing_is_downloaded):
     model = Pretrained.from_pretrained("internimage_t_1k_224")
     assert nothing_is_downloaded == ["internimage_t_1k_224"]
     assert len(model.class_names) == 1000
@@ -111,7 +111,7 @@ def test_published_names_come_with_network_and_classes(nothing_is_downloaded):
     assert sum(p.numel() for p in model.network.parameters()) == 29_918_424
 
 
-def test_a_published_file_that_exists_is_read(nothing_is_downloaded, tmp_path):
+def test_an_existing_published_file_is_used(nothing_is_downloaded, tmp_path):
     file = tmp_path / "internimage_t_1k_224.pth"
     file.touch()
     assert len(Pretrained.from_pretrained(file).class_names) == 1000
@@ -125,7 +125,7 @@ DATA_SETS = {"coco": 80, "80classes": 80, "ade20k": 150, "cocostuff164k": 171, "
 
 
 def published_classes(name):
-    """Number of classes and first name of a published file, from the dataset in its name."""
+    """Number of classes and first class name of a published file, from its dataset."""
     if not name.startswith("internimage"):
         name = name.replace("_layer_wise_lr", "").replace("_0.1x_backbone_lr", "")
         ending = name.rsplit("_", 1)[-1].removeprefix("cocostuff2")
@@ -165,13 +165,13 @@ def test_pretraining_without_a_recipe_is_refused_before_any_download(name, nothi
     assert not nothing_is_downloaded
 
 
-def test_mistakes_are_one_sentence(tmp_path, monkeypatch):
+def test_user_errors_are_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(UserError, match="There is no model 'nothing'"):
         Pretrained.from_pretrained("nothing")
-    with pytest.raises(UserError, match="is no saved model"):
+    with pytest.raises(UserError, match="is not a saved model"):
         Pretrained.from_pretrained(tmp_path)
-    made("classification").save_pretrained(tmp_path)
+    model_for("classification").save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
     config["network"]["class_path"] = "os.system"
     (tmp_path / "config.json").write_text(json.dumps(config))
@@ -205,8 +205,8 @@ def test_mistakes_are_one_sentence(tmp_path, monkeypatch):
         {"preprocessing": {"other": 1}},
     ],
 )
-def test_descriptions_that_make_no_sense(change, tmp_path):
-    made("classification").save_pretrained(tmp_path)
+def test_invalid_descriptions_are_refused(change, tmp_path):
+    model_for("classification").save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
     (tmp_path / "config.json").write_text(json.dumps(config | change))
     with pytest.raises(UserError, match=r"config\.json") as caught:

@@ -1,4 +1,4 @@
-"""Drawings stay of a size that can be looked at, whatever the shape of the image."""
+"""Annotated images have a reasonable size for any shape of the input."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ SIZES = [(20, 800), (2, 1500), (1, 1), (3000, 4), (640, 480)]
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_label_maps_of_any_shape_have_a_legend_beside_them(size):
+def test_label_maps_of_any_shape_have_a_legend(size):
     label_map = np.zeros((size[1], size[0]), dtype=np.uint8)
     drawn = draw_label_map(Image.new("RGB", size), label_map, ["sky"], [(0, 0, 200)])
     assert max(drawn.size) < 2048
@@ -20,7 +20,7 @@ def test_label_maps_of_any_shape_have_a_legend_beside_them(size):
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_objects_in_images_of_any_shape_have_names(size):
+def test_instances_in_images_of_any_shape_have_labels(size):
     width, height = size
     mask = np.ones((height, width), dtype=bool)
     drawn = draw_instances(
@@ -30,7 +30,7 @@ def test_objects_in_images_of_any_shape_have_names(size):
     assert drawn.height <= 1024
 
 
-def test_boxes_of_narrow_images_lie_where_the_objects_are():
+def test_boxes_in_narrow_images_are_at_the_correct_position():
     drawn = draw_instances(Image.new("RGB", (3, 1500)), [(0, 750, 3, 750)], [], ["cat"], [0.9], [0])
     coloured = (np.asarray(drawn) != 255).any(-1) & (np.asarray(drawn) != 0).any(-1)
     assert coloured[-1].any()

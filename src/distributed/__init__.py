@@ -1,4 +1,4 @@
-"""Networks and checkpoints that are split over processes; plain PyTorch, no Lightning."""
+"""Sharded networks and checkpoints in plain PyTorch, without Lightning."""
 
 from src.distributed.checkpoints import (
     consolidate,

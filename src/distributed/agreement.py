@@ -1,4 +1,4 @@
-"""A decision of all ranks, made together."""
+"""Agreement of all ranks on whether to stop."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import time
 import torch
 from torch import distributed
 
-_SECONDS = 0.25
-_MOST = 32
+_INTERVAL = 0.25  # target time between two all-reduces in seconds
+_MAX_CALLS = 32  # maximum number of calls between two all-reduces
 
 
 class Agreement:
-    """Whether any rank wants to stop, so that all of them stop at the same place.
+    """Periodic all-reduce of stop requests, so that all ranks stop at the same step.
 
-    All ranks ask at the same places. They communicate only about every quarter of a second: how
-    many questions pass until then is agreed as well.
+    All ranks must call `reached` at the same steps. They communicate only about four times per
+    second; the number of calls without communication is also agreed on.
 
     Args:
-        device: Where the collective operations of this run take their tensors.
+        device: Device of the tensors for collective operations.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -26,21 +26,22 @@ class Agreement:
         self._planned = self._left = 1
         self._since = time.monotonic()
 
-    def reached(self, wanted: bool) -> bool:
-        """Tell whether a rank wants to stop; the same answer everywhere.
+    def reached(self, requested: bool) -> bool:
+        """Whether any rank has requested a stop; the same result on all ranks.
 
         Args:
-            wanted: Whether this rank wants to.
+            requested: Whether this rank requests a stop.
         """
         if not distributed.is_available() or not distributed.is_initialized():
-            return wanted
+            return requested
         self._left -= 1
         if self._left > 0:
             return False
-        values = torch.tensor([float(wanted), time.monotonic() - self._since], device=self._device)
+        elapsed = time.monotonic() - self._since
+        values = torch.tensor([float(requested), elapsed], device=self._device)
         distributed.all_reduce(values, distributed.ReduceOp.MAX)
-        any_wants, seconds = values.tolist()
-        fitting = int(self._planned * _SECONDS / max(seconds, 1e-6))
-        self._planned = self._left = max(1, min(fitting, 2 * self._planned, _MOST))
+        any_requested, seconds = values.tolist()
+        calls = int(self._planned * _INTERVAL / max(seconds, 1e-6))
+        self._planned = self._left = max(1, min(calls, 2 * self._planned, _MAX_CALLS))
         self._since = time.monotonic()
-        return bool(any_wants)
+        return bool(any_requested)

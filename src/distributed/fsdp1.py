@@ -1,7 +1,6 @@
-"""Fill networks that FSDP1 has split, and their optimizers, from what ``src.serialization`` read.
+"""Load networks and optimizers sharded by FSDP1 from data read by ``src.serialization``.
 
-Lightning's own strategy would unpickle the description of a folder, and reads files with an
-unpickler of its own.
+Lightning's own strategy would unpickle the metadata of a checkpoint folder and checkpoint files.
 """
 
 from __future__ import annotations
@@ -28,12 +27,12 @@ from src.serialization.parallel import RestrictedReader
 
 
 def load_folder(module: nn.Module, optimizers: Sequence[Optimizer], folder: Folder) -> None:
-    """Load weights and optimizer state, every process its own part.
+    """Load weights and optimizer state from a sharded checkpoint; each rank reads its shard.
 
     Args:
         module: The wrapped network.
-        optimizers: Its optimizers; none where the network is evaluated.
-        folder: What FSDP1 has written.
+        optimizers: Its optimizers; empty for evaluation.
+        folder: Checkpoint folder written with FSDP1.
     """
     reader = RestrictedReader(folder)
     with FullyShardedDataParallel.state_dict_type(
@@ -56,12 +55,12 @@ def load_folder(module: nn.Module, optimizers: Sequence[Optimizer], folder: Fold
 def load_optimizers(
     module: nn.Module, optimizers: Sequence[Optimizer], states: Sequence[Mapping[str, Any]]
 ) -> None:
-    """Give optimizers the whole states of a file, of which each process keeps its part.
+    """Load full optimizer states from a checkpoint file; each rank keeps its shard.
 
     Args:
         module: The wrapped network.
         optimizers: Its optimizers.
-        states: One for each, by the number of the parameter or by its name.
+        states: State of each optimizer, by parameter index or name.
     """
     with FullyShardedDataParallel.state_dict_type(
         module,

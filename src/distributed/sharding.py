@@ -1,12 +1,12 @@
-"""Sharding a network over processes (FSDP2), and moving whole tensors in and out of its shards.
+"""Shard a network over ranks (FSDP2), and copy full tensors to and from its shards.
 
-PyTorch's ``fully_shard`` does the work: every parameter becomes a ``DTensor`` whose first dimension
-is split over the processes; a unit is gathered for its forward and backward pass and freed after
-it. Here stand the choices of this project: which modules are units, how a network that was made on
-the meta device gets the start values it would have had on a real one, and how a whole tensor (of a
-published file, say) is copied so that each process touches only its own part of it.
+PyTorch's ``fully_shard`` turns every parameter into a ``DTensor`` whose first dimension is sharded
+over the ranks; a unit is gathered for its forward and backward pass and resharded afterwards. This
+module defines which modules are units, how a network built on the meta device is initialised with
+the same values as on a real device, and how a full tensor (such as one of a checkpoint) is copied
+so that each rank reads only its own shard.
 
-What is not here: Lightning (``src.strategies``), and FSDP1, whose wrapping is Lightning's own.
+The Lightning strategies are in ``src.strategies``; FSDP1 wrapping is done by Lightning.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from src.errors import UserError
 
 
 def shard(network: nn.Module, mesh: DeviceMesh, units: tuple[type[nn.Module], ...]) -> None:
-    """Split the parameters of a network over the processes of a mesh, in place.
+    """Shard the parameters of a network over the ranks of a mesh, in place.
 
-    Each module of the types ``units`` is gathered by itself; the rest of the network (stem, norms
-    between stages, neck and heads) is one further unit. Heads with branches that depend on the data
-    must not be units: a process that skips one would leave the others waiting.
+    Each module of the types ``units`` is an FSDP unit; the rest of the network (stem, norms between
+    stages, neck and heads) is one further unit. Heads with data-dependent branches must not be
+    units, because a rank that skips one would make the others wait forever.
 
     Args:
-        network: On the meta device or a real one.
-        mesh: One-dimensional mesh of the processes that share the network.
-        units: Types of the modules that are units, such as the backbone's block.
+        network: Network on the meta device or a real device.
+        mesh: One-dimensional mesh of ranks.
+        units: Types of the modules that are units, such as the block of the backbone.
     """
     for module in network.modules():
         if isinstance(module, units):
@@ -42,15 +42,15 @@ def shard(network: nn.Module, mesh: DeviceMesh, units: tuple[type[nn.Module], ..
 
 
 def is_sharded(network: nn.Module) -> bool:
-    """Tell whether any parameter is split over processes."""
+    """Whether any parameter is sharded."""
     return any(isinstance(parameter, DTensor) for parameter in network.parameters())
 
 
 def forwards_behind(network: nn.Module, own: int) -> int:
-    """How many forward passes the busiest process makes beyond those of this one.
+    """Number of forward passes that this rank makes less than the rank with the most.
 
-    All processes must call this, and then gather their shards equally often, or they would wait
-    for each other for ever. Networks that are not split need no company: 0.
+    All ranks of a sharded network must gather their shards equally often, or they would wait for
+    each other forever. Must be called on all ranks; 0 for networks that are not sharded.
     """
     if not is_sharded(network):
         return 0
@@ -61,17 +61,17 @@ def forwards_behind(network: nn.Module, own: int) -> int:
 
 
 def local(tensor: Tensor) -> Tensor:
-    """The part of a tensor that this process holds; a plain tensor itself."""
+    """The local shard of a tensor; a plain tensor is returned unchanged."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def as_shards(whole: Tensor, like: Tensor) -> Tensor:
-    """Split a whole tensor as another one is, without communication.
+    """Shard a full tensor like another one, without communication.
 
     Args:
-        whole: The same on all processes. Of a memory-mapped file only the part of this process is
-            read.
-        like: Tensor of the same (global) shape; a plain one leaves ``whole`` as it is.
+        whole: Full tensor, the same on all ranks. If it is memory-mapped, each rank reads only its
+            own shard.
+        like: Tensor of the same (global) shape; if it is a plain tensor, ``whole`` is returned.
     """
     if not isinstance(like, DTensor):
         return whole
@@ -80,24 +80,24 @@ def as_shards(whole: Tensor, like: Tensor) -> Tensor:
 
 @torch.no_grad()
 def copy_whole(target: Tensor, whole: Tensor) -> None:
-    """Copy a whole tensor into a possibly split one, without communication."""
+    """Copy a full tensor to a possibly sharded one, without communication."""
     local(target).copy_(local(as_shards(whole, target)))
 
 
 @torch.no_grad()
 def materialise(network: nn.Module, device: torch.device) -> None:
-    """Give a network from the meta device its memory and its start values, module by module.
+    """Allocate and initialise a network built on the meta device, module by module.
 
-    One module at a time has whole parameters, so a process never needs more than its shards and the
-    largest single layer. Random numbers are drawn in the order in which the constructors would have
-    drawn them: with the same seed the values are those of a network made on the CPU.
+    Only one module at a time has full parameters, so a rank never needs more memory than its shards
+    and the largest single layer. Random numbers are drawn in the same order as by the constructors,
+    so with the same seed the values are those of a network built on the CPU.
 
     Args:
-        network: On the meta device, sharded or not.
-        device: Where it shall be.
+        network: Network on the meta device, sharded or not.
+        device: Target device.
 
     Raises:
-        UserError: If a module owns tensors and cannot set their start values.
+        UserError: If a module has tensors but cannot initialise them.
     """
     network.to_empty(device=device)
     for module in network.modules():
@@ -107,8 +107,8 @@ def materialise(network: nn.Module, device: torch.device) -> None:
         reset = getattr(module, "reset_parameters", None)
         if not callable(reset):
             raise UserError(
-                f"A {type(module).__name__} cannot be made on the meta device: it owns tensors but "
-                "has no reset_parameters() to set their start values. Use the strategy ddp."
+                f"A {type(module).__name__} cannot be built on the meta device: it has tensors but "
+                "no reset_parameters() to initialise them. Use the strategy ddp."
             )
         with _whole_parameters(module):
             reset()
@@ -116,10 +116,10 @@ def materialise(network: nn.Module, device: torch.device) -> None:
 
 @contextmanager
 def _whole_parameters(module: nn.Module) -> Iterator[None]:
-    """Give a module whole parameters, and copy its own ones into their shards at the end.
+    """Replace the parameters of a module by full ones, and copy them to the shards at the end.
 
-    Its submodules have whole ones too, for modules that also reset those; they are thrown away,
-    because the submodules have their turn afterwards. Memory that nobody writes to is not taken.
+    The submodules get full parameters too, because some modules also reset those; these values are
+    discarded, because the submodules are initialised afterwards.
     """
     shards: list[tuple[nn.Module, str, nn.Parameter]] = [
         (owner, name, parameter)
@@ -140,16 +140,16 @@ def _whole_parameters(module: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def copy_network(target: nn.Module, source: nn.Module) -> None:
-    """Copy parameters and buffers between two networks that are sharded alike."""
+    """Copy parameters and buffers between two networks with the same sharding."""
     for to, value in zip(tensors_of(target), tensors_of(source), strict=True):
         to.copy_(value)
 
 
 @torch.no_grad()
 def average_buffers(network: nn.Module) -> None:
-    """Give all processes the mean of their buffers (running statistics of batch norm).
+    """Average the buffers (running statistics of batch norm) over all ranks.
 
-    Only parameters are split and kept equal; each process updates buffers from its own images.
+    FSDP2 shards only parameters; each rank updates its buffers from its own images.
     """
     buffers = [buffer for buffer in network.buffers() if buffer.is_floating_point()]
     if not buffers:
@@ -162,20 +162,20 @@ def average_buffers(network: nn.Module) -> None:
 
 
 def tensors_of(network: nn.Module) -> list[Tensor]:
-    """The parts of all parameters and buffers that this process holds, parameters first."""
+    """The local shards of all parameters and buffers, parameters first."""
     for module in network.modules():
         if isinstance(module, FSDPModule):
-            module.reshard()  # after an evaluation the outermost unit is still gathered
+            module.reshard()  # the root unit is still gathered after evaluation
     everything: Iterable[Tensor] = (*network.parameters(), *network.buffers())
     return [local(tensor.detach()) for tensor in everything]
 
 
 def load_whole(entries: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
-    """Copy whole tensors into the entries of a state dict, which may be split.
+    """Copy full tensors to the entries of a possibly sharded state dict.
 
     Args:
-        entries: What ``module.state_dict()`` returns, on a real device.
-        tensors: Values by name; further entries keep theirs.
+        entries: Result of ``module.state_dict()``, on a real device.
+        tensors: Values by name; other entries are not changed.
     """
     for name, whole in tensors.items():
         copy_whole(entries[name], whole)

@@ -1,11 +1,12 @@
 """Layer-wise learning rates of the official detection and segmentation recipes.
 
-They differ from the classification rule (``param_groups.py``): the whole backbone is one stack of
-blocks from the stem on, everything outside it trains at the full rate, and a few names fall where
-the official code puts them by accident. Those are kept, because published weights were trained so:
+They differ from the classification rule (``param_groups.py``): the layer number counts all blocks
+of the backbone from the stem on, and everything outside the backbone has the full learning rate.
+Two irregularities of the official code are kept, because the published weights were trained with
+them:
 
-- ``levels.2.post_norms.j`` gets the rate of block ``j`` of that stage;
-- ``backbone.cb_modules.*`` (the composite backbone) gets the full rate, hence no decay at all.
+- ``levels.2.post_norms.j`` has the learning rate of block ``j`` of that stage;
+- ``backbone.cb_modules.*`` (the composite backbone) has the full learning rate.
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ _NO_DECAY = ("relative_position", "norm", "sampling_offsets")
 
 
 def dense_layer_id(name: str, depths: Sequence[int], *, segmentation: bool = False) -> int:
-    """Position of a parameter between the stem (0) and the heads (number of blocks + 1).
+    """Layer number of a parameter, from 0 (stem) to the number of blocks + 1 (heads).
 
     Args:
         name: Parameter name of a detector or segmentor, with prefix ``backbone.``.
         depths: Blocks per stage.
-        segmentation: Whether the rule of the segmentation code applies, which puts the queries and
-            embeddings of Mask2Former to the stem.
+        segmentation: Whether to use the rule of the segmentation code, in which the queries and
+            embeddings of Mask2Former have layer 0.
 
     Returns:
         Layer number.
@@ -58,9 +59,9 @@ def dense_lr_scale(
 
     Args:
         depths: Blocks per stage of the backbone.
-        layer_decay: Ratio between neighbouring layers, in (0, 1]; 1 is off.
-        offset_lr_scale: Extra factor of ``sampling_offsets`` and ``reference_points`` (DINO); in
-            the segmentation rule only inside the backbone, where no network has them.
+        layer_decay: Ratio of the learning rates of adjacent layers, in (0, 1]; 1 turns it off.
+        offset_lr_scale: Extra factor for ``sampling_offsets`` and ``reference_points`` (DINO). The
+            segmentation rule applies it only inside the backbone, where no network has them.
         segmentation: See `dense_layer_id`.
 
     Returns:
@@ -70,7 +71,7 @@ def dense_lr_scale(
         ValueError: If ``layer_decay`` is outside (0, 1] or ``offset_lr_scale`` is negative.
     """
     if not 0 < layer_decay <= 1:
-        raise ValueError(f"layer_decay must be in (0, 1], got {layer_decay}; 1 switches it off")
+        raise ValueError(f"layer_decay must be in (0, 1], got {layer_decay}; 1 turns it off")
     if offset_lr_scale < 0:
         raise ValueError(f"offset_lr_scale must be 0 or more, got {offset_lr_scale}")
     last = sum(depths) + 1
@@ -86,11 +87,11 @@ def dense_lr_scale(
 
 
 def has_dense_weight_decay(name: str, ndim: int) -> bool:
-    """Whether the official detection and segmentation recipes decay a parameter.
+    """Whether the official detection and segmentation recipes use weight decay for a parameter.
 
     Args:
         name: Parameter name.
-        ndim: Number of its dimensions; vectors never decay.
+        ndim: Number of dimensions; vectors have no weight decay.
 
     Returns:
         False for vectors, biases, norms and sampling offsets.

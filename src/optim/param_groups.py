@@ -1,10 +1,10 @@
-"""Parameter groups: which weights decay, and at what share of the learning rate each one learns.
+"""Parameter groups with weight decay and layer-wise learning-rate scales.
 
 The rules are those of the official InternImage classification recipe (weight decay, layer-wise
 learning-rate decay and the multiplier for the sampling layers). Parameters with the same settings
-share one group, so an optimizer sees a few dozen groups instead of one per parameter. Learning
-rates are *not* set here: a group carries ``lr_scale`` and the task multiplies the optimizer's own
-learning rate by it.
+share one group, so an optimizer gets a few dozen groups instead of one per parameter. Learning
+rates are *not* set here: each group has an ``lr_scale``, and the task multiplies the learning rate
+of the optimizer by it.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from torch import nn
 
 LrScale = Callable[[str], float]
 
-# Sampling layers that ``dcn_lr_scale`` slows down. As in the official recipe, the mask layer is not
-# among them.
+# Layers that ``dcn_lr_scale`` applies to. As in the official recipe, these do not include the mask
+# layer.
 _DCN_NAMES = ("offset", "attention_weights", "center_feature_scale_proj", "alpha_beta")
 _BLOCK = re.compile(r"(?:^|\.)levels\.(\d+)\.blocks\.(\d+)\.")
 _BETWEEN = re.compile(r"(?:^|\.)levels\.(\d+)\.(?:downsample|norm)\.")
 
 
 def has_weight_decay(name: str, ndim: int) -> bool:
-    """Tell whether a parameter is decayed: all but vectors, scalars and any ``*.bias``."""
+    """Whether a parameter has weight decay: all except vectors, scalars and any ``*.bias``."""
     return ndim > 1 and not name.endswith(".bias")
 
 
@@ -34,14 +34,14 @@ def lr_scale_by_depth(
 ) -> LrScale:
     """Layer-wise learning-rate decay for an InternImage classifier.
 
-    The last block of the last stage has scale 1, every block before it ``layer_decay`` times its
-    successor. The stem (``patch_embed``) shares the scale of the very first block; the norm and the
-    downsampling layer that close a stage share that of the next stage's first block. Everything
-    else (last norm, ``post_norms``, head) keeps scale 1.
+    The last block of the last stage has scale 1, and every other block ``layer_decay`` times the
+    scale of the next block. The stem (``patch_embed``) has the scale of the first block. The norm
+    and the downsampling layer at the end of a stage have the scale of the first block of the next
+    stage. Everything else (last norm, ``post_norms``, head) has scale 1.
 
     Args:
         depths: Blocks per stage, first stage first.
-        layer_decay: Ratio between neighbouring blocks, in (0, 1].
+        layer_decay: Ratio of the learning rates of adjacent blocks, in (0, 1].
         dcn_lr_scale: Extra factor for offset and centre-feature-scale layers; ``None`` is 1.
 
     Returns:
@@ -52,7 +52,7 @@ def lr_scale_by_depth(
     """
     if not 0 < layer_decay <= 1:
         raise ValueError(
-            f"layer_decay must be in (0, 1], got {layer_decay}; use null to switch it off"
+            f"layer_decay must be in (0, 1], got {layer_decay}; use null to turn it off"
         )
     if dcn_lr_scale is not None and dcn_lr_scale < 0:
         raise ValueError(f"dcn_lr_scale must be 0 or more, got {dcn_lr_scale}")
@@ -83,14 +83,14 @@ def parameter_groups(
     """Sort trainable parameters into named optimizer groups.
 
     Args:
-        named_parameters: As ``module.named_parameters()`` gives them. Frozen ones are left out.
-        lr_scale: Learning-rate scale of a parameter name; ``None`` is 1 for all.
-        no_decay: Further names that are not decayed.
-        decay_all: Decay every parameter, vectors and biases too.
+        named_parameters: Result of ``module.named_parameters()``. Frozen ones are skipped.
+        lr_scale: Function from parameter name to learning-rate scale; ``None`` is 1 for all.
+        no_decay: Names of further parameters without weight decay.
+        decay_all: Use weight decay for every parameter, including vectors and biases.
 
     Returns:
-        Groups with keys ``params``, ``name`` (unique), ``lr_scale`` and, where weights are not
-        decayed, ``weight_decay`` 0. Largest scale first, order of parameters kept.
+        Groups with keys ``params``, ``name`` (unique), ``lr_scale`` and, for parameters without
+        weight decay, ``weight_decay`` 0. Sorted by descending scale; parameters keep their order.
 
     Raises:
         ValueError: If no parameter is trainable.
@@ -103,9 +103,7 @@ def parameter_groups(
             key = (lr_scale(name) if lr_scale else 1.0, decays)
             groups.setdefault(key, []).append(parameter)
     if not groups:
-        raise ValueError(
-            "no parameter is trainable: all have requires_grad=False, so there is nothing to fit"
-        )
+        raise ValueError("no parameter is trainable, because all of them have requires_grad=False")
     return [
         _group(scale, decays, groups[scale, decays])
         for scale, decays in sorted(groups, reverse=True)

@@ -1,7 +1,7 @@
-"""Polynomial decay with a linear warm-up by iteration, as mmcv 1.x defines it.
+"""Polynomial decay with a linear warm-up per step, as in mmcv 1.x.
 
-Used by the official segmentation recipes. The warm-up multiplies the decaying rate, so the two
-overlap; nothing depends on anything but the step.
+Used by the official segmentation recipes. The warm-up factor multiplies the decaying learning rate,
+so the two overlap.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from src.optim.schedules import StepSchedule
 
 
 class WarmupPoly(StepSchedule):
-    """``min_lr + (base - min_lr) (1 - step / total)^power``, times a factor that grows to 1.
+    """``min_lr + (base - min_lr) (1 - step / total)^power``, times a warm-up factor.
 
     Args:
         optimizer: Optimizer whose learning rates are the peak rates.
         warmup_steps: Length of the warm-up in optimizer steps, 0 or more.
-        warmup_ratio: Factor of the very first step, in [0, 1].
-        power: Exponent of the decay, above 0; 1 is a straight line.
-        min_lr: Rate at the end, per reference batch, the same for every group.
+        warmup_ratio: Warm-up factor of the first step, in [0, 1].
+        power: Exponent of the decay, above 0; 1 is linear.
+        min_lr: Final learning rate, per reference batch size, the same for every group.
 
     Raises:
         ValueError: If a value is out of range.
@@ -35,7 +35,7 @@ class WarmupPoly(StepSchedule):
     ) -> None:
         if warmup_steps < 0 or not 0 <= warmup_ratio <= 1 or power <= 0 or min_lr < 0:
             raise ValueError(
-                "WarmupPoly accepts warmup_steps >= 0, warmup_ratio from 0 to 1, power > 0 and "
+                "WarmupPoly: expected warmup_steps >= 0, warmup_ratio from 0 to 1, power > 0 and "
                 f"min_lr >= 0, got {warmup_steps=}, {warmup_ratio=}, {power=}, {min_lr=}"
             )
         self.warmup_steps, self.warmup_ratio = warmup_steps, warmup_ratio

@@ -1,9 +1,9 @@
-"""Learning-rate schedules that count optimizer steps and know how long the training is.
+"""Learning-rate schedules per optimizer step, over the whole length of training.
 
 ``WarmupCosine`` follows timm's ``CosineLRScheduler`` (one cycle, ``t_in_epochs=False``,
-``warmup_prefix=False``): a linear warm-up, then the cosine read at the *absolute* step. Rates are
-computed from the step alone, so resuming needs nothing but the step and the configuration always
-decides. What is not here: schedules that look at a metric.
+``warmup_prefix=False``): a linear warm-up, then the cosine evaluated at the *absolute* step.
+Learning rates depend only on the step and the configuration, so the step is the only state that is
+restored when resuming. Schedules that monitor a metric are not part of this module.
 """
 
 from __future__ import annotations
@@ -20,29 +20,29 @@ from src.errors import UserError
 
 
 class StepSchedule(LRScheduler):
-    """Base of schedules over the whole training, stepped after every optimizer step.
+    """Base class of schedules over the whole training, stepped after every optimizer step.
 
-    The length of training is known only when Lightning asks for the optimizer, so a schedule is
-    made in two steps: the configuration makes it, the task calls :meth:`plan`. Until then the
-    learning rates stay as they are.
+    The length of training is known only in ``configure_optimizers``. A schedule is therefore first
+    created from the configuration, and then the task calls :meth:`plan`. Until then the learning
+    rates are not changed.
     """
 
     interval = "step"
 
     def __init__(self, optimizer: Optimizer) -> None:
-        """Attach to ``optimizer``, whose current learning rates are the base rates."""
+        """Use the current learning rates of ``optimizer`` as base rates."""
         self.total_steps = 0  # 0 = not planned yet
         self.steps_per_epoch = 0
         self.rate_scale = 1.0
         super().__init__(optimizer)
 
     def plan(self, total_steps: int, steps_per_epoch: int, rate_scale: float = 1.0) -> None:
-        """Tell the length of training and set the learning rate of the current step.
+        """Set the length of training and the learning rate of the current step.
 
         Args:
             total_steps: Optimizer steps of the whole training, at least 1.
             steps_per_epoch: Optimizer steps of one epoch, at least 1.
-            rate_scale: Factor on the schedule's own rates (global batch / reference batch).
+            rate_scale: Factor for the rates of the schedule (global / reference batch size).
 
         Raises:
             ValueError: If a count is below 1.
@@ -61,7 +61,7 @@ class StepSchedule(LRScheduler):
         return int(getattr(self, "warmup_steps", 0))
 
     def apply(self) -> None:
-        """Write the learning rates of the current step into the optimizer."""
+        """Set the learning rates of the current step in the optimizer."""
         self._last_lr = self.get_lr()
         for group, rate in zip(self.optimizer.param_groups, self._last_lr, strict=True):
             group["lr"] = rate
@@ -77,31 +77,34 @@ class StepSchedule(LRScheduler):
         """Learning rate at optimizer step ``step`` (0 = first) of a group with rate ``base``."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Only the step: everything else belongs to the configuration."""
+        """Only the step, because everything else comes from the configuration."""
         return {"last_epoch": self.last_epoch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue at the saved step.
+        """Restore the step.
 
         Raises:
             UserError: If there is none.
         """
         step = state_dict.get("last_epoch")
         if type(step) is not int or step < 0:
-            raise UserError(f"The schedule in the checkpoint has no step, but {str(step)[:40]!r}.")
+            raise UserError(
+                "The learning-rate schedule in the checkpoint is invalid: expected a step, got"
+                f" {str(step)[:40]!r}."
+            )
         self.last_epoch = step
         self.apply()
 
 
 class WarmupCosine(StepSchedule):
-    """Linear warm-up, then half a cosine down to ``min_lr`` at the last step.
+    """Linear warm-up, then cosine decay to ``min_lr`` at the last step.
 
     Args:
         optimizer: Optimizer whose learning rates are the peak rates.
         warmup_epochs: Length of the warm-up in epochs (fractions allowed), 0 or more.
-        warmup_steps: Length of the warm-up in optimizer steps; overrules ``warmup_epochs``.
-        warmup_lr: Rate of the very first step, per reference batch, the same for every group.
-        min_lr: Rate at the end, per reference batch, the same for every group.
+        warmup_steps: Length of the warm-up in optimizer steps; overrides ``warmup_epochs``.
+        warmup_lr: Learning rate of the first step, per reference batch size, same for all groups.
+        min_lr: Final learning rate, per reference batch size, the same for every group.
 
     Raises:
         ValueError: If a value is negative.

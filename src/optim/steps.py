@@ -1,7 +1,7 @@
-"""Step decay with a linear warm-up by iteration, as mmcv 1.x defines it.
+"""Step decay with a linear warm-up per step, as in mmcv 1.x.
 
-Used by the official detection recipes: the rate falls by a factor after given epochs, and grows
-linearly over the first iterations.
+Used by the official detection recipes: the learning rate increases linearly over the first steps
+and is multiplied by a factor after given epochs.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from src.optim.schedules import StepSchedule
 
 
 class WarmupMultiStep(StepSchedule):
-    """``base * gamma ** (number of milestones passed)``, times a factor that grows to 1.
+    """``base * gamma ** (number of milestones passed)``, times a warm-up factor.
 
     Args:
         optimizer: Optimizer whose learning rates are the peak rates.
-        milestones: Epochs after which the rate falls, ascending.
-        gamma: Factor of each fall, above 0.
+        milestones: Epochs after which the learning rate decreases, ascending.
+        gamma: Factor at each milestone, above 0.
         warmup_steps: Length of the warm-up in optimizer steps, 0 or more.
-        warmup_ratio: Factor of the very first step, in [0, 1].
+        warmup_ratio: Warm-up factor of the first step, in [0, 1].
 
     Raises:
         ValueError: If a value is out of range.
@@ -37,11 +37,11 @@ class WarmupMultiStep(StepSchedule):
     ) -> None:
         if list(milestones) != sorted(milestones) or any(m < 0 for m in milestones):
             raise ValueError(
-                f"WarmupMultiStep accepts milestones of ascending epochs, got {list(milestones)}"
+                f"WarmupMultiStep: expected milestones in ascending order, got {list(milestones)}"
             )
         if gamma <= 0 or warmup_steps < 0 or not 0 <= warmup_ratio <= 1:
             raise ValueError(
-                "WarmupMultiStep accepts gamma > 0, warmup_steps >= 0 and warmup_ratio from 0 to "
+                "WarmupMultiStep: expected gamma > 0, warmup_steps >= 0 and warmup_ratio from 0 to "
                 f"1, got {gamma=}, {warmup_steps=}, {warmup_ratio=}"
             )
         self.milestones, self.gamma = tuple(milestones), gamma

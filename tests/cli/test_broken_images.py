@@ -57,7 +57,7 @@ def test_prediction_skips_and_lists_unreadable_images(
     assert "error: 4 images could not be read and have no prediction" in error
     for name, reason in zip(
         BROKEN,
-        ("truncated", "is empty", "its content is none of JPEG", "no such file"),
+        ("truncated", "is empty", "its content is not JPEG", "no such file"),
         strict=True,
     ):
         (line,) = (line for line in error.splitlines() if name in line)

@@ -95,7 +95,8 @@ def test_a_damaged_record_is_refused(
 ) -> None:
     assert fit_on(with_record(last, folder / "bad.ckpt", **record)) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "warning" not in line]
-    assert line.startswith("error: The checkpoint ")
+    assert line.startswith("error: ")
+    assert "checkpoint" in line
 
 
 @pytest.mark.parametrize("name", ["a/b", "../x", "", "a/", "/abs", "x" * 300, "-rf", "a\nb", "$/x"])
@@ -110,7 +111,7 @@ def test_names_with_several_folders_are_refused(
     ):
         assert main(arguments) == 2
         (line,) = capsys.readouterr().err.splitlines()
-        assert line.startswith("error: --name accepts the name of one folder, such as")
+        assert line.startswith("error: --name: expected the name of a single folder, such as")
     assert sorted(folder.rglob("*")) == before
 
 
@@ -191,7 +192,7 @@ def test_pipes_and_sockets_are_skipped(folder: Path, last: Path) -> None:
         server.bind("in/socket.jpg")
     Image.new("RGB", (30, 30)).save("in/image.png")
     arguments = ["--ckpt_path", str(last), "--data.predict_dir", "in"]
-    with pytest.warns(UserWarning, match=r"in/pipe.png is no regular file"):
+    with pytest.warns(UserWarning, match=r"in/pipe.png is not a regular file"):
         assert main(["predict", "-c", "tiny.yaml", *arguments]) == 0
     lines = Path("runs/tiny/predict_0/predictions.csv").read_text().splitlines()
     assert [line.split(",")[0] for line in lines] == ["path", "in/image.png"]

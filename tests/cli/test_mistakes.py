@@ -157,7 +157,7 @@ def test_checkpoint_of_another_variant(
     text = error_of(command, "-c", "tiny.yaml", *flags)
     assert text.startswith("The checkpoint does not match this network:")
     # The first filter of the stem has half as many channels as the network.
-    assert "(4, 3, 3, 3) in the file, (8, 3, 3, 3) here" in text
+    assert "expected (8, 3, 3, 3), got (4, 3, 3, 3)" in text
 
 
 def test_weights_of_another_variant(

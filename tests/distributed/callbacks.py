@@ -1,4 +1,4 @@
-"""Callbacks that runs of the tests of this folder name on their command line."""
+"""Callbacks for the runs in these tests."""
 
 import json
 import os
@@ -11,10 +11,10 @@ from lightning.pytorch import Callback
 
 
 class LossCurve(Callback):
-    """Write the loss of every optimizer step, averaged over processes and accumulated batches.
+    """Write the loss of every optimizer step, averaged over ranks and accumulated batches.
 
     Args:
-        path: JSON file: loss by number of the step.
+        path: JSON file with the loss of each step.
     """
 
     def __init__(self, path: str) -> None:
@@ -34,11 +34,11 @@ class LossCurve(Callback):
 
 
 class KillRank(Callback):
-    """Send SIGKILL to one process after an optimizer step.
+    """Send SIGKILL to one rank after an optimizer step.
 
     Args:
-        rank: Number of the process.
-        step: Number of the step.
+        rank: The rank.
+        step: The optimizer step.
     """
 
     def __init__(self, rank: int, step: int) -> None:
@@ -50,11 +50,11 @@ class KillRank(Callback):
 
 
 class KillWorker(Callback):
-    """Send SIGKILL to a loader process of one process after an optimizer step.
+    """Send SIGKILL to a data loader worker of one rank after an optimizer step.
 
     Args:
-        rank: Number of the process.
-        step: Number of the step.
+        rank: The rank.
+        step: The optimizer step.
     """
 
     def __init__(self, rank: int, step: int) -> None:
@@ -67,11 +67,11 @@ class KillWorker(Callback):
 
 
 class FullDisk(Callback):
-    """From a step on, one process can write only small files.
+    """Limit the file size of one rank from a step on.
 
     Args:
-        rank: Number of the process.
-        step: Number of the step.
+        rank: The rank.
+        step: The optimizer step.
     """
 
     def __init__(self, rank: int, step: int) -> None:
@@ -83,12 +83,12 @@ class FullDisk(Callback):
             resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 
 
-class BlindDetector(Callback):
-    """From a step on, one process has no proposals and no objects.
+class NoProposals(Callback):
+    """Remove all proposals and ground-truth boxes of one rank from a step on.
 
     Args:
-        rank: Number of the process.
-        step: Number of the step.
+        rank: The rank.
+        step: The optimizer step.
     """
 
     def __init__(self, rank: int, step: int) -> None:

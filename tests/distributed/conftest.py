@@ -1,7 +1,7 @@
-"""Recipes of the three tasks without chance, and runs of them in one or several processes.
+"""Deterministic recipes of the three tasks, and runs with one or several ranks.
 
-The images are not augmented and nothing is dropped, so that a step depends on its global batch
-alone. Every process has one thread.
+Without augmentation and drop path, a step depends only on its global batch. Every rank uses one
+thread.
 """
 
 import contextlib
@@ -50,7 +50,7 @@ def recipes(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
 
 
 def _keep_whole_steps(path: Path) -> None:
-    """Leave as many images of each orientation as fill steps of four."""
+    """Keep a multiple of four images of each orientation."""
     content = json.loads(path.read_text())
     wide = [image for image in content["images"] if image["width"] >= image["height"]]
     high = [image for image in content["images"] if image["width"] < image["height"]]
@@ -66,7 +66,7 @@ def _classification(images: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _detection(root: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    # So many samples that none is drawn by chance.
+    # Enough samples that there is no random sampling.
     network = {"channels": 16, "fc_channels": 32, "rpn_batch_size_per_image": 100_000}
     network |= {"box_batch_size_per_image": 100_000}
     network |= {"rpn_post_nms_top_n_train": 40, "rpn_pre_nms_top_n_train": 40}
@@ -98,12 +98,12 @@ def _segmentation(root: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 @dataclass
 class Run:
-    """A run that has ended.
+    """A finished run.
 
     Attributes:
-        codes: Exit code of each process, negative for a signal, ``None`` if it had to be killed.
-        seconds: When each process ended, from the start of the run.
-        output: What each process has printed.
+        codes: Exit code of each rank, negative for a signal, ``None`` if it had to be killed.
+        seconds: Time until each rank ended, from the start of the run.
+        output: Output of each rank.
         folder: Folder of all runs of the recipe.
         losses: Loss by step.
     """
@@ -116,7 +116,7 @@ class Run:
 
 
 class Launcher:
-    """Runs ``python -m src`` in a number of processes; see ``launcher.py``."""
+    """Run ``python -m src`` with several ranks; see ``launcher.py``."""
 
     def __init__(self, recipes: Path, ports: Iterator[int]) -> None:
         self.recipes, self.ports = recipes, ports
@@ -165,13 +165,13 @@ class Launcher:
         )
 
     def stop(self) -> None:
-        """End the server and the ranks of a run that it may still be waiting for."""
+        """Stop the launcher and any ranks that are still running."""
         os.killpg(self.server.pid, signal.SIGKILL)
         self.server.wait()
 
 
 def fit(recipe: Path, runs: Path, *arguments: str, timeout: float) -> tuple[int, str]:
-    """Exit code and output of ``fit`` as a user calls it; Lightning starts the further ranks."""
+    """Exit code and output of ``fit``; Lightning launches the other ranks."""
     where = ["--trainer.default_root_dir", str(runs)]
     process = subprocess.Popen(
         [sys.executable, "-m", "src", "fit", "-c", str(recipe), *where, *arguments],
@@ -183,7 +183,9 @@ def fit(recipe: Path, runs: Path, *arguments: str, timeout: float) -> tuple[int,
         start_new_session=True,
     )
     try:
-        output, _ = process.communicate(timeout=timeout)  # until the last rank closes the pipe
+        output, _ = process.communicate(
+            timeout=timeout
+        )  # waits until the last rank closes the pipe
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)

@@ -1,7 +1,7 @@
-"""Writes a checkpoint folder as Lightning's FSDPStrategy does, from two processes on the CPU.
+"""Write a checkpoint folder like Lightning's FSDPStrategy, with two ranks on the CPU.
 
-Lightning's strategy itself refuses the CPU; PyTorch's FSDP does not. Beside the folder the same
-state is written whole, gathered by FullyShardedDataParallel.
+Lightning's strategy needs GPUs, but PyTorch's FSDP does not. The full state, gathered by
+FullyShardedDataParallel, is written next to the folder.
 """
 
 import copy
@@ -28,7 +28,7 @@ from src.models.internimage.blocks import Block
 
 
 class Task(nn.Module):
-    """Has its network where a LightningModule has it."""
+    """Module with a network under the same name as in a LightningModule."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class Task(nn.Module):
 
 
 def gather(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Whole state of the optimizer on the first process, one entry after the other.
+    """Full optimizer state on rank 0, gathered entry by entry.
 
     On the CPU, PyTorch gathers all entries of a parameter into the same memory.
     """

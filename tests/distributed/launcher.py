@@ -1,7 +1,7 @@
-"""Runs the command line in one or more processes, as torchrun does, without importing it each time.
+"""Run the command line with one or more ranks, like torchrun but without importing it each time.
 
-Reads one job per line from standard input and answers with the exit codes. Processes are forked
-from this one, which has imported everything but computed nothing.
+Reads one job per line from standard input and returns the exit codes. Ranks are forked from this
+process, which has imported everything but has not used any threads.
 """
 
 import json
@@ -33,7 +33,7 @@ def run_rank(rank: int, ranks: int, port: int, arguments: list[str], log: Path) 
         variables |= {"LOCAL_WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1"}
         os.environ |= {name: str(value) for name, value in variables.items()}
         os.environ["TORCHELASTIC_RUN_ID"] = "tests"
-        rank_zero_only.rank = rank  # Lightning looks for it when it is imported
+        rank_zero_only.rank = rank  # read by Lightning at import
     code = 99
     try:
         code = main(arguments)
@@ -48,7 +48,7 @@ def run_rank(rank: int, ranks: int, port: int, arguments: list[str], log: Path) 
 def run(
     ranks: int, port: int, arguments: list[str], log: str, timeout: float
 ) -> dict[str, list[float]]:
-    """Exit codes (negative: signals, None: too late) and seconds of the processes."""
+    """Exit codes (negative: signals, None: timeout) and durations of the ranks."""
     begin = time.monotonic()
     children = {}
     for rank in range(ranks):
@@ -60,7 +60,7 @@ def run(
     while children and time.monotonic() - begin < timeout:
         pid, status = os.waitpid(-1, os.WNOHANG)
         if pid == 0:
-            if select.select([sys.stdin], [], [], 0.02)[0]:  # closed: the tests are gone
+            if select.select([sys.stdin], [], [], 0.02)[0]:  # closed: the tests have ended
                 break
             continue
         rank = children.pop(pid)

@@ -1,4 +1,4 @@
-"""Stop runs with signals and measure what happens; used by ``test_stops.py``.
+"""Stop runs with signals and measure the time; used by ``test_stops.py``.
 
 ``python -m tests.distributed.stops --ranks 1 2 4`` prints the table of docs/scaling.md.
 """
@@ -33,7 +33,7 @@ WHO = ("main", "group", "ranks", "last rank")
 
 
 class ReportSteps(Callback):
-    """Write process and steps of every rank to ``<folder>/<rank>``, to know where a run is.
+    """Write the process id and steps of every rank to ``<folder>/<rank>``.
 
     Args:
         folder: Existing folder.
@@ -60,7 +60,7 @@ class ReportSteps(Callback):
 
 
 class Stuck(Callback):
-    """Wait for ever after the first step, where no signal handler of Python runs."""
+    """Block forever after the first step, so that no Python signal handler can run."""
 
     def on_train_batch_end(self, *_: object) -> None:
         print("stuck", flush=True)
@@ -71,15 +71,15 @@ class Stuck(Callback):
 
 @dataclass
 class Stop:
-    """A run that was stopped.
+    """Result of a stopped run.
 
     Attributes:
         code: Exit code of the launcher.
         seconds: From the signal until the launcher has ended.
-        all_seconds: From the signal until all its processes have ended; ``None``: too late.
+        all_seconds: From the signal until all its processes have ended; ``None`` after a timeout.
         step: Step of the last checkpoint, ``None`` if there is none.
-        steps_before: Steps that the first rank had reported before the signal.
-        output: What all processes have printed.
+        steps_before: Steps of rank 0 before the signal.
+        output: Output of all processes.
     """
 
     code: int
@@ -91,12 +91,12 @@ class Stop:
 
 
 class Process:
-    """A command in a process group of its own.
+    """A command in its own process group.
 
     Args:
-        folder: For the runs and the reports.
-        arguments: Command and arguments; the reports are added.
-        ranks: How many ranks report.
+        folder: Folder for the runs and the reports.
+        arguments: Command and arguments; the callback for reports is added.
+        ranks: Number of ranks.
         torchrun: Start the ranks with torchrun instead of Lightning.
     """
 
@@ -124,12 +124,12 @@ class Process:
         )
 
     def report(self, rank: int = 0) -> dict[str, int]:
-        """What a rank has done so far."""
+        """Progress of a rank."""
         path = self.reports / str(rank)
         return json.loads(path.read_text()) if path.exists() else {}
 
     def wait_for(self, what: str, count: int) -> None:
-        """Wait until all ranks have done so many batches."""
+        """Wait until all ranks have processed a number of batches."""
         limit = time.monotonic() + START
         while any(self.report(rank).get(what, 0) < count for rank in range(self.ranks)):
             if self.process.poll() is not None or time.monotonic() > limit:
@@ -138,7 +138,7 @@ class Process:
             time.sleep(0.01)
 
     def wait_for_output(self, text: str) -> None:
-        """Wait until something is printed."""
+        """Wait until a text is printed."""
         limit = time.monotonic() + START
         while text not in self.log.read_text():
             if self.process.poll() is not None or time.monotonic() > limit:
@@ -147,7 +147,7 @@ class Process:
             time.sleep(0.01)
 
     def send(self, who: str, number: int) -> None:
-        """Send a signal to one of `WHO`, or to the loader processes of the first rank."""
+        """Send a signal to one of `WHO`, or to the data loader workers of rank 0."""
         pids = [self.report(rank).get("pid", 0) for rank in range(self.ranks)]
         if who == "group":
             os.killpg(self.process.pid, number)
@@ -181,7 +181,7 @@ class Process:
         return Stop(code, seconds, all_seconds, step, steps_before, self.log.read_text())
 
     def kill(self) -> bool:
-        """Kill what is left; tells whether there was something."""
+        """Kill remaining processes and return whether there were any."""
         left = group_is_alive(self.process.pid)
         if left:
             os.killpg(self.process.pid, signal.SIGKILL)
@@ -190,7 +190,7 @@ class Process:
 
 
 def group_is_alive(group: int) -> bool:
-    """Whether a process of a group is left that is not a zombie."""
+    """Whether a process group has a process that is not a zombie."""
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
             state, _, its_group = path.read_text().rpartition(")")[2].split()[:3]
@@ -202,13 +202,13 @@ def group_is_alive(group: int) -> bool:
 
 
 def children_of(pid: int) -> list[int]:
-    """Processes that another has started."""
+    """Child processes of a process."""
     tasks = Path(f"/proc/{pid}/task").glob("*/children")
     return [int(child) for path in tasks for child in path.read_text().split()]
 
 
 def last_step(folder: Path) -> int | None:
-    """Step of the newest ``last.ckpt``, which is read for it."""
+    """Step in the newest ``last.ckpt``."""
     found = sorted(folder.glob("runs/*/version_*/checkpoints/last.ckpt"), key=os.path.getmtime)
     if not found:
         return None
@@ -218,7 +218,7 @@ def last_step(folder: Path) -> int | None:
 
 
 def write_recipe(folder: Path) -> Path:
-    """A recipe of tiny steps that never ends by itself."""
+    """Write a recipe with tiny steps that does not end by itself."""
     random = np.random.default_rng(0)
     for split, count in (("train", 64), ("val", 64)):
         for name in ("a", "b"):

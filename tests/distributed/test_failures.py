@@ -1,4 +1,4 @@
-"""One process fails: nobody waits for ever, the message is clear, the last checkpoint is whole."""
+"""If a rank fails, the others stop with a clear message and the last checkpoint is complete."""
 
 import signal
 from pathlib import Path
@@ -22,7 +22,7 @@ def failing(name: str, rank: int, step: int) -> tuple[str, ...]:
 
 @pytest.fixture(scope="module")
 def straight(launch: Launcher, tmp_path_factory: pytest.TempPathFactory) -> dict[int, float]:
-    """Losses of the run that nothing happens to; they are those of every strategy."""
+    """Losses of an uninterrupted run, which are the same for every strategy."""
     flags = (*STEPS, "--trainer.strategy", "ddp")
     return launch(tmp_path_factory.mktemp("straight"), "classification", *flags, ranks=2).losses
 
@@ -30,7 +30,7 @@ def straight(launch: Launcher, tmp_path_factory: pytest.TempPathFactory) -> dict
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 @pytest.mark.parametrize("killed", [0, 1])
-def test_a_killed_process_stops_the_others_and_the_run_continues(
+def test_a_killed_rank_stops_the_others_and_the_run_can_be_resumed(
     launch: Launcher, straight: dict[int, float], tmp_path: Path, strategy: str, killed: int
 ) -> None:
     flags = (*STEPS, *SAVE, "--trainer.strategy", strategy)
@@ -48,9 +48,7 @@ def test_a_killed_process_stops_the_others_and_the_run_continues(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("killed", [0, 1])
-def test_processes_that_lightning_has_started_stop_too(
-    recipes: Path, tmp_path: Path, killed: int
-) -> None:
+def test_ranks_launched_by_lightning_stop_too(recipes: Path, tmp_path: Path, killed: int) -> None:
     flags = ("--trainer.devices", "2", "--trainer.strategy", "ddp", *STEPS)
     flags += failing("KillRank", killed, 2)
     code, output = fit(recipes / "classification.yaml", tmp_path, *flags, timeout=200)
@@ -60,11 +58,11 @@ def test_processes_that_lightning_has_started_stop_too(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-def test_a_full_disk_leaves_the_last_checkpoint_whole(
+def test_a_full_disk_keeps_the_last_checkpoint(
     launch: Launcher, tmp_path: Path, strategy: str
 ) -> None:
     flags = (*STEPS, *SAVE, "--trainer.strategy", strategy)
-    rank = 1 if strategy == "fsdp2" else 0  # with ddp the first process writes alone
+    rank = 1 if strategy == "fsdp2" else 0  # with ddp only rank 0 writes
     full = launch(
         tmp_path, "classification", *flags, *failing("FullDisk", rank, 5), ranks=2, succeeds=False
     )
@@ -80,7 +78,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(
 
 
 @pytest.mark.slow
-def test_a_dead_loader_process_is_said(launch: Launcher, tmp_path: Path) -> None:
+def test_message_about_a_dead_worker(launch: Launcher, tmp_path: Path) -> None:
     flags = (*STEPS, "--trainer.strategy", "ddp", "--data.num_workers", "1")
     run = launch(
         tmp_path, "classification", *flags, *failing("KillWorker", 1, 2), ranks=2, succeeds=False
@@ -92,10 +90,10 @@ def test_a_dead_loader_process_is_said(launch: Launcher, tmp_path: Path) -> None
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-def test_a_process_without_proposals_does_not_hold_up_the_others(
+def test_a_rank_without_proposals_does_not_block_the_others(
     launch: Launcher, tmp_path: Path, strategy: str
 ) -> None:
-    flags = (*STEPS, "--trainer.strategy", strategy, *failing("BlindDetector", 1, 2))
+    flags = (*STEPS, "--trainer.strategy", strategy, *failing("NoProposals", 1, 2))
     run = launch(tmp_path, "detection", *flags, ranks=2)
     assert sorted(run.losses) == list(range(1, 9))
     assert all(torch.isfinite(torch.tensor(list(run.losses.values()))))

@@ -1,4 +1,4 @@
-"""A folder that FSDP1 has written becomes an ordinary checkpoint."""
+"""Consolidation of a checkpoint folder written with FSDP1."""
 
 import subprocess
 import sys
@@ -24,7 +24,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_weights_and_optimizer_state_are_put_together(folder: Path) -> None:
+def test_weights_and_optimizer_state_are_consolidated(folder: Path) -> None:
     expected = torch.load(folder.with_suffix(".expected"), weights_only=True)
     content = consolidate(folder)
     assert content["epoch"] == 3
@@ -41,12 +41,12 @@ def test_weights_and_optimizer_state_are_put_together(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_shapes_are_known_without_reading(folder: Path) -> None:
+def test_shapes_are_read_from_the_metadata(folder: Path) -> None:
     shapes = read_shapes(Folder(folder))["state_dict"]
     assert shapes["network.head.bias"] == (3,)
     assert set(shapes) == set(consolidate(folder, weights_only=True)["state_dict"])
 
 
-def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is no sharded checkpoint"):
+def test_a_folder_that_is_not_a_checkpoint_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is not a sharded checkpoint"):
         consolidate(tmp_path)

@@ -1,4 +1,4 @@
-"""The 1.08 B and the 3 B networks: made, split and started without ever being whole."""
+"""The 1.08 B and 3 B networks are built, sharded and trained without full copies in memory."""
 
 import subprocess
 import sys
@@ -26,7 +26,7 @@ SHALLOW = {
 
 @pytest.fixture
 def mesh() -> Iterator[DeviceMesh]:
-    """Eight processes, of which this is the first and the others do not exist."""
+    """Mesh of eight ranks, of which only rank 0 exists."""
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     distributed.init_process_group("fake", rank=0, world_size=PROCESSES, store=FakeStore())
@@ -35,7 +35,7 @@ def mesh() -> Iterator[DeviceMesh]:
 
 
 @pytest.mark.parametrize("variant", ["internimage_h", "internimage_g"])
-def test_made_and_split_on_the_meta_device(variant: str, mesh: DeviceMesh) -> None:
+def test_built_and_sharded_on_the_meta_device(variant: str, mesh: DeviceMesh) -> None:
     with torch.device("meta"):
         network = timm.create_model(variant)
     shard(network, mesh, (Block,))
@@ -86,7 +86,7 @@ WIDE = {
 
 
 @pytest.mark.slow
-def test_a_file_is_read_into_the_parts_of_a_process(tmp_path: Path) -> None:
+def test_a_file_is_loaded_into_the_shards_of_a_rank(tmp_path: Path) -> None:
     from src.models import InternImage
 
     with torch.device("meta"):
@@ -104,12 +104,14 @@ def test_a_file_is_read_into_the_parts_of_a_process(tmp_path: Path) -> None:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
         assert done.returncode == 0, done.stderr
         print(f"process {rank} of 8: {int(done.stdout) / size:.2f} of the network at the most")
-        assert int(done.stdout) < 0.5 * size  # an eighth, its largest layer, and small change
+        assert (
+            int(done.stdout) < 0.5 * size
+        )  # an eighth of the network, the largest layer, and small tensors
 
 
 @pytest.mark.slow
 @pytest.mark.heavy
-def test_h_of_less_depth_trains_on_two_processes(
+def test_h_with_fewer_blocks_trains_on_two_ranks(
     launch: Launcher, images: Path, tmp_path: Path
 ) -> None:
     flags = ["--data.root", str(images), "--data.image_size", "64", "--data.batch_size", "2"]

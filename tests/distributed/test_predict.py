@@ -1,4 +1,4 @@
-"""Images that do not divide evenly among processes are predicted once each, and none waits."""
+"""Each image is predicted once if their number is not divisible by the number of ranks."""
 
 import shutil
 from pathlib import Path
@@ -14,7 +14,7 @@ WRITTEN = {
     "segmentation": "label_maps/*.png",
 }
 
-# Each pair of a task, a strategy and a number of images.
+# Pairs of task, strategy and number of images.
 CASES = [
     (task, strategy, (1, 3)[(i + j) % 2])
     for i, task in enumerate(TASKS)
@@ -39,7 +39,7 @@ def test_every_image_is_predicted(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-def test_processes_with_fewer_windows_keep_the_others_company(
+def test_ranks_with_fewer_windows_do_not_block_the_others(
     launch: Launcher, tmp_path: Path, strategy: str
 ) -> None:
     folder = tmp_path / "holiday"
@@ -55,7 +55,7 @@ def test_processes_with_fewer_windows_keep_the_others_company(
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 @pytest.mark.parametrize("task", TASKS)
-def test_broken_images_of_any_rank_are_named_by_all(
+def test_unreadable_images_of_all_ranks_are_reported(
     launch: Launcher, images: Path, tmp_path: Path, task: str, strategy: str
 ) -> None:
     folder = tmp_path / "holiday"

@@ -1,4 +1,4 @@
-"""Checkpoints of split networks: folders, other numbers of processes, one file, official names."""
+"""Sharded checkpoints: folders, other numbers of ranks, single files, official names."""
 
 from pathlib import Path
 
@@ -24,13 +24,13 @@ ALONE = ("--trainer.accumulate_grad_batches", "2")
 
 @pytest.fixture(scope="module")
 def alone(launch: Launcher, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """One process, never split, never stopped."""
+    """Uninterrupted run on one rank."""
     return launch(tmp_path_factory.mktemp("alone"), "classification", *FLAGS, *ALONE)
 
 
 @pytest.fixture(scope="module")
 def half(launch: Launcher, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Two processes that share the network, stopped in the middle of an epoch."""
+    """Run on two ranks with a sharded network, stopped in the middle of an epoch."""
     folder = tmp_path_factory.mktemp("half")
     stopped = (*FLAGS[:2], "--trainer.max_steps", "4", *FLAGS[4:])
     return launch(folder, "classification", *stopped, *SHARDED, ranks=2)
@@ -41,12 +41,12 @@ def last(run: Run, version: int = 0) -> Path:
 
 
 def assert_same_networks(content: dict, expected: dict) -> None:
-    for entry in ("state_dict", "current_model_state"):  # the average, the weights in training
+    for entry in ("state_dict", "current_model_state"):  # EMA weights, raw weights
         for name, value in expected[entry].items():
             if "running_" in name or "num_batches" in name:
-                continue  # one process updates them twice a step, with half the images each
+                continue  # one rank updates them twice per step, with half of the images each
             if name == "network.levels.3.norm.bias":
-                continue  # batch norm follows: its gradient is rounding, which Adam blows up
+                continue  # before batch norm: Adam amplifies the rounding errors of its gradient
             torch.testing.assert_close(content[entry][name], value, atol=1e-5, rtol=1e-4)
 
 
@@ -59,7 +59,7 @@ def whole(path: Path, tmp_path: Path, *flags: str) -> dict:
 
 
 @pytest.mark.slow
-def test_average_clipping_and_layer_decay_are_those_of_one_process(
+def test_ema_clipping_and_layer_decay_equal_those_of_one_rank(
     launch: Launcher, alone: Run, tmp_path: Path
 ) -> None:
     two = launch(tmp_path, "classification", *FLAGS, *SHARDED, ranks=2)
@@ -78,7 +78,7 @@ def test_average_clipping_and_layer_decay_are_those_of_one_process(
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize("strategy", ["fsdp2", "ddp"])
-def test_a_folder_continues_on_another_number_of_processes(
+def test_a_folder_resumes_on_another_number_of_ranks(
     launch: Launcher, alone: Run, half: Run, tmp_path: Path, ranks: int, strategy: str
 ) -> None:
     flags = (*FLAGS, "--trainer.strategy", strategy, "--ckpt_path", str(last(half)))
@@ -91,7 +91,7 @@ def test_a_folder_continues_on_another_number_of_processes(
 
 
 @pytest.mark.slow
-def test_a_file_of_one_process_continues_on_two(
+def test_a_file_of_one_rank_resumes_on_two(
     launch: Launcher, alone: Run, half: Run, tmp_path: Path
 ) -> None:
     output = tmp_path / "whole.ckpt"
@@ -102,7 +102,7 @@ def test_a_file_of_one_process_continues_on_two(
 
 
 @pytest.mark.slow
-def test_consolidated_under_the_official_names(half: Run, tmp_path: Path) -> None:
+def test_consolidate_with_official_names(half: Run, tmp_path: Path) -> None:
     from src.models import InternImage
     from tests.distributed.conftest import BACKBONE
 
@@ -118,7 +118,7 @@ def test_consolidated_under_the_official_names(half: Run, tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-def test_validation_takes_the_average_of_a_folder(
+def test_validation_uses_the_ema_weights_of_a_folder(
     launch: Launcher, half: Run, tmp_path: Path
 ) -> None:
     output = tmp_path / "whole.ckpt"
@@ -138,9 +138,7 @@ def test_validation_takes_the_average_of_a_folder(
 
 
 @pytest.mark.slow
-def test_other_parameter_groups_are_refused_in_words(
-    launch: Launcher, half: Run, tmp_path: Path
-) -> None:
+def test_other_parameter_groups_are_refused(launch: Launcher, half: Run, tmp_path: Path) -> None:
     flags = (*STEPS, *EMA, *SHARDED, "--ckpt_path", str(last(half)))
     run = launch(tmp_path, "classification", *flags, ranks=2, succeeds=False)
     assert run.codes == [2, 2]

@@ -1,4 +1,4 @@
-"""Two processes see the same loss as one with the same global batch, in all three tasks."""
+"""Two ranks have the same losses as one rank with the same global batch, in all tasks."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ STEPS = ("--trainer.max_epochs", "-1", "--trainer.max_steps", "20")
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
-def test_ddp_and_fsdp2_have_the_curve_of_one_process(
+def test_ddp_and_fsdp2_have_the_losses_of_one_rank(
     task: str, launch: Launcher, tmp_path: Path
 ) -> None:
     alone = launch(tmp_path, task, *STEPS, "--trainer.accumulate_grad_batches", "2").losses

@@ -1,4 +1,4 @@
-"""Metrics do not depend on the number of ranks, also where images do not divide evenly."""
+"""Metrics do not depend on the number of ranks, even if it does not divide that of images."""
 
 import csv
 from pathlib import Path
@@ -31,6 +31,6 @@ def test_several_ranks_have_the_metrics_of_one(
     assert len(alone) >= 3
     assert several.keys() == alone.keys()
     for name, value in alone.items():
-        # The loss is a sum of float32 numbers in another order; what is counted is equal.
+        # The loss is summed in another order; counts are equal.
         tolerance = 1e-5 if "loss" in name else 0.0
         assert several[name] == pytest.approx(value, abs=tolerance, nan_ok=True), name

@@ -1,4 +1,4 @@
-"""Signals to the main process, a rank or all of them: one checkpoint, exit code 130, nothing left.
+"""Signals to the main process, one or all ranks: one checkpoint, exit code 130, no processes left.
 
 ``python -m tests.distributed.stops`` measures how long it takes.
 """
@@ -11,7 +11,7 @@ import pytest
 
 from tests.distributed.stops import END, Process, last_step, write_recipe
 
-MORE = 3  # steps that a continued run trains
+MORE = 3  # steps of the resumed run
 
 
 def fit(recipe: Path, ranks: int, strategy: str = "ddp", workers: int = 0) -> list[str]:
@@ -60,7 +60,7 @@ def test_ranks_of_torchrun_stop_and_save_together(tmp_path: Path, who: str) -> N
     process = Process(tmp_path, *fit(write_recipe(tmp_path), 2), ranks=2, torchrun=True)
     process.wait_for("train", 3)
     stop = process.stop(who, signal.SIGTERM)
-    assert stop.code != 0  # torchrun's own
+    assert stop.code != 0  # exit code of torchrun
     assert stop.all_seconds is not None
     assert stop.step is not None, stop.output
     assert stop.step >= stop.steps_before
@@ -98,7 +98,7 @@ def test_a_second_signal_ends_a_run_that_cannot_stop(tmp_path: Path) -> None:
     begin = time.monotonic()
     while process.process.poll() is None and time.monotonic() - begin < END:
         process.send("main", signal.SIGINT)
-        time.sleep(1)  # signals in quick succession count as one
+        time.sleep(1)  # signals in quick succession are treated as one
     stop = process.wait(0, begin)
     assert stop.code == 130, stop.output
     assert stop.all_seconds is not None

@@ -1,4 +1,4 @@
-"""Layer-wise rates of detection and segmentation, with the places the official code gives them."""
+"""Layer-wise learning rates of detection and segmentation, as in the official code."""
 
 import pytest
 
@@ -17,10 +17,10 @@ DEPTHS = (6, 6, 32, 6)  # InternImage-H
         ("backbone.levels.0.downsample.conv.weight", 7),
         ("backbone.levels.0.norm.weight", 7),
         ("backbone.levels.2.norm.weight", 45),
-        ("backbone.levels.3.norm.weight", 45),  # the last stage counts as the one before
-        ("backbone.levels.2.post_norms.0.weight", 13),  # as block 0 of that stage
+        ("backbone.levels.3.norm.weight", 45),  # the last stage counts like the previous one
+        ("backbone.levels.2.post_norms.0.weight", 13),  # like block 0 of that stage
         ("backbone.levels.2.post_norms.4.bias", 17),
-        ("backbone.cb_modules.1.levels.0.blocks.0.mlp.fc1.weight", 51),  # no decay at all
+        ("backbone.cb_modules.1.levels.0.blocks.0.mlp.fc1.weight", 51),  # no layer decay
         ("decode_head.conv_seg.weight", 51),
         ("neck.convs.0.conv.weight", 51),
         ("bbox_head.transformer.level_embeds", 0),
@@ -31,7 +31,7 @@ def test_layers(name, layer):
     assert dense_layer_id(name, DEPTHS) == layer
 
 
-def test_segmentation_puts_queries_to_the_stem():
+def test_segmentation_rule_treats_queries_like_the_stem():
     names = ["mask_embed.0.weight", "cls_embed.weight", "level_embed.weight", "query_feat.weight"]
     for name in names:
         assert dense_layer_id(f"decode_head.{name}", DEPTHS, segmentation=True) == 0
@@ -68,6 +68,6 @@ def test_weight_decay(name, ndim, decays):
 
 
 @pytest.mark.parametrize("layer_decay", [0.0, 1.1])
-def test_bad_decay(layer_decay):
+def test_invalid_layer_decay(layer_decay):
     with pytest.raises(ValueError, match="layer_decay"):
         dense_lr_scale(DEPTHS, layer_decay)

@@ -22,12 +22,12 @@ def internimage_h() -> InternImage:
     return network("internimage_h")
 
 
-def test_matrices_decay_and_vectors_do_not(internimage_h: InternImage) -> None:
+def test_weight_decay_applies_to_matrices_only(internimage_h: InternImage) -> None:
     decayed = {n for n, p in internimage_h.named_parameters() if has_weight_decay(n, p.ndim)}
     assert "levels.0.blocks.0.dcn.offset.weight" in decayed
     assert "levels.0.blocks.0.dcn.offset.bias" not in decayed
     assert "levels.0.blocks.0.norm1.weight" not in decayed
-    # The bare (G, C) weight of the centre-feature scale is decayed, its vector bias is not.
+    # The (G, C) weight of the centre-feature scale has weight decay, its bias does not.
     assert "levels.0.blocks.0.dcn.center_feature_scale_proj_weight" in decayed
     assert "levels.0.blocks.0.dcn.center_feature_scale_proj_bias" not in decayed
 
@@ -40,14 +40,14 @@ def test_depth_decay_of_t(internimage_t: InternImage) -> None:
     assert scale("levels.2.blocks.17.mlp.fc1.weight") == pytest.approx(0.9**4)
     assert scale("levels.0.blocks.0.mlp.fc1.weight") == pytest.approx(0.9**29)
     assert scale("patch_embed.conv1.weight") == pytest.approx(0.9**29)
-    # What closes a stage goes with the first block of the next one.
+    # The layers at the end of a stage have the scale of the first block of the next one.
     assert scale("levels.0.downsample.conv.weight") == pytest.approx(0.9**25)
     assert scale("levels.0.norm.weight") == pytest.approx(0.9**25)
-    # Unmatched names keep the base rate, wherever they stand.
+    # Other names keep the base rate.
     assert scale("levels.3.norm.weight") == 1.0
     assert scale("levels.0.post_norms.0.weight") == 1.0
     assert scale("conv_head.conv.weight") == scale("head.weight") == 1.0
-    # Offsets learn more slowly, masks do not.
+    # Offsets have a lower learning rate, masks do not.
     assert scale("levels.3.blocks.3.dcn.offset.weight") == pytest.approx(0.1)
     assert scale("levels.3.blocks.3.dcn.mask.weight") == 1.0
     centre = "levels.3.blocks.3.dcn.center_feature_scale_proj_weight"
@@ -89,6 +89,6 @@ def test_frozen_and_named_parameters() -> None:
 
 
 @pytest.mark.parametrize("ratio", [0.0, 1.1, -0.5])
-def test_a_ratio_outside_of_its_range_is_refused(ratio: float) -> None:
+def test_a_ratio_out_of_range_is_refused(ratio: float) -> None:
     with pytest.raises(ValueError, match=r"layer_decay must be in \(0, 1\]"):
         lr_scale_by_depth((1, 1), ratio)

@@ -1,4 +1,4 @@
-"""Polynomial decay with warm-up, against the formula of mmcv written out."""
+"""Polynomial decay with warm-up, compared with the formula of mmcv."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ def rates(total=100, **settings):
     return seen
 
 
-def test_straight_line_with_multiplied_warmup():
+def test_linear_decay_with_warmup_factor():
     seen = rates(warmup_steps=20, warmup_ratio=1e-6)
     for step, rate in enumerate(seen):
         line = 6e-5 * (1 - step / 100)
@@ -33,13 +33,13 @@ def test_straight_line_with_multiplied_warmup():
     assert seen[0] == pytest.approx(6e-11)
 
 
-def test_power_and_floor():
+def test_power_and_min_lr():
     seen = rates(warmup_steps=0, power=0.9, min_lr=1e-5)
     assert seen[0] == pytest.approx(6e-5)
     assert seen[50] == pytest.approx(5e-5 * 0.5**0.9 + 1e-5)
 
 
-def test_floor_scales_with_the_batch():
+def test_min_lr_scales_with_the_batch_size():
     made, optimizer = schedule(scale=2.0, warmup_steps=0, min_lr=1e-5)
     made.last_epoch = 100
     made.apply()
@@ -49,6 +49,6 @@ def test_floor_scales_with_the_batch():
 @pytest.mark.parametrize(
     "settings", [{"warmup_steps": -1}, {"warmup_ratio": 2.0}, {"power": 0.0}, {"min_lr": -1.0}]
 )
-def test_bad_settings(settings):
-    with pytest.raises(ValueError, match="WarmupPoly accepts"):
+def test_invalid_settings(settings):
+    with pytest.raises(ValueError, match="WarmupPoly: expected"):
         schedule(**settings)

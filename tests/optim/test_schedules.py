@@ -15,7 +15,7 @@ def rates_of(optimizer: torch.optim.Optimizer) -> list[float]:
 
 
 @pytest.mark.parametrize("warmup_epochs", [0, 1.5, 4])
-def test_warmup_cosine_is_timms_schedule(warmup_epochs: float) -> None:
+def test_warmup_cosine_equals_timm(warmup_epochs: float) -> None:
     ours, theirs = optimizer_with(4e-3, 1e-3), optimizer_with(4e-3, 1e-3)
     schedule = WarmupCosine(ours, warmup_epochs=warmup_epochs, warmup_lr=4e-6, min_lr=4e-5)
     schedule.plan(total_steps=70, steps_per_epoch=7)
@@ -36,7 +36,7 @@ def test_warmup_cosine_is_timms_schedule(warmup_epochs: float) -> None:
         schedule.step()
 
 
-def test_absolute_rates_scale_with_the_batch() -> None:
+def test_absolute_rates_scale_with_the_batch_size() -> None:
     optimizer = optimizer_with(8.0)
     schedule = WarmupCosine(optimizer, warmup_steps=2, warmup_lr=0.5, min_lr=0.25)
     schedule.plan(total_steps=4, steps_per_epoch=1, rate_scale=8)
@@ -44,13 +44,13 @@ def test_absolute_rates_scale_with_the_batch() -> None:
     assert schedule.rate(8.0, 99) == 2.0  # 0.25 * 8
 
 
-def test_steps_overrule_epochs() -> None:
+def test_warmup_steps_override_warmup_epochs() -> None:
     schedule = WarmupCosine(optimizer_with(1.0), warmup_epochs=3, warmup_steps=5)
     schedule.plan(total_steps=100, steps_per_epoch=10)
     assert schedule.num_warmup_steps == 5
 
 
-def test_resuming_keeps_the_step_and_takes_the_new_settings() -> None:
+def test_resuming_keeps_the_step_and_uses_new_settings() -> None:
     first = WarmupCosine(optimizer_with(1.0), min_lr=0.1)
     first.plan(total_steps=10, steps_per_epoch=5)
     for _ in range(4):
@@ -70,6 +70,6 @@ def test_negative_settings_are_refused(setting: str) -> None:
         WarmupCosine(optimizer_with(1.0), **{setting: -1})
 
 
-def test_a_plan_needs_steps() -> None:
+def test_plan_needs_steps() -> None:
     with pytest.raises(ValueError, match="at least one step"):
         WarmupCosine(optimizer_with(1.0)).plan(total_steps=0, steps_per_epoch=1)

@@ -13,7 +13,7 @@ def plan(**settings):
     return schedule
 
 
-def test_rates_are_those_of_mmcv():
+def test_learning_rates_equal_mmcv():
     schedule = plan(milestones=[8, 11], warmup_steps=500, warmup_ratio=0.001)
     assert schedule.rate(1.0, 0) == pytest.approx(0.001)
     assert schedule.rate(1.0, 250) == pytest.approx(1 - 0.5 * 0.999)
@@ -36,6 +36,6 @@ def test_warm_up_multiplies_the_decayed_rate():
         ({"warmup_ratio": 2.0}, "from 0 to 1"),
     ],
 )
-def test_wrong_settings_are_refused(settings, message):
+def test_invalid_settings_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         plan(**settings)
