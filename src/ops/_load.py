@@ -8,8 +8,8 @@
 * ``triton``: Triton on a GPU even where a compiled library is built;
 * ``reference``: plain PyTorch on purpose, nothing is loaded and nothing is said.
 
-The order on a GPU holds for every dtype. It is by design, not by measurement: no speed of the two
-on a GPU has been measured yet.
+The order on a GPU holds for every dtype. It is by design, not by measurement: the two have not been
+compared on a GPU yet.
 """
 
 from __future__ import annotations

@@ -117,10 +117,12 @@ _BACKWARDS = ("internimage::dcnv3_backward", "internimage::dcnv3_backward.determ
 torch.library.define("internimage::dcnv3", FORWARD_SCHEMA, tags=_TAGS)
 for _name in _BACKWARDS:
     torch.library.define(_name, BACKWARD_SCHEMA, tags=_TAGS)
-# The compiled GPU kernel of that overload: `unit` as in fixed_point.py, input gradient in int64.
+# The compiled GPU kernel of that overload. Where its blocks own whole maps it needs no `unit`;
+# elsewhere `unit` is that of fixed_point.py, and the input gradient is int64.
 torch.library.define(
-    "internimage::dcnv3_backward_fixed_point", BACKWARD_SCHEMA.replace("(", "(Tensor unit, ", 1)
+    "internimage::dcnv3_backward_fixed_point", BACKWARD_SCHEMA.replace("(", "(Tensor? unit, ", 1)
 )
+torch.library.define("internimage::dcnv3_owns_maps", FORWARD_SCHEMA.split("->")[0] + "-> bool")
 # What the loaded libraries are compiled for.
 torch.library.define("internimage::cpu_capability", "() -> str")
 torch.library.define("internimage::cuda_architectures", "() -> str")
@@ -212,9 +214,12 @@ class _Eager(Function):
 
 
 def _compiled_deterministic(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    operators = torch.ops.internimage
+    if operators.dcnv3_owns_maps.default(*args[1:-1]):
+        return operators.dcnv3_backward_fixed_point.default(None, *args)
     grad, input, _, mask = args[:4]
     unit = fixed_point_unit(grad, mask, as_window(args[4:-1]))
-    sums, *rest = torch.ops.internimage.dcnv3_backward_fixed_point.default(unit, *args)
+    sums, *rest = operators.dcnv3_backward_fixed_point.default(unit, *args)
     return from_fixed_point(sums, unit, input.dtype), *rest
 
 

@@ -1,8 +1,8 @@
 """Order-independent sums on a GPU: floats as multiples of a unit in 64-bit integers.
 
 Integer additions commute exactly, so atomic additions of them give the same bits in every order.
-The backward of DCNv3 adds up the input gradient this way under
-``torch.use_deterministic_algorithms``. The unit is chosen from the data, so that no sum can
+Under ``torch.use_deterministic_algorithms``, the backward of DCNv3 adds up the input gradient this
+way where several blocks add to a feature map. The unit is chosen from the data, so that no sum can
 overflow; the error of a sum is below its number of addends times 2^-62 of the largest possible sum.
 """
 

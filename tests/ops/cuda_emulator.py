@@ -21,7 +21,7 @@ from src.ops.fixed_point import fixed_point_unit
 
 SOURCES = [ROOT / "src/ops/csrc/cuda", ROOT / "src/ops/csrc", ROOT / "tests/ops/emulator"]
 COMPILER = shutil.which("g++")
-FLAGS = ["-std=c++17", "-O1", "-g0", "-mf16c", "-fPIC", "-shared", "-Wno-unknown-pragmas"]
+FLAGS = ["-std=c++17", "-O1", "-g0", "-mf16c", "-mfma", "-fPIC", "-shared", "-Wno-unknown-pragmas"]
 FLAGS += ["-fno-strict-aliasing"]  # as nvcc
 FLAGS += ["-DINTERNIMAGE_MAX_GRID=2"]  # so that images take two axes of the grid
 FLAGS += ["-fsanitize=alignment,shift,signed-integer-overflow", "-fno-sanitize-recover=all"]
@@ -53,13 +53,29 @@ class Request(ctypes.Structure):
         ("offset_stride", ctypes.c_int64),
         ("mask_stride", ctypes.c_int64),
         ("multiprocessors", ctypes.c_int64),
+        ("block_shared", ctypes.c_int64),
         ("is_offset_wide", ctypes.c_bool),
         ("is_mask_wide", ctypes.c_bool),
         ("wants_vectors", ctypes.c_bool),
         ("is_backwards", ctypes.c_bool),
+        ("is_deterministic", ctypes.c_bool),
+        ("is_counting", ctypes.c_bool),
         *((name, ctypes.c_void_p) for name in ("output", "grad", "grad_input")),
         *((name, ctypes.c_void_p) for name in ("grad_offset", "grad_mask", "unit")),
     ]
+
+
+class Cut(ctypes.Structure):
+    """How the backward is cut into blocks: struct Cut of emulator.cpp."""
+
+    NAMES = "whole_map tile_height tile_width copy_height copy_width warps shared"
+    _fields_ = [(name, ctypes.c_int64) for name in NAMES.split()]
+
+
+class Counts(ctypes.Structure):
+    """What a run has counted: struct Counts of emulator.cpp."""
+
+    _fields_ = [(name, ctypes.c_int64) for name in ("additions", "wavefronts", "conflict_free")]
 
 
 class Libraries:
@@ -74,8 +90,9 @@ class Libraries:
     def __getitem__(self, dtype: torch.dtype) -> ctypes.CDLL:
         if dtype not in self.loaded:
             self.loaded[dtype] = emulator = ctypes.CDLL(str(self.build(TYPES[dtype])))
-            for name in ("emulate_forward", "emulate_backward", "emulate_deadlock"):
-                getattr(emulator, name).restype = ctypes.c_char_p
+            for name in ("forward", "backward", "deadlock", "hazard"):
+                getattr(emulator, f"emulate_{name}").restype = ctypes.c_char_p
+            emulator.emulate_conflicts.restype = ctypes.c_int64
         return self.loaded[dtype]
 
     def build(self, type_name: str) -> Path:
@@ -127,6 +144,9 @@ class Emulator:
         backwards: Threads take turns from the last to the first.
         deterministic: Accumulate the input gradient in fixed point.
         multiprocessors: Of the device; the more it has, the smaller are blocks.
+        block_shared: Bytes of shared memory that the device gives to a block. It decides whether
+            the backward owns whole maps, adds in tiles, or has room for neither.
+        counting: Count additions and bank conflicts in `counts`, which takes time.
         padding: Values between rows of offset and mask, as in slices of a wider tensor.
         only: Ask for one of the three gradients; the others are null pointers.
         shift: Lie about the output's place by this many values, to see the guards work.
@@ -140,6 +160,8 @@ class Emulator:
         backwards=False,
         deterministic=False,
         multiprocessors=1,
+        block_shared=99 * 1024,  # of sm_86, the least
+        counting=False,
         padding=0,
         only=None,
         shift=0,
@@ -147,7 +169,8 @@ class Emulator:
         self.libraries = libraries
         self.vectors, self.backwards = vectors, backwards
         self.deterministic, self.padding = deterministic, padding
-        self.multiprocessors = multiprocessors
+        self.multiprocessors, self.block_shared = multiprocessors, block_shared
+        self.counting, self.counts = counting, {}
         self.only, self.shift = only, shift
 
     def __call__(self, input: Tensor, offset: Tensor, mask: Tensor, **kwargs) -> Tensor:
@@ -173,9 +196,12 @@ class Emulator:
             *(array.pointer for array in arrays),
             *(array.tensor.shape[-1] for array in arrays[1:]),
             self.multiprocessors,
+            self.block_shared,
             *(side.dtype != input.dtype for side in (offset, mask)),
             self.vectors,
             self.backwards,
+            self.deterministic,
+            self.counting,
             **{name: array.pointer for name, array in pointers.items()},
         )
         request.arrays = arrays, pointers
@@ -186,8 +212,19 @@ class Emulator:
             request.batch == 0
         ):  # there are no grids of nothing: the binding returns before it launches
             return
-        error = getattr(self.libraries[dtype], function)(ctypes.byref(request))
+        library = self.libraries[dtype]
+        error = getattr(library, function)(ctypes.byref(request))
         assert error is None, error.decode()
+        self.counts[function] = counts = Counts()
+        library.emulate_counts(ctypes.byref(counts))
+
+    def cut(self, input: Tensor, offset: Tensor, mask: Tensor, window) -> Cut:
+        """How the backward is cut into blocks."""
+        cut = Cut(whole_map=True)
+        if len(input) > 0:
+            request = self.request(window, input, offset, mask)
+            self.libraries[input.dtype].emulate_plan(ctypes.byref(request), ctypes.byref(cut))
+        return cut
 
 
 class _Function(torch.autograd.Function):
@@ -209,13 +246,17 @@ class _Function(torch.autograd.Function):
         emulator, window = ctx.emulator, ctx.window
         sum_type = torch.float64 if input.dtype == torch.float64 else torch.float32
         accumulator = torch.int64 if emulator.deterministic else sum_type
+        is_owned = emulator.cut(input, offset, mask, window).whole_map
+        has_unit = emulator.deterministic and not is_owned
+        # What blocks own they write; else they add.
+        sums = {"fill": torch.nan} if is_owned else {"fill": 0, "dtype": accumulator}
         arrays = {
             "grad": Guarded(grad),
-            "grad_input": Guarded(input, fill=0, dtype=accumulator),
+            "grad_input": Guarded(input, **sums),
             "grad_offset": Guarded(offset, fill=torch.nan),
             "grad_mask": Guarded(mask, fill=torch.nan),
         }
-        if emulator.deterministic:
+        if has_unit:
             unit = fixed_point_unit(grad, mask, window)
             arrays["unit"] = Guarded(unit)
         request = emulator.request(window, input, offset, mask, **arrays)
@@ -224,7 +265,7 @@ class _Function(torch.autograd.Function):
                 setattr(request, name, None)
         emulator.run("emulate_backward", input.dtype, request)
         grad_input = arrays["grad_input"].check()
-        if emulator.deterministic:
+        if has_unit:
             grad_input = grad_input.double() / unit
         rest = arrays["grad_offset"].check(), arrays["grad_mask"].check()
         return grad_input.to(input.dtype), *rest, None, None

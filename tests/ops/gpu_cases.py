@@ -95,6 +95,20 @@ def with_offset(value):
     return change
 
 
+def with_points_at(x, y):
+    """A change that moves every point to one position; for windows of 3, stride and dilation 1."""
+
+    def change(problem):
+        n, height, width, values = problem.offset.shape
+        offset = torch.empty(n, height, width, values // 18, 3, 3, 2, dtype=problem.offset.dtype)
+        taps = torch.arange(-1, 2)
+        offset[..., 0] = x - torch.arange(width)[:, None, None, None] - taps[:, None]
+        offset[..., 1] = y - torch.arange(height)[:, None, None, None, None] - taps
+        return replace(problem, offset=offset.flatten(3))
+
+    return change
+
+
 def as_views(problem):
     """Strided input; offset and mask as slices of one tensor."""
     packed = torch.cat((problem.mask, problem.offset, problem.mask[..., :1]), dim=-1)
@@ -146,9 +160,28 @@ ADVERSARIAL = {
         [],
     ),
 }  # fmt: skip
+# More pixels than a tile of the CUDA backward and its halo have.
+LARGE = {"n": 1, "height": 19, "width": 22, "groups": 1, "group_channels": 16, "mask_softmax": True}
+TILES = {
+    "tiles": (LARGE, []),
+    "tiles_of_two_images": ({**LARGE, "n": 2, "groups": 2, "group_channels": 8}, []),
+    "tiles_far_offsets": ({**LARGE, "offset_std": 15.0}, []),
+    "tiles_all_far": (LARGE, [with_offset(9.25)]),
+    "tiles_one_position": (LARGE, [with_points_at(8.25, 6.5)]),
+    "tiles_one_position_at_the_border": (LARGE, [with_points_at(21.5, -0.75)]),
+    "tiles_logit_nan": (LARGE, [with_values("mask", 401, NAN)]),
+    "tiles_weights": ({**LARGE, "mask_softmax": False}, []),
+    "tiles_weight_nan": ({**LARGE, "mask_softmax": False}, [with_values("mask", 401, NAN)]),
+    "tiles_views": ({**LARGE, "groups": 2}, [as_views]),
+    "tiles_channels_7": ({**LARGE, "group_channels": 7}, []),
+    "tiles_channels_20": ({**LARGE, "group_channels": 20}, []),
+    "tiles_stride_2": ({**LARGE, "stride": 2, "dilation": (1, 2), "padding": (3, 1)}, []),
+    "tiles_kernel_5": ({**LARGE, "height": 11, "kernel_size": 5, "padding": 2}, []),
+    "tiles_scaled_window": ({**LARGE, "offset_scale": -2.5}, []),
+}
 WINDOWS = {f"random_{i}": random_window(i) for i in range(160)}
 RANDOM = {name: (WINDOWS[name], []) for name in covering(WINDOWS)}
-CASES = RANDOM | ADVERSARIAL
+CASES = RANDOM | ADVERSARIAL | TILES
 # A few that also the interpreter does in seconds.
 FEW = ["random_0", "random_14", "random_27", "batch_0"]
 

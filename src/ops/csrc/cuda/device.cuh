@@ -1,4 +1,5 @@
-// What the kernels need of the device: vectors of channels, conversions, atomic additions.
+// What the kernels need of the device: vectors of channels, conversions, tables in shared memory,
+// additions to memory.
 //
 // The emulator of the tests does not run the branches on __CUDA_ARCH__, and rounds __expf and
 // __fdividef better than a device.
@@ -8,7 +9,7 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
-#include "call.h"
+#include "plan.h"
 
 namespace internimage::cuda {
 
@@ -92,35 +93,75 @@ __device__ __forceinline__ unsigned quotient(unsigned numerator, const Divisor& 
   return (__umulhi(numerator, divisor.factor) + numerator) >> divisor.shift;
 }
 
-// Adds to four neighbouring values in global memory.
+// The emulator of the tests counts accesses to shared memory: 'r'ead, 'w'rite, 'a'tomic.
+#ifdef INTERNIMAGE_EMULATOR
+using emulator::note_shared;
+#else
+__device__ __forceinline__ void note_shared(const void*, size_t, char) {}
+#endif
+
+// A table in shared memory.
+template <typename V>
+struct Table {
+  V* data;
+
+  __device__ __forceinline__ V get(int i) const {
+    note_shared(data + i, sizeof(V), 'r');
+    return data[i];
+  }
+  __device__ __forceinline__ void put(int i, const V& value) const {
+    note_shared(data + i, sizeof(V), 'w');
+    data[i] = value;
+  }
+};
+
+// Cuts shared memory into tables.
+struct Arena {
+  unsigned char* next;
+
+  template <typename V>
+  __device__ __forceinline__ Table<V> take(int count) {
+    V* const table = reinterpret_cast<V*>(next);
+    next += (count * sizeof(V) + 15) / 16 * 16;
+    return {table};
+  }
+};
+
+template <typename V>
+int64_t table_size(int64_t count) {
+  return align_table(count * static_cast<int64_t>(sizeof(V)));
+}
+
+// sm_90 adds four floats to global memory at once; before, each instruction adds one, and
+// neighbouring threads should add to neighbouring channels.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+constexpr bool kAddsVectors = false;
+#else
+constexpr bool kAddsVectors = true;
+#endif
+
 __device__ __forceinline__ void add_four(float* to, float a, float b, float c, float d) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("red.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)),
                "f"(a), "f"(b), "f"(c), "f"(d)
                : "memory");
-#else
-  atomicAdd(to, a);
-  atomicAdd(to + 1, b);
-  atomicAdd(to + 2, c);
-  atomicAdd(to + 3, d);
+#elif defined(INTERNIMAGE_EMULATOR)
+  emulator::add_four(to, a, b, c, d);
 #endif
 }
 
-// The same for any number of values.
+// Adds neighbouring values to global memory: floats.
 template <typename S, int kCount>
 __device__ __forceinline__ void add_atomically(S* to, const S (&values)[kCount]) {
-  if constexpr (std::is_same_v<S, float> && kCount % 4 == 0) {
-#pragma unroll
-    for (int k = 0; k < kCount; k += 4) {
-      add_four(to + k, values[k], values[k + 1], values[k + 2], values[k + 3]);
-    }
+  if constexpr (kAddsVectors && std::is_same_v<S, float> && kCount == 4) {
+    add_four(to, values[0], values[1], values[2], values[3]);
   } else {
 #pragma unroll
     for (int k = 0; k < kCount; ++k) atomicAdd(to + k, values[k]);
   }
 }
 
-// And in 64-bit integers, whose sum does not depend on the order of the additions.
+// And 64-bit integers, whose sum does not depend on the order of the additions.
 template <typename S, int kCount>
 __device__ __forceinline__ void add_fixed_point(int64_t* to, const S (&values)[kCount],
                                                 double unit) {

@@ -19,22 +19,22 @@ int read_attribute(cudaDeviceAttr attribute) {
   return value;
 }
 
-template <typename T>
-Plan make_plan_here(const Call<T>& call, int channels_per_thread) {
-  const int multiprocessors = read_attribute(cudaDevAttrMultiProcessorCount);
-  return make_plan(call, channels_per_thread, std::max(1, multiprocessors));
+Limits read_limits() {
+  return {std::max(1, read_attribute(cudaDevAttrMultiProcessorCount)),
+          read_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin),
+          read_attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor)};
 }
 
 // Blocks may have 48 KiB of shared memory without asking.
 template <typename... Parameters, typename... Arguments>
-void launch(void (*kernel)(Parameters...), const Plan& plan, size_t shared, CUstream_st* stream,
+void launch(void (*kernel)(Parameters...), const Plan& plan, CUstream_st* stream,
             const Arguments&... arguments) {
-  if (shared > 48 * 1024) {
+  if (plan.shared > 48 * 1024) {
     cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                         static_cast<int>(shared));
+                         static_cast<int>(plan.shared));
   }
   const dim3 grid(plan.blocks_per_image, plan.images_y, plan.images_z);
-  kernel<<<grid, kThreads, shared, stream>>>(arguments...);
+  kernel<<<grid, plan.threads, plan.shared, stream>>>(arguments...);
 }
 
 const char* last_error() {
@@ -47,37 +47,31 @@ const char* last_error() {
 template <typename T>
 const char* launch_forward(const Call<T>& call, T* output, CUstream_st* stream) {
   choose_kernel(call, is_aligned(call.input), [&](auto vector, auto points) {
-    const Plan plan = make_plan_here(call, vector);
-    launch(forward_kernel<T, vector, points>, plan, forward_shared_size<T>(plan, call.points),
-           stream, call, plan, output);
+    const Plan plan = make_forward_plan(call, vector, read_limits());
+    launch(forward_kernel<T, vector, points>, plan, stream, call, plan, output);
   });
   return last_error();
 }
 
 template <typename T>
+bool owns_maps(const Call<T>& call) {
+  return make_backward_plan(call, 1, read_limits()).copy.is_whole_map;
+}
+
+template <typename T>
 const char* launch_backward(const Call<T>& call, const Gradients<T>& gradients,
                             CUstream_st* stream) {
-  const auto run = [&](auto kernel, int vector) {
-    const Plan plan = make_plan_here(call, vector);
-    launch(kernel, plan, backward_shared_size<T>(plan, call.points), stream, call, plan, gradients);
-  };
-  // Where additions to memory go one by one (fixed point, and before sm_90), neighbouring threads
-  // had better add to neighbouring channels.
-  const bool adds_vectors =
-      gradients.unit == nullptr && read_attribute(cudaDevAttrComputeCapabilityMajor) >= 9;
-  const bool is_vector = adds_vectors && is_aligned(call.input) && is_aligned(gradients.output);
-  choose_kernel(call, is_vector, [&](auto vector, auto points) {
-    if (gradients.unit == nullptr) {
-      run(backward_kernel<T, vector, points, false>, vector);
-    } else if constexpr (vector == 1) {
-      run(backward_kernel<T, 1, 0, true>, 1);
-    }
+  const bool has_vectors = is_aligned(call.input) && is_aligned(gradients.output);
+  choose_kernel(call, has_vectors, [&](auto vector, auto points) {
+    const BackwardPlan plans = make_backward_plan(call, vector, read_limits());
+    launch(backward_kernel<T, vector, points>, plans.plan, stream, call, plans, gradients);
   });
   return last_error();
 }
 
 template const char* launch_forward(const Call<INTERNIMAGE_TYPE>&, INTERNIMAGE_TYPE*,
                                     CUstream_st*);
+template bool owns_maps(const Call<INTERNIMAGE_TYPE>&);
 template const char* launch_backward(const Call<INTERNIMAGE_TYPE>&,
                                      const Gradients<INTERNIMAGE_TYPE>&, CUstream_st*);
 

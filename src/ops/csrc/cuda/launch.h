@@ -8,6 +8,10 @@ struct CUstream_st;
 
 namespace internimage::cuda {
 
+// Whether blocks of the backward own whole maps on the current device (Gradients::input).
+template <typename T>
+bool owns_maps(const Call<T>& call);
+
 // Both return null, or what CUDA said against the launch.
 template <typename T>
 const char* launch_forward(const Call<T>& call, T* output, CUstream_st* stream);

@@ -1,0 +1,264 @@
+// Sums of the input gradient in shared memory: a copy of the part of one group's map that a block
+// mostly adds to.
+//
+// The sums are integers in a unit that suits the block. Shared memory adds integers in one
+// instruction, floats only in a loop of compare-and-swap; and integer sums do not depend on the order
+// of the additions. A float sum of the same memory serves blocks with gradients that are not finite.
+#pragma once
+
+#include "sampling.cuh"
+
+namespace internimage::cuda {
+
+// The type of the integers, and how floats become integers.
+template <typename S>
+struct Integer {
+  using Type = int;
+  using Unsigned = unsigned;
+  static constexpr int kSumBits = 30;   // of the largest sum
+  static constexpr int kTermBits = 22;  // of the largest addend
+  static constexpr int kMostExponent = 120;
+
+  // The sum with 1.5 * 2^23 has the rounded integer in its lowest bits.
+  __device__ static __forceinline__ int round_product(float a, float b) {
+    constexpr float magic = 12582912;
+    return __float_as_int(fmaf(a, b, magic)) - 0x4B400000;
+  }
+};
+
+template <>
+struct Integer<double> {
+  using Type = long long;
+  using Unsigned = unsigned long long;
+  static constexpr int kSumBits = 61;
+  static constexpr int kTermBits = 61;
+  static constexpr int kMostExponent = 900;
+
+  __device__ static __forceinline__ long long round_product(double a, double b) {
+    return llrint(a * b);
+  }
+};
+
+__device__ __forceinline__ unsigned magnitude(float x) { return __float_as_uint(x) & 0x7fffffff; }
+__device__ __forceinline__ unsigned long long magnitude(double x) {
+  return static_cast<unsigned long long>(__double_as_longlong(x)) & ~(1ull << 63);
+}
+__device__ __forceinline__ float from_magnitude(unsigned bits) { return __uint_as_float(bits); }
+__device__ __forceinline__ double from_magnitude(unsigned long long bits) {
+  return __longlong_as_double(static_cast<long long>(bits));
+}
+
+// What the addends of a block are made of. Magnitudes as integers, so that NaN is the largest.
+template <typename S>
+struct Bounds {
+  typename Integer<S>::Unsigned gradient, weight;  // largest ones
+  S total_weight;                                  // of all points
+
+  __device__ __forceinline__ void join(const Bounds& other) {
+    gradient = max(gradient, other.gradient);
+    weight = max(weight, other.weight);
+    total_weight += other.total_weight;
+  }
+};
+
+template <typename S>
+__device__ __forceinline__ Bounds<S> join_warp(Bounds<S> bounds) {
+#pragma unroll 1
+  for (int i = 1; i < 32; i *= 2) {
+    bounds.join({__shfl_xor_sync(kWarp, bounds.gradient, i),
+                 __shfl_xor_sync(kWarp, bounds.weight, i),
+                 __shfl_xor_sync(kWarp, bounds.total_weight, i)});
+  }
+  return bounds;
+}
+
+// Of all rows of a block; all threads get the same. `scratch` has space for one value per warp.
+template <int kVector, typename T>
+__device__ Bounds<Sum<T>> measure(const Call<T>& call, const Plan& plan, const Block& block,
+                                  const T* gradient, Table<Bounds<Sum<T>>> scratch) {
+  using S = Sum<T>;
+  // Calls run(output pixel) for row `number`.
+  const auto with_row = [&](int number, const auto& run) {
+    const int line = quotient(number, plan.tile_columns);
+    const int out_x = block.out_x + number - line * static_cast<int>(plan.tile_columns.value);
+    if (out_x >= call.out_width) return;
+    run(block.image * call.out_pixels + (block.out_y + line) * call.out_width + out_x);
+  };
+  Bounds<S> bounds{};
+  for (int q = threadIdx.x; q < block.rows << plan.log_lanes; q += plan.threads) {
+    with_row(q >> plan.log_lanes, [&](int64_t pixel) {
+      const T* const values = gradient + pixel * call.channels + block.group * call.group_channels;
+      const int lane = q & ((1 << plan.log_lanes) - 1);
+      for (int c = lane * kVector; c < call.group_channels; c += kVector << plan.log_lanes) {
+        const auto raw = load_raw<kVector>(values + c);
+#pragma unroll
+        for (int k = 0; k < kVector; ++k) {
+          bounds.gradient = max(bounds.gradient, magnitude(widen<T, kVector>(raw, k)));
+        }
+      }
+    });
+  }
+  if (call.mask_softmax) {
+    // The weights of a row add up to one. One that is not finite is dealt with where it is met.
+    bounds.weight = magnitude(S(1)) - 1;  // has the exponent of a half
+    if (threadIdx.x == 0) bounds.total_weight = static_cast<S>(block.rows);
+  } else {
+    for (int number = threadIdx.x; number < block.rows; number += plan.threads) {
+      with_row(number, [&](int64_t pixel) {
+        const int64_t begin = pixel * call.mask.stride + block.group * call.points;
+        with_type<T>(call.mask, [&](const auto* values) {
+          for (int p = 0; p < call.points; ++p) {
+            const S weight = widen(values[begin + p]);
+            bounds.weight = max(bounds.weight, magnitude(weight));
+            bounds.total_weight += abs(weight);
+          }
+        });
+      });
+    }
+  }
+  bounds = join_warp(bounds);
+  if (threadIdx.x % 32 == 0) scratch.put(threadIdx.x / 32, bounds);
+  __syncthreads();
+  bounds = scratch.get(0);
+  for (int warp = 1; warp < plan.warps; ++warp) bounds.join(scratch.get(warp));
+  return bounds;
+}
+
+// How floats become integers: gradients are multiplied by one power of two, weights by another. The
+// unit is their product; it would not always be a float.
+template <typename S>
+struct Unit {
+  S gradient, weight;
+};
+
+// So large that the sums of a block fit, even if all its points meet in one pixel. Weight 0 where
+// bounds are not finite.
+template <typename S>
+__device__ __forceinline__ Unit<S> choose_unit(const Bounds<S>& bounds) {
+  using I = Integer<S>;
+  const S weight = from_magnitude(bounds.weight), total = bounds.total_weight;
+  if (!(from_magnitude(bounds.gradient) < INFINITY && total < INFINITY)) return {1, 0};
+  int gradient_exponent, weight_exponent, total_exponent;
+  frexp(from_magnitude(bounds.gradient), &gradient_exponent);
+  frexp(weight, &weight_exponent);
+  frexp(total, &total_exponent);
+  gradient_exponent = min(max(gradient_exponent, -I::kMostExponent), I::kMostExponent);
+  // Gradients are below one after that.
+  const int exponent = min(I::kSumBits - total_exponent, I::kTermBits - weight_exponent);
+  return {ldexp(S(1), -gradient_exponent),
+          ldexp(S(1), min(max(exponent, -I::kMostExponent), I::kMostExponent))};
+}
+
+template <typename S>
+struct SharedCopy {
+  using I = typename Integer<S>::Type;
+
+  Table<I> sums;
+  int first_y, first_x, height, width;  // of the part of the image that it has
+  int pitch, plane;                     // pixels, with the spare ones
+  Unit<S> unit;                         // weight 0: the sums are floats
+
+  // Nothing is set to zero yet.
+  template <typename T>
+  __device__ __forceinline__ SharedCopy(const Call<T>& call, const Copy& copy, const Block& block,
+                                        Arena& arena)
+      : sums(arena.take<I>(copy.height > 0 ? (copy.pixels + kSpare) * copy.planes * kPlaneChannels : 0)),
+        pitch(copy.pitch),
+        plane(copy.pixels + kSpare),
+        unit{1, 1} {
+    const auto clip = [](int first, int size, int limit, int* begin, int* count) {
+      *begin = min(max(first, 0), limit);
+      *count = max(min(first + size, limit), *begin) - *begin;
+    };
+    clip(block.out_y * call.stride_h + copy.first_y, copy.reach_y, call.height, &first_y, &height);
+    clip(block.out_x * call.stride_w + copy.first_x, copy.reach_x, call.width, &first_x, &width);
+  }
+
+  __device__ __forceinline__ bool are_floats() const { return unit.weight == 0; }
+
+  // Nothing is in it: all additions go to global memory.
+  __device__ __forceinline__ void forgo() {
+    unit = {1, 1};
+    height = 0;
+  }
+
+  __device__ __forceinline__ void clear(const Plan& plan, const Copy& copy) const {
+    // Sixteen bytes at a time: planes come in pairs.
+    using Four = Pack<unsigned, 4>;
+    const Table<Four> words{reinterpret_cast<Four*>(sums.data)};
+    const int count = plane * copy.planes * kPlaneChannels * sizeof(I) / sizeof(Four);
+    for (int i = threadIdx.x; i < count; i += plan.threads) words.put(i, {});
+  }
+
+  // Place of the pixel at (y, x); of a spare one in the same banks if the copy does not have it.
+  __device__ __forceinline__ int find(int y, int x, bool is_wanted) const {
+    y -= first_y;
+    x -= first_x;
+    const bool is_here = is_wanted && static_cast<unsigned>(y) < static_cast<unsigned>(height) &&
+                         static_cast<unsigned>(x) < static_cast<unsigned>(width);
+    const int place = y * pitch + x, spare = plane - kSpare;
+    return is_here ? place : spare + ((place - spare) & (kSpare - 1));
+  }
+
+  __device__ __forceinline__ bool has(int place) const { return place < plane - kSpare; }
+
+  // Sums of a channel: that of channel % kPlaneChannels in the plane that has `first`.
+  __device__ __forceinline__ I* address(int first, int channel) const {
+    return sums.data + first * plane + channel;
+  }
+
+  // Adds products with a factor to the sums of a pixel in the planes from an address; both are in
+  // units.
+  template <bool kIsInteger>
+  __device__ __forceinline__ void add(I* from, int place, const S (&values)[kPlanesAtOnce],
+                                      S factor) const {
+#pragma unroll
+    for (int i = 0; i < kPlanesAtOnce; ++i) {
+      I* const to = from + i * plane * kPlaneChannels + place * kPlaneChannels;
+      note_shared(to, sizeof(I), 'a');
+      if constexpr (kIsInteger) {
+        using Unsigned = typename Integer<S>::Unsigned;
+        atomicAdd(reinterpret_cast<Unsigned*>(to),
+                  static_cast<Unsigned>(Integer<S>::round_product(values[i], factor)));
+      } else {
+        atomicAdd(reinterpret_cast<S*>(to), values[i] * factor);
+      }
+    }
+  }
+
+  // Calls run(pixel in the image, channel, values of kCount channels) for what was added up.
+  template <int kCount, typename T, typename Run>
+  __device__ __forceinline__ void for_each(const Call<T>& call, const Plan& plan, const Copy& copy,
+                                           const Run& run) const {
+    constexpr int kParts = kPlaneChannels / kCount;
+    using Values = Pack<I, kCount>;
+    const S by_weight = are_floats() ? S(1) : 1 / unit.weight, by_gradient = 1 / unit.gradient;
+    for (int first = 0; first < call.group_channels; first += kPlaneChannels) {
+      const Table<Values> values{reinterpret_cast<Values*>(sums.data + first * plane)};
+      for (int i = threadIdx.x; i < (plane - kSpare) * kParts; i += plan.threads) {
+        const int y = quotient(i / kParts, copy.pitch_pixels), x = i / kParts - y * pitch;
+        const int channel = first + i % kParts * kCount;
+        if (y >= height || x >= width || channel >= call.group_channels) continue;
+        const Values integers = values.get(i);
+        S floats[kCount];
+#pragma unroll
+        for (int k = 0; k < kCount; ++k) {
+          floats[k] = are_floats()
+                          ? reinterpret_as_float(integers.value[k])
+                          : static_cast<S>(integers.value[k]) * by_weight * by_gradient;
+        }
+        run((first_y + y) * call.width + first_x + x, channel, floats);
+      }
+    }
+  }
+
+ private:
+  __device__ static __forceinline__ float reinterpret_as_float(int bits) {
+    return __int_as_float(bits);
+  }
+  __device__ static __forceinline__ double reinterpret_as_float(long long bits) {
+    return __longlong_as_double(bits);
+  }
+};
+
+}  // namespace internimage::cuda
