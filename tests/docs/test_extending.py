@@ -80,6 +80,13 @@ def test_a_change_is_new_files_and_one_line(section: str) -> None:
     assert [line[0] for line in files[registry]] == ["+"]
 
 
+@pytest.mark.parametrize("project", SECTIONS, indirect=True)
+def test_a_change_has_the_style_of_the_project(project: Path) -> None:
+    shutil.copy(ROOT / "pyproject.toml", project)
+    run(project, "-m", "ruff", "check", "src/data/datamodules", "src/models")
+    run(project, "-m", "ruff", "format", "--check", "src/data/datamodules", "src/models")
+
+
 @pytest.mark.parametrize("section", SECTIONS)
 def test_a_section_is_a_few_numbered_steps(section: str) -> None:
     numbers = [int(n) for n in re.findall(r"^(\d)\. ", SECTIONS[section], re.M)]
