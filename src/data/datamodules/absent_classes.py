@@ -15,7 +15,7 @@ _MOST = 1000
 _CHUNK = 50
 
 
-def look_for_classes(dataset: SegmentationTrainDataset) -> tuple[set[int], str, str]:
+def find_occurring_classes(dataset: SegmentationTrainDataset) -> tuple[set[int], str, str]:
     """Read label maps until every class has occurred: up to a thousand, evenly spaced.
 
     Args:

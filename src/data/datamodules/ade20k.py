@@ -17,7 +17,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from src.data.classes.ade20k import ADE20K_NAMES, ade20k_palette
 from src.data.classes.class_names import read_class_names
 from src.data.classes.palette import Colour, distinct_palette
-from src.data.datamodules.absent_classes import look_for_classes
+from src.data.datamodules.absent_classes import find_occurring_classes
 from src.data.datamodules.base import BaseDataModule, Collate, check
 from src.data.datasets.readable import BrokenImages
 from src.data.datasets.segmentation_folder import (
@@ -264,7 +264,7 @@ class ADE20KDataModule(BaseDataModule):
             dataset.left_out = self._without_suffix("train")
             self._datasets["train"] = dataset
             if getattr(rank_zero_only, "rank", 0) == 0:
-                self.warn_of_absent(*look_for_classes(dataset))
+                self.warn_of_absent(*find_occurring_classes(dataset))
         if stage in ("fit", "validate"):
             self._datasets["val"] = SegmentationEvalDataset(
                 self._pairs("val"), self.eval_transform, **self._reading

@@ -20,7 +20,7 @@ from src.data.datamodules.base import BaseDataModule, Collate, check
 from src.data.datasets.coco_detection import (
     COCOEvalDataset,
     COCOTrainDataset,
-    ImagesToDetect,
+    DetectionFilesDataset,
     collate,
 )
 from src.data.datasets.readable import BrokenImages
@@ -238,13 +238,13 @@ class COCODataModule(BaseDataModule):
                     "checkpoint cannot be told."
                 )
             file = self._file("train")
-            self.warn_of_absent(+file.objects_of_class, f"no usable object of {file.path}")
+            self.warn_of_absent(+file.objects_of_class, f"no usable annotation of {file.path}")
         if stage in ("fit", "validate"):
             self._datasets["val"] = self._evaluated("val")
         if stage == "test":
             self._datasets["test"] = self._evaluated("test")
         if stage == "predict":
-            self._datasets["predict"] = ImagesToDetect(
+            self._datasets["predict"] = DetectionFilesDataset(
                 self.predict_source(),
                 self.eval_transform,
                 upright=True,

@@ -254,7 +254,7 @@ class COCOEvalDataset(_CocoImages, Dataset[Sample]):
         return {**sample, "surplus": True} if image is None or index >= len(self) else sample
 
 
-class ImagesToDetect(FilesToPredict, Dataset[Sample]):
+class DetectionFilesDataset(FilesToPredict, Dataset[Sample]):
     """Images to detect in; arguments are those of `FilesToPredict`. ``image_id`` counts from 1."""
 
     transform: ImageTransform

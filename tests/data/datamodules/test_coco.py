@@ -111,7 +111,7 @@ def test_images_without_annotations_are_left_out_unless_asked_for(root):
     assert empty["boxes"].shape == (0, 4)
 
 
-def test_a_image_with_only_a_crowd_is_background(root):
+def test_an_image_with_only_a_crowd_is_background(root):
     batch = train_batches(root, content([annotation(1, **CROWD)]))[0]
     assert batch["target"][0]["boxes"].shape == (0, 4)
     assert batch["target"][0]["masks"].shape == (0, 128, 160)
@@ -346,13 +346,13 @@ def test_a_missing_image_is_named(root):
         train_batches(root, content([annotation(1)]))
 
 
-def test_a_image_of_another_size_is_refused(root):
+def test_an_image_of_another_size_is_refused(root):
     data = content([annotation(1)], images=[(1, 81, 60)])
     with pytest.raises(UserError, match=r"1\.jpg is 80x60 pixels, but .*train\.json says 81x60"):
         train_batches(root, data)
 
 
-def test_a_image_on_its_side_is_turned_if_the_annotations_say_so(root):
+def test_an_image_on_its_side_is_turned_if_the_annotations_say_so(root):
     path = root / "images" / "1.jpg"
     exif = Image.Exif()
     exif[274] = 6  # turn by 90 degrees

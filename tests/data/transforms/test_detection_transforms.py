@@ -99,7 +99,7 @@ def test_a_crop_must_show_an_object_if_asked(raw):
     assert any(result is not None for result in none)  # no crop was drawn
 
 
-def test_a_image_without_objects(raw):
+def test_an_image_without_objects(raw):
     image, boxes, masks, kept = make(**RECIPES["A"])(raw, BOXES[:0], [], 0)
     assert boxes.shape == (0, 4)
     assert masks.shape == (0, *image.shape[1:])

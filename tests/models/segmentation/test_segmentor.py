@@ -226,6 +226,6 @@ def test_many_large_views_of_a_small_image_are_added_up_one_by_one():
     assert [rows for rows, _ in strips] == [slice(0, 30)]
 
 
-def test_a_image_needs_a_view():
+def test_an_image_needs_a_view():
     with pytest.raises(UserError, match="at least one view"):
         image_probabilities(Ramp(), [], (4, 4))

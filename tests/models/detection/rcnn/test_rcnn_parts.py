@@ -53,7 +53,7 @@ def test_anchors_are_centred_on_the_corner_of_their_cell():
     assert height / width == pytest.approx(0.5)
 
 
-def test_anchors_beyond_the_padding_of_a_image_are_not_its_own():
+def test_anchors_beyond_the_padding_of_an_image_are_not_its_own():
     flags = AnchorGenerator(strides=(4,)).valid([(2, 3)], (8, 8), torch.device("cpu"))[0]
     assert flags.view(2, 3, 3)[..., 0].tolist() == [[True, True, False]] * 2
 
