@@ -1,9 +1,9 @@
 """Optimizer and learning-rate schedule of a task: scaled rates, planned schedules, plateaus.
 
-Rates of the configuration are for a reference number of images; the ones in use follow the global
-batch. `Optimization.restart` brings an optimizer back to the configuration and its schedule to any
-position, which resuming (``src.tasks.resume``) and Lightning's batch-size and learning-rate finders
-need. Which parameters are in which group is decided by the tasks.
+Rates of the configuration are for a reference number of images; the rates in use are scaled to the
+global batch. `Optimization.restart` resets an optimizer to the configuration and its schedule to
+any position, which resuming (``src.tasks.resume``) and Lightning's batch-size and learning-rate
+finders need. The tasks decide which parameters are in which group.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ class Optimization:
         optimizer: Makes the optimizer from parameter groups.
         lr_scheduler: Makes the schedule of an optimizer; ``None`` keeps the rate constant.
         lr_interval: ``epoch`` or ``step``: when a schedule that is not of ``src.optim`` advances.
-        reference_batch_size: Number of images that the rates are meant for; ``None`` takes them as
-            they are.
-        monitor: Logged value that a ``ReduceLROnPlateau`` without its own looks at.
+        reference_batch_size: Number of images per step that the rates are for; ``None`` does not
+            scale them.
+        monitor: Logged value for a ``ReduceLROnPlateau`` that does not name one.
         monitor_mode: ``min`` or ``max``, for such a schedule.
 
     Raises:
@@ -78,11 +78,11 @@ class Optimization:
         """Optimizer and schedule in Lightning's form, at the first step.
 
         Args:
-            trainer: Knows the length of training and the global batch.
+            trainer: Determines the length of training and the global batch.
             groups: Parameter groups with ``lr_scale``.
 
         Raises:
-            UserError: If the schedule needs what is unknown.
+            UserError: If the schedule depends on a length or a batch size that is unknown.
         """
         _check_settings(trainer)
         _set_up_data(trainer)  # the number of steps and the batch size come from the loader
@@ -96,7 +96,7 @@ class Optimization:
         return {"optimizer": optimizer, "lr_scheduler": self._described(scheduler, trainer)}
 
     def _configure(self, optimizer: Optimizer, trainer: Trainer) -> None:
-        """Give every group the settings of the configuration, rates scaled."""
+        """Set every group to the configuration, with scaled rates."""
         self._scale = self.rate_scale(trainer)
         self.current = []
         for group in self._configured:
@@ -104,7 +104,7 @@ class Optimization:
             if self.found_lr is not None:
                 lr = self.found_lr * group["lr_scale"]
             self.current.append(group | {"lr": lr})
-        # A callback such as BackboneFinetuning may have added groups, which it looks after itself.
+        # A callback such as BackboneFinetuning may have added groups, which it manages itself.
         for group, values in zip(optimizer.param_groups, self.current, strict=False):
             parameters = group["params"]
             group.clear()
@@ -121,12 +121,11 @@ class Optimization:
         return self.found_lr is not None or self.rate_scale(trainer) != self._scale
 
     def restart(self, trainer: Trainer, position: Position) -> None:
-        """Bring the optimizer to the configuration and its schedule to a position.
+        """Reset the optimizer to the configuration and its schedule to a position.
 
-        A schedule is made anew and advanced step by step, so that its state is what it would have
-        been if training had had this configuration from the beginning. The state of the optimizer
-        (moments) is left alone, and so is the state of a ``ReduceLROnPlateau``, which depends on
-        measured values.
+        A new schedule is advanced step by step, so that its state is what it would be if training
+        had had this configuration from the beginning. The state of the optimizer (moments) is kept,
+        and so is the state of a ``ReduceLROnPlateau``, which depends on measured values.
 
         Raises:
             UserError: If the schedule ends before the position.
@@ -159,7 +158,7 @@ class Optimization:
         described |= {"monitor": monitor, "reduce_on_plateau": True}
         if not monitor.startswith("val/"):
             return described
-        # The value is new after a validation only.
+        # The value changes only after a validation.
         if self.lr_interval == "epoch":
             return described | {"frequency": trainer.check_val_every_n_epoch or 1}
         every = int(min(trainer.val_check_batch or 1, trainer.num_training_batches))
@@ -167,12 +166,12 @@ class Optimization:
 
 
 class Position:
-    """How far a training is, in the optimizer steps and epochs of the present configuration.
+    """Progress of training, in optimizer steps and epochs of the current configuration.
 
     Attributes:
-        steps: Optimizer steps done. Where training is counted in epochs, they are those of the
-            finished epochs as they are now: with another global batch an epoch has another number.
-        epochs: Epochs whose batches are all done.
+        steps: Finished optimizer steps. If training is counted in epochs, these are the steps that
+            the finished epochs have with the current global batch.
+        epochs: Finished epochs.
     """
 
     def __init__(self, trainer: Trainer) -> None:
@@ -194,7 +193,7 @@ def global_batch_size(trainer: Trainer) -> int:
         UserError: If the batch size of the loader is unknown.
     """
     loader = trainer.train_dataloader
-    # Fewer than the loader's where the data do not fill a batch.
+    # Smaller than the loader's if there are fewer images than a batch has.
     per_device = getattr(getattr(loader, "sampler", None), "batch_size", None)
     if per_device is None:
         per_device = getattr(loader, "batch_size", None)
@@ -250,9 +249,9 @@ def _made(make: Callable[[Any], Any], setting: str, argument: Any) -> Any:
 
 
 def _check_settings(trainer: Trainer) -> None:
-    """Refuse what Lightning accepts and no training can use."""
+    """Refuse settings that Lightning accepts although no training can use them."""
     clip, accumulated = trainer.gradient_clip_val, trainer.accumulate_grad_batches
-    if clip is not None and clip < 0:  # PyTorch would turn the gradients around
+    if clip is not None and clip < 0:  # PyTorch would change the sign of the gradients
         raise UserError(f"trainer.gradient_clip_val must be 0 or more, got {clip}.")
     if accumulated < 1:
         raise UserError(f"trainer.accumulate_grad_batches must be at least 1, got {accumulated}.")
@@ -273,14 +272,14 @@ def _set_up_data(trainer: Trainer) -> None:
 
 
 def _check_step(make: OptimizerFactory, groups: list[dict[str, Any]]) -> None:
-    """Refuse an optimizer that cannot step with dense gradients, before anything is trained."""
+    """Refuse an optimizer that cannot step with dense gradients, before training begins."""
     parameter = groups[0]["params"][0]
     weight = torch.nn.Parameter(torch.zeros(2, 2, device=parameter.device, dtype=parameter.dtype))
     weight.grad = torch.zeros_like(weight)
     optimizer = make([weight])
     try:
         optimizer.step()
-    except TypeError:  # it asks for a closure, which the trainer gives it
+    except TypeError:  # it needs a closure, which the trainer passes
         return
     except RuntimeError as error:
         raise UserError(
@@ -305,7 +304,7 @@ def _plan(scheduler: StepSchedule, trainer: Trainer, scale: float) -> None:
 
 
 def _advance(config: LRSchedulerConfig, position: Position) -> None:
-    """Step a new schedule to where the training is."""
+    """Advance a new schedule to the position of the training."""
     scheduler = config.scheduler
     if isinstance(scheduler, StepSchedule):
         scheduler.last_epoch = position.steps

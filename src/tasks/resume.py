@@ -1,7 +1,7 @@
-"""Resuming: what a checkpoint says about its optimizer, and whether this configuration can go on.
+"""Resuming: description of the optimizer in a checkpoint, and checks that training can continue.
 
-The configuration decides every setting; weights, moments and progress come from the checkpoint.
-What cannot go together (another optimizer, other parameter groups) is refused in one sentence.
+Settings come from the configuration; weights, moments and progress come from the checkpoint.
+Another optimizer or other parameter groups are an error.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _INTERNAL = ("name", "lr_scale", "initial_lr", "max_lr", "min_lr")
 
 
 def describe(trainer: Trainer, optimization: Optimization, network: nn.Module) -> dict[str, Any]:
-    """What a checkpoint remembers beside the states of optimizer and schedule."""
+    """Entry of a checkpoint beside the states of optimizer and schedule."""
     (optimizer,) = trainer.optimizers
     described: dict[str, Any] = {
         "optimizer": _class_name(optimizer),
@@ -51,11 +51,11 @@ def describe(trainer: Trainer, optimization: Optimization, network: nn.Module) -
 
 
 class Resumed:
-    """Optimizer and schedule of a checkpoint that a training goes on from.
+    """Optimizer and schedule of a checkpoint from which training continues.
 
     Args:
         checkpoint: Its content. Settings in it are replaced by those of the configuration, and the
-            states of schedules are taken out, so that Lightning restores moments and progress only.
+            states of schedules are removed, so that Lightning restores moments and progress only.
     """
 
     def __init__(self, checkpoint: dict[str, Any]) -> None:
@@ -69,7 +69,7 @@ class Resumed:
         checkpoint["lr_schedulers"] = []
 
     def restart(self, trainer: Trainer, optimization: Optimization) -> None:
-        """Let the configuration decide, and say what is new."""
+        """Apply the settings of the configuration, and print those that have changed."""
         position = Position(trainer)
         optimization.restart(trainer, position)
         for config, state in zip(trainer.lr_scheduler_configs, self.schedules, strict=False):
@@ -86,7 +86,7 @@ class Resumed:
         now = (config.monitor, scheduler.mode)
         before = (described.get("monitor", config.monitor), state.get("mode"))
         if now != before or "num_bad_epochs" not in state:
-            return  # values of something else
+            return  # the values belong to another metric
         for name in ("best", "num_bad_epochs", "cooldown_counter", "last_epoch"):
             setattr(scheduler, name, state[name])
         bases = described.get("lr", [None] * len(self.rates))
@@ -96,7 +96,7 @@ class Resumed:
         scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]
         count = position.steps if config.interval == "step" else position.epochs
         value = described.get("monitored")
-        # Lightning advances it after the checkpoint of an epoch is written.
+        # Lightning steps it after the checkpoint of an epoch is written.
         if value is not None and scheduler.last_epoch < count // config.frequency:
             scheduler.step(value)
 
@@ -117,7 +117,7 @@ class Resumed:
 
 
 def check_continues(checkpoint: Mapping[str, Any]) -> None:
-    """Refuse to continue without the state of the optimizer, or without the progress.
+    """Refuse a checkpoint without the state of the optimizer or without the progress.
 
     Raises:
         UserError: Says what to do instead.
@@ -139,8 +139,8 @@ def check_moments(states: Sequence[Mapping[str, Any]], groups: Sequence[Mapping[
     """Refuse optimizer state whose tensors do not have the shapes of the parameters.
 
     Args:
-        states: One for each optimizer, by the number of the parameter.
-        groups: Parameter groups of now.
+        states: One for each optimizer, by the index of the parameter.
+        groups: Current parameter groups.
 
     Raises:
         UserError: Names the first entry that does not fit.
@@ -165,7 +165,7 @@ def check_fits(saved: Mapping[str, Size], wanted: Mapping[str, Size]) -> None:
     """Refuse weights whose names or shapes are not those of the network.
 
     Raises:
-        UserError: Says how they differ.
+        UserError: If they differ; the message says how.
     """
     mismatch = describe_mismatch(saved, wanted)
     if mismatch:
@@ -177,7 +177,7 @@ def check_fits(saved: Mapping[str, Size], wanted: Mapping[str, Size]) -> None:
 
 
 def warn_of_lost_average() -> None:
-    """Say that a checkpoint with an average is continued without one."""
+    """Warn that EMA weights of a checkpoint are dropped."""
     rank_zero_warn(
         "The checkpoint has a moving average but the EMA callback is not used now: training"
         " goes on with the weights in training and the average is lost."
@@ -193,13 +193,13 @@ def check_optimizer(
     """Refuse to continue with another optimizer or with other parameters in its groups.
 
     Args:
-        described: What `describe` has written, or nothing for an older checkpoint.
-        groups: Parameter groups of now, with their parameters.
-        make_optimizer: The optimizer of now.
-        network: Network that the parameters belong to.
+        described: Result of `describe` in the checkpoint; empty in older checkpoints.
+        groups: Current parameter groups, with their parameters.
+        make_optimizer: Makes the current optimizer.
+        network: Network of the parameters.
 
     Raises:
-        UserError: Says what differs.
+        UserError: If they differ; the message says how.
     """
     optimizer = make_optimizer([dict(group) for group in groups])
     name, saved = _class_name(optimizer), described.get("optimizer")
@@ -222,14 +222,14 @@ def check_optimizer(
 
 
 def check_states(state: Mapping[str, Any], make_optimizer: OptimizerFactory) -> None:
-    """Refuse the saved state of an optimizer with which the optimizer of now cannot step.
+    """Refuse optimizer state with which the current optimizer cannot step.
 
     Args:
         state: State dict of the optimizer in the checkpoint.
-        make_optimizer: The optimizer of now.
+        make_optimizer: Makes the current optimizer.
 
     Raises:
-        UserError: If the optimizer needs what the state does not have.
+        UserError: If the optimizer needs an entry that the state does not have.
     """
     known = set(settings_of(make_optimizer([nn.Parameter(torch.zeros(1))]).param_groups[0]))
     for group in state["param_groups"]:
@@ -240,9 +240,9 @@ def check_states(state: Mapping[str, Any], make_optimizer: OptimizerFactory) -> 
 
 
 def settings_into(state: dict[str, Any], make_optimizer: OptimizerFactory) -> None:
-    """Replace the settings in the saved state of an optimizer by those of now.
+    """Replace the settings in the saved state of an optimizer by the current ones.
 
-    PyTorch moves counters to the device that settings such as ``fused`` ask for.
+    PyTorch moves step counters to the device that settings such as ``fused`` need.
     """
     now = settings_of(make_optimizer([nn.Parameter(torch.zeros(1))]).param_groups[0])
     for group in state["param_groups"]:
@@ -250,7 +250,7 @@ def settings_into(state: dict[str, Any], make_optimizer: OptimizerFactory) -> No
 
 
 def keep_settings_of_callbacks(checkpoint: Mapping[str, Any], callbacks: Iterable[Any]) -> None:
-    """Let the configuration decide the patience of early stopping, which Lightning restores."""
+    """Keep the patience of early stopping from the configuration, which Lightning overwrites."""
     for callback in callbacks:
         state = checkpoint.get("callbacks", {}).get(getattr(callback, "state_key", None))
         if isinstance(callback, EarlyStopping) and state:
@@ -263,13 +263,13 @@ def _tell(text: str) -> None:
 
 
 def _try_a_step(saved: Mapping[str, Any], make_optimizer: OptimizerFactory) -> None:
-    """Step a tiny optimizer with state of the saved kind, unless that has all it makes itself."""
+    """Step a tiny optimizer with state of the saved kind, unless no entry is missing in it."""
     weight = nn.Parameter(torch.zeros(2, 2))
     optimizer = make_optimizer([weight])
     weight.grad = torch.zeros_like(weight)
     try:
         optimizer.step()
-    except Exception:  # one that needs a closure, for example: nothing to be learnt here
+    except Exception:  # for example one that needs a closure, which cannot be checked here
         return
     if not saved or set(optimizer.state[weight]) <= set(saved):
         return
@@ -281,7 +281,7 @@ def _try_a_step(saved: Mapping[str, Any], make_optimizer: OptimizerFactory) -> N
     }
     try:
         optimizer.step()
-    except Exception as error:  # any optimizer, also one of another package
+    except Exception as error:  # the optimizer may be one of another package
         raise UserError(_not_its_state(f"it has no {error}")) from error
 
 

@@ -1,4 +1,4 @@
-"""What a checkpoint says about a run: whether it fits, and the task that it describes."""
+"""The task that a checkpoint describes, and checks of its progress and its schedules."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def make_task(
     Args:
         cls: The task, or a base class of it.
         saved: ``hyper_parameters`` of the checkpoint.
-        given: Arguments of the caller, which are not checked and replace those of the file.
+        given: Arguments of the caller, which are not checked and override those of the file.
         path: The file, for messages.
 
     Raises:
-        UserError: If the task is not a known kind of ``cls``, or an argument is not accepted.
+        UserError: If the task is not a known subclass of ``cls``, or an argument is not accepted.
     """
     owner = _find(cls, saved.get("_class_path"), path)
     settings = {k: v for k, v in saved.items() if k not in (*_OURS, *given)}
@@ -46,12 +46,12 @@ def make_task(
 
 
 def check_progress(checkpoint: Mapping[str, Any], trainer: Trainer) -> None:
-    """Refuse progress and states of callbacks that are not of the kind that the run keeps.
+    """Refuse progress and states of callbacks whose entries have other types than in a run.
 
-    Lightning copies them into its own objects as they are.
+    Lightning copies them into its own objects unchecked.
 
     Raises:
-        UserError: Names the first entry that is wrong.
+        UserError: If an entry is invalid; the message names the first one.
     """
     loops = {
         "fit": ("fit_loop", trainer.fit_loop),
@@ -79,7 +79,7 @@ def check_schedules(saved: Any) -> None:
     """Refuse states of learning-rate schedules that no run writes.
 
     Raises:
-        UserError: Names the first entry that is wrong.
+        UserError: If an entry is invalid; the message names the first one.
     """
     if len(saved) > 1:
         raise UserError(
@@ -95,9 +95,9 @@ def check_schedules(saved: Any) -> None:
 
 
 def _first_difference(own: Any, value: Any, where: str, exact: bool) -> str | None:
-    """Name of the first entry whose kind differs; entries may be absent.
+    """Name of the first entry whose type differs; entries may be absent.
 
-    Where ``exact``, there is no further entry beside numbers, and none of them is ``None``.
+    If ``exact``, dictionaries of numbers have no additional entries, and no entry is ``None``.
     """
     if own is None or isinstance(own, Tensor):
         return None  # checked where the checkpoint was read
@@ -120,7 +120,7 @@ def _first_difference(own: Any, value: Any, where: str, exact: bool) -> str | No
 
 
 def _find(cls: type[Task], name: Any, path: Path) -> type[Task]:
-    """The class that a checkpoint names, among those that are loaded already."""
+    """The class that a checkpoint names, among those that are already imported."""
     if name is None:
         return cls
     waiting = [cls]

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from src.models.detection.dino.decoder import inverse_sigmoid
-from src.models.detection.dino.transformer import NoisyQueries
+from src.models.detection.dino.transformer import DenoisingQueries
 from src.types import DetectionTarget
 
 
@@ -105,7 +105,7 @@ class Denoising:
         boxes: Sequence[Tensor],
         embedding: nn.Embedding,
         num_matching: int,
-    ) -> tuple[NoisyQueries, DenoisingPlan]:
+    ) -> tuple[DenoisingQueries, DenoisingPlan]:
         """Make the queries.
 
         Args:
@@ -124,7 +124,9 @@ class Denoising:
         unsigmoid = noisy_boxes.new_zeros(len(targets), plan.size, 4)
         content = content.index_put((image, slot), embedding(labels))
         unsigmoid = unsigmoid.index_put((image, slot), inverse_sigmoid(noisy_boxes))
-        return NoisyQueries(content, unsigmoid, attention_mask(plan, num_matching, device)), plan
+        return DenoisingQueries(
+            content, unsigmoid, attention_mask(plan, num_matching, device)
+        ), plan
 
     def _change_labels(self, labels: Tensor) -> Tensor:
         chance = self.noise.chance(labels.float())

@@ -26,7 +26,7 @@ from src.models.detection.detection_transformer import SetPredictionHead
 from src.models.detection.dino.decoder import inverse_sigmoid
 from src.models.detection.dino.denoising import Denoising, DenoisingPlan
 from src.models.detection.dino.padding import find_padding
-from src.models.detection.dino.transformer import DINOTransformer, Proposals
+from src.models.detection.dino.transformer import DINOTransformer, EncoderProposals
 from src.models.layers.conv import ClassOutput
 from src.models.layers.precision import full_precision
 from src.types import Detections, DetectionTarget, Size
@@ -160,7 +160,7 @@ class DINOHead(SetPredictionHead):
         self,
         states: Sequence[Tensor],
         references: Sequence[Tensor],
-        proposals: Proposals,
+        proposals: EncoderProposals,
         plan: DenoisingPlan | None = None,
     ) -> Predictions:
         """Classes and boxes of the queries of all decoder layers.

@@ -27,7 +27,7 @@ PIXEL_TEMPERATURE = 20.0
 
 
 @dataclass
-class Proposals:
+class EncoderProposals:
     """Boxes of the best pixels of the encoder; all with gradients.
 
     Attributes:
@@ -42,7 +42,7 @@ class Proposals:
 
 
 @dataclass
-class NoisyQueries:
+class DenoisingQueries:
     """Denoising queries, which precede the matching queries.
 
     Attributes:
@@ -108,7 +108,7 @@ class DINOTransformer(nn.Module):
         cls_branch: nn.Module,
         reg_branch: nn.Module,
         index: Tensor | None = None,
-    ) -> Proposals:
+    ) -> EncoderProposals:
         """Take the pixels with the highest class logits as proposals.
 
         Padding, and pixels whose initial box crosses the border, are zeroed before the branches:
@@ -131,7 +131,7 @@ class DINOTransformer(nn.Module):
         if index is None:
             count = min(self.num_queries, logits.shape[1])
             index = logits.amax(-1).topk(count, dim=1).indices
-        return Proposals(
+        return EncoderProposals(
             logits.gather(1, index[..., None].expand(-1, -1, logits.shape[2])),
             boxes.gather(1, index[..., None].expand(-1, -1, 4)),
             index,
@@ -141,8 +141,8 @@ class DINOTransformer(nn.Module):
         self,
         memory: Tensor,
         padding: Padding,
-        proposals: Proposals,
-        noisy: NoisyQueries | None,
+        proposals: EncoderProposals,
+        noisy: DenoisingQueries | None,
         reg_branches: nn.ModuleList,
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Refine the proposals, preceded by the denoising queries; see `DINODecoder`.

@@ -2,7 +2,7 @@
 
 Source: He et al., "Mask R-CNN", ICCV 2017 (arXiv 1703.06870), with the constants of the official
 InternImage configurations ``mask_rcnn_internimage_*_fpn_*_coco`` (mmdet 2.28). Parameter names are
-the official ones; arguments are named as in torchvision where it has them.
+the official ones; arguments ``rpn_*`` and ``box_*`` are named as in torchvision.
 """
 
 from __future__ import annotations
