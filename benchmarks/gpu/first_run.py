@@ -11,31 +11,70 @@ import csv
 import sys
 import threading
 import time
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from benchmarks.gpu.rows import Rows
 from benchmarks.gpu.sections import parser
-from benchmarks.gpu.session import Stopped, end_all, last_line, run_within, stop_on_sigterm
+from benchmarks.gpu.session import (
+    Stopped,
+    end_all,
+    is_stopped,
+    last_line,
+    run_within,
+    stop_on_sigterm,
+)
 
 SECTION = "first run"
 AT_ONCE = 4
 MOST_LOGGED = 4000
 """Characters of a line's output that go into the log."""
 TOY_CLASSES = {"classification": 10, "detection": 10, "segmentation": 11}
+# Lightning refuses to clip gradients for a fused optimizer in mixed precision.
+TOY_FLAGS = {"segmentation": ("--model.optimizer.fused", "false")}
 TOY_FOLDERS = {"classification": "imagenet", "detection": "coco", "segmentation": "ade20k"}
+
+
+# Name, task, recipe, batch and further flags of the networks whose memory is planned and measured.
+PEAKS: list[tuple[Any, ...]] = [
+    ("T, N=128", "classification", "classification/internimage_t_1k_224", 128),
+    ("Mask R-CNN-T, N=2", "detection", "detection/mask_rcnn_internimage_t_fpn_1x_coco", 2),
+    (
+        *(
+            "UPerNet-T, N=4",
+            "segmentation",
+            "segmentation/upernet_internimage_t_512_160k_ade20k",
+            4,
+        ),
+        *("--trainer.sync_batchnorm", "false"),
+    ),
+    ("B, N=64", "classification", "classification/internimage_b_1k_224", 64),
+    (
+        *("H at 224, N=16", "classification", "classification/internimage_h_22kto1k_640", 16),
+        *("--data.image_size", 224),
+    ),
+]
 
 
 @dataclass(frozen=True)
 class Line:
-    """A command with a name and a limit in seconds; `run` is the run folder that it makes."""
+    """A command with a limit.
+
+    Attributes:
+        name: Its name in the rows.
+        command: What is run.
+        seconds: Its limit.
+        run: The run folder that it makes, whose losses are shown.
+        shows: The last line of its output with this text is shown.
+    """
 
     name: str
     command: list[str]
     seconds: float = 90
     run: Path | None = None
+    shows: str = ""
 
 
 def src(*arguments: object) -> list[str]:
@@ -83,6 +122,7 @@ class Lines:
         own = ["--config", f"configs/{config}.yaml", "--data.batch_size", batch]
         own += ["--data.root", self.toy / TOY_FOLDERS[task], "--data.num_workers", 2]
         own += ["--trainer.accelerator", self.device, "--trainer.precision", "bf16-mixed"]
+        own += ["--trainer.devices", 1]
         classes = ["--num_classes", TOY_CLASSES[task]]
         return self.check(f"peak: {name}", "peak", *classes, *own, *flags, seconds=150)
 
@@ -94,7 +134,9 @@ class Lines:
         """All lines that need the toy data, in order of value."""
         precisions = ["bf16-mixed", "16-mixed"] if self.device == "gpu" else ["bf16-mixed"]
         fits = {
-            (task, kind): self.fit(f"fit {task} {kind}", task, "--trainer.precision", kind)
+            (task, kind): self.fit(
+                f"fit {task} {kind}", task, "--trainer.precision", kind, *TOY_FLAGS.get(task, ())
+            )
             for kind in precisions
             for task in TOY_FOLDERS
         }
@@ -117,7 +159,7 @@ class Lines:
             [self.fit(name, "classification", "--trainer.strategy", name)]
             for name in ("fsdp2", "fsdp1")
         ]
-        found += [resume, *self._files(), *([line] for line in self._checks())]
+        found += [resume, *([line] for line in self._checks())]
         return found
 
     def _checks(self) -> list[Line]:
@@ -136,46 +178,20 @@ class Lines:
         ]
         if self.device == "cpu":
             return [*lines, self.peak("toy", "classification", "toy/classification", 8)]
-        classification = ("classification", "classification")
-        return [
-            *lines,
-            self.peak("T, N=128", classification[0], "classification/internimage_t_1k_224", 128),
-            self.peak(
-                "Mask R-CNN-T, N=2",
-                "detection",
-                "detection/mask_rcnn_internimage_t_fpn_1x_coco",
-                2,
-            ),
-            self.peak(
-                "UPerNet-T, N=4",
-                "segmentation",
-                "segmentation/upernet_internimage_t_512_160k_ade20k",
-                4,
-                *("--trainer.sync_batchnorm", "false"),
-            ),
-            self.peak("B, N=64", classification[0], "classification/internimage_b_1k_224", 64),
-            self.peak(
-                "H at 224, N=16, checkpointing",
-                "classification",
-                "classification/internimage_h_22kto1k_640",
-                16,
-                *("--data.image_size", 224),
-            ),
-        ]
+        return [*lines, *(self.peak(*arguments) for arguments in PEAKS)]
 
-    def _files(self) -> Iterable[list[Line]]:
+    def files(self) -> list[Line]:
         """From an ImageNet folder: training, evaluation, prediction, and the rate of loading."""
         data = self.args.data
-        if data is None:
-            return
         name, config = "from files", "configs/classification/internimage_nano_96.yaml"
         own = ["--config", config, "--data.root", data, *self._run_flags(name, None)]
         own += ["--data.num_workers", 4, "--trainer.precision", "bf16-mixed"]
-        rate = ["--data.root", data, "--data.batch_size", 128, "--data.num_workers", 16]
+        many = self.args.work / "many"  # so that epochs are long enough to measure
+        rate = ["--data.root", many, "--data.batch_size", 128, "--data.num_workers", 16]
         rate += ["--trainer.precision", "bf16-mixed", "--trainer.accelerator", self.device]
         large = "configs/classification/internimage_t_1k_224.yaml"
         benchmark = ["benchmark", "--config", large, *rate]
-        yield [
+        return [
             Line(
                 "from files: fit",
                 src("fit", *own, "--trainer.max_epochs", 3),
@@ -186,8 +202,13 @@ class Lines:
                 "from files: predict",
                 src("predict", *own, "--ckpt_path", "last", "--data.predict_dir", data / "val"),
             ),
-            Line("from files: rate of T", src(*benchmark)),
-            Line("from files: rate of T without loading", src(*benchmark, "--one_batch")),
+            self.check("from files: links", "links", "--root", data, "--links", many),
+            Line("from files: rate of T", src(*benchmark), shows="| training |"),
+            Line(
+                "from files: rate of T without loading",
+                src(*benchmark, "--one_batch"),
+                shows="| training |",
+            ),
         ]
 
 
@@ -203,9 +224,11 @@ def run_chain(rows: Rows, chain: list[Line], logs: Path, lock: threading.Lock) -
             log.unlink(missing_ok=True)
             start = time.monotonic()
             code = run_within(line.command, line.seconds, log)
+            if is_stopped():
+                return  # it was ended with everything else, which says nothing about it
             seconds = round(time.monotonic() - start, 1)
             outcome = {0: "passed", None: f"killed after {seconds:.0f} s"}.get(code, "failed")
-            detail = losses(line.run) if code == 0 and line.run else last_line(log)
+            detail = losses(line.run) if code == 0 and line.run else last_line(log, line.shows)
             with lock:
                 print(log.read_text(errors="replace")[-MOST_LOGGED:], flush=True)
                 rows.add(SECTION, line.name, outcome=outcome, seconds=seconds, detail=detail)
@@ -227,15 +250,19 @@ def losses(run: Path) -> str:
 
 
 def main() -> None:
-    args = parser(__doc__).parse_args()
+    options = parser(__doc__)
+    options.add_argument("part", choices=("lines", "files"))
+    args = options.parse_args()
     stop_on_sigterm()
     rows, lines, lock = Rows(args.out), Lines(args), threading.Lock()
     logs = args.work / "logs"
     logs.mkdir(parents=True, exist_ok=True)
-    run_chain(rows, [lines.prepare()], logs, lock)
+    if args.part == "lines":
+        run_chain(rows, [lines.prepare()], logs, lock)
+    chains = lines.chains() if args.part == "lines" else [lines.files()]
     pool = ThreadPoolExecutor(AT_ONCE if args.device == "cuda" else 1)
     try:
-        list(pool.map(lambda chain: run_chain(rows, chain, logs, lock), lines.chains()))
+        list(pool.map(lambda chain: run_chain(rows, chain, logs, lock), chains))
     except Stopped:
         end_all()
         raise

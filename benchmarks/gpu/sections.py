@@ -44,7 +44,8 @@ def all_sections(args: argparse.Namespace) -> list[Section]:
         Section("compiled", program("network_speed", "compiled"), 90),
         Section("ncu", program("tools", "ncu"), 45, program="ncu"),
         Section("sanitizer", program("tools", "sanitizer"), 60, program="compute-sanitizer"),
-        Section("first run", program("first_run"), 240),
+        Section("first run", program("first_run", "lines"), 240),
+        *([Section("files", program("first_run", "files"), 120)] if args.data else []),
         Section("large", program("network_speed", "large"), 75),
         _tests("suite", args, 600, ["tests"] if is_gpu else [CPU_TESTS], 0),
     ]

@@ -72,6 +72,11 @@ def end_all() -> None:
         _end_group(process)
 
 
+def is_stopped() -> bool:
+    """Whether `end_all` was called."""
+    return _is_stopped.is_set()
+
+
 def run_within(
     command: list[str],
     seconds: float,
@@ -107,10 +112,11 @@ def _end_group(process: subprocess.Popen[bytes]) -> None:
             process.wait(patience)
 
 
-def last_line(log: Path, start: int = 0) -> str:
-    """The last line of a log that says something, from a byte on."""
+def last_line(log: Path, shows: str = "", start: int = 0) -> str:
+    """The last line of a log that says something, from a byte on; one with a text if there is."""
     text = log.read_bytes()[start:].decode(errors="replace") if log.exists() else ""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [line for line in lines if shows in line] or lines
     return lines[-1][:200] if lines else ""
 
 
@@ -158,5 +164,5 @@ class Session:
                 return f"killed after {left:.0f} s"
             if code in section.fine:
                 return "finished"
-            outcome = f"failed with {code}: {last_line(self.log, size)}"
+            outcome = f"failed with {code}: {last_line(self.log, start=size)}"
         return outcome

@@ -78,7 +78,7 @@ def test_sections_come_in_order_of_value():
 
 def test_lines_of_the_first_run_are_named_once_and_have_recipes(tmp_path):
     lines = Lines(arguments("--work", str(tmp_path), "--data", str(tmp_path)))
-    chains = lines.chains()
+    chains = [*lines.chains(), lines.files()]
     names = [line.name for chain in chains for line in chain]
     assert len(set(names)) == len(names)
     wanted = ["fit detection 16-mixed", "fsdp1", "fsdp2", "export check", "DINO against the CPU"]

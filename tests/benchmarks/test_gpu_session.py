@@ -128,5 +128,7 @@ def test_the_last_line_that_says_something(tmp_path):
     log = tmp_path / LOG
     log.write_text("first\nlast words \n\n")
     assert last_line(log) == "last words"
-    assert last_line(log, log.stat().st_size) == ""
+    assert last_line(log, shows="first") == "first"
+    assert last_line(log, shows="absent") == "last words"
+    assert last_line(log, start=log.stat().st_size) == ""
     assert last_line(tmp_path / "absent") == ""
