@@ -15,9 +15,6 @@ struct alignas(16) Products {
   int is_inside;  // as in the cell
 };
 
-// Places of the corners of a point in the copy.
-using Places = Pack<uint16_t, 4>;
-
 template <typename S>
 struct BackwardTables {
   Rows<S> rows;
@@ -96,19 +93,12 @@ struct Chunk {
           const S weight = tables.rows.weight.get(at) * unit;
           const S bottom = weight * cell.low, top = weight * (1 - cell.low);
           const bool has_integer = copy.are_floats() || weight == weight;  // NaN has none
-          Places places;
-#pragma unroll
-          for (int c = 0; c < 4; ++c) {
-            const bool is_inside = cell.is_inside >> c & 1;
-            const int place =
-                copy.find(point.y + c / 2, point.x + c % 2, is_inside && has_integer);
-            has_far |= is_inside && !copy.has(place);
-            places.value[c] = static_cast<uint16_t>(place);
-          }
+          const int here = has_integer ? cell.is_inside & copy.corners(point.y, point.x) : 0;
+          has_far |= here != cell.is_inside;
           tables.cells.put(at, cell);
           tables.weights.put(at, {top * (1 - cell.right), top * cell.right,
                                   bottom * (1 - cell.right), bottom * cell.right});
-          tables.places.put(at, places);
+          tables.places.put(at, copy.find(point.y, point.x, here));
         });
     return has_far;
   }

@@ -149,6 +149,9 @@ __device__ __forceinline__ Unit<S> choose_unit(const Bounds<S>& bounds) {
           ldexp(S(1), min(max(exponent, -I::kMostExponent), I::kMostExponent))};
 }
 
+// Places of the corners of a point in a copy.
+using Places = Pack<uint16_t, 4>;
+
 template <typename S>
 struct SharedCopy {
   using I = typename Integer<S>::Type;
@@ -190,14 +193,31 @@ struct SharedCopy {
     for (int i = threadIdx.x; i < count; i += plan.threads) words.put(i, {});
   }
 
-  // Place of the pixel at (y, x); of a spare one in the same banks if the copy does not have it.
-  __device__ __forceinline__ int find(int y, int x, bool is_wanted) const {
+  // Which corners of a cell with its top left pixel at (y, x) the copy has: bits as in
+  // Cell::is_inside.
+  __device__ __forceinline__ int corners(int y, int x) const {
+    const auto is_here = [](int i, int size) {
+      return static_cast<unsigned>(i) < static_cast<unsigned>(size);
+    };
     y -= first_y;
     x -= first_x;
-    const bool is_here = is_wanted && static_cast<unsigned>(y) < static_cast<unsigned>(height) &&
-                         static_cast<unsigned>(x) < static_cast<unsigned>(width);
-    const int place = y * pitch + x, spare = plane - kSpare;
-    return is_here ? place : spare + ((place - spare) & (kSpare - 1));
+    const int columns = (is_here(x, width) ? 5 : 0) | (is_here(x + 1, width) ? 10 : 0);
+    const int lines = (is_here(y, height) ? 3 : 0) | (is_here(y + 1, height) ? 12 : 0);
+    return columns & lines;
+  }
+
+  // Places of these corners; for the others spare ones in the same banks.
+  __device__ __forceinline__ Places find(int y, int x, int wanted) const {
+    const int first = (y - first_y) * pitch + x - first_x, spare = plane - kSpare;
+    Places places;
+#pragma unroll
+    for (int c = 0; c < 4; ++c) {
+      const int place = first + (c & 1) + (c & 2 ? pitch : 0);
+      // The pitch is two modulo four.
+      const int other = spare + ((first - spare + c) & (kSpare - 1));
+      places.value[c] = static_cast<uint16_t>(wanted >> c & 1 ? place : other);
+    }
+    return places;
   }
 
   __device__ __forceinline__ bool has(int place) const { return place < plane - kSpare; }
