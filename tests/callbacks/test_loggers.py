@@ -63,7 +63,7 @@ def test_a_full_disk_is_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(logger.experiment, "add_scalar", full)
-    with pytest.raises(NotWrittenError, match="No space left on device; free some space"):
+    with pytest.raises(NotWrittenError, match="No space left on device; free some disk space"):
         logger.log_metrics({"a": 1.0}, 0)
     monkeypatch.setattr(logger.experiment, "flush", full)
     with pytest.raises(NotWrittenError, match=r"events.out.tfevents could not be written"):
