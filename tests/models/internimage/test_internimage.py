@@ -1,4 +1,4 @@
-"""Behaviour of the trunk and the classifier beyond their numbers."""
+"""Behaviour of the backbone and the classifier beyond their numbers."""
 
 import pytest
 import timm
@@ -27,7 +27,7 @@ def _seed():
 
 
 def perturb(network):
-    """Leave the symmetric start: offsets, mask and gates are zero at first."""
+    """Move the offsets, masks and gates away from their zero initialisation."""
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -38,7 +38,7 @@ def perturb(network):
 
 
 @pytest.mark.parametrize(
-    ("variant", "with_1k", "with_22k", "trunk"),
+    ("variant", "with_1k", "with_22k", "backbone"),
     [
         ("t", 29_918_424, 45_945_153, 28_754_672),
         ("s", 50_079_880, 70_108_081, 48_502_560),
@@ -49,23 +49,21 @@ def perturb(network):
         ("g", 3_076_373_352, 3_092_400_081, 3_052_781_184),
     ],
 )
-def test_official_parameter_counts(variant, with_1k, with_22k, trunk):
-    arguments = dict(ARCHITECTURES[f"internimage_{variant}"])
+def test_official_parameter_counts(variant, with_1k, with_22k, backbone):
+    name = f"internimage_{variant}"
 
     def count(network):
         return sum(p.numel() for p in network.parameters())
 
     with torch.device("meta"):
-        assert count(InternImage(1000, **arguments)) == with_1k
-        assert count(InternImage(21841, **arguments)) == with_22k
-        arguments.pop("use_clip_projector", None)
-        assert count(InternImageBackbone(**arguments)) == trunk
+        assert count(InternImage(1000, name)) == with_1k
+        assert count(InternImage(21841, name)) == with_22k
+        assert count(InternImageBackbone(name)) == backbone
 
 
 def test_dense_t_has_layer_scales():
-    arguments = ARCHITECTURES["internimage_t"] | {"layer_scale": 1.0}
     with torch.device("meta"):
-        backbone = InternImageBackbone(**arguments)
+        backbone = InternImageBackbone("internimage_t", layer_scale=1.0)
     assert sum(p.numel() for p in backbone.parameters()) == 28_769_520
 
 
@@ -78,8 +76,8 @@ def test_nano_stays_small():
 @pytest.mark.parametrize("size", [(1, 1), (33, 65), (40, 31)])
 def test_any_image_size(size):
     image = torch.randn(2, 3, *size)
-    maps = InternImageBackbone(**SMALL)(image)
-    for i, value in enumerate(maps):
+    features = InternImageBackbone(**SMALL)(image)
+    for i, value in enumerate(features):
         stride = 4 * 2**i
         assert value.shape == (2, 16 * 2**i, -(-size[0] // stride), -(-size[1] // stride))
     assert InternImage(3, **SMALL).eval()(image).shape == (2, 3)
@@ -199,7 +197,7 @@ def test_center_feature_scale_blends_with_the_projected_input():
 
 
 @pytest.mark.parametrize("kernel_size", [1, 3, 5])
-def test_kernel_size_keeps_the_map_size(kernel_size):
+def test_kernel_size_keeps_the_size_of_the_feature_map(kernel_size):
     layer = perturb(DCNv3(8, groups=2, kernel_size=kernel_size, remove_center=kernel_size > 1))
     assert layer(torch.randn(1, 5, 6, 8)).shape == (1, 5, 6, 8)
 
@@ -254,10 +252,10 @@ def test_checkpointing_changes_memory_and_not_gradients(kwargs):
     assert saved[1] < saved[0] / 2
 
 
-# Start values
+# Initial values
 
 
-def test_start_values():
+def test_initial_values():
     network = InternImage(3, **SMALL, **HUGE_LIKE, use_clip_projector=True)
     dcn = network.levels[3].blocks[0].dcn
     for parameter in (dcn.offset.weight, dcn.mask.weight, dcn.offset.bias, dcn.mask.bias):
@@ -271,7 +269,7 @@ def test_start_values():
     assert not fc1.bias.any()
 
 
-def test_meta_network_starts_like_any_other():
+def test_meta_network_has_the_initial_values_of_any_other():
     kwargs = {**SMALL, **HUGE_LIKE, "use_clip_projector": True}
     with torch.device("meta"):
         network = InternImage(3, **kwargs)
@@ -292,7 +290,7 @@ def test_meta_network_starts_like_any_other():
         ), name
 
 
-def test_layer_scales_start_at_their_value():
+def test_layer_scales_have_their_initial_value():
     with torch.device("meta"):
         block = InternImageBackbone(**SMALL, layer_scale=1e-5).levels[0].blocks[0]
     block.to_empty(device="cpu").reset_parameters()
