@@ -175,7 +175,7 @@ def test_user_errors_are_one_line(tmp_path, monkeypatch):
     config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
     config["network"]["class_path"] = "os.system"
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match=r"names 'os\.system', and there is no such class"):
+    with pytest.raises(UserError, match=r"is 'os\.system', and there is no such class"):
         Pretrained.from_pretrained(tmp_path)
     config["network"]["class_path"] = "InternImage"
     config["network"]["init_args"] |= {"layer_scale": 1.0, "res_post_norm": True, "speed": 9}

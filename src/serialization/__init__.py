@@ -1,8 +1,8 @@
-"""Reading files of strangers: weights, checkpoints, checkpoint folders, descriptions in json.
+"""Read untrusted files: weights, checkpoints, checkpoint folders and JSON configurations.
 
-One policy for all of them: nothing in a file is executed, nothing is imported because a file names
-it, memory is taken only for what the file holds, and whatever cannot be read is one sentence. The
-rest of the project reads such files through this room alone (``tests/serialization/test_door.py``).
+Nothing in a file is executed or imported, memory is limited by the size of the file, and problems
+are reported as one-line errors. The rest of the project reads such files only through this package
+(``tests/serialization/test_entry_points.py``).
 """
 
 from src.serialization.checkpoint import (

@@ -1,8 +1,8 @@
-"""Structure of a training checkpoint, checked in one place.
+"""Validation of training checkpoints.
 
-Lightning and the optimizers take what they find in a checkpoint as it is. So before they see it,
-everything that they use must be of the right kind. Whether it fits the run is checked where the run
-is known (``src.tasks``).
+Lightning and the optimizers do not validate the entries of a checkpoint, so the types of all
+entries that they use are checked here first. ``src.tasks`` checks whether a checkpoint matches the
+run.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from src.serialization.limits import NAME_LENGTH, shown
 from src.serialization.tensors import first_not_finite, odd_kind
 
 REST = "meta.pt"
-"""File of a checkpoint folder for what is not split; Lightning's name."""
+"""File of a checkpoint folder for everything that is not sharded, as named by Lightning."""
 VERSION = "pytorch-lightning_version"
 _LOOPS = ("fit_loop", "validate_loop", "test_loop", "predict_loop")
 _LARGEST_COUNT = 2**53
@@ -30,12 +30,12 @@ _OLDEST = (2, 1)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a training checkpoint that is a file.
+    """Read a checkpoint file.
 
-    The weights stay in the file until they are used.
+    Weights are memory-mapped.
 
     Raises:
-        UserError: If it cannot be read, or is no checkpoint of a training run.
+        UserError: If it cannot be read, or is not a checkpoint of a training run.
     """
     content = read_plain(path)
     check_checkpoint(content, path)
@@ -44,10 +44,12 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def read_rest(folder: Path) -> dict[str, Any]:
-    """Read what is not split in a checkpoint folder: progress, schedules, callbacks, settings.
+    """Read the entries of a checkpoint folder that are not sharded.
+
+    These are progress, schedules, callbacks and settings.
 
     Raises:
-        UserError: As `read_checkpoint`.
+        UserError: As in `read_checkpoint`.
     """
     content = read_plain(folder / REST)
     check_checkpoint(content, folder / REST, has_weights=False)
@@ -56,35 +58,35 @@ def read_rest(folder: Path) -> dict[str, Any]:
 
 
 def check_checkpoint(content: Any, path: Path, *, has_weights: bool = True) -> None:
-    """Refuse what is no training checkpoint, or one whose entries are of the wrong kind.
+    """Check that a content is a training checkpoint with entries of the expected types.
 
     Args:
-        content: What was read.
+        content: Content of the file.
         path: File, for messages.
-        has_weights: Whether weights must be there, which a folder keeps elsewhere.
+        has_weights: Whether it must contain weights, which a folder has in other files.
 
     Raises:
-        UserError: Says which entry is wrong.
+        UserError: If an entry is invalid.
     """
     if not isinstance(content, dict) or VERSION not in content:
         raise UserError(
-            f"{path} is not a checkpoint of a training run; to start from published weights use"
+            f"{path} is not a checkpoint of a training run. To use pretrained weights, set"
             f" --model.init_args.weights {path} instead of --ckpt_path."
         )
     for key, check in _CHECKS.items():
         if key in content:
-            _demand(check(content[key]), path, key, content[key])
+            _require(check(content[key]), path, key, content[key])
     if not all(isinstance(key, str) for key in content):
-        raise UserError(_wrong(path, "its keys", "must be text"))
+        raise UserError(_invalid(path, "its keys", "must be strings"))
     if has_weights:
         _check_weights(content, path)
 
 
 def check_finite(content: Mapping[str, Any], path: Path) -> None:
-    """Refuse NaN and infinite values in weights and optimizer state.
+    """Check that weights and optimizer states have no NaN or infinite values.
 
     Raises:
-        UserError: Names the first tensor.
+        UserError: If they have; names the first tensor.
     """
     for part in ("state_dict", "current_model_state"):
         refuse_not_finite(content.get(part) or {}, f"The checkpoint {path}")
@@ -93,22 +95,22 @@ def check_finite(content: Mapping[str, Any], path: Path) -> None:
 
 
 def refuse_not_finite(tensors: Mapping[str, Any], source: str) -> None:
-    """Refuse NaN and infinite values.
+    """Check that tensors have no NaN or infinite values.
 
     Raises:
-        UserError: Names the first tensor.
+        UserError: If they have; names the first tensor.
     """
     pairs = ((name, value) for name, value in tensors.items() if isinstance(value, Tensor))
     name = first_not_finite(pairs)
     if name is not None:
         raise UserError(
-            f"{source} has NaN or infinite values, first in {name}: the training that wrote it had"
-            " diverged, or the file is damaged. Take an older one."
+            f"{source} has NaN or infinite values, first in {name}: training has diverged, or the"
+            " file is damaged. Use an older checkpoint."
         )
 
 
 def flat_state(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Entries of an optimizer state by ``<parameter>.<name>``."""
+    """Entries of an optimizer state, named ``<parameter>.<name>``."""
     return {
         f"{number}.{name}": value
         for number, values in state["state"].items()
@@ -117,19 +119,19 @@ def flat_state(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_optimizer_state(state: Any, path: Path) -> None:
-    """Refuse an optimizer state whose entries are of the wrong kind.
+    """Check the types of the entries of an optimizer state.
 
     Raises:
-        UserError: Says so.
+        UserError: If an entry is invalid.
     """
-    _demand(_is_optimizer_state(state), path, "the optimizer state", state)
+    _require(_is_optimizer_state(state), path, "the optimizer state", state)
 
 
 def check_optimizer_groups(state: Any, path: Path) -> None:
-    """Like `check_optimizer_state`, for a state whose tensors are split over processes.
+    """Like `check_optimizer_state`, for a state with sharded tensors.
 
     Raises:
-        UserError: If the groups of parameters are of the wrong kind.
+        UserError: If the parameter groups are invalid.
     """
     groups = state.get("param_groups") if isinstance(state, dict) else None
     check_optimizer_state({"state": {}, "param_groups": groups}, path)
@@ -140,32 +142,34 @@ def _check_weights(content: dict[str, Any], path: Path) -> None:
         if part not in content:
             continue
         for name, value in content[part].items():
-            _demand(_is_name(name), path, f"a name in {part}", name)
+            _require(_is_name(name), path, f"a name in {part}", name)
             if not isinstance(value, Tensor):
-                raise UserError(_wrong(path, f"{part}.{name}", f"is {_kind(value)}, no tensor"))
+                raise UserError(
+                    _invalid(path, f"{part}.{name}", f"is {_kind(value)} instead of a tensor")
+                )
             kind = odd_kind(value)
             if kind is not None:
-                raise UserError(_wrong(path, f"{part}.{name}", f"is a tensor that is {kind}"))
+                raise UserError(_invalid(path, f"{part}.{name}", f"is a tensor that is {kind}"))
     if "state_dict" not in content:
-        raise UserError(_wrong(path, "state_dict", "is missing"))
+        raise UserError(_invalid(path, "state_dict", "is missing"))
     average, trained = content["state_dict"], content.get("current_model_state")
     if trained is not None and _shapes(average) != _shapes(trained):
-        raise UserError(_wrong(path, "current_model_state", "has other weights than state_dict"))
+        raise UserError(_invalid(path, "current_model_state", "has other weights than state_dict"))
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
 
 
-def _demand(fine: bool, path: Path, key: str, value: Any) -> None:
-    if not fine:
-        raise UserError(_wrong(path, key, f"is {_kind(value)}, which no training writes there"))
+def _require(is_valid: bool, path: Path, key: str, value: Any) -> None:
+    if not is_valid:
+        raise UserError(_invalid(path, key, f"has an invalid value, {_kind(value)}"))
 
 
-def _wrong(path: Path, key: str, problem: str) -> str:
+def _invalid(path: Path, key: str, problem: str) -> str:
     return (
-        f"The checkpoint {path} cannot be used: {shown(key)} {problem}. Take an older checkpoint,"
-        " or copy it again."
+        f"The checkpoint {path} is invalid: {shown(key)} {problem}. Use an older checkpoint, or"
+        " copy it again."
     )
 
 
@@ -193,7 +197,7 @@ def _is_version(value: Any) -> bool:
 
 
 def _is_progress(value: Any) -> bool:
-    """Nested dictionaries of counts and switches, as loops keep them."""
+    """Whether a value consists of nested dictionaries of counts and flags, as in loop states."""
     if isinstance(value, dict):
         return all(isinstance(k, str) and _is_progress(v) for k, v in value.items())
     if isinstance(value, int) and not isinstance(value, bool):
@@ -251,7 +255,7 @@ def _is_optimizer_states(value: Any) -> bool:
 
 
 def _is_optimizer_state(state: Any) -> bool:
-    """State by parameter and groups of parameters; parameters are numbers or names."""
+    """Whether a value has states and parameter groups, with parameters given by index or name."""
     if not isinstance(state, dict) or not {"state", "param_groups"} <= set(state):
         return False
     values, groups = state["state"], state["param_groups"]
@@ -290,7 +294,7 @@ def _is_moments(entry: dict[Any, Any]) -> bool:
 
 
 def _is_schedulers(value: Any) -> bool:
-    """States of schedules, whose entries become attributes."""
+    """Whether a value is a list of scheduler states, whose entries become attributes."""
     if not isinstance(value, list):
         return False
     return all(
@@ -324,7 +328,7 @@ def _is_sizes(value: Any) -> bool:
 
 
 def _is_scaler(value: Any) -> bool:
-    """State of the loss scaling in 16-bit precision."""
+    """Whether a value is the state of a gradient scaler."""
     return isinstance(value, dict) and all(
         isinstance(key, str) and _is_number(number) and math.isfinite(float(number))
         for key, number in value.items()
@@ -351,4 +355,4 @@ _CHECKS: dict[str, Callable[[Any], bool]] = {
     "MixedPrecision": _is_scaler,
     "native_amp_scaling_state": _is_scaler,
 }
-"""What each entry must be."""
+"""Check of each entry."""

@@ -1,9 +1,9 @@
-"""Make objects that a file describes: known classes only, with arguments that are checked.
+"""Build objects described in a file, from known classes with validated arguments.
 
-A file names a class by ``class_path`` and gives its arguments in ``init_args``, as a configuration
-does. A configuration is a program of the user; a file is not. So nothing is imported here: a name
-is looked for among the classes that the program has already and that fit the place, and arguments
-must be what the constructor's annotations say, within limits.
+Like a configuration, a file gives a class as ``class_path`` and its arguments as ``init_args``. But
+unlike a configuration of the user, a file is untrusted. Therefore nothing is imported: the name is
+looked up among the subclasses that are already imported, and arguments must match the annotations
+of the constructor, within limits.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from src.serialization.limits import Refusal, shown
 PREFIXES = ("src.models.", "src.losses.", "src.metrics.", "src.optim.", "torch.optim.")
 """Modules whose classes a file may name."""
 LARGEST = 2**20
-"""Largest whole number of an argument."""
+"""Largest integer argument."""
 _LARGEST_NUMBER = 1e9
 _LENGTH = 256  # of lists and dictionaries
 _TEXT = 4096
@@ -38,19 +38,19 @@ _BOUNDS = {
     "in_chans": 1024,
     "ffn_parts": 100,
 }
-"""Largest value of arguments that cost much."""
+"""Maximum of arguments that determine the size of a network."""
 
 
 def make_factory(spec: Any, base: type, where: str) -> Callable[..., Any]:
-    """Turn ``class_path`` and ``init_args`` into a function that makes the object.
+    """Factory for an object described by ``class_path`` and ``init_args``.
 
     Args:
-        spec: What the file says.
-        base: Class that the object must be of.
+        spec: Description in the file.
+        base: Required base class.
         where: File and key, for messages.
 
     Raises:
-        UserError: If the class is not known here, or an argument is not what it should be.
+        UserError: If the class is unknown or an argument is invalid.
     """
     try:
         return _factory(spec, base, where, 0)
@@ -59,10 +59,10 @@ def make_factory(spec: Any, base: type, where: str) -> Callable[..., Any]:
 
 
 def check_arguments(owner: type, given: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Check the arguments of a class that is already known, and make the factories in them.
+    """Validate the arguments of a known class, and create the factories in them.
 
     Raises:
-        UserError: If an argument is not what it should be.
+        UserError: If an argument is invalid.
     """
     try:
         return _arguments(owner, given, where, 0)
@@ -76,10 +76,10 @@ def find_class(path: Any, base: type) -> type | None:
         return None
     module, _, name = path.rpartition(".")
     for found in _subclasses(base):
-        own = f"{found.__module__}."
-        fits = own.startswith(PREFIXES) and (not module or own.startswith(f"{module}."))
-        # A short module such as "src" would hide where the class is.
-        if found.__name__ == name and fits and (not module or f"{module}.".startswith(PREFIXES)):
+        full = f"{found.__module__}."
+        matches = full.startswith(PREFIXES) and (not module or full.startswith(f"{module}."))
+        # A short module such as "src" is not allowed.
+        if found.__name__ == name and matches and (not module or f"{module}.".startswith(PREFIXES)):
             return found
     return None
 
@@ -88,18 +88,18 @@ def _factory(spec: Any, base: type, where: str, depth: int) -> Callable[..., Any
     if isinstance(spec, str):
         spec = {"class_path": spec}
     if not isinstance(spec, Mapping) or not set(spec) <= {"class_path", "init_args"}:
-        raise Refusal(f"{where} must be a class_path with init_args, got {shown(spec)!r}")
+        raise Refusal(f"{where}: expected a class_path with init_args, got {shown(spec)!r}")
     if depth > _NESTING:
         raise Refusal(f"{where} is nested too deeply")
     path, given = spec.get("class_path"), spec.get("init_args")
     found = find_class(path, base)
     if found is None:
         raise Refusal(
-            f"{where} names {shown(repr(path))}, and there is no such class in this project;"
-            " a file may name classes of src.models only"
+            f"{where} is {shown(repr(path))}, and there is no such class in this project;"
+            " expected a class of src.models"
         )
     if not isinstance(given, Mapping | None):
-        raise Refusal(f"{where}.init_args must be a dictionary, got {shown(given)!r}")
+        raise Refusal(f"{where}.init_args: expected a dictionary, got {shown(given)!r}")
     return partial(found, **_arguments(found, given or {}, where, depth + 1))
 
 
@@ -116,7 +116,7 @@ def _arguments(owner: type, given: Mapping[str, Any], where: str, depth: int) ->
 
 @cache
 def _annotations(owner: type) -> dict[str, Any]:
-    """Annotations of the constructor, with those that it passes on to its base class."""
+    """Annotations of the constructor, including arguments that it passes to its base class."""
     found: dict[str, Any] = {}
     for cls in inspect.getmro(owner):
         constructor = vars(cls).get("__init__")
@@ -135,7 +135,7 @@ def _annotations(owner: type) -> dict[str, Any]:
 
 
 def unpacked_keywords(constructor: Callable[..., Any]) -> dict[str, Any]:
-    """Names and types of keyword arguments that are annotated as ``**kwargs: Unpack[...]``."""
+    """Names and types of keyword arguments annotated as ``**kwargs: Unpack[...]``."""
     for parameter in inspect.signature(constructor).parameters.values():
         annotation = parameter.annotation
         if parameter.kind is parameter.VAR_KEYWORD and "Unpack[" in str(annotation):
@@ -148,7 +148,7 @@ def _check_bound(name: str, value: Any, where: str) -> None:
     bound = _BOUNDS.get(name)
     numbers = value if isinstance(value, (list, tuple)) else [value]
     if bound is not None and any(isinstance(n, int) and n > bound for n in numbers):
-        raise Refusal(f"{where}.{name} is {shown(value)}, and at most {bound} is accepted")
+        raise Refusal(f"{where}.{name}: expected at most {bound}, got {shown(value)}")
 
 
 def _value(annotation: Any, value: Any, where: str, depth: int) -> Any:
@@ -158,7 +158,7 @@ def _value(annotation: Any, value: Any, where: str, depth: int) -> Any:
     if origin is Literal:
         if any(value == part and type(value) is type(part) for part in parts):
             return value
-        raise Refusal(f"{where} must be one of {parts}, got {shown(repr(value))}")
+        raise Refusal(f"{where}: expected one of {parts}, got {shown(repr(value))}")
     if annotation is None or annotation is type(None):
         if value is None:
             return None
@@ -167,8 +167,8 @@ def _value(annotation: Any, value: Any, where: str, depth: int) -> Any:
         if isinstance(result, type):
             return _factory(value, result, where, depth)
         if get_origin(result) in (Union, types.UnionType):
-            made_by = tuple(Callable[..., option] for option in get_args(result))
-            return _one_of(made_by, value, where, depth)
+            factories = tuple(Callable[..., option] for option in get_args(result))
+            return _one_of(factories, value, where, depth)
     elif origin in (list, tuple, Sequence):
         return _sequence(origin, parts, value, where, depth)
     elif annotation is Any:
@@ -176,10 +176,10 @@ def _value(annotation: Any, value: Any, where: str, depth: int) -> Any:
             return _sequence(list, (Any,), value, where, depth + 1)
         return _scalar(value, where)
     elif annotation in (bool, int, float, str):
-        wanted = (int, float) if annotation is float else annotation
-        if isinstance(value, wanted) and (annotation is bool or not isinstance(value, bool)):
+        expected = (int, float) if annotation is float else annotation
+        if isinstance(value, expected) and (annotation is bool or not isinstance(value, bool)):
             return _scalar(float(value) if annotation is float else value, where)
-    raise Refusal(f"{where} must be {_readable(annotation)}, got {shown(repr(value))}")
+    raise Refusal(f"{where}: expected {_readable(annotation)}, got {shown(repr(value))}")
 
 
 def _one_of(options: tuple[Any, ...], value: Any, where: str, depth: int) -> Any:
@@ -189,16 +189,16 @@ def _one_of(options: tuple[Any, ...], value: Any, where: str, depth: int) -> Any
             return _value(option, value, where, depth)
         except Refusal as error:
             reasons.append(error)
-    # The option that is closest to the value has the most to say.
+    # The longest message is from the option that is closest to the value.
     raise max(reasons, key=lambda reason: len(str(reason)))
 
 
 def _sequence(origin: Any, parts: Any, value: Any, where: str, depth: int) -> Any:
     if not isinstance(value, (list, tuple)) or len(value) > _LENGTH or depth > _NESTING:
-        raise Refusal(f"{where} must be a list of at most {_LENGTH} values, got {shown(value)!r}")
+        raise Refusal(f"{where}: expected a list of at most {_LENGTH} values, got {shown(value)!r}")
     if origin is tuple and Ellipsis not in parts:
         if len(value) != len(parts):
-            raise Refusal(f"{where} must be {len(parts)} values, got {shown(value)!r}")
+            raise Refusal(f"{where}: expected {len(parts)} values, got {shown(value)!r}")
         kinds = list(parts)
     else:
         kinds = [parts[0] if parts else Any] * len(value)
@@ -215,7 +215,7 @@ def _scalar(value: Any, where: str) -> Any:
         return value
     if isinstance(value, str) and len(value) <= _TEXT and value.isprintable():
         return value
-    raise Refusal(f"{where} is {shown(repr(value))}, which is beyond what is accepted")
+    raise Refusal(f"{where} is {shown(repr(value))}, which exceeds the limits")
 
 
 def _readable(annotation: Any) -> str:

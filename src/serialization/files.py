@@ -1,7 +1,7 @@
-"""The one door for files that may come from strangers.
+"""Entry points for reading untrusted files.
 
-Whatever cannot be read is a `UserError` of one sentence: what is wrong with which file, and what to
-do. Nothing in a file is executed, and nothing is imported because a file names it.
+Every problem is reported as a one-line `UserError` with the file, the problem and what to do.
+Nothing in a file is executed or imported.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from src.serialization.safetensors_files import (
 
 
 @contextmanager
-def one_sentence(
+def as_user_error(
     kind: str, path: Path, advice: str = "Download or copy it again."
 ) -> Iterator[None]:
-    """Turn whatever goes wrong while a file is read into a `UserError` of one sentence.
+    """Convert any exception while reading a file to a one-line `UserError`.
 
     Args:
-        kind: What the file is, as in "weight file".
+        kind: Kind of the file, such as "weight file".
         path: The file.
         advice: What to do with a damaged file.
     """
@@ -39,10 +39,10 @@ def one_sentence(
     except UserError:
         raise
     except Refusal as error:
-        raise UserError(f"The {kind} {path} is not read: {error}.") from error
+        raise UserError(f"The {kind} {path} is refused: {error}.") from error
     except Damaged as error:
         raise UserError(_damaged(kind, path, str(error), advice)) from error
-    except (Exception, RecursionError, MemoryError) as error:  # what no check has foreseen
+    except (Exception, RecursionError, MemoryError) as error:  # not covered by the checks
         reason = shown(str(error).strip() or type(error).__name__, 160)
         raise UserError(_damaged(kind, path, reason, advice)) from error
 
@@ -50,60 +50,60 @@ def one_sentence(
 def _damaged(kind: str, path: Path, reason: str, advice: str) -> str:
     size = f" ({path.stat().st_size:,} bytes)" if path.is_file() else ""
     return (
-        f"The {kind} {path}{size} cannot be read: it is damaged, incomplete or of another kind"
+        f"The {kind} {path}{size} cannot be read: it is damaged, incomplete or has another format"
         f" ({reason}). {advice}"
     )
 
 
 def read_weights(path: Path) -> dict[str, Any]:
-    """Read a file with weights as it is, on the CPU.
+    """Read a weight file to the CPU.
 
     Args:
         path: A ``.pth``, ``.safetensors`` or ``.safetensors.index.json`` file.
 
     Returns:
-        The content, with all tensors in the file's own dtype. Objects of other classes are
-        dictionaries, lists or stubs without content.
+        The content, with all tensors in the dtype of the file. Objects of other classes are
+        converted to dictionaries, lists or empty placeholders.
 
     Raises:
-        UserError: If it is damaged or of another kind, or holds what is not read.
+        UserError: If it is damaged, has another format or contains unsupported content.
     """
-    with one_sentence("weight file", path):
+    with as_user_error("weight file", path):
         if path.name.endswith(INDEX_ENDING):
             return read_shards(path)
         if path.suffix == ".safetensors":
             return dict(read_safetensors(path))
         content = archives.read(archives.Region(path), foreign=True)
         if not isinstance(content, Mapping):
-            raise Damaged(f"it holds a {type(content).__name__}, not a dictionary of tensors")
+            raise Damaged(f"expected a dictionary of tensors, got {type(content).__name__}")
         return dict(content)
 
 
 def read_plain(path: Path, kind: str = "checkpoint") -> Any:
-    """Read a file of ``torch.save`` that holds tensors and plain values, nothing else.
+    """Read a file of ``torch.save`` that contains only tensors and plain values.
 
     Raises:
-        UserError: As `read_weights`.
+        UserError: As in `read_weights`.
     """
-    with one_sentence(kind, path, "Take an older checkpoint, or copy it again."):
+    with as_user_error(kind, path, "Use an older checkpoint, or copy it again."):
         return archives.read(archives.Region(path), foreign=False)
 
 
 def read_json(path: Path, kind: str) -> dict[str, Any]:
-    """Read a json file that holds an object.
+    """Read a JSON file that contains an object.
 
     Raises:
-        UserError: If it is no json, or passes a limit.
+        UserError: If it is not valid JSON, or exceeds a limit.
     """
-    with one_sentence(kind, path):
+    with as_user_error(kind, path):
         return read_object(path)
 
 
 def shard_names(index: Path) -> list[str]:
-    """Names of the files that the index of sharded safetensors lists.
+    """Names of the files in the index of sharded safetensors.
 
     Raises:
-        UserError: If it is no index, or names a file outside its folder.
+        UserError: If it is not an index, or names a file outside its folder.
     """
-    with one_sentence("index", index):
+    with as_user_error("index", index):
         return sorted(set(shards_of(index).values()))

@@ -1,4 +1,4 @@
-"""Read json files of strangers: bounded, and without numbers that Python cannot handle."""
+"""Read untrusted JSON files with limits on size, nesting and numbers."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _DIGITS = 20  # of an integer; 64 bits have at most 20
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """Read a json file that holds an object.
+    """Read a JSON file that contains an object.
 
     Raises:
-        Damaged: If it is no json, or no object.
-        Refusal: If it passes a limit: size, nesting, length of numbers, a name that comes twice.
+        Damaged: If it is not valid JSON, or not an object.
+        Refusal: If it exceeds a limit (size, nesting, length of numbers) or has duplicate keys.
     """
     if not path.is_file():
-        raise Damaged("it is no regular file")
+        raise Damaged("it is not a regular file")
     if path.stat().st_size > JSON_BYTES:
         raise Refusal(f"it has more than {JSON_BYTES:,} bytes")
     with path.open("rb") as file:
@@ -28,7 +28,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def parse_object(data: bytes) -> dict[str, Any]:
-    """Like `read_object`, of bytes."""
+    """Like `read_object`, for bytes."""
     try:
         content = json.loads(
             data.decode("utf-8"),
@@ -40,15 +40,15 @@ def parse_object(data: bytes) -> dict[str, Any]:
     except RecursionError as error:
         raise Refusal("it is nested too deeply") from error
     except ValueError as error:
-        raise Damaged(f"it is no json ({shown(error)})") from error
+        raise Damaged(f"it is not valid JSON ({shown(error)})") from error
     if not isinstance(content, dict):
-        raise Damaged(f"it holds a {type(content).__name__}, not an object")
+        raise Damaged(f"expected an object, got {type(content).__name__}")
     return content
 
 
 def _integer(text: str) -> int:
     if len(text) > _DIGITS:
-        raise Refusal(f"it has an integer of {len(text):,} digits")
+        raise Refusal(f"it has an integer with {len(text):,} digits")
     return int(text)
 
 
@@ -66,5 +66,5 @@ def _constant(text: str) -> float:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) != len(pairs):
-        raise Refusal("it has a name twice")
+        raise Refusal("it has duplicate keys")
     return content

@@ -1,7 +1,7 @@
-"""Limits of what is read from files, and the two ways to say no.
+"""Limits for reading files, and the exceptions of the readers.
 
-The numbers are far above what a checkpoint of three billion parameters with its optimizer state
-needs, and low enough that reading anything takes seconds and little more memory than the file.
+The limits are far above what a checkpoint with three billion parameters and its optimizer state
+needs, and low enough that reading any file takes seconds and little more memory than its size.
 """
 
 from __future__ import annotations
@@ -9,45 +9,45 @@ from __future__ import annotations
 MEBI = 2**20
 
 PICKLE_BYTES = 64 * MEBI
-"""Largest pickled part of a file. The values of tensors are not in it."""
+"""Maximum size of a pickle in a file, which does not contain the values of tensors."""
 PICKLE_STEPS = 1_000_000
-"""Instructions that a pickle may have: about 25 for a tensor."""
+"""Maximum number of instructions in a pickle; a tensor needs about 25."""
 NESTING = 100
-"""Containers in containers."""
+"""Maximum nesting depth of containers."""
 ITEMS = 2_000_000
-"""Values in all containers, counted as often as they are referred to."""
+"""Maximum number of values in all containers, counted once per reference."""
 INTEGER_BYTES = 32
-"""Length of an integer; keys have 8."""
+"""Maximum size of an integer; 8 for keys."""
 KEY_LENGTH = 16
-"""Entries of a tuple that is a key of a dictionary."""
+"""Maximum length of a tuple used as a dictionary key."""
 NAME_LENGTH = 512
-"""Letters of the name of a tensor."""
+"""Maximum length of the name of a tensor."""
 DIMENSIONS = 16
-"""Dimensions of a tensor."""
+"""Maximum number of dimensions of a tensor."""
 DIRECTORY_BYTES = 16 * MEBI
-"""Table of contents of an archive."""
+"""Maximum size of the central directory of an archive."""
 INFLATION, INFLATION_FREE = 10, 64 * MEBI
-"""Compressed archives: size after unpacking as a multiple of the file, and what is always fine."""
+"""Maximum uncompressed size as a multiple of the file size, and size that is always allowed."""
 OVERLAP, OVERLAP_FREE = 8, 64 * MEBI
-"""Bytes of all tensors together as a multiple of the file, and what is always fine: tensors can
-share their values."""
+"""Maximum total size of all tensors (which can share storages) as a multiple of the file size, and
+size that is always allowed."""
 HEADER_BYTES = 8 * MEBI
-"""Header of a safetensors file."""
+"""Maximum size of the header of a safetensors file."""
 COMPARISONS = 300_000
-"""Pairs of pieces of a sharded tensor that are looked at to see that none overlap."""
+"""Maximum number of shard pairs of a tensor that are compared to detect overlaps."""
 JSON_BYTES = 8 * MEBI
-"""Size of a json file."""
+"""Maximum size of a JSON file."""
 
 
-class Refusal(Exception):  # noqa: N818  it is no error of the program
-    """The file is well formed, but holds what is not read; the text says what."""
+class Refusal(Exception):  # noqa: N818
+    """The file is well-formed, but its content is not supported."""
 
 
 class Damaged(Exception):  # noqa: N818
-    """The file is not what it should be; the text says where."""
+    """The file is damaged or has another format."""
 
 
 def shown(text: object, limit: int = 80) -> str:
-    """Text of a file for a message: on one line, without control characters, of bounded length."""
+    """Text from a file for a message: one line, no control characters, limited length."""
     plain = "".join(c if c.isprintable() else "?" for c in str(text)[: limit + 1])
     return plain if len(plain) <= limit else plain[:limit] + "..."

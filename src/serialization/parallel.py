@@ -1,7 +1,7 @@
-"""Hand the pieces of a checkpoint folder to ``torch.distributed.checkpoint``.
+"""Storage reader for ``torch.distributed.checkpoint`` that does not unpickle anything.
 
-PyTorch's planner decides which process needs which piece. PyTorch's own reader would unpickle what
-is in the folder; this one takes everything from a `Folder`.
+PyTorch's planner decides which rank needs which shard. PyTorch's own reader would unpickle files in
+the folder; this one reads everything through a `Folder`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class RestrictedReader(FileSystemReader):
     """Reader of a folder for ``torch.distributed.checkpoint.load``.
 
     Args:
-        folder: The folder, already checked.
+        folder: The validated folder.
     """
 
     def __init__(self, folder: Folder) -> None:
@@ -39,7 +39,7 @@ class RestrictedReader(FileSystemReader):
         self.folder = folder
 
     def read_metadata(self, *_: Any, **__: Any) -> Metadata:
-        """Describe the folder in PyTorch's classes."""
+        """Metadata of the folder as PyTorch classes."""
         entries = self.folder.entries
         return Metadata(
             state_dict_metadata={key: _described(entry) for key, entry in entries.items()},
@@ -53,11 +53,11 @@ class RestrictedReader(FileSystemReader):
         )
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
-        """Read what the plan asks for."""
+        """Read the items of a plan."""
         for item in plan.items:
             key, piece = item.storage_index.fqn, self.storage_data[item.storage_index]
             if item.type == LoadItemType.BYTE_IO:
-                # The planner unpickles: it is given bytes that are written here.
+                # The planner unpickles these bytes, so they are written here from validated values.
                 written = io.BytesIO()
                 torch.save(self.folder.value(key), written)
                 written.seek(0)
@@ -70,7 +70,9 @@ class RestrictedReader(FileSystemReader):
                 values = values.narrow(dimension, offset, length)
             target: Tensor = planner.resolve_tensor(item).detach()
             if target.shape != values.shape:
-                raise ValueError(f"{key} has the shape {tuple(values.shape)} in the folder")
+                raise ValueError(
+                    f"{key}: expected shape {tuple(target.shape)}, got {tuple(values.shape)}"
+                )
             target.copy_(values)
             planner.commit_tensor(item, target)
         done: Future[None] = Future()

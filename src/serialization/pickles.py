@@ -1,12 +1,11 @@
-"""Read a pickle without running anything that it names.
+"""Restricted unpickler that never imports or calls anything named in a pickle.
 
-A pickle is a program for a small stack machine. Python's own interpreter of it imports what the
-program names, keeps a table as large as the program wants and hashes what it is given. This one
-knows only the instructions that make plain values. A name is handed to a function of the caller,
-which answers with a constant, or with a `Name`: a description of what a call of it shall give.
-Nothing is imported.
+A pickle is a program for a small stack machine. Python's own unpickler imports the names in it and
+does not limit memory or the hashing of keys. This interpreter implements only the instructions that
+create plain values. Names are passed to a function of the caller, which returns a constant or a
+`Name`: a description of the result of calling it.
 
-What is not here: what the names mean (``tensors.py``, ``folders.py``).
+The meaning of names is defined in ``tensors.py`` and ``folders.py``.
 """
 
 from __future__ import annotations
@@ -35,8 +34,8 @@ class Name:
     """A name in a file.
 
     Attributes:
-        name: Module and name with a dot between them.
-        make: Gives the value of a call with these arguments.
+        name: Module and name, separated by a dot.
+        make: Returns the result of a call with given arguments.
     """
 
     name: str
@@ -44,7 +43,7 @@ class Name:
 
 
 class Foreign:
-    """Stands for an object of a class that is not read; keeps entries and items, nothing else."""
+    """Placeholder for an object of another class, with its dictionary entries and list items."""
 
     __slots__ = ("entries", "items", "name", "state")
 
@@ -69,27 +68,27 @@ def load(
     """Read one pickle.
 
     Args:
-        data: Bytes that hold it.
-        resolve: Gives the meaning of a name: a `Name`, or a constant.
-        persistent: Gives the meaning of a reference to something outside; default is to refuse.
-        start: Where it begins.
+        data: Bytes that contain the pickle.
+        resolve: Returns the meaning of a name: a `Name` or a constant.
+        persistent: Returns the value of a persistent id; by default these are refused.
+        start: Offset of the pickle.
 
     Returns:
-        The value, and where the pickle ends.
+        The value, and the offset of the end of the pickle.
 
     Raises:
-        Refusal: If it has an instruction that is not for plain values, or passes a limit.
+        Refusal: If it has an unsupported instruction, or exceeds a limit.
         Damaged: If it is not a pickle.
     """
     machine = _Machine(data, resolve, persistent, start)
     try:
         return machine.run(), machine.position
     except (IndexError, struct.error, UnicodeDecodeError, KeyError, OverflowError) as error:
-        raise Damaged(f"its pickled part is damaged at byte {machine.position}") from error
+        raise Damaged(f"its pickle is damaged at byte {machine.position}") from error
 
 
 def check_key(key: Any) -> None:
-    """Allow keys whose hash takes no time: scalars, short tuples of them, and what we made."""
+    """Allow only dictionary keys that are cheap to hash: scalars and short tuples of scalars."""
     if type(key) is tuple and len(key) <= KEY_LENGTH:
         for part in key:
             if type(part) not in _SCALARS:
@@ -125,7 +124,7 @@ class _Machine:
         data, size, steps = self.data, len(self.data), 0
         while True:
             if self.position >= size:
-                raise Damaged("its pickled part is cut off")
+                raise Damaged("its pickle is truncated")
             code = data[self.position]
             self.position += 1
             if code == 0x2E:  # STOP
@@ -133,12 +132,12 @@ class _Machine:
             step = _STEPS.get(code)
             if step is None:
                 raise Refusal(
-                    f"its pickle protocol is none that torch.save writes (instruction {code:#04x}"
-                    f" at byte {self.position - 1})"
+                    f"its pickle protocol is not supported (instruction {code:#04x} at byte"
+                    f" {self.position - 1})"
                 )
             steps += 1
             if steps > PICKLE_STEPS:
-                raise Refusal(f"its pickled part has more than {PICKLE_STEPS:,} instructions")
+                raise Refusal(f"its pickle has more than {PICKLE_STEPS:,} instructions")
             step(self)
 
     # ------------------------------------------------------------------ bytes
@@ -146,7 +145,7 @@ class _Machine:
     def _take(self, count: int) -> memoryview:
         end = self.position + count
         if count < 0 or end > len(self.data):
-            raise Damaged("its pickled part is cut off")
+            raise Damaged("its pickle is truncated")
         taken = self.data[self.position : end]
         self.position = end
         return taken
@@ -158,7 +157,7 @@ class _Machine:
         rest = self.data[self.position : self.position + 1024].tobytes()
         length = rest.find(b"\n")
         if length < 0:
-            raise Damaged("a name in its pickled part is too long")
+            raise Damaged("a name in its pickle is too long")
         self.position += length + 1
         return rest[:length].decode("utf-8")
 
@@ -167,7 +166,7 @@ class _Machine:
     def _pop(self) -> Any:
         value = self.stack.pop()
         if value is _MARK:
-            raise Damaged("its pickled part is damaged")
+            raise Damaged("its pickle is damaged")
         return value
 
     def _pop_to_mark(self) -> list[Any]:
@@ -176,7 +175,7 @@ class _Machine:
         while stack[at] is not _MARK:
             at -= 1
             if at < 0:
-                raise Damaged("its pickled part is damaged")
+                raise Damaged("its pickle is damaged")
         items = stack[at + 1 :]
         del stack[at:]
         return items
@@ -184,7 +183,7 @@ class _Machine:
     def _top(self) -> Any:
         value = self.stack[-1]
         if value is _MARK:
-            raise Damaged("its pickled part is damaged")
+            raise Damaged("its pickle is damaged")
         return value
 
     # ------------------------------------------------------------------ steps
@@ -215,7 +214,7 @@ class _Machine:
         self.stack.append(self._take(length).tobytes().decode("utf-8", "surrogatepass"))
 
     def old_text(self, length: int) -> None:
-        """Text of Python 2, which does not say its encoding."""
+        """String of Python 2, with unknown encoding."""
         raw = self._take(length).tobytes()
         try:
             self.stack.append(raw.decode("utf-8"))
@@ -260,7 +259,7 @@ class _Machine:
 
     def name(self, module: Any, name: Any) -> None:
         if not isinstance(module, str) or not isinstance(name, str):
-            raise Damaged("a name in its pickled part is no text")
+            raise Damaged("a name in its pickle is not a string")
         self.stack.append(self.resolve(f"{module}.{name}"))
 
     def global_name(self) -> None:
@@ -274,7 +273,7 @@ class _Machine:
     def call(self) -> None:
         arguments, made = self._pop(), self._pop()
         if type(arguments) is not tuple:
-            raise Damaged("arguments in its pickled part are no tuple")
+            raise Damaged("the arguments of a call in its pickle are not a tuple")
         if isinstance(made, Name):
             self.stack.append(made.make(arguments))
         elif isinstance(made, Foreign):
@@ -285,7 +284,7 @@ class _Machine:
     def call_with_names(self) -> None:
         named = self._pop()
         if named:
-            raise Refusal("it makes an object with named arguments")
+            raise Refusal("it creates an object with keyword arguments")
         self.call()
 
     def build(self) -> None:
@@ -293,11 +292,11 @@ class _Machine:
         if isinstance(target, Foreign):
             target.state = state
         elif type(target) is not OrderedDict:
-            raise Refusal(f"it gives attributes to a {type(target).__name__}")
+            raise Refusal(f"it sets attributes of a {type(target).__name__}")
 
     def persistent_id(self) -> None:
         if self.persistent is None:
-            raise Refusal("it refers to something outside of itself")
+            raise Refusal("it has references to external objects")
         self.stack.append(self.persistent(self._pop()))
 
     def put(self, index: int) -> None:
@@ -369,5 +368,5 @@ _STEPS: dict[int, Callable[[_Machine], None]] = {
     ord("h"): lambda m: m.get(m._number("<B")),
     ord("j"): lambda m: m.get(m._number("<I")),
 }
-"""Instruction by its code. Not here, so refused: instances of old classes, the extension registry,
-text numbers and names of protocol 0, out-of-band buffers, duplication."""
+"""Supported instructions by opcode. Others are refused: instances of old-style classes, the
+extension registry, text numbers and names of protocol 0, out-of-band buffers, duplication."""

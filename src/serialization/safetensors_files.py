@@ -1,4 +1,4 @@
-"""Read safetensors files, alone or in several parts with an index."""
+"""Read safetensors files, single or sharded with an index."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ INDEX_ENDING = ".index.json"
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """Tensors of one file by name; the values stay in the file until they are used.
+    """Tensors of one file by name, memory-mapped.
 
     Raises:
-        Damaged: If it is something else, or damaged.
-        Refusal: If its header passes a limit.
+        Damaged: If it is damaged or has another format.
+        Refusal: If its header exceeds a limit.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -33,12 +33,12 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _check_header(path: Path) -> None:
     if not path.is_file():
-        raise Damaged("it is no regular file")
+        raise Damaged("it is not a regular file")
     size = path.stat().st_size
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8).ljust(8, b"\0"))
         if not 2 <= length <= size - 8:
-            raise Damaged("it is cut off, or no safetensors file")
+            raise Damaged("it is truncated, or not a safetensors file")
         if length > HEADER_BYTES:
             raise Refusal(f"its header has {length:,} bytes")
         header = parse_object(file.read(length))
@@ -47,33 +47,33 @@ def _check_header(path: Path) -> None:
             continue
         offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
         if not isinstance(offsets, list) or not all(isinstance(o, int) for o in offsets):
-            raise Damaged(f"its tensor {shown(name)} has no place")
+            raise Damaged(f"its tensor {shown(name)} has no offsets")
 
 
 def shards_of(index: Path) -> dict[str, str]:
-    """File by tensor, as an index says.
+    """File name of each tensor according to an index.
 
     Raises:
-        Damaged: If it is no index.
-        Refusal: If it names a file outside its folder.
+        Damaged: If it is not an index.
+        Refusal: If it refers to a file outside its folder.
     """
     files = read_object(index).get("weight_map")
     if not isinstance(files, dict) or not files:
         raise Damaged("it has no weight_map")
     for file in files.values():
         if not isinstance(file, str) or not file.endswith(".safetensors"):
-            raise Damaged(f"it names {shown(file)}, which is no safetensors file")
+            raise Damaged(f"it refers to {shown(file)}, which is not a safetensors file")
         if Path(file).name != file or not file.isprintable() or "\\" in file:
-            raise Refusal(f"it names {shown(file)}, which is not in its folder")
+            raise Refusal(f"it refers to {shown(file)}, which is not in its folder")
     return files
 
 
 def read_shards(index: Path) -> dict[str, Any]:
-    """Tensors of all files that an index names.
+    """Tensors of all files of an index.
 
     Raises:
-        Damaged: If a file is missing, or holds other tensors than the index says.
-        Refusal: As `shards_of` and `read_safetensors` do.
+        Damaged: If a file is missing, or its tensors differ from the index.
+        Refusal: As in `shards_of` and `read_safetensors`.
     """
     files = shards_of(index)
     tensors: dict[str, Any] = {}
@@ -81,15 +81,15 @@ def read_shards(index: Path) -> dict[str, Any]:
         path = index.parent / file
         if not path.is_file():
             raise Damaged(
-                f"it lists the shard {file}, which is missing from {index.parent}; download all"
-                " shards next to the index"
+                f"the shard {file} is missing from {index.parent}; download all shards to the"
+                " folder of the index"
             )
         if not _belongs(path):
-            raise Refusal(f"its shard {file} is a link that leads out of its folder")
+            raise Refusal(f"its shard {file} is a link to a file outside its folder")
         content = read_safetensors(path)
-        wrong = next((name for name in content if files.get(name) != file), None)
-        if wrong is not None:
-            raise Damaged(f"{file} holds the tensor {shown(wrong)}, which the index does not say")
+        unexpected = next((name for name in content if files.get(name) != file), None)
+        if unexpected is not None:
+            raise Damaged(f"{file} has the tensor {shown(unexpected)}, which is not in the index")
         tensors |= content
     missing = next((name for name in files if name not in tensors), None)
     if missing is not None:
@@ -98,7 +98,7 @@ def read_shards(index: Path) -> dict[str, Any]:
 
 
 def _belongs(path: Path) -> bool:
-    """Whether a file is in its folder, or where the hub's cache keeps the files of its folders."""
+    """Whether a file is in its folder, or in the blob folder of the hub cache."""
     folder, target = path.parent.resolve(), path.resolve()
     return target.parent == folder or (
         folder.parent.name == "snapshots" and target.parent == folder.parents[1] / "blobs"

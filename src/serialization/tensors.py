@@ -1,6 +1,6 @@
-"""Meaning of the names in files of ``torch.save``: tensors and plain values, nothing else.
+"""Meaning of the names in files of ``torch.save``: tensors and plain values.
 
-Every tensor is checked against the bytes that are there before it is made.
+Every tensor is validated against the size of its storage before it is created.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _STORAGES = {
     "QInt32Storage": torch.int32,
     "UntypedStorage": torch.uint8,
 }
-"""Type of the values by the name of the storage."""
+"""Dtype by the class name of a storage."""
 
 _DTYPES = {
     f"torch.{name}": dtype
@@ -54,16 +54,16 @@ _ODD = {
     "torch._utils._rebuild_qtensor": "quantised",
     "torch._utils._rebuild_meta_tensor_no_storage": "on the meta device, without values",
     "torch._utils._rebuild_nested_tensor": "nested",
-    "torch._utils._rebuild_wrapper_subclass": "of a class of its own",
-    "torch._utils._rebuild_device_tensor_from_numpy": "of a device that is not here",
-    "torch._utils._rebuild_device_tensor_from_cpu_tensor": "of a device that is not here",
+    "torch._utils._rebuild_wrapper_subclass": "of a tensor subclass",
+    "torch._utils._rebuild_device_tensor_from_numpy": "on an unsupported device",
+    "torch._utils._rebuild_device_tensor_from_cpu_tensor": "on an unsupported device",
     "torch.distributed.tensor.DTensor": "a part of a distributed tensor",
     "torch.distributed._tensor.api.DTensor": "a part of a distributed tensor",
 }
 
 
 class Odd:
-    """A tensor of a kind that cannot be a weight."""
+    """A tensor of an unsupported kind."""
 
     __slots__ = ("kind",)
 
@@ -75,25 +75,25 @@ class Odd:
 
 
 class Storages(Protocol):
-    """Where the values of tensors are."""
+    """Storages of a file."""
 
     size: int
-    """Bytes of the file."""
+    """Size of the file in bytes."""
 
     def get(self, key: str, nbytes: int) -> UntypedStorage:
-        """Values under a key, exactly so many bytes."""
+        """Storage with a key and the given size."""
 
 
 @dataclass(frozen=True)
 class Stored:
-    """What a tensor refers to: memory, and the type of the values in it."""
+    """A storage and the dtype of its values."""
 
     memory: UntypedStorage
     dtype: torch.dtype
 
 
 def odd_kind(tensor: Tensor) -> str | None:
-    """What keeps a tensor from being a weight, or ``None``: the kinds that `Odd` stands for."""
+    """Unsupported kind of a tensor, as in `Odd`, or ``None`` if it is supported."""
     if type(tensor) not in (Tensor, torch.nn.Parameter, torch.nn.Buffer):
         return f"a {type(tensor).__name__}"
     if tensor.is_nested or tensor.layout != torch.strided:
@@ -111,12 +111,12 @@ def first_not_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Tell whether no value is NaN or infinite; in one pass that needs no further memory."""
+    """Whether all values are finite, in one pass without additional memory."""
     if not tensor.is_floating_point() or tensor.numel() == 0:
         return True
     if tensor.element_size() == 1:
         tensor = tensor.float()
-    # A sum is finite if all values are, unless it passes the range; then the extremes decide.
+    # If the sum is finite, all values are. Otherwise it may have overflowed: check the extremes.
     if bool(torch.isfinite(tensor.sum())):
         return True
     low, high = torch.aminmax(tensor)
@@ -124,10 +124,10 @@ def is_finite(tensor: Tensor) -> bool:
 
 
 class Meaning:
-    """Meaning of names and of references to storages in one pickle of ``torch.save``.
+    """Meaning of names and references to storages in one pickle of ``torch.save``.
 
     Args:
-        storages: Where the values of tensors are.
+        storages: Storages of the file.
     """
 
     def __init__(self, storages: Storages) -> None:
@@ -136,7 +136,7 @@ class Meaning:
         self._bytes = 0
 
     def resolve(self, name: str) -> Any:
-        """What a name stands for."""
+        """Meaning of a name."""
         name = name.replace("__builtin__.", "builtins.", 1)
         if name in _DTYPES:
             return _DTYPES[name]
@@ -145,11 +145,11 @@ class Meaning:
             return Name(name, _refuse_call)
         if name in _ODD:
             return Name(name, lambda _: Odd(_ODD[name]))
-        make = getattr(self, _MADE_HERE[name]) if name in _MADE_HERE else _PLAIN.get(name)
+        make = getattr(self, _REBUILD[name]) if name in _REBUILD else _PLAIN.get(name)
         return Name(name, make or (lambda _: Foreign(name)))
 
     def storage(self, reference: Any) -> Any:
-        """The memory that a persistent id refers to."""
+        """Storage of a persistent id."""
         if type(reference) is not tuple or len(reference) < 2:
             raise Damaged("a reference to a storage is malformed")
         if reference[0] == "module":  # a whole network in the oldest format
@@ -158,22 +158,22 @@ class Meaning:
             raise Damaged("a reference to a storage is malformed")
         _, kind, key, _, count = reference[:5]
         if len(reference) == 6 and reference[5] is not None:
-            raise Refusal("it has views of storages, as only PyTorch before 0.4 wrote them")
+            raise Refusal("it has views of storages, a format of PyTorch before 0.4")
         name = kind.name if isinstance(kind, Name) else kind
         dtype = _STORAGES.get(str(name).rpartition(".")[2])
         if dtype is None:
             raise Refusal(f"it has a storage of the kind {shown(name)}")
         if not isinstance(key, (str, int)) or not _is_count(count):
             raise Damaged("a reference to a storage is malformed")
-        place = (str(key), dtype)
-        if place not in self._stored:
+        location = (str(key), dtype)
+        if location not in self._stored:
             memory = self.storages.get(str(key), count * dtype.itemsize)
-            self._stored[place] = Stored(memory, dtype)
-        if self._stored[place].memory.nbytes() != count * dtype.itemsize:
-            raise Damaged(f"the storage {shown(key)} has two sizes")
-        return self._stored[place]
+            self._stored[location] = Stored(memory, dtype)
+        if self._stored[location].memory.nbytes() != count * dtype.itemsize:
+            raise Damaged(f"the storage {shown(key)} has inconsistent sizes")
+        return self._stored[location]
 
-    # ------------------------------------------------------------------ makers
+    # ------------------------------------------------------------------ tensors
 
     def plain_tensor(self, arguments: tuple[Any, ...]) -> Any:
         """Call of ``_rebuild_tensor`` and ``_rebuild_tensor_v2``."""
@@ -186,7 +186,7 @@ class Meaning:
         return self._tensor(stored, dtype, *arguments[1:4])
 
     def tensor_of_dtype(self, arguments: tuple[Any, ...]) -> Any:
-        """Call of ``_rebuild_tensor_v3``, whose storage does not know the type."""
+        """Call of ``_rebuild_tensor_v3``, whose storage has no dtype."""
         if len(arguments) < 7 or not isinstance(arguments[6], torch.dtype):
             raise Damaged("a tensor is malformed")
         if len(arguments) > 7 and arguments[7]:
@@ -206,7 +206,7 @@ class Meaning:
         function, kind = arguments[0], arguments[1]
         if not isinstance(function, Name) or not isinstance(kind, Name):
             raise Damaged("a tensor is malformed")
-        if kind.name not in _TENSOR_CLASSES or function.name not in _MADE_HERE:
+        if kind.name not in _TENSOR_CLASSES or function.name not in _REBUILD:
             return Odd(f"of the class {shown(kind.name)}")
         return function.make(arguments[2])
 
@@ -223,12 +223,12 @@ class Meaning:
             count *= length
         last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
         if count and (last + 1) * dtype.itemsize > stored.memory.nbytes():
-            raise Damaged(f"a tensor of shape {size} reaches beyond its storage")
+            raise Damaged(f"a tensor of shape {size} exceeds its storage")
         if max(size, default=0) > 2**48 or max(stride, default=0) > 2**48 or offset > 2**48:
             raise Damaged(f"a tensor has the shape {size}")
         self._bytes += count * dtype.itemsize
         if self._bytes > OVERLAP * self.storages.size + OVERLAP_FREE:
-            raise Refusal("its tensors repeat their values so often that they do not fit in memory")
+            raise Refusal("its tensors share storages so often that their total size is too large")
         if dtype.is_complex and count == 0:
             return Odd("complex")
         tensor = torch.empty(0, dtype=dtype)
@@ -240,7 +240,7 @@ def _is_count(value: Any) -> bool:
 
 
 def _refuse_call(_: tuple[Any, ...]) -> Any:
-    raise Refusal("it makes a storage itself")
+    raise Refusal("it creates a storage directly")
 
 
 def _ordered(arguments: tuple[Any, ...]) -> Any:
@@ -288,7 +288,7 @@ def _counter(arguments: tuple[Any, ...]) -> Any:
 
 
 def _text(arguments: tuple[Any, ...]) -> Any:
-    """Devices and layouts, of which nothing is needed."""
+    """Devices and layouts, which are not used."""
     return str(arguments[0]) if arguments and type(arguments[0]) is str else ""
 
 
@@ -301,7 +301,7 @@ _PLAIN: Mapping[str, Callable[[tuple[Any, ...]], Any]] = {
     "torch.serialization._get_layout": _text,
     "_codecs.encode": _bytes,
 }
-_MADE_HERE = {
+_REBUILD = {
     "torch._utils._rebuild_tensor": "plain_tensor",
     "torch._utils._rebuild_tensor_v2": "plain_tensor",
     "torch._utils._rebuild_tensor_v3": "tensor_of_dtype",

@@ -1,4 +1,4 @@
-"""What is left of a file after reading: plain values of bounded depth and number."""
+"""Conversion of the content of a file to plain values of limited depth and number."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LEAVES = (str, int, float, bool, bytes, type(None), Tensor, torch.dtype)
 
 
 class Stub:
-    """An object of a file that was not read."""
+    """Placeholder for an object of another class."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -26,16 +26,16 @@ class Stub:
 
 
 def plain(value: Any, *, foreign: bool) -> Any:
-    """Check the content of a file, and give foreign objects their final form.
+    """Validate the content of a file and convert objects of other classes.
 
     Args:
-        value: What was read; containers are changed in place.
+        value: The content; containers are changed in place.
         foreign: Whether objects of other classes are allowed: dictionaries become ``OrderedDict``,
-            lists become lists, everything else a `Stub` without content.
+            lists become lists, and everything else becomes an empty `Stub`.
 
     Raises:
-        Refusal: If there are foreign objects where none are allowed; if containers hold themselves,
-            or are nested too deeply, or would be too large if written out.
+        Refusal: If there are objects of other classes that are not allowed, or containers that
+            contain themselves, are nested too deeply or are too large.
     """
     return _Walk(foreign).visit(value)[0]
 
@@ -46,10 +46,10 @@ class _Walk:
         self.path: list[str] = []
         self.done: dict[int, tuple[Any, int]] = {}
         self.inside: set[int] = set()
-        self.kept: list[Any] = []  # so that no number of an object is given twice
+        self.kept: list[Any] = []  # keeps objects alive, so that ids stay unique
 
     def visit(self, value: Any) -> tuple[Any, int]:
-        """The value in its final form, and how many values it has if written out."""
+        """The converted value, and the number of values in it, counted once per reference."""
         if isinstance(value, _LEAVES):
             return value, 1
         if isinstance(value, (Name, Odd, Stored)):
@@ -58,7 +58,7 @@ class _Walk:
         if known is not None:
             return known
         if id(value) in self.inside:
-            raise Refusal(f"{self._where()} holds itself")
+            raise Refusal(f"{self._where()} contains itself")
         if len(self.path) >= NESTING:
             raise Refusal(f"its containers are nested more than {NESTING} deep")
         self.inside.add(id(value))
@@ -66,7 +66,7 @@ class _Walk:
         result = self._container(value)
         self.inside.discard(id(value))
         if result[1] > ITEMS:
-            raise Refusal(f"{self._where()} would have more than {ITEMS:,} values if written out")
+            raise Refusal(f"{self._where()} has more than {ITEMS:,} values")
         self.done[id(value)] = result
         return result
 
@@ -79,7 +79,7 @@ class _Walk:
             return Stub(value.name) if isinstance(value, Name) else value
         if isinstance(value, Odd):
             raise Refusal(f"{self._where()} is a tensor that is {value.kind}")
-        raise Refusal(f"{self._where()} is the name {shown(value.name)}")
+        raise Refusal(f"{self._where()} is a reference to {shown(value.name)}")
 
     def _container(self, value: Any) -> tuple[Any, int]:
         if isinstance(value, Foreign):

@@ -61,7 +61,7 @@ def test_former_names_in_a_recipe_and_on_the_command_line(
     with pytest.warns(FutureWarning) as warned:
         assert main(["fit", "-c", str(tmp_path / "earlier.yaml"), *options]) == 0
     texts = [str(warning.message) for warning in warned]
-    assert any("train_proposals is now called rpn_post_nms_top_n_train" in t for t in texts)
+    assert any("train_proposals was renamed to rpn_post_nms_top_n_train" in t for t in texts)
     printed = yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]["network"]["init_args"]
     kept = {name: printed[name] for name in MaskRCNN.former_arguments.values()}
     assert kept == {name: arguments[name] for name in kept} | {"box_batch_size_per_image": 7}

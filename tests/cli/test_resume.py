@@ -90,7 +90,7 @@ def test_a_run_that_crashed_in_an_epoch_repeats_that_epoch(
     assert last(tmp_path / "tiny" / "version_0")["global_step"] == 6
     assert fit(config, tmp_path, *length, "--ckpt_path", "last") == 0
     continued = tmp_path / "tiny" / "version_1"
-    assert "continues" in (continued / "env.txt").read_text()
+    assert "resumed" in (continued / "env.txt").read_text()
     assert_same_end(continued, straight)
     if length == EPOCHS:  # with max_steps, Lightning logs one step later after resuming
         assert rows(continued, 6) == rows(straight, 6)

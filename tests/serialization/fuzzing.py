@@ -1,17 +1,17 @@
-"""Damages files at random and reads them, in a process of its own that is watched and limited.
+"""Mutate files at random and read them in a monitored child process with limits.
 
     python -m tests.serialization.fuzzing --mutations 2000 --seed 0
 
-Every reading must succeed or raise a `UserError` of one line, within 20 seconds and 2 GB, without a
-crash and without anything that a file could have made run: no process, no connection, no import, no
-compiled code, no unpickling by Python, no file opened for writing.
+Every file must be read or raise a one-line `UserError` within 20 seconds and 2 GB, without a crash
+and without side effects that a file could cause: processes, connections, imports, compiled code,
+Python's unpickler, files opened for writing.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import encodings.cp437  # noqa: F401  zipfile needs it for names of members
+import encodings.cp437  # noqa: F401  used by zipfile for names of members
 import io
 import json
 import os
@@ -68,7 +68,7 @@ FORBIDDEN = (
     "tempfile.",
     "import",
 )
-"""Audit events of Python that reading must not cause."""
+"""Python audit events that readers must not cause."""
 
 
 @dataclass
@@ -76,9 +76,9 @@ class Container:
     """A kind of file.
 
     Attributes:
-        file: The file that is damaged.
-        read: Reads the model, or whatever the file is a part of.
-        inner: Member of an archive that is damaged as well, as a pickle of its own.
+        file: The file to mutate.
+        read: Reads the model or checkpoint that the file is a part of.
+        inner: Pickle in an archive that is mutated separately.
     """
 
     file: Path
@@ -88,7 +88,7 @@ class Container:
 
 @dataclass
 class Result:
-    """What came of the readings of one kind of file."""
+    """Results for one kind of file."""
 
     read: int = 0
     refused: int = 0
@@ -97,7 +97,7 @@ class Result:
 
 
 def checkpoint(network: torch.nn.Module) -> dict[str, Any]:
-    """Content of a training checkpoint, as a run writes it."""
+    """Content of a training checkpoint."""
     counts = {"total": {"ready": 6, "completed": 6}, "current": {"ready": 3, "completed": 3}}
     loops = ("fit_loop", "validate_loop", "test_loop", "predict_loop")
     weights = {f"network.{name}": value for name, value in network.state_dict().items()}
@@ -125,7 +125,7 @@ def checkpoint(network: torch.nn.Module) -> dict[str, Any]:
 
 
 def containers(folder: Path) -> dict[str, Container]:
-    """Write one file of each kind, and say how it is read."""
+    """Write one file of each kind."""
     network = build_network(SPEC, len(CLASSES))
     weights = to_official(network)
     content = checkpoint(network)
@@ -175,11 +175,11 @@ def containers(folder: Path) -> dict[str, Container]:
 
 
 def write_sharded(folder: Path, content: dict[str, Any]) -> None:
-    """Write a checkpoint folder as the strategy ``fsdp2`` does, from one process."""
+    """Write a checkpoint folder like the strategy ``fsdp2``, with one rank."""
     from torch.distributed.checkpoint.state_dict_saver import save
 
     weights, state = content["state_dict"], content["optimizer_states"][0]
-    names = list(weights)  # PyTorch splits the state of an optimizer by names
+    names = list(weights)  # PyTorch saves sharded optimizer states by name
     groups = [g | {"params": [names[n] for n in g["params"]]} for g in state["param_groups"]]
     moments = {names[number]: values for number, values in state["state"].items()}
     parts = {"state_dict": weights, "optimizer_0": {"state": moments, "param_groups": groups}}
@@ -188,7 +188,7 @@ def write_sharded(folder: Path, content: dict[str, Any]) -> None:
     torch.save(rest | {"group_sizes": [[len(state["state"])]]}, folder / "meta.pt")
 
 
-# --------------------------------------------------------------------- damages
+# ------------------------------------------------------------------- mutations
 
 NUMBERS = (b"\x00", b"\xff", b"\x7f", b"\xff\xff\xff\xff", b"\xff\xff\xff\x7f", b"\x00" * 8)
 CODES = b"}]()NKMJGXUTtdluseabqrhjQRc0123.\x80\x81\x85\x86\x87\x88\x89\x8a\x8b\x8c\x90\x93\x94\x95"
@@ -199,7 +199,7 @@ TOKENS = (
 
 
 def damaged(data: bytes, chance: random.Random) -> bytes:
-    """One to four random changes."""
+    """Apply one to four random mutations."""
     for _ in range(chance.choice((1, 1, 1, 2, 4))):
         if data:
             data = changed(data, chance)
@@ -207,7 +207,7 @@ def damaged(data: bytes, chance: random.Random) -> bytes:
 
 
 def changed(data: bytes, chance: random.Random) -> bytes:
-    """One random change: other bits, bytes moved, lost, doubled or put in, a cut."""
+    """Apply a random mutation: flip bits; move, delete, duplicate or insert bytes; truncate."""
     at, other = chance.randrange(len(data)), chance.randrange(len(data))
     piece = data[at : at + chance.choice((1, 1, 2, 4, 8, 64, 1000))]
     before, after, rest = data[:at], data[at + 1 :], data[at + len(piece) :]
@@ -236,7 +236,7 @@ def changed(data: bytes, chance: random.Random) -> bytes:
 
 
 def damaged_value(data: bytes, chance: random.Random) -> bytes:
-    """A json file in which one value is another one."""
+    """JSON file with one value replaced."""
     text = data.decode()
     starts = [i for i, c in enumerate(text) if c in ":[,"]
     at = chance.choice(starts) + 1
@@ -245,7 +245,7 @@ def damaged_value(data: bytes, chance: random.Random) -> bytes:
 
 
 def damaged_member(data: bytes, name: str, chance: random.Random) -> bytes:
-    """An archive in which one member is damaged and everything around it is whole."""
+    """Archive with one mutated member."""
     out = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(out, "w") as new:
         for info in old.infolist():
@@ -257,7 +257,7 @@ def damaged_member(data: bytes, name: str, chance: random.Random) -> bytes:
 
 
 def mutate(container: Container, whole: bytes, chance: random.Random) -> bytes:
-    """Damage a file of some kind."""
+    """Mutate a file."""
     if container.inner is not None and chance.random() < 0.6:
         return damaged_member(whole, container.inner, chance)
     if container.file.suffix == ".json" and chance.random() < 0.6:
@@ -269,11 +269,11 @@ def mutate(container: Container, whole: bytes, chance: random.Random) -> bytes:
     return damaged(whole, chance)
 
 
-# --------------------------------------------------------------------- watching
+# ------------------------------------------------------------------ monitoring
 
 
-class Watch:
-    """Notes audit events that reading must not cause."""
+class AuditLog:
+    """Records audit events that readers must not cause."""
 
     def __init__(self) -> None:
         self.on = False
@@ -295,7 +295,7 @@ class Watch:
 
 
 def run(container: Container, mutations: int, seed: int) -> Result:
-    """Damage one file many times and read it each time, in a child process."""
+    """Mutate one file many times and read it each time, in a child process."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -328,7 +328,7 @@ def _child(container: Container, mutations: int, seed: int, report: Any) -> None
     torch.set_num_threads(1)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     whole = container.file.read_bytes()
-    container.read()  # everything that is needed is imported
+    container.read()  # everything needed is imported now
     for message in (b"", b"PK", b"{", b"\x80\x02}"):
         container.file.write_bytes(message)
         with contextlib.suppress(UserError):
@@ -336,7 +336,7 @@ def _child(container: Container, mutations: int, seed: int, report: Any) -> None
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = pages * resource.getpagesize() + BYTES
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    watch = Watch()
+    watch = AuditLog()
     for number in range(mutations):
         chance = random.Random(f"{seed} {container.file.name} {number}")
         container.file.unlink()
@@ -373,7 +373,7 @@ def _read(container: Container) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Damage every kind of file and print a table."""
+    """Mutate every kind of file and print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--mutations", type=int, default=2000, help="of each kind of file")
     parser.add_argument("--seed", type=int, default=0)

@@ -1,4 +1,4 @@
-"""Checkpoints with entries of the wrong kind, and settings that name what is not ours."""
+"""Checkpoints with invalid entries, and settings with classes of other packages."""
 
 import copy
 from pathlib import Path
@@ -24,7 +24,7 @@ def whole():
 
 @pytest.fixture
 def read(whole, tmp_path):
-    """Read a checkpoint after a change to its content."""
+    """Write a checkpoint with changed content and read it."""
 
     def change(edit):
         content = copy.deepcopy(whole)
@@ -37,14 +37,14 @@ def read(whole, tmp_path):
     return change
 
 
-def test_a_checkpoint_comes_back(read, whole):
+def test_a_valid_checkpoint_is_read(read, whole):
     content = read(lambda content: None)
     assert content.keys() == whole.keys()
     assert torch.equal(content["state_dict"][NAME], whole["state_dict"][NAME])
 
 
 def put(*path, value):
-    """Change that puts a value where the keys lead."""
+    """Function that sets a value at the given keys."""
 
     def edit(content):
         for key in path[:-1]:
@@ -122,7 +122,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("kind", WRONG)
-def test_entries_of_the_wrong_kind(kind, read):
+def test_invalid_entries(kind, read):
     with pytest.raises(UserError, match=r"last\.ckpt") as caught:
         read(WRONG[kind])
     assert "\n" not in str(caught.value)
@@ -152,7 +152,7 @@ LATER = {
 
 
 @pytest.mark.parametrize("kind", LATER)
-def test_entries_that_do_not_fit_the_run(kind, trained, tmp_path, capsys):
+def test_entries_that_do_not_match_the_run(kind, trained, tmp_path, capsys):
     saved = trained / "runs" / "tiny" / "version_0" / "checkpoints" / "last.ckpt"
     content = torch.load(saved, weights_only=True)
     LATER[kind](content)
@@ -169,7 +169,7 @@ def test_entries_that_do_not_fit_the_run(kind, trained, tmp_path, capsys):
 
 
 def command(mark: Path, class_path: str = "torch.fx.symbolic_trace"):
-    """Description of a network that is a call of the shell."""
+    """Network description that would run a shell command."""
     shell = {"cmd": f"touch {mark}", "encoding": None, "errors": None}
     return {
         "class_path": class_path,
@@ -193,7 +193,7 @@ FOREIGN = (
 
 
 @pytest.mark.parametrize("name", FOREIGN)
-def test_settings_name_networks_of_this_project_only(name, whole, tmp_path, capsys):
+def test_settings_can_only_use_networks_of_this_project(name, whole, tmp_path, capsys):
     mark = tmp_path / "mark"
     content = copy.deepcopy(whole)
     content["hyper_parameters"]["network"] = command(mark, name)
@@ -222,11 +222,11 @@ def test_settings_name_networks_of_this_project_only(name, whole, tmp_path, caps
         {"nothing": 1},
     ],
 )
-def test_a_task_is_made_of_known_parts_only(settings, whole, tmp_path):
+def test_a_task_is_built_from_known_classes_only(settings, whole, tmp_path):
     content = copy.deepcopy(whole)
     content["hyper_parameters"] |= settings
     torch.save(content, tmp_path / "last.ckpt")
-    if settings.get("_instantiator") == "os.system":  # never used
+    if settings.get("_instantiator") == "os.system":  # not used
         ClassificationTask.load_from_checkpoint(tmp_path / "last.ckpt")
         return
     with pytest.raises(UserError):
@@ -257,7 +257,7 @@ def test_arguments_have_limits(argument, value):
         build_network(spec, 3)
 
 
-# Weights of odd kinds
+# Unsupported kinds of weights
 
 ODD = {
     "meta": lambda t: torch.empty_like(t, device="meta"),
@@ -284,7 +284,7 @@ ODD = {
 @pytest.mark.parametrize("kind", ODD)
 @pytest.mark.parametrize("name", ["patch_embed.conv1.weight", "head.bias"])
 @pytest.mark.filterwarnings("ignore")
-def test_weights_of_odd_kinds_are_named(kind, name, tmp_path):
+def test_error_names_unsupported_weights(kind, name, tmp_path):
     network = build_network(SPEC, len(CLASSES))
     weights = to_official(network)
     if weights[name].dim() == 1 and kind in ("sparse rows", "another shape"):

@@ -1,4 +1,4 @@
-"""Checkpoint folders: nothing in them runs, nothing outside of them is opened."""
+"""Checkpoint folders: nothing in them is executed, and no file outside is opened."""
 
 import os
 import pickle
@@ -17,7 +17,7 @@ from tests.serialization.fuzzing import CLASSES, SPEC, checkpoint, write_sharded
 
 
 class Runs:
-    """Pickled as a call that leaves a trace."""
+    """Pickled as a function call with a side effect."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -40,7 +40,7 @@ def folder(tmp_path, network):
 
 @pytest.fixture
 def metadata(folder):
-    """The description of the folder, as PyTorch's classes; written back when changed."""
+    """Function that changes the metadata of a folder."""
 
     def change(edit):
         path = folder / ".metadata"
@@ -52,7 +52,7 @@ def metadata(folder):
     return change
 
 
-def test_a_folder_gives_what_was_saved(folder, network):
+def test_a_folder_is_read(folder, network):
     content = consolidate(folder)
     for name, value in network.state_dict().items():
         assert torch.equal(content["state_dict"][f"network.{name}"], value)
@@ -61,7 +61,7 @@ def test_a_folder_gives_what_was_saved(folder, network):
     assert len(state["state"]) == len(list(network.parameters()))
 
 
-def test_pieces_go_where_pytorch_wants_them(folder, network):
+def test_shards_are_loaded_by_pytorch(folder, network):
     from torch.distributed.checkpoint.state_dict_loader import load
 
     wanted = {f"network.{n}": torch.zeros_like(v) for n, v in network.state_dict().items()}
@@ -72,7 +72,7 @@ def test_pieces_go_where_pytorch_wants_them(folder, network):
 
 @pytest.mark.parametrize("file", [".metadata", "meta.pt", "__0_0.distcp"])
 @pytest.mark.parametrize("command", ["consolidate", "official"])
-def test_nothing_in_a_folder_runs(file, command, folder, tmp_path, capsys):
+def test_nothing_in_a_folder_is_executed(file, command, folder, tmp_path, capsys):
     mark = tmp_path / "mark"
     payload = pickle.dumps(Runs(mark))
     if file == "__0_0.distcp":
@@ -87,12 +87,12 @@ def test_nothing_in_a_folder_runs(file, command, folder, tmp_path, capsys):
         printed = capsys.readouterr().err
         assert printed.startswith("error: ")
         assert printed.count("\n") == 1
-    else:  # without the optimizer the payload is never looked at
+    else:  # without the optimizer the payload is not read
         assert (file, command) == ("__0_0.distcp", "official")
 
 
 def _replace_bytes_entry(folder: Path, payload: bytes) -> None:
-    """Put a pickle in the place of the first value that is no tensor."""
+    """Replace the first value that is not a tensor by a pickle."""
     description = pickle.loads((folder / ".metadata").read_bytes())
     place = next(p for i, p in description.storage_data.items() if i.offset is None)
     with (folder / place.relative_path).open("r+b") as file:
@@ -150,27 +150,27 @@ WRONG = {
     "a file in a folder": (elsewhere("a/b.distcp"), "not in its folder"),
     "an empty name": (elsewhere(""), "not in its folder"),
     "a missing file": (elsewhere("__9_9.distcp"), "missing"),
-    "a name that is none": (elsewhere(5), "a place that is none"),
-    "a start beyond the end": (place(offset=2**40), "shorter"),
-    "a length beyond the end": (place(length=2**40), "shorter"),
-    "a negative start": (place(offset=-8), "a place that is none"),
+    "a name that is none": (elsewhere(5), "an invalid location"),
+    "a start beyond the end": (place(offset=2**40), "truncated"),
+    "a length beyond the end": (place(length=2**40), "truncated"),
+    "a negative start": (place(offset=-8), "an invalid location"),
     "compression": (place(transform_descriptors=["zstd"]), "compressed"),
-    "2 to the power of 50 values": (entry(size=torch.Size([2**50])), "has a shape that is none"),
+    "2 to the power of 50 values": (entry(size=torch.Size([2**50])), "has an invalid shape"),
     "more values than pieces": (entry(size=torch.Size([10**6])), "dimensions|cover"),
     "no pieces": (entry(chunks=[]), "cover"),
     "an offset that is none": (chunk(offsets=torch.Size([3, 3, 3])), "dimensions"),
-    "a list index of a billion": (path_of(("optimizer_0", "state", 10**9)), "no place"),
-    "a path to nowhere": (path_of(()), "no place"),
-    "a number first": (path_of((0, "x")), "no place"),
-    "another's path": (path_of(("state_dict", "network.head.bias")), "same place"),
+    "a list index of a billion": (path_of(("optimizer_0", "state", 10**9)), "invalid path"),
+    "a path to nowhere": (path_of(()), "invalid path"),
+    "a number first": (path_of((0, "x")), "invalid path"),
+    "another's path": (path_of(("state_dict", "network.head.bias")), "same path"),
     "no list of tensors": (lambda d: vars(d).update(state_dict_metadata=None), "list of tensors"),
     "a list of places": (lambda d: vars(d).update(storage_data=[]), "list of tensors"),
-    "a text as description": (lambda d: vars(d).clear(), "without content|list of tensors"),
+    "a text as description": (lambda d: vars(d).clear(), "empty|another object|list of tensors"),
 }
 
 
 @pytest.mark.parametrize("kind", WRONG)
-def test_descriptions_that_are_wrong(kind, metadata):
+def test_invalid_metadata(kind, metadata):
     edit, match = WRONG[kind]
     path = metadata(edit)
     with pytest.raises(UserError, match=match) as caught:
@@ -178,7 +178,7 @@ def test_descriptions_that_are_wrong(kind, metadata):
     assert "\n" not in str(caught.value)
 
 
-def test_pieces_that_overlap(metadata):
+def test_overlapping_shards(metadata):
     def edit(description):
         entry = _entry(description)
         entry.chunks.append(entry.chunks[0])
@@ -188,8 +188,8 @@ def test_pieces_that_overlap(metadata):
         consolidate(metadata(edit))
 
 
-def test_entries_that_share_one_place(metadata):
-    """A small file must not be read a thousand times."""
+def test_entries_with_the_same_byte_range(metadata):
+    """Otherwise a small file could be read a thousand times."""
 
     def edit(description):
         places = description.storage_data
@@ -198,19 +198,19 @@ def test_entries_that_share_one_place(metadata):
             if index.offset is not None:
                 places[index] = largest
 
-    with pytest.raises(UserError, match=r"same part of a file|piece"):
+    with pytest.raises(UserError, match=r"same byte range|shard"):
         consolidate(metadata(edit))
 
 
-def test_a_link_out_of_the_folder(folder, tmp_path):
+def test_a_link_to_a_file_outside_the_folder(folder, tmp_path):
     (folder / "__0_0.distcp").rename(tmp_path / "outside")
     (folder / "__0_0.distcp").symlink_to(tmp_path / "outside")
-    with pytest.raises(UserError, match="leads out of its folder"):
+    with pytest.raises(UserError, match="a link to a file outside its folder"):
         consolidate(folder)
 
 
 @pytest.mark.parametrize("command", ["fit", "validate"])
-def test_no_command_runs_what_a_folder_names(command, trained, tmp_path, capsys):
+def test_no_command_executes_a_folder(command, trained, tmp_path, capsys):
     mark, folder = tmp_path / "mark", tmp_path / "bad.ckpt"
     folder.mkdir()
     (folder / ".metadata").write_bytes(pickle.dumps(Runs(mark)))
@@ -219,4 +219,4 @@ def test_no_command_runs_what_a_folder_names(command, trained, tmp_path, capsys)
     arguments += ["--trainer.default_root_dir", str(tmp_path / "runs")]
     assert main([command, *arguments]) == 2
     assert not mark.exists()
-    assert "names posix.mkdir" in capsys.readouterr().err
+    assert "refers to posix.mkdir" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Damaged files of every kind: a sentence or a network, and nothing else."""
+"""Mutated files of every kind are read or refused with a one-line error."""
 
 import os
 from pathlib import Path
@@ -29,24 +29,22 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, fuzzing.Contain
     "mutations", [100, pytest.param(2000, marks=pytest.mark.slow)], ids=["quick", "thorough"]
 )
 @pytest.mark.parametrize("kind", KINDS)
-def test_damaged_files_are_read_or_refused(
+def test_mutated_files_are_read_or_refused(
     files: dict[str, fuzzing.Container], kind: str, mutations: int
 ) -> None:
     result = fuzzing.run(files[kind], mutations, seed=1)
     assert result.failures == []
     assert result.read + result.refused == mutations
-    assert result.refused > mutations / 4  # the damages reach the reader
+    assert result.refused > mutations / 4  # the mutations reach the reader
 
 
-def test_the_watch_sees_what_a_file_could_run(
-    files: dict[str, fuzzing.Container], tmp_path: Path
-) -> None:
+def test_side_effects_are_detected(files: dict[str, fuzzing.Container], tmp_path: Path) -> None:
     mark = tmp_path / "mark"
     readings = []
 
     def read() -> None:
         readings.append(None)
-        if len(readings) > 5:  # the first ones prepare the process
+        if len(readings) > 5:  # the first ones are part of the setup
             os.system(f"touch {mark}")
 
     watched = fuzzing.Container(files["pth"].file, read)

@@ -1,4 +1,4 @@
-"""Files of ``torch.save`` give their tensors, whatever else they hold, and run nothing."""
+"""Tensors are read from files of ``torch.save`` with any other content; nothing is executed."""
 
 import argparse
 import os
@@ -18,7 +18,7 @@ WEIGHT = torch.arange(6.0).reshape(2, 3)
 
 
 class EasyDict(dict):
-    """A configuration whose entries are attributes too, as many projects have one."""
+    """A configuration dictionary with attribute access, as in many projects."""
 
     def __setattr__(self, name, value):
         self[name] = value
@@ -30,7 +30,7 @@ class SlottedDict(dict):
 
 
 class Steps(list):
-    """A list with a class of its own."""
+    """A subclass of list."""
 
 
 class Run:
@@ -66,7 +66,7 @@ FOREIGN = {
 
 @pytest.fixture(params=["zip", "legacy"])
 def save(request, tmp_path):
-    """Write a file in either format of PyTorch; the path."""
+    """Write a file in either format of PyTorch and return its path."""
 
     def write(content, **options):
         path = tmp_path / "file.pth"
@@ -78,12 +78,12 @@ def save(request, tmp_path):
 
 
 @pytest.mark.parametrize("kind", FOREIGN)
-def test_tensors_beside_a_foreign_object(kind, save):
+def test_tensors_next_to_an_object_of_another_class(kind, save):
     content = read_weights(save({"state_dict": {"w": WEIGHT}, "meta": FOREIGN[kind]}))
     assert torch.equal(content["state_dict"]["w"], WEIGHT)
 
 
-def test_foreign_containers_keep_their_entries(save):
+def test_containers_of_other_classes_keep_their_entries(save):
     content = read_weights(
         save({"model": EasyDict(w=WEIGHT), "last": deque([WEIGHT]), "steps": Steps([1, 2])})
     )
@@ -94,14 +94,14 @@ def test_foreign_containers_keep_their_entries(save):
     assert content["steps"] == [1, 2]
 
 
-def test_other_objects_become_empty_stubs(save):
+def test_other_objects_become_placeholders(save):
     run = read_weights(save({"run": Run()}))["run"]
     assert "Run, not read" in repr(run)
     assert type(run) is not Run
     assert not hasattr(run, "epoch")
 
 
-def test_shared_storage_and_half_precision_survive(save):
+def test_shared_storage_and_half_precision_are_kept(save):
     content = read_weights(save({"a": WEIGHT, "b": WEIGHT[1], "c": WEIGHT.half()}))
     assert content["a"].untyped_storage().data_ptr() == content["b"].untyped_storage().data_ptr()
     assert content["c"].dtype == torch.float16
@@ -135,7 +135,7 @@ def test_later_pickle_protocols_are_read(protocol, save):
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("protocol", [0, 1])
-def test_pickle_protocols_of_text_are_named(protocol, tmp_path):
+def test_error_names_text_pickle_protocols(protocol, tmp_path):
     path = tmp_path / "file.pth"
     torch.save({"w": WEIGHT}, path, pickle_protocol=protocol)
     with pytest.raises(UserError, match=r"file\.pth.*pickle protocol"):
@@ -143,14 +143,14 @@ def test_pickle_protocols_of_text_are_named(protocol, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated")
-def test_a_torchscript_program_is_named(tmp_path):
+def test_error_names_a_torchscript_program(tmp_path):
     torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)).save(tmp_path / "program.pth")
     with pytest.raises(UserError, match=r"program\.pth.*TorchScript"):
         read_weights(tmp_path / "program.pth")
 
 
 class Calls:
-    """Pickled as the call of a function that leaves a trace."""
+    """Pickled as a function call with a side effect."""
 
     def __init__(self, function, *arguments):
         self.call = (function, arguments)
@@ -160,14 +160,14 @@ class Calls:
 
 
 class BuildsAfter(Calls):
-    """Hands a state to the result of the call."""
+    """Pickle that sets the state of the result of the call."""
 
     def __reduce__(self):
         return (*self.call, {"__class__": 1, "__setstate__": 2})
 
 
 class FillsAfter(Calls):
-    """Hands list items and entries to the result of the call."""
+    """Pickle that adds list items and dictionary entries to the result of the call."""
 
     def __reduce__(self):
         return (*self.call, None, iter([1, 2]), iter([("a", 1)]))
@@ -175,7 +175,7 @@ class FillsAfter(Calls):
 
 @pytest.mark.parametrize("form", [Calls, BuildsAfter, FillsAfter])
 @pytest.mark.parametrize("how", ["exec", "eval", "system", "mkdir", "getattr"])
-def test_nothing_in_a_file_runs(how, form, save, tmp_path):
+def test_nothing_in_a_file_is_executed(how, form, save, tmp_path):
     marker = tmp_path / "executed"
     payload = {
         "exec": form(exec, f"open({str(marker)!r}, 'w').close()"),
@@ -185,14 +185,14 @@ def test_nothing_in_a_file_runs(how, form, save, tmp_path):
         "getattr": form(getattr, Path(marker), "touch"),
     }[how]
     path = save({"state_dict": {"w": WEIGHT}, "payload": payload})
-    with suppress(UserError):  # some are refused, the others become stubs
+    with suppress(UserError):  # some are refused, the others become placeholders
         read_weights(path)
     assert not marker.exists()
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("protocol", [0, 1, 3, 4, 5])
-def test_nothing_runs_with_any_pickle_protocol(protocol, save, tmp_path):
+def test_nothing_is_executed_with_any_pickle_protocol(protocol, save, tmp_path):
     marker = tmp_path / "executed"
     payload = Calls(exec, f"open({str(marker)!r}, 'w').close()")
     path = save({"w": WEIGHT, "payload": payload}, pickle_protocol=protocol)
@@ -201,11 +201,11 @@ def test_nothing_runs_with_any_pickle_protocol(protocol, save, tmp_path):
     assert not marker.exists()
 
 
-def test_a_payload_before_the_content_of_an_old_file_does_not_run(tmp_path):
+def test_a_payload_before_the_content_of_a_legacy_file_is_not_executed(tmp_path):
     marker = tmp_path / "executed"
     with (tmp_path / "plain.pth").open("wb") as file:
         for _ in range(4):
             pickle.dump(Calls(os.mkdir, str(marker)), file, protocol=2)
-    with pytest.raises(UserError, match=r"not start like a file of torch\.save"):
+    with pytest.raises(UserError, match=r"not a file of torch\.save"):
         read_weights(tmp_path / "plain.pth")
     assert not marker.exists()

@@ -1,4 +1,4 @@
-"""Files of strangers have one door: ``src.serialization``. Nothing else unpickles or imports."""
+"""Only ``src.serialization`` reads untrusted files; other code does not unpickle or import."""
 
 import ast
 from pathlib import Path
@@ -39,27 +39,27 @@ FORBIDDEN = {
     "torch.export.load",
     "onnx.load",
 }
-"""Names that read what a file says to run, or make what a file names."""
+"""Functions that can run code from a file, or import what a file names."""
 
 ALLOWED = {
-    # The one door.
+    # The package for untrusted files.
     "serialization/safetensors_files.py": {"safetensors.torch.load_file"},
     "serialization/parallel.py": {"torch.distributed.checkpoint.filesystem.FileSystemReader"},
-    # Names that stand in the program, not in a file.
+    # Names in the program, not in a file.
     "cli/__init__.py": {"importlib.import_module"},
     "data/__init__.py": {"importlib.import_module"},
     "ops/_deformops.py": {"importlib.import_module"},
-    # Names in the user's own configuration, which is a program (SECURITY.md).
+    # Names in the user's configuration, which may run code (SECURITY.md).
     "cli/parser_errors.py": {"importlib.import_module"},
     "cli/commands/plan.py": {"lightning.pytorch.cli.instantiate_module"},
-    # Files that the same command has just written.
+    # Files written by the same command.
     "export/compare.py": {"torch.export.load"},
     "export/files.py": {"onnx.load", "torch.export.load"},
 }
 
 
 def used_names(path: Path) -> set[str]:
-    """Dotted names that a file imports or uses."""
+    """Dotted names imported or used by a file."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -76,20 +76,20 @@ def used_names(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_nothing_else_opens_what_a_file_may_run(path: Path) -> None:
+def test_other_code_does_not_read_untrusted_files(path: Path) -> None:
     place = str(path.relative_to(ROOT / "src"))
     assert used_names(path) & FORBIDDEN <= ALLOWED.get(place, set())
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_nothing_is_unpickled_or_mapped_by_an_option(path: Path) -> None:
+def test_no_unsafe_options_are_used(path: Path) -> None:
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.keyword) and isinstance(node.value, ast.Constant):
             given = (node.arg, node.value.value)
             assert given not in {("allow_pickle", True), ("mmap", True), ("weights_only", False)}
 
 
-def test_exceptions_name_files_that_need_them() -> None:
+def test_exceptions_are_needed() -> None:
     for place, names in ALLOWED.items():
         used = used_names(ROOT / "src" / place)
-        assert names & used, f"{place} needs no exception any more"
+        assert names & used, f"{place} does not need an exception"
