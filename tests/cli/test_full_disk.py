@@ -21,7 +21,8 @@ CHECKPOINTS = "runs/tiny/version_0/checkpoints"
 @pytest.fixture
 def folder(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Working directory with the recipe ``tiny.yaml`` and a completed run."""
-    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    others = shutil.ignore_patterns("version_[1-9]*", "validate_*", "test_*", "predict_*", "bare*")
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True, ignore=others)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
