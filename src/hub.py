@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from src import files
 from src.errors import UserError
 from src.models.building import build_network, build_within
-from src.models.weights import files as checkpoints
 from src.models.weights import load_official, to_official
+from src.models.weights.files import HUB_FILES, is_hub_reachable
 from src.serialization import NAME_LENGTH, read_json, shown
 
 if TYPE_CHECKING:
@@ -92,13 +92,13 @@ class Pretrained:
         if folder.is_dir():
             return _read(folder)
         name = folder.name.removesuffix(".pth")
-        if name in checkpoints.HUB_FILES and (folder.is_file() or folder.name == str(source)):
+        if name in HUB_FILES and (folder.is_file() or folder.name == str(source)):
             return _published(name, folder if folder.is_file() else None)
         if str(source).count("/") == 1 and not folder.exists():
             return _read(_download(str(source)))
         raise UserError(
             f"There is no model '{source}'. Give a folder with {CONFIG_FILE}, a hub repository "
-            f"(user/name), or one of {', '.join(checkpoints.HUB_FILES)}."
+            f"(user/name), or one of {', '.join(HUB_FILES)}."
         )
 
     def save_pretrained(self, folder: str | Path) -> Path:
@@ -269,7 +269,7 @@ def _download(repository: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        offline = not checkpoints.is_hub_reachable()
+        offline = not is_hub_reachable()
         files = [CONFIG_FILE, WEIGHT_FILE]
         return Path(snapshot_download(repository, allow_patterns=files, local_files_only=offline))
     except Exception as error:  # the hub client raises several unrelated classes

@@ -2,14 +2,14 @@
 
 from src.callbacks.checkpoint import AtomicCheckpointIO, Checkpoint
 from src.callbacks.class_table import ClassTable
-from src.callbacks.detections import DetectionWriter
+from src.callbacks.classification_writer import ClassPredictionWriter
+from src.callbacks.detection_writer import DetectionWriter
 from src.callbacks.ema import EMA
 from src.callbacks.epoch_seed import EpochSeed
 from src.callbacks.graceful_stop import GracefulStop
-from src.callbacks.label_maps import LabelMapWriter
 from src.callbacks.monitors import MonitorCheck
-from src.callbacks.predictions import ClassPredictionWriter
 from src.callbacks.run_folder import RunFolder
+from src.callbacks.segmentation_writer import LabelMapWriter
 from src.callbacks.step_boundary import StepBoundary
 from src.callbacks.summary import NetworkSummary
 from src.callbacks.terminate_on_nan import TerminateOnNaN

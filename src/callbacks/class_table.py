@@ -7,7 +7,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from src import files
-from src.callbacks.predictions import class_names
+from src.callbacks.classification_writer import class_names
 from src.callbacks.run_folder import run_folder
 from src.metrics.segmentation import class_table
 

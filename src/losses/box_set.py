@@ -47,7 +47,7 @@ def pixel_boxes(boxes: Tensor, size: Size) -> Tensor:
 
 
 @torch.no_grad()
-def match(
+def hungarian_match(
     logits: Tensor, boxes: Tensor, targets: Sequence[DetectionTarget], sizes: Sequence[Size]
 ) -> Pairs:
     """Match ground-truth boxes with queries at the lowest total cost.

@@ -169,7 +169,7 @@ class MaskSetLoss(nn.Module):
             Scalars ``loss_class``, ``loss_mask``, ``loss_dice``.
         """
         pairs = [
-            self.match(classes, masks, target)
+            self.hungarian_match(classes, masks, target)
             for classes, masks, target in zip(class_logits, mask_logits, targets, strict=True)
         ]
         labels = query_classes(class_logits, targets, pairs)
@@ -196,7 +196,7 @@ class MaskSetLoss(nn.Module):
         return losses
 
     @torch.no_grad()
-    def match(
+    def hungarian_match(
         self, class_logits: Tensor, mask_logits: Tensor, target: MaskTargets
     ) -> tuple[Tensor, Tensor]:
         """Match the classes of an image with queries at the lowest total cost.

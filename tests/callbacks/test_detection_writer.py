@@ -3,7 +3,7 @@
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from src.callbacks.detections import draw_results
+from src.callbacks.detection_writer import draw_results
 
 
 def test_16_bit_images_are_drawn_upright_with_correct_brightness(deep_image):

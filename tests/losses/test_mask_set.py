@@ -73,7 +73,7 @@ def test_matching_finds_the_query_of_each_class():
     label = halves()
     classes, masks = perfect(label)
     target = mask_targets(label)
-    pair = MaskSetLoss(num_points=100).match(classes[0], masks[0], target)
+    pair = MaskSetLoss(num_points=100).hungarian_match(classes[0], masks[0], target)
     wanted = query_classes(classes, [target], [pair])
     assert wanted.tolist() == [[3, 3, 3, 2, 0]]
 
@@ -123,7 +123,7 @@ def test_more_classes_than_queries():
     outputs = {"class_logits": [torch.randn(1, 5, 65)], "mask_logits": [torch.randn(1, 5, 4, 4)]}
     target = mask_targets(label[0])
     loss = MaskSetLoss(num_points=20)
-    query, position = loss.match(
+    query, position = loss.hungarian_match(
         outputs["class_logits"][0][0], outputs["mask_logits"][0][0], target
     )
     assert query.tolist() == [0, 1, 2, 3, 4]

@@ -10,6 +10,7 @@ import json
 import re
 from pathlib import Path
 
+from src.data.formats.coco_entries import file_name
 from src.data.formats.splits import SPLITS, split_of
 from src.errors import UserError
 
@@ -67,11 +68,13 @@ def find_images(annotations: Path, root: Path) -> Path:
         UserError: If no folder nearby has the first image.
     """
     try:
-        first = str(json.loads(annotations.read_bytes())["images"][0]["file_name"])
+        first = file_name(json.loads(annotations.read_bytes())["images"][0])
+        if not isinstance(first, str):
+            raise TypeError("no file name")
     except (ValueError, LookupError, TypeError) as error:
         raise UserError(
             f"{annotations} is not a COCO annotation file with images: it has no list 'images' of "
-            "objects with 'file_name'."
+            "objects with 'file_name' or 'coco_url'."
         ) from error
     year_or_split = [part for part in re.split(r"[-_. ]", annotations.stem) if split_of(part)]
     names = [*year_or_split, *(["val"] if "valid" in year_or_split else [])]

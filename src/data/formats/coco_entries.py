@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -150,13 +151,15 @@ def check_images(entries: list[Any], path: Path) -> list[ImageEntry]:
 
 def check_image(entry: Any, path: Path) -> ImageEntry:
     """An entry of ``images``."""
-    needed = ("id", "file_name", "height", "width")
-    if not isinstance(entry, dict) or any(key not in entry for key in needed):
-        name = entry.get("id", entry) if isinstance(entry, dict) else entry
+    needed = ("id", "height", "width")
+    name = file_name(entry)
+    if name is None or any(key not in entry for key in needed):
+        number = entry.get("id", entry) if isinstance(entry, dict) else entry
         raise UserError(
-            f"{path}: the image {shown(name)} must have 'id', 'file_name', 'height' and 'width'."
+            f"{path}: the image {shown(number)} must have 'id', 'file_name' (or 'coco_url'), "
+            "'height' and 'width'."
         )
-    number, name = entry["id"], entry["file_name"]
+    number = entry["id"]
     if not _is_id(number):
         raise UserError(
             f"{path}: an image has the id {shown(number)}; expected an integer or text."
@@ -177,6 +180,27 @@ def check_image(entry: Any, path: Path) -> ImageEntry:
             f"{path}: the image {shown(number)} has the file name {shown(name)}, {fault}."
         )
     return ImageEntry(number, name, (int(height), int(width)))
+
+
+def file_name(entry: Any) -> Any:
+    """File name of an entry of ``images``, not checked, or ``None`` if it has none.
+
+    LVIS has no ``file_name`` but a ``coco_url``, whose last two parts are folder and file:
+    ``train2017/000000391895.jpg``.
+    """
+    if not isinstance(entry, dict):
+        return None
+    url = entry.get("coco_url")
+    if "file_name" in entry or not isinstance(url, str):
+        return entry.get("file_name")
+    return "/".join([part for part in _path_of(url).split("/") if part][-2:])
+
+
+def _path_of(url: str) -> str:
+    try:
+        return urlsplit(url).path
+    except ValueError:  # malformed, which the check of the file name reports
+        return ""
 
 
 def _fault_of_file_name(name: Any) -> str | None:

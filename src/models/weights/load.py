@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from src.distributed import load_whole
 from src.errors import UserError
-from src.models.weights import files as checkpoints
+from src.models.weights import files
 from src.models.weights.fit import match_tensors
 from src.models.weights.names import official_names
 from src.serialization import refuse_not_finite
@@ -81,7 +81,7 @@ def load_official(
 
     Args:
         module: The network, on a real device; loaded in place.
-        source: Local file or folder, hub name (see `checkpoints.resolve`), or a state dict.
+        source: Local file or folder, hub name (see `files.resolve`), or a state dict.
         prefer_ema: Take the EMA weights where the file has both kinds.
         remap_22k: Use rows of a 21841-class head for 1000 classes.
 
@@ -94,9 +94,9 @@ def load_official(
     if isinstance(source, Mapping):
         name, content = "the given state dict", dict(source)
     else:
-        path = checkpoints.resolve(source)
-        name, content = str(path), checkpoints.read(path)
-    tensors = checkpoints.tensors_of(content, name, prefer_ema)
+        path = files.resolve(source)
+        name, content = str(path), files.read(path)
+    tensors = files.tensors_of(content, name, prefer_ema)
     match = match_tensors(module, tensors, name, remap_22k=remap_22k)
     given = {k: v for k, v in match.state.items() if k not in match.fresh}
     meta = next((key for key, tensor in given.items() if tensor.is_meta), None)
@@ -112,7 +112,7 @@ def load_official(
         fresh=tuple(match.fresh),
         unused=tuple(match.unused),
         notes=tuple(match.notes),
-        class_names=checkpoints.class_names_of(content, name),
+        class_names=files.class_names_of(content, name),
     )
 
 
@@ -129,7 +129,7 @@ def convert_state_dict(state_dict: Mapping[str, Any], module: nn.Module) -> dict
     Raises:
         UserError: As in `load_official`.
     """
-    tensors = checkpoints.tensors_of(state_dict, "the checkpoint")
+    tensors = files.tensors_of(state_dict, "the checkpoint")
     match = match_tensors(module, tensors, "the checkpoint")
     for note in match.notes:
         logger.warning(note)

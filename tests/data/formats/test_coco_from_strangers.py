@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from src.cli import main
+from src.data.custom.coco_layout import find_images
 from src.data.datamodules.coco import COCODataModule
 from src.data.formats.coco_json import CocoFile, decode_mask
 from src.errors import UserError
@@ -253,6 +254,32 @@ def test_files_outside_the_folder_are_not_read(write, tmp_path):
     data = COCODataModule(root=str(tmp_path), eval_scale=(80, 60), **settings)
     with pytest.raises(UserError, match=r"image 1 .*secret\.jpg', which is outside the folder"):
         data.setup("validate")
+
+
+def test_images_of_lvis_are_named_by_their_address(write, tmp_path):
+    (tmp_path / "images").rename(tmp_path / "train2017")
+    url = "http://images.cocodataset.org/train2017/{}.jpg"
+    images = [image(number, coco_url=url.format(number)) for number in (1, 2)]
+    for entry in images:
+        del entry["file_name"]
+    annotations = write(content(annotation(), images=images), "lvis_v1_train.json")
+    data = COCODataModule(
+        str(tmp_path), val_images=".", val_annotations=annotations.name, num_workers=0
+    )
+    data.setup("validate")
+    paths = [path for batch in data.val_dataloader() for path in batch["path"]]
+    assert paths == [str(tmp_path / f"train2017/{number}.jpg") for number in (1, 2)]
+    assert find_images(annotations, tmp_path) == tmp_path
+
+
+@pytest.mark.parametrize(
+    "url", ["http://host/../../a.jpg", "http://host/..", "http://[/b/a.jpg", "", 5]
+)
+def test_an_address_without_a_file_inside_the_folder_is_refused(write, url):
+    entry = image(coco_url=url)
+    del entry["file_name"]
+    with pytest.raises(UserError, match="the image 1 "):
+        CocoFile(write(content(annotation(), images=[entry])))
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from src.errors import UserError
-from src.models.weights import files as checkpoints
+from src.models.weights import files
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def test_files_at_hand_are_used_without_a_connection(
         return f"cache/{filename}"
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
-    assert checkpoints.resolve("internimage_t_1k_224") == Path("cache/internimage_t_1k_224.pth")
+    assert files.resolve("internimage_t_1k_224") == Path("cache/internimage_t_1k_224.pth")
     assert session.asked == 1
 
 
@@ -40,7 +40,7 @@ def test_a_file_that_is_not_at_hand_is_refused(
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(UserError, match="could not be downloaded"):
-        checkpoints.resolve("internimage_t_1k_224")
+        files.resolve("internimage_t_1k_224")
     assert session.asked == 1
 
 
@@ -48,7 +48,7 @@ def test_offline_mode_asks_nobody(
     session: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert not checkpoints.is_hub_reachable()
+    assert not files.is_hub_reachable()
     assert session.asked == 0
 
 
@@ -57,5 +57,5 @@ def test_any_answer_is_a_connection(
 ) -> None:
     answers: list[Any] = []
     session.head = lambda *arguments, **keywords: answers.append(keywords["timeout"])
-    assert checkpoints.is_hub_reachable(seconds=2)
+    assert files.is_hub_reachable(seconds=2)
     assert answers == [2]

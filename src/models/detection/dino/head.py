@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from src.losses.box_set import (
     Pairs,
-    match,
+    hungarian_match,
     pixel_boxes,
     relative_boxes,
     set_losses,
@@ -224,7 +224,7 @@ class DINOHead(SetPredictionHead):
         sizes: Sequence[Size],
         number: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        pairs: Pairs = match(logits, boxes, targets, sizes)
+        pairs: Pairs = hungarian_match(logits, boxes, targets, sizes)
         return set_losses(logits, boxes, targets, sizes, pairs, number)
 
     def detect(

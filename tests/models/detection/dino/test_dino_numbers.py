@@ -15,7 +15,7 @@ import pytest
 import torch
 from torchvision.ops import generalized_box_iou
 
-from src.losses.box_set import match, pixel_boxes, relative_boxes
+from src.losses.box_set import hungarian_match, pixel_boxes, relative_boxes
 from src.models import CBDINO, DINO, CBInternImageBackbone, InternImageBackbone
 from src.models.detection.dino.denoising import Noise
 from src.models.detection.dino.padding import find_padding
@@ -267,7 +267,7 @@ def matched(monkeypatch):
     calls = []
 
     def spy(logits, boxes, targets, sizes):
-        pairs = match(logits, boxes, targets, sizes)
+        pairs = hungarian_match(logits, boxes, targets, sizes)
         calls.append((boxes.detach(), targets, sizes, pairs))
         return pairs
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from src.errors import UserError
-from src.losses.box_set import focal_loss, match, relative_boxes
+from src.losses.box_set import focal_loss, hungarian_match, relative_boxes
 from src.losses.detection import mean_over_ranks
 from src.models import CBDINO, DINO, CBInternImageBackbone, InternImageBackbone
 from src.models.detection.dino.decoder import inverse_sigmoid
@@ -83,9 +83,9 @@ def test_matching_is_the_best_for_all_objects_together():
     logits[0, 1, 0] = logits[0, 2, 1] = 3.0
     boxes = torch.tensor([[[0.5, 0.5, 0.2, 0.2], [0.2, 0.2, 0.2, 0.2], [0.8, 0.8, 0.2, 0.2]]])
     objects = target([[70, 70, 90, 90], [10, 10, 30, 30]], [1, 0])
-    (query, found), *_ = match(logits, boxes, [objects], [(100, 100)])
+    (query, found), *_ = hungarian_match(logits, boxes, [objects], [(100, 100)])
     assert dict(zip(query.tolist(), found.tolist(), strict=True)) == {1: 1, 2: 0}
-    (query, _), *_ = match(logits[:, :1], boxes[:, :1], [objects], [(100, 100)])
+    (query, _), *_ = hungarian_match(logits[:, :1], boxes[:, :1], [objects], [(100, 100)])
     assert query.tolist() == [0]  # one query cannot find two objects
 
 

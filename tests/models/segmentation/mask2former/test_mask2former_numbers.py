@@ -135,7 +135,7 @@ def test_classes_are_matched_with_the_official_queries(run, network_of, dtype):
     )
     loss, assigned = FixedPoints(num_points=112), []
     for classes, masks in predictions:
-        pairs = [loss.match(*x) for x in zip(classes, masks, targets, strict=True)]
+        pairs = [loss.hungarian_match(*x) for x in zip(classes, masks, targets, strict=True)]
         assigned.append(query_classes(classes, targets, pairs))
     assert torch.equal(torch.stack(assigned), run.arrays["assigned_labels"])
 

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from src import files
+from src.callbacks.classification_writer import class_names, max_pixels
 from src.callbacks.output_names import OutputNames, output_names
-from src.callbacks.predictions import class_names, max_pixels
 from src.callbacks.run_folder import run_folder
 from src.decoding import BrokenImageError, decode
 from src.visualization import draw_label_map

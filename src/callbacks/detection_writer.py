@@ -11,8 +11,8 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from PIL import Image
 
 from src import files
+from src.callbacks.classification_writer import class_names, max_pixels
 from src.callbacks.output_names import OutputNames, output_names
-from src.callbacks.predictions import class_names, max_pixels
 from src.callbacks.run_folder import run_folder, tell
 from src.callbacks.unreadable import gather, is_predicting, rank_file_name
 from src.decoding import MAX_PIXELS, BrokenImageError, decode
