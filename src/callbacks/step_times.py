@@ -11,9 +11,9 @@ from lightning.pytorch.profilers import Profiler
 
 
 class Waiting(Profiler):
-    """Seconds that the training loop waits for its loader.
+    """Profiler that measures how long the training loop waits for its loader, in seconds.
 
-    Lightning tells a profiler when the loop asks for a batch and when it has got one.
+    Lightning calls a profiler before and after the loop fetches a batch.
     """
 
     def __init__(self) -> None:
@@ -21,33 +21,33 @@ class Waiting(Profiler):
         self.seconds = self._start = 0.0
 
     def start(self, action_name: str) -> None:
-        """An action begins."""
+        """Start the clock if the action is fetching a batch."""
         if action_name.endswith("train_dataloader_next"):
             self._start = time.perf_counter()
 
     def stop(self, action_name: str) -> None:
-        """An action has ended."""
+        """Stop the clock if the action is fetching a batch."""
         if action_name.endswith("train_dataloader_next"):
             self.seconds += time.perf_counter() - self._start
 
 
 class StepTimes(Callback):
-    """Measure steps, then end the training.
+    """Measure training steps, then stop the training.
 
-    After ``warmup`` steps, ``steps`` run as in any training: the device works while the host goes
-    on, and the rate counts everything between the first and the last of them. The next ``steps``
-    wait for the device at their ends, for the time of each single one.
+    After ``warmup`` steps, the throughput of ``steps`` consecutive steps is measured without
+    synchronising the device in between. Then the latencies of another ``steps`` steps are measured,
+    synchronising the device before and after each of them.
 
     Args:
         warmup: Steps that are not measured.
-        steps: Steps of each kind.
+        steps: Steps of each of the two measurements.
         waiting: Profiler of the trainer.
 
     Attributes:
-        images: Images of the first kind of steps.
-        seconds: Their duration.
-        waited: Seconds thereof for which the loop waited for the loader.
-        latencies: Seconds of each step of the second kind, without loading.
+        images: Images of the steps without synchronisation.
+        seconds: Duration of these steps.
+        waited: Part of ``seconds`` spent waiting for the loader.
+        latencies: Duration of each synchronised step in seconds, without loading.
     """
 
     def __init__(self, warmup: int, steps: int, waiting: Waiting) -> None:
@@ -59,11 +59,11 @@ class StepTimes(Callback):
 
     @property
     def is_complete(self) -> bool:
-        """Whether all steps were measured."""
+        """Whether all steps have been measured."""
         return len(self.latencies) == self.steps
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Repeat a small dataset as often as it takes."""
+        """Remove the limit of epochs, so that a small dataset is repeated."""
         trainer.fit_loop.max_epochs = -1
 
     def on_train_batch_start(
@@ -84,7 +84,7 @@ class StepTimes(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Stop the clock of a step, or that of the steps in a row."""
+        """Stop the clock of a step, or that of the consecutive steps."""
         self._done += 1
         measured = self._done - self.warmup
         if 0 < measured <= self.steps:
@@ -99,7 +99,7 @@ class StepTimes(Callback):
 
 
 def now(device: torch.device) -> float:
-    """Time when the device has done what it was told."""
+    """Current time after synchronising the device."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()

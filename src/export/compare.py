@@ -65,15 +65,15 @@ def _onnx_runner(path: Path, threads: int | None) -> Runner:
 def differences(graph: Graph, run: Runner, inputs: dict[str, Tensor]) -> dict[str, float]:
     """Largest absolute difference of every output between PyTorch and a file.
 
-    For integer outputs it is the share of values that differ. If a file makes another choice (see
-    `Graph`), PyTorch is run again with the choice of the file, so that later outputs can be
-    compared; the numbers that decide a choice are those of PyTorch's own run.
+    For integer outputs it is the fraction of values that differ. If a file selects other indices
+    than PyTorch (`Graph.selections`), PyTorch is run again with the selection of the file, so that
+    later outputs can be compared; the scores are those of PyTorch's first run.
     """
     found = dict(zip(graph.outputs, run(inputs), strict=True))
     expected = _expected(graph, inputs)
-    given = {name: found[name] for name in graph.choices}
-    if not all(torch.equal(expected[name], choice) for name, choice in given.items()):
-        own = {name: expected[name] for pair in graph.choices.items() for name in pair}
+    given = {name: found[name] for name in graph.selections}
+    if not all(torch.equal(expected[name], selection) for name, selection in given.items()):
+        own = {name: expected[name] for pair in graph.selections.items() for name in pair}
         expected = _expected(graph, inputs | given) | own
     return {name: _difference(expected[name], found[name]) for name in graph.outputs}
 

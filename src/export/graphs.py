@@ -1,6 +1,7 @@
 """The files that a network is exported to.
 
-Each network describes its own, see ``src.models.graphs``; this module knows none of them.
+Each network defines its own, see ``src.models.graphs``; this module contains no network-specific
+code.
 """
 
 from __future__ import annotations

@@ -41,16 +41,16 @@ def build_network(spec: Any, num_classes: Any, source: str = "the network") -> n
 
 
 def build_within(spec: Any, num_classes: Any, available: int, source: str) -> nn.Module:
-    """Build a network whose weights are in a file, after a look at its size.
+    """Build a network, refusing one with more parameters than the weights file can hold.
 
     Args:
         spec: As for `build_network`.
         num_classes: Number of classes.
-        available: Bytes of the file; a weight takes at least one.
+        available: Size of the file in bytes; a parameter takes at least one.
         source: Where the description is from, for messages.
 
     Raises:
-        UserError: If the network has more weights than the file can hold.
+        UserError: If the network has more parameters than the file can hold.
     """
     with torch.device("meta"):
         size = sum(

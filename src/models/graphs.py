@@ -1,8 +1,8 @@
-"""What a network exports: plain modules with tensors in and tensors out.
+"""Graphs that a network exports: modules whose inputs and outputs are tensors.
 
 A network that can be exported has a method ``export_graphs()``, which returns one `Graph` for each
-file. ``src.export`` writes and compares them and knows no network. A network whose graphs take more
-than images also has ``export_inputs()``, see `Detector.export_inputs`.
+file. ``src.export`` writes and compares them and contains no network-specific code. A network whose
+graphs have other inputs than images also has ``export_inputs()``, see `Detector.export_inputs`.
 """
 
 from __future__ import annotations
@@ -27,15 +27,16 @@ class Graph:
 
     Attributes:
         name: Name of the file without its suffix.
-        module: What the file computes, in evaluation mode.
+        module: The exported module, in evaluation mode.
         inputs: Example inputs by name; their values do not matter.
         dynamic: Free axes of the inputs, as `torch.export.export` takes them.
         outputs: Names of the outputs.
-        meanings: What inputs and outputs mean, for the text beside the files.
-        shares: Integer outputs, each with what its values are, such as ``pixels``. Two runs are
-            compared by the share of values that differ, which does not fail a check.
-        choices: Outputs that choose between numbers which may be nearly equal, each with the output
-            that holds these numbers. The module accepts a choice as an argument too.
+        meanings: Descriptions of inputs and outputs, for the model card.
+        integer_outputs: Integer outputs, each with the unit of its mismatch rate, such as
+            ``pixels``: the fraction of values that differ, which does not fail a check.
+        selections: Outputs with selected indices, which may differ where scores nearly tie, each
+            with the output that contains the scores. The module also accepts a selection as an
+            argument.
     """
 
     name: str
@@ -44,8 +45,8 @@ class Graph:
     dynamic: dict[str, Any]
     outputs: tuple[str, ...]
     meanings: Mapping[str, str] = field(default_factory=dict)
-    shares: Mapping[str, str] = field(default_factory=dict)
-    choices: Mapping[str, str] = field(default_factory=dict)
+    integer_outputs: Mapping[str, str] = field(default_factory=dict)
+    selections: Mapping[str, str] = field(default_factory=dict)
 
 
 def image_graph(
@@ -55,8 +56,8 @@ def image_graph(
     sides: Mapping[int, Any],
     *,
     size: Size = (96, 128),
-    shares: Mapping[str, str] | None = None,
-    choices: Mapping[str, str] | None = None,
+    integer_outputs: Mapping[str, str] | None = None,
+    selections: Mapping[str, str] | None = None,
 ) -> Graph:
     """Graph whose only input is ``image``, ``(N, 3, H, W)``.
 
@@ -66,8 +67,8 @@ def image_graph(
         outputs: Names of the outputs in order, each with its meaning.
         sides: Free axes of the images: `free_sides` or `multiples_of_32`.
         size: Height and width of the example.
-        shares: See `Graph`.
-        choices: See `Graph`.
+        integer_outputs: See `Graph`.
+        selections: See `Graph`.
     """
     return Graph(
         name,
@@ -76,8 +77,8 @@ def image_graph(
         {"image": dict(sides)},
         tuple(outputs),
         {"image": "prepared RGB images, float32", **outputs},
-        shares or {},
-        choices or {},
+        integer_outputs or {},
+        selections or {},
     )
 
 

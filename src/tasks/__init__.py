@@ -1,4 +1,7 @@
-"""Lightning modules: one task each. They know networks and batches, never datasets."""
+"""LightningModules, one per task.
+
+Tasks depend on networks and batch types (``src.types``), not on datasets.
+"""
 
 from src.tasks.base import BaseTask
 from src.tasks.classification import ClassificationTask

@@ -207,8 +207,8 @@ def _check(
                 for output, value in differences(graph, run, graph_inputs).items():
                     key = (path.name, output)
                     worst[key] = max(worst.get(key, 0.0), value)
-                    if output in graph.shares:
-                        shares[key] = f" of the {graph.shares[output]}"
+                    if output in graph.integer_outputs:
+                        shares[key] = f" of the {graph.integer_outputs[output]}"
     print(f"Largest difference from PyTorch over {count} images:")
     for key, value in worst.items():
         print(f"  {key[0]:<18} {key[1]:<15} {value:.1e}{shares.get(key, '')}")

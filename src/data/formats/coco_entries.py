@@ -15,7 +15,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -193,14 +192,8 @@ def file_name(entry: Any) -> Any:
     url = entry.get("coco_url")
     if "file_name" in entry or not isinstance(url, str):
         return entry.get("file_name")
-    return "/".join([part for part in _path_of(url).split("/") if part][-2:])
-
-
-def _path_of(url: str) -> str:
-    try:
-        return urlsplit(url).path
-    except ValueError:  # malformed, which the check of the file name reports
-        return ""
+    _, _, _, *parts = [*url.split("/"), "", "", ""]  # without protocol and host
+    return "/".join([part for part in parts if part][-2:])
 
 
 def _fault_of_file_name(name: Any) -> str | None:

@@ -81,9 +81,10 @@ class Detector(nn.Module):
         raise TypeError(f"{type(self).__name__} must define detect()")
 
     def dense_outputs(self, image: Tensor) -> list[Tensor]:
-        """Outputs whose shapes follow from that of the images alone, for the memory planner.
+        """Outputs whose shapes depend only on the shape of the images, for the memory planner.
 
-        The planner runs a step on the meta device, where tensors have no values to choose by.
+        The planner runs a step on the meta device, where data-dependent selection (NMS, top-k) is
+        not possible.
         """
         return self.extract_features(image)
 

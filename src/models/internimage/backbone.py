@@ -179,7 +179,10 @@ class InternImageBackbone(PretrainedBackbone):
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
-        """Names that must not decay although they are matrices: none (official rule)."""
+        """Parameters excluded from weight decay in addition to 1-D parameters and biases.
+
+        None, as in the official recipe.
+        """
         return set()
 
     def adapt_checkpoint(self, prefix: str, match: Match) -> None:

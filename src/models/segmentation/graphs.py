@@ -29,5 +29,9 @@ def segmentor_graph(network: nn.Module, logits: str) -> Graph:
     """
     outputs = {"logits": logits, "label_map": "index of the best class of every pixel"}
     return image_graph(
-        "model", ExportedSegmentor(network), outputs, free_sides(), shares={"label_map": "pixels"}
+        "model",
+        ExportedSegmentor(network),
+        outputs,
+        free_sides(),
+        integer_outputs={"label_map": "pixels"},
     )

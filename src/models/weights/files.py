@@ -117,7 +117,8 @@ def read(path: Path) -> dict[str, Any]:
         The content, with all tensors in the file's own dtype.
 
     Raises:
-        UserError: If the file is damaged, incomplete or of another kind, or holds what is not read.
+        UserError: If the file is damaged, incomplete or of another format, or contains unsupported
+            data.
     """
     return read_weights(path)
 

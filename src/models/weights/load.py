@@ -30,15 +30,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, repr=False)
 class LoadReport:
-    """What `load_official` did. Prints as counts; the fields have the names.
+    """Report of `load_official`; `str` gives counts, the fields list parameter names.
 
     Attributes:
         source: File or object that the weights came from.
-        loaded: Names of the network that were taken from the file.
-        fresh: Names of the network that keep their initial values.
-        unused: Names of the file that the network does not have.
-        notes: Sentences for the user; they have been logged.
-        class_names: Names of the classes in label order, if the source says them.
+        loaded: Parameters of the network that were loaded from the file.
+        fresh: Parameters of the network that keep their initial values.
+        unused: Parameters of the file that the network does not have.
+        notes: Messages for the user, which have been logged.
+        class_names: Names of the classes in label order, if the source contains them.
     """
 
     source: str

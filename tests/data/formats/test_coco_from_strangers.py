@@ -272,9 +272,7 @@ def test_images_of_lvis_are_named_by_their_address(write, tmp_path):
     assert find_images(annotations, tmp_path) == tmp_path
 
 
-@pytest.mark.parametrize(
-    "url", ["http://host/../../a.jpg", "http://host/..", "http://[/b/a.jpg", "", 5]
-)
+@pytest.mark.parametrize("url", ["http://host/../../a.jpg", "http://host/..", "", 5])
 def test_an_address_without_a_file_inside_the_folder_is_refused(write, url):
     entry = image(coco_url=url)
     del entry["file_name"]

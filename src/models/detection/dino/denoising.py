@@ -121,11 +121,11 @@ class Denoising:
         noisy_boxes = self._move_corners(torch.cat(list(boxes)), plan.groups)
         image, slot = self._slots(plan, device)
         content = embedding.weight.new_zeros(len(targets), plan.size, embedding.embedding_dim)
-        unsigmoid = noisy_boxes.new_zeros(len(targets), plan.size, 4)
+        box_logits = noisy_boxes.new_zeros(len(targets), plan.size, 4)
         content = content.index_put((image, slot), embedding(labels))
-        unsigmoid = unsigmoid.index_put((image, slot), inverse_sigmoid(noisy_boxes))
+        box_logits = box_logits.index_put((image, slot), inverse_sigmoid(noisy_boxes))
         return DenoisingQueries(
-            content, unsigmoid, attention_mask(plan, num_matching, device)
+            content, box_logits, attention_mask(plan, num_matching, device)
         ), plan
 
     def _change_labels(self, labels: Tensor) -> Tensor:

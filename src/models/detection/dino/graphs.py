@@ -68,8 +68,8 @@ def dino_graph(network: Detector) -> Graph:
         outputs,
         free_sides(SMALLEST_SIDE),
         size=(160, 224),
-        shares={"proposals": "queries"},
+        integer_outputs={"proposals": "queries"},
         # Two pixels whose scores differ by less than rounding may change places, and with them the
         # learned content of their queries.
-        choices={"proposals": "proposal_scores"},
+        selections={"proposals": "proposal_scores"},
     )

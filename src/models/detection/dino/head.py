@@ -145,7 +145,7 @@ class DINOHead(SetPredictionHead):
         noisy, plan = None, None
         if targets is not None:
             boxes = [
-                relative_boxes(target["boxes"].to(proposals.unsigmoid), size)
+                relative_boxes(target["boxes"].to(proposals.box_logits), size)
                 for target, size in zip(targets, sizes, strict=True)
             ]
             noisy, plan = self.denoising(
@@ -176,7 +176,7 @@ class DINOHead(SetPredictionHead):
             logits.append(full_precision(self.cls_branches[i](state)))
             change = full_precision(self.reg_branches[i](state))
             boxes.append((change + inverse_sigmoid(reference)).sigmoid())
-        return Predictions(logits, boxes, proposals.logits, proposals.unsigmoid.sigmoid(), plan)
+        return Predictions(logits, boxes, proposals.logits, proposals.box_logits.sigmoid(), plan)
 
     def losses(
         self,

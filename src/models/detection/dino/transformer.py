@@ -3,7 +3,7 @@
 Source: Zhang et al., "DINO: DETR with Improved DeNoising Anchor Boxes for End-to-End Object
 Detection", ICLR 2023 (arXiv 2203.03605), section 3; details are those of the official InternImage
 configurations ``dino_4scale_*`` (mmdet 2.28). Boxes are centre and size in [0, 1] of each image
-without padding; ``unsigmoid`` ones are before the sigmoid.
+without padding; ``box_logits`` are boxes before the sigmoid.
 
 Class and box predictions come from the branches of the head (``head.py``), one for each decoder
 layer and a last one for the encoder.
@@ -32,12 +32,12 @@ class EncoderProposals:
 
     Attributes:
         logits: Class logits, ``(N, K, classes)``.
-        unsigmoid: Boxes, ``(N, K, 4)``.
+        box_logits: Boxes, ``(N, K, 4)``.
         index: Index of each pixel, ``(N, K)``.
     """
 
     logits: Tensor
-    unsigmoid: Tensor
+    box_logits: Tensor
     index: Tensor
 
 
@@ -47,13 +47,13 @@ class DenoisingQueries:
 
     Attributes:
         content: ``(N, P, C)``.
-        unsigmoid: Noisy boxes, ``(N, P, 4)``.
+        box_logits: Noisy boxes, ``(N, P, 4)``.
         attn_mask: True where the query of a row attends to that of a column,
             ``(1, P + K, P + K)``.
     """
 
     content: Tensor
-    unsigmoid: Tensor
+    box_logits: Tensor
     attn_mask: Tensor
 
 
@@ -150,14 +150,14 @@ class DINOTransformer(nn.Module):
         The initial content of the queries is learned and the same for every image; only their boxes
         come from the encoder.
         """
-        unsigmoid = proposals.unsigmoid.detach()
-        batch, count, _ = unsigmoid.shape
+        box_logits = proposals.box_logits.detach()
+        batch, count, _ = box_logits.shape
         queries = self.query_embed.weight[:count].expand(batch, -1, -1)
         if noisy is not None:
             queries = torch.cat([noisy.content, queries], dim=1)
-            unsigmoid = torch.cat([noisy.unsigmoid, unsigmoid], dim=1)
+            box_logits = torch.cat([noisy.box_logits, box_logits], dim=1)
         attn_mask = None if noisy is None else noisy.attn_mask
         states, references = self.decoder(
-            queries, unsigmoid.sigmoid(), memory, padding, attn_mask, reg_branches
+            queries, box_logits.sigmoid(), memory, padding, attn_mask, reg_branches
         )
         return states, references

@@ -1,4 +1,4 @@
-"""From scores and boxes of proposals to detections: threshold, NMS, and masks at image size."""
+"""Post-processing of proposals: score threshold, NMS, and masks pasted into the image."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def add_masks(
         pyramid: Feature maps ``p2..p6``.
         sizes: Height and width of each image without padding.
         original_sizes: Height and width of each image before it was resized.
-        threshold: Pixels from this probability on belong to the mask.
+        threshold: Minimum probability of the pixels of a mask.
 
     Returns:
         Detections of each image.
@@ -94,15 +94,15 @@ def add_masks(
 def paste_masks(probabilities: Tensor, boxes: Tensor, size: Size, threshold: float) -> Tensor:
     """Paste masks into images of one size.
 
-    Every pixel centre is looked up in the mask bilinearly, zero outside; a box need not begin or
-    end at whole pixels. The values are those of the official full-image sampling, computed only
+    Masks are sampled bilinearly at pixel centres with zero padding; box coordinates may be
+    fractional. The values are those of the official full-image sampling, computed only
     around the box.
 
     Args:
         probabilities: Masks ``(N, h, w)`` with values in [0, 1].
         boxes: ``x1, y1, x2, y2`` in pixels of the image, ``(N, 4)``.
         size: Height and width of the image.
-        threshold: Pixels from this probability on belong to the mask.
+        threshold: Minimum probability of the pixels of a mask.
 
     Returns:
         Bool ``(N, height, width)``.

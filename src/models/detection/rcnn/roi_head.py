@@ -220,7 +220,8 @@ class RoIHead(nn.Module):
         """Outputs of all heads on the largest number of regions; see `Detector.dense_outputs`.
 
         Args:
-            level: Feature map that the features of regions lead back to, ``(N, C, H, W)``.
+            level: Feature map that the placeholder RoI features are connected to in the autograd
+                graph, ``(N, C, H, W)``.
             batch_size: Images.
         """
         sampler = self.regions[0].sampler
@@ -302,7 +303,10 @@ def mask_head_loss(
 
 
 def _region_features(level: Tensor, number: int, side: int) -> Tensor:
-    """Features of regions, ``(number, C, side, side)``, that lead back to a feature map."""
+    """Placeholder RoI features, ``(number, C, side, side)``, for memory planning.
+
+    They are connected to the feature map ``level`` in the autograd graph.
+    """
     return level.new_zeros(number, level.shape[1], side, side) + level.mean()
 
 

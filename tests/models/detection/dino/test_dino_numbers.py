@@ -271,7 +271,7 @@ def matched(monkeypatch):
         calls.append((boxes.detach(), targets, sizes, pairs))
         return pairs
 
-    monkeypatch.setattr("src.models.detection.dino.head.match", spy)
+    monkeypatch.setattr("src.models.detection.dino.head.hungarian_match", spy)
     return calls
 
 

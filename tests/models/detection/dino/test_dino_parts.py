@@ -151,7 +151,7 @@ def test_denoising_queries_stay_among_themselves():
     assert plan.positive(1, torch.device("cpu"))[0].tolist() == [0, 4]
     assert not queries.content[1, 1].any()  # the second image has one object
     assert queries.content[1, 2].any()
-    shift = (queries.unsigmoid.sigmoid()[0, :2, :2] - boxes[0][:, :2]).abs()
+    shift = (queries.box_logits.sigmoid()[0, :2, :2] - boxes[0][:, :2]).abs()
     assert (shift <= boxes[0][:, 2:] / 2 + 1e-3).all()
 
 
