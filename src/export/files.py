@@ -114,7 +114,7 @@ WRITERS = {"onnx": write_onnx, "pt2": write_program, "aoti": write_compiled}
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Hide progress lines and warnings of the exporters, which raise their errors."""
+    """Suppress progress output and warnings of the exporters; errors are still raised."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -65,7 +65,7 @@ class EvaluationHooks(BuildingHooks):
         return self._with_raw(self.loss_names())
 
     def validation_names(self) -> set[str]:
-        """Names that a validation logs, as far as they are known before one."""
+        """Names of all losses and metrics that a validation logs and that are known in advance."""
         return self._with_raw(self.loss_names() | self.score_names())
 
     def _with_raw(self, names: set[str]) -> set[str]:

@@ -1,8 +1,8 @@
 """``python -m src benchmark``: speed, latency and memory of a recipe on the device at hand.
 
-Training runs as ``fit`` does, with the recipe's data, augmentation, precision, strategy and EMA,
-but keeps nothing. Inference is what ``predict`` does with the images of the validation split, from
-the transfer to the device to the final scores, boxes or label maps.
+Training runs as in ``fit``, with the recipe's data, augmentation, precision, strategy and EMA, but
+writes nothing. Inference runs as in ``predict`` on the images of the validation split, from the
+transfer to the device to the final scores, boxes or label maps.
 """
 
 from __future__ import annotations
@@ -35,23 +35,24 @@ _QUIET = (
     "--trainer.num_sanity_val_steps=0",
     "--trainer.limit_val_batches=0",
 )
-# What writes, watches or ends a run; the rest, such as EMA, is part of a step.
+# Callbacks that write, monitor or stop a run; others, such as EMA, are part of a step.
 _LEFT_OUT = (ModelCheckpoint, EarlyStopping, LearningRateMonitor, MonitorCheck, RunFolder)
 _MUCH_WAITING = 0.05
 
 
 @dataclass(frozen=True)
 class Speed:
-    """What was measured of training or of inference.
+    """Measurements of training or of inference.
 
     Attributes:
-        batch: Images of a step, the last one of an epoch aside.
-        images_per_second: Over steps in a row, the device working while the host goes on.
-        p50_ms: Median time of a single step, without loading.
-        p95_ms: 95th percentile of it.
-        waiting: Share of the time for which the loop waited for the loader.
-        peak_bytes: Most memory in use: what PyTorch has allocated on a GPU, else the resident set
-            of the process so far.
+        batch: Images of a step, except for the last one of an epoch.
+        images_per_second: Throughput over consecutive steps, without synchronising the device in
+            between.
+        p50_ms: Median latency of a step, without loading.
+        p95_ms: 95th percentile of the latency.
+        waiting: Fraction of the time spent waiting for the loader.
+        peak_bytes: Peak memory: allocated by PyTorch on a GPU, else the resident set of the process
+            so far.
     """
 
     batch: int
@@ -145,7 +146,7 @@ def measure_inference(cli: TrainingCLI, warmup: int, steps: int, one_batch: bool
     Args:
         cli: Task, data module and trainer, which have trained.
         warmup: Batches before the measurement.
-        steps: Batches in a row, and as many one by one.
+        steps: Consecutive batches, and as many single ones.
         one_batch: Load a single batch and repeat it.
     """
     trainer, task, device = cli.trainer, cli.model, cli.trainer.strategy.root_device
@@ -256,7 +257,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--warmup", type=int, default=10, help="steps that are not measured (%(default)s)")
-    add("--steps", type=int, default=30, help="steps in a row, and one by one (%(default)s)")
-    add("--one_batch", action="store_true", help="load one batch and repeat it: speed without data")
+    add(
+        "--steps",
+        type=int,
+        default=30,
+        help="steps of each measurement (%(default)s)",
+    )
+    add("--one_batch", action="store_true", help="repeat one batch, to exclude data loading")
     add("--output", type=Path, metavar="FILE", help="write the results as JSON")
     return parser

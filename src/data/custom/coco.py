@@ -28,10 +28,14 @@ _MIN_SIZE = 32  # pixels; data.min_size of the recipe
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     add = parser.add_argument
-    add("annotations", type=Path, help="COCO json, or a folder with one in train, valid, test")
-    add("--images", type=Path, help="folder that its file names start in (found nearby)")
-    add("--val-annotations", type=Path, help="json of the validation images (default: a part)")
-    add("--val-images", type=Path, help="folder of the validation images (that of --images)")
+    add("annotations", type=Path, help="COCO file, or a folder with one for train, valid and test")
+    add("--images", type=Path, help="folder of the images (default: searched nearby)")
+    add(
+        "--val-annotations",
+        type=Path,
+        help="COCO file of the validation images (default: a random split)",
+    )
+    add("--val-images", type=Path, help="folder of the validation images (default: as --images)")
     add(
         "--max-annotations",
         type=int,

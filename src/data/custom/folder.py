@@ -22,7 +22,9 @@ from src.errors import UserError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("folder", type=Path, help="holds <class>/*, or train, val, test of these")
+    parser.add_argument(
+        "folder", type=Path, help="folder with <class>/*, or with train, val and test of this form"
+    )
     split.add_arguments(parser)
     recipe.add_arguments(parser, "classification")
     parser.set_defaults(run=run)

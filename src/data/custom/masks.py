@@ -34,12 +34,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--images", type=Path, required=True, help="folder of images, searched at any depth")
     add("--masks", type=Path, required=True, help="folder of label maps; may be the same")
-    add("--image-suffix", help="end of image names that label maps lack, as _leftImg8bit.png")
-    add("--mask-suffix", help="what label maps have in its place, as _mask.png (found out)")
-    add("--class-names", nargs="+", help="names in the order of the numbers, or one text file")
-    add("--class-values", nargs="+", type=int, help="number of each class, if not 0, 1, 2, ...")
-    add("--colours", type=Path, help="text file with lines `#rrggbb name` for coloured masks")
-    add("--snap", action="store_true", help="soft edges: take the nearest class of each pixel")
+    add("--image-suffix", help="suffix of image files, e.g. _leftImg8bit.png")
+    add("--mask-suffix", help="suffix of label maps, e.g. _mask.png (default: detected)")
+    add("--class-names", nargs="+", help="names in label order, or a text file with one per line")
+    add("--class-values", nargs="+", type=int, help="value of each class (default: 0, 1, 2, ...)")
+    add("--colours", type=Path, help="for coloured masks: text file with lines `#rrggbb name`")
+    add(
+        "--snap",
+        action="store_true",
+        help="anti-aliased edges: use the nearest class",
+    )
     split.add_arguments(parser)
     recipe.add_arguments(parser, "segmentation")
     parser.set_defaults(run=run)

@@ -71,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser, task: str) -> None:
         help="nano: from scratch, for a CPU; others fine-tune published weights, which are "
         "downloaded once (%(default)s)",
     )
-    parser.add_argument("--weights", help="your own initial weights: a file or a hub name")
+    parser.add_argument("--weights", help="initial weights: a file or a hub name")
 
 
 def write(
@@ -113,7 +113,7 @@ def write(
         )
     command = f"python -m src {{}} --config {shlex.quote(str(path))}"
     print(f"Train:   {command.format('fit')}")
-    print(f"Look:    {command.format('predict')} --ckpt_path best --data.predict_dir FOLDER")
+    print(f"Predict: {command.format('predict')} --ckpt_path best --data.predict_dir FOLDER")
 
 
 def small_data_recipe(

@@ -28,15 +28,15 @@ DEFAULT_PARENT = Path("data/own")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments that the three commands share."""
     add = parser.add_argument
-    add("--out", type=Path, help=f"folder to make ({DEFAULT_PARENT}/<name>)")
-    add("--name", help="name of the recipe and of its runs (name of the source folder)")
+    add("--out", type=Path, help=f"output folder (default: {DEFAULT_PARENT}/<name>)")
+    add("--name", help="name of the recipe and its runs (default: name of the source folder)")
     add(
         "--val-share",
         type=float,
         default=0.2,
-        help="share of the images for validation (%(default)s)",
+        help="fraction of the images for validation (%(default)s)",
     )
-    add("--seed", type=int, default=0, help="of the random split (%(default)s)")
+    add("--seed", type=int, default=0, help="seed of the random split (%(default)s)")
     add(
         "--max-pixels",
         type=int,

@@ -221,7 +221,7 @@ class BaseDataModule(LightningDataModule, ABC):
 
         Args:
             present: Labels that occur.
-            where: Where the others do not occur, as it reads after "occur in".
+            where: Place in the message, after "occur in", such as "no training label map".
             hint: A sentence about the likely cause.
         """
         names = self.class_names

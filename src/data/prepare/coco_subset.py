@@ -13,11 +13,11 @@ from src.errors import UserError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``prepare coco-subset``."""
     add = parser.add_argument
-    add("--annotations", type=Path, required=True, help="COCO annotation file to take from")
+    add("--annotations", type=Path, required=True, help="COCO annotation file")
     add("--out", type=Path, required=True, help="annotation file to write")
     # --pictures is its former name.
-    add("--images", "--pictures", type=int, default=16, help="how many images (%(default)s)")
-    add("--max-objects", type=int, help="leave out images with more objects")
+    add("--images", "--pictures", type=int, default=16, help="number of images (%(default)s)")
+    add("--max-objects", type=int, help="skip images with more objects")
     parser.set_defaults(run=run)
 
 

@@ -98,8 +98,8 @@ def _images_of_split(folder: Path, report: Report) -> dict[str, list[str]]:
 def _compare(root: Path, counts: Counts, report: Report) -> None:
     """Compare the classes of the splits.
 
-    A class that the first split lacks has no label; one that only a later split lacks makes the
-    test smaller.
+    A class that is missing from the first split has no label, which is a problem. One that is
+    missing only from a later split is not evaluated.
     """
     found = [split for split, classes in counts.items() if classes]
     if not found:

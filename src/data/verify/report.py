@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Report:
-    """What a check of a folder has found, one sentence each.
+    """Result of checking a folder, as sentences.
 
     Attributes:
-        facts: What is there.
-        notes: What may be meant, such as a split that lacks a class.
-        problems: What the data module would refuse; empty if all is well.
+        facts: Contents of the folder.
+        notes: Oddities that may be intended, such as a class missing from a split.
+        problems: Errors that the data module would raise; empty if there are none.
     """
 
     facts: list[str] = field(default_factory=list)

@@ -40,10 +40,10 @@ class MaskRCNN(TwoStageDetector):
         rpn_post_nms_top_n_test: Proposals per image, in evaluation.
         rpn_batch_size_per_image: Anchors per image in the losses of the RPN.
         box_batch_size_per_image: Proposals per image and stage in the losses of the heads.
-        score_threshold: Probability that a detection must exceed.
-        nms_iou: Boxes of one class that overlap a better one by more than this are dropped.
-        max_detections: Most detections per image.
-        mask_threshold: Probability from which on a pixel belongs to the mask.
+        score_threshold: Minimum score of a detection, exclusive.
+        nms_iou: IoU above which NMS removes the lower-scoring box of a class.
+        max_detections: Maximum number of detections per image.
+        mask_threshold: Minimum probability of the pixels of a mask.
     """
 
     former_arguments: ClassVar[dict[str, str]] = {

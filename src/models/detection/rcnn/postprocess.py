@@ -23,7 +23,7 @@ class DetectionLimits:
     Attributes:
         score: Probability that a box must exceed.
         nms_iou: Boxes of one class that overlap a better one by more than this are dropped.
-        per_image: Most detections of an image.
+        per_image: Maximum number of detections of an image.
         mask: Probability from which on a pixel belongs to the mask.
     """
 
