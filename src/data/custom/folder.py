@@ -23,7 +23,7 @@ from src.errors import UserError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument(
-        "folder", type=Path, help="folder with <class>/*, or with train, val and test of this form"
+        "folder", type=Path, help="contains <class>/*, or train/<class>/* and val/<class>/*"
     )
     split.add_arguments(parser)
     recipe.add_arguments(parser, "classification")
