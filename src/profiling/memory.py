@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import flop_registry
 
 from src.models.internimage.blocks import Block
+from src.models.layers import precision as layer_precision
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true")
 
@@ -134,6 +135,16 @@ class _Autocast(TorchFunctionMode):
 
     LOW = ("linear", "conv2d", "conv_transpose2d", "matmul", "bmm", "scaled_dot_product_attention")
     FULL = ("layer_norm", "softmax", "log_softmax", "cross_entropy")
+
+    def __enter__(self) -> Self:
+        """Layers that ask for the autocast dtype are told as well."""
+        layer_precision.autocast_dtype_of_meta = torch.bfloat16
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)
+        layer_precision.autocast_dtype_of_meta = None
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
 from src.errors import UserError
+from src.models.layers.compilation import Compilation, Mode
 from src.optim.param_groups import LrScale, parameter_groups
 from src.optim.schedules import WarmupCosine
 from src.tasks.checkpointing import CheckpointHooks
@@ -40,11 +41,15 @@ class BaseTask(CheckpointHooks):
         layer_decay: Ratio of the learning rates of neighbouring blocks, in (0, 1]; ``None`` is off.
         dcn_lr_scale: Additional learning-rate factor of the offset layers. As in the official
             recipes, it has an effect only together with ``layer_decay``.
+        compile: Compile the repeated parts of the network (blocks, layers of encoders and
+            decoders): true, or a mode of ``torch.compile``.
     """
 
     monitor: ClassVar[str] = "val/loss"
     """Logged value that decides which checkpoint is best."""
     monitor_mode: ClassVar[str] = "min"
+    compiles_all_sizes: ClassVar[bool] = True
+    """Whether ``compile`` compiles for all image sizes at once, because they vary."""
 
     def __init__(
         self,
@@ -59,6 +64,7 @@ class BaseTask(CheckpointHooks):
         reference_batch_size: int | None = 512,
         layer_decay: float | None = None,
         dcn_lr_scale: float | None = None,
+        compile: bool | Mode = False,
     ) -> None:
         super().__init__()
         if num_classes < 1:
@@ -73,6 +79,10 @@ class BaseTask(CheckpointHooks):
             self.monitor_mode,
         )
         self.layer_decay, self.dcn_lr_scale = layer_decay, dcn_lr_scale
+        self.compilation = None
+        if compile:
+            mode: Mode = "default" if compile is True else compile
+            self.compilation = Compilation(mode, dynamic=self.compiles_all_sizes)
         self.network = None
         self.random_weights = ()
         self._averaged = ()
@@ -83,9 +93,10 @@ class BaseTask(CheckpointHooks):
         """Save the settings in checkpoints for ``load_from_checkpoint``.
 
         From the command line they are the plain configuration. Factories that were passed as Python
-        objects are left out, because a checkpoint must be readable without running code.
+        objects are left out, because a checkpoint must be readable without running code; so is
+        ``compile``, which depends on the machine.
         """
-        self.save_hyperparameters()
+        self.save_hyperparameters(ignore=["compile"])
         for name in [name for name, value in self.hparams.items() if callable(value)]:
             del self.hparams[name]
 

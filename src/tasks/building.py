@@ -17,6 +17,7 @@ from src.distributed import copy_network, materialise, shard
 from src.errors import UserError
 from src.models.internimage.backbone import InternImageBackbone
 from src.models.internimage.blocks import Block
+from src.models.layers.compilation import Compilation, check_compiler, compile_parts
 from src.models.weights import LoadReport, load_official
 from src.tasks.class_names import class_names_of, compare_classes
 
@@ -30,6 +31,7 @@ class BuildingHooks(LightningModule):
     num_classes: int
     weights: str | None
     network_factory: Callable[..., nn.Module]
+    compilation: Compilation | None
     network: nn.Module | None
     random_weights: tuple[str, ...]
     criterion: nn.Module
@@ -92,7 +94,12 @@ class BuildingHooks(LightningModule):
         compare_classes(trained, now, *source, is_fitting=self._is_fitting)
 
     def _make(self) -> nn.Module:
-        return self.network_factory(num_classes=self.num_classes)
+        network = self.network_factory(num_classes=self.num_classes)
+        if self.compilation is not None:
+            if self._trainer is not None:
+                check_compiler(self._trainer.strategy.root_device.type)
+            compile_parts(network, self.compilation)
+        return network
 
     @property
     def _is_fitting(self) -> bool:

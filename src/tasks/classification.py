@@ -40,6 +40,7 @@ class ClassificationTask(BaseTask):
 
     monitor: ClassVar[str] = "val/top1"
     monitor_mode: ClassVar[str] = "max"
+    compiles_all_sizes: ClassVar[bool] = False
 
     def __init__(
         self,

@@ -22,6 +22,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from src.errors import UserError
+from src.optim.fused import use_fused
 from src.optim.param_groups import LrScale, lr_scale_by_depth
 from src.optim.schedules import StepSchedule
 
@@ -87,6 +88,8 @@ class Optimization:
         _check_settings(trainer)
         _set_up_data(trainer)  # the number of steps and the batch size come from the loader
         optimizer = self.make_optimizer(groups)
+        if trainer.strategy.root_device.type == "cuda":
+            use_fused(optimizer)
         _check_step(self.make_optimizer, groups)
         self._configured = [settings_of(group) for group in optimizer.param_groups]
         self._configure(optimizer, trainer)

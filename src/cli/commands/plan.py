@@ -128,6 +128,7 @@ class Plan:
             raise UserError(
                 f"plan supports the precisions {', '.join(PRECISIONS)}, got {self.precision}."
             )
+        self.task.compilation = None  # the meta device computes nothing
         with torch.device("meta"):
             self.network = self.task.make_network()
         self.checkpointing = any(

@@ -29,6 +29,7 @@ from src.models.internimage.architectures import (
 from src.models.internimage.blocks import Block, BlockOptions, Stage, Stem
 from src.models.internimage.dcnv3 import DCNv3
 from src.models.internimage.mixer import MixerFactory
+from src.models.layers.norm import set_float32_norms
 from src.models.weights.match import Match, PretrainedBackbone, Renames
 
 
@@ -48,6 +49,8 @@ class InternImageBackbone(PretrainedBackbone):
         in_chans: Channels of the image.
         grad_checkpointing: Activation checkpointing: every block is computed again in the backward
             pass to save memory.
+        float32_norms: Under autocast, norms return float32, as in the official code, instead of the
+            autocast dtype.
         out_indices: Stages to return, ascending; ``None`` is all.
         frozen_stages: Number of leading stages that are neither trained nor put in training mode;
             the stem stays trainable, as in the official code.
@@ -100,6 +103,7 @@ class InternImageBackbone(PretrainedBackbone):
         drop_rate: float = 0.0,
         in_chans: int = 3,
         grad_checkpointing: bool = False,
+        float32_norms: bool = False,
         out_indices: tuple[int, ...] | None = None,
         frozen_stages: int = 0,
         **architecture: Unpack[Architecture],
@@ -152,6 +156,8 @@ class InternImageBackbone(PretrainedBackbone):
             self.levels.append(stage)
         self.levels[:frozen_stages].requires_grad_(False)
         self.set_grad_checkpointing(grad_checkpointing)
+        self.float32_norms = float32_norms
+        set_float32_norms(self, float32_norms)
 
     def train(self, mode: bool = True) -> InternImageBackbone:
         """Set training mode; frozen stages stay in evaluation mode."""

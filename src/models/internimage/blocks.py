@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from src.errors import UserError
-from src.models.internimage.layers import MLP, conv_nhwc, layer_norm
+from src.models.internimage.layers import MLP, add_branch, conv_nhwc, layer_norm
+from src.models.layers.compilation import RepeatedPart
+from src.models.layers.precision import autocast_dtype, parameters_cast
 from src.models.weights.match import Match
 
 
@@ -89,7 +91,7 @@ class BlockOptions:
     res_post_norm: bool = False
 
 
-class Block(nn.Module):
+class Block(RepeatedPart):
     """Spatial mixer and MLP, each with a residual connection.
 
     The residual branch of ``f`` is, in this order of precedence:
@@ -138,22 +140,6 @@ class Block(nn.Module):
             if gamma is not None and self.layer_scale is not None:
                 nn.init.constant_(gamma, self.layer_scale)
 
-    def _branch(
-        self,
-        x: Tensor,
-        norm: nn.Module,
-        layer: nn.Module,
-        gamma: Tensor | None,
-        res_post_norm: nn.Module | None,
-    ) -> Tensor:
-        out: Tensor = norm(layer(x)) if self.post_norm else layer(norm(x))
-        if gamma is not None:
-            out = gamma * out
-        elif res_post_norm is not None:
-            out = res_post_norm(out)
-        dropped: Tensor = self.drop_path(out)
-        return dropped
-
     def adapt_checkpoint(self, prefix: str, match: Match) -> None:
         """Fill layer scales of 1.0 where a file has none: the same function."""
         if self.layer_scale != 1.0 or any(k.endswith((".gamma1", ".gamma2")) for k in match.given):
@@ -164,8 +150,39 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, H, W, C) -> (N, H, W, C)``."""
-        x = x + self._branch(x, self.norm1, self.dcn, self.gamma1, self.res_post_norm1)
-        return x + self._branch(x, self.norm2, self.mlp, self.gamma2, self.res_post_norm2)
+        keep = self._draw_keep(x)
+        dtype = autocast_dtype(x.device.type)
+        # A compiled function fuses the casts itself; on a CPU they cost no launches.
+        if dtype is None or self.compilation is not None or x.device.type == "cpu":
+            return self.run(x, *keep)
+        with parameters_cast(self, dtype):
+            return self.run(x, *keep)
+
+    def compute(self, x: Tensor, keep1: Tensor | None, keep2: Tensor | None) -> Tensor:
+        """Run both branches; ``keep`` is the factor of drop path per sample, ``(N, 1, 1, 1)``."""
+        out = self._branch(x, self.norm1, self.dcn, self.res_post_norm1)
+        x = add_branch(x, out, self.gamma1, keep1)
+        out = self._branch(x, self.norm2, self.mlp, self.res_post_norm2)
+        return add_branch(x, out, self.gamma2, keep2)
+
+    def _branch(
+        self, x: Tensor, norm: nn.Module, layer: nn.Module, res_post_norm: nn.Module | None
+    ) -> Tensor:
+        out: Tensor = norm(layer(x)) if self.post_norm else layer(norm(x))
+        return out if res_post_norm is None else res_post_norm(out)
+
+    def _draw_keep(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Factors of drop path for both branches, drawn outside the compiled function.
+
+        The rate differs from block to block, and a compiled function would contain it.
+        """
+        rate = self.drop_path.drop_prob or 0.0
+        if not self.training or rate == 0.0:
+            return None, None
+        keep = x.new_empty(2, x.shape[0], 1, 1, 1).bernoulli_(1 - rate)
+        if rate < 1.0:
+            keep.div_(1 - rate)
+        return keep[0], keep[1]
 
 
 class Stage(nn.Module):

@@ -32,6 +32,7 @@ from src.models.internimage.heads import (
 from src.models.internimage.imagenet22k import indices_22k_to_1k
 from src.models.internimage.layers import layer_norm
 from src.models.layers.linear import Linear
+from src.models.layers.norm import set_float32_norms
 from src.models.weights import load_official
 from src.models.weights.match import Match
 
@@ -91,6 +92,7 @@ class InternImage(InternImageBackbone):
         else:
             self.num_features, self.head_hidden_size = width, int(width * cls_scale)
             self.conv_head = ConvHead(width, int(width * cls_scale))
+        set_float32_norms(self, self.float32_norms)
         self.global_pool = "avg"
         self.head: nn.Module = nn.Identity()
         self.reset_classifier(num_classes, global_pool)

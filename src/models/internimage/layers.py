@@ -7,16 +7,18 @@ maps are channels-last, ``(N, H, W, C)``.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from src.models.layers.linear import Linear
+from src.models.layers.norm import LayerNorm
 
 LAYER_NORM_EPS = 1e-6
 
 
-def layer_norm(channels: int) -> nn.LayerNorm:
+def layer_norm(channels: int) -> LayerNorm:
     """LayerNorm over the last axis with the epsilon of every InternImage norm, 1e-6."""
-    return nn.LayerNorm(channels, eps=LAYER_NORM_EPS)
+    return LayerNorm(channels, eps=LAYER_NORM_EPS)
 
 
 def conv_nhwc(conv: nn.Conv2d, x: Tensor) -> Tensor:
@@ -34,6 +36,23 @@ def conv_nhwc(conv: nn.Conv2d, x: Tensor) -> Tensor:
     """
     out: Tensor = conv(x.permute(0, 3, 1, 2))  # (N, C', H', W')
     return out.permute(0, 2, 3, 1)  # (N, H', W', C')
+
+
+def add_branch(
+    x: Tensor, branch: Tensor, gamma: Tensor | None = None, keep: Tensor | None = None
+) -> Tensor:
+    """Residual connection: ``x + gamma * keep * branch`` in one pass, in the dtype of ``x``.
+
+    Args:
+        x: Feature map of shape ``(N, H, W, C)``.
+        branch: Output of the branch, of the same shape.
+        gamma: Layer scale ``(C,)``; ``None`` is 1.
+        keep: Factor of each sample, ``(N, 1, 1, 1)``; ``None`` is 1.
+    """
+    scale = gamma if keep is None else keep if gamma is None else gamma * keep
+    if scale is None:
+        return x + branch
+    return torch.addcmul(x, branch.to(x.dtype), scale.to(x.dtype))
 
 
 class MLP(nn.Module):

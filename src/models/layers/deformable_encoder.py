@@ -12,6 +12,7 @@ from typing import ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
+from src.models.layers.compilation import RepeatedPart
 from src.models.layers.deformable_attention import MultiScaleDeformableAttention
 from src.models.layers.linear import Xavier
 from src.models.layers.transformer import (
@@ -55,7 +56,7 @@ class LayerSizes(NamedTuple):
         return MultiScaleDeformableAttention(self.channels, self.heads, self.levels, self.points)
 
 
-class EncoderLayer(nn.Module):
+class EncoderLayer(RepeatedPart):
     """Deformable self-attention over all feature maps and a feed-forward layer, each with a norm.
 
     Args:
@@ -73,7 +74,7 @@ class EncoderLayer(nn.Module):
         self.ffn = layer.make_ffn()
         self.norms = nn.ModuleList(nn.LayerNorm(layer.channels) for _ in range(2))
 
-    def forward(
+    def compute(
         self,
         tokens: Tensor,
         positions: Tensor,

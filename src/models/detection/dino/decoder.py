@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from src.models.detection.dino.padding import Padding
+from src.models.layers.compilation import RepeatedPart
 from src.models.layers.deformable_encoder import LayerSizes
 from src.models.layers.linear import XavierLinear
 from src.models.layers.precision import full_precision
@@ -37,7 +38,7 @@ def inverse_sigmoid(x: Tensor, eps: float = SIGMOID_EPS) -> Tensor:
     return torch.log(x.clamp(min=eps) / (1 - x).clamp(min=eps))
 
 
-class DecoderLayer(nn.Module):
+class DecoderLayer(RepeatedPart):
     """Self-attention of queries, deformable attention to feature maps, a feed-forward layer.
 
     Args:
@@ -57,7 +58,7 @@ class DecoderLayer(nn.Module):
         self.ffn = layer.make_ffn()
         self.norms = nn.ModuleList(nn.LayerNorm(layer.channels) for _ in range(3))
 
-    def forward(
+    def compute(
         self,
         queries: Tensor,
         positions: Tensor,

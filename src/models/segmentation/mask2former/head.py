@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from src.errors import UserError
+from src.models.layers.compilation import RepeatedPart
 from src.models.layers.conv import ClassOutput
 from src.models.layers.precision import full_precision
 from src.models.layers.transformer import (
@@ -38,7 +39,7 @@ class ClassEmbedding(ClassOutput, nn.Linear):
     """Linear layer to class scores."""
 
 
-class MaskedAttentionLayer(nn.Module):
+class MaskedAttentionLayer(RepeatedPart):
     """Masked cross-attention to pixels, self-attention of queries, a feed-forward layer.
 
     Args:
@@ -60,7 +61,7 @@ class MaskedAttentionLayer(nn.Module):
         self.ffn = FeedForward(channels, hidden_channels)
         self.norms = nn.ModuleList(nn.LayerNorm(channels) for _ in range(3))
 
-    def forward(
+    def compute(
         self,
         queries: Tensor,
         query_positions: Tensor,
