@@ -6,9 +6,11 @@ import argparse
 import sys
 from pathlib import Path
 
+from benchmarks.gpu.rows import ROOT
 from benchmarks.gpu.session import Section
 
-RESULTS = Path(__file__).resolve().parents[1] / "results" / "gpu"
+RESULTS = ROOT / "benchmarks" / "results" / "gpu"
+WORK = ROOT / "runs" / "benchmark_gpu"
 SAMPLE = 60
 GPU_TESTS, CPU_TESTS = "tests/ops/test_dcnv3_gpu.py", "tests/ops/test_dcnv3_errors.py"
 NO_TESTS = 5
@@ -19,14 +21,19 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     """Arguments that the driver hands to every section."""
     options = argparse.ArgumentParser(description=(description or "").splitlines()[0])
     add = options.add_argument
-    add("--out", type=Path, default=RESULTS, help="folder of the rows and the report")
+    add("--out", type=_absolute, default=RESULTS, help="folder of the rows and the report")
     add("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: tiny sizes, to try it out")
-    add("--peers", type=Path, help="folder searched first for other implementations")
-    add("--data", type=Path, help="ImageNet folder of the run from files")
-    add("--work", type=Path, default=Path("runs/benchmark_gpu"), help="folder for toy data, runs")
+    add("--peers", type=_absolute, help="folder searched first for other implementations")
+    add("--data", type=_absolute, help="ImageNet folder of the run from files")
+    add("--work", type=_absolute, default=WORK, help="folder for toy data and runs")
     add("--all-shapes", action="store_true", help="every stage, size and dtype of the operator")
     add("--workers", type=int, default=6, help="processes of the tests")
     return options
+
+
+def _absolute(text: str) -> Path:
+    """A path that is the same in the root of the repository, where the sections run."""
+    return Path(text).resolve()
 
 
 def all_sections(args: argparse.Namespace) -> list[Section]:
@@ -42,8 +49,8 @@ def all_sections(args: argparse.Namespace) -> list[Section]:
         Section("operator", program("operator_speed"), 120),
         Section("network", program("network_speed", "eager"), 75),
         Section("compiled", program("network_speed", "compiled"), 90),
-        Section("ncu", program("tools", "ncu"), 45, program="ncu"),
-        Section("sanitizer", program("tools", "sanitizer"), 60, program="compute-sanitizer"),
+        Section("ncu", program("tools", "ncu"), 60, program="ncu"),
+        Section("sanitizer", program("tools", "sanitizer"), 90, program="compute-sanitizer"),
         Section("first run", program("first_run", "lines"), 240),
         *([Section("files", program("first_run", "files"), 120)] if args.data else []),
         Section("large", program("network_speed", "large"), 75),
@@ -62,9 +69,10 @@ def _own_arguments(args: argparse.Namespace) -> list[str]:
 def _tests(
     name: str, args: argparse.Namespace, seconds: float, paths: list[str], sample: int
 ) -> Section:
-    mark = ["-m", "gpu"] if args.device == "cuda" else []
+    mark = ["-m", "gpu and not slow" if sample else "gpu"] if args.device == "cuda" else []
     command = [sys.executable, "-m", "pytest", "-q", "-n", str(args.workers), *mark, *paths]
     command += ["-p", "benchmarks.gpu.pytest_rows", "-p", "no:cacheprovider"]
+    command += ["--continue-on-collection-errors"]
     environment = {
         "GPU_ROWS": str(args.out.resolve()),
         "GPU_ROWS_SECTION": name,
