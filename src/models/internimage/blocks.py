@@ -152,11 +152,17 @@ class Block(RepeatedPart):
         """``(N, H, W, C) -> (N, H, W, C)``."""
         keep = self._draw_keep(x)
         dtype = autocast_dtype(x.device.type)
-        # A compiled function fuses the casts itself; on a CPU they cost no launches.
-        if dtype is None or self.compilation is not None or x.device.type == "cpu":
+        if dtype is None or x.dtype == torch.float64 or not self._casts_together(x.device.type):
             return self.run(x, *keep)
         with parameters_cast(self, dtype):
             return self.run(x, *keep)
+
+    def _casts_together(self, device_type: str) -> bool:
+        """Whether to cast all parameters by one kernel.
+
+        A CPU has no launches to save, and a compiled function fuses the casts itself.
+        """
+        return device_type != "cpu" and self.compilation is None
 
     def compute(self, x: Tensor, keep1: Tensor | None, keep2: Tensor | None) -> Tensor:
         """Run both branches; ``keep`` is the factor of drop path per sample, ``(N, 1, 1, 1)``."""

@@ -52,7 +52,12 @@ class _Cast(Function):
     @staticmethod
     def forward(ctx: Any, dtype: torch.dtype, *wide: Tensor) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
-        return _cast_together(wide, dtype)
+        copies = _cast_together(wide, dtype)
+        needed = ctx.needs_input_grad[1:]
+        ctx.mark_non_differentiable(
+            *(copy for copy, is_needed in zip(copies, needed, strict=True) if not is_needed)
+        )
+        return copies
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
