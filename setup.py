@@ -1,13 +1,13 @@
-"""Builds the compiled operators; everything else about the package is in pyproject.toml.
+"""Build the compiled operators; all other package metadata is in pyproject.toml.
 
-The CPU library (src/ops/_C.abi3.so) is built at every install and needs a C++20 compiler and an
-installed torch, no CUDA toolkit and no GPU. The CUDA library (src/ops/_C_cuda.abi3.so) is built
-where there is nvcc and a reason to spend the minutes: a visible GPU, or INTERNIMAGE_CUDA_ARCHS.
-`python setup.py build_ext --inplace` builds both again; what has not changed is skipped.
+The CPU library (src/ops/_C.abi3.so) is built at every installation and needs a C++20 compiler and
+an installed torch, but no CUDA toolkit and no GPU. The CUDA library (src/ops/_C_cuda.abi3.so) is
+built if nvcc and either a GPU or INTERNIMAGE_CUDA_ARCHS is available, because it takes minutes.
+`python setup.py build_ext --inplace` rebuilds both; unchanged files are skipped.
 
-SRC_BUILD_OPS=0 installs without compiled operators. SRC_BUILD_CUDA=0 leaves the CUDA library out,
-SRC_BUILD_CUDA=1 builds it without a GPU too and makes it an error if that fails.
-INTERNIMAGE_CUDA_ARCHS="8.0;9.0" says for which GPUs. MAX_JOBS limits the compilers at once.
+SRC_BUILD_OPS=0 installs without compiled operators. SRC_BUILD_CUDA=0 skips the CUDA library,
+SRC_BUILD_CUDA=1 builds it even without a GPU and raises an error if that fails.
+INTERNIMAGE_CUDA_ARCHS="8.0;9.0" sets the architectures. MAX_JOBS limits parallel compilers.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ KERNEL_FLAGS = [
 ]
 # The stable ABI of torch 2.11: one build runs with every later version.
 BINDING_FLAGS = ["-DTORCH_TARGET_VERSION=0x020b000000000000"]
-# DEFAULT comes first: of an inline function that several objects contain, the linker keeps the
-# first copy, and that one must run on every processor.
+# DEFAULT must be first: if several objects contain an inline function, the linker keeps the first
+# copy, which must run on every CPU.
 INSTRUCTION_SETS = {
     "DEFAULT": [],
     "AVX2": ["-mavx2", "-mfma", "-mf16c"],
@@ -67,7 +67,7 @@ class Unit:
 
 
 class Library(Extension):
-    """A shared library that torch loads, of units with their own flags each."""
+    """A shared library loaded by torch, built from units with different flags."""
 
     def __init__(
         self,
@@ -100,11 +100,10 @@ class Library(Extension):
 
 
 class BuildLibraries(build_ext):
-    """Compiles the units of a library in parallel, only those whose sources changed, and links
-    them."""
+    """Compile the changed units of a library in parallel, and link them."""
 
     def build_extension(self, ext: Library) -> None:
-        """Build one library unless it is newer than everything it is made of."""
+        """Build a library unless it is newer than all of its sources."""
         target = Path(self.get_ext_fullpath(ext.name))
         if not self.force and not newer_group([*ext.sources, *ext.depends], str(target), "newer"):
             print(f"{target.name} is up to date")
@@ -128,7 +127,7 @@ class BuildLibraries(build_ext):
             ) from error
 
     def compile_unit(self, ext: Library, unit: Unit) -> str:
-        """Compile one unit into a folder of its own; return the object file."""
+        """Compile a unit in its own folder and return the object file."""
         folder = Path(self.build_temp) / ext.name / unit.name
         target = folder / unit.source.with_suffix(".o")
         if not self.force and not newer_group(
@@ -161,7 +160,7 @@ class BuildLibraries(build_ext):
         return result
 
     def link(self, ext: Library, objects: list[str], target: Path) -> None:
-        """Link against torch's libraries, which are loaded already when the library is."""
+        """Link against the libraries of torch, which are loaded before this one."""
         target.parent.mkdir(parents=True, exist_ok=True)
         is_mac = sys.platform == "darwin"
         self.compiler.link_shared_object(
@@ -175,7 +174,7 @@ class BuildLibraries(build_ext):
 
 
 def find_torch() -> Path | None:
-    """Folder of the installed torch, also from inside pip's isolated build environment."""
+    """Folder of the installed torch, also in pip's isolated build environment."""
     site = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
     folders = (Path(entry) / "torch" for entry in [*sys.path, *site])
     return next((folder for folder in folders if (folder / "include/torch").is_dir()), None)
@@ -205,30 +204,30 @@ def cpu_library(torch: Path) -> Library:
 
 
 def cuda_library(torch: Path) -> Library | None:
-    """DCNv3 on CUDA, or None, with one line that says why."""
-    wish = os.environ.get("SRC_BUILD_CUDA", "auto")
+    """DCNv3 on CUDA, or None after printing the reason."""
+    choice = os.environ.get("SRC_BUILD_CUDA", "auto")
     archs = os.environ.get("INTERNIMAGE_CUDA_ARCHS") or visible_architectures()
     nvcc = shutil.which("nvcc")
     toolkit = find_toolkit(nvcc) if nvcc else None
     reason = None
-    if wish == "0":
+    if choice == "0":
         reason = "SRC_BUILD_CUDA=0"
-    elif wish != "1" and not archs:
-        reason = "there is no GPU and no INTERNIMAGE_CUDA_ARCHS"
+    elif choice != "1" and not archs:
+        reason = "no GPU was found and INTERNIMAGE_CUDA_ARCHS is not set"
     elif nvcc is None:
-        reason = "there is no nvcc"
+        reason = "nvcc was not found"
     elif toolkit is None:
-        reason = f"{nvcc} belongs to no complete toolkit; set CUDA_HOME"
+        reason = f"{nvcc} is not part of a complete toolkit; set CUDA_HOME"
     elif not (torch / "lib/libtorch_cuda.so").is_file():
         reason = "the installed torch is built without CUDA"
     if reason or nvcc is None or toolkit is None:
-        if wish == "1":
+        if choice == "1":
             raise SetupError(f"SRC_BUILD_CUDA=1, but the CUDA library cannot be built: {reason}.")
         print(f"not building the CUDA library: {reason}")
         return None
     numbers = [arch.replace(".", "") for arch in (archs or CUDA_ARCHITECTURES).split(";")]
     generate = [f"-gencode=arch=compute_{n},code=sm_{n}" for n in numbers]
-    newest = max(numbers, key=int)  # later GPUs compile its PTX when they load it
+    newest = max(numbers, key=int)  # later GPUs compile its PTX at load time
     generate += [f"-gencode=arch=compute_{newest},code=compute_{newest}"]
     kernels = [
         Unit(CSRC / "cuda/kernels.cu", name, [f"-DINTERNIMAGE_TYPE={name}", *generate], nvcc)
@@ -242,15 +241,15 @@ def cuda_library(torch: Path) -> Library | None:
         "src.ops._C_cuda",
         [*kernels, binding],
         torch,
-        optional=wish != "1",
-        # The static runtime: the library then fits every driver and every CUDA version of torch.
+        optional=choice != "1",
+        # With the static runtime, the library works with every driver and CUDA version of torch.
         libraries=["torch_cuda", "cudart_static", "rt", "dl", "pthread"],
         library_dirs=[str(toolkit / "lib64"), str(toolkit / "lib")],
     )
 
 
 def visible_architectures() -> str:
-    """Compute capabilities of the GPUs here, such as "8.0;9.0"; empty without one."""
+    """Compute capabilities of the visible GPUs, such as "8.0;9.0"; empty without a GPU."""
     command = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
     try:
         result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
@@ -273,20 +272,20 @@ def find_toolkit(nvcc: str) -> Path | None:
 
 
 def main() -> None:
-    """Decide what to build and hand over to setuptools."""
+    """Select the libraries to build and call setuptools."""
     os.chdir(ROOT)
     torch = find_torch()
-    wanted = os.environ.get("SRC_BUILD_OPS", "1") != "0"
-    if wanted and sys.platform == "win32":
+    enabled = os.environ.get("SRC_BUILD_OPS", "1") != "0"
+    if enabled and sys.platform == "win32":
         print("The compiled operators are not supported on Windows; plain PyTorch is used instead.")
-        wanted = False
-    libraries = [cpu_library(torch), cuda_library(torch)] if wanted and torch else []
+        enabled = False
+    libraries = [cpu_library(torch), cuda_library(torch)] if enabled and torch else []
     setup(
         ext_modules=[library for library in libraries if library],
-        # Only an isolated build without torch comes here: pip installs it and asks again.
-        setup_requires=[TORCH_REQUIREMENT] if wanted and not torch else [],
+        # Only used in an isolated build without torch: pip installs it and builds again.
+        setup_requires=[TORCH_REQUIREMENT] if enabled and not torch else [],
         cmdclass={"build_ext": BuildLibraries},
-        options={"bdist_wheel": {"py_limited_api": "cp311"}} if wanted else {},
+        options={"bdist_wheel": {"py_limited_api": "cp311"}} if enabled else {},
     )
 
 

@@ -1,4 +1,4 @@
-"""Shared by the benchmarks of detection and segmentation: arguments, timing, parts of a step."""
+"""Arguments, timing and training steps shared by the detection and segmentation benchmarks."""
 
 from __future__ import annotations
 
@@ -22,26 +22,30 @@ STEP_HEADER = (
 
 
 def arguments(description: str, root: str, size: int) -> argparse.Namespace:
-    """What the command line says; ``size`` and ``root`` are defaults."""
+    """Command-line arguments with defaults for ``root`` and ``size``."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--root", type=Path, default=Path(root))
-    parser.add_argument("--pictures", type=int, default=32, help="per repeat, data alone")
+    parser.add_argument(
+        "--pictures", type=int, default=32, help="images per repeat for the data pipeline"
+    )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--models", nargs="+", default=["nano", "t"], choices=["nano", "t"])
-    parser.add_argument("--size", type=int, default=size, help="short side of the training step")
+    parser.add_argument(
+        "--size", type=int, default=size, help="short side of the images in the training step"
+    )
     parser.add_argument("--batch-size", type=int, default=2)
-    parser.add_argument("--out", type=Path, help="markdown file to write")
+    parser.add_argument("--out", type=Path, help="Markdown file to write")
     return parser.parse_args()
 
 
 def backbone(name: str) -> partial[InternImageBackbone]:
-    """Maker of the backbone ``nano`` or ``t``."""
+    """Factory for the backbone ``nano`` or ``t``."""
     settings = ARCHITECTURES[f"internimage_{name}"]
     return partial(InternImageBackbone, **{k: v for k, v in settings.items() if k != "num_classes"})
 
 
 def best_of(repeats: int, action: Callable[[], object]) -> float:
-    """Shortest time in seconds."""
+    """Minimum time in seconds."""
     times = []
     for _ in range(repeats):
         start = time.perf_counter()
@@ -58,7 +62,7 @@ def step_row(
     load: float,
     repeats: int,
 ) -> str:
-    """Time a training step in parts; ``load`` is what loading the batch took, in seconds."""
+    """Table row with the time of the parts of a training step; ``load`` is in seconds."""
 
     def step() -> tuple[float, float, float]:
         start = time.perf_counter()
@@ -79,12 +83,12 @@ def step_row(
 
 
 def report(title: str, args: argparse.Namespace, lines: Iterable[str]) -> None:
-    """Print the tables, and write them where the arguments say."""
+    """Print the tables, and write them to ``args.out`` if it is given."""
     text = "\n".join(
         [
             f"# {title} on CPU ({os.cpu_count()} cores, {torch.get_num_threads()} threads)",
             "",
-            f"Data: `{args.root.name}`, float32. One process loads; times are the best of"
+            f"Data: `{args.root.name}`, float32. One process loads images; times are the best of"
             f" {args.repeats}. torch {torch.__version__}.",
             "",
             *lines,

@@ -1,10 +1,10 @@
-"""Speed of the COCO data pipeline and of a training step of Mask R-CNN, and where the time goes.
+"""Speed of the COCO data pipeline and of the parts of a training step of Mask R-CNN.
 
     python benchmarks/detection.py --root data/coco --out benchmarks/results/detection_cpu.md
 
-Times are the best of several repeats. The parts of a step are measured one after the other on the
-same batch: forward pass of the backbone, forward pass of the rest with the losses, backward pass of
-everything. Without --root the toy data are used (python -m src prepare toy).
+Times are the best of several repeats. The parts of a step are measured one after another on the
+same batch: forward pass of the backbone, forward pass of the rest with the losses, and the whole
+backward pass. Without --root, the toy data are used (python -m src prepare toy).
 """
 
 from __future__ import annotations

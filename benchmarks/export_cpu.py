@@ -1,7 +1,7 @@
-"""Time ONNX Runtime against PyTorch with the compiled operator on the CPU, on exported networks.
+"""Compare the speed of ONNX Runtime and PyTorch with the compiled operator on the CPU.
 
-``python benchmarks/export_cpu.py`` exports each network with random weights, checks that both give
-the same, times them in turns and writes ``results/export_cpu.{json,md}``.
+``python benchmarks/export_cpu.py`` exports each network with random weights, compares the outputs,
+times both alternately and writes ``results/export_cpu.{json,md}``.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ NETWORKS = {
 }
 
 
-def lively(network: nn.Module) -> nn.Module:
-    """Random offsets, so that the sampling is that of a trained network and not a regular grid."""
+def with_random_offsets(network: nn.Module) -> nn.Module:
+    """Randomise offsets, so that sampling is irregular as in a trained network."""
     for module in network.modules():
         if isinstance(module, DCNv3):
             nn.init.normal_(module.offset.weight, std=0.05)
@@ -64,7 +64,7 @@ def lively(network: nn.Module) -> nn.Module:
 
 def measure(make, size: tuple[int, int], rounds: int, threads: int) -> dict[str, float]:
     torch.manual_seed(0)
-    graph = graphs_of(lively(make()))[0]
+    graph = graphs_of(with_random_offsets(make()))[0]
     inputs = {"image": torch.randn(1, 3, *size)}
     with tempfile.TemporaryDirectory() as folder:
         run = runner(write_onnx(graph, trace(graph), Path(folder)), threads)
@@ -82,7 +82,9 @@ def measure(make, size: tuple[int, int], rounds: int, threads: int) -> dict[str,
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=6, help="the first one warms up")
+    parser.add_argument(
+        "--rounds", type=int, default=6, help="number of rounds, including one for warm-up"
+    )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -107,7 +109,7 @@ def table(machine: dict, rows: dict) -> str:
     lines = [
         "# ONNX Runtime against PyTorch on the CPU",
         "",
-        "One image, median in milliseconds. PyTorch runs our compiled operator, ONNX Runtime "
+        "One image, median in milliseconds. PyTorch uses the compiled operator, ONNX Runtime "
         "GridSample. Random weights and offsets.",
         "",
         ", ".join(f"{name} {value}" for name, value in machine.items()),

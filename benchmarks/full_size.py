@@ -1,11 +1,11 @@
-"""Load and run a full-size network on CPU: seconds and peak memory of each step.
+"""Load and run a full-size network on the CPU, and measure time and peak memory of each step.
 
-Usage: ``python benchmarks/full_size.py RECIPE [--size 256] [--file weights.pth]``. A file in the
-official form (half precision, official names) is written first, in a process of its own; its values
-follow from the names of the parameters, so that loading can be checked without published weights.
-Then the network is made without start values, loaded with ``load_official``, checked value by value
-and run once on a square image. Needs the network's memory (4 bytes per parameter) and half of that
-on disk. Writes ``results/full_size_<recipe>.json``.
+Usage: ``python benchmarks/full_size.py RECIPE [--size 256] [--file weights.pth]``. First, a
+separate process writes a checkpoint in the official format (half precision, official names). Its
+values are a function of the parameter names, so that loading can be checked without published
+weights. Then the network is built uninitialised, loaded with ``load_official``, compared value by
+value, and run on a square image. This needs 4 bytes of memory and 2 bytes of disk space per
+parameter. Writes ``results/full_size_<recipe>.json``.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ PERIOD = 65_521
 
 
 def on_meta(recipe):
-    """The network of a recipe, without memory."""
+    """The network of a recipe on the meta device."""
     config = yaml.safe_load(recipe.read_text())
     if config["data"]["class_path"] == "COCODataModule":
         config["data"]["init_args"]["class_names"] = "coco"  # where there is no dataset
@@ -53,11 +53,11 @@ def on_meta(recipe):
 
 
 def formula(name, shape):
-    """Values of a tensor in half precision, as large as start values are, from its name alone."""
+    """Deterministic half-precision values of a tensor with the scale of an initialisation."""
     count = shape.numel()
     if len(shape) < 2:
-        start = 1.0 if name.endswith("weight") else 0.0
-        return torch.full(shape, start, dtype=torch.float16)
+        value = 1.0 if name.endswith("weight") else 0.0
+        return torch.full(shape, value, dtype=torch.float16)
     base = (torch.arange(PERIOD) * 40_503 + zlib.crc32(name.encode())) % PERIOD
     base = ((2 * base / PERIOD - 1) * (3 * shape[0] / count) ** 0.5).half()
     return base.repeat(-(-count // PERIOD))[:count].view(shape)
@@ -71,19 +71,19 @@ def write_file(recipe, path):
 
 
 def scores_of(network, image):
-    """Scores of a segmentor's classes, or of a detector's boxes."""
+    """Class scores of a segmentor, or box scores of a detector."""
     if isinstance(network, Detector):
         return network(image, [image.shape[-2:]])[0].scores
     return network(image)["out"]
 
 
 def peak_gib():
-    """Largest resident memory so far, the mapped file included."""
+    """Peak resident memory, including the memory-mapped file."""
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
 
 
 def anonymous_gib():
-    """Memory of this process that no file backs."""
+    """Anonymous memory of this process."""
     status = Path("/proc/self/status").read_text()
     kib = next(line.split()[1] for line in status.splitlines() if line.startswith("RssAnon"))
     return round(int(kib) / 2**20, 2)
@@ -103,7 +103,7 @@ def main():
     writer.start()
     writer.join()
     if writer.exitcode:
-        sys.exit("the file could not be written")
+        sys.exit("could not write the file")
 
     network = on_meta(args.recipe).to_empty(device="cpu")
     result = {
@@ -118,7 +118,7 @@ def main():
     result["load_seconds"] = round(time.perf_counter() - start, 1)
     result["load_anonymous_gib"], result["load_peak_gib"] = anonymous_gib(), peak_gib()
     if report.fresh or report.unused:
-        sys.exit(f"not everything was loaded: {report}")
+        sys.exit(f"some tensors were not loaded: {report}")
     names = official_names(network)
     for name, value in network.state_dict().items():
         if not torch.equal(value, formula(names[name], value.shape).to(value.dtype)):

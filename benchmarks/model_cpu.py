@@ -1,8 +1,8 @@
-"""Forward images per second of a whole InternImage on CPU: compiled operator against grid_sample.
+"""Throughput of InternImage on the CPU with the compiled operator and with grid_sample.
 
 Usage: ``python benchmarks/model_cpu.py [--model internimage_t --size 224]``. Both networks have the
-same weights and take turns; the fastest of all turns counts, since other programs only ever make a
-turn slower. Logits are compared before timing. Writes ``results/model_cpu.{json,md}``.
+same weights and run alternately; the minimum time is reported, because other programs can only slow
+down a run. Logits are compared before timing. Writes ``results/model_cpu.{json,md}``.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def main():
     torch.manual_seed(0)
     network = timm.create_model(args.model).eval()
     for name, parameter in network.named_parameters():
-        if ".offset." in name:  # offsets of about a pixel, as after training
+        if ".offset." in name:  # offsets of about one pixel, as after training
             torch.nn.init.normal_(parameter, std=0.1 if parameter.ndim > 1 else 0.5)
     rows = []
     for threads in (1, 2):
@@ -80,10 +80,10 @@ def main():
     table = ["| threads | batch | grid_sample images/s | compiled images/s | ratio |"]
     table += ["| --- | --- | --- | --- | --- |"]
     for row in rows:
-        plain, ours = row["grid_sample"], row["compiled"]
+        baseline, compiled = row["grid_sample"], row["compiled"]
         table.append(
-            f"| {row['threads']} | {row['batch']} | {plain:.2f} | {ours:.2f} "
-            f"| {ours / plain:.2f}x |"
+            f"| {row['threads']} | {row['batch']} | {baseline:.2f} | {compiled:.2f} "
+            f"| {compiled / baseline:.2f}x |"
         )
     head = [f"# {args.model} at {args.size}, forward, float32, CPU", ""]
     head += [f"- {key}: {value}" for key, value in about.items()] + [""]

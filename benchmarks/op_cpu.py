@@ -1,13 +1,14 @@
-"""Speed of the compiled DCNv3 on the CPU against the plain `grid_sample` path, with the softmax.
+"""Speed of the compiled DCNv3 on the CPU compared with `grid_sample`, including the softmax.
 
     python benchmarks/op_cpu.py
 
 Shapes are the four stages of InternImage-T and stages 1 and 3 of InternImage-H at 224 pixels,
-float32, offsets drawn from a normal distribution of one pixel. Both paths are called through their
-public functions; "forward + backward" takes the gradients of input, offset and mask through
-autograd. Before anything is timed, outputs and gradients of both are compared with the float64
-oracle. The calls are interleaved and the shortest time of each counts, which is what a machine with
-other work on it allows to compare. Results go to benchmarks/results/op_cpu.{json,md}.
+float32, with offsets from a normal distribution with a standard deviation of one pixel. Both
+implementations are called through their public functions; "forward + backward" computes the
+gradients of input, offset and mask with autograd. Before timing, outputs and gradients of both are
+compared with the float64 reference. Calls are interleaved and the minimum time of each is reported,
+which makes results comparable on a busy machine. Results are written to
+benchmarks/results/op_cpu.{json,md}.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ def forward_backward(
 
 
 def check(name: str) -> dict[str, float]:
-    """Largest error of each path against the float64 oracle; exits if the compiled one is wrong."""
+    """Largest error of each implementation; exits if the compiled one is incorrect."""
     size, channels, groups = SHAPES[name]
     tensors = make_tensors(1, size, channels, groups)
     exact = forward_backward(dcnv3_reference, [tensor.double() for tensor in tensors], groups)
@@ -76,15 +77,15 @@ def check(name: str) -> dict[str, float]:
     for path_name, path in PATHS.items():
         got = forward_backward(path, tensors, groups)
         errors[path_name] = max((a - b).abs().max().item() for a, b in zip(got, exact, strict=True))
-        # Normalised grids of the plain path land on the other side of an integer now and then
+        # With normalised grids, grid_sample sometimes rounds to the other side of an integer
         # (docs/ops.md).
         if path_name == "compiled" and errors[path_name] > TOLERANCE:
-            sys.exit(f"{name}: {path_name} is wrong by {errors[path_name]:.1e}; nothing was timed.")
+            sys.exit(f"{name}: {path_name} has an error of {errors[path_name]:.1e}; not timed.")
     return errors
 
 
 def shortest_times(calls: dict[str, Callable[[], object]], seconds: float) -> dict[str, float]:
-    """Shortest time of each call in seconds, taken in turns for `seconds` in all."""
+    """Minimum time of each call in seconds, measured alternately for `seconds` in total."""
     best = {}
     for key, call in calls.items():
         start = time.perf_counter()
@@ -95,8 +96,8 @@ def shortest_times(calls: dict[str, Callable[[], object]], seconds: float) -> di
     while rounds < MIN_ROUNDS or time.perf_counter() < end:
         rounds += 1
         for key, call in calls.items():
-            # Several calls a turn: in a network the inputs were written a moment ago, so they are
-            # in the cache, which the other path's call before this one has just emptied.
+            # Several calls per turn, because in a network the inputs are in the cache, which the
+            # previous call of the other implementation has evicted.
             for _ in range(min(20, max(3, round(TURN_SECONDS / best[key])))):
                 start = time.perf_counter()
                 call()
@@ -125,11 +126,11 @@ def measure(args: argparse.Namespace) -> Iterator[dict[str, object]]:
                     "threads": threads,
                 }
                 for what in ("forward", "forward_backward"):
-                    ours, plain = (best[f"{what} {path}"] * 1e3 for path in PATHS)
+                    compiled, baseline = (best[f"{what} {path}"] * 1e3 for path in PATHS)
                     row |= {
-                        f"{what}_ms": ours,
-                        f"{what}_plain_ms": plain,
-                        f"{what}_ratio": plain / ours,
+                        f"{what}_ms": compiled,
+                        f"{what}_plain_ms": baseline,
+                        f"{what}_ratio": baseline / compiled,
                     }
                 yield row
 
@@ -186,9 +187,9 @@ def report(result: dict[str, object]) -> str:
         f"| {name} | {error['compiled']:.1e} | {error['grid_sample']:.1e} |"
         for name, error in result["max_error"].items()
     )
-    return f"""# DCNv3 on the CPU: compiled against `grid_sample`
+    return f"""# DCNv3 on the CPU: compiled kernel and `grid_sample`
 
-Written by `{result["command"]}`. Softmax of the mask included, float32, shortest of interleaved
+Written by `{result["command"]}`. Including the softmax of the mask, float32, minimum of interleaved
 calls.
 
 {facts}
@@ -199,9 +200,9 @@ calls.
 {HEADER}
 {rows}
 
-Largest error against the float64 oracle, over output and three gradients (N = 1, checked before
-timing). The plain path normalises positions, so a few of its samples fall on the other side of an
-integer, where the offset gradient jumps.
+Largest difference from the float64 reference, over the output and three gradients (N = 1, checked
+before timing). `grid_sample` normalises positions, so a few samples are rounded to the other side
+of an integer, where the offset gradient is discontinuous.
 
 | shape | compiled | grid_sample |
 | --- | --- | --- |
@@ -211,13 +212,11 @@ integer, where the offset gradient jumps.
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--seconds", type=float, default=8.0, help="time for each of the rows (default: 8)"
-    )
+    parser.add_argument("--seconds", type=float, default=8.0, help="time per row (default: 8)")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8], help="batch sizes")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="numbers of threads")
     parser.add_argument(
-        "--out", type=Path, default=Path(__file__).parent / "results", help="folder of the results"
+        "--out", type=Path, default=Path(__file__).parent / "results", help="output folder"
     )
     return parser.parse_args()
 
@@ -225,7 +224,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     args = parse_arguments()
     if not backends()["cpu"].startswith("compiled"):
-        sys.exit(f"The compiled operator is not there: {backends()['cpu']}.")
+        sys.exit(f"The operator is not compiled: {backends()['cpu']}.")
     result: dict[str, object] = {
         "command": " ".join(["python", "benchmarks/op_cpu.py", *sys.argv[1:]]),
         "machine": machine(),

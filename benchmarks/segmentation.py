@@ -1,11 +1,11 @@
-r"""Speed of the ADE20K data pipeline and of a training step of UPerNet, and where the time goes.
+r"""Speed of the ADE20K data pipeline and of the parts of a training step of UPerNet.
 
     python benchmarks/segmentation.py --root data/ADEChallengeData2016 \
         --out benchmarks/results/segmentation_cpu.md
 
-Times are the best of several repeats. The parts of a step are measured one after the other on the
-same batch: forward pass of the backbone, forward pass of the rest with the losses, backward pass of
-everything. Without --root the toy data are used (python -m src prepare toy).
+Times are the best of several repeats. The parts of a step are measured one after another on the
+same batch: forward pass of the backbone, forward pass of the rest with the losses, and the whole
+backward pass. Without --root, the toy data are used (python -m src prepare toy).
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Operators: deformable convolution v3 (DCNv3), compiled, and multi-scale deformable attention.
+"""Operators: deformable convolution v3 (DCNv3) and multi-scale deformable attention.
 
-:func:`dcnv3` and :func:`ms_deform_attn` are the operators; :func:`dcnv3_reference` and
-:func:`ms_deform_attn_reference` (the oracles) and :func:`dcnv3_grid_sample` (the benchmark
-baseline) compute the same in plain PyTorch. :func:`backends` tells what runs on which device, and
-why. This package imports nothing but torch, ``deformops`` where that is installed, and Triton on a
-GPU.
+:func:`dcnv3` and :func:`ms_deform_attn` are the operators. :func:`dcnv3_reference` and
+:func:`ms_deform_attn_reference` (references for tests) and :func:`dcnv3_grid_sample` (the baseline
+of the benchmark) compute the same in plain PyTorch. :func:`backends` returns which implementation
+is used on each device, and why. This package imports only torch, ``deformops`` if it is installed,
+and Triton on a GPU.
 """
 
 from ._backends import backends

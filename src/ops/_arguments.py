@@ -1,8 +1,7 @@
-"""Argument rules of the DCNv3 operator, shared by every implementation.
+"""Argument checks of the DCNv3 operator, shared by all implementations.
 
-Runs at every call, in microseconds, so it is written plainly and the messages are made only when
-they are needed. Sizes may be symbolic (``torch.SymInt``), so nothing here turns them into plain
-integers.
+They run at every call and take microseconds; messages are formatted only in case of an error. Sizes
+may be symbolic (``torch.SymInt``), so they are never converted to plain integers.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ MAX_POINTS = 1024  # kMaxPoints in csrc/dcnv3.h
 
 
 class Window(NamedTuple):
-    """Everything of a DCNv3 call that is not a tensor, in the order of the operator's schema."""
+    """All arguments of a DCNv3 call that are not tensors, in the order of the schema."""
 
     groups: int
     kernel_size: Pair
@@ -47,7 +46,7 @@ def make_window(
     remove_center: bool,
     mask_softmax: bool,
 ) -> Window:
-    """Expand integers to pairs and raise ``ValueError`` for a window that does not exist."""
+    """Expand integers to pairs, and raise ``ValueError`` for an invalid window."""
     kernel = to_pair(kernel_size, "kernel_size", 1)
     window = Window(
         groups,
@@ -72,13 +71,13 @@ def make_window(
 
 
 def as_window(args: tuple[Any, ...]) -> Window:
-    """The window from the operator's arguments, in which the dispatcher makes lists of pairs."""
+    """Window from the arguments of the operator; the dispatcher converts pairs to lists."""
     groups, kernel_size, stride, padding, dilation, *rest = args
     return Window(groups, tuple(kernel_size), tuple(stride), tuple(padding), tuple(dilation), *rest)
 
 
 def to_pair(value: int | Pair, name: str, least: int) -> Pair:
-    """``(height, width)`` from one integer or a pair, each at least ``least``."""
+    """``(height, width)`` from an integer or a pair, each at least ``least``."""
     if type(value) is int:
         pair = (value, value)
     elif isinstance(value, (tuple, list)) and len(value) == 2:
@@ -106,7 +105,7 @@ def check_tensors(
     mask: Tensor,
     window: Window,
 ) -> None:
-    """Raise ``ValueError`` or ``TypeError`` if the tensors do not fit each other."""
+    """Raise ``ValueError`` or ``TypeError`` if shapes, dtypes or devices do not match."""
     dtype, device, groups = input.dtype, input.device, window.groups
     if input.dim() != 4:
         raise ValueError(f"input must have shape (N, H, W, C), got {tuple(input.shape)}.")
@@ -115,7 +114,7 @@ def check_tensors(
     batch, height, width, channels = input.shape
     if groups < 1 or channels < 1 or channels % groups != 0:
         raise ValueError(
-            f"groups must divide the {channels} channels of input (its last axis), "
+            f"groups must divide the {channels} channels of input (its last dimension), "
             f"got groups={groups}."
         )
     out_height, out_width = output_size(height, width, window)
@@ -140,8 +139,7 @@ def _check_kind(name: str, tensor: Tensor, input: Tensor) -> None:
     if tensor.dtype != input.dtype and not (is_half and tensor.dtype == torch.float32):
         accepted = _name(input.dtype) + (" or float32" if is_half else "")
         raise TypeError(
-            f"{name} must be {accepted} beside {_name(input.dtype)} input, "
-            f"got {_name(tensor.dtype)}."
+            f"{name} must be {accepted} for {_name(input.dtype)} input, got {_name(tensor.dtype)}."
         )
     if tensor.device != input.device:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Schemas and gradients that every DCNv3 operator shares, whichever kernels it calls."""
+"""Schemas and gradients shared by all DCNv3 operators."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ BACKWARD_SCHEMA = (
 
 
 def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    """Keep the three tensors and the window for :func:`gradients`."""
+    """Save the three tensors and the window for :func:`gradients`."""
     ctx.save_for_backward(*inputs[:3])
     ctx.window = inputs[3:]
 
 
 def gradients(operator: Any, ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    """Gradients of all arguments of the forward operator, by a backward operator."""
-    wanted = ctx.needs_input_grad[:3]
-    grads = operator(grad, *ctx.saved_tensors, *ctx.window, wanted)
-    wanted_grads = (g if is_wanted else None for g, is_wanted in zip(grads, wanted, strict=True))
-    return *wanted_grads, *(None for _ in ctx.window)
+    """Gradients of all arguments of the forward operator, computed by a backward operator."""
+    needed = ctx.needs_input_grad[:3]
+    grads = operator(grad, *ctx.saved_tensors, *ctx.window, needed)
+    needed_grads = (g if is_needed else None for g, is_needed in zip(grads, needed, strict=True))
+    return *needed_grads, *(None for _ in ctx.window)
 
 
 def double_backward(ctx: Any, *grads: Tensor) -> None:
-    """There is none."""
+    """Raise an error, because there is no second derivative."""
     raise RuntimeError(
         "DCNv3 has no second derivative; differentiate it without create_graph=True, or use "
         "src.ops.dcnv3_reference, which can be differentiated twice."

@@ -1,4 +1,4 @@
-"""What runs on each device type, for every operator of this package."""
+"""Implementation used on each device type, for all operators of this package."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ OPERATORS = ("dcnv3", "ms_deform_attn")
 
 
 def backends(operator: str = "dcnv3") -> dict[str, str]:
-    """Which implementation runs on each device type, and why when it is not the fastest one.
+    """Implementation used on each device type, and the reason if it is not the fastest one.
 
     Args:
         operator: ``"dcnv3"`` or ``"ms_deform_attn"``.
 
     Returns:
-        ``{"cpu": ..., "cuda": ...}``; the entry of a device type that this machine does not have
-        tells what would run. For DCNv3, whatever the dtype, ``"compiled (what for)"``, ``"triton
-        (version; why not compiled)"`` or ``"reference (reason)"``; for the attention
+        ``{"cpu": ..., "cuda": ...}``, also for device types that this machine does not have. For
+        DCNv3, with any dtype, ``"compiled (instruction set or architectures)"``, ``"triton
+        (version; reason why not compiled)"`` or ``"reference (reason)"``; for the attention
         ``"deformops"`` or ``"grid_sample (reason)"``.
 
     Raises:

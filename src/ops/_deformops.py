@@ -1,7 +1,7 @@
-"""The optional package ``deformops``: GPU kernels of multi-scale deformable attention.
+"""Optional package ``deformops`` with GPU kernels of multi-scale deformable attention.
 
-It is looked for when :mod:`src.ops` is imported, where PyTorch is built for CUDA. It needs Python
-3.12 or later. float64 always runs in plain PyTorch.
+It is imported together with :mod:`src.ops` if PyTorch is built for CUDA, and needs Python 3.12 or
+later. float64 always runs in plain PyTorch.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ INSTALL_COMMAND = "pip install deformops"
 
 
 class DeformOps:
-    """Whether the package is there, and the call into it."""
+    """Availability of the package, and the call of its operator."""
 
     def __init__(self, mode: str) -> None:
         """Import the package, unless ``mode`` is ``reference``."""
@@ -29,7 +29,7 @@ class DeformOps:
         self._has_warned = False
 
     def _import(self) -> str | None:
-        """Find the operator; the reason if that is not possible."""
+        """Import the operator; returns the reason if that is not possible."""
         self._msda: Any = None
         if self.mode == "reference":
             return "INTERNIMAGE_OPS=reference"
@@ -46,7 +46,7 @@ class DeformOps:
         return None
 
     def takes(self, value: Tensor) -> bool:
-        """Whether the package computes on this tensor."""
+        """Whether the package is used for this tensor."""
         return self.missing is None and value.device.type == "cuda" and value.dtype != torch.float64
 
     def run(
@@ -56,7 +56,7 @@ class DeformOps:
         locations: Tensor,
         weights: Tensor,
     ) -> Tensor:
-        """The operator on checked arguments; differentiable."""
+        """Run the operator on validated arguments; differentiable."""
         shapes = torch.tensor(spatial_shapes, device=value.device)
         pixels = shapes.prod(1)
         starts = pixels.cumsum(0) - pixels
@@ -64,7 +64,7 @@ class DeformOps:
         return out
 
     def on_fallback(self, device_type: str) -> None:
-        """Called before plain PyTorch runs: raise or warn once on a GPU, as the mode says."""
+        """Called before the fallback to plain PyTorch: raise or warn once on a GPU."""
         if device_type != "cuda" or self.missing is None or self.mode == "reference":
             return
         if self.mode == "compiled":
@@ -76,14 +76,14 @@ class DeformOps:
             self._has_warned = True
             warnings.warn(
                 f"Multi-scale deformable attention runs in plain PyTorch on cuda: {self.missing}. "
-                f"`{INSTALL_COMMAND}` (Python 3.12 or later) brings faster kernels that need less "
-                "memory; INTERNIMAGE_OPS=reference silences this.",
+                f"`{INSTALL_COMMAND}` (Python 3.12 or later) installs faster kernels that need "
+                "less memory; INTERNIMAGE_OPS=reference turns this warning off.",
                 UserWarning,
                 stacklevel=2,
             )
 
     def report(self) -> dict[str, str]:
-        """What runs on each device type, and why."""
+        """Implementation used on each device type, and the reason."""
         cuda = "deformops" if self.missing is None else f"grid_sample ({self.missing})"
         return {"cpu": "grid_sample", "cuda": cuda}
 

@@ -1,15 +1,15 @@
-"""Find the kernels, remember why one is missing, and speak up before anything slow runs.
+"""Load the compiled kernels, and warn or raise if one is missing.
 
 ``INTERNIMAGE_OPS`` is read once, when :mod:`src.ops` is imported:
 
-* ``auto`` (default): compiled kernels where there are some, else Triton on a GPU, else plain
-  PyTorch with one warning per device type;
-* ``compiled``: running without a compiled kernel raises :class:`OpNotBuiltError`;
-* ``triton``: Triton on a GPU even where a compiled library is built;
-* ``reference``: plain PyTorch on purpose, nothing is loaded and nothing is said.
+* ``auto`` (default): compiled kernels if available, else Triton on a GPU, else plain PyTorch with
+  one warning per device type;
+* ``compiled``: raise :class:`OpNotBuiltError` if there is no compiled kernel;
+* ``triton``: use Triton on a GPU even if a compiled library is built;
+* ``reference``: use plain PyTorch without loading anything and without a warning.
 
-The order on a GPU holds for every dtype. It is by design, not by measurement: the two have not been
-compared on a GPU yet.
+The order on a GPU is the same for every dtype. It is not based on measurements, because the two
+have not been compared on a GPU yet.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ BUILD_COMMANDS = {
 
 
 class OpNotBuiltError(RuntimeError):
-    """The kernel that ``INTERNIMAGE_OPS`` demands (``compiled``, ``triton``) is not there."""
+    """The kernel requested by ``INTERNIMAGE_OPS`` (``compiled``, ``triton``) is missing."""
 
 
 def read_mode() -> str:
-    """Value of ``INTERNIMAGE_OPS``; ``ValueError`` if it is none of :data:`MODES`."""
+    """Value of ``INTERNIMAGE_OPS``; ``ValueError`` if it is not one of :data:`MODES`."""
     mode = os.environ.get("INTERNIMAGE_OPS", "").strip().lower() or "auto"
     if mode not in MODES:
         raise ValueError(f"INTERNIMAGE_OPS must be one of {', '.join(MODES)}, got {mode!r}.")
@@ -42,10 +42,10 @@ def read_mode() -> str:
 
 
 class Libraries:
-    """What was loaded, and the reason for each device type that has no compiled library."""
+    """Loaded libraries, and the reason for each device type without one."""
 
     def __init__(self, mode: str, folder: Path) -> None:
-        """Load what ``folder`` holds, unless ``mode`` is against it."""
+        """Load the libraries in ``folder`` that ``mode`` allows."""
         self.mode = mode
         self.folder = folder
         self.missing: dict[str, str] = {}
@@ -57,13 +57,13 @@ class Libraries:
                 self.missing[device_type] = reason
 
     def kernel(self, device_type: str) -> str:
-        """What runs on a device type: ``compiled``, ``triton`` or ``reference``."""
+        """Implementation for a device type: ``compiled``, ``triton`` or ``reference``."""
         if device_type in LIBRARY_FILES and device_type not in self.missing:
             return "compiled"
         return "triton" if device_type == "cuda" and not self.no_triton else "reference"
 
     def on_fallback(self, device_type: str) -> None:
-        """Called before plain PyTorch runs: raise, warn once, or stay silent, as the mode says."""
+        """Called before the fallback to plain PyTorch: raise or warn once."""
         if self.mode == "reference" or device_type in self._warned:
             return
         reason = self.missing.get(device_type, f"there is no kernel for {device_type}")
@@ -82,7 +82,7 @@ class Libraries:
         warnings.warn(
             f"DCNv3 runs in plain PyTorch on {device_type}, many times slower than the compiled "
             f"kernel: {reason}.{self._advice(device_type)} "
-            "INTERNIMAGE_OPS=reference silences this.",
+            "INTERNIMAGE_OPS=reference turns this warning off.",
             UserWarning,
             stacklevel=2,
         )
@@ -101,7 +101,7 @@ class Libraries:
 
 
 def _load(path: Path) -> str | None:
-    """Load one library; the reason if that was not possible."""
+    """Load one library; returns the reason if that is not possible."""
     if not path.is_file():
         return f"not built, {path.name} is missing"
     try:

@@ -1,9 +1,9 @@
 """DCNv3, the operator of InternImage: public function, schema, autograd and dispatch.
 
-Source: InternImage (CVPR 2023, arXiv 2211.05778), eq. 2. Schema, shape inference, autograd,
-autocast and the plain fallback live here; compiled libraries only add kernels for
-``internimage::dcnv3`` and ``internimage::dcnv3_backward`` under their device key, and win over the
-fallback by being there; so does Triton where it is chosen. There is no second derivative.
+Source: InternImage (CVPR 2023, arXiv 2211.05778), eq. 2. This module defines schema, shape
+inference, autograd, autocast and the fallback. Compiled libraries only register kernels for
+``internimage::dcnv3`` and ``internimage::dcnv3_backward`` with their dispatch key, which take
+precedence over the fallback; so does Triton if it is selected. There is no second derivative.
 """
 
 from __future__ import annotations
@@ -44,18 +44,18 @@ def dcnv3(
     remove_center: bool = False,
     mask_softmax: bool = False,
 ) -> Tensor:
-    """Sample ``input`` at learned positions and sum the samples with learned weights, per group.
+    """Weighted sum of bilinear samples of ``input`` at learned locations, per group.
 
     For group ``g`` and output pixel ``(oy, ox)`` the result is
-    ``sum_p mask[g, p] * bilinear(input_g, position_p)``; the ``x`` of a position (``y`` alike) is
+    ``sum_p mask[g, p] * bilinear(input_g, position_p)``; ``x`` of a position (``y`` likewise) is
     ``ox * stride_w - pad_w + half_w + (i * dilation_w - half_w + dx) * offset_scale`` with
     ``half_w = dilation_w * (kernel_w - 1) // 2``. Points run over the kernel with the width index
-    ``i`` slow and the height index fast. Pixels outside the image count as zero; a point counts
-    only if ``-1 < x < W`` and ``-1 < y < H``, so NaN offsets contribute nothing. There is no
-    weight and no bias.
+    ``i`` slow and the height index fast. Pixels outside the image are zero; a point contributes
+    only if ``-1 < x < W`` and ``-1 < y < H``, so NaN offsets contribute nothing. There is no weight
+    and no bias.
 
     Works under autocast (``input`` is cast, see ``offset``), ``torch.compile(fullgraph=True)``,
-    ``torch.export`` and ``torch.jit.trace``. Results on the CPU are bitwise the same for every
+    ``torch.export`` and ``torch.jit.trace``. Results on the CPU are bitwise identical for any
     number of threads.
 
     Args:
@@ -63,38 +63,38 @@ def dcnv3(
             bfloat16; ``N`` may be 0.
         offset: Displacements in pixels, shape ``(N, H_out, W_out, groups * P * 2)``, pairs
             ``(dx, dy)``, with ``P = kernel_h * kernel_w - remove_center``. Dtype of ``input``, or
-            float32 beside a 16-bit ``input``. May be a slice of a wider tensor along the last
-            axis; no copy is made.
+            float32 with a 16-bit ``input``. May be a slice of a larger tensor along the last
+            dimension; it is not copied.
         mask: Weights of the points, shape ``(N, H_out, W_out, groups * P)``; dtype and slices as
             ``offset``.
         groups: Number of channel groups, a divisor of ``C``.
         kernel_size: Window size ``(height, width)`` or one integer for both, at least 1.
         stride: Step of the window in pixels, at least 1.
-        padding: Virtual zero padding in pixels, at least 0.
-        dilation: Distance between neighbouring points in pixels, at least 1.
-        offset_scale: Factor on the whole point grid, the regular part included.
-        remove_center: Leave out the centre point; needs an odd square kernel.
-        mask_softmax: ``mask`` holds logits and the softmax over the ``P`` points of each group is
-            part of the operator.
+        padding: Implicit zero padding in pixels, at least 0.
+        dilation: Distance between adjacent points in pixels, at least 1.
+        offset_scale: Scale of the offsets and the regular grid.
+        remove_center: Omit the centre point; needs an odd square kernel.
+        mask_softmax: ``mask`` contains logits, and the operator applies a softmax over the ``P``
+            points of each group.
 
     Returns:
         Tensor of shape ``(N, H_out, W_out, C)``, dtype of ``input`` (under autocast: the autocast
         dtype).
 
     Raises:
-        ValueError: If shapes, devices or window arguments do not fit.
-        TypeError: If a dtype is not accepted.
-        OpNotBuiltError: With ``INTERNIMAGE_OPS=compiled`` (or ``triton``, on a GPU) where there is
-            no such kernel.
+        ValueError: If shapes, devices or window arguments are invalid.
+        TypeError: If a dtype is not supported.
+        OpNotBuiltError: With ``INTERNIMAGE_OPS=compiled`` (or ``triton``, on a GPU) if there is no
+            such kernel.
     """
     window = make_window(
         groups, kernel_size, stride, padding, dilation, offset_scale, remove_center, mask_softmax
     )
     device_type = input.device.type
-    has_autocast = device_type != "meta"  # asking about a device without autocast raises
+    has_autocast = device_type != "meta"  # the query raises for a device without autocast
     if has_autocast and torch.is_autocast_enabled(device_type) and input.dtype != torch.float64:
         input = input.to(torch.get_autocast_dtype(device_type))
-    # The sizes are part of a trace, not to be compared.
+    # Sizes are traced, so they must not be compared.
     if torch.jit.is_tracing():  # type: ignore[attr-defined]
         return torch.ops.internimage.dcnv3.default(input, offset, mask, *window)
     check_tensors(input, offset, mask, window)
@@ -192,10 +192,10 @@ for _name in _BACKWARDS:
 
 
 class _Eager(Function):
-    """The same two operators and gradients as registered above, for eager training.
+    """The same operators and gradients as registered above, for eager training.
 
-    It takes a third of the time of the generic autograd wrapper of ``torch.library``, which on
-    small maps is longer than the kernels themselves.
+    It has a third of the overhead of the generic autograd wrapper of ``torch.library``, which takes
+    longer than the kernels for small feature maps.
     """
 
     @staticmethod
@@ -207,7 +207,7 @@ class _Eager(Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():  # create_graph=True: let the registered operator object
+        if torch.is_grad_enabled():  # create_graph=True: the registered operator raises
             return *_gradients(ctx, grad)[:3], None
         with torch._C._AutoDispatchBelowAutograd():
             return *_gradients(ctx, grad)[:3], None
@@ -259,7 +259,7 @@ elif LIBRARIES.kernel("cuda") == "triton":
 
 @torch.compiler.assume_constant_result
 def _traces_triton(device_type: str) -> bool:
-    """Whether graphs for this device type hold the operators that the compiler looks into."""
+    """Whether graphs for this device type contain the Triton operators, which can be traced."""
     if device_type != "cuda" or LIBRARIES.kernel("cuda") != "triton":
         return False
     from .triton import operators  # noqa: F401  defines them

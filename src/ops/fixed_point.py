@@ -1,9 +1,10 @@
-"""Order-independent sums on a GPU: floats as multiples of a unit in 64-bit integers.
+"""Order-independent sums on a GPU, with floats as multiples of a unit in 64-bit integers.
 
-Integer additions commute exactly, so atomic additions of them give the same bits in every order.
-Under ``torch.use_deterministic_algorithms``, the backward of DCNv3 adds up the input gradient this
-way where several blocks add to a feature map. The unit is chosen from the data, so that no sum can
-overflow; the error of a sum is below its number of addends times 2^-62 of the largest possible sum.
+Integer addition is exact, so the result of atomic additions does not depend on their order. Under
+``torch.use_deterministic_algorithms``, the backward pass of DCNv3 accumulates the input gradient
+this way if several blocks add to the same feature map. The unit is chosen from the data, so that no
+sum can overflow; the error of a sum is at most its number of terms times 2^-62 of the largest
+possible sum.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from ._arguments import Window
 
 
 def fixed_point_unit(grad: Tensor, mask: Tensor, window: Window) -> Tensor:
-    """Power of two that one is in integers, a float64 scalar on the device of ``grad``.
+    """Power of two that represents 1.0, as a float64 scalar on the device of ``grad``.
 
-    An addend is at most ``max|grad| * max|weight|``, and an element gets at most four from every
-    sampling point of its image and group. NaN, which makes the whole gradient NaN, if ``grad`` or
-    ``mask`` is not finite; finding out does not wait for the device.
+    A term is at most ``max|grad| * max|weight|``, and an element has at most four terms from every
+    sampling point of its image and group. The result is NaN, which makes the whole gradient NaN, if
+    ``grad`` or ``mask`` is not finite; this does not synchronise the device.
     """
     if grad.numel() == 0:
         return grad.new_ones((), dtype=torch.float64)
@@ -32,5 +33,5 @@ def fixed_point_unit(grad: Tensor, mask: Tensor, window: Window) -> Tensor:
 
 
 def from_fixed_point(sums: Tensor, unit: Tensor, dtype: torch.dtype) -> Tensor:
-    """The sums as floats."""
+    """Convert the sums to floats."""
     return (sums.double() / unit).to(dtype)

@@ -1,13 +1,13 @@
-"""DCNv3 built on ``torch.nn.functional.grid_sample``: the baseline of the benchmark.
+"""DCNv3 with ``torch.nn.functional.grid_sample``: the baseline of the benchmark.
 
-The formulation most PyTorch ports use: pad the image, build a normalised sampling grid, sample
-every group as its own image of shape (N*G, Cg, H, W), weight and sum over the points. It needs no
-compiled code of ours and exports where ``grid_sample`` does.
+This is the formulation that most PyTorch ports use: pad the image, build a normalised sampling
+grid, sample every group as its own image of shape (N*G, Cg, H, W), and compute the weighted sum
+over the points. It needs no compiled code and can be exported wherever ``grid_sample`` can.
 
-It is not the oracle. Differences from :func:`src.ops.dcnv3`: positions are normalised and
-denormalised, so offsets that are exact integers may land on either side (the value is the same, the
-offset gradient is not); NaN offsets sample position -1 of the grid instead of contributing zero;
-pixels outside the image enter as 0 * weight.
+It is not exact. Differences from :func:`src.ops.dcnv3`: positions are normalised and denormalised,
+so rounding can move integer positions to the other side of the integer (same value, other offset
+gradient); NaN offsets sample position -1 of the grid instead of contributing zero; pixels outside
+the image are multiplied by zero instead of being skipped.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def dcnv3_grid_sample(
     remove_center: bool = False,
     mask_softmax: bool = False,
 ) -> Tensor:
-    """DCNv3 through ``grid_sample``; arguments as :func:`src.ops.dcnv3`, all of one dtype."""
+    """DCNv3 with ``grid_sample``; arguments as in :func:`src.ops.dcnv3`, all of one dtype."""
     window = make_window(
         groups, kernel_size, stride, padding, dilation, offset_scale, remove_center, mask_softmax
     )
@@ -68,7 +68,7 @@ def dcnv3_grid_sample(
 
 
 def _centres(h_out: int, w_out: int, window: Window, like: Tensor) -> Tensor:
-    """Centres of the windows in pixels of the padded image; 0.5 is the first pixel's centre."""
+    """Window centres in pixels of the padded image; 0.5 is the centre of the first pixel."""
     axes = [
         torch.arange(count, dtype=like.dtype, device=like.device) * window.stride[axis]
         + (window.dilation[axis] * (window.kernel_size[axis] - 1)) // 2
@@ -80,7 +80,7 @@ def _centres(h_out: int, w_out: int, window: Window, like: Tensor) -> Tensor:
 
 
 def _taps(window: Window, like: Tensor) -> Tensor:
-    """Displacement of every point from the window centre in pixels: width slow, height fast."""
+    """Offset of every point from the window centre in pixels: width slow, height fast."""
     axes = [
         torch.arange(count, dtype=like.dtype, device=like.device) * window.dilation[axis]
         - (window.dilation[axis] * (count - 1)) // 2

@@ -1,14 +1,14 @@
 """Multi-scale deformable attention: public function, schema, autograd and dispatch.
 
 Source: Zhu et al., "Deformable DETR", ICLR 2021 (arXiv 2010.04159), eq. 3, with the sampling rule
-of the official operator (pixel centres at half-integers, zeros outside the map). DINO and
-Mask2Former attend with it. Projections and the softmax belong to the module
+of the official operator (pixel centres at half-integers, zeros outside the feature map). It is used
+by DINO and Mask2Former. Projections and the softmax are part of the module
 (``src.models.layers.deformable_attention``).
 
-Each level runs through ``torch.nn.functional.grid_sample``; the backward is an operator of its own
-that samples again, so training keeps the arguments and not the samples, which are
-``levels * points`` times larger than the output. On a GPU the kernels of the optional package
-``deformops`` run where it is installed. There is no second derivative.
+Each level is computed with ``torch.nn.functional.grid_sample``. The backward pass is a separate
+operator that samples again, so training saves the arguments instead of the samples, which are
+``levels * points`` times larger than the output. On a GPU, the kernels of the optional package
+``deformops`` are used if it is installed. There is no second derivative.
 """
 
 from __future__ import annotations
@@ -32,24 +32,25 @@ def ms_deform_attn(
     locations: Tensor,
     weights: Tensor,
 ) -> Tensor:
-    """Sample every level at the places that each query asks for and sum the samples.
+    """Weighted sum of bilinear samples of all levels at the locations of each query.
 
     For query ``q`` and head ``h`` the result is ``sum_(l, p) weights[q, h, l, p] *
     bilinear(value_l[h], locations[q, h, l, p])``. A location ``(x, y)`` of 0 is the outer edge of
     the first pixel and 1 the outer edge of the last one, so pixel ``i`` of ``W`` has its centre at
-    ``(i + 0.5) / W``. Pixels outside the map count as zero.
+    ``(i + 0.5) / W``. Pixels outside the feature map are zero.
 
     Works under autocast (``value`` is cast), ``torch.compile(fullgraph=True)`` and
     ``torch.export``.
 
     Args:
-        value: Maps of all levels, flattened row by row and put behind each other, shape
+        value: Feature maps of all levels, flattened row by row and concatenated, shape
             ``(N, S, heads, head_channels)``; float64, float32, float16 or bfloat16.
-        spatial_shapes: Height and width of each level, finest or coarsest first;
+        spatial_shapes: Height and width of each level, in any order;
             ``sum(height * width) == S``.
-        locations: Places in [0, 1] as ``(x, y)``, shape ``(N, Q, heads, levels, points, 2)``; dtype
-            of ``value``, or float32 beside a 16-bit ``value``. Outside [0, 1] is allowed.
-        weights: Weights of the samples, shape ``(N, Q, heads, levels, points)``; dtype as
+        locations: Sampling locations ``(x, y)``, normalised to [0, 1], shape ``(N, Q, heads,
+            levels, points, 2)``; dtype of ``value``, or float32 with a 16-bit ``value``. Values
+            outside [0, 1] are allowed.
+        weights: Attention weights, shape ``(N, Q, heads, levels, points)``; dtype as
             ``locations``.
 
     Returns:
@@ -57,12 +58,12 @@ def ms_deform_attn(
         autocast dtype).
 
     Raises:
-        ValueError: If shapes or devices do not fit.
-        TypeError: If a dtype is not accepted.
+        ValueError: If shapes or devices do not match.
+        TypeError: If a dtype is not supported.
         OpNotBuiltError: With ``INTERNIMAGE_OPS=compiled`` on a GPU without ``deformops``.
     """
     device_type = value.device.type
-    has_autocast = device_type != "meta"  # asking about a device without autocast raises
+    has_autocast = device_type != "meta"  # the query raises for a device without autocast
     if has_autocast and torch.is_autocast_enabled(device_type) and value.dtype != torch.float64:
         value = value.to(torch.get_autocast_dtype(device_type))
     check_attention(value, spatial_shapes, locations, weights)
@@ -76,7 +77,7 @@ def ms_deform_attn(
 def check_attention(
     value: Tensor, spatial_shapes: Sequence[tuple[int, int]], locations: Tensor, weights: Tensor
 ) -> None:
-    """Raise ``ValueError`` or ``TypeError`` if the arguments do not fit each other."""
+    """Raise ``ValueError`` or ``TypeError`` if shapes, dtypes or devices do not match."""
     if value.dim() != 4:
         raise ValueError(
             f"value must have shape (N, S, heads, head_channels), got {tuple(value.shape)}."
@@ -114,9 +115,13 @@ def check_attention(
     for name, tensor in (("locations", locations), ("weights", weights)):
         is_wider = value.dtype in HALF_DTYPES and tensor.dtype == torch.float32
         if tensor.dtype != value.dtype and not is_wider:
-            raise TypeError(f"{name} must be {value.dtype} as value is, got {tensor.dtype}.")
+            raise TypeError(
+                f"{name} must have the dtype of value, {value.dtype}, got {tensor.dtype}."
+            )
         if tensor.device != value.device:
-            raise ValueError(f"{name} must be on {value.device} as value is, got {tensor.device}.")
+            raise ValueError(
+                f"{name} must be on the device of value, {value.device}, got {tensor.device}."
+            )
 
 
 torch.library.define(

@@ -1,8 +1,8 @@
-"""Multi-scale deformable attention by hand: the oracle of the tests.
+"""Reference implementation of multi-scale deformable attention for tests.
 
-It gathers the four pixels around every place with the same code as the DCNv3 oracle, one level and
-one point at a time, and shares nothing with the operator. It can be differentiated twice. It is
-not fast.
+It gathers the four pixels around every sampling location with the same code as the DCNv3 reference,
+one level and one point at a time, and shares no code with the operator. It supports second
+derivatives and is slow.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def ms_deform_attn_reference(
     levels = value.to(dtype).split([height * width for height, width in spatial_shapes], dim=1)
     for i, (height, width) in enumerate(spatial_shapes):
         for p in range(points):
-            place = locations[:, :, :, i, p].to(dtype)  # (N, Q, heads, 2)
-            x, y = place[..., 0] * width - 0.5, place[..., 1] * height - 0.5
+            location = locations[:, :, :, i, p].to(dtype)  # (N, Q, heads, 2)
+            x, y = location[..., 0] * width - 0.5, location[..., 1] * height - 0.5
             weight = weights[:, :, :, i, p].to(dtype)
             for corner in make_point(x, y, (height, width)).corners:
                 factor = (weight * corner.weight).unsqueeze(-1)

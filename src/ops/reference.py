@@ -1,14 +1,14 @@
-"""DCNv3 in plain PyTorch: the oracle of the tests and the fallback when no compiled kernel fits.
+"""DCNv3 in plain PyTorch: the reference for tests and the fallback without a compiled kernel.
 
-Source: InternImage (CVPR 2023, arXiv 2211.05778) eq. 2 and the arithmetic rules of its CUDA kernel:
-positions in pixels of the unpadded image (padding is virtual), a point counts only if ``-1 <
-position < size`` on both axes, each of its four corners only inside the image, derivatives are
-those inside the floor cell. Differentiating :func:`dcnv3_reference` therefore gives the CUDA
-gradients, also at integer positions and at exactly -1. Points that do not count (among them NaN
-positions) add nothing, whatever their mask or the pixels around them hold.
+Source: InternImage (CVPR 2023, arXiv 2211.05778) eq. 2 and the arithmetic of its CUDA kernel:
+positions are in pixels of the unpadded image (padding is implicit), a point contributes only if
+``-1 < position < size`` in both dimensions, each of its four corners contributes only if it is
+inside the image, and derivatives are those inside the floor cell. Differentiating
+:func:`dcnv3_reference` therefore gives the gradients of the CUDA kernel, also at integer positions
+and at exactly -1. Points that do not contribute (including NaN positions) add nothing, for any mask
+and any pixel values.
 
-It gathers one sampling point at a time, so memory stays a small multiple of the output. It is not
-fast.
+It gathers one sampling point at a time, so memory stays a small multiple of the output. It is slow.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def dcnv3_reference(
     remove_center: bool = False,
     mask_softmax: bool = False,
 ) -> Tensor:
-    """Plain PyTorch DCNv3 with the CUDA kernel's gradients; arguments as :func:`src.ops.dcnv3`.
+    """DCNv3 in plain PyTorch with the gradients of the CUDA kernel; see :func:`src.ops.dcnv3`.
 
     Computes in float64 for float64 input and in float32 otherwise.
     """
@@ -65,7 +65,7 @@ def dcnv3_reference(
 
 
 def forward(input: Tensor, offset: Tensor, mask: Tensor, window: Window) -> Tensor:
-    """Differentiable forward pass on checked arguments."""
+    """Differentiable forward pass on validated arguments."""
     n, h, w, c = input.shape
     h_out, w_out = offset.shape[1:3]
     values = _split_pixels(input, window)  # (N, H*W, G, Cg)
@@ -86,10 +86,10 @@ def backward(
     window: Window,
     output_mask: tuple[bool, bool, bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of ``input``, ``offset`` and ``mask`` in closed form (empty where not asked for).
+    """Gradients of ``input``, ``offset`` and ``mask`` in closed form (empty if not needed).
 
-    Written out, and not left to autograd, because it runs below autograd in the dispatcher; the
-    tests compare it with autograd through :func:`forward`.
+    Autograd cannot be used, because this runs below autograd in the dispatcher; tests compare it
+    with autograd through :func:`forward`.
     """
     n, h, w, c = input.shape
     values = _split_pixels(input, window)  # (N, H*W, G, Cg)
@@ -171,7 +171,7 @@ def _window_centres(count: int, axis: int, window: Window, like: Tensor) -> Tens
 
 
 def make_point(x: Tensor, y: Tensor, size: Pair) -> Point:
-    """Weigh the four pixels around a position in pixels of an image ``size = (H, W)``."""
+    """The four pixels around a position and their weights, for an image ``size = (H, W)``."""
     height, width = size
     is_valid = (x > -1) & (x < width) & (y > -1) & (y < height)  # false for NaN
     x, y = torch.where(is_valid, x, 0), torch.where(is_valid, y, 0)
@@ -198,7 +198,7 @@ def make_point(x: Tensor, y: Tensor, size: Pair) -> Point:
 
 
 def gather(values: Tensor, corner: Corner) -> Tensor:
-    """Pixels at a corner, zero outside the image: chosen, not multiplied, as 0 * inf is NaN."""
+    """Pixels at a corner, zero outside the image (selected, because 0 * inf would be NaN)."""
     index = corner.pixel.unsqueeze(-1).expand(-1, -1, -1, values.shape[-1])
     return torch.where(corner.is_inside.unsqueeze(-1), values.gather(1, index), 0)  # (N, L, G, Cg)
 

@@ -1,4 +1,4 @@
-"""Random DCNv3 problems and the comparison of two implementations, for the tests of this folder."""
+"""Random DCNv3 problems and comparison of two implementations."""
 
 import os
 import shutil
@@ -27,7 +27,7 @@ class Problem:
     kwargs: dict = field(default_factory=dict)
 
     def tensors(self, dtype=None, requires_grad=True):
-        """Fresh leaves of input, offset and mask."""
+        """New leaf tensors of input, offset and mask."""
         return tuple(
             t.detach().to(dtype or t.dtype, copy=True).requires_grad_(requires_grad)
             for t in (self.input, self.offset, self.mask)
@@ -56,7 +56,7 @@ def make_problem(
     seed=0,
     **kwargs,
 ):
-    """A random problem; sizes of offset and mask follow from the window."""
+    """Random problem; the sizes of offset and mask follow from the window."""
     generator = torch.Generator().manual_seed(seed)
     kernel, step, pad, dil = (
         (v, v) if isinstance(v, int) else v for v in (kernel_size, stride, padding, dilation)
@@ -86,7 +86,7 @@ def make_problem(
 
 
 def grad_like(output):
-    """An output gradient that depends on the sizes alone, rounded to the dtype of the output."""
+    """Output gradient that depends only on the sizes, rounded to the dtype of the output."""
     seed = torch.Generator().manual_seed(1)
     return torch.randn(output.shape, generator=seed, dtype=torch.float64).to(output.dtype)
 
@@ -101,7 +101,7 @@ def assert_same(actual, expected, **tolerance):
 
 
 def run_python(code, **environment):
-    """Run code in a fresh interpreter at the root of the project."""
+    """Run code in a new interpreter at the project root."""
     return subprocess.run(
         [sys.executable, "-c", code],
         cwd=ROOT,

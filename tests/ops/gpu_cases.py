@@ -1,4 +1,4 @@
-"""The cases that every GPU kernel must pass, wherever it runs: emulator, interpreter, device.
+"""Test cases for all GPU kernels, in the emulator, the interpreter and on a device.
 
 Random windows and some fifty adversarial calls. Of 160 random windows only as many are taken as are
 needed to have each pair of values of two arguments, such as a kernel of 5 with 20 channels per
@@ -65,7 +65,7 @@ def covering(windows):
 
 
 def with_values(part, positions, value):
-    """A change that puts a value into every `positions`-th element of input, offset or mask."""
+    """Change that sets every `positions`-th element of input, offset or mask to a value."""
 
     def change(problem):
         tensor = getattr(problem, part).clone()
@@ -76,7 +76,7 @@ def with_values(part, positions, value):
 
 
 def with_border(value):
-    """A change that fills the outermost pixels of the input."""
+    """Change that fills the outermost pixels of the input."""
 
     def change(problem):
         x = problem.input.clone()
@@ -87,7 +87,7 @@ def with_border(value):
 
 
 def with_offset(value):
-    """A change that gives every point the same offset."""
+    """Change that sets all offsets to the same value."""
 
     def change(problem):
         return replace(problem, offset=torch.full_like(problem.offset, value))
@@ -96,7 +96,7 @@ def with_offset(value):
 
 
 def with_points_at(x, y):
-    """A change that moves every point to one position; for windows of 3, stride and dilation 1."""
+    """Change that moves all points to one position; for windows of 3, stride and dilation 1."""
 
     def change(problem):
         n, height, width, values = problem.offset.shape
@@ -182,7 +182,7 @@ TILES = {
 WINDOWS = {f"random_{i}": random_window(i) for i in range(160)}
 RANDOM = {name: (WINDOWS[name], []) for name in covering(WINDOWS)}
 CASES = RANDOM | ADVERSARIAL | TILES
-# A few that also the interpreter does in seconds.
+# Cases that take only seconds in the interpreter.
 FEW = ["random_0", "random_14", "random_27", "batch_0"]
 
 

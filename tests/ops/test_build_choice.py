@@ -1,4 +1,4 @@
-"""What setup.py decides to build, by environment and tools, without building it."""
+"""Which libraries setup.py selects for a given environment, without building them."""
 
 import os
 import subprocess
@@ -18,7 +18,7 @@ echo 12.0
 
 
 def decide(tools, **environment):
-    """Output of a setup.py command that compiles nothing, with only `tools` on the PATH."""
+    """Output of setup.py without compiling anything, with only `tools` on the PATH."""
     clean = {k: v for k, v in os.environ.items() if k not in ("CUDA_HOME", "SRC_BUILD_OPS")}
     result = subprocess.run(
         [sys.executable, "setup.py", "--name"],
@@ -45,29 +45,30 @@ def tools(tmp_path):
     return add
 
 
-def test_nothing_cuda_is_built_without_a_gpu(tools, tmp_path):
+def test_cuda_is_not_built_without_a_gpu(tools, tmp_path):
     tools("nvcc", NVCC.format(toolkit=tmp_path))
     text = decide(tools.folder)
-    assert "not building the CUDA library: there is no GPU and no INTERNIMAGE_CUDA_ARCHS" in text
+    reason = "no GPU was found and INTERNIMAGE_CUDA_ARCHS is not set"
+    assert f"not building the CUDA library: {reason}" in text
 
 
-def test_a_gpu_without_nvcc_is_not_enough(tools):
+def test_cuda_is_not_built_without_nvcc(tools):
     tools("nvidia-smi", NVIDIA_SMI)
-    assert "not building the CUDA library: there is no nvcc" in decide(tools.folder)
+    assert "not building the CUDA library: nvcc was not found" in decide(tools.folder)
 
 
-def test_an_incomplete_toolkit_is_named(tools, tmp_path):
+def test_message_about_an_incomplete_toolkit(tools, tmp_path):
     tools("nvcc", NVCC.format(toolkit=tmp_path))
     text = decide(tools.folder, INTERNIMAGE_CUDA_ARCHS="9.0")
-    assert f"{tools.folder}/nvcc belongs to no complete toolkit; set CUDA_HOME" in text
+    assert f"{tools.folder}/nvcc is not part of a complete toolkit; set CUDA_HOME" in text
 
 
-def test_what_is_demanded_and_cannot_be_built_is_an_error(tools):
+def test_an_impossible_explicit_build_is_an_error(tools):
     text = decide(tools.folder, SRC_BUILD_CUDA="1")
-    assert "SRC_BUILD_CUDA=1, but the CUDA library cannot be built: there is no nvcc." in text
+    assert "SRC_BUILD_CUDA=1, but the CUDA library cannot be built: nvcc was not found." in text
 
 
-def test_it_can_be_switched_off(tools, tmp_path):
+def test_it_can_be_turned_off(tools, tmp_path):
     tools("nvidia-smi", NVIDIA_SMI)
     tools("nvcc", NVCC.format(toolkit=tmp_path))
     assert "not building the CUDA library: SRC_BUILD_CUDA=0" in decide(

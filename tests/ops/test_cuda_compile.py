@@ -1,4 +1,4 @@
-"""What nvcc makes of the CUDA kernels: registers, spills, wide instructions.
+"""Registers, spills and wide instructions of the compiled CUDA kernels.
 
 No GPU is needed. The hot kernels are those for float32 and bfloat16 with nine points.
 """
@@ -19,7 +19,7 @@ MOST_REGISTERS = {"forward": 72, "backward": 64}
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(NVCC is None, reason="there is no nvcc on the PATH"),
+    pytest.mark.skipif(NVCC is None, reason="nvcc is not on the PATH"),
 ]
 
 
@@ -115,7 +115,7 @@ def test_sass_adds_integers_to_shared_memory(compiled, type_name, arch):
     assert len([op for op in shared if "CAS" in op]) <= 4
 
 
-def test_the_report_of_ptxas_is_understood():
+def test_parsing_of_the_ptxas_report():
     text = """ptxas info    : Compiling entry function '_Zk' for 'sm_90'
 ptxas info    : Function properties for _Zk
     0 bytes stack frame, 8 bytes spill stores, 4 bytes spill loads

@@ -1,4 +1,4 @@
-"""The CUDA kernels, unmodified, on an emulated device against the oracle."""
+"""The unmodified CUDA kernels on an emulated device, compared with the reference."""
 
 import pytest
 import torch
@@ -145,7 +145,7 @@ def test_deterministic(libraries, name):
 @pytest.mark.slow
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", TYPES)
-def test_deterministic_means_the_same_bits_in_any_order(libraries, dtype, device):
+def test_deterministic_results_do_not_depend_on_the_order(libraries, dtype, device):
     problem = make_problem(**LARGE, dtype=dtype, offset_std=4.0)
     forwards, backwards = (
         run(Emulator(libraries, deterministic=True, backwards=order, **DEVICES[device]), problem)
@@ -154,7 +154,7 @@ def test_deterministic_means_the_same_bits_in_any_order(libraries, dtype, device
     assert all(torch.equal(a, b) for a, b in zip(forwards, backwards, strict=True))
 
 
-def test_a_gradient_that_is_not_finite_is_not_hidden(libraries):
+def test_non_finite_gradients_are_propagated(libraries):
     problem = make_case("channels_8")
     tensors = problem.tensors()
     output = Emulator(libraries, deterministic=True)(*tensors, **problem.kwargs)
@@ -164,7 +164,7 @@ def test_a_gradient_that_is_not_finite_is_not_hidden(libraries):
 
 @pytest.mark.parametrize("wanted", [0, 1, 2])
 def test_single_gradients(libraries, wanted):
-    """A kernel writes only the gradients that are asked for."""
+    """A kernel writes only the requested gradients."""
     problem = make_case("channels_16")
     tensors = problem.tensors()
     both = []
@@ -186,11 +186,11 @@ def test_division_by_multiplication(libraries, divisor):
             assert quotient(numerator, divisor) == numerator // divisor
 
 
-def test_the_emulator_finds_threads_that_wait_for_each_other_in_vain(libraries):
+def test_the_emulator_detects_deadlocks(libraries):
     assert b"wait at different places" in libraries[torch.float64].emulate_deadlock()
 
 
-def test_the_emulator_finds_accesses_without_a_barrier(libraries):
+def test_the_emulator_detects_missing_barriers(libraries):
     emulate = libraries[torch.float64].emulate_hazard
     assert emulate(True) is None
     assert b"without a barrier" in emulate(False)
@@ -201,7 +201,7 @@ def test_the_emulator_counts_bank_conflicts(libraries, stride, wavefronts):
     assert libraries[torch.float64].emulate_conflicts(stride) == wavefronts
 
 
-def test_the_emulator_finds_writes_outside(libraries):
+def test_the_emulator_detects_out_of_bounds_writes(libraries):
     problem = make_case("channels_8")
     emulator = Emulator(libraries, vectors=False, shift=1)
     with pytest.raises(AssertionError, match="wrote outside its arrays"):

@@ -1,4 +1,4 @@
-"""Gradients: finite differences, partial requests, second derivatives, memory."""
+"""Gradients: finite differences, subsets of gradients, second derivatives, memory."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ GRADCHECK_CASES = {
 
 
 def smooth_problem(**kwargs):
-    """Every position at least 0.1 pixels from an integer, where the derivative jumps."""
+    """Problem with positions at least 0.1 pixels from integers, where the derivative jumps."""
     problem = make_problem(n=2, height=2, width=3, groups=2, group_channels=3, **kwargs)
     scale = kwargs.get("offset_scale", 1.0)
     position = problem.offset * scale
@@ -37,12 +37,12 @@ def test_gradcheck(operator, name):
         eps=1e-6,
         atol=1e-6,
         rtol=1e-5,
-        fast_mode=operator is dcnv3_reference,  # it is slow, and compared with the other one anyway
+        fast_mode=operator is dcnv3_reference,  # slow, and compared with the other one below
     )
 
 
 def test_closed_form_backward_equals_autograd():
-    """The gradients of the fallback are written out; autograd through its forward is the judge."""
+    """Compare the closed-form gradients of the fallback with autograd."""
     problem = make_problem(offset_std=3.0, mask_softmax=True, offset_scale=1.5, stride=(2, 1))
     output, *want = problem.run(dcnv3_reference)
     grad = grad_like(output)
@@ -57,7 +57,7 @@ def test_closed_form_backward_equals_autograd():
 
 @pytest.mark.parametrize("wanted", range(1, 8))
 @pytest.mark.parametrize("group_channels", [16, 5])
-def test_only_the_wanted_gradients(wanted, group_channels):
+def test_only_the_needed_gradients(wanted, group_channels):
     problem = make_problem(group_channels=group_channels, mask_softmax=True, dtype=torch.float32)
     full = problem.run(dcnv3)[1:]
     tensors = problem.tensors()
@@ -79,7 +79,7 @@ def test_no_graph_without_gradients():
         assert not dcnv3(*problem.tensors(), **problem.kwargs).requires_grad
 
 
-def test_second_derivative_is_refused_in_one_sentence():
+def test_second_derivative_raises():
     problem = make_problem(mask_softmax=True)
     tensors = problem.tensors()
     output = dcnv3(*tensors, **problem.kwargs)

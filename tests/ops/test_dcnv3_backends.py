@@ -1,4 +1,4 @@
-"""Which kernel runs, what is said about it, and the three instruction sets."""
+"""Selection of kernels, warnings, and instruction sets."""
 
 import os
 import shutil
@@ -23,7 +23,7 @@ print(backends())
 
 
 @pytest.mark.skipif(
-    os.environ.get("SRC_BUILD_OPS") == "0", reason="built without operators on purpose"
+    os.environ.get("SRC_BUILD_OPS") == "0", reason="the operators are intentionally not built"
 )
 def test_the_installed_package_has_the_compiled_kernel():
     assert backends()["cpu"].startswith("compiled (")
@@ -37,7 +37,7 @@ def test_backends_give_reasons():
 
 
 def test_not_built_warns_once_with_the_build_command(tmp_path):
-    """The package as it is before anything has been compiled."""
+    """The package before anything is compiled."""
     shutil.copytree(ROOT / "src/ops", tmp_path / "src/ops", ignore=shutil.ignore_patterns("*.so"))
     code = f"import sys; sys.path[0] = {str(tmp_path)!r}\n{CALL}"
     result = run_python(code, PYTHONPATH=f"{tmp_path}:{ROOT / 'tests/ops'}")
@@ -61,7 +61,7 @@ def test_each_device_type_warns_once(tmp_path, monkeypatch):
     assert "there is no kernel for xpu" in xpu
 
 
-def test_compiled_mode_refuses_to_fall_back(tmp_path):
+def test_compiled_mode_does_not_fall_back(tmp_path):
     libraries = Libraries("compiled", tmp_path / "src/ops")
     message = (
         "INTERNIMAGE_OPS=compiled, but .* no compiled kernel on cpu.*`python setup.py build_ext"
@@ -90,7 +90,7 @@ def test_choice_on_a_gpu_without_a_library(tmp_path, monkeypatch, mode, cuda, tr
     assert libraries.kernel("cpu") == libraries.kernel("xpu") == "reference"
 
 
-def test_a_compiled_library_comes_before_triton(tmp_path, monkeypatch):
+def test_a_compiled_library_has_priority_over_triton(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     (tmp_path / "_C_cuda.abi3.so").touch()
     loaded = []
@@ -107,14 +107,14 @@ def test_a_compiled_library_comes_before_triton(tmp_path, monkeypatch):
         ("triton", "INTERNIMAGE_OPS=triton, but DCNv3 cannot run .*: Triton is not installed"),
     ],
 )
-def test_a_demanded_gpu_kernel_that_is_not_there_is_an_error(tmp_path, monkeypatch, mode, message):
+def test_a_missing_requested_gpu_kernel_is_an_error(tmp_path, monkeypatch, mode, message):
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr("src.ops._load.triton_version", lambda: None)
     with pytest.raises(OpNotBuiltError, match=message):
         Libraries(mode, tmp_path / "src/ops").on_fallback("cuda")
 
 
-def test_a_broken_library_is_reported_with_its_reason(tmp_path):
+def test_a_broken_library_is_reported(tmp_path):
     (tmp_path / "_C.abi3.so").write_bytes(b"not a library")
     libraries = Libraries("auto", tmp_path)
     assert libraries.missing["cpu"].startswith("_C.abi3.so did not load (")
@@ -122,7 +122,7 @@ def test_a_broken_library_is_reported_with_its_reason(tmp_path):
         libraries.on_fallback("cpu")
 
 
-def test_reference_mode_is_silent_and_needs_nothing_else_of_the_project():
+def test_reference_mode_does_not_warn_and_imports_only_ops():
     code = CALL + "import sys; print(*(name for name in sys.modules if name.startswith('src.')))"
     result = run_python(code, INTERNIMAGE_OPS="reference")
     assert result.returncode == 0, result.stderr
@@ -145,7 +145,7 @@ SETS = {"default": "DEFAULT", "avx2": "AVX2", "avx512": "AVX512"}
 
 @pytest.mark.parametrize("name", SETS)
 def test_instruction_sets(name):
-    """Every set that this processor has, chosen as PyTorch's own kernels are."""
+    """Every instruction set of this CPU, selected like in PyTorch."""
     order = list(SETS.values())
     if order.index(SETS[name]) > order.index(torch.backends.cpu.get_cpu_capability()):
         pytest.skip(f"this processor has no {SETS[name]}")

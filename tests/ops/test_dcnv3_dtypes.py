@@ -38,7 +38,7 @@ def test_half_types_round_once(dtype, side_dtype, mask_softmax):
         assert_rounds_to(actual, expected, tensor.dtype)
 
 
-def test_float32_offsets_are_kept_beside_bfloat16_input():
+def test_float32_offsets_are_kept_with_bfloat16_input():
     problem = make_problem(group_channels=16, dtype=torch.float32)
     problem.input = problem.input.bfloat16()
     problem.offset += 6.0  # bfloat16 would round to 1/32 of a pixel here

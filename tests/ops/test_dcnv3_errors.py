@@ -46,7 +46,7 @@ WRONG_TENSORS = {
         "offset",
         lambda t: t.float(),
         TypeError,
-        "offset must be float64 beside float64 .* got float32",
+        "offset must be float64 for float64 .* got float32",
     ),
     "offset device": (
         "offset",
@@ -65,7 +65,7 @@ WRONG_TENSORS = {
         "mask",
         lambda t: t.int(),
         TypeError,
-        "mask must be float64 beside float64 .* got int32",
+        "mask must be float64 for float64 .* got int32",
     ),
     "mask device": (
         "mask",
@@ -90,7 +90,7 @@ def test_wrong_tensors(operator, name):
 def test_half_input_names_both_accepted_types():
     problem = make_problem(dtype=torch.bfloat16)
     with pytest.raises(
-        TypeError, match="mask must be bfloat16 or float32 beside bfloat16 input, got float16"
+        TypeError, match="mask must be bfloat16 or float32 for bfloat16 input, got float16"
     ):
         dcnv3(problem.input, problem.offset, problem.mask.half(), **problem.kwargs)
 
@@ -133,7 +133,7 @@ def test_wrong_windows(operator, kwargs, message):
 
 
 def test_compiled_kernel_stays_in_bounds_without_the_checks():
-    """Whoever calls the operator by its name gets an error, not somebody else's memory."""
+    """Direct calls of the registered operator check bounds."""
     problem = make_problem()
     window = (2, [3, 3], [1, 1], [1, 1], [1, 1], 1.0, False, False)
     call = torch.ops.internimage.dcnv3.default

@@ -1,4 +1,4 @@
-"""The operator against arrays of the official code (tests/fixtures/dcnv3_op).
+"""The operator compared with results of the official code (tests/fixtures/dcnv3_op).
 
 Bounds: see ``tests/official.py``.
 """
@@ -53,8 +53,8 @@ def compute(operator, arrays, name, dtype):
 
 
 def expected(arrays, name, key):
-    # At exact integers the CUDA kernel's derivative is one-sided; the fixture has it under a name
-    # of its own.
+    # At integer positions the derivative of the CUDA kernel is one-sided; the fixture has it under
+    # another name.
     return arrays.get(f"{name}/{key}", arrays.get(f"{name}/{key}_cuda_rule"))
 
 
@@ -67,7 +67,7 @@ def test_fixture_is_complete():
 @pytest.mark.parametrize("operator", [dcnv3, dcnv3_reference])
 def test_official_numbers(arrays, operator, name, dtype):
     distances = dict(CASES[name]["max_abs_diff_of_official_fp32_run"])
-    if name == "zero_offset":  # officially on one side of an integer or the other, by rounding
+    if name == "zero_offset":  # rounding decides on which side of an integer the official result is
         del distances["grad_offset"]
     for key, value in compute(operator, arrays, name, dtype).items():
         assert value.dtype == dtype
@@ -79,5 +79,5 @@ def test_official_numbers(arrays, operator, name, dtype):
 def test_official_numbers_of_the_baseline(arrays, name):
     for key, value in compute(dcnv3_grid_sample, arrays, name, torch.float64).items():
         if name == "zero_offset" and key == "grad_offset":
-            continue  # grid_sample takes the other side's derivative at integers
+            continue  # grid_sample uses the derivative of the other side at integers
         assert (value - expected(arrays, name, key)).abs().max() <= 1e-10, key

@@ -15,13 +15,13 @@ from src.ops._load import LIBRARIES
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 
 
 def triton_kernels(*tensors, **kwargs):
-    """Triton, also where a compiled library is built."""
+    """Use Triton even if a compiled library is built."""
     pytest.importorskip("triton")
     from triton_operator import dcnv3_triton
 
@@ -41,7 +41,7 @@ def gpu_problem(**arguments):
     return replace(problem, **tensors)
 
 
-def test_a_kernel_of_ours_runs():
+def test_a_gpu_kernel_is_used():
     assert backends()["cuda"].startswith(("compiled (", "triton (")), backends()
 
 
@@ -54,7 +54,7 @@ def test_every_case_in_every_dtype(name, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("name", ADVERSARIAL)
-def test_float32_offsets_beside_16_bit_input(name, dtype):
+def test_float32_offsets_with_16_bit_input(name, dtype):
     for operator in OPERATORS.values():
         check(on_gpu(operator), name, dtype, torch.float32)
 
@@ -85,7 +85,7 @@ def deterministic():
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_deterministic_algorithms_give_the_same_bits(deterministic, dtype):
+def test_deterministic_algorithms_are_bitwise_reproducible(deterministic, dtype):
     problem = gpu_problem(
         n=4, height=31, width=29, groups=4, group_channels=16, mask_softmax=True, dtype=dtype
     )
@@ -95,7 +95,7 @@ def test_deterministic_algorithms_give_the_same_bits(deterministic, dtype):
 
 
 @pytest.mark.parametrize("name", list(CASES)[:40])
-def test_deterministic_gradients_are_right(deterministic, name):
+def test_deterministic_gradients_are_correct(deterministic, name):
     check(on_gpu(dcnv3), name)
 
 
@@ -181,5 +181,5 @@ def test_internimage_t_compiles_without_a_graph_break(training):
         assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
 
 
-def test_the_choice_can_be_overruled():
+def test_the_implementation_can_be_selected():
     assert LIBRARIES.kernel("cuda") == backends()["cuda"].split(" (")[0]

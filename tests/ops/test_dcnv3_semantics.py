@@ -1,4 +1,4 @@
-"""Compiled kernel against the plain PyTorch oracle over the window's and the data's odd corners."""
+"""Compiled kernel compared with the reference for unusual windows and data."""
 
 import pytest
 import torch
@@ -61,7 +61,7 @@ def test_points_at_impossible_positions_contribute_nothing(value, dtype):
     problem = make_problem(group_channels=16, mask_softmax=True, dtype=dtype)
     without = make_problem(group_channels=16, mask_softmax=True, dtype=dtype)
     problem.offset[:, ::2, :, 1::5] = value
-    without.offset[:, ::2, :, 1::5] = 1e6  # plainly outside
+    without.offset[:, ::2, :, 1::5] = 1e6  # clearly outside
     results = problem.run(dcnv3)
     assert all(t.isfinite().all() for t in results)
     assert_same(results, without.run(dcnv3), rtol=0, atol=0)
@@ -69,7 +69,7 @@ def test_points_at_impossible_positions_contribute_nothing(value, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("bad", [float("inf"), float("nan")])
-def test_bad_pixels_reach_only_the_points_that_touch_them(bad, dtype):
+def test_non_finite_pixels_affect_only_the_points_that_sample_them(bad, dtype):
     problem = make_problem(n=1, height=6, width=6, group_channels=16, offset_std=0.4, dtype=dtype)
     problem.input[0, 0, 0, 3] = bad
     problem.input[0, 5, 2, 20] = bad
@@ -85,7 +85,7 @@ def test_bad_pixels_reach_only_the_points_that_touch_them(bad, dtype):
 
 
 def test_pixels_outside_are_not_multiplied_by_zero():
-    """All samples lie outside, beside an infinite column: nothing may become NaN."""
+    """All samples are outside the image, next to an infinite column: nothing may become NaN."""
     problem = make_problem(n=1, height=4, width=4, groups=1, group_channels=16, offset_std=0.0)
     problem.input[..., 0, :] = torch.inf
     problem.offset[..., 0::2] = -100.0
@@ -104,7 +104,7 @@ def test_softmax_of_large_and_masked_logits(dtype):
     assert_same(problem.run(dcnv3), problem.run(dcnv3_reference), **tolerance)
 
 
-def test_softmax_is_that_of_pytorch():
+def test_softmax_equals_pytorch():
     logits = make_problem(mask_softmax=True)
     weights = make_problem()
     shape = logits.mask.shape
@@ -113,18 +113,18 @@ def test_softmax_is_that_of_pytorch():
     torch.testing.assert_close(fused, plain, rtol=1e-6, atol=1e-6)
 
 
-def test_grid_sample_baseline_computes_the_same():
+def test_grid_sample_baseline_is_equivalent():
     problem = make_problem(padding=(2, 1), stride=(1, 2), offset_scale=2.0, mask_softmax=True)
     assert_same(problem.run(dcnv3), problem.run(dcnv3_grid_sample), rtol=1e-9, atol=1e-9)
 
 
 def test_agrees_with_torchvision():
-    """DCNv3 with summed points is deformable convolution v2 with a depthwise kernel of ones."""
+    """DCNv3 equals deformable convolution v2 with a depthwise kernel of ones."""
     ops = pytest.importorskip("torchvision.ops")
     problem = make_problem(n=2, height=7, width=6, groups=2, group_channels=3, stride=2)
     kernel = 3
     n, height, width, _ = problem.offset.shape
-    # Ours: width slow, (x, y). Theirs: height slow, (y, x).
+    # DCNv3: width slow, (x, y). torchvision: height slow, (y, x).
     offset = problem.offset.view(n, height, width, 2, kernel, kernel, 2).transpose(4, 5).flip(-1)
     mask = problem.mask.view(n, height, width, 2, kernel, kernel).transpose(4, 5)
     theirs = ops.deform_conv2d(
@@ -169,12 +169,14 @@ def test_gradients_through_views_of_one_linear():
     grads = []
     for operator in (dcnv3, dcnv3_reference):
         output = operator(problem.input, *packed.split(sizes, dim=-1), **problem.kwargs)
-        grads.append(torch.autograd.grad(output.sum(), packed)[0])  # an expanded, stride 0 gradient
+        grads.append(
+            torch.autograd.grad(output.sum(), packed)[0]
+        )  # an expanded gradient with stride 0
     torch.testing.assert_close(*grads, rtol=1e-10, atol=1e-10)
 
 
 def test_views_that_are_not_rows():
-    """A batch slice, a transposed map and every second row: copied, not misread."""
+    """A batch slice, a transposed tensor and every second row are copied."""
     problem = make_problem(n=4, height=6, width=6, mask_softmax=True)
     for change in (
         lambda t: t[1::2],

@@ -1,4 +1,4 @@
-"""Multi-scale deformable attention: values, gradients, dtypes, compile and export, mistakes."""
+"""Multi-scale deformable attention: values, gradients, dtypes, compile, export, errors."""
 
 import importlib
 import sys
@@ -21,7 +21,7 @@ OPS = torch.ops.internimage
 
 
 def make_inputs(n=2, queries=6, heads=3, channels=4, points=2, dtype=torch.float64, spread=1.4):
-    """Values, places (some outside the maps) and weights."""
+    """Values, locations (some outside the feature maps) and weights."""
     generator = torch.Generator().manual_seed(0)
     pixels = sum(height * width for height, width in SHAPES)
 
@@ -44,7 +44,7 @@ def run(operator, value, locations, weights):
 
 
 def test_one_sample_by_hand():
-    value = torch.arange(6.0).view(1, 6, 1, 1)  # one map of 2 x 3 pixels
+    value = torch.arange(6.0).view(1, 6, 1, 1)  # one feature map of 2 x 3 pixels
     centre_of_last = torch.tensor([2.5 / 3, 1.5 / 2]).view(1, 1, 1, 1, 1, 2)
     corner = torch.ones(1, 1, 1, 1, 1, 2)
     weight = torch.full((1, 1, 1, 1, 1), 2.0)
@@ -53,7 +53,7 @@ def test_one_sample_by_hand():
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_same_as_the_oracle_with_gradients(dtype):
+def test_results_and_gradients_equal_the_reference(dtype):
     tolerance = {"rtol": 0, "atol": 1e-12} if dtype == torch.float64 else FLOAT32
     inputs = make_inputs(dtype=dtype)
     for ours, expected in zip(
@@ -64,7 +64,7 @@ def test_same_as_the_oracle_with_gradients(dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_16_bit_values_with_wider_places(dtype):
+def test_16_bit_values_with_float32_locations(dtype):
     value, locations, weights = make_inputs(dtype=torch.float32)
     value = value.to(dtype)
     wide = ms_deform_attn(value.double(), SHAPES, locations.double(), weights.double())
@@ -78,7 +78,7 @@ def test_gradcheck():
     assert gradcheck(lambda v, x, w: ms_deform_attn(v, SHAPES, x, w), inputs)
 
 
-def test_no_second_derivative_but_the_oracle_has_one():
+def test_only_the_reference_has_a_second_derivative():
     inputs = [t.requires_grad_() for t in make_inputs(n=1, queries=2)]
     for operator in (ms_deform_attn, ms_deform_attn_reference):
         first = torch.autograd.grad(
@@ -92,7 +92,7 @@ def test_no_second_derivative_but_the_oracle_has_one():
 
 
 @pytest.mark.parametrize("empty", ["n", "queries"])
-def test_nothing_to_do(empty):
+def test_empty_inputs(empty):
     results = run(ms_deform_attn, *make_inputs(**{empty: 0}))
     assert results[0].numel() == 0
     assert not results[1].any()
@@ -151,11 +151,19 @@ def test_export_with_any_number_of_queries():
         ({"locations": torch.zeros(2, 6, 3, 3, 2)}, ValueError, "locations must have shape"),
         ({"locations": torch.zeros(2, 6, 3, 2, 2, 2)}, ValueError, r"\(2, 6, 3, 3, 2, 2\)"),
         ({"weights": torch.zeros(2, 6, 3, 3, 1)}, ValueError, "weights must have shape"),
-        ({"weights": torch.zeros(2, 6, 3, 3, 2).double()}, TypeError, "weights must be"),
-        ({"locations": torch.zeros(2, 6, 3, 3, 2, 2, device="meta")}, ValueError, "must be on cpu"),
+        (
+            {"weights": torch.zeros(2, 6, 3, 3, 2).double()},
+            TypeError,
+            "weights must have the dtype",
+        ),
+        (
+            {"locations": torch.zeros(2, 6, 3, 3, 2, 2, device="meta")},
+            ValueError,
+            "of value, cpu, got meta",
+        ),
     ],
 )
-def test_mistakes(changes, error, message):
+def test_invalid_arguments(changes, error, message):
     value, locations, weights = make_inputs(dtype=torch.float32)
     given = {"value": value, "spatial_shapes": SHAPES, "locations": locations, "weights": weights}
     with pytest.raises(error, match=message):
@@ -173,7 +181,7 @@ def not_installed(name):
     raise ModuleNotFoundError(f"No module named {name!r}", name=name.split(".")[0])
 
 
-def test_a_gpu_without_deformops_warns_once_or_refuses(monkeypatch):
+def test_a_gpu_without_deformops_warns_once_or_raises(monkeypatch):
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(importlib, "import_module", not_installed)
     missing = DeformOps("auto")
@@ -190,7 +198,7 @@ def test_a_gpu_without_deformops_warns_once_or_refuses(monkeypatch):
 
 
 def test_deformops_gets_shapes_starts_and_weights_of_one_dtype(monkeypatch):
-    """Its documented call, on a stand-in: value, shapes, starts, locations, weights."""
+    """Its documented call with a mock: value, shapes, starts, locations, weights."""
     calls = []
 
     def stand_in(*arguments):
@@ -211,5 +219,5 @@ def test_deformops_gets_shapes_starts_and_weights_of_one_dtype(monkeypatch):
     assert starts.tolist() == [0, 35, 47]
     assert places is locations
     assert factors.dtype == torch.bfloat16
-    assert not package.takes(value)  # on a CPU the plain path is the path
+    assert not package.takes(value)  # on a CPU grid_sample is always used
     assert DeformOps("reference").report()["cuda"] == "grid_sample (INTERNIMAGE_OPS=reference)"

@@ -1,4 +1,4 @@
-"""What Triton makes of its kernels for GPUs that are not here: local memory, wide instructions."""
+"""Local memory and wide instructions of the Triton kernels, compiled without a GPU."""
 
 import re
 import subprocess
@@ -42,7 +42,7 @@ def disassemble(tmp_path):
 
 
 def assert_registers_suffice(local, sass):
-    """Local memory is where registers that are too few are put aside."""
+    """Check that no registers are spilled to local memory."""
     assert local == [0, 0]
     assert re.findall(r"\b(?:LDL|STL)\b.*", sass) == []
 

@@ -1,4 +1,4 @@
-"""The Triton kernels in Triton's interpreter, on the CPU, against the oracle."""
+"""The Triton kernels in Triton's interpreter on the CPU, compared with the reference."""
 
 import json
 import os
@@ -65,13 +65,13 @@ def test_deterministic(interpreter, name):
 
 
 @pytest.mark.slow
-def test_deterministic_means_the_same_bits_in_any_order(interpreter):
+def test_deterministic_results_do_not_depend_on_the_order(interpreter):
     interpreter("check_same_bits")
 
 
 @pytest.mark.slow
 def test_graphs_hold_kernel_launches():
-    """torch.compile looks into the operator: no device is needed to trace it."""
+    """torch.compile traces the kernel launches, which needs no device."""
     code = """
 import torch
 from torch._dynamo.backends.common import aot_autograd

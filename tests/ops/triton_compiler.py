@@ -1,4 +1,4 @@
-"""Compiles the Triton kernels for a GPU that is not here, as `launch.py` would have them."""
+"""Compile the Triton kernels without a GPU, with the settings of `launch.py`."""
 
 import torch
 from triton import compile as compile_source

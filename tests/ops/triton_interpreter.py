@@ -30,7 +30,7 @@ def check_case(name, dtype="float64", side_dtype=None, is_deterministic=False):
 
 
 def check_same_bits():
-    """Smaller programs add in another order, which floats notice and integers do not."""
+    """Smaller programs add in another order, which changes float results but not integer ones."""
     problem = make_problem(n=1, height=4, width=4, groups=1, offset_std=0.4, dtype=torch.float32)
     grads = {operator: [] for operator in (deterministic, dcnv3_triton)}
     rows = launch.MAX_ROWS

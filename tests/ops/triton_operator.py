@@ -1,4 +1,4 @@
-"""The Triton kernels as a function with gradients, whichever kernel the package would choose."""
+"""The Triton kernels as a differentiable function, independent of the selected implementation."""
 
 import torch
 
