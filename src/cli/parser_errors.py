@@ -117,8 +117,9 @@ def _missing_setting(message: str, parser: Any) -> str | None:
 
 def _wrong_value(message: str, parser: Any) -> str | None:
     wanted = re.findall(r"Expected an? (.+?)(?:\. Got value|\n|$)", message)
-    given = re.findall(r"Got value: ([^\n]+?)(?:\. Got value|\n|$)", message)
-    given = given or re.findall(r"Given value: ([^\n]+)", message)
+    given = re.findall(r"(?:Got|Given) value: ([^\n]+?)(?:\. Got value|\n|$)", message)
+    # An alternative that failed is reported with all that surrounds the value.
+    given = [v for v in given if not v.startswith(("Namespace(", "NestedArg("))] or given
     if not wanted or not given:
         return None
     keys, owner = list(dict.fromkeys(_KEY.findall(message))), _innermost_class(message)
@@ -224,6 +225,8 @@ def _readable_type(text: str) -> str:
 
 def _readable_annotation(annotation: Any) -> str:
     parts = get_args(annotation)
+    if get_origin(annotation) is Callable:
+        return _readable_annotation(parts[-1])
     if not parts:
         return _readable_type(f"<class '{getattr(annotation, '__name__', annotation)}'>")
     if get_origin(annotation) is Literal:

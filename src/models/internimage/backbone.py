@@ -85,8 +85,6 @@ class InternImageBackbone(PretrainedBackbone):
         (r"^(levels\.\d+\.norm)\.", r"\1.0."),
         (r"^(levels\.\d+\.post_norms\.\d+)\.", r"\1.0."),
         (r"^(levels\.\d+\.blocks\.\d+\.(?:res_post_)?norm\d)\.", r"\1.0."),
-        (r"^(levels\.\d+\.blocks\.\d+\.dcn\.dw_conv)\.", r"\1.0."),
-        (r"^(levels\.\d+\.blocks\.\d+\.dcn)\.dw_norm\.", r"\1.dw_conv.1.1."),
         (r"^conv_head\.conv\.", "conv_head.0."),
         (r"^conv_head\.norm\.", "conv_head.1.0."),
         (r"^dcnv3_head_x4\.", "dcnv3_head_x4.0."),

@@ -7,7 +7,7 @@ code. Feature maps are channels-last, ``(N, H, W, C)``. The operator itself is `
 
 from __future__ import annotations
 
-from typing import NoReturn
+from typing import ClassVar, NoReturn
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from src.errors import UserError
 from src.models.internimage.layers import conv_nhwc, layer_norm
 from src.models.internimage.mixer import SpatialMixer
 from src.models.layers.linear import Linear
-from src.models.weights.match import Match
+from src.models.weights.match import Match, Renames
 from src.ops import dcnv3
 
 
@@ -42,6 +42,11 @@ class DCNv3(SpatialMixer):
     Raises:
         UserError: If ``channels`` is no multiple of ``groups`` or a kernel size is even.
     """
+
+    official_renames: ClassVar[Renames] = (
+        (r"^dw_conv\.", "dw_conv.0."),
+        (r"^dw_norm\.", "dw_conv.1.1."),
+    )
 
     def __init__(
         self,

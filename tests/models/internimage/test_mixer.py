@@ -101,7 +101,7 @@ def test_by_short_name_on_the_command_line(recipe_with_mixer: Callable[[Any], st
 
 
 def test_a_layer_that_is_no_mixer_is_refused(recipe_with_mixer: Callable[[Any], str]) -> None:
-    with pytest.raises(UserError, match=r"model\.network\.mixer"):
+    with pytest.raises(UserError, match=r"must be SpatialMixer or null, got 'torch.nn.Linear'"):
         build(["--config", recipe_with_mixer("torch.nn.Linear")])
     with pytest.raises(UserError, match=r"Did you mean 'DepthwiseMixer'"):
         build(["--config", recipe_with_mixer("DepthwiseMixr")])

@@ -99,7 +99,7 @@ def test_another_variant_on_the_command_line(nano_recipe: str) -> None:
         ("variant", "t", "There is no InternImage variant 't'; expected one of internimage_nano"),
         ("chanels", "8", "Did you mean 'channels'?"),
         ("channels", "x", "model.network.channels must be an integer, got 'x'."),
-        ("layer_scale", "x", "model.network.layer_scale must be a number or null"),
+        ("layer_scale", "x", "model.network.layer_scale must be a number or null, got 'x'."),
     ],
 )
 def test_mistakes(nano_recipe: str, setting: str, value: str, sentence: str) -> None:
