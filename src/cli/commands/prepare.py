@@ -65,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_toy(parser: argparse.ArgumentParser) -> None:
     default = ToySettings()
     add = parser.add_argument
-    add("--root", type=Path, default=Path("data/toy"), help="folder to write (%(default)s)")
+    add("--root", type=Path, default=Path("data/toy"), help="output folder (%(default)s)")
     add("--seed", type=int, default=default.seed, help="seed of the images (%(default)s)")
     add("--train", type=int, default=default.train, help="images per class (%(default)s)")
     add("--val", type=int, default=default.val, help="images per class (%(default)s)")

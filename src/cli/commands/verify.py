@@ -28,7 +28,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, module in LAYOUTS.items():
         layout = layouts.add_parser(name, help=module.TREE)
         module.add_arguments(layout)
-        layout.add_argument("--workers", type=int, default=cores, help="threads (all cores)")
+        layout.add_argument(
+            "--workers", type=int, default=cores, help="threads (default: all cores)"
+        )
         layout.add_argument(
             "--max-pixels", type=int, default=MAX_PIXELS, help="refuse larger images (%(default)s)"
         )

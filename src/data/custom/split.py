@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--mode",
         choices=sorted(_PLACE),
         default="symlink",
-        help="how images are put into the folder (%(default)s)",
+        help="how images are placed in the output folder (%(default)s)",
     )
 
 

@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--mode",
         choices=list(_PLACE),
         default="symlink",
-        help="how the images get into the class folders (%(default)s)",
+        help="how images are placed in the class folders (%(default)s)",
     )
     parser.set_defaults(run=run)
 

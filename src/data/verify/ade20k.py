@@ -28,9 +28,24 @@ _FOLDERS = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``verify ade20k``."""
     add = parser.add_argument
-    add("--root", type=Path, default=Path("data/ADEChallengeData2016"), help="(%(default)s)")
-    add("--splits", nargs="+", default=list(_FOLDERS), choices=list(_FOLDERS), help="(both)")
-    add("--class-names", default="ade20k", help="text file, one name per line (ADE20K's 150)")
+    add(
+        "--root",
+        type=Path,
+        default=Path("data/ADEChallengeData2016"),
+        help="data folder (%(default)s)",
+    )
+    add(
+        "--splits",
+        nargs="+",
+        default=list(_FOLDERS),
+        choices=list(_FOLDERS),
+        help="folders to check (default: both)",
+    )
+    add(
+        "--class-names",
+        default="ade20k",
+        help="text file, one name per line (default: 150 of ADE20K)",
+    )
     add(
         "--count-from-zero",
         action="store_true",
