@@ -40,7 +40,7 @@ def mask_rcnn_row(name: str, data: dict, size: int, batch_size: int, repeats: in
     module.setup("fit")
     dataset = module._datasets["train"]
     load = best_of(repeats, lambda: collate([dataset[i] for i in range(batch_size)]))
-    batch = collate([dataset[i] for i in range(batch_size)])
+    batch = module.normalise(collate([dataset[i] for i in range(batch_size)]))
     narrow = {"channels": 64, "fc_channels": 256} if name == "nano" else {}
     network = MaskRCNN(module.num_classes, backbone=backbone(name), **narrow).train()
 

@@ -58,7 +58,7 @@ def upernet_row(name: str, root: Path, size: int, batch_size: int, repeats: int)
     def load() -> dict:
         return default_collate([dataset[i] for i in range(batch_size)])
 
-    batch, seconds = load(), best_of(repeats, load)
+    batch, seconds = module.normalise(load()), best_of(repeats, load)
     decode, auxiliary = WIDTHS[name]
     heads = partial(UPerHead, channels=decode), partial(FCNHead, channels=auxiliary)
     network = Segmentor(module.num_classes, backbone(name), *heads).train()

@@ -1,4 +1,7 @@
-"""Types exchanged between data modules and tasks, independent of Lightning and ``torch.nn``."""
+"""Types exchanged between data modules and tasks, independent of Lightning and ``torch.nn``.
+
+Loaders give uint8 images; the data module normalises them on the device (`BaseDataModule`).
+"""
 
 from __future__ import annotations
 
@@ -118,11 +121,13 @@ class SegmentationBatch(TypedDict):
         image: Normalised RGB images, float32, shape ``(N, 3, H, W)``.
         label: Class of every pixel in ``[0, num_classes)``, or 255 for ignored pixels, int64, shape
             ``(N, H, W)``.
+        size: Height and width of each crop without padding, int64, shape ``(N, 2)``.
         path: The file of each image.
     """
 
     image: Tensor
     label: Tensor
+    size: NotRequired[Tensor]
     path: list[str]
 
 

@@ -124,3 +124,48 @@ def test_error_names_other_files_with_the_reason(tmp_path):
     ]:
         with pytest.raises(UserError, match=reason):
             decode(tmp_path / name)
+
+
+@pytest.mark.parametrize("factor", [1, 2, 4, 8])
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}])
+def test_a_jpeg_file_is_decoded_at_a_reduced_size(tmp_path, factor, options):
+    asked = []
+    path = saved(tmp_path, Image.new("RGB", (101, 67), (200, 80, 40)), "image.jpg", **options)
+    image = decode(path, reduce=lambda *size: asked.append(size) or factor)
+    assert asked == [(101, 67)]
+    assert image.size == (-(-101 // factor), -(-67 // factor))
+    np.testing.assert_allclose(np.asarray(image).reshape(-1, 3).mean(0), (200, 80, 40), atol=3)
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK"])
+def test_jpeg_files_of_other_modes_are_reduced_too(tmp_path, mode):
+    image = decode(saved(tmp_path, Image.new(mode, (64, 32)), "i.jpg"), reduce=lambda *_: 4)
+    assert (image.mode, image.size) == ("RGB", (16, 8))
+
+
+def test_other_formats_are_decoded_at_full_size(tmp_path):
+    asked = []
+    path = saved(tmp_path, Image.fromarray(RGB))
+    pixels = np.asarray(decode(path, reduce=lambda *size: asked.append(size) or 8))
+    np.testing.assert_array_equal(pixels, RGB)
+    assert asked == [(16, 16)]
+
+
+@pytest.mark.parametrize("size", [(64, 32), (65, 32)])
+@pytest.mark.parametrize("turn", [1, 3, 6])
+def test_turned_images_are_reduced_if_no_pixel_is_cut(tmp_path, size, turn):
+    exif, asked = Image.Exif(), []
+    exif[0x0112] = turn
+    path = saved(tmp_path, Image.new("RGB", size), "turned.jpg", exif=exif)
+    image = decode(path, upright=True, reduce=lambda *upright: asked.append(upright) or 4)
+    upright = size[::-1] if turn == 6 else size
+    assert asked == [upright]
+    is_reduced = turn == 1 or size == (64, 32)
+    assert image.size == (tuple(-(-side // 4) for side in upright) if is_reduced else upright)
+
+
+def test_a_truncated_file_is_refused_at_a_reduced_size_too(tmp_path, truncate):
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    path = truncate(saved(tmp_path, Image.fromarray(noise), "image.jpg"))
+    with pytest.raises(UserError, match="truncated"):
+        decode(path, reduce=lambda *_: 8)

@@ -101,7 +101,7 @@ def _task_and_batch(recipe: list[str], device: str) -> tuple[Any, Any]:
 
     cli = build([*recipe, "--data.num_workers", "0", "--trainer.accelerator", "cpu"])
     cli.datamodule.setup("fit")
-    batch = next(iter(cli.datamodule.train_dataloader()))
+    batch = cli.datamodule.normalise(next(iter(cli.datamodule.train_dataloader())))
     return cli.model.to(device), move_data_to_device(batch, torch.device(device))
 
 

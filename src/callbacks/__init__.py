@@ -3,6 +3,7 @@
 from src.callbacks.checkpoint import AtomicCheckpointIO, Checkpoint
 from src.callbacks.class_table import ClassTable
 from src.callbacks.classification_writer import ClassPredictionWriter
+from src.callbacks.data_waiting import DataWaiting
 from src.callbacks.detection_writer import DetectionWriter
 from src.callbacks.ema import EMA
 from src.callbacks.epoch_seed import EpochSeed
@@ -22,6 +23,7 @@ __all__ = [
     "Checkpoint",
     "ClassPredictionWriter",
     "ClassTable",
+    "DataWaiting",
     "DetectionWriter",
     "EpochSeed",
     "GracefulStop",

@@ -31,6 +31,7 @@ from src.callbacks import (
     Checkpoint,
     ClassPredictionWriter,
     ClassTable,
+    DataWaiting,
     DetectionWriter,
     EpochSeed,
     GracefulStop,
@@ -71,6 +72,7 @@ _DEFAULT_CALLBACKS = {
     "class_table": ClassTable,
     "detections": DetectionWriter,
     "terminate_on_nan": TerminateOnNaN,
+    "data_waiting": DataWaiting,
 }
 
 

@@ -22,7 +22,8 @@ from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
 
 from src import files, ops
-from src.callbacks import MonitorCheck, RunFolder
+from src.callbacks import DataWaiting, MonitorCheck, RunFolder
+from src.callbacks.data_waiting import MUCH_WAITING, advice, available_cores
 from src.callbacks.step_times import StepTimes, Waiting, now
 from src.cli.app import TrainingCLI
 from src.environment import package_version
@@ -36,8 +37,14 @@ _QUIET = (
     "--trainer.limit_val_batches=0",
 )
 # Callbacks that write, monitor or stop a run; others, such as EMA, are part of a step.
-_LEFT_OUT = (ModelCheckpoint, EarlyStopping, LearningRateMonitor, MonitorCheck, RunFolder)
-_MUCH_WAITING = 0.05
+_LEFT_OUT = (
+    DataWaiting,
+    ModelCheckpoint,
+    EarlyStopping,
+    LearningRateMonitor,
+    MonitorCheck,
+    RunFolder,
+)
 
 
 @dataclass(frozen=True)
@@ -90,11 +97,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     facts = _facts(cli) | {"one batch": args.one_batch}
     print(table(facts, speeds))
-    if speeds["training"].waiting > _MUCH_WAITING:
+    if speeds["training"].waiting > MUCH_WAITING:
         print(
-            f"\nTraining waited for images {speeds['training'].waiting:.0%} of the time: raise"
-            f" --data.num_workers (now {cli.datamodule.num_workers}), store smaller images or use"
-            " a faster disk."
+            f"\nTraining waited for images {speeds['training'].waiting:.0%} of the time. "
+            + advice(cli.datamodule.num_workers, available_cores())
         )
     if args.output is not None:
         result = facts | {name: asdict(speed) for name, speed in speeds.items()}

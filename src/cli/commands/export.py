@@ -197,7 +197,8 @@ def _check(
     worst: dict[tuple[str, str], float] = {}
     shares: dict[tuple[str, str], str] = {}  # of outputs that do not fail the check
     count = 0
-    for batch in data.predict_dataloader():
+    for loaded in data.predict_dataloader():
+        batch = data.normalise(loaded)
         count += len(batch["path"])
         for inputs in _inputs(network, batch):
             for graph, path, run in runners:

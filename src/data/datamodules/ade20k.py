@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch.utilities import rank_zero_only
 
 from src.data.classes.ade20k import ADE20K_NAMES, ade20k_palette
@@ -19,6 +20,7 @@ from src.data.classes.class_names import read_class_names
 from src.data.classes.palette import Colour, distinct_palette
 from src.data.datamodules.absent_classes import find_occurring_classes
 from src.data.datamodules.base import BaseDataModule, Collate, check
+from src.data.datamodules.loaders import LOADING, LoaderOptions
 from src.data.datasets.readable import BrokenImages
 from src.data.datasets.segmentation_folder import (
     SegmentationCollate,
@@ -29,6 +31,7 @@ from src.data.datasets.segmentation_folder import (
 )
 from src.data.formats.image_files import first_images, list_images
 from src.data.formats.label_maps import MAX_CLASSES
+from src.data.transforms.batches import Normalization, clear_padding
 from src.data.transforms.protocols import ViewsTransform
 from src.decoding import MAX_PIXELS
 from src.errors import UserError
@@ -83,10 +86,13 @@ class ADE20KDataModule(BaseDataModule):
         upright: Turn images as their EXIF block says; label maps are not turned.
         broken_images: See `BaseDataModule`.
         max_pixels: Larger images, width times height, are refused as broken files.
+        loading: How batches get from the loader processes to the device.
 
     Raises:
         UserError: If a value is out of range; later, if files are missing or do not fit.
     """
+
+    normalization: Normalization
 
     def __init__(
         self,
@@ -121,9 +127,16 @@ class ADE20KDataModule(BaseDataModule):
         upright: bool = False,
         broken_images: BrokenImages = "error",
         max_pixels: int = MAX_PIXELS,
+        loading: LoaderOptions = LOADING,
     ) -> None:
         super().__init__(
-            batch_size, num_workers, eval_batch_size, broken_images, max_pixels, predict_dir
+            batch_size,
+            num_workers,
+            eval_batch_size,
+            broken_images,
+            max_pixels,
+            predict_dir,
+            loading,
         )
         sides = "two positive numbers of pixels"
         check(min(image_scale) >= 1, "image_scale", image_scale, sides)
@@ -163,7 +176,7 @@ class ADE20KDataModule(BaseDataModule):
         self.reduce_zero_label, self.class_values = reduce_zero_label, class_values
         self.upright = upright
         self._given_names, self._given_palette = class_names, palette
-        self._normalization = {"mean": mean, "std": std}
+        self.normalization = Normalization(mean, std)
         self._train_options = {
             "crop_size": crop_size,
             "scale": image_scale,
@@ -247,7 +260,7 @@ class ADE20KDataModule(BaseDataModule):
         # Imported here, because albumentations takes seconds and `--help` does not need it.
         from src.data.transforms.segmentation import EvalTransform
 
-        return EvalTransform(**self._eval_options, **self._normalization)  # type: ignore[arg-type]
+        return EvalTransform(**self._eval_options)  # type: ignore[arg-type]
 
     def setup(self, stage: str) -> None:
         """List the files that a stage needs.
@@ -258,7 +271,7 @@ class ADE20KDataModule(BaseDataModule):
         if stage == "fit":
             from src.data.transforms.segmentation import TrainTransform
 
-            transform = TrainTransform(**self._train_options, **self._normalization)  # type: ignore[arg-type]
+            transform = TrainTransform(**self._train_options)  # type: ignore[arg-type]
             pairs = self._pairs("train")
             dataset = SegmentationTrainDataset(pairs, transform, **self._reading)
             dataset.left_out = self._without_suffix("train")
@@ -289,6 +302,15 @@ class ADE20KDataModule(BaseDataModule):
         if split == "train":
             return super().collate_fn(split)
         return SegmentationCollate(self.eval_transform.flipped)
+
+    def normalise(self, batch: Any) -> Any:
+        """Make the network's input of a batch of a loader: padding is zero after normalisation."""
+        if "views" in batch:
+            views = [[self.normalization(view) for view in image] for image in batch["views"]]
+            return {**batch, "views": views}
+        if batch["image"].dtype != torch.uint8:
+            return batch
+        return {**batch, "image": clear_padding(self.normalization(batch["image"]), batch["size"])}
 
     def _pairs(self, split: str) -> list[tuple[str, str]]:
         images, labels = self.folders[split]

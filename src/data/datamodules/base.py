@@ -12,16 +12,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection
 from typing import Any, ClassVar
 
-import torch
 from lightning import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from src.data.classes.palette import Colour, distinct_palette
-from src.data.datamodules.loaders import Loader, start_worker
+from src.data.datamodules.loaders import LOADING, Loader, LoaderOptions, start_worker
 from src.data.datasets.readable import BrokenImages, ReadableImages
 from src.data.samplers.distributed import CountOnceSampler, DealtBatchSampler
 from src.data.samplers.surplus import CountedCollate
+from src.data.transforms.batches import Normalization
 from src.decoding import MAX_PIXELS
 from src.errors import UserError
 
@@ -48,6 +48,7 @@ class BaseDataModule(LightningDataModule, ABC):
         max_pixels: Larger images, width times height, are refused as broken files.
         predict_dir: A folder of images, searched at any depth, or a single image, for
             ``predict``.
+        loading: How batches get from the loader processes to the device.
 
     Raises:
         UserError: If a value is out of range.
@@ -55,6 +56,8 @@ class BaseDataModule(LightningDataModule, ABC):
 
     image_channels: ClassVar[int] = 3
     """Channels of the images in a batch."""
+    normalization: Normalization | None = None
+    """Turns uint8 images into the network's input, on the device; None leaves them as they are."""
 
     def __init__(
         self,
@@ -64,6 +67,7 @@ class BaseDataModule(LightningDataModule, ABC):
         broken_images: BrokenImages = "error",
         max_pixels: int = MAX_PIXELS,
         predict_dir: str | None = None,
+        loading: LoaderOptions = LOADING,
     ) -> None:
         super().__init__()
         check(batch_size >= 1, "batch_size", batch_size, "an integer of at least 1")
@@ -82,7 +86,7 @@ class BaseDataModule(LightningDataModule, ABC):
         self.max_pixels = max_pixels
         self.predict_dir = predict_dir
         self.batch_size = batch_size
-        self.num_workers = num_workers
+        self.num_workers, self.loading = num_workers, loading
         self.eval_batch_size = eval_batch_size or batch_size
         self._datasets: dict[str, Dataset[Any]] = {}
         self._reported: dict[str, int] = {}
@@ -160,9 +164,7 @@ class BaseDataModule(LightningDataModule, ABC):
             dataset,
             batch_size=self.batch_size if train else self.eval_batch_size,
             sampler=sampler,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
+            **self.loading.arguments(self.num_workers),
             collate_fn=collate if train else CountedCollate(collate),
             worker_init_fn=start_worker,
         )
@@ -245,6 +247,33 @@ class BaseDataModule(LightningDataModule, ABC):
         if epoch != self._epoch:
             self._epoch = epoch
             self._report_skipped()
+        return batch
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Normalise the images on the device and, in training, apply `augment`."""
+        batch = self.normalise(batch)
+        if self.trainer is None:
+            return batch
+        if self.trainer.training:
+            batch = self.augment(batch)
+        # Lightning has converted floating-point values to the precision of the run before.
+        return self.trainer.precision_plugin.convert_input(batch)
+
+    def normalise(self, batch: Any) -> Any:
+        """Make the network's input of a batch of a loader; the trainer does it by itself.
+
+        Args:
+            batch: A batch with uint8 images, on any device.
+
+        Returns:
+            The batch with normalised float32 images.
+        """
+        if self.normalization is None or "image" not in batch:
+            return batch
+        return {**batch, "image": self.normalization(batch["image"])}
+
+    def augment(self, batch: Any) -> Any:
+        """Random transforms of a normalised training batch on the device; default is none."""
         return batch
 
     def teardown(self, stage: str) -> None:

@@ -11,12 +11,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
 
 from src.data.classes.class_names import read_class_names
 from src.data.classes.coco import COCO_CATEGORIES
 from src.data.datamodules.base import BaseDataModule, Collate, check
+from src.data.datamodules.loaders import LOADING, LoaderOptions
 from src.data.datasets.coco_detection import (
     COCOEvalDataset,
     COCOTrainDataset,
@@ -26,6 +28,7 @@ from src.data.datasets.coco_detection import (
 from src.data.datasets.readable import BrokenImages
 from src.data.formats.coco_json import MAX_ANNOTATIONS, CocoFile
 from src.data.samplers.aspect_ratio import AspectRatioSampler
+from src.data.transforms.batches import Normalization, clear_padding
 from src.data.transforms.protocols import ImageTransform
 from src.decoding import MAX_PIXELS
 from src.errors import UserError
@@ -77,10 +80,13 @@ class COCODataModule(BaseDataModule):
         max_pixels: Larger images, width times height, are refused as broken files.
         max_annotations: Largest number of annotations of an image. In training each mask takes a
             byte for every pixel of its image.
+        loading: How batches get from the loader processes to the device.
 
     Raises:
         UserError: If a value is out of range; later, if files are missing or do not fit.
     """
+
+    normalization: Normalization
 
     def __init__(
         self,
@@ -114,9 +120,16 @@ class COCODataModule(BaseDataModule):
         broken_images: BrokenImages = "error",
         max_pixels: int = MAX_PIXELS,
         max_annotations: int = MAX_ANNOTATIONS,
+        loading: LoaderOptions = LOADING,
     ) -> None:
         super().__init__(
-            batch_size, num_workers, eval_batch_size, broken_images, max_pixels, predict_dir
+            batch_size,
+            num_workers,
+            eval_batch_size,
+            broken_images,
+            max_pixels,
+            predict_dir,
+            loading,
         )
         pairs = "pairs of positive numbers of pixels"
         for name, scales in (("train_scales", train_scales), ("crop_scales", crop_scales)):
@@ -152,7 +165,7 @@ class COCODataModule(BaseDataModule):
         self._given_names = class_names
         self._masks = masks
         self._filter = {"keep_empty": keep_empty, "min_size": min_size, "masks": masks}
-        self._normalization = {"mean": mean, "std": std}
+        self.normalization = Normalization(mean, std)
         self._eval_scale = eval_scale
         self._tta_ratios = tta_ratios if tta else ()
         self._train_options = {
@@ -210,9 +223,7 @@ class COCODataModule(BaseDataModule):
         # Imported here, because albumentations takes seconds and `--help` does not need it.
         from src.data.transforms.detection import DetectionEvalTransform
 
-        return DetectionEvalTransform(
-            self._eval_scale, ratios=self._tta_ratios, **self._normalization
-        )
+        return DetectionEvalTransform(self._eval_scale, ratios=self._tta_ratios)
 
     def setup(self, stage: str) -> None:
         """Read the annotation files that a stage needs.
@@ -223,7 +234,7 @@ class COCODataModule(BaseDataModule):
         if stage == "fit":
             from src.data.transforms.detection import DetectionTrainTransform
 
-            transform = DetectionTrainTransform(**self._train_options, **self._normalization)  # type: ignore[arg-type]
+            transform = DetectionTrainTransform(**self._train_options)  # type: ignore[arg-type]
             self._datasets["train"] = COCOTrainDataset(
                 self._file("train"),
                 self.root / self.splits["train"][0],
@@ -269,6 +280,16 @@ class COCODataModule(BaseDataModule):
     def collate_fn(self, split: str) -> Collate:
         """Pad images of different sizes to one size (`src.types.DetectionBatch`)."""
         return collate
+
+    def normalise(self, batch: Any) -> Any:
+        """Make the network's input of a batch of a loader: padding is zero after normalisation."""
+        if batch["image"].dtype != torch.uint8:
+            return batch
+        image = clear_padding(self.normalization(batch["image"]), torch.tensor(batch["size"]))
+        done = {**batch, "image": image}
+        if "views" in batch:
+            done["views"] = [self.normalise(view) for view in batch["views"]]
+        return done
 
     def _path(self, split: str) -> Path:
         return self.root / self.splits[split][1]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from src.data.classes.class_names import (
     ClassSet,
@@ -18,13 +18,15 @@ from src.data.classes.class_names import (
     resolve_classes,
 )
 from src.data.datamodules.base import BaseDataModule, check
+from src.data.datamodules.loaders import LOADING, LoaderOptions
 from src.data.datasets.image_folder import (
     ImageFilesDataset,
     LabelledImages,
     class_folder_files,
 )
 from src.data.datasets.readable import BrokenImages
-from src.data.transforms.classification import Interpolation, eval_transform, train_transform
+from src.data.transforms.batches import Erasing, ErasingMode, Normalization
+from src.data.transforms.classification import EvalTransform, Interpolation, TrainTransform
 from src.decoding import MAX_PIXELS
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -73,6 +75,10 @@ class ImageNetDataModule(BaseDataModule):
         broken_images: See `BaseDataModule`.
         upright: Turn images as their EXIF block says; the official recipe does not.
         max_pixels: Larger images, width times height, are refused as broken files.
+        reduced_decoding: Where JPEG files are decoded at half, a quarter or an eighth of their size
+            if that leaves as many pixels as the network needs: in "train", "always", or "never".
+            The official pixels of evaluation need full size.
+        loading: How batches get from the loader processes to the device.
 
     Raises:
         UserError: If a value is out of range; later, if files are missing or do not fit.
@@ -91,7 +97,7 @@ class ImageNetDataModule(BaseDataModule):
         color_jitter: float = 0.4,
         auto_augment: str | None = "rand-m9-mstd0.5-inc1",
         random_erasing: float = 0.25,
-        erasing_mode: Literal["const", "rand", "pixel"] = "pixel",
+        erasing_mode: ErasingMode = "pixel",
         erasing_count: int = 1,
         interpolation: Interpolation = "bicubic",
         crop_pct: float = 1.0,
@@ -105,9 +111,17 @@ class ImageNetDataModule(BaseDataModule):
         broken_images: BrokenImages = "error",
         upright: bool = False,
         max_pixels: int = MAX_PIXELS,
+        reduced_decoding: Literal["train", "always", "never"] = "train",
+        loading: LoaderOptions = LOADING,
     ) -> None:
         super().__init__(
-            batch_size, num_workers, eval_batch_size, broken_images, max_pixels, predict_dir
+            batch_size,
+            num_workers,
+            eval_batch_size,
+            broken_images,
+            max_pixels,
+            predict_dir,
+            loading,
         )
         check(image_size >= 1, "image_size", image_size, "a positive number of pixels")
         check(0 < crop_pct <= 1, "crop_pct", crop_pct, "a ratio above 0 and up to 1")
@@ -133,22 +147,30 @@ class ImageNetDataModule(BaseDataModule):
         self.splits = {"train": train_split, "val": val_split, "test": test_split or val_split}
         self.upright = upright
         self._given_names = class_names
-        self._train_transform = train_transform(
+        check(
+            reduced_decoding in ("train", "always", "never"),
+            "reduced_decoding",
+            reduced_decoding,
+            '"train", "always" or "never"',
+        )
+        self.normalization = Normalization(mean, std)
+        self._erasing = Erasing(random_erasing, erasing_mode, erasing_count)
+        self._train_transform = TrainTransform(
             image_size,
             mean=mean,
-            std=std,
             interpolation=interpolation,
             crop_scale=crop_scale,
             crop_ratio=crop_ratio,
             hflip=hflip,
             color_jitter=color_jitter,
             auto_augment=auto_augment,
-            random_erasing=random_erasing,
-            erasing_mode=erasing_mode,
-            erasing_count=erasing_count,
+            reduced_decoding=reduced_decoding != "never",
         )
-        self._eval_transform = eval_transform(
-            image_size, mean=mean, std=std, interpolation=interpolation, crop_pct=crop_pct
+        self._eval_transform = EvalTransform(
+            image_size, interpolation=interpolation, crop_pct=crop_pct
+        )
+        self._eval_reduction = (
+            self._eval_transform.reduction if reduced_decoding == "always" else None
         )
 
     @cached_property
@@ -175,21 +197,28 @@ class ImageNetDataModule(BaseDataModule):
             UserError: If a folder is missing or empty, or train and val do not fit.
         """
         if stage == "fit":
-            dataset = self._labelled("train", train=True)
-            self._datasets["train"] = dataset
-            where = f"none of the {len(dataset)} training images"
-            self.warn_of_absent(set(dataset.labels.tolist()), where)
+            training = self._labelled("train", train=True)
+            self._datasets["train"] = training
+            where = f"none of the {len(training)} training images"
+            self.warn_of_absent(set(training.labels.tolist()), where)
         if stage in ("fit", "validate"):
             self._datasets["val"] = self._labelled("val")
         if stage == "test":
             self._datasets["test"] = self._labelled("test")
         if stage == "predict":
-            self._datasets["predict"] = ImageFilesDataset(
+            dataset = ImageFilesDataset(
                 self.predict_source(),
                 self._eval_transform,
                 upright=self.upright,
                 max_pixels=self.max_pixels,
             )
+            dataset.reduce = self._eval_reduction
+            self._datasets["predict"] = dataset
+
+    def augment(self, batch: Any) -> Any:
+        """Erase random rectangles."""
+        self._erasing(batch["image"])
+        return batch
 
     def labelled_files(self, split: str) -> tuple[list[str], list[int]]:
         """Image files of ``train``, ``val`` or ``test``, and the label of each.
@@ -199,7 +228,7 @@ class ImageNetDataModule(BaseDataModule):
         return class_folder_files(self.root / self.splits[split], self.classes.folders)
 
     def _labelled(self, split: str, *, train: bool = False) -> LabelledImages:
-        return LabelledImages(
+        dataset = LabelledImages(
             *self.labelled_files(split),
             self._train_transform if train else self._eval_transform,
             self.broken_images,
@@ -207,3 +236,5 @@ class ImageNetDataModule(BaseDataModule):
             max_pixels=self.max_pixels,
             train=train,
         )
+        dataset.reduce = None if train else self._eval_reduction
+        return dataset

@@ -318,7 +318,7 @@ def _join(tensors: Sequence[Tensor], size_divisor: int) -> Tensor:
     height, width = (
         -(-max(p.shape[axis] for p in tensors) // size_divisor) * size_divisor for axis in (1, 2)
     )
-    images = torch.zeros(len(tensors), 3, height, width)
+    images = tensors[0].new_zeros(len(tensors), 3, height, width)
     for row, tensor in zip(images, tensors, strict=True):
         row[:, : tensor.shape[1], : tensor.shape[2]] = tensor
     return images

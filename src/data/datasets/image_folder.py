@@ -23,6 +23,7 @@ from src.data.datasets.readable import (
 )
 from src.data.formats.image_files import LISTED_EXTENSIONS, list_class_folders, list_images
 from src.data.formats.splits import split_of
+from src.data.transforms.classification import Crop, TrainTransform
 from src.decoding import MAX_PIXELS
 from src.errors import UserError
 
@@ -30,7 +31,7 @@ Transform = Callable[[Image.Image], Tensor]
 
 
 class Sample(TypedDict):
-    """One image, ``(3, H, W)``, with its file and, if known, its class index.
+    """One image, uint8 ``(3, H, W)``, with its file and, if known, its class index.
 
     ``surplus`` marks a sample that is left out of metrics and outputs, see
     `src.data.samplers.surplus`.
@@ -48,7 +49,8 @@ class LabelledImages(ReadableImages, Dataset[Sample]):
     Args:
         paths: Image files.
         labels: Class index of each.
-        transform: From an RGB image to a tensor of shape ``(3, H, W)``.
+        transform: From an RGB image to a tensor of shape ``(3, H, W)``. A `TrainTransform` draws
+            its crop before an image is decoded.
         broken_images: ``"error"`` raises on the first file that cannot be decoded; ``"skip"`` uses
             the next image instead or, in evaluation, gives a surplus sample.
         upright: Turn images as their EXIF block says.
@@ -83,14 +85,29 @@ class LabelledImages(ReadableImages, Dataset[Sample]):
         position = index % len(self)
         tries = min(len(self), MAX_BROKEN_IN_A_ROW if self.train else 1)
         for candidate in ((position + step) % len(self) for step in range(tries)):
-            image = self.open(candidate)
+            image = self._transformed(candidate)
             if image is not None:
-                sample = self._sample(candidate, self.transform(image))
+                sample = self._sample(candidate, image)
                 return {**sample, "surplus": True} if index >= len(self) else sample
         if self.train:
             raise self.refuse_all(position, tries)
         blank = self.transform(Image.fromarray(BLANK))
         return {**self._sample(position, blank), "surplus": True}
+
+    def _transformed(self, index: int) -> Tensor | None:
+        """The decoded and transformed image, or None if it cannot be decoded and is skipped."""
+        transform = self.transform
+        if not isinstance(transform, TrainTransform):
+            image = self.open(index)
+            return None if image is None else transform(image)
+        crops: list[Crop] = []
+
+        def reduction(width: int, height: int) -> int:
+            crops.append(transform.draw(width, height))
+            return crops[-1].reduction
+
+        image = self.open(index, reduction)
+        return None if image is None else transform(image, crops[-1])
 
     def _sample(self, index: int, image: Tensor) -> Sample:
         return {"image": image, "label": int(self.labels[index]), "path": self.path(index)}

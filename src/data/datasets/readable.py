@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from src.decoding import MAX_PIXELS, BrokenImageError, decode
+from src.decoding import MAX_PIXELS, BrokenImageError, Reduce, decode
 from src.errors import UserError
 
 BrokenImages = Literal["error", "skip"]
@@ -32,7 +32,12 @@ class ReadableImages:
         broken_images: ``"error"`` refuses a file that cannot be decoded; ``"skip"`` remembers it.
         upright: Turn images as their EXIF block says.
         max_pixels: Larger images count as broken.
+
+    Attributes:
+        reduce: How far JPEG images may be reduced while they are decoded; None is not at all.
     """
+
+    reduce: Reduce | None = None
 
     def __init__(
         self,
@@ -75,14 +80,23 @@ class ReadableImages:
         """Files that the loader workers of this rank could not decode so far."""
         return [self.path(int(index)) for index in self._broken.nonzero()]
 
-    def open(self, index: int) -> Image.Image | None:
+    def open(self, index: int, reduce: Reduce | None = None) -> Image.Image | None:
         """The decoded image, or None if it cannot be decoded and is skipped.
+
+        Args:
+            index: Number of the image.
+            reduce: Replaces the attribute `reduce`; see `src.decoding.decode`.
 
         Raises:
             UserError: If it cannot be decoded and is not to be skipped.
         """
         try:
-            return decode(self.path(index), upright=self.upright, max_pixels=self.max_pixels)
+            return decode(
+                self.path(index),
+                upright=self.upright,
+                max_pixels=self.max_pixels,
+                reduce=reduce or self.reduce,
+            )
         except BrokenImageError as error:
             self.refuse_or_remember(index, error)
             return None

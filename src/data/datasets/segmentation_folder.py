@@ -39,6 +39,7 @@ class TrainSample(TypedDict):
 
     image: Tensor
     label: Tensor
+    size: Tensor
     path: str
 
 
@@ -212,8 +213,13 @@ class SegmentationTrainDataset(_Pairs[PairTransform], Dataset[TrainSample]):
             pair = self.read(candidate)
             if pair is not None:
                 seed = int(torch.randint(2**31, ()))
-                tensor, target = self.transform(*pair, seed)
-                return {"image": tensor, "label": target, "path": self.path(candidate)}
+                tensor, target, size = self.transform(*pair, seed)
+                return {
+                    "image": tensor,
+                    "label": target,
+                    "size": torch.tensor(size),
+                    "path": self.path(candidate),
+                }
         raise self.refuse_all(index, tries)
 
 

@@ -1,5 +1,6 @@
 """Transforms of the official recipes for training and evaluation."""
 
-from src.data.transforms.classification import eval_transform, train_transform
+from src.data.transforms.batches import Erasing, Normalization
+from src.data.transforms.classification import EvalTransform, TrainTransform
 
-__all__ = ["eval_transform", "train_transform"]
+__all__ = ["Erasing", "EvalTransform", "Normalization", "TrainTransform"]

@@ -25,7 +25,6 @@ from src.data.transforms.segmentation import fit_size, resize
 
 Array = NDArray[Any]
 Scale = tuple[int, int]
-Triple = tuple[float, float, float]
 ScaleMode = Literal["value", "range"]
 
 # The loader's workers use all cores already; OpenCV's threads would compete with them.
@@ -163,8 +162,6 @@ class DetectionTrainTransform:
         crop_sides: Smallest and largest side of the crop.
         allow_empty_crop: Whether a crop may have no annotation.
         hflip: Probability of a horizontal flip.
-        mean: Mean of each RGB channel, of values in [0, 1].
-        std: Standard deviation of each RGB channel.
     """
 
     def __init__(
@@ -176,8 +173,6 @@ class DetectionTrainTransform:
         crop_sides: tuple[int, int] = (384, 600),
         allow_empty_crop: bool = True,
         hflip: float,
-        mean: Triple,
-        std: Triple,
     ) -> None:
         steps: list[Any] = [A.HorizontalFlip(p=hflip)]
         if crop_scales is None:
@@ -190,7 +185,6 @@ class DetectionTrainTransform:
             ]
             whole = [RandomFitResize(scales, scale_mode)]
             steps.append(A.OneOf([A.Sequential(whole, p=1), A.Sequential(cropped, p=1)], p=1))
-        steps.append(A.Normalize(mean, std))
         boxes = A.BboxParams("pascal_voc", label_fields=["number"], clip=True)
         self._compose = A.Compose(steps, bbox_params=boxes)
 
@@ -230,23 +224,18 @@ def _stack(masks: Sequence[NDArray[np.uint8]]) -> dict[str, Array]:
 
 
 class DetectionEvalTransform:
-    """Resize to fit and normalise; optionally with further views for test-time augmentation.
+    """Resize to fit; optionally with further views for test-time augmentation.
 
     Args:
         scale: Largest long and short side in pixels.
         ratios: Scales of the views relative to ``scale``, each with and without a flip; empty for
             no further views.
-        mean: Mean of each RGB channel, of values in [0, 1].
-        std: Standard deviation of each RGB channel.
     """
 
-    def __init__(
-        self, scale: Scale, *, ratios: Sequence[float] = (), mean: Triple, std: Triple
-    ) -> None:
+    def __init__(self, scale: Scale, *, ratios: Sequence[float] = ()) -> None:
         self.scale = scale
         views = [(ratio, mirror) for ratio in ratios for mirror in (False, True)]
         self._views = [view for view in views if view != (1.0, False)]
-        self._normalize = A.Normalize(mean, std)
 
     def __call__(self, image: NDArray[np.uint8]) -> Tensor:
         """See `ImageTransform`."""
@@ -264,9 +253,9 @@ class DetectionEvalTransform:
         long, short = self.scale
         scale = (max(int(long * ratio), 1), max(int(short * ratio), 1))
         fitted = resize(image, fit_size(image.shape[:2], scale))
-        return _to_tensor(self._normalize(image=fitted)["image"])
+        return _to_tensor(fitted)
 
 
 def _to_tensor(image: Array) -> Tensor:
-    """``(H, W, 3)`` float32 to a contiguous ``(3, H, W)`` tensor."""
+    """``(H, W, 3)`` uint8 to a contiguous ``(3, H, W)`` tensor."""
     return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))

@@ -15,7 +15,7 @@ class PairTransform(Protocol):
 
     def __call__(
         self, image: NDArray[np.uint8], label: NDArray[np.uint8], seed: int
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, tuple[int, int]]:
         """Transform one pair.
 
         Args:
@@ -24,7 +24,8 @@ class PairTransform(Protocol):
             seed: Source of all randomness; the same seed gives the same result.
 
         Returns:
-            Normalised image, float32, shape ``(3, h, w)``, and its labels, int64, ``(h, w)``.
+            Image, uint8, shape ``(3, h, w)``; its labels, int64, ``(h, w)``; and height and width
+            without the padding on the right and at the bottom.
         """
         ...
 
@@ -38,7 +39,7 @@ class ViewsTransform(Protocol):
         ...
 
     def __call__(self, image: NDArray[np.uint8]) -> list[Tensor]:
-        """Prepare one RGB image ``(H, W, 3)``: normalised views, each float32 ``(3, h, w)``."""
+        """Prepare one RGB image ``(H, W, 3)``: its views, each uint8 ``(3, h, w)``."""
         ...
 
 
@@ -61,7 +62,7 @@ class InstanceTransform(Protocol):
             seed: Source of all randomness; the same seed gives the same result.
 
         Returns:
-            Normalised image, float32, ``(3, h, w)``; boxes, float32, ``(n, 4)``; masks, uint8,
+            Image, uint8, ``(3, h, w)``; boxes, float32, ``(n, 4)``; masks, uint8,
             ``(n, h, w)`` (empty without masks); and the indices of the boxes that are left. None if
             a crop must have an annotation and has none.
         """
@@ -72,7 +73,7 @@ class ImageTransform(Protocol):
     """Deterministic preparation of an image, with further views for test-time augmentation."""
 
     def __call__(self, image: NDArray[np.uint8]) -> Tensor:
-        """Prepare one RGB image ``(H, W, 3)``: normalised, float32, ``(3, h, w)``."""
+        """Prepare one RGB image ``(H, W, 3)``: uint8, ``(3, h, w)``."""
         ...
 
     def views(self, image: NDArray[np.uint8]) -> list[tuple[Tensor, bool]]:

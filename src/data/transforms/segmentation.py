@@ -1,9 +1,10 @@
 """Transforms of the official ADE20K recipe, with albumentations.
 
 Source: the pipelines of the official InternImage configurations (mmsegmentation 0.27): random
-resize, a crop that no class dominates, flip, photometric distortion, normalisation, padding; in
-evaluation a resize that keeps the aspect ratio and then rounds the sides up. As in the official
-code, all resizes are bilinear ones of OpenCV without antialiasing.
+resize, a crop that no class dominates, flip, photometric distortion, padding; in evaluation a
+resize that keeps the aspect ratio and then rounds the sides up. As in the official code, all
+resizes are bilinear ones of OpenCV without antialiasing. Results have 8 bits: ``batches.py``
+normalises them on the device, and clears the padding.
 
 albumentations is no longer maintained. Only the files of this folder import it; the datasets use
 the protocols of ``protocols.py``. Importing it takes seconds, so the data modules do it late.
@@ -25,11 +26,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from src.types import IGNORE_LABEL
 
 Array = NDArray[Any]
-Triple = tuple[float, float, float]
 
 # The loader's workers use all cores already; OpenCV's threads would compete with them.
 cv2.setNumThreads(0)
@@ -201,8 +202,6 @@ class TrainTransform:
             off.
         hflip: Probability of a horizontal flip.
         photometric: Whether to change brightness, contrast, saturation and hue.
-        mean: Mean of each RGB channel, of values in [0, 1].
-        std: Standard deviation of each RGB channel.
     """
 
     def __init__(
@@ -214,39 +213,38 @@ class TrainTransform:
         cat_max_ratio: float,
         hflip: float,
         photometric: bool,
-        mean: Triple,
-        std: Triple,
     ) -> None:
         steps = [
             RandomRatioResize(scale, ratio_range),
             RandomCategoryCrop(crop_size, cat_max_ratio),
             A.HorizontalFlip(p=hflip),
             *([PhotometricDistortion()] if photometric else []),
-            A.Normalize(mean, std),
-            A.PadIfNeeded(*crop_size, position="top_left", fill=0, fill_mask=IGNORE_LABEL),
         ]
         self._compose = A.Compose(steps)
+        self._crop_size = crop_size
 
     def __call__(
         self, image: NDArray[np.uint8], label: NDArray[np.uint8], seed: int
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, tuple[int, int]]:
         """See `PairTransform`."""
         # One generator for all steps; the same seed for each step would correlate them.
         self._compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
         done = self._compose(image=image, mask=label)
-        return _to_tensor(done["image"]), torch.from_numpy(done["mask"].astype(np.int64))
+        height, width = done["mask"].shape
+        padding = (0, self._crop_size[1] - width, 0, self._crop_size[0] - height)
+        tensor = F.pad(_to_tensor(done["image"]), padding)
+        target = F.pad(torch.from_numpy(done["mask"]), padding, value=IGNORE_LABEL)
+        return tensor, target.to(torch.int64), (height, width)
 
 
 class EvalTransform:
-    """Resize to fit, round the sides up, normalise; optionally at several scales, with flips.
+    """Resize to fit, round the sides up; optionally at several scales, with flips.
 
     Args:
         scale: Largest long and short side of an image at ratio 1.
         size_divisor: Sides are resized to multiples of this.
         ratios: Scales of the views relative to ``scale``.
         flip: Whether every view is followed by its flipped copy.
-        mean: Mean of each RGB channel, of values in [0, 1].
-        std: Standard deviation of each RGB channel.
     """
 
     def __init__(
@@ -256,13 +254,10 @@ class EvalTransform:
         size_divisor: int,
         ratios: Sequence[float] = (1.0,),
         flip: bool = False,
-        mean: Triple,
-        std: Triple,
     ) -> None:
         self.scales = [(int(scale[0] * ratio), int(scale[1] * ratio)) for ratio in ratios]
         self.size_divisor = size_divisor
         self.flip = flip
-        self._normalize = A.Normalize(mean, std)
 
     @property
     def flipped(self) -> list[bool]:
@@ -278,11 +273,11 @@ class EvalTransform:
             divisor = self.size_divisor
             rounded = [math.ceil(side / divisor) * divisor for side in fitted.shape[:2]]
             view = resize(fitted, (rounded[0], rounded[1]))
-            tensor = _to_tensor(self._normalize(image=view)["image"])
+            tensor = _to_tensor(view)
             views += [tensor, tensor.flip(-1)] if self.flip else [tensor]
         return views
 
 
 def _to_tensor(image: Array) -> Tensor:
-    """``(H, W, 3)`` float32 to a contiguous ``(3, H, W)`` tensor."""
+    """``(H, W, 3)`` uint8 to a contiguous ``(3, H, W)`` tensor."""
     return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))

@@ -42,10 +42,28 @@ def test_training_batches(root):
     data.setup("fit")
     batch = next(iter(data.train_dataloader()))
     assert batch["image"].shape == (2, 3, 32, 32)
+    assert batch["image"].dtype == torch.uint8
     assert batch["label"].shape == (2, 32, 32)
     assert set(batch["label"].unique().tolist()) <= {0, 1, 2, 255}
     assert batch["path"][0].endswith(".jpg")
     assert (data.num_classes, data.class_names) == (3, NAMES)
+
+
+def test_images_are_normalised_by_the_data_module(root):
+    """Padding of small crops is zero after normalisation, as in the official code."""
+    data = module(root, batch_size=2, crop_size=(64, 96), ratio_range=(0.5, 0.5))
+    data.setup("fit")
+    batch = data.normalise(next(iter(data.train_dataloader())))
+    for image, label, (height, width) in zip(
+        batch["image"], batch["label"], batch["size"].tolist(), strict=True
+    ):
+        assert (image[:, height:] == 0).all()
+        assert (image[:, :, width:] == 0).all()
+        assert (label[height:] == 255).all()
+        assert image[:, :height, :width].abs().min() > 0
+    (view,) = data.normalise(next(iter(data.val_dataloader())))["views"][0]
+    assert view.dtype == torch.float32
+    assert view.min() < 0
 
 
 def test_the_same_seed_gives_the_same_batches(root):

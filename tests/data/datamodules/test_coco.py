@@ -3,6 +3,7 @@
 import json
 import logging
 
+import albumentations as A
 import numpy as np
 import pytest
 import torch
@@ -90,7 +91,7 @@ def test_training_batch_has_scaled_boxes_masks_and_labels(root):
     data = content([annotation(1), annotation(2, category_id=90), annotation(3, image_id=3)])
     batch = train_batches(root, data, hflip=0.0)[0]
     assert batch["image"].shape == (2, 3, 128, 160)
-    assert batch["image"].dtype == torch.float32
+    assert batch["image"].dtype == torch.uint8
     assert batch["size"] == [(120, 160), (120, 160)]
     assert batch["original_size"] == [(60, 80), (60, 80)]
     target = batch["target"][batch["image_id"].index(1)]
@@ -163,6 +164,24 @@ def test_boxes_alone_need_no_masks(root, caplog):
     assert "left out of training" not in caplog.text
     assert [target.keys() for target in batch["target"]] == [{"boxes", "labels"}] * 2
     assert batch["target"][0]["boxes"].tolist() == [[20, 20, 100, 80]]
+
+
+def test_padding_is_zero_after_normalisation(root):
+    """As albumentations normalises each image, and then it is padded."""
+    data_module = module(root, tta=True, eval_batch_size=2)
+    data_module.setup("validate")
+    raw = next(iter(data_module.val_dataloader()))
+    batch = data_module.normalise(raw)
+    normalise = A.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    for before, after in zip([raw, *raw["views"]], [batch, *batch["views"]], strict=True):
+        for plain, image, (h, w) in zip(
+            before["image"], after["image"], after["size"], strict=True
+        ):
+            expected = torch.zeros(image.shape)
+            pixels = plain[:, :h, :w].permute(1, 2, 0).numpy()
+            expected[:, :h, :w] = torch.from_numpy(normalise(image=pixels)["image"]).movedim(2, 0)
+            torch.testing.assert_close(image, expected, rtol=1e-5, atol=1e-5)
+    assert data_module.normalise(batch)["image"] is batch["image"]
 
 
 def test_further_views_for_test_time_augmentation(root):

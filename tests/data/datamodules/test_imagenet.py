@@ -6,8 +6,11 @@ import lightning
 import pytest
 import torch
 from jsonargparse import ArgumentParser
+from torchvision.transforms.functional import normalize
 
 from src.data import BaseDataModule, ImageNetDataModule
+from src.data.datamodules.imagenet import IMAGENET_MEAN, IMAGENET_STD
+from src.data.datamodules.loaders import LoaderOptions
 from src.errors import UserError
 
 
@@ -47,7 +50,7 @@ def trainer(tmp_path, **options):
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_training_batches_are_even_and_normalised(toy_imagenet, num_workers):
+def test_training_batches_are_even_and_of_8_bits(toy_imagenet, num_workers):
     data = data_module(toy_imagenet, "fit", batch_size=16, num_workers=num_workers)
     batches = list(data.train_dataloader())
     assert [len(batch["path"]) for batch in batches] == [
@@ -56,7 +59,7 @@ def test_training_batches_are_even_and_normalised(toy_imagenet, num_workers):
         16,
     ]  # of 60: the last 12 are left out
     assert batches[0]["image"].shape == (16, 3, 16, 16)
-    assert batches[0]["image"].dtype == torch.float32
+    assert batches[0]["image"].dtype == torch.uint8
     assert batches[0]["label"].dtype == torch.int64
     assert set(batches[0]) == {"image", "label", "path"}
 
@@ -197,10 +200,12 @@ def test_every_argument_can_be_given_on_the_command_line(toy_imagenet):
     parser.add_subclass_arguments(BaseDataModule, "data")
     arguments = ["ImageNetDataModule", f"root={toy_imagenet}", "image_size=32", "auto_augment=null"]
     arguments += ["crop_scale=[0.5,1]", "class_names=imagenet-1k", "broken_images=skip"]
+    arguments += ["reduced_decoding=always", "loading.prefetch_factor=3"]
     options = [f"--data={arguments[0]}", *(f"--data.{pair}" for pair in arguments[1:])]
     data = parser.instantiate_classes(parser.parse_args(options)).data
     assert isinstance(data, ImageNetDataModule)
     assert data.image_size == 32
+    assert data.loading.prefetch_factor == 3
     with pytest.raises(UserError, match=r"class folders"):  # toy folders are not ImageNet's
         _ = data.class_names
 
@@ -214,3 +219,64 @@ def test_the_commands_need_not_wait_for_lightning():
     )
     for heavy in ("torch", "lightning", "timm"):
         assert f"'{heavy}'" not in loaded.stdout
+
+
+class Keep(Mean):
+    """Keeps the images that arrive on the device."""
+
+    def __init__(self):
+        super().__init__()
+        self.trained, self.validated = [], []
+
+    def training_step(self, batch):
+        self.trained.append(batch["image"])
+        return self.scale.sum()
+
+    def validation_step(self, batch):
+        self.validated.append(batch["image"])
+
+
+def kept(root, tmp_path, precision="32-true", **options):
+    """What a step of training and of validation gets, and the batches of the loaders."""
+    lightning.seed_everything(0, workers=True, verbose=False)
+    data = data_module(root, batch_size=60, crop_scale=(1, 1), crop_ratio=(1, 1), **options)
+    task = Keep()
+    options = {"max_epochs": 1, "num_sanity_val_steps": 0, "precision": precision}
+    trainer(tmp_path, **options).fit(task, datamodule=data)
+    return task, data
+
+
+def test_images_are_normalised_on_the_device(toy_imagenet, tmp_path):
+    task, data = kept(toy_imagenet, tmp_path, random_erasing=0.0)
+    (image,) = task.validated
+    (batch,) = data.val_dataloader()
+    expected = normalize(batch["image"] / 255, IMAGENET_MEAN, IMAGENET_STD)
+    torch.testing.assert_close(image, expected)
+    torch.testing.assert_close(data.normalise(batch)["image"], image, rtol=0, atol=0)
+    assert image.is_contiguous()
+
+
+def test_rectangles_are_erased_in_training_only(toy_imagenet, tmp_path):
+    erased = {"random_erasing": 1.0, "erasing_mode": "const"}
+    task, _ = kept(toy_imagenet, tmp_path, **erased)
+    assert all((image == 0).all(0).any() for image in task.trained[0])
+    assert not any((image == 0).all(0).any() for image in task.validated[0])
+
+
+def test_images_have_the_precision_of_the_run(toy_imagenet, tmp_path):
+    task, _ = kept(toy_imagenet, tmp_path, precision="bf16-true")
+    assert task.trained[0].dtype == task.validated[0].dtype == torch.bfloat16
+
+
+def test_loader_options_reach_the_loader(toy_imagenet):
+    options = LoaderOptions(prefetch_factor=7, pin_memory=False, persistent_workers=False)
+    data = data_module(toy_imagenet, "validate", num_workers=1, loading=options)
+    loader = data.val_dataloader()
+    assert loader.prefetch_factor == 7
+    assert not loader.pin_memory
+    assert not loader.persistent_workers
+    usual = data_module(toy_imagenet, "validate", num_workers=1).val_dataloader()
+    assert usual.persistent_workers
+    assert usual.pin_memory == torch.cuda.is_available()
+    with pytest.raises(UserError, match=r"prefetch_factor accepts .* at least 1, got 0"):
+        LoaderOptions(prefetch_factor=0)
