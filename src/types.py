@@ -28,14 +28,14 @@ class ClassificationBatch(TypedDict):
         image: Normalised RGB images, float32, shape ``(N, 3, H, W)``.
         label: Class indices in ``[0, num_classes)``, int64, shape ``(N,)``. Absent in prediction.
         path: The file of each image, ``N`` strings.
-        surplus: Whether the batch is padding that keeps the number of batches equal on all ranks,
+        is_padding: Whether the batch only equalises the number of batches per rank,
             and is ignored in metrics and results. Only in evaluation and prediction.
     """
 
     image: Tensor
     label: NotRequired[Tensor]
     path: list[str]
-    surplus: NotRequired[bool]
+    is_padding: NotRequired[bool]
 
 
 class DetectionTarget(TypedDict):
@@ -81,7 +81,7 @@ class DetectionBatch(TypedDict):
         annotations: COCO annotations of each image as in the file, except that ``category_id`` is
             the class index. Only in evaluation.
         views: Further views of the same images. Only with test-time augmentation.
-        surplus: Whether the batch is padding that keeps the number of batches equal on all ranks,
+        is_padding: Whether the batch only equalises the number of batches per rank,
             and is ignored in metrics and results. Only in evaluation and prediction.
     """
 
@@ -93,7 +93,7 @@ class DetectionBatch(TypedDict):
     target: NotRequired[list[DetectionTarget]]
     annotations: NotRequired[list[list[dict[str, Any]]]]
     views: NotRequired[list[DetectionView]]
-    surplus: NotRequired[bool]
+    is_padding: NotRequired[bool]
 
 
 @dataclass
@@ -139,9 +139,9 @@ class SegmentationEvalBatch(TypedDict):
         flipped: Which views are flipped horizontally; the same for all images.
         size: Height and width of each image in its file.
         label: As in `SegmentationBatch`, at the original size, one ``(H, W)`` per image. Absent in
-            prediction; only 255 in a surplus batch.
+            prediction; only 255 in a padding batch.
         path: The file of each image.
-        surplus: Whether the batch is padding that keeps the number of batches equal on all ranks,
+        is_padding: Whether the batch only equalises the number of batches per rank,
             and is ignored in metrics and results. Only in evaluation and prediction.
     """
 
@@ -150,4 +150,4 @@ class SegmentationEvalBatch(TypedDict):
     size: list[tuple[int, int]]
     label: NotRequired[list[Tensor]]
     path: list[str]
-    surplus: NotRequired[bool]
+    is_padding: NotRequired[bool]

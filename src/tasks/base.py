@@ -119,7 +119,7 @@ class BaseTask(CheckpointHooks):
         raise TypeError(f"{type(self).__name__} must define evaluation_step()")
 
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
-        """Predictions of a batch by name, among them ``path``; empty for a surplus batch."""
+        """Predictions of a batch by name, among them ``path``; empty for a padding batch."""
         raise TypeError(f"{type(self).__name__} must define predict_step()")
 
     # ------------------------------------------------------- hooks that a task may change

@@ -125,7 +125,7 @@ class ClassificationTask(BaseTask):
         """Update and log loss, top-1 and top-5."""
         logits, label = self._logits(network, batch["image"]), batch["label"]
         metrics = self.metrics_of(stage + suffix)
-        size = 0 if batch.get("surplus") else len(label)
+        size = 0 if batch.get("is_padding") else len(label)
         if size:
             metrics.update(_wrong_unless_finite(logits, label), label)
         loss = F.cross_entropy(logits, label)
@@ -143,10 +143,10 @@ class ClassificationTask(BaseTask):
 
         Returns:
             ``path`` (``N`` strings), ``index`` and ``probability`` of shape ``(N, k)``, best first,
-            with ``k`` = 5 or the number of classes if that is smaller. Nothing of a surplus batch.
+            with ``k`` = 5 or the number of classes if that is smaller. Nothing of a padding batch.
         """
         probabilities = self._logits(self.evaluation_network, batch["image"]).softmax(dim=-1)
-        if batch.get("surplus"):
+        if batch.get("is_padding"):
             return {}
         finite = torch.isfinite(probabilities).all(-1).tolist()
         if not all(finite):

@@ -154,7 +154,7 @@ class DetectionTask(DenseTask):
         """Add the detections of a batch to the metric."""
         metric = self.metrics_of(stage + suffix)
         found = self._detect(network, batch)
-        if not batch.get("surplus"):
+        if not batch.get("is_padding"):
             metric.update(found, batch["image_id"], batch["original_size"], batch["annotations"])
 
     def predict_step(self, batch: DetectionBatch, batch_idx: int) -> dict[str, Any]:
@@ -163,10 +163,10 @@ class DetectionTask(DenseTask):
         Returns:
             ``path`` (``N`` strings), ``image_id`` (``N`` integers), ``size`` (height and width of
             each image) and ``results``: COCO results of each image with class indices. Nothing
-            of a surplus batch.
+            of a padding batch.
         """
         found = self._detect(self.evaluation_network, batch)
-        if batch.get("surplus"):
+        if batch.get("is_padding"):
             return {}
         return {
             "path": batch["path"],

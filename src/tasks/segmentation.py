@@ -165,7 +165,7 @@ class SegmentationTask(DenseTask):
 
         Returns:
             ``path`` (``N`` strings) and ``label_map``: for each image a uint8 tensor of classes
-            at its own size, ``(H, W)``, on the CPU. Nothing of a surplus batch.
+            at its own size, ``(H, W)``, on the CPU. Nothing of a padding batch.
         """
         label_maps = [torch.empty(tuple(size), dtype=torch.uint8) for size in batch["size"]]
         for index, rows, probability in self._segment(self.evaluation_network, batch):
@@ -173,7 +173,7 @@ class SegmentationTask(DenseTask):
             if bool((classes == len(probability)).any()):
                 raise UserError(not_finite(batch["path"][index]))
             label_maps[index][rows] = classes.to("cpu", torch.uint8)
-        return {} if batch.get("surplus") else {"path": batch["path"], "label_map": label_maps}
+        return {} if batch.get("is_padding") else {"path": batch["path"], "label_map": label_maps}
 
     def _segment(
         self, network: nn.Module, batch: SegmentationEvalBatch

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from src.data.samplers.distributed import DealtBatchSampler
+from src.data.samplers.distributed import DistributedBatchSampler
 from src.errors import UserError
 from src.models import InternImage
 from src.tasks import ClassificationTask
@@ -60,7 +60,7 @@ def test_groups_of_the_recipe_with_layer_decay() -> None:
 @pytest.mark.parametrize(("images", "used"), [(20, 20), (100, 64)])
 def test_the_learning_rate_is_scaled_to_the_batches_that_there_are(images, used) -> None:
     data = TensorDataset(torch.zeros(images))
-    loader = DataLoader(data, batch_size=64, sampler=DealtBatchSampler(data, 64))
+    loader = DataLoader(data, batch_size=64, sampler=DistributedBatchSampler(data, 64))
     trainer = SimpleNamespace(train_dataloader=loader, world_size=2, accumulate_grad_batches=3)
     assert global_batch_size(trainer) == used * 2 * 3
 

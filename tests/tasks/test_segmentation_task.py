@@ -124,9 +124,9 @@ def test_scores_do_not_depend_on_the_batch_size(make_task, eval_batch):
 
 
 def test_images_that_others_count_change_nothing(make_task, eval_batch):
-    surplus = eval_batch | {"label": [torch.full_like(x, 255) for x in eval_batch["label"]]}
+    is_padding = eval_batch | {"label": [torch.full_like(x, 255) for x in eval_batch["label"]]}
     assert evaluate(make_task(), eval_batch) | {"val/loss": 0.0} == evaluate(
-        make_task(), eval_batch, surplus
+        make_task(), eval_batch, is_padding
     ) | {"val/loss": 0.0}
 
 

@@ -19,8 +19,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from src.data.classes.palette import Colour, distinct_palette
 from src.data.datamodules.loaders import LOADING, Loader, LoaderOptions, start_worker
 from src.data.datasets.readable import BrokenImages, ReadableImages
-from src.data.samplers.distributed import CountOnceSampler, DealtBatchSampler
-from src.data.samplers.surplus import CountedCollate
+from src.data.samplers.distributed import CountOnceSampler, DistributedBatchSampler
+from src.data.samplers.padding import CountedCollate
 from src.data.transforms.batches import Normalization
 from src.decoding import MAX_PIXELS
 from src.errors import UserError
@@ -158,7 +158,7 @@ class BaseDataModule(LightningDataModule, ABC):
         """
         dataset = self._datasets[split]
         if sampler is None:
-            sampler = self._dealt(dataset) if train else self._counted_once(dataset)
+            sampler = self._distributed(dataset) if train else self._counted_once(dataset)
         collate = self.collate_fn(split)
         return Loader(
             dataset,
@@ -181,9 +181,9 @@ class BaseDataModule(LightningDataModule, ABC):
             )
         return self.predict_dir
 
-    def _dealt(self, dataset: Dataset[Any]) -> DealtBatchSampler:
+    def _distributed(self, dataset: Dataset[Any]) -> DistributedBatchSampler:
         trainer = self.trainer
-        return DealtBatchSampler(
+        return DistributedBatchSampler(
             dataset,
             self.batch_size,
             trainer.world_size if trainer else 1,

@@ -46,7 +46,7 @@ class Sample(TypedDict):
     target: NotRequired[DetectionTarget]
     annotations: NotRequired[list[Annotation]]
     views: NotRequired[list[tuple[Tensor, bool]]]
-    surplus: NotRequired[bool]
+    is_padding: NotRequired[bool]
 
 
 class _CocoImages(ReadableImages):
@@ -217,8 +217,8 @@ class COCOTrainDataset(_CocoImages, Dataset[Sample]):
 class COCOEvalDataset(_CocoImages, Dataset[Sample]):
     """Every image of an annotation file with its annotations.
 
-    An index beyond the end, and a broken image that is skipped, give a surplus sample
-    (`src.data.samplers.surplus`).
+    An index beyond the end, and a broken image that is skipped, give a padding sample
+    (`src.data.samplers.padding`).
 
     Args:
         file: The annotations.
@@ -251,7 +251,7 @@ class COCOEvalDataset(_CocoImages, Dataset[Sample]):
         sample = _prepare(self.transform, found, entry.id, self.path(position))
         annotations = self.file.annotations(position)
         sample["annotations"] = [for_scoring(a, entry.size) for a in annotations]
-        return {**sample, "surplus": True} if image is None or index >= len(self) else sample
+        return {**sample, "is_padding": True} if image is None or index >= len(self) else sample
 
 
 class DetectionFilesDataset(FilesToPredict, Dataset[Sample]):

@@ -15,8 +15,8 @@ from src.decoding import MAX_PIXELS
 class FilesToPredict(ReadableImages):
     """One image file of any name, or every image under a folder, sorted.
 
-    A file that cannot be decoded is remembered and gives a surplus sample, as does an index beyond
-    the end (`src.data.samplers.surplus`). Subclasses define `sample`.
+    A file that cannot be decoded is remembered and gives a padding sample, as does an index beyond
+    the end (`src.data.samplers.padding`). Subclasses define `sample`.
 
     Args:
         source: An image or a folder.
@@ -44,7 +44,7 @@ class FilesToPredict(ReadableImages):
         position = index % len(self)
         image = self.open(position)
         sample = self.sample(Image.fromarray(BLANK) if image is None else image, position)
-        return {**sample, "surplus": True} if image is None or index >= len(self) else sample
+        return {**sample, "is_padding": True} if image is None or index >= len(self) else sample
 
     def sample(self, image: Image.Image, index: int) -> Any:
         """Prepare an RGB image, the ``index``-th file."""

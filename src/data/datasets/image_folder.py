@@ -33,14 +33,14 @@ Transform = Callable[[Image.Image], Tensor]
 class Sample(TypedDict):
     """One image, uint8 ``(3, H, W)``, with its file and, if known, its class index.
 
-    ``surplus`` marks a sample that is left out of metrics and outputs, see
-    `src.data.samplers.surplus`.
+    ``is_padding`` marks a sample that is left out of metrics and outputs, see
+    `src.data.samplers.padding`.
     """
 
     image: Tensor
     path: str
     label: NotRequired[int]
-    surplus: NotRequired[bool]
+    is_padding: NotRequired[bool]
 
 
 class LabelledImages(ReadableImages, Dataset[Sample]):
@@ -52,7 +52,7 @@ class LabelledImages(ReadableImages, Dataset[Sample]):
         transform: From an RGB image to a tensor of shape ``(3, H, W)``. A `TrainTransform` draws
             its crop before an image is decoded.
         broken_images: ``"error"`` raises on the first file that cannot be decoded; ``"skip"`` uses
-            the next image instead or, in evaluation, gives a surplus sample.
+            the next image instead or, in evaluation, gives a padding sample.
         upright: Turn images as their EXIF block says.
         max_pixels: Larger images count as broken.
         train: Whether the images are for training.
@@ -77,7 +77,7 @@ class LabelledImages(ReadableImages, Dataset[Sample]):
         """Read one image.
 
         A broken image that is skipped is replaced by the next readable one in training; in
-        evaluation the sample is surplus, as is that of an index beyond the end.
+        evaluation the sample is padding, as is that of an index beyond the end.
 
         Raises:
             UserError: If the image is broken, or in skip mode if a long run of images is.
@@ -88,11 +88,11 @@ class LabelledImages(ReadableImages, Dataset[Sample]):
             image = self._transformed(candidate)
             if image is not None:
                 sample = self._sample(candidate, image)
-                return {**sample, "surplus": True} if index >= len(self) else sample
+                return {**sample, "is_padding": True} if index >= len(self) else sample
         if self.train:
             raise self.refuse_all(position, tries)
         blank = self.transform(Image.fromarray(BLANK))
-        return {**self._sample(position, blank), "surplus": True}
+        return {**self._sample(position, blank), "is_padding": True}
 
     def _transformed(self, index: int) -> Tensor | None:
         """The decoded and transformed image, or None if it cannot be decoded and is skipped."""

@@ -50,7 +50,7 @@ class EvalSample(TypedDict):
     size: tuple[int, int]
     label: NotRequired[Tensor]
     path: str
-    surplus: NotRequired[bool]
+    is_padding: NotRequired[bool]
 
 
 def find_pairs(
@@ -226,8 +226,8 @@ class SegmentationTrainDataset(_Pairs[PairTransform], Dataset[TrainSample]):
 class SegmentationEvalDataset(_Pairs[ViewsTransform], Dataset[EvalSample]):
     """Images prepared for evaluation, and their labels at the size of the file.
 
-    An index beyond the end, and a broken image that is skipped, give a surplus sample
-    (`src.data.samplers.surplus`), whose labels are all ignored. Arguments are those of `_Pairs`.
+    An index beyond the end, and a broken image that is skipped, give a padding sample
+    (`src.data.samplers.padding`), whose labels are all ignored. Arguments are those of `_Pairs`.
     """
 
     def __getitem__(self, index: int) -> EvalSample:
@@ -239,8 +239,8 @@ class SegmentationEvalDataset(_Pairs[ViewsTransform], Dataset[EvalSample]):
         position = index % len(self)
         pair = self.read(position)
         image, label = pair or (BLANK, np.zeros(BLANK.shape[:2], np.uint8))
-        surplus = pair is None or index >= len(self)
-        if surplus:
+        is_padding = pair is None or index >= len(self)
+        if is_padding:
             label = np.full_like(label, IGNORE_LABEL)
         sample: EvalSample = {
             "views": self.transform(image),
@@ -248,7 +248,7 @@ class SegmentationEvalDataset(_Pairs[ViewsTransform], Dataset[EvalSample]):
             "label": torch.from_numpy(label.astype(np.int64)),
             "path": self.path(position),
         }
-        return {**sample, "surplus": True} if surplus else sample
+        return {**sample, "is_padding": True} if is_padding else sample
 
 
 class SegmentationFilesDataset(FilesToPredict, Dataset[EvalSample]):

@@ -16,7 +16,7 @@ class CountOnceSampler(DistributedSampler[Any]):
     Every rank gets the same number of batches, because sharded networks and the gathering of
     results need all ranks at the same time. If the batches do not divide evenly, a rank gets the
     index ``len(dataset)``, for which the dataset returns a sample that metrics leave out
-    (``surplus.py``). PyTorch's sampler would repeat images instead, and metrics would count them
+    (``padding.py``). PyTorch's sampler would repeat images instead, and metrics would count them
     twice.
 
     Args:
@@ -45,7 +45,7 @@ class CountOnceSampler(DistributedSampler[Any]):
         return iter(self._indices)
 
 
-class DealtBatchSampler(DistributedSampler[Any]):
+class DistributedBatchSampler(DistributedSampler[Any]):
     """Shuffled indices, distributed over the ranks batch by batch.
 
     The order depends only on the seed and the epoch, and the batches of a step are consecutive in
@@ -85,5 +85,5 @@ class DealtBatchSampler(DistributedSampler[Any]):
         order = torch.randperm(len(self.dataset), generator=generator)  # type: ignore[arg-type]
         total = len(self) * self.num_replicas
         order = order.repeat(-(-total // len(order)))[:total]
-        dealt = order.view(self.num_steps, self.num_replicas, self.batch_size)
-        return iter(dealt[:, self.rank].flatten().tolist())
+        batches = order.view(self.num_steps, self.num_replicas, self.batch_size)
+        return iter(batches[:, self.rank].flatten().tolist())

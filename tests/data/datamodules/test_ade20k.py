@@ -200,5 +200,5 @@ def test_every_image_counts_once_over_processes(root, processes):
     assert len({len(share) for share in shares}) == 1
     samples = [dataset[index] for share in shares for index in share]
     counted = [sample["path"] for sample in samples if (sample["label"] != 255).any()]
-    assert counted == [sample["path"] for sample in samples if "surplus" not in sample]
+    assert counted == [sample["path"] for sample in samples if "is_padding" not in sample]
     assert sorted(counted) == sorted(pair[0] for pair in pairs)

@@ -125,8 +125,8 @@ def test_prediction_leaves_broken_images_out(toy_imagenet, tmp_path, truncate):
     data = data_module(toy_imagenet, "predict", **options)
     first, second = data.predict_dataloader()
     assert len(first["path"]) == 2
-    assert "surplus" not in first
-    assert second["surplus"]
+    assert "is_padding" not in first
+    assert second["is_padding"]
     assert second["image"].shape == (1, 3, 16, 16)
     assert data.unreadable == [str(folder / f"image_0{number}.jpg") for number in (2, 3)]
 

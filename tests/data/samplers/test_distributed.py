@@ -1,12 +1,13 @@
 import pytest
 
-from src.data.samplers.distributed import CountOnceSampler, DealtBatchSampler
+from src.data.samplers.distributed import CountOnceSampler, DistributedBatchSampler
 
 
 def deal(length: int, batch_size: int, processes: int, epoch: int = 0) -> list[list[list[int]]]:
     """Batches by step and process."""
     samplers = [
-        DealtBatchSampler(range(length), batch_size, processes, rank) for rank in range(processes)
+        DistributedBatchSampler(range(length), batch_size, processes, rank)
+        for rank in range(processes)
     ]
     for sampler in samplers:
         sampler.set_epoch(epoch)
@@ -48,7 +49,7 @@ def test_evaluation_deals_the_batches_of_one_rank(length: int, processes: int) -
         order = list(CountOnceSampler(range(length), 3, ranks, rank))
         return [order[start : start + 3] for start in range(0, len(order), 3)]
 
-    dealt = [batches(rank, processes) for rank in range(processes)]
-    assert len({len(of_rank) for of_rank in dealt}) == 1
-    together = [batch for step in zip(*dealt, strict=True) for batch in step]
+    of_ranks = [batches(rank, processes) for rank in range(processes)]
+    assert len({len(of_rank) for of_rank in of_ranks}) == 1
+    together = [batch for step in zip(*of_ranks, strict=True) for batch in step]
     assert [batch for batch in together if batch != [length]] == batches(0, 1)

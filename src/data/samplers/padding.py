@@ -1,6 +1,6 @@
-"""Surplus samples keep a rank in step with the others: they are computed, but never counted.
+"""Padding samples that equalise the number of batches per rank; excluded from metrics and outputs.
 
-They belong to ranks that have one batch less than others, and to images that cannot be read.
+They replace the missing batch of a rank that has one less than others, and unreadable images.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from typing import Any
 
 
 class CountedCollate:
-    """Collate the samples that are not surplus.
+    """Collate the samples that are not padding.
 
-    If all are surplus, the batch has one of them and the entry ``surplus``: the task runs the
+    If all are padding, the batch has one of them and the entry ``is_padding``: the task runs the
     network on it, because other ranks may wait for the forward pass, and drops the output. This is
     a class and not a method of the data module, so that workers that are not forked receive neither
     the data module nor the network.
@@ -25,13 +25,13 @@ class CountedCollate:
         self.collate = collate
 
     def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Batch of the samples that are not marked ``surplus``."""
-        counted = [sample for sample in samples if not sample.get("surplus")]
+        """Batch of the samples that are not marked ``is_padding``."""
+        counted = [sample for sample in samples if not sample.get("is_padding")]
         chosen = counted or list(samples[:1])
         batch = self.collate([without_mark(sample) for sample in chosen])
-        return batch if counted else {**batch, "surplus": True}
+        return batch if counted else {**batch, "is_padding": True}
 
 
 def without_mark(sample: dict[str, Any]) -> dict[str, Any]:
     """The sample without its mark."""
-    return {key: value for key, value in sample.items() if key != "surplus"}
+    return {key: value for key, value in sample.items() if key != "is_padding"}
