@@ -63,7 +63,7 @@ class GracefulStop(Callback):
     ) -> None:
         """Delay signals until the end of the step.
 
-        The first step may take minutes if the network is compiled; it is not waited for.
+        The first step may take minutes if the network is compiled; a signal interrupts it.
         """
         self._hold(trainer, saves=trainer.global_step > self._first_step)
 

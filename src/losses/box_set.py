@@ -64,7 +64,7 @@ def hungarian_match(
     pairs = []
     for i, target in enumerate(targets):
         cost = _cost(logits[i], boxes[i], target, sizes[i])
-        # Only a diverged network has NaN, which the losses then show.
+        # NaN occurs only if training has diverged; the losses will be NaN too.
         query, gt = linear_sum_assignment(cost.nan_to_num(1e5).cpu().numpy())
         device = logits.device
         pairs.append((torch.as_tensor(query, device=device), torch.as_tensor(gt, device=device)))

@@ -224,7 +224,7 @@ class MaskSetLoss(nn.Module):
             + self.mask_weight * mask_cost
             + self.dice_weight * dice_cost
         )
-        # Only a diverged network has NaN, which the losses then show.
+        # NaN occurs only if training has diverged; the losses will be NaN too.
         query, index = linear_sum_assignment(cost.nan_to_num().cpu().double().numpy())
         device = mask_logits.device
         return torch.as_tensor(query, device=device), torch.as_tensor(index, device=device)

@@ -2,7 +2,7 @@
 
 Nothing in a file is executed or imported, memory is limited by the size of the file, and problems
 are reported as one-line errors. The rest of the project reads such files only through this package
-(``tests/serialization/test_entry_points.py``).
+(``tests/serialization/test_single_reader.py``).
 """
 
 from src.serialization.checkpoint import (

@@ -143,7 +143,8 @@ class ClassificationTask(BaseTask):
 
         Returns:
             ``path`` (``N`` strings), ``index`` and ``probability`` of shape ``(N, k)``, best first,
-            with ``k`` = 5 or the number of classes if that is smaller. Nothing of a padding batch.
+            with ``k`` = 5 or the number of classes if that is smaller. Empty for padding batches
+            (see `CountOnceSampler`).
         """
         probabilities = self._logits(self.evaluation_network, batch["image"]).softmax(dim=-1)
         if batch.get("is_padding"):

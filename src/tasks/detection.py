@@ -162,8 +162,8 @@ class DetectionTask(DenseTask):
 
         Returns:
             ``path`` (``N`` strings), ``image_id`` (``N`` integers), ``size`` (height and width of
-            each image) and ``results``: COCO results of each image with class indices. Nothing
-            of a padding batch.
+            each image) and ``results``: COCO results of each image with class indices. Empty
+            for padding batches (see `CountOnceSampler`).
         """
         found = self._detect(self.evaluation_network, batch)
         if batch.get("is_padding"):

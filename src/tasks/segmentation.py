@@ -165,7 +165,8 @@ class SegmentationTask(DenseTask):
 
         Returns:
             ``path`` (``N`` strings) and ``label_map``: for each image a uint8 tensor of classes
-            at its own size, ``(H, W)``, on the CPU. Nothing of a padding batch.
+            at its own size, ``(H, W)``, on the CPU. Empty for padding batches (see
+            `CountOnceSampler`).
         """
         label_maps = [torch.empty(tuple(size), dtype=torch.uint8) for size in batch["size"]]
         for index, rows, probability in self._segment(self.evaluation_network, batch):

@@ -98,7 +98,7 @@ def test_most_points_lie_where_the_mask_is_undecided():
     assert (distance[300:] > 0.2).any()
 
 
-def test_a_batch_without_labels_only_learns_that_nothing_is_there():
+def test_a_batch_without_labels_trains_only_the_no_object_class():
     outputs = {
         "class_logits": [torch.randn(2, 5, 4, requires_grad=True)],
         "mask_logits": [torch.randn(2, 5, 8, 8, requires_grad=True)],

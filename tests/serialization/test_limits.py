@@ -1,4 +1,4 @@
-"""Small files that would need much time, memory or recursion are refused at once."""
+"""Small files that would need much time, memory or recursion are rejected quickly."""
 
 import pickle
 import resource

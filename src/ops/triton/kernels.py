@@ -2,11 +2,11 @@
 
 Source: InternImage (CVPR 2023, arXiv 2211.05778), eq. 2, with the arithmetic rules of
 :mod:`src.ops.reference`. A *row* is one group of one output pixel. A program works on ``ROWS`` rows
-times ``BLOCK`` channels and walks over the sampling points, so geometry and softmax are computed
+times ``BLOCK`` channels and loops over the sampling points, so geometry and softmax are computed
 once per row and point, and channels are only loaded, multiplied and added. ``ACC``, the type of
 positions and sums, is float32, or float64 for float64.
 
-Nothing here knows tensors: ``launch.py`` does.
+Kernels take raw pointers; ``launch.py`` passes the tensors.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ def _locate_rows(
     ROWS: tl.constexpr,
     WIDE: tl.constexpr,
 ):
-    """Of every row: number, is there one, output pixel, group, out_y, out_x, first input element.
+    """Return for each row: index, validity mask, output pixel, group, out_y, out_x, input element.
 
-    ``WIDE`` is for more than 2^31 rows: 64-bit divisions cost as much as a sampling point.
+    The input element is the first one of the group in the image. ``WIDE`` is set for more than 2^31
+    rows; it is a constant because 64-bit divisions take as long as a sampling point.
     """
     start = tl.program_id(0)
     if WIDE:
@@ -47,10 +48,11 @@ def _locate_rows(
 
 @triton.jit
 def _tile_of_points(start, is_row, POINTS: tl.constexpr, BLOCK: tl.constexpr):
-    """Points ``start`` to ``start + BLOCK``, and which of them every row has.
+    """Points ``start`` to ``start + BLOCK``, and the validity mask of these points for each row.
 
-    Such a tile has the shape of a tile of channels, and so its layout: what is computed per row
-    needs no way through shared memory, and no number of points fills the registers.
+    The tile has the shape and therefore the layout of a tile of channels, so per-row values need no
+    layout conversion through shared memory, and register use does not grow with the number of
+    points.
     """
     point = start + tl.arange(0, BLOCK)[None, :]
     return point, is_row[:, None] & (point < POINTS)
@@ -65,7 +67,7 @@ def _load_logits(mask, point, wanted, ACC: tl.constexpr):
 def _softmax_statistics(
     mask, is_row, POINTS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, ACC: tl.constexpr
 ):
-    """Largest logit of every row, and the inverse of the sum of exp(logit - largest)."""
+    """Largest logit of each row, and the inverse of the sum of exp(logit - largest)."""
     peak = tl.full((ROWS,), -float("inf"), ACC)
     for start in range(0, POINTS, BLOCK):
         point, wanted = _tile_of_points(start, is_row, POINTS, BLOCK)
@@ -81,7 +83,7 @@ def _softmax_statistics(
 
 @triton.jit
 def _load_weight(mask, p, is_row, peak, inverse, SOFTMAX: tl.constexpr, ACC: tl.constexpr):
-    """Weight of point ``p`` of every row."""
+    """Weight of point ``p`` for each row."""
     weight = tl.load(mask + p, mask=is_row, other=0).to(ACC)
     if SOFTMAX:
         weight = tl.exp(weight - peak) * inverse
@@ -106,11 +108,12 @@ def _locate_point(
     REMOVE_CENTER: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    """Cell of point ``p`` of every row.
+    """Cell of four pixels around point ``p`` for each row.
 
     Returns:
-        Whether the point counts; element of the top left pixel in its image; shares of the lower
-        and of the right side; whether top, bottom, left and right are inside the image.
+        Whether the point contributes; element of the top left pixel in its image; bilinear weights
+        of the lower and of the right side; whether top, bottom, left and right are inside the
+        image.
     """
     tap = p
     if REMOVE_CENTER:
@@ -169,7 +172,7 @@ def forward(
     WIDE: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    """``output``; the second axis of the grid goes over blocks of channels."""
+    """Write ``output``; the second axis of the grid runs over blocks of channels."""
     PIXEL: tl.constexpr = GROUPS * CHANNELS
     row, is_row, pixel, group, out_y, out_x, element = _locate_rows(
         count, height, width, out_height, out_width, GROUPS, CHANNELS, ROWS, WIDE
@@ -237,10 +240,11 @@ def backward(
     WANT_MASK: tl.constexpr,
     DETERMINISTIC: tl.constexpr,
 ):
-    """Gradients. ``grad_input`` is added to: floats, or integers in units of 1 / ``unit``.
+    """Write the gradients of offset and mask, and add to ``grad_input``.
 
-    ``scratch`` holds d(weight) of every point until the sum over the points that the derivative of
-    the softmax needs is known; it may be ``grad_mask`` itself.
+    ``grad_input`` contains floats, or integers in units of 1 / ``unit``. ``scratch`` stores
+    d(weight) of each point until the sum over the points is known, which the derivative of the
+    softmax needs; it may be ``grad_mask`` itself.
     """
     PIXEL: tl.constexpr = GROUPS * CHANNELS
     row, is_row, pixel, group, out_y, out_x, element = _locate_rows(
@@ -248,14 +252,14 @@ def backward(
     )
     offset += pixel * offset_stride + group * (2 * POINTS)
     mask += pixel * mask_stride + group * POINTS
-    point = row * POINTS  # where rows are dense
+    point = row * POINTS  # first point of the row in the dense gradients
     peak, inverse = 0.0, 1.0
     if SOFTMAX:
         peak, inverse = _softmax_statistics(mask, is_row, POINTS, ROWS, BLOCK, ACC)
     if DETERMINISTIC:
         one = tl.load(unit)
     upstream = grad + row * CHANNELS
-    mean = tl.zeros((ROWS,), ACC)  # of d(weight) under the weights
+    mean = tl.zeros((ROWS,), ACC)  # weighted mean of d(weight)
     for p in range(POINTS):
         counts, corner, low, right, in_top, in_bottom, in_left, in_right = _locate_point(
             offset, p, is_row, out_y, out_x, height, width, PIXEL,
@@ -300,7 +304,7 @@ def backward(
             tl.store(scratch + point + p, value, mask=is_row)
             mean += weight * value
     if WANT_MASK and SOFTMAX:
-        tl.debug_barrier()  # other threads of the program wrote some of the scratch
+        tl.debug_barrier()  # other threads of the program have written part of scratch
         for start in range(0, POINTS, BLOCK):
             column, wanted = _tile_of_points(start, is_row, POINTS, BLOCK)
             logit = _load_logits(mask, column, wanted, ACC)

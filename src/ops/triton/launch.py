@@ -1,7 +1,7 @@
-"""Calls the Triton kernels on tensors: layouts, block sizes, accumulation buffers.
+"""Launch the Triton kernels: layouts, block sizes, accumulation buffers.
 
-Tensors are those that :func:`src.ops.dcnv3` has checked. Works on any device that Triton does,
-NVIDIA and AMD, and on CPU tensors when ``kernels`` was loaded with ``TRITON_INTERPRET=1``.
+The tensors have been checked by :func:`src.ops.dcnv3`. It works on NVIDIA and AMD GPUs, and on CPU
+tensors if ``kernels`` was imported with ``TRITON_INTERPRET=1``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .._arguments import Window, output_size
 from ..fixed_point import fixed_point_unit, from_fixed_point
 from . import kernels
 
-MAX_BLOCK = 64  # channels of a program
+MAX_BLOCK = 64  # channels per program
 MAX_ROWS = 64
 THREADS = 128  # four warps, Triton's default
 
@@ -62,11 +62,11 @@ def backward(
     *,
     deterministic: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of ``input``, ``offset`` and ``mask`` (empty where not asked for).
+    """Gradients of ``input``, ``offset`` and ``mask`` (empty if not needed).
 
-    With ``deterministic`` the input gradient is added up in fixed point
-    (:mod:`src.ops.fixed_point`): the same bits every time. A ``grad`` that is not finite then makes
-    the whole input gradient NaN.
+    With ``deterministic`` the input gradient is accumulated in fixed point
+    (:mod:`src.ops.fixed_point`), so it is bitwise reproducible. If ``grad`` is not finite, the
+    whole input gradient is then NaN.
     """
     n, h, w, _ = input.shape
     accumulate = _accumulation_type(input)
@@ -113,7 +113,7 @@ def backward(
 
 
 def _constants(input: Tensor, window: Window) -> dict[str, Any]:
-    """What the kernels are specialised for: the window, and blocks of 16 bytes per thread."""
+    """Compile-time constants of the kernels: the window, and blocks of 16 bytes per thread."""
     channels = input.shape[-1] // window.groups
     block = min(MAX_BLOCK, triton.next_power_of_2(channels))
     values = THREADS * 16 // input.element_size()

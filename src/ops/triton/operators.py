@@ -1,8 +1,9 @@
-"""The Triton kernels as operators that ``torch.compile`` looks into; importing defines them.
+"""The Triton kernels as ``torch.library.triton_op``; importing this module registers them.
 
-``internimage::dcnv3_triton`` and ``internimage::dcnv3_triton_backward`` have the schemas and the
-gradients of ``internimage::dcnv3``, which stays the operator of eager code and exported programs.
-In a compiled graph they become plain kernel launches, whose buffers the compiler plans.
+``torch.compile`` traces into such operators, so a compiled graph contains the kernel launches and
+the compiler plans their buffers. ``internimage::dcnv3_triton`` and
+``internimage::dcnv3_triton_backward`` have the schemas and gradients of ``internimage::dcnv3``,
+which eager code and exported programs use.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def dcnv3_triton(input: Tensor, offset: Tensor, mask: Tensor, *window: Any) -> T
 def dcnv3_triton_backward(
     grad: Tensor, input: Tensor, offset: Tensor, mask: Tensor, *args: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """``internimage::dcnv3_backward`` on a GPU, deterministic where PyTorch is asked to be."""
+    """``internimage::dcnv3_backward`` on a GPU, deterministic if PyTorch requires it."""
     is_deterministic = torch.are_deterministic_algorithms_enabled()
     window, wanted = as_window(args[:-1]), tuple(args[-1])
     return backward(grad, input, offset, mask, window, wanted, deterministic=is_deterministic)

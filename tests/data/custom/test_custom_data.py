@@ -237,7 +237,7 @@ def test_label_maps_become_class_numbers(mode, tmp_path, capsys):
         assert settings["palette"] == [[0, 0, 0], [255, 128, 0]]
 
 
-def test_label_maps_are_trainable_also_of_images_that_lie_on_their_side(tmp_path):
+def test_prepared_label_maps_of_rotated_images_can_be_trained_on(tmp_path):
     given = ["prepare", "from-masks", *write_masks(tmp_path, "numbers")]
     assert main([*given, "--out", str(tmp_path / "out")]) == 0
     config = tmp_path / "out" / "images.yaml"

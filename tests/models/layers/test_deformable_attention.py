@@ -1,4 +1,4 @@
-"""The attention module: where it looks, what it ignores, how it starts."""
+"""Sampling locations, padding and initial values of the attention module."""
 
 import pytest
 import torch
@@ -16,19 +16,19 @@ def attention():
     return MultiScaleDeformableAttention(channels=16, heads=4, levels=2, points=3)
 
 
-def test_official_names_and_a_start_that_looks_around_like_a_star(attention):
+def test_official_names_and_initial_offsets_in_four_directions(attention):
     names = {name.split(".")[0] for name, _ in attention.named_parameters()}
     assert names == {"sampling_offsets", "attention_weights", "value_proj", "output_proj"}
-    star = attention.sampling_offsets.bias.view(4, 2, 3, 2)
+    initial = attention.sampling_offsets.bias.view(4, 2, 3, 2)
     expected = torch.tensor([[1.0, 0], [0, 1], [-1, 0], [0, -1]])
     for point in range(3):
         for level in range(2):
             torch.testing.assert_close(
-                star[:, level, point].detach(), expected * (point + 1), atol=1e-6, rtol=0
+                initial[:, level, point].detach(), expected * (point + 1), atol=1e-6, rtol=0
             )
 
 
-def test_points_are_displaced_in_pixels_and_boxes_in_halves_of_themselves(attention):
+def test_offsets_are_in_pixels_for_points_and_in_half_sizes_for_boxes(attention):
     query = torch.zeros(1, 1, 16)
     points = torch.full((1, 1, 2, 2), 0.5)
     found = attention._locations(query, points, SHAPES)

@@ -246,7 +246,7 @@ struct Chunk {
         for (int channel = lane * kVector; channel < call.group_channels + lane * kVector;
              channel += step) {
           if (step < call.group_channels) is_active = load(channel);
-          // A warp takes the fast way together or not at all.
+          // The fast path is taken only if all threads of the warp can take it.
           if (__all_sync(kWarp, is_active && cell.is_inside == kAllInside)) {
             add_products<true>(cell, kAllInside, upstream, input + channel, &sum);
           } else {

@@ -120,7 +120,7 @@ __global__ void __launch_bounds__(32 * kForwardWarps, std::is_same_v<T, double> 
           tables.places.put(at, {cell.element, cell.is_inside});
           is_interior &= cell.is_inside == kAllInside;
         });
-    // A warp takes the fast way together or not at all.
+    // The fast path is taken only if all threads of the warp can take it.
     const bool is_fast = __all_sync(kWarp, is_interior);
     __syncwarp();
     const int64_t pixel = has_row ? tables.rows.row.get(row).pixel : -1;

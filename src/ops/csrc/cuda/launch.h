@@ -12,7 +12,7 @@ namespace internimage::cuda {
 template <typename T>
 bool owns_maps(const Call<T>& call);
 
-// Both return null, or what CUDA said against the launch.
+// Both return nullptr, or the CUDA error message.
 template <typename T>
 const char* launch_forward(const Call<T>& call, T* output, CUstream_st* stream);
 template <typename T>

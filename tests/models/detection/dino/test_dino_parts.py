@@ -20,7 +20,7 @@ from src.models.weights import load_official, to_official
 from src.types import Detections
 from tests.official import assert_same_network
 
-TRUNK = partial(
+BACKBONE = partial(
     InternImageBackbone,
     channels=8,
     depths=(1, 1, 1, 1),
@@ -39,9 +39,9 @@ SMALL = {
     "max_detections": 15,
 }
 MAKERS = {
-    "dino": partial(DINO, backbone=TRUNK, **SMALL),
-    "split": partial(DINO, backbone=TRUNK, ffn_parts=4, **SMALL),
-    "cbdino": partial(CBDINO, backbone=partial(CBInternImageBackbone, TRUNK), **SMALL),
+    "dino": partial(DINO, backbone=BACKBONE, **SMALL),
+    "split": partial(DINO, backbone=BACKBONE, ffn_parts=4, **SMALL),
+    "cbdino": partial(CBDINO, backbone=partial(CBInternImageBackbone, BACKBONE), **SMALL),
 }
 
 
@@ -238,7 +238,7 @@ def test_16_bit(detector):
     assert found.boxes.dtype == torch.float32
 
 
-def test_fused_boxes_are_weighted_means_and_lonely_ones_lose_certainty():
+def test_fused_boxes_are_weighted_means_and_unconfirmed_boxes_get_lower_scores():
     def seen(boxes, scores, labels):
         boxes = torch.tensor(boxes, dtype=torch.float32).view(-1, 4)
         return Detections(boxes, torch.tensor(scores), torch.tensor(labels, dtype=torch.long))

@@ -69,15 +69,15 @@ def official_shapes(manifest, recipe):
     if entry["backbone_variant"] != "CB(H,H)":
         backbone = manifest["backbone_detseg"][entry["backbone_variant"]]
         return {f"backbone.{name}": shape for name, shape in backbone.items()} | extra
-    trunk = manifest["backbone_detseg"]["H"]
-    first = {f"backbone.cb_modules.0.{name}": shape for name, shape in trunk.items()}
-    second = {
+    backbone = manifest["backbone_detseg"]["H"]
+    assist = {f"backbone.cb_modules.0.{name}": shape for name, shape in backbone.items()}
+    lead = {
         f"backbone.cb_modules.1.{name}": shape
-        for name, shape in trunk.items()
+        for name, shape in backbone.items()
         if not name.startswith(STEMLESS)
     }
     scales = {f"backbone.cb_modules.1.gamma{i}": [320 * 2**i] for i in range(4)}
-    return first | second | scales | extra
+    return assist | lead | scales | extra
 
 
 @pytest.mark.parametrize("recipe", PARAMETERS)

@@ -1,4 +1,4 @@
-"""COCO files from strangers: checked before native code, one sentence with file and entry."""
+"""Malformed COCO files: rejected before native code, with a message that names file and entry."""
 
 import gzip
 import json
