@@ -63,8 +63,9 @@ def main(args: Sequence[str] | None = None) -> int:
         args: Command and arguments; default is the command line.
 
     Returns:
-        Exit code: 0 on success, 1 for an internal error, 2 for invalid input, 130 after a signal
-        (Ctrl-C, SIGTERM, SIGHUP).
+        Exit code: 0 on success, 2 for invalid input, 130 after a signal (Ctrl-C, SIGTERM, SIGHUP),
+        1 for an internal error, a dead rank or data loader worker, problems found by ``verify``,
+        or a difference found by ``export --check``.
     """
     with StopSignals() as stops:
         return _main(list(sys.argv[1:] if args is None else args), stops)

@@ -1,4 +1,4 @@
-"""The 1.08 B and 3 B networks are built, sharded and trained without full copies in memory."""
+"""The networks H (1.09 B parameters) and G (3.08 B) are built, sharded and trained without full copies in memory."""
 
 import subprocess
 import sys

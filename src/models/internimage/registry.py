@@ -114,11 +114,11 @@ def internimage_xl(pretrained: bool = False, **kwargs: Any) -> InternImage:
 
 @register_model
 def internimage_h(pretrained: bool = False, **kwargs: Any) -> InternImage:
-    """InternImage-H, 1.08 B parameters."""
+    """InternImage-H, 1.09 B parameters."""
     return _create("internimage_h", pretrained, kwargs)
 
 
 @register_model
 def internimage_g(pretrained: bool = False, **kwargs: Any) -> InternImage:
-    """InternImage-G, 3 B parameters."""
+    """InternImage-G, 3.08 B parameters."""
     return _create("internimage_g", pretrained, kwargs)

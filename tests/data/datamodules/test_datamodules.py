@@ -50,6 +50,13 @@ def test_official_classes_are_known_without_files(name: str, number: int) -> Non
     assert len(set(names)) == number
 
 
+@pytest.mark.parametrize("name", ["ImageNetDataModule", "COCODataModule", "ADE20KDataModule"])
+def test_a_subclass_does_not_inherit_official_classes(name: str) -> None:
+    subclass = type("Mine", (getattr(src.data, name),), {})
+    with pytest.raises(UserError, match="Mine has no classes of its own"):
+        subclass.official_class_names()
+
+
 def test_a_data_module_of_ones_own_has_colours_and_ids() -> None:
     data = Letters(batch_size=1, num_workers=0)
     assert data.num_classes == len(set(data.palette)) == 3
