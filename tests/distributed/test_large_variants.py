@@ -1,4 +1,4 @@
-"""The networks H (1.09 B parameters) and G (3.08 B) are built, sharded and trained without full copies in memory."""
+"""H (1.09 B parameters) and G (3.08 B) are built, sharded and trained without full copies."""
 
 import subprocess
 import sys
