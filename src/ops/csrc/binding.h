@@ -1,6 +1,7 @@
-// What the bindings of all devices share, on the LibTorch stable ABI: a call's sizes from its tensors.
+// Shared by the bindings of all devices, on the LibTorch stable ABI: the sizes of a call from its
+// tensors.
 //
-// Checks that memory accesses stay in bounds; messages for users are Python's.
+// The checks only keep memory accesses in bounds; Python checks arguments with messages for users.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -70,8 +71,8 @@ inline Problem make_problem(const Tensor& input, const Tensor& offset, const Ten
   return p;
 }
 
-// Elements between the rows (last axis) of consecutive pixels, which may be spread evenly over a wider
-// tensor; 0 if they are not, or not dense.
+// Elements between the rows (last dimension) of consecutive pixels, which may be a slice of a wider
+// tensor; 0 if the rows are not dense or not evenly spaced.
 inline int64_t row_distance(const Tensor& t) {
   if (t.size(2) <= 1 || t.stride(3) != 1) return 0;
   const int64_t step = t.stride(2);

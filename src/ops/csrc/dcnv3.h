@@ -1,9 +1,8 @@
-// What one DCNv3 call looks like to a kernel, on any device: sizes and window, no tensors, no torch
-// types.
+// Sizes and window of a DCNv3 call, for kernels of any device; no tensors and no torch types.
 //
 // Layouts: input (N, H, W, G*Cg); offset (N, Ho, Wo, G*P*2) with (dx, dy) pairs; mask (N, Ho, Wo,
 // G*P); output (N, Ho, Wo, G*Cg). Points run over the window with the width index slow and the
-// height index fast; with remove_center the centre takes no slot.
+// height index fast; with remove_center the centre point is omitted.
 #pragma once
 
 #include <cstdint>

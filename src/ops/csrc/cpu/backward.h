@@ -1,5 +1,5 @@
-// DCNv3 backward on the CPU. One call owns the input gradient it adds to, so there are no atomics,
-// and the order of the additions depends on the region alone.
+// DCNv3 backward on the CPU. Each call has exclusive access to the input gradient that it adds to,
+// so there are no atomics, and the order of the additions depends only on the region.
 #pragma once
 
 #include "tile.h"
@@ -8,15 +8,15 @@ namespace internimage::cpu::CPU_CAPABILITY {
 
 constexpr int64_t kBackwardPoints = 144;
 
-// Where a row's channels are: value and gradient of input pixel (0, 0), and stand-ins for points
-// that do not count.
+// Pointers to the channels of a row: value and gradient of input pixel (0, 0), and dummy memory for
+// points that do not contribute.
 template <typename T>
 struct RowPointers {
   const T* input;
   const T* grad;  // gradient of the output row
   T* grad_input;  // may be null
   const T* zeros;
-  T* scratch;  // swallows what is added for points that do not count
+  T* scratch;  // receives the additions of points that do not contribute
 };
 
 // kVecs vectors of channels (the first `count` lanes of each) of one row: adds to the input
@@ -106,7 +106,8 @@ INTERNIMAGE_INLINE inline void backward_row(RowPointers<T> row, const Problem& p
   }
 }
 
-// Gradients of offset and mask of the n points of one output pixel from the corners' dot products.
+// Gradients of offset and mask of the n points of an output pixel, from the dot products of the
+// corners.
 template <typename T>
 inline void finish_points(const Grid<T>& grid, GradTile<T>& tile, int64_t at, int64_t n,
                           bool is_softmax, T* grad_offset, T* grad_mask) {
@@ -156,8 +157,8 @@ inline void finish_points(const Grid<T>& grid, GradTile<T>& tile, int64_t at, in
   }
 }
 
-// prob = exp / sum per row. Whole vectors: what spills over a row's end is overwritten by the next
-// row.
+// prob = exp / sum per row. Whole vectors are written; values beyond the end of a row are
+// overwritten by the next row.
 template <typename T>
 inline void normalise(GradTile<T>& tile, int64_t n, int64_t points) {
   for (int64_t t = 0; t < n; t += points) {

@@ -1,6 +1,6 @@
 // internimage::dcnv3 and internimage::dcnv3_backward on the CPU, on the LibTorch stable ABI.
 //
-// Chooses the instruction set, converts 16-bit tensors, and divides the work so that results do not
+// Selects the instruction set, converts 16-bit tensors, and divides the work so that results do not
 // depend on the number of threads.
 #include <algorithm>
 #include <cstdlib>
@@ -17,7 +17,7 @@ namespace {
 
 using torch::headeronly::ScalarType;
 
-// (pixel, group) rows that are worth another thread.
+// Minimum number of (pixel, group) rows per thread.
 constexpr int64_t kForwardRows = 1024, kBackwardRows = 512;
 
 const Kernels& choose_kernels() {
@@ -57,8 +57,8 @@ Tensor dense_as(const Tensor& t, ScalarType dtype) {
   return out.is_contiguous() ? out : torch::stable::contiguous(out);
 }
 
-// As above, but rows (last axis) may be spread evenly over a wider tensor; `stride` is their
-// distance.
+// As above, but rows (last dimension) may be slices of a wider tensor; `stride` is the distance
+// between them.
 Tensor rows_as(const Tensor& t, ScalarType dtype, int64_t* stride) {
   *stride = t.scalar_type() == dtype ? row_distance(t) : 0;
   if (*stride > 0) return t;
@@ -66,8 +66,8 @@ Tensor rows_as(const Tensor& t, ScalarType dtype, int64_t* stride) {
   return dense_as(t, dtype);
 }
 
-// By the C shim: less than half the time of new_empty through the dispatcher, which counts on small
-// maps.
+// Uses the C shim, which takes less than half the time of new_empty through the dispatcher; this
+// matters for small feature maps.
 Tensor empty(torch::headeronly::IntHeaderOnlyArrayRef sizes, bool is_double) {
   int64_t strides[4];
   int64_t step = 1;
@@ -135,7 +135,7 @@ void clear_groups(const Problem& p, T* grad_image, int64_t group_begin, int64_t 
     std::fill_n(grad_image + i * p.channels + first, count, T(0));
 }
 
-// Threads own (image, group) pairs: nobody else writes their part of the input gradient.
+// Each thread owns (image, group) pairs, so no other thread writes its part of the input gradient.
 template <typename T>
 void backward_by_groups(const Backward<T>& call) {
   const Problem& p = call.problem;
@@ -156,9 +156,9 @@ void backward_by_groups(const Backward<T>& call) {
   });
 }
 
-// For few images and large maps. The number of bands of output rows per image depends on sizes
-// alone; every band adds to a buffer of the input rows that it samples, and the buffers are summed
-// in the order of the bands.
+// For few images and large feature maps. The number of bands of output rows per image depends only
+// on sizes; each band adds to a buffer of the input rows that it samples, and the buffers are
+// summed in the order of the bands.
 template <typename T>
 void backward_by_bands(const Backward<T>& call, int64_t bands) {
   const Problem& p = call.problem;
@@ -201,7 +201,7 @@ void backward_by_bands(const Backward<T>& call, int64_t bands) {
   });
 }
 
-// Bands per image, 1 for none. Never a function of the number of threads.
+// Bands per image; 1 if it is not divided. Must not depend on the number of threads.
 int64_t choose_bands(const Problem& p) {
   constexpr int64_t kMinPixels = 8192, kMinRows = 16, kTasks = 16;
   if (p.batch == 0 || p.out_pixels() < kMinPixels) return 1;

@@ -5,7 +5,7 @@
 
 namespace internimage::cpu::CPU_CAPABILITY {
 
-// Points of geometry to keep in cache between the two phases.
+// Number of points whose geometry stays in the cache between the two phases.
 constexpr int64_t kForwardPoints = 288;
 
 // kVecs vectors of channels (the first `count` lanes of each) of one (pixel, group) row.
@@ -14,7 +14,8 @@ INTERNIMAGE_INLINE inline void sample_channels(const T* base, const Problem& pro
                                                const T* zeros, const Tile<T>& tile, int64_t t,
                                                int64_t points, T scale, T* out, int64_t count) {
   using V = Vec<T>;
-  // Four chains per vector hide the latency of the multiply-add; fewer where registers are short.
+  // Four accumulators per vector hide the latency of the multiply-add; fewer if registers are
+  // scarce.
   constexpr int kChains = kVecs >= 4 ? 2 : 4;
   V sum[kChains][kVecs];
   for (auto& chain : sum) {

@@ -1,6 +1,6 @@
 // The CPU kernels of one instruction set. Built once per set with -DCPU_CAPABILITY=<set> and its
-// compiler flags; at::vec headers refuse TORCH_TARGET_VERSION, so the stable-ABI binding is a unit
-// of its own.
+// compiler flags. The at::vec headers cannot be used with TORCH_TARGET_VERSION, so the binding with
+// the stable ABI is a separate translation unit.
 #include "backward.h"
 #include "forward.h"
 

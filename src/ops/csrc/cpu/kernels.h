@@ -1,4 +1,4 @@
-// Border between the CPU kernels (compiled once per instruction set, no torch types) and the
+// Interface between the CPU kernels (compiled once per instruction set, no torch types) and the
 // binding that calls them.
 #pragma once
 
@@ -6,8 +6,8 @@
 
 namespace internimage::cpu {
 
-// Offset and mask may be slices of wider rows: the last axis is dense, consecutive pixels are
-// `*_stride` apart.
+// Offset and mask may be slices of wider rows: the last dimension is dense, consecutive pixels are
+// `*_stride` elements apart.
 template <typename T>
 struct Forward {
   Problem problem;

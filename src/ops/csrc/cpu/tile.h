@@ -5,9 +5,9 @@
 // vectorised over points; the channel loops then only load, multiply and add.
 //
 // A point on the border has corners outside the image. Along an axis with only one side inside,
-// both sides are made the inside pixel and share its weight. So every address is valid and no pixel
-// outside the image is ever multiplied by a zero weight (0 * inf would be NaN). Points that do not
-// count at all have element -1.
+// both sides refer to the inside pixel and share its weight. So every address is valid, and no
+// pixel outside the image is multiplied by a zero weight (0 * inf would be NaN). Points that do not
+// contribute have element -1.
 #pragma once
 
 #include <algorithm>
@@ -27,14 +27,14 @@ constexpr int64_t kTableSize = kMaxPoints + 48;
 
 template <typename T>
 struct Tile {
-  IntOf<T> element[kTableSize];  // of the top left corner's pixel in its image, -1: does not count
+  IntOf<T> element[kTableSize];  // of the top left corner's pixel in its image, -1: no contribution
   IntOf<T> step_x[kTableSize], step_y[kTableSize];  // elements to the right and lower corner, or 0
   T edge[kTableSize];                               // zero if all four corners are inside
   T exp[kTableSize];                                // mask, or exp of the shifted logit
   T weight[4][kTableSize];                          // bilinear weight * mask of the four corners
 };
 
-// What the gradients need on top.
+// Additional tables for the gradients.
 template <typename T>
 struct GradTile : Tile<T> {
   T prob[kTableSize];                                // mask, normalised
@@ -44,8 +44,8 @@ struct GradTile : Tile<T> {
   T product[kTableSize];  // prob * d(mask)
 };
 
-// Constants of a call, and the positions of the taps relative to the window centre for a few groups
-// in a row.
+// Constants of a call, and the positions of the taps relative to the window centre for a few
+// consecutive groups.
 template <typename T>
 struct Grid {
   const Problem& problem;
@@ -91,10 +91,10 @@ struct Span {
   int64_t first, pixels, group, groups;
 };
 
-// Offsets make the first touch of an input pixel random, so the processor cannot foresee it; that a
-// window moves down row by row is foreseeable. So each output pixel asks for the input pixel this
-// many rows further down, and its offsets and logits for those of a later pixel. Beyond the end of
-// memory this does nothing.
+// Because of the offsets, the hardware cannot predict the first access to an input pixel, but the
+// window moves down row by row. So each output pixel prefetches the input pixel this many rows
+// further down, and the offsets and logits of a later output pixel. A prefetch beyond the end of
+// the memory has no effect.
 constexpr int64_t kPrefetchRows = 4, kPrefetchPixels = 4;
 
 template <typename T>
@@ -103,8 +103,8 @@ INTERNIMAGE_INLINE inline void prefetch(const T* from, int64_t count) {
   for (int64_t i = 0; i < count; i += line) __builtin_prefetch(from + i, 0, 3);
 }
 
-// `base` plus `element`, or `other` for element -1, without a branch: which points fall outside is
-// unpredictable.
+// `base` plus `element`, or `other` for element -1, without a branch, because it cannot be
+// predicted which points are outside.
 template <typename T>
 INTERNIMAGE_INLINE inline T* select(T* base, T* other, int64_t element) {
   const auto outside = reinterpret_cast<intptr_t>(other);
@@ -113,9 +113,8 @@ INTERNIMAGE_INLINE inline T* select(T* base, T* other, int64_t element) {
   return reinterpret_cast<T*>(outside + (bytes & ~(element >> 63)));
 }
 
-// Calls body(first, count) for pieces of [0, n) of one vector each. The last piece overlaps the one
-// before if it can, so `body` must be free of accumulation; `count` is short of a vector only for n
-// below one vector.
+// Calls body(first, count) for pieces of [0, n) of one vector each. The last piece may overlap the
+// previous one, so `body` must not accumulate; `count` is less than a vector only if n is.
 template <typename T, typename Body>
 INTERNIMAGE_INLINE inline void for_each_vector(int64_t n, const Body& body) {
   constexpr int64_t lanes = kLanes<T>;
@@ -150,9 +149,9 @@ inline void exponentiate_slowly(const T* logits, int64_t n, int64_t points, T* o
   }
 }
 
-// exp of the logits of a span into tile.exp, not normalised. A row is shifted by its maximum only
-// if it holds a large value, which depends on the row alone: the same bits whichever tile a row
-// falls into.
+// Writes exp of the logits of a span to tile.exp, not normalised. A row is shifted by its maximum
+// only if it contains a large value. This depends only on the row, so results do not depend on the
+// tile that contains it.
 template <typename T>
 inline void exponentiate(const Grid<T>& grid, const T* logits, int64_t stride, const Span& span,
                          Tile<T>& tile) {
@@ -203,7 +202,7 @@ INTERNIMAGE_INLINE inline bool is_interior(const T* edge, int64_t points) {
   return true;
 }
 
-// One axis of a position inside (-1, size): the lower side's pixel and how the two sides enter.
+// One axis of a position inside (-1, size): pixel of the lower side, and weights of the two sides.
 template <typename T>
 struct Axis {
   Vec<T> pixel, both, value[2], is_lower_inside;
@@ -220,7 +219,7 @@ struct Axis {
     pixel = at::vec::maximum(lower, Vec<T>(0));
   }
 
-  // Derivatives of the two values, as they are shared on the border.
+  // Derivatives of the two values, which are shared on the border.
   INTERNIMAGE_INLINE void store_slopes(T* lower, T* upper) const {
     const Vec<T> shared = Vec<T>::blendv(Vec<T>(0.5), Vec<T>(-0.5), is_lower_inside);
     Vec<T>::blendv(shared, Vec<T>(-1), both).store(lower);

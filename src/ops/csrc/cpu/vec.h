@@ -1,7 +1,7 @@
-// Small vector helpers on top of at::vec that the DCNv3 kernels need and at::vec lacks.
+// Vector helpers for the DCNv3 kernels that at::vec does not have.
 //
-// Everything is generic over the vector width; the reductions have shuffles for AVX2 and AVX-512
-// floats, as they sit in the innermost loop of the backward.
+// All are generic over the vector width; the reductions are specialised for AVX2 and AVX-512
+// floats, because they are in the innermost loop of the backward pass.
 #pragma once
 
 #include <ATen/cpu/vec/vec.h>

@@ -1,7 +1,7 @@
 // DCNv3 backward. Per row and point: products of the four corners with the output gradient, reduced
-// over the channels by shuffles, give the gradients of offset and mask, which leave in their own
-// type; the input gradient is added up in a copy in shared memory (copy.cuh), which goes to global
-// memory once. Corners outside the copy go there directly.
+// over the channels by shuffles, give the gradients of offset and mask, which are written in their
+// own type. The input gradient is accumulated in a copy in shared memory (copy.cuh), which is added
+// to global memory once; corners outside the copy are added to global memory directly.
 #pragma once
 
 #include "copy.cuh"
@@ -30,7 +30,7 @@ struct BackwardTables {
         places(arena.take<Places>(pitch << plan.log_rows)),
         means(arena.take<S>(1 << plan.log_rows)) {}
 
-  // A cell that is done with has its products in its place.
+  // The products of a processed cell replace the cell.
   __device__ __forceinline__ Table<Products<S>> products() const {
     static_assert(sizeof(Products<S>) <= sizeof(Cell<S>));
     return {reinterpret_cast<Products<S>*>(cells.data)};
@@ -43,7 +43,7 @@ struct BackwardTables {
   }
 };
 
-// What the warps of a block share besides the copy.
+// Shared by the warps of a block, besides the copy.
 template <typename S>
 int64_t backward_block_size(int points) {
   return Taps<S>::size(points) + table_size<Bounds<S>>(16) + table_size<int>(1);
@@ -56,7 +56,7 @@ BackwardPlan make_backward_plan(const Call<T>& call, int channels_per_thread,
                        BackwardTables<Sum<T>>::size);
 }
 
-// One chunk of rows, as its warp sees it.
+// One chunk of rows, processed by one warp.
 template <typename T, int kVector, int kPoints>
 struct Chunk {
   using S = Sum<T>;
@@ -82,8 +82,8 @@ struct Chunk {
     return block.image * (int64_t{call.height} * call.width * call.channels) + group_channel();
   }
 
-  // Cells, weights and places of all points. Returns whether a corner of this thread's points is in
-  // the image, but cannot be added to the copy.
+  // Computes cells, weights and places of all points. Returns whether a corner of this thread's
+  // points is in the image but cannot be added to the copy.
   __device__ __forceinline__ bool locate(const Taps<S>& taps) const {
     bool has_far = false;
     const S unit = copy.are_floats() ? S(1) : copy.unit.weight;
@@ -92,7 +92,7 @@ struct Chunk {
           const Cell<S>& cell = point.cell;
           const S weight = tables.rows.weight.get(at) * unit;
           const S bottom = weight * cell.low, top = weight * (1 - cell.low);
-          const bool has_integer = copy.are_floats() || weight == weight;  // NaN has none
+          const bool has_integer = copy.are_floats() || weight == weight;  // NaN has no integer
           const int here = has_integer ? cell.is_inside & copy.corners(point.y, point.x) : 0;
           has_far |= here != cell.is_inside;
           tables.cells.put(at, cell);
@@ -103,7 +103,7 @@ struct Chunk {
     return has_far;
   }
 
-  // Output gradient of a row for channels from `channel`.
+  // Output gradient of a row, starting at `channel`.
   template <int kCount>
   __device__ __forceinline__ void load_upstream(int64_t pixel, int channel,
                                                 S (&upstream)[kCount]) const {
@@ -113,8 +113,8 @@ struct Chunk {
     for (int k = 0; k < kCount; ++k) upstream[k] = widen<T, kCount>(raw, k);
   }
 
-  // Adds to the copy. The threads of a warp share a point: eight channels of four corners, which are
-  // in different banks of shared memory.
+  // Adds to the copy. The threads of a warp share a point: eight channels of four corners, which
+  // are in different banks of shared memory.
   template <bool kIsInteger>
   __device__ __forceinline__ void scatter() const {
     const int lane = threadIdx.x & 31, corner = lane / kPlaneChannels;
@@ -148,8 +148,8 @@ struct Chunk {
     }
   }
 
-  // Adds one row. Tables are read for several points before the first addition: the compiler must
-  // not move reads beyond it.
+  // Adds one row. The tables of several points are read before the first addition, because the
+  // compiler cannot move reads across it.
   template <bool kIsInteger>
   __device__ __forceinline__ void add_row(Table<uint16_t> places, Table<S> weights, int begin,
                                           const S (&upstream)[kPlanesAtOnce],
@@ -213,8 +213,8 @@ struct Chunk {
 
   // Products of all points, and the mean of their values under the weights, for each row.
   __device__ __forceinline__ void multiply() const {
-    const int log_slots = min(plan.log_rows, 5 - plan.log_lanes);  // of rows at once
-    const int log_ways = 5 - plan.log_lanes - log_slots;           // of points of a row at once
+    const int log_slots = min(plan.log_rows, 5 - plan.log_lanes);  // rows at once
+    const int log_ways = 5 - plan.log_lanes - log_slots;           // points of a row at once
     const int thread = threadIdx.x & 31;
     const int lane = thread & ((1 << plan.log_lanes) - 1);
     const int slot = thread >> plan.log_lanes & ((1 << log_slots) - 1);
@@ -238,7 +238,7 @@ struct Chunk {
       bool is_active = load(lane * kVector);
 #pragma unroll 1
       for (int i = 0; i < points(); i += 1 << log_ways) {
-        // Beyond the last point the last one again, which is not counted.
+        // Threads beyond the last point repeat it; their result is discarded.
         const int p = min(i + way, points() - 1), at = r * pitch() + p;
         const Cell<S> cell = tables.cells.get(at);
         Products<S> sum{0, 0, 0, cell.is_inside};
@@ -317,7 +317,7 @@ struct Chunk {
     }
   }
 
-  // The copy to global memory.
+  // Adds the copy to global memory.
   __device__ __forceinline__ void flush(const Copy& shape) const {
     if (shape.is_whole_map) {
       const bool is_hidden = copy.are_floats() && gradients.is_deterministic;
@@ -343,7 +343,7 @@ struct Chunk {
     }
   }
 
-  // Channels that a thread takes to global memory at once.
+  // Channels that a thread adds to global memory at once.
   static constexpr int kTogether = std::min(kVector, 4);
   static constexpr int kAddTogether = kAddsVectors ? kTogether : 1;
 };
@@ -408,7 +408,7 @@ __global__ void __launch_bounds__(32 * kMostBackwardWarps<T>, 2)
     __syncthreads();
     if (!wants_input || !shape.is_whole_map || copy.are_floats()) break;
     if (!has_no_integer.get(0)) break;
-    // Weights that are not finite: once more, with float sums.
+    // Repeat with float sums if weights are not finite.
     __syncthreads();
     copy.unit = {1, 0};
   }

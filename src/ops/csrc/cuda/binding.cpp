@@ -1,8 +1,8 @@
 // internimage::dcnv3 and its backward on CUDA, on the LibTorch stable ABI.
 //
-// Checks and layouts are those of ../binding.h. Kernels read and write every tensor in its own type.
-// Only where several blocks add to a map, the input gradient of 16-bit tensors is added up in float32
-// in memory and rounded once.
+// Checks and layouts are those of ../binding.h. Kernels read and write every tensor in its own
+// type. If several blocks add to the same feature map, the input gradient of 16-bit tensors is
+// accumulated in float32 in memory and rounded once.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
@@ -20,7 +20,7 @@ namespace {
 
 using torch::headeronly::ScalarType;
 
-// Device of a tensor made current, and the stream that PyTorch uses there.
+// Makes the device of a tensor current; the stream is PyTorch's current one.
 class Device {
  public:
   explicit Device(const Tensor& t) : guard_(t.get_device_index()) {
@@ -57,7 +57,7 @@ void check_launch(const char* error) {
   STD_TORCH_CHECK(error == nullptr, "the DCNv3 kernel could not be launched: ", error);
 }
 
-// What the kernels count in 32 bits.
+// Checks the sizes that the kernels store in 32 bits.
 void check_sizes(const Problem& p) {
   constexpr int64_t limit = int64_t{1} << 31;
   STD_TORCH_CHECK(p.out_pixels() < limit / p.groups && p.height + 2 * p.pad_h < limit &&
@@ -67,7 +67,7 @@ void check_sizes(const Problem& p) {
 
 Tensor dense(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
 
-// As it is if its rows are spread evenly, else a dense copy.
+// The tensor itself if its rows are evenly spaced, else a dense copy.
 Tensor as_rows(const Tensor& t) { return row_distance(t) > 0 ? t : dense(t); }
 
 template <typename T>
@@ -77,7 +77,7 @@ Side read_side(const Tensor& rows, const Tensor& input) {
                       rows.scalar_type() != input.scalar_type());
 }
 
-// Sizes, and the tensors that are only read; `x`, `o` and `m` are dense or rows.
+// Sizes and input tensors; `x` is dense, rows of `o` and `m` are dense and evenly spaced.
 template <typename T>
 Call<T> read_call(const Problem& p, const Tensor& input, const Tensor& x, const Tensor& o,
                   const Tensor& m) {
@@ -119,7 +119,8 @@ Tensor dcnv3(const Tensor input, const Tensor offset, const Tensor mask, int64_t
   return output;
 }
 
-// Whether blocks own whole maps: the input gradient is then written once, in its own type.
+// Whether each block owns a whole feature map: the input gradient is then written once, in its own
+// type.
 bool are_maps_owned(const Problem& p, const Tensor& input) {
   if (p.batch == 0) return true;
   const Device device(input);
@@ -128,7 +129,7 @@ bool are_maps_owned(const Problem& p, const Tensor& input) {
   return result;
 }
 
-// Input gradient that the kernels add to or write.
+// Input gradient that the kernels write or add to.
 Tensor new_input_gradient(const Tensor& input, bool is_wanted, bool is_owned, bool has_unit) {
   if (is_owned || !is_wanted) return result(input, is_wanted);
   const ScalarType type = input.scalar_type();
@@ -138,7 +139,7 @@ Tensor new_input_gradient(const Tensor& input, bool is_wanted, bool is_owned, bo
   return torch::stable::new_zeros(input, input.sizes(), sum_type);
 }
 
-// With a unit, the input gradient is int64 in units of 1 / unit where maps are not owned.
+// With a unit, the input gradient is int64 in units of 1 / unit if blocks do not own feature maps.
 std::tuple<Tensor, Tensor, Tensor> backward(const Tensor* unit, bool is_deterministic,
                                             const Tensor& grad, const Tensor& input,
                                             const Tensor& offset, const Tensor& mask,

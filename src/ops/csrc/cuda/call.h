@@ -1,5 +1,5 @@
-// One DCNv3 call as the CUDA kernels see it. Plain C++, no torch types: the binding fills it in,
-// kernels get it by value. plan.h cuts its work into blocks.
+// Arguments of one DCNv3 call. Plain C++ without torch types: filled in by the binding, passed to
+// kernels by value. plan.h divides the work into blocks.
 #pragma once
 
 #include <cstdint>
@@ -13,8 +13,8 @@ namespace internimage::cuda {
 template <typename T>
 using Sum = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
-// Offset or mask, or the gradient of one: of type Sum<T> if wide, else T; one row of `stride` values
-// per output pixel. Pairs of values can be read at once where they are aligned.
+// Offset or mask, or the gradient of one: of type Sum<T> if wide, else T; one row of `stride`
+// values per output pixel. Pairs of values can be read at once where they are aligned.
 struct Side {
   void* data;
   int64_t stride;
@@ -28,7 +28,7 @@ Side make_side(void* data, int64_t stride, bool is_wide) {
   return {data, stride, is_wide, is_aligned};
 }
 
-// A divisor that is known before the launch: for numerators below 2^31, with
+// Division by a divisor that is known before the launch: for numerators below 2^31, with
 // high = numerator * factor >> 32, the quotient is (high + numerator) >> shift.
 // Source: Granlund and Montgomery, "Division by invariant integers", PLDI 1994, fig. 4.1.
 struct Divisor {
@@ -56,19 +56,19 @@ struct Call {
   Side offset, mask;  // read only
 };
 
-// What the backward adds.
+// Additional arguments of the backward pass.
 template <typename T>
 struct Gradients {
-  const T* output;    // gradient that comes in, dense
-  // Null if not wanted. Where blocks own whole maps it is written, in T; else it is added to and
-  // holds Sum<T>, or int64 in units of 1 / *unit if there is a unit.
+  const T* output;    // gradient of the output, dense
+  // Null if not needed. If blocks own whole feature maps it is written, in T; otherwise it is added
+  // to and has type Sum<T>, or int64 in units of 1 / *unit if there is a unit.
   void* input;
   const double* unit;
-  bool is_deterministic;  // the same bits every time, also where a sum is not finite
-  Side offset, mask;  // dense; data is null if not wanted
+  bool is_deterministic;  // bitwise reproducible, also if a sum is not finite
+  Side offset, mask;  // dense; data is null if not needed
 };
 
-// Everything but the tensors.
+// All arguments except the tensors.
 template <typename T>
 Call<T> make_call(const Problem& p) {
   Call<T> call{};

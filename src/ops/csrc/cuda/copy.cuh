@@ -1,9 +1,9 @@
-// Sums of the input gradient in shared memory: a copy of the part of one group's map that a block
-// mostly adds to.
+// Sums of the input gradient in shared memory: a copy of the part of a feature map (of one group)
+// that receives most additions of a block.
 //
-// The sums are integers in a unit that suits the block. Shared memory adds integers in one
-// instruction, floats only in a loop of compare-and-swap; and integer sums do not depend on the order
-// of the additions. A float sum of the same memory serves blocks with gradients that are not finite.
+// The sums are integers in a unit chosen per block. Shared memory adds integers in one instruction,
+// floats only in a compare-and-swap loop, and integer sums do not depend on the order of the
+// additions. Blocks with non-finite gradients use the same memory for float sums.
 #pragma once
 
 #include "sampling.cuh"
@@ -48,7 +48,7 @@ __device__ __forceinline__ double from_magnitude(unsigned long long bits) {
   return __longlong_as_double(static_cast<long long>(bits));
 }
 
-// What the addends of a block are made of. Magnitudes as integers, so that NaN is the largest.
+// Bounds of the terms of a block. Magnitudes are compared as integers, so that NaN is the largest.
 template <typename S>
 struct Bounds {
   typename Integer<S>::Unsigned gradient, weight;  // largest ones
@@ -99,7 +99,7 @@ __device__ Bounds<Sum<T>> measure(const Call<T>& call, const Plan& plan, const B
     });
   }
   if (call.mask_softmax) {
-    // The weights of a row add up to one. One that is not finite is dealt with where it is met.
+    // The weights of a row sum to one. Non-finite weights are detected when they are used.
     bounds.weight = magnitude(S(1)) - 1;  // has the exponent of a half
     if (threadIdx.x == 0) bounds.total_weight = static_cast<S>(block.rows);
   } else {
@@ -124,15 +124,15 @@ __device__ Bounds<Sum<T>> measure(const Call<T>& call, const Plan& plan, const B
   return bounds;
 }
 
-// How floats become integers: gradients are multiplied by one power of two, weights by another. The
-// unit is their product; it would not always be a float.
+// Conversion of floats to integers: gradients are multiplied by one power of two, weights by
+// another. The unit is their product, which may be outside the range of floats.
 template <typename S>
 struct Unit {
   S gradient, weight;
 };
 
-// So large that the sums of a block fit, even if all its points meet in one pixel. Weight 0 where
-// bounds are not finite.
+// The largest unit with which the sums of a block cannot overflow, even if all its points are in
+// one pixel. Weight 0 if the bounds are not finite.
 template <typename S>
 __device__ __forceinline__ Unit<S> choose_unit(const Bounds<S>& bounds) {
   using I = Integer<S>;
@@ -157,11 +157,11 @@ struct SharedCopy {
   using I = typename Integer<S>::Type;
 
   Table<I> sums;
-  int first_y, first_x, height, width;  // of the part of the image that it has
+  int first_y, first_x, height, width;  // part of the image that the copy covers
   int pitch, plane;                     // pixels, with the spare ones
   Unit<S> unit;                         // weight 0: the sums are floats
 
-  // Nothing is set to zero yet.
+  // Does not set the sums to zero.
   template <typename T>
   __device__ __forceinline__ SharedCopy(const Call<T>& call, const Copy& copy, const Block& block,
                                         Arena& arena)
@@ -179,7 +179,7 @@ struct SharedCopy {
 
   __device__ __forceinline__ bool are_floats() const { return unit.weight == 0; }
 
-  // Nothing is in it: all additions go to global memory.
+  // An empty copy: all additions go to global memory.
   __device__ __forceinline__ void forgo() {
     unit = {1, 1};
     height = 0;
@@ -193,8 +193,7 @@ struct SharedCopy {
     for (int i = threadIdx.x; i < count; i += plan.threads) words.put(i, {});
   }
 
-  // Which corners of a cell with its top left pixel at (y, x) the copy has: bits as in
-  // Cell::is_inside.
+  // Corners in the copy, of a cell with its top left pixel at (y, x): bits as in Cell::is_inside.
   __device__ __forceinline__ int corners(int y, int x) const {
     const auto is_here = [](int i, int size) {
       return static_cast<unsigned>(i) < static_cast<unsigned>(size);
@@ -206,7 +205,7 @@ struct SharedCopy {
     return columns & lines;
   }
 
-  // Places of these corners; for the others spare ones in the same banks.
+  // Places of these corners, and spare places in the same banks for the others.
   __device__ __forceinline__ Places find(int y, int x, int wanted) const {
     const int first = (y - first_y) * pitch + x - first_x, spare = plane - kSpare;
     Places places;
@@ -222,7 +221,7 @@ struct SharedCopy {
 
   __device__ __forceinline__ bool has(int place) const { return place < plane - kSpare; }
 
-  // Sums of a channel: that of channel % kPlaneChannels in the plane that has `first`.
+  // Sums of a channel: those of channel % kPlaneChannels in the plane that contains `first`.
   __device__ __forceinline__ I* address(int first, int channel) const {
     return sums.data + first * plane + channel;
   }
@@ -246,7 +245,7 @@ struct SharedCopy {
     }
   }
 
-  // Calls run(pixel in the image, channel, values of kCount channels) for what was added up.
+  // Calls run(pixel in the image, channel, values of kCount channels) for all sums.
   template <int kCount, typename T, typename Run>
   __device__ __forceinline__ void for_each(const Call<T>& call, const Plan& plan, const Copy& copy,
                                            const Run& run) const {

@@ -1,5 +1,5 @@
-// What the kernels need of the device: vectors of channels, conversions, tables in shared memory,
-// additions to memory.
+// Device functions of the kernels: vectors of channels, conversions, tables in shared memory,
+// atomic additions.
 //
 // The emulator of the tests does not run the branches on __CUDA_ARCH__, and rounds __expf and
 // __fdividef better than a device.
@@ -37,7 +37,7 @@ struct alignas(std::min<size_t>(sizeof(T) * kCount, 16)) Pack {
   T value[kCount];
 };
 
-// The same as read from memory: in words, since 16-bit values one by one cost instructions.
+// The same, read in 32-bit words, because reading 16-bit values one by one takes more instructions.
 template <typename T, int kCount>
 using Raw = std::conditional_t<sizeof(T) * kCount % 4 == 0, Pack<unsigned, sizeof(T) * kCount / 4>,
                                Pack<T, kCount>>;
@@ -73,7 +73,7 @@ __device__ __forceinline__ void store_pack(T* to, const Sum<T> (&values)[kCount]
   *reinterpret_cast<Pack<T, kCount>*>(to) = pack;
 }
 
-// run(values of the side) with a pointer of its type.
+// Calls run(values of the side) with a pointer of its type.
 template <typename T, typename Run>
 __device__ __forceinline__ void with_type(const Side& side, const Run& run) {
   if constexpr (!std::is_same_v<T, Sum<T>>) {
@@ -83,8 +83,8 @@ __device__ __forceinline__ void with_type(const Side& side, const Run& run) {
 }
 
 __device__ __forceinline__ double exponential(double x) { return exp(x); }
-// Off by 2 + 1.173 |x| units in the last place at most (CUDA programming guide); in a softmax x <= 0,
-// so less than 3e-7.
+// Off by 2 + 1.173 |x| units in the last place at most (CUDA programming guide); in a softmax x <=
+// 0, so less than 3e-7.
 __device__ __forceinline__ float exponential(float x) { return __expf(x); }
 __device__ __forceinline__ double inverse(double x) { return 1 / x; }
 __device__ __forceinline__ float inverse(float x) { return __fdividef(1, x); }
@@ -115,7 +115,7 @@ struct Table {
   }
 };
 
-// Cuts shared memory into tables.
+// Divides shared memory into tables.
 struct Arena {
   unsigned char* next;
 
@@ -150,7 +150,7 @@ __device__ __forceinline__ void add_four(float* to, float a, float b, float c, f
 #endif
 }
 
-// Adds neighbouring values to global memory: floats.
+// Adds neighbouring floats to global memory.
 template <typename S, int kCount>
 __device__ __forceinline__ void add_atomically(S* to, const S (&values)[kCount]) {
   if constexpr (kAddsVectors && std::is_same_v<S, float> && kCount == 4) {
@@ -161,7 +161,7 @@ __device__ __forceinline__ void add_atomically(S* to, const S (&values)[kCount])
   }
 }
 
-// And 64-bit integers, whose sum does not depend on the order of the additions.
+// Adds 64-bit integers, whose sum does not depend on the order of the additions.
 template <typename S, int kCount>
 __device__ __forceinline__ void add_fixed_point(int64_t* to, const S (&values)[kCount],
                                                 double unit) {

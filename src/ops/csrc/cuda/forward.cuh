@@ -48,8 +48,8 @@ __device__ __forceinline__ void accumulate(Sum<T> (&sum)[kVector], const Corners
   }
 }
 
-// Sum of the samples of one row, whose points are in the tables from `begin`. The corners of the
-// next point are on their way while those of this one are added.
+// Sum of the samples of one row, whose points start at `begin` in the tables. The corners of the
+// next point are loaded while those of the current one are added.
 template <bool kAll, int kPoints, typename T, int kVector>
 __device__ __forceinline__ void gather(Sum<T> (&sum)[kVector], const ForwardTables<Sum<T>>& tables,
                                        int begin, int points, const T* values, unsigned right,
@@ -111,7 +111,7 @@ __global__ void __launch_bounds__(32 * kForwardWarps, std::is_same_v<T, double> 
           const S bottom = weight * cell.low, top = weight * (1 - cell.low);
           Corners<S> shares = {top * (1 - cell.right), top * cell.right,
                                bottom * (1 - cell.right), bottom * cell.right};
-          // Chosen, not multiplied by zero: the weight may be NaN.
+          // Selected instead of multiplied by zero, because the weight may be NaN.
 #pragma unroll
           for (int c = 0; c < 4; ++c) {
             if (!(cell.is_inside >> c & 1)) shares.value[c] = 0;

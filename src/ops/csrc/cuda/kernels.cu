@@ -1,5 +1,5 @@
-// Launches of the kernels for one type, INTERNIMAGE_TYPE. Compiled once per type, so that compilers
-// can run side by side.
+// Launches of the kernels for one type, INTERNIMAGE_TYPE. Compiled once per type, so that the types
+// can be compiled in parallel.
 #include <cstdint>
 
 #include "backward.cuh"
@@ -11,7 +11,7 @@ namespace {
 
 bool is_aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
 
-// Of the current device.
+// Properties of the current device.
 int read_attribute(cudaDeviceAttr attribute) {
   int device = 0, value = 0;
   cudaGetDevice(&device);
@@ -25,7 +25,7 @@ Limits read_limits() {
           read_attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor)};
 }
 
-// Blocks may have 48 KiB of shared memory without asking.
+// More than 48 KiB of shared memory per block must be requested.
 template <typename... Parameters, typename... Arguments>
 void launch(void (*kernel)(Parameters...), const Plan& plan, CUstream_st* stream,
             const Arguments&... arguments) {

@@ -1,4 +1,5 @@
-// Border between the CUDA kernels (compiled by nvcc, once per type, no torch types) and the binding.
+// Interface between the CUDA kernels (compiled by nvcc, once per type, no torch types) and the
+// binding.
 #pragma once
 
 #include "call.h"
@@ -8,7 +9,8 @@ struct CUstream_st;
 
 namespace internimage::cuda {
 
-// Whether blocks of the backward own whole maps on the current device (Gradients::input).
+// Whether blocks of the backward pass own whole feature maps on the current device
+// (Gradients::input).
 template <typename T>
 bool owns_maps(const Call<T>& call);
 

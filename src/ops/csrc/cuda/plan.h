@@ -1,9 +1,9 @@
-// How the work of one DCNv3 call is cut into blocks and warps. Plain C++, for the host; kernels get
-// the results by value.
+// Division of the work of a DCNv3 call into blocks and warps. Plain C++ for the host; kernels
+// receive the results by value.
 //
 // A row is one group of one output pixel. A block takes the rows of one group in a two-dimensional
-// tile of output pixels, so that its rows sample overlapping input. Its warps take chunks of rows in
-// turn and do not wait for each other: the tables of a chunk belong to its warp.
+// tile of output pixels, so that its rows sample overlapping input. Its warps process chunks of
+// rows in turn without synchronisation: the tables of a chunk belong to its warp.
 #pragma once
 
 #include <algorithm>
@@ -14,7 +14,7 @@
 
 namespace internimage::cuda {
 
-// Of the device.
+// Properties of the device.
 struct Limits {
   int multiprocessors;
   int64_t block_shared, multiprocessor_shared;  // bytes of shared memory
@@ -35,10 +35,10 @@ struct Plan {
 // The part of the input gradient that a block of the backward adds up in shared memory: integers,
 // in planes of kPlaneChannels channels.
 struct Copy {
-  bool is_whole_map;  // no other block adds to it, and nothing lies outside
+  bool is_whole_map;  // no other block adds to it, and no sample is outside
   int height, width;  // pixels at most; 0: there is no copy
-  // First pixel as seen from the first output pixel of the block, times the stride; and how many
-  // pixels would be in reach of an image without borders.
+  // First pixel relative to the first output pixel of the block times the stride, and the number of
+  // pixels within reach if the image had no borders.
   int first_y, first_x, reach_y, reach_x;
   int pitch;   // distance of two lines
   int pixels;  // of a plane; behind them are kSpare more, for corners that are not in the copy
@@ -54,8 +54,8 @@ constexpr int kMostCopyPixels = 1 << 14;
 // Pixels around the window of a tile that its copy contains: offsets of up to that many pixels stay
 // in shared memory, others go to global memory.
 constexpr int kHalo = 4;
-// Rounds of a block over its rows, and blocks that share a multiprocessor, get fewer with larger
-// copies.
+// With larger copies, a block has fewer rounds over its rows, and fewer blocks share a
+// multiprocessor.
 constexpr int64_t kMostTileCopy = 64 * 1024;
 
 constexpr int kForwardWarps = 4;
@@ -78,7 +78,7 @@ inline int floor_log2(int64_t value) {
 
 inline int64_t parts(int64_t size, int64_t most) { return (size + most - 1) / most; }
 
-// Cuts an axis into equal parts that are not longer than `most`; the length of a part.
+// Length of the parts if an axis is divided into equal parts of at most `most`.
 inline int cut(int size, int most) { return static_cast<int>(parts(size, parts(size, most))); }
 
 template <typename T>
@@ -92,7 +92,8 @@ void set_tile(const Call<T>& call, int most_side, Plan* plan) {
   plan->blocks_per_image = static_cast<unsigned>(tiles * call.groups);
 }
 
-// What does not depend on the tile. `most_log_rows`: of the rows that a chunk may have.
+// The part that does not depend on the tile. `most_log_rows`: logarithm of the most rows of a
+// chunk.
 template <typename T>
 Plan begin_plan(const Call<T>& call, int channels_per_thread) {
   Plan plan{};
@@ -112,13 +113,13 @@ int choose_log_rows(const Call<T>& call, int most) {
   return std::min(most, floor_log2(std::max(1, kChunkPoints / call.points)));
 }
 
-// Rounds of one warp that the rows of a tile take.
+// Rounds of a warp over the rows of a tile.
 inline int chunks(const Plan& plan) {
   return static_cast<int>(parts(int64_t{plan.tile_height} * plan.tile_width, 1 << plan.log_rows));
 }
 
-// As many rows per chunk as a warp has room for, and tiles that are large, unless multiprocessors
-// would be left without work. Sizes: bytes of shared memory of a block and of each of its warps.
+// As many rows per chunk as a warp has space for, and large tiles, unless multiprocessors would be
+// idle. Sizes: bytes of shared memory of a block and of each of its warps.
 template <typename T, typename WarpSize>
 Plan plan_forward(const Call<T>& call, int channels_per_thread, const Limits& limits,
                   int64_t block_size, const WarpSize& warp_size) {
@@ -150,7 +151,7 @@ inline Reach reach(int side, int kernel, int stride, int pad, int dilation, doub
   const double high = std::ceil(std::max(-half * scale, last * scale));
   const double first = low + half - pad - kHalo;
   const double count = double(side - 1) * stride + (high - low) + 2 * kHalo + 2;
-  // Of windows that do not fit into the numbers the copy gets nothing.
+  // The copy is empty if the window exceeds the range of the integers.
   constexpr double most = 1 << 30;
   if (!(std::abs(first) < most && count < most)) return {0, 0};
   return {static_cast<int>(first), static_cast<int>(count)};
@@ -165,7 +166,7 @@ Copy make_copy(const Call<T>& call, Reach y, Reach x) {
   copy.reach_x = x.count;
   copy.height = std::min(y.count, call.height);
   copy.width = std::min(x.count, call.width);
-  // Two modulo four: the four corners of a cell then are in different quarters of the banks.
+  // Two modulo four, so that the four corners of a cell are in different quarters of the banks.
   copy.pitch = copy.width + ((2 - copy.width) & 3);
   copy.pixels = static_cast<int>(std::min<int64_t>(int64_t{copy.height} * copy.pitch, 1 << 30));
   const int planes = static_cast<int>(parts(call.group_channels, kPlaneChannels));
@@ -203,9 +204,10 @@ struct BackwardPlan {
 template <typename T>
 constexpr int kMostBackwardWarps = std::is_same_v<T, double> ? 8 : 16;
 
-// Whole maps where one block can hold the map of a group, with enough warps to hide latencies, and
-// where there are enough groups to give work to the multiprocessors (or a map is not larger than a
-// tile); else tiles with a halo; else (very wide groups or windows) no copy.
+// Whole feature maps if a block can hold the feature map of a group with enough warps to hide
+// latencies, and there are enough groups to occupy the multiprocessors (or a feature map is not
+// larger than a tile); otherwise tiles with a halo; otherwise (very wide groups or windows) no
+// copy.
 template <typename T, typename WarpSize>
 BackwardPlan plan_backward(const Call<T>& call, int channels_per_thread, const Limits& limits,
                            int64_t block_size, const WarpSize& warp_size) {
@@ -216,7 +218,7 @@ BackwardPlan plan_backward(const Call<T>& call, int channels_per_thread, const L
   const int64_t room = limits.block_shared - block_size;
   const int64_t maps = call.batch * call.groups;
   const bool is_small = call.out_pixels <= kMostSide * kMostSide;
-  // A pixel has at least 4 bytes: larger maps do not fit, and need not fit into the numbers.
+  // A pixel has at least 4 bytes, so larger feature maps do not fit; this also avoids an overflow.
   Copy copy{};
   if (int64_t{call.height} * call.width <= kMostCopyPixels) {
     copy = make_copy(call, {0, call.height}, {0, call.width});
@@ -244,7 +246,7 @@ BackwardPlan plan_backward(const Call<T>& call, int channels_per_thread, const L
   for (int warps = most_warps; warps >= 1; warps /= 2) {
     const int64_t shared = fixed + warps * size;
     if (shared > limits.block_shared || (warps > 1 && warps / 2 >= chunks(plan))) continue;
-    // The system takes 1 KiB of every block.
+    // CUDA reserves 1 KiB per block.
     const int64_t resident = std::min(blocks, limits.multiprocessor_shared / (shared + 1024));
     const int64_t active = std::min<int64_t>(32, std::max<int64_t>(1, resident) * warps);
     if (active < most || (active == most && warps < 4)) continue;
@@ -259,8 +261,8 @@ BackwardPlan plan_backward(const Call<T>& call, int channels_per_thread, const L
 template <int kValue>
 using Constant = std::integral_constant<int, kValue>;
 
-// Calls run(channels per thread, points or 0 for any number) with the constants that suit the call:
-// loads of 16 bytes where groups allow it.
+// Calls run(channels per thread, points or 0 for any number) with compile-time constants for the
+// call: loads of 16 bytes if the groups allow it.
 template <typename T, typename Run>
 void choose_kernel(const Call<T>& call, bool is_aligned, const Run& run) {
   constexpr int vector = 16 / sizeof(T);

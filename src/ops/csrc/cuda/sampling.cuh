@@ -1,23 +1,23 @@
 // The part of DCNv3 that does not depend on channels: softmax of the mask and sampling positions,
-// computed once per row and point and handed to the threads of a warp through shared memory.
+// computed once per row and point and passed to the threads of a warp through shared memory.
 #pragma once
 
 #include "device.cuh"
 
 namespace internimage::cuda {
 
-// What a block works on: one group in a tile of output pixels of one image.
+// Work of a block: one group in a tile of output pixels of one image.
 struct Block {
   int64_t image;
   int group;
   int out_y, out_x;  // first pixel
-  int rows;          // in lines of the tile's width, also where the image ends before
+  int rows;          // in lines of the tile's width, including those outside the image
 };
 
 // A row of a chunk.
 template <typename S>
 struct Row {
-  int64_t offset;  // where its values begin
+  int64_t offset;  // index of its first value
   int64_t pixel;   // output pixel, counted in all images; -1: there is no such row
   S x, y;          // centre of the window in input pixels
 };
@@ -27,7 +27,7 @@ template <typename S>
 struct alignas(16) Cell {
   S low, right;    // distance from the top left pixel
   int element;     // top left pixel in its image
-  int is_inside;   // bits for top left, top right, bottom left, bottom right; 0: does not count
+  int is_inside;   // bits for top left, top right, bottom left, bottom right; 0: no contribution
 };
 
 // The same, and the coordinates of its top left pixel.
@@ -39,7 +39,7 @@ struct Point {
 
 constexpr int kAllInside = 15;
 
-// Groups first: blocks that run side by side read the same lines of offset and mask.
+// Groups vary fastest, so that concurrent blocks read the same lines of offset and mask.
 template <typename T>
 __device__ __forceinline__ Block locate_block(const Call<T>& call, const Plan& plan) {
   Block block;
@@ -91,7 +91,7 @@ __device__ __forceinline__ void make_weights(const V* mask, int points, bool is_
                                              bool has_softmax, int way, Table<S> table,
                                              int begin) {
   if constexpr (kPoints > 0) {
-    // All loads at once.
+    // Issue all loads at once.
     constexpr int kCount = (kPoints + kWays - 1) / kWays;
     S kept[kCount];
 #pragma unroll
@@ -134,7 +134,7 @@ __device__ __forceinline__ Pack<Sum<V>, 2> load_pair(const V* from, bool is_alig
   return {widen<V, 2>(raw, 0), widen<V, 2>(raw, 1)};
 }
 
-// dx and dy, which are value `at` and the next.
+// dx and dy: value `at` and the next one.
 template <typename T>
 __device__ __forceinline__ Pack<Sum<T>, 2> load_offset(const Side& offset, int64_t at) {
   Pack<Sum<T>, 2> pair;
@@ -160,8 +160,8 @@ __device__ __forceinline__ Point<Sum<T>> locate(const Call<T>& call, const Row<S
   return {{y - top, x - left, element, columns & lines}, line, column};
 }
 
-// kVector channels of the four corners of a point. Outside the image nothing is read; with kAll all
-// are known to be inside.
+// kVector channels of the four corners of a point. Nothing is read outside the image; kAll means
+// that all are inside.
 template <bool kAll, int kVector, typename T>
 __device__ __forceinline__ void load_corners(Raw<T, kVector> (&raw)[4], const T* values,
                                              int is_inside, unsigned right, unsigned down) {
