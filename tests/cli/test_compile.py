@@ -77,6 +77,7 @@ def check_same_step(config):
     assert not counters["graph_break"]
 
 
+@pytest.mark.slow
 def test_fit_and_evaluate(tmp_path, monkeypatch, write_recipe, quick_compiler):
     monkeypatch.chdir(tmp_path)
     config = str(write_recipe(tmp_path))
@@ -91,6 +92,7 @@ def test_fit_and_evaluate(tmp_path, monkeypatch, write_recipe, quick_compiler):
         assert main([command, *flags]) == 0
 
 
+@pytest.mark.slow
 def test_compiled_then_sharded(tmp_path, monkeypatch, write_recipe, quick_compiler):
     """FSDP2 on one rank trains as without, with activation checkpointing and autocast."""
     monkeypatch.chdir(tmp_path)
