@@ -2,10 +2,10 @@
 
 The same network, weights and images with our operator, with the plain path, and, where the package
 `DCNv3` can be imported, with the official operator. Ours and plain run in bfloat16 autocast, the
-official operator, which has no bfloat16, in float16. Logits are compared with the float32 oracle's
-before anything is timed. A training step is forward, cross entropy, backward and a fused AdamW
-step. `compiled` compiles the block, the repeated part, without drop path. Times are medians of CUDA
-events.
+official operator, which has no bfloat16, in float16. Logits are compared with those of the float32
+reference before anything is timed. A training step is forward, cross entropy, backward and a fused
+AdamW step. `compiled` compiles the block, the repeated part, without drop path. Times are medians
+of CUDA events.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ class Run:
         self.scaler.update()
 
     def error(self) -> float:
-        """Of the logits of two images, relative to the largest one of the float32 oracle."""
+        """Of the logits of two images, relative to the largest one of the float32 reference."""
         images = self.images[:2]
         with torch.no_grad():
             with mock.patch(OPERATOR, dcnv3_reference):

@@ -1,7 +1,7 @@
 """DCNv3 against the plain path and every peer: right or wrong, and how fast.
 
 Shapes are the stages of InternImage-T, -B and -H. Before a path is timed on a shape, its output and
-gradients are compared with the float64 oracle; what is wrong is reported and not timed. Times are
+gradients are compared with the float64 reference; what is wrong is reported, not timed. Times are
 medians, the paths taking turns, the host ahead of the device. `share` is the time that reading and
 writing every tensor once would take at the copy bandwidth measured in the same run, over ours.
 
@@ -34,7 +34,7 @@ DIRECTIONS = ("forward", "forward_backward")
 TOLERANCES = {"fp32": 1e-4, "fp16": 4e-3, "bf16": 3e-2}
 DISTANCE = 1e-3
 """Pixels from an integer, from which on float32 positions are on the side of the float64 ones."""
-ORACLE_IMAGES = 8
+REFERENCE_IMAGES = 8
 """Images compared; each one's results depend on no other image."""
 PARTS = ("output", "grad input", "grad offset", "grad mask")
 
@@ -90,8 +90,8 @@ def forward_backward(call: Callable[..., Tensor], leaves: list[Tensor], grad: Te
 
 def some_images(tensor: Tensor) -> Tensor:
     """The first and the last images of a batch."""
-    half = ORACLE_IMAGES // 2
-    if len(tensor) <= ORACLE_IMAGES:
+    half = REFERENCE_IMAGES // 2
+    if len(tensor) <= REFERENCE_IMAGES:
         return tensor
     return torch.cat((tensor[:half], tensor[-half:]))
 
@@ -100,11 +100,11 @@ def exact_results(tensors: list[Tensor], groups: int) -> list[Tensor]:
     """Output and gradients in float64."""
     *leaves, grad = (t.detach().double() for t in tensors)
 
-    def oracle(*leaves):
+    def reference(*leaves):
         return dcnv3_reference(*leaves, groups=groups, mask_softmax=True)
 
     leaves = [t.requires_grad_() for t in leaves]
-    return [t.detach() for t in forward_backward(oracle, leaves, grad)]
+    return [t.detach() for t in forward_backward(reference, leaves, grad)]
 
 
 def near_integers(offset: Tensor, groups: int) -> Tensor:
@@ -249,7 +249,7 @@ def main() -> None:
         try:
             row = measure(case, paths if attempts < 2 else own, args)
         except torch.OutOfMemoryError:
-            row = {"note": "not enough memory for the oracle"}
+            row = {"note": "not enough memory for the reference"}
             torch.cuda.empty_cache()
         rows.add(SECTION, key, **note, **row)
     found = [r for r in rows.read() if r["section"] == SECTION and r["state"] == rows.state]

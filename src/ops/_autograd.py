@@ -32,7 +32,7 @@ def gradients(operator: Any, ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...
 
 
 def double_backward(ctx: Any, *grads: Tensor) -> None:
-    """Raise an error, because there is no second derivative."""
+    """Raise an error: second derivatives are not supported."""
     raise RuntimeError(
         "DCNv3 has no second derivative; differentiate it without create_graph=True, or use "
         "src.ops.dcnv3_reference, which can be differentiated twice."

@@ -99,7 +99,7 @@ def dcnv3(
         return torch.ops.internimage.dcnv3.default(input, offset, mask, *window)
     check_tensors(input, offset, mask, window)
     is_traced = torch.compiler.is_compiling()
-    if is_traced and not torch.compiler.is_exporting() and _traces_triton(device_type):
+    if is_traced and not torch.compiler.is_exporting() and uses_triton_op(device_type):
         return torch.ops.internimage.dcnv3_triton.default(input, offset, mask, *window)
     if is_traced or torch._C._are_functorch_transforms_active():
         return torch.ops.internimage.dcnv3.default(input, offset, mask, *window)
@@ -258,8 +258,8 @@ elif LIBRARIES.kernel("cuda") == "triton":
 
 
 @torch.compiler.assume_constant_result
-def _traces_triton(device_type: str) -> bool:
-    """Whether graphs for this device type contain the Triton operators, which can be traced."""
+def uses_triton_op(device_type: str) -> bool:
+    """Whether ``torch.compile`` uses the ``torch.library.triton_op`` on this device type."""
     if device_type != "cuda" or LIBRARIES.kernel("cuda") != "triton":
         return False
     from .triton import operators  # noqa: F401  defines them

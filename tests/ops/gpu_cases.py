@@ -3,7 +3,7 @@
 Random windows and some fifty adversarial calls. Of 160 random windows only as many are taken as are
 needed to have each pair of values of two arguments, such as a kernel of 5 with 20 channels per
 group: pairs of arguments decide which code of a kernel runs. `check` compares an operator with the
-oracle in float64, on the values that the operator gets.
+reference in float64, on the values that the operator gets.
 """
 
 import itertools
@@ -214,7 +214,7 @@ def run(operator, problem, dtype=None):
 
 
 def check(operator, name, dtype=torch.float64, side_dtype=None):
-    """Compare an operator with the oracle on a case; 16-bit results are rounded once."""
+    """Compare an operator with the reference on a case; 16-bit results are rounded once."""
     problem = make_case(name, dtype, side_dtype)
     got = run(operator, problem)
     on_cpu = Problem(problem.input.cpu(), problem.offset.cpu(), problem.mask.cpu(), problem.kwargs)
