@@ -174,7 +174,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         if self._is_fitting:
             resume.check_continues(rest | {"optimizer_states": rest.get("group_sizes")})
         for entry, state in self._destinations(RAW_WEIGHTS in shapes):
-            resume.check_fits(shapes.get(entry, {}), {n: v.shape for n, v in state.items()})
+            resume.check_weights(shapes.get(entry, {}), {n: v.shape for n, v in state.items()})
             _load_parts({names[entry]: state}, folder)
             _refuse_not_finite(state, path)
         for i, optimizer in enumerate(self.optimizers if self._is_fitting else ()):
@@ -191,7 +191,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         content = read_checkpoint(path)
         for entry, state in self._destinations(RAW_WEIGHTS in content):
             saved = {name: value.shape for name, value in content[entry].items()}
-            resume.check_fits(saved, {name: v.shape for name, v in state.items()})
+            resume.check_weights(saved, {name: v.shape for name, v in state.items()})
             load_whole(state, content[entry])
             _refuse_not_finite(state, path)
         states = content.pop("optimizer_states", [])
@@ -218,7 +218,7 @@ class FSDP2Strategy(ModelParallelStrategy):
             averaged = {f"network.{name}": value for name, value in average.items()}
             destinations.append((WEIGHTS, task.state_dict() | averaged))
         elif has_average:
-            resume.warn_of_lost_average()
+            resume.warn_about_dropped_ema()
         return destinations
 
 

@@ -1,8 +1,8 @@
-"""The base of all tasks: its arguments, and the hooks that a task fills in.
+"""Base class of all tasks: arguments, and hooks that a task implements.
 
-A task meets the data only as batches (``src.types``); the number of classes comes from the data
-module through the command line. What all tasks do alike is in the parts that `BaseTask` inherits:
-``building.py``, ``training.py``, ``evaluation.py`` and ``checkpointing.py``.
+A task receives data only as batches (``src.types``); the command line passes the number of classes
+from the data module. Shared behaviour is in the base classes of `BaseTask`: ``building.py``,
+``training.py``, ``evaluation.py`` and ``checkpointing.py``.
 """
 
 from __future__ import annotations
@@ -27,18 +27,19 @@ class BaseTask(CheckpointHooks):
 
     Args:
         num_classes: Number of classes, taken from the data module on the command line.
-        network: Makes the network; called with ``num_classes``.
+        network: Factory of the network, called with ``num_classes``.
         weights: Pretrained weights: a file or a hub name. ``None`` is random initialisation.
             Ignored if a checkpoint is given.
-        optimizer: Makes the optimizer from parameter groups. Its learning rate is for
+        optimizer: Factory of the optimizer, called with parameter groups. Its learning rate is for
             ``reference_batch_size`` images.
-        lr_scheduler: Makes the schedule of an optimizer. Schedules of ``src.optim`` advance with
-            every optimizer step, others as ``lr_interval`` says. ``None`` keeps the rate constant.
-        lr_interval: ``epoch`` or ``step``, when a schedule of another package advances.
-        reference_batch_size: Number of images per step that the learning rates are for. They are
-            multiplied by global batch / this number, where global batch = images per device x
-            devices x accumulated batches. ``None`` does not scale them.
-        layer_decay: Ratio of the learning rates of neighbouring blocks, in (0, 1]; ``None`` is off.
+        lr_scheduler: Factory of the schedule, called with the optimizer. Schedules of ``src.optim``
+            are stepped after every optimizer step, others according to ``lr_interval``. ``None``
+            keeps the rate constant.
+        lr_interval: ``epoch`` or ``step``: when schedules of other packages are stepped.
+        reference_batch_size: Global batch size that the learning rates are given for. They are
+            multiplied by global batch size / this number, where the global batch size is images
+            per device x devices x accumulated batches. ``None`` does not scale them.
+        layer_decay: Ratio of the learning rates of adjacent blocks, in (0, 1]; ``None`` is off.
         dcn_lr_scale: Additional learning-rate factor of the offset layers. As in the official
             recipes, it has an effect only together with ``layer_decay``.
         compile: Compile the repeated parts of the network (blocks, layers of encoders and
@@ -46,7 +47,7 @@ class BaseTask(CheckpointHooks):
     """
 
     monitor: ClassVar[str] = "val/loss"
-    """Logged value that decides which checkpoint is best."""
+    """Logged metric that decides which checkpoint is best."""
     monitor_mode: ClassVar[str] = "min"
     compiles_all_sizes: ClassVar[bool] = True
     """Whether ``compile`` compiles for all image sizes at once, because they vary."""
@@ -100,14 +101,14 @@ class BaseTask(CheckpointHooks):
         for name in [name for name, value in self.hparams.items() if callable(value)]:
             del self.hparams[name]
 
-    # ---------------------------------------------------- hooks that a task must fill in
+    # --------------------------------------------------- hooks that a task must implement
 
     def build_loss(self) -> nn.Module:
-        """Make the training loss."""
+        """Build the training loss."""
         raise TypeError(f"{type(self).__name__} must define build_loss()")
 
     def build_metrics(self) -> MetricCollection:
-        """Make the metrics of one evaluation, with bare names such as ``top1``."""
+        """Build the metrics of an evaluation, with names without prefix such as ``top1``."""
         raise TypeError(f"{type(self).__name__} must define build_metrics()")
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
@@ -119,19 +120,19 @@ class BaseTask(CheckpointHooks):
         raise TypeError(f"{type(self).__name__} must define evaluation_step()")
 
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
-        """Predictions of a batch by name, among them ``path``; empty for a padding batch."""
+        """Predictions of a batch by name, including ``path``; empty for a padding batch."""
         raise TypeError(f"{type(self).__name__} must define predict_step()")
 
-    # ------------------------------------------------------- hooks that a task may change
+    # ----------------------------------------------------- hooks that a task may override
 
     def build_network(self) -> nn.Module:
-        """Make the network and load `weights`, in shards where the strategy asks for it."""
+        """Build the network, sharded if the strategy requires it, and load `weights`."""
         network = self.make_network()
         self.load_weights(network)
         return network
 
     def lr_scale(self) -> LrScale | None:
-        """Learning-rate factor by parameter name; ``None`` is one rate for all."""
+        """Learning-rate factor by parameter name; ``None`` for a single rate."""
         return scale_by_depth(self.training_network, self.layer_decay, self.dcn_lr_scale)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -146,6 +147,6 @@ class BaseTask(CheckpointHooks):
 def not_finite(path: str) -> str:
     """Error message about an image for which a network gives NaN or infinite values."""
     return (
-        f"The network gives values that are not finite for {path}: its weights are not, or numbers"
-        " overflow in trainer.precision; take an earlier checkpoint, or precision 32-true."
+        f"The network has non-finite outputs for {path}: its weights are not finite, or values"
+        " overflow in trainer.precision. Use an earlier checkpoint, or precision 32-true."
     )

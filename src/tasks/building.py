@@ -1,4 +1,4 @@
-"""Building the network, loss and metrics of a task: whole or in shards, with what weights."""
+"""Build the network (optionally sharded, with pretrained weights), loss and metrics of a task."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class BuildingHooks(LightningModule):
     build_metrics: Callable[[], MetricCollection]
 
     def configure_model(self) -> None:
-        """Build network, loss and metrics once; Lightning calls this again for every stage."""
+        """Build network, loss and metrics once; Lightning calls this for every stage."""
         if self.network is not None:
             return
         self.network = self.build_network()
@@ -57,19 +57,19 @@ class BuildingHooks(LightningModule):
 
     @property
     def training_network(self) -> nn.Module:
-        """The network in training."""
+        """The network with the raw weights."""
         if self.network is None:
             raise RuntimeError("the network is built by configure_model(), which has not run yet")
         return self.network
 
     def make_network(self) -> nn.Module:
-        """Make the randomly initialised network, split over the ranks where there is a mesh."""
+        """Build the randomly initialised network, sharded if there is a device mesh."""
         if self._device_mesh is None:
             return self._make()
         return make_in_shards(self._make, self._device_mesh, self.trainer.strategy)
 
     def copy_in_shards(self) -> nn.Module:
-        """Make a second network with the weights and the shards of the one in training."""
+        """Build a second network with the weights and the sharding of the training network."""
         assert self._device_mesh is not None
         mesh, strategy = self._device_mesh, self.trainer.strategy
         return copy_in_shards(self.training_network, self._make, mesh, strategy)
@@ -78,7 +78,7 @@ class BuildingHooks(LightningModule):
         """Load `weights` into a network, and compare their classes with those of the data.
 
         Raises:
-            UserError: If they do not fit.
+            UserError: If they do not match.
         """
         check_channels(network, getattr(self._trainer, "datamodule", None))
         if self.weights is None:
@@ -107,18 +107,18 @@ class BuildingHooks(LightningModule):
 
 
 def load_weights(network: nn.Module, source: str, trainer: Trainer | None) -> LoadReport:
-    """Load published or own weights.
+    """Load pretrained weights.
 
     Args:
         network: Loaded in place.
         source: File or hub name.
-        trainer: In evaluation, weights that the file does not have give a warning.
+        trainer: In evaluation, missing weights are reported with a warning.
 
     Returns:
         Report of what was loaded.
 
     Raises:
-        UserError: If the file cannot be found or read, or does not fit.
+        UserError: If the file cannot be found or read, or does not match.
     """
     report = load_official(network, source)
     random = random_weights(report)
@@ -126,7 +126,7 @@ def load_weights(network: nn.Module, source: str, trainer: Trainer | None) -> Lo
         rank_zero_warn(
             f"{len(random)} weights of the network are not in {report.source} and are randomly"
             f" initialised (first: {random[0]}), so the results are meaningless. Set"
-            " data.class_names to the classes that the weights were trained with, or fit first."
+            " data.class_names to the classes that the weights were trained with, or train first."
         )
     return report
 
@@ -137,7 +137,7 @@ def random_weights(report: LoadReport) -> tuple[str, ...]:
 
 
 def check_channels(network: nn.Module, data: Any) -> None:
-    """Refuse a network for other images than those of a data module.
+    """Check that the network has the number of input channels of the data module.
 
     Raises:
         UserError: If the number of channels differs.
@@ -148,13 +148,13 @@ def check_channels(network: nn.Module, data: Any) -> None:
     if read is not None and expected != read:
         raise UserError(
             f"in_chans of the network is {expected}, but images are read with {read} channels (RGB;"
-            f" grey ones as three equal channels). Set in_chans to {read}, or give a data module of"
-            " your own whose image_channels says what it reads."
+            f" greyscale images are converted). Set in_chans to {read}, or use your own data module"
+            " with another image_channels."
         )
 
 
 def make_in_shards(make: Callable[[], nn.Module], mesh: DeviceMesh, strategy: Any) -> nn.Module:
-    """Make a randomly initialised network, split over the ranks of a mesh."""
+    """Build a randomly initialised network, sharded over the ranks of a mesh."""
     network = _in_shards(make, mesh, strategy)
     materialise(network, strategy.root_device)
     return network
@@ -163,7 +163,7 @@ def make_in_shards(make: Callable[[], nn.Module], mesh: DeviceMesh, strategy: An
 def copy_in_shards(
     network: nn.Module, make: Callable[[], nn.Module], mesh: DeviceMesh, strategy: Any
 ) -> nn.Module:
-    """Make a second network with the weights and the shards of ``network``."""
+    """Build a second network with the weights and the sharding of ``network``."""
     copy = _in_shards(make, mesh, strategy)
     copy.to_empty(device=strategy.root_device)
     copy_network(copy, network)
@@ -173,13 +173,13 @@ def copy_in_shards(
 def _in_shards(make: Callable[[], nn.Module], mesh: DeviceMesh, strategy: Any) -> nn.Module:
     if mesh["tensor_parallel"].size() > 1:
         raise UserError(
-            "The networks do not support tensor parallelism; use --trainer.strategy fsdp2,"
-            " which splits them over all processes."
+            "Tensor parallelism is not supported; use --trainer.strategy fsdp2, which shards"
+            " networks over all ranks."
         )
     layer_sync = getattr(strategy, "_layer_sync", None)
     with torch.device("meta"):
         network = make()
-        # Lightning leaves `trainer.sync_batchnorm` out for sharded networks.
+        # Lightning ignores `trainer.sync_batchnorm` for sharded networks.
         network = network if layer_sync is None else layer_sync.apply(network)
     shard(network, mesh["data_parallel"], SHARDED_UNITS)
     return network

@@ -1,4 +1,4 @@
-"""Checkpoint hooks of a task: what it saves, and what it refuses to load."""
+"""Checkpoint hooks of a task: additional entries, and validation before loading."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ class CheckpointHooks(TrainingHooks, EvaluationHooks):
             )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse weights of another network; go on without EMA weights if none are kept now.
+        """Refuse weights of another network; drop EMA weights if the EMA callback is not used.
 
         Raises:
-            UserError: If names or shapes of the weights differ, or the optimizer cannot go on.
+            UserError: If names or shapes of the weights differ, or the optimizer cannot resume.
         """
         self.compare_classes(checkpoint.get("class_names", []))
         if self._trainer is not None:
             check_progress(checkpoint, self.trainer)
-        if "state_dict" in checkpoint:  # else a sharding strategy has checked and loaded it
+        if "state_dict" in checkpoint:  # otherwise a sharding strategy has checked and loaded it
             self._check_file(checkpoint)
         if self._is_fitting:
             resume.keep_settings_of_callbacks(checkpoint, self.trainer.callbacks)  # type: ignore[attr-defined]
@@ -47,9 +47,9 @@ class CheckpointHooks(TrainingHooks, EvaluationHooks):
 
     def _check_file(self, checkpoint: dict[str, Any]) -> None:
         if "current_model_state" in checkpoint and self._is_fitting and not self.is_averaging:
-            resume.warn_of_lost_average()
+            resume.warn_about_dropped_ema()
             checkpoint["state_dict"] = checkpoint["current_model_state"]
-        resume.check_fits(shapes_of(checkpoint["state_dict"]), shapes_of(self.state_dict()))
+        resume.check_weights(shapes_of(checkpoint["state_dict"]), shapes_of(self.state_dict()))
         if self._is_fitting:
             resume.check_continues(checkpoint)
             state, groups = checkpoint["optimizer_states"][0], self.parameter_groups()
@@ -71,9 +71,9 @@ class CheckpointHooks(TrainingHooks, EvaluationHooks):
         now = [len(group["params"]) for group in groups]
         if sizes != now:
             raise UserError(
-                f"The checkpoint groups the parameters for the optimizer as {sizes}, these settings"
-                f" as {now}. Keep layer_decay, dcn_lr_scale and frozen parts as they were, or start"
-                " from the weights alone with model.init_args.weights."
+                f"The checkpoint groups the parameters for the optimizer as {sizes}, the current"
+                f" settings as {now}. Keep layer_decay, dcn_lr_scale and frozen layers as they"
+                " were, or start a new run from the weights with model.init_args.weights."
             )
         described = checkpoint.get(resume.KEY, {})
         make_optimizer = self.optimization.make_optimizer
@@ -83,19 +83,19 @@ class CheckpointHooks(TrainingHooks, EvaluationHooks):
     def load_from_checkpoint(  # type: ignore[override]
         cls, checkpoint_path: str | Path, **settings: Any
     ) -> Self:
-        """Make the task that a checkpoint describes, with its weights.
+        """Build the task described by a checkpoint, with its weights.
 
-        Networks, losses, optimizers and schedules may be those of this project and of
-        ``torch.optim``; the file cannot name anything else.
+        Networks, losses, optimizers and schedules must be classes of this project or of
+        ``torch.optim``; a checkpoint cannot refer to other classes.
 
         Args:
-            checkpoint_path: File that a run from the command line has written; of a folder make a
-                file with ``consolidate``.
-            settings: Arguments that replace those of the file. A file that was written from Python
-                does not hold its factories, which must be given.
+            checkpoint_path: File written by a run of the command line; convert a folder with
+                ``consolidate``.
+            settings: Arguments that override those of the file. Factories that were passed from
+                Python are not saved and must be given.
 
         Raises:
-            UserError: If the file cannot be read, or describes what is not in this project.
+            UserError: If the file cannot be read, or refers to classes of other packages.
         """
         path = Path(checkpoint_path)
         content = read_checkpoint(path)

@@ -12,7 +12,7 @@ CHECKPOINT = "The checkpoint"
 
 
 def class_names_of(trainer: Any) -> list[str]:
-    """Readable names of the classes of the data in use, if there are any."""
+    """Class names of the data module, if there are any."""
     data = getattr(trainer, "datamodule", None)
     return list(getattr(data, "class_names", []))
 
@@ -25,7 +25,7 @@ def compare_classes(
     Args:
         trained: Class names of the weights.
         now: Class names of the data.
-        source: Where the weights are from, for the message.
+        source: Source of the weights, for the message.
         is_fitting: Whether the weights are for training.
 
     Raises:
@@ -33,15 +33,15 @@ def compare_classes(
     """
     other = [(old, new) for old, new in zip(trained, now, strict=False) if old != new]
     if not other or (len(trained) != len(now) and source != CHECKPOINT):
-        return  # layers of another number of classes are not taken from weights
+        return  # classification layers with another number of classes are not loaded
     difference = (
-        f"{len(other)} have other names, the first is {other[0][0]!r} there and"
-        f" {other[0][1]!r} here"
+        f"{len(other)} have other names, the first is {other[0][0]!r} in the weights and"
+        f" {other[0][1]!r} in the data"
     )
     if sorted(trained) == sorted(now) and not is_fitting:
         raise UserError(
             f"{source} was trained for the classes of the data in another order, so the results"
-            f" would have wrong names: {difference}. Give data.class_names in the order of the"
+            f" would have wrong class names: {difference}. Set data.class_names to the order of the"
             f" weights: {trained}."
         )
     rank_zero_warn(f"{source} was trained for other classes than those of the data: {difference}.")

@@ -1,8 +1,8 @@
-"""Image classification: mixup, soft targets, top-1 and top-5, named predictions.
+"""Image classification task: mixup, soft targets, top-1 and top-5 accuracy.
 
-As in the official code, mixup and CutMix are those of ``timm.data.Mixup``, which then also smooths
-the labels; without them the loss is cross entropy with label smoothing. Augmentation of single
-images belongs to the data module.
+As in the official code, mixup and CutMix use ``timm.data.Mixup``, which also smooths the labels;
+without them, the loss is cross entropy with label smoothing. Augmentation of single images is part
+of the data module.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ class ClassificationTask(BaseTask):
 
     Args:
         num_classes: Number of classes, taken from the data module on the command line.
-        network: Makes the classifier; called with ``num_classes``.
+        network: Factory of the classifier, called with ``num_classes``.
         mixup_alpha: Strength of mixup, 0 is off.
         cutmix_alpha: Strength of CutMix, 0 is off.
         mixup_prob: Probability that a batch is mixed, in [0, 1].
         mixup_switch_prob: Probability of CutMix if both are on, in [0, 1].
-        label_smoothing: Share of the target that is spread over all classes, in [0, 1).
+        label_smoothing: Label smoothing, in [0, 1).
         kwargs: See :class:`BaseTask`.
     """
 
@@ -58,11 +58,11 @@ class ClassificationTask(BaseTask):
             _check(value >= 0, name, value, "0 (off) or a positive strength")
         for name, value in (("mixup_prob", mixup_prob), ("mixup_switch_prob", mixup_switch_prob)):
             _check(0 <= value <= 1, name, value, "a probability from 0 to 1")
-        _check(0 <= label_smoothing < 1, "label_smoothing", label_smoothing, "a share in [0, 1)")
+        _check(0 <= label_smoothing < 1, "label_smoothing", label_smoothing, "a value in [0, 1)")
         if num_classes < 2:
             raise UserError(
-                f"Classification needs at least two classes, got {num_classes}; the data need a "
-                "folder for each class."
+                f"Classification needs at least two classes, got {num_classes}. The data need one "
+                "folder per class."
             )
         self.label_smoothing = label_smoothing
         self.mixup: Mixup | None = None
@@ -81,7 +81,7 @@ class ClassificationTask(BaseTask):
             _warn_inert("mixup_switch_prob", mixup_switch_prob, 0.5)
 
     def build_loss(self) -> nn.Module:
-        """Cross entropy; with mixup the soft targets are smoothed already."""
+        """Cross entropy; with mixup, the targets are already smoothed."""
         return nn.CrossEntropyLoss(label_smoothing=0.0 if self.mixup else self.label_smoothing)
 
     def build_metrics(self) -> MetricCollection:
@@ -108,12 +108,12 @@ class ClassificationTask(BaseTask):
 
     @staticmethod
     def _mix(mixup: Mixup, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-        """Mixed images and soft targets; timm pairs images, so the last odd one is dropped."""
+        """Mixed images and soft targets; timm pairs images, so an odd last image is dropped."""
         even = len(image) - len(image) % 2
         if even == 0:
             raise UserError(
-                "mixup and CutMix need at least two images per device and step; raise"
-                " data.batch_size or set mixup_alpha and cutmix_alpha to 0."
+                "mixup and CutMix need at least two images per device and step. Increase"
+                " data.batch_size, or set mixup_alpha and cutmix_alpha to 0."
             )
         # A copy, because timm mixes in place and callbacks may still read the batch.
         mixed: tuple[Tensor, Tensor] = mixup(image[:even].clone(), label[:even])
@@ -133,13 +133,13 @@ class ClassificationTask(BaseTask):
         self.log_dict(metrics, batch_size=size, prog_bar=True)
 
     def _logits(self, network: nn.Module, image: Tensor) -> Tensor:
-        """Logits without autocast: published results were measured in the weights' precision."""
+        """Logits without autocast, because published results were measured in float32."""
         with torch.autocast(self.device.type, enabled=False):
             logits: Tensor = network(image).float()
         return logits
 
     def predict_step(self, batch: ClassificationBatch, batch_idx: int) -> dict[str, Any]:
-        """Predict the five most probable classes of every image.
+        """Top five classes of every image.
 
         Returns:
             ``path`` (``N`` strings), ``index`` and ``probability`` of shape ``(N, k)``, best first,
@@ -162,11 +162,11 @@ def _wrong_unless_finite(logits: Tensor, label: Tensor) -> Tensor:
     return torch.where(torch.isfinite(logits).all(-1, keepdim=True), logits, wrong)
 
 
-def _check(accepted: bool, name: str, value: object, accepts: str) -> None:
-    if not accepted:
-        raise UserError(f"model.{name} accepts {accepts}, got {value!r}.")
+def _check(is_valid: bool, name: str, value: object, expected: str) -> None:
+    if not is_valid:
+        raise UserError(f"model.{name}: expected {expected}, got {value!r}.")
 
 
 def _warn_inert(name: str, value: float, default: float) -> None:
     if value != default:
-        rank_zero_warn(f"{name}={value} has no effect: mixup_alpha and cutmix_alpha are 0.")
+        rank_zero_warn(f"{name}={value} has no effect, because mixup_alpha and cutmix_alpha are 0.")

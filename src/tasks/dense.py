@@ -1,4 +1,4 @@
-"""What detection and segmentation share: parameter groups, and metrics at the end of an epoch."""
+"""Shared base of detection and segmentation: parameter groups, metrics at the end of an epoch."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class DenseTask(BaseTask):
     Args:
         num_classes: See :class:`BaseTask`.
         network: See :class:`BaseTask`.
-        kwargs: See :class:`BaseTask`. ``dcn_lr_scale`` does not exist in the official recipes of
-            detection and segmentation and is refused.
+        kwargs: See :class:`BaseTask`. ``dcn_lr_scale`` does not exist in the official detection and
+            segmentation recipes and is an error.
     """
 
     def __init__(
@@ -29,12 +29,12 @@ class DenseTask(BaseTask):
         super().__init__(num_classes=num_classes, network=network, **kwargs)
         if self.dcn_lr_scale is not None:
             raise UserError(
-                "dcn_lr_scale belongs to the classification recipe; leave it null in "
+                "dcn_lr_scale is only supported for classification; set it to null for "
                 f"{type(self).__name__}."
             )
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Parameter groups of the optimizer, by the rule of the official recipes."""
+        """Parameter groups of the optimizer as in the official recipes."""
         named = list(self.training_network.named_parameters())
         no_decay = {name for name, p in named if not has_dense_weight_decay(name, p.ndim)}
         return parameter_groups(named, lr_scale=self.lr_scale(), no_decay=no_decay)

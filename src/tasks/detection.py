@@ -1,8 +1,8 @@
-"""Object detection and instance segmentation: training, COCO metrics, COCO results.
+"""Object detection and instance segmentation task: training, COCO metrics, COCO results.
 
-The recipe is the official InternImage one for COCO (mmdetection 2.28). The network computes its
-losses, because only it knows its proposals; the task sums and logs them. In evaluation, boxes and
-masks refer to the images at their original size.
+The defaults are those of the official InternImage recipe for COCO (mmdetection 2.28). The network
+computes its losses, because they depend on its proposals; the task sums and logs them. In
+evaluation, boxes and masks refer to the images at their original size.
 """
 
 from __future__ import annotations
@@ -33,22 +33,21 @@ class DetectionTask(DenseTask):
 
     Args:
         num_classes: Number of classes, taken from the data module on the command line.
-        network: Makes the detector; called with ``num_classes``.
-        metric: Makes the metric, called with ``num_classes`` and ``kinds`` of the detector;
+        network: Factory of the detector, called with ``num_classes``.
+        metric: Factory of the metric, called with ``num_classes`` and ``kinds`` of the detector;
             default is `COCOMetric`, which all recipes use.
-        coco_backend: What computes AP: ``pycocotools`` or ``faster_coco_eval``.
+        coco_backend: Package that computes AP: ``pycocotools`` or ``faster_coco_eval``.
         optimizer: See :class:`BaseTask`.
         lr_scheduler: See :class:`BaseTask`.
         reference_batch_size: See :class:`BaseTask`.
-        layer_decay: Ratio of the learning rates of neighbouring blocks of the backbone, in (0, 1];
+        layer_decay: Ratio of the learning rates of adjacent blocks of the backbone, in (0, 1];
             ``None`` is off.
-        offset_lr_scale: Extra factor of parameters named ``sampling_offsets`` or
-            ``reference_points``, which DINO has. It acts together with ``layer_decay`` only. The
-            official 3x recipes of Cascade Mask R-CNN set it too, where no parameter has such a
-            name.
-        backbone_lr_scale: If given, factor on the learning rate of the whole backbone, and weight
-            decay applies to every parameter, also norms and biases: the rule of the official
-            recipe ``dino_4scale_internimage_l_1x_coco_0.1x_backbone_lr``. Not together with
+        offset_lr_scale: Learning-rate factor of parameters named ``sampling_offsets`` or
+            ``reference_points`` (in DINO). It has an effect only together with ``layer_decay``.
+            The official 3x recipes of Cascade Mask R-CNN also set it, without effect.
+        backbone_lr_scale: Learning-rate factor of the whole backbone. If it is given, weight decay
+            applies to every parameter, including norms and biases, as in the official recipe
+            ``dino_4scale_internimage_l_1x_coco_0.1x_backbone_lr``. Cannot be combined with
             ``layer_decay``.
         kwargs: See :class:`DenseTask`.
     """
@@ -83,7 +82,7 @@ class DetectionTask(DenseTask):
         )
         if backbone_lr_scale is not None and (layer_decay is not None or backbone_lr_scale < 0):
             raise UserError(
-                "backbone_lr_scale must be 0 or more, and null where layer_decay is set, got "
+                "backbone_lr_scale must be 0 or more, and null if layer_decay is set, got "
                 f"{backbone_lr_scale} with layer_decay {layer_decay}."
             )
         self.metric_factory, self.coco_backend = metric, coco_backend
@@ -93,11 +92,11 @@ class DetectionTask(DenseTask):
         self.scored_results: list[Result] | None = None  # of the last `validate` or `test`
 
     def build_loss(self) -> nn.Module:
-        """No module: the network computes its losses."""
+        """Placeholder, because the network computes its losses."""
         return nn.Identity()
 
     def build_metrics(self) -> MetricCollection:
-        """The given metric; default is COCO's, of boxes and of masks if the detector has them."""
+        """The given metric, or the COCO metric of boxes and, if the detector has them, masks."""
         kinds = cast("Detector", self.training_network).kinds
         if self.metric_factory is None:
             return MetricCollection([COCOMetric(self.num_classes, kinds, self.coco_backend)])
@@ -105,7 +104,7 @@ class DetectionTask(DenseTask):
         return MetricCollection([make(num_classes=self.num_classes, kinds=kinds)])
 
     def loss_names(self) -> set[str]:
-        """No names: detectors compute no loss in evaluation."""
+        """Empty, because detectors do not compute losses in evaluation."""
         return set()
 
     def score_names(self) -> set[str]:
@@ -116,17 +115,17 @@ class DetectionTask(DenseTask):
         return cast("DetectionMetric", next(iter(self.metrics_of(key).values())))
 
     def lr_scale(self) -> LrScale | None:
-        """Learning-rate factor by parameter name; ``None`` is one rate for all."""
+        """Learning-rate factor by parameter name; ``None`` for a single rate."""
         if self.backbone_lr_scale is not None:
-            share = self.backbone_lr_scale
-            return lambda name: share if name.startswith("backbone.") else 1.0
+            scale = self.backbone_lr_scale
+            return lambda name: scale if name.startswith("backbone.") else 1.0
         if self.layer_decay is None:
             return None
         depths = cast("Detector", self.training_network).depths
         return dense_lr_scale(depths, self.layer_decay, offset_lr_scale=self.offset_lr_scale)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Parameter groups of the optimizer, by the rule of the official detection recipes."""
+        """Parameter groups of the optimizer as in the official detection recipes."""
         if self.backbone_lr_scale is None:
             return super().parameter_groups()
         named = self.training_network.named_parameters()
@@ -137,7 +136,7 @@ class DetectionTask(DenseTask):
         network = cast("Detector", self.training_network)
         if "segm" in network.kinds and any("masks" not in t for t in batch["target"]):
             raise UserError(
-                f"{type(network).__name__} needs masks, which are not read; set data.masks to true."
+                f"{type(network).__name__} needs masks, but data.masks is false; set it to true."
             )
         output: TrainingOutput = network(batch["image"], batch["size"], targets=batch["target"])
         losses = {name: value.sum() for name, value in output.losses.items()}
@@ -186,19 +185,19 @@ class DetectionTask(DenseTask):
             return found
         if cast("Detector", network).kinds != ("bbox",):
             raise UserError(
-                f"Test-time augmentation fuses boxes, but {type(network).__name__} detects masks "
-                "too; set data.tta to false."
+                f"Test-time augmentation does not support masks, which {type(network).__name__} "
+                "predicts; set data.tta to false."
             )
-        seen = [found]
+        views_found = [found]
         for view in views:
             more: list[Detections] = network(view["image"], view["size"], originals)
             if view["flipped"]:
                 more = [mirror(d, width) for d, (_, width) in zip(more, originals, strict=True)]
-            seen.append(more)
-        return [fuse([only_finite(d) for d in found]) for found in zip(*seen, strict=True)]
+            views_found.append(more)
+        return [fuse([only_finite(d) for d in found]) for found in zip(*views_found, strict=True)]
 
     def log_scores(self, stage: str, suffix: str) -> None:
-        """Log the scalar scores, and keep those of every class."""
+        """Log the scalar metrics, and store the per-class ones."""
         metrics = self.metrics_of(stage + suffix)
         scores: dict[str, Tensor] = metrics.compute()
         if not self._is_fitting:
@@ -207,7 +206,7 @@ class DetectionTask(DenseTask):
         scalars = {name: value.float() for name, value in scores.items() if value.ndim == 0}
         main = f"{stage}/bbox_AP{suffix}", f"{stage}/segm_AP{suffix}"
         for name, value in scalars.items():
-            # Every rank has the same values; sync_dist only tells Lightning so.
+            # All ranks have the same values; sync_dist only informs Lightning.
             self.log(name, value, prog_bar=name in main, sync_dist=True)
         if not suffix:
             self.class_precision = {

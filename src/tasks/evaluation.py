@@ -1,4 +1,4 @@
-"""Evaluation of a task: with EMA weights where they are kept, and the raw weights beside them."""
+"""Evaluation of a task with EMA weights, if there are any, and with the raw weights."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class EvaluationHooks(BuildingHooks):
 
     @property
     def evaluation_network(self) -> nn.Module:
-        """The network with EMA weights where they are kept, else the network in training."""
+        """The network with EMA weights if there are any, else with the raw weights."""
         return self._averaged[0] if self._averaged else self.training_network
 
     @property
@@ -35,7 +35,7 @@ class EvaluationHooks(BuildingHooks):
         return bool(self._averaged)
 
     def set_averaged_network(self, network: nn.Module | None) -> None:
-        """Evaluate ``network`` from now on, and the raw one beside it; ``None`` ends this."""
+        """Set the network with EMA weights to evaluate in addition; ``None`` removes it."""
         self._averaged = () if network is None else (network,)
 
     def metrics_of(self, key: str) -> MetricCollection:
@@ -43,7 +43,7 @@ class EvaluationHooks(BuildingHooks):
         return cast("MetricCollection", self.metrics[key])
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """Evaluate the EMA weights and, where there are any, the raw weights as well."""
+        """Evaluate the EMA weights, if there are any, and the raw weights."""
         self.evaluation_step(self.evaluation_network, batch, "val", "")
         if self._averaged:
             self.evaluation_step(self.training_network, batch, "val", "_raw")
@@ -65,7 +65,7 @@ class EvaluationHooks(BuildingHooks):
         return self._with_raw(self.loss_names())
 
     def validation_names(self) -> set[str]:
-        """Names of all losses and metrics that a validation logs and that are known in advance."""
+        """Names of all losses and metrics of a validation that are known in advance."""
         return self._with_raw(self.loss_names() | self.score_names())
 
     def _with_raw(self, names: set[str]) -> set[str]:

@@ -1,9 +1,9 @@
-"""Optimizer and learning-rate schedule of a task: scaled rates, planned schedules, plateaus.
+"""Optimizer and learning-rate schedule of a task, with learning rates scaled to the batch size.
 
-Rates of the configuration are for a reference number of images; the rates in use are scaled to the
-global batch. `Optimization.restart` resets an optimizer to the configuration and its schedule to
-any position, which resuming (``src.tasks.resume``) and Lightning's batch-size and learning-rate
-finders need. The tasks decide which parameters are in which group.
+Learning rates in the configuration are for a reference batch size and are scaled to the global
+batch size. `Optimization.restart` resets an optimizer to the configuration and its schedule to any
+position, which resuming (``src.tasks.resume``) and Lightning's batch-size and learning-rate finders
+need. The tasks define the parameter groups.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ Settings = list[dict[str, Any]]
 
 
 class Optimization:
-    """Makes optimizer and schedule for a trainer.
+    """Factory of the optimizer and schedule of a trainer.
 
     Args:
-        optimizer: Makes the optimizer from parameter groups.
-        lr_scheduler: Makes the schedule of an optimizer; ``None`` keeps the rate constant.
-        lr_interval: ``epoch`` or ``step``: when a schedule that is not of ``src.optim`` advances.
-        reference_batch_size: Number of images per step that the rates are for; ``None`` does not
-            scale them.
-        monitor: Logged value for a ``ReduceLROnPlateau`` that does not name one.
-        monitor_mode: ``min`` or ``max``, for such a schedule.
+        optimizer: Factory of the optimizer, called with parameter groups.
+        lr_scheduler: Factory of the schedule; ``None`` keeps the rate constant.
+        lr_interval: ``epoch`` or ``step``: when schedules of other packages are stepped.
+        reference_batch_size: Global batch size that the rates are for; ``None`` does not scale
+            them.
+        monitor: Default metric for ``ReduceLROnPlateau``.
+        monitor_mode: ``min`` or ``max``, for that metric.
 
     Raises:
         UserError: If a value is out of range.
@@ -63,9 +63,9 @@ class Optimization:
             )
         if lr_interval not in ("epoch", "step"):
             raise UserError(f"model.lr_interval must be 'epoch' or 'step', got {lr_interval!r}.")
-        self.make_optimizer: OptimizerFactory = partial(_made, optimizer, "model.optimizer")
+        self.make_optimizer: OptimizerFactory = partial(_create, optimizer, "model.optimizer")
         self.make_scheduler: SchedulerFactory | None = lr_scheduler and partial(
-            _made, lr_scheduler, "model.lr_scheduler"
+            _create, lr_scheduler, "model.lr_scheduler"
         )
         self.lr_interval, self.reference_batch_size = lr_interval, reference_batch_size
         self.monitor, self.monitor_mode = monitor, monitor_mode
@@ -76,10 +76,10 @@ class Optimization:
         self._scale = 1.0
 
     def configure(self, trainer: Trainer, groups: list[dict[str, Any]]) -> dict[str, Any]:
-        """Optimizer and schedule in Lightning's form, at the first step.
+        """Optimizer and schedule as expected by Lightning, at the first step.
 
         Args:
-            trainer: Determines the length of training and the global batch.
+            trainer: Determines the length of training and the global batch size.
             groups: Parameter groups with ``lr_scale``.
 
         Raises:
@@ -114,21 +114,21 @@ class Optimization:
             group.update({"params": parameters, **values})
 
     def rate_scale(self, trainer: Trainer) -> float:
-        """Factor on the rates of the configuration: global batch / reference batch."""
+        """Scale of the learning rates: global / reference batch size."""
         if self.reference_batch_size is None:
             return 1.0
         return global_batch_size(trainer) / self.reference_batch_size
 
     def is_outdated(self, trainer: Trainer) -> bool:
-        """Whether a finder has changed the batch or the rate since `configure`."""
+        """Whether a finder has changed the batch size or learning rate since `configure`."""
         return self.found_lr is not None or self.rate_scale(trainer) != self._scale
 
     def restart(self, trainer: Trainer, position: Position) -> None:
         """Reset the optimizer to the configuration and its schedule to a position.
 
-        A new schedule is advanced step by step, so that its state is what it would be if training
-        had had this configuration from the beginning. The state of the optimizer (moments) is kept,
-        and so is the state of a ``ReduceLROnPlateau``, which depends on measured values.
+        A new schedule is stepped repeatedly, so that its state is the same as if training had
+        used this configuration from the beginning. The state of the optimizer (moments) is kept,
+        and so is the state of a ``ReduceLROnPlateau``, which depends on metrics.
 
         Raises:
             UserError: If the schedule ends before the position.
@@ -196,7 +196,7 @@ def global_batch_size(trainer: Trainer) -> int:
         UserError: If the batch size of the loader is unknown.
     """
     loader = trainer.train_dataloader
-    # Smaller than the loader's if there are fewer images than a batch has.
+    # Smaller than that of the loader if there are fewer images than one batch.
     per_device = getattr(getattr(loader, "sampler", None), "batch_size", None)
     if per_device is None:
         per_device = getattr(loader, "batch_size", None)
@@ -204,8 +204,8 @@ def global_batch_size(trainer: Trainer) -> int:
         per_device = getattr(getattr(loader, "batch_sampler", None), "batch_size", None)
     if per_device is None:
         raise UserError(
-            "The batch size of the training loader is unknown, so the learning rate cannot be"
-            " scaled to it; set model.init_args.reference_batch_size to null."
+            "The batch size of the training data loader is unknown, so the learning rate cannot be"
+            " scaled. Set model.init_args.reference_batch_size to null."
         )
     return int(per_device) * trainer.world_size * trainer.accumulate_grad_batches
 
@@ -218,23 +218,23 @@ def steps_per_epoch(trainer: Trainer) -> int:
 def scale_by_depth(
     network: torch.nn.Module, layer_decay: float | None, dcn_lr_scale: float | None
 ) -> LrScale | None:
-    """Learning-rate factor by parameter name of the classification recipe, ``None`` if it is off.
+    """Learning-rate factor by parameter name for classification; ``None`` if layer decay is off.
 
     Raises:
-        UserError: If the network does not say how many blocks it has.
+        UserError: If the network has no ``depths``.
     """
     if layer_decay is None:
         if dcn_lr_scale is not None:
             rank_zero_warn(
-                f"dcn_lr_scale={dcn_lr_scale} has no effect without layer_decay"
-                " (the official recipe reads it only there)."
+                f"dcn_lr_scale={dcn_lr_scale} has no effect without layer_decay (as in the official"
+                " recipe)."
             )
         return None
     depths = getattr(network, "depths", None)
     if depths is None:
         raise UserError(
-            f"layer_decay={layer_decay} needs a network with `depths`, which"
-            f" {type(network).__name__} has not; set layer_decay to null."
+            f"layer_decay={layer_decay} needs a network with `depths`, got"
+            f" {type(network).__name__}. Set layer_decay to null."
         )
     return lr_scale_by_depth(depths, layer_decay, dcn_lr_scale)
 
@@ -244,15 +244,15 @@ def settings_of(group: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in group.items() if name != "params"}
 
 
-def _made(make: Callable[[Any], Any], setting: str, argument: Any) -> Any:
+def _create(factory: Callable[[Any], Any], setting: str, argument: Any) -> Any:
     try:
-        return make(argument)
-    except (ValueError, TypeError) as error:  # PyTorch's about a setting
-        raise UserError(f"{setting} cannot be made with these settings: {error}.") from error
+        return factory(argument)
+    except (ValueError, TypeError) as error:  # raised by PyTorch for invalid settings
+        raise UserError(f"Cannot create {setting} with these settings: {error}.") from error
 
 
 def _check_settings(trainer: Trainer) -> None:
-    """Refuse settings that Lightning accepts although no training can use them."""
+    """Refuse invalid settings that Lightning accepts."""
     clip, accumulated = trainer.gradient_clip_val, trainer.accumulate_grad_batches
     if clip is not None and clip < 0:  # PyTorch would change the sign of the gradients
         raise UserError(f"trainer.gradient_clip_val must be 0 or more, got {clip}.")
@@ -275,7 +275,7 @@ def _set_up_data(trainer: Trainer) -> None:
 
 
 def _check_step(make: OptimizerFactory, groups: list[dict[str, Any]]) -> None:
-    """Refuse an optimizer that cannot step with dense gradients, before training begins."""
+    """Refuse an optimizer that cannot step with dense gradients, before training starts."""
     parameter = groups[0]["params"][0]
     weight = torch.nn.Parameter(torch.zeros(2, 2, device=parameter.device, dtype=parameter.dtype))
     weight.grad = torch.zeros_like(weight)
@@ -286,7 +286,7 @@ def _check_step(make: OptimizerFactory, groups: list[dict[str, Any]]) -> None:
         return
     except RuntimeError as error:
         raise UserError(
-            f"The optimizer {type(optimizer).__name__} cannot be used: {error}."
+            f"The optimizer {type(optimizer).__name__} is not supported: {error}."
         ) from error
 
 
@@ -294,34 +294,34 @@ def _plan(scheduler: StepSchedule, trainer: Trainer, scale: float) -> None:
     total_steps = trainer.estimated_stepping_batches
     if math.isinf(total_steps):
         raise UserError(
-            "The length of training is unknown, so the learning-rate schedule cannot be"
-            " planned; set trainer.max_epochs or trainer.max_steps."
+            "The length of training is unknown, which the learning-rate schedule needs. Set"
+            " trainer.max_epochs or trainer.max_steps."
         )
     scheduler.plan(int(total_steps), steps_per_epoch(trainer), scale)
     if scheduler.num_warmup_steps >= total_steps:
         rank_zero_warn(
-            f"The warm-up of {scheduler.num_warmup_steps} steps fills the whole training of"
-            f" {int(total_steps)} steps: the learning rate never falls. Shorten it in"
+            f"The warm-up of {scheduler.num_warmup_steps} steps is not shorter than the training of"
+            f" {int(total_steps)} steps, so the learning rate never decays. Shorten it in"
             " model.lr_scheduler (warmup_epochs or warmup_steps)."
         )
 
 
 def _advance(config: LRSchedulerConfig, position: Position) -> None:
-    """Advance a new schedule to the position of the training."""
+    """Step a new schedule to a position."""
     scheduler = config.scheduler
     if isinstance(scheduler, StepSchedule):
         scheduler.last_epoch = position.steps
         scheduler.apply()
     elif not isinstance(scheduler, ReduceLROnPlateau):
         count = position.steps if config.interval == "step" else position.epochs
-        with warnings.catch_warnings():  # that no optimizer step lies between these
+        with warnings.catch_warnings():  # about steps without optimizer steps in between
             warnings.filterwarnings("ignore", message="Detected call of")
             try:
                 for _ in range(count):
                     scheduler.step()
             except ValueError as error:
                 raise UserError(
-                    f"The schedule {type(scheduler).__name__} cannot be continued at"
+                    f"The schedule {type(scheduler).__name__} cannot be resumed at"
                     f" {config.interval} {count}: {error}"
                 ) from error
 

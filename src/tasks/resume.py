@@ -1,4 +1,4 @@
-"""Resuming: description of the optimizer in a checkpoint, and checks that training can continue.
+"""Resume training: description of the optimizer in a checkpoint, and checks before resuming.
 
 Settings come from the configuration; weights, moments and progress come from the checkpoint.
 Another optimizer or other parameter groups are an error.
@@ -26,14 +26,14 @@ from src.tasks.saved import check_schedules
 
 KEY = "optimization"
 """Entry of a checkpoint that `describe` writes."""
-_ANEW = "or start anew from the weights alone with model.init_args.weights."
+_NEW_RUN = "or start a new run from the weights with model.init_args.weights."
 _WRAPPERS = r"_(?:fsdp_wrapped|checkpoint_wrapped|forward)_module\.|_orig_mod\."
 _MOMENTS = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64)
 _INTERNAL = ("name", "lr_scale", "initial_lr", "max_lr", "min_lr")
 
 
 def describe(trainer: Trainer, optimization: Optimization, network: nn.Module) -> dict[str, Any]:
-    """Entry of a checkpoint beside the states of optimizer and schedule."""
+    """Additional entry of a checkpoint about the optimizer and schedule."""
     (optimizer,) = trainer.optimizers
     described: dict[str, Any] = {
         "optimizer": _class_name(optimizer),
@@ -51,7 +51,7 @@ def describe(trainer: Trainer, optimization: Optimization, network: nn.Module) -
 
 
 class Resumed:
-    """Optimizer and schedule of a checkpoint from which training continues.
+    """Optimizer and schedule of the checkpoint that is resumed.
 
     Args:
         checkpoint: Its content. Settings in it are replaced by those of the configuration, and the
@@ -76,7 +76,7 @@ class Resumed:
             if isinstance(config.scheduler, ReduceLROnPlateau):
                 self._restore_plateau(config, state, trainer.optimizers[0], position)
         changes = self._changes(optimization.current, trainer)
-        if changes and trainer.ckpt_path is not None:  # not a file of a finder
+        if changes and trainer.ckpt_path is not None:  # not a checkpoint of a finder
             _tell(f"Changed since the checkpoint: {', '.join(changes)}")
 
     def _restore_plateau(
@@ -96,7 +96,7 @@ class Resumed:
         scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]
         count = position.steps if config.interval == "step" else position.epochs
         value = described.get("monitored")
-        # Lightning steps it after the checkpoint of an epoch is written.
+        # Lightning steps it after the checkpoint of an epoch has been written.
         if value is not None and scheduler.last_epoch < count // config.frequency:
             scheduler.step(value)
 
@@ -120,18 +120,19 @@ def check_continues(checkpoint: Mapping[str, Any]) -> None:
     """Refuse a checkpoint without the state of the optimizer or without the progress.
 
     Raises:
-        UserError: Says what to do instead.
+        UserError: If they are missing.
     """
     if not checkpoint.get("optimizer_states"):
         raise UserError(
-            "The checkpoint holds weights only, so training cannot go on from it; to start anew"
-            " from its weights use model.init_args.weights instead of ckpt_path."
+            "The checkpoint contains only weights, so training cannot be resumed from it. To start"
+            " a new run from its weights, use model.init_args.weights instead of ckpt_path."
         )
     missing = [key for key in ("loops", "lr_schedulers") if key not in checkpoint]
     if missing:
         raise UserError(
-            f"The checkpoint does not hold {missing[0]}, so training cannot go on from it; to"
-            " start anew from its weights use model.init_args.weights instead of ckpt_path."
+            f"The checkpoint does not contain {missing[0]}, so training cannot be resumed from it."
+            " To start a new run from its weights, use model.init_args.weights instead of"
+            " ckpt_path."
         )
 
 
@@ -143,44 +144,44 @@ def check_moments(states: Sequence[Mapping[str, Any]], groups: Sequence[Mapping[
         groups: Current parameter groups.
 
     Raises:
-        UserError: Names the first entry that does not fit.
+        UserError: If an entry does not match; the message names the first one.
     """
     if len(states) != 1:
-        raise UserError(f"The checkpoint has {len(states)} optimizers, and training has one.")
+        raise UserError(f"The checkpoint has {len(states)} optimizers, expected one.")
     shapes = [p.shape for group in groups for p in group["params"]]
     numbers = [n for group in states[0]["param_groups"] for n in group["params"]]
-    places = dict(zip(numbers, shapes, strict=False))
+    expected = dict(zip(numbers, shapes, strict=False))
     for number, values in states[0]["state"].items():
         for name, value in values.items():
-            fits = not isinstance(value, Tensor) or value.shape in (places[number], Size(()))
-            if not fits or (isinstance(value, Tensor) and value.dtype not in _MOMENTS):
+            matches = not isinstance(value, Tensor) or value.shape in (expected[number], Size(()))
+            if not matches or (isinstance(value, Tensor) and value.dtype not in _MOMENTS):
                 raise UserError(
-                    f"The optimizer state of the checkpoint does not fit: {name} of parameter"
-                    f" {number} is {tuple(value.shape)} {value.dtype}, and the parameter is"
-                    f" {tuple(places[number])}."
+                    f"The optimizer state of the checkpoint does not match: {name} of parameter"
+                    f" {number} has {tuple(value.shape)} {value.dtype}, and the parameter has"
+                    f" {tuple(expected[number])}."
                 )
 
 
-def check_fits(saved: Mapping[str, Size], wanted: Mapping[str, Size]) -> None:
+def check_weights(saved: Mapping[str, Size], expected: Mapping[str, Size]) -> None:
     """Refuse weights whose names or shapes are not those of the network.
 
     Raises:
         UserError: If they differ; the message says how.
     """
-    mismatch = describe_mismatch(saved, wanted)
+    mismatch = describe_mismatch(saved, expected)
     if mismatch:
         raise UserError(
             f"The checkpoint does not match this network: {mismatch}. Use the config.yaml of the"
-            " run that wrote it; to start another network from published weights use"
+            " run that wrote it. To initialise another network with pretrained weights, use"
             " model.init_args.weights."
         )
 
 
-def warn_of_lost_average() -> None:
+def warn_about_dropped_ema() -> None:
     """Warn that EMA weights of a checkpoint are dropped."""
     rank_zero_warn(
-        "The checkpoint has a moving average but the EMA callback is not used now: training"
-        " goes on with the weights in training and the average is lost."
+        "The checkpoint has EMA weights, but the EMA callback is not used. Training resumes from"
+        " the raw weights, and the EMA weights are dropped."
     )
 
 
@@ -190,12 +191,12 @@ def check_optimizer(
     make_optimizer: OptimizerFactory,
     network: nn.Module,
 ) -> None:
-    """Refuse to continue with another optimizer or with other parameters in its groups.
+    """Refuse to resume with another optimizer or with other parameters in its groups.
 
     Args:
         described: Result of `describe` in the checkpoint; empty in older checkpoints.
         groups: Current parameter groups, with their parameters.
-        make_optimizer: Makes the current optimizer.
+        make_optimizer: Factory of the current optimizer.
         network: Network of the parameters.
 
     Raises:
@@ -205,9 +206,9 @@ def check_optimizer(
     name, saved = _class_name(optimizer), described.get("optimizer")
     if saved is not None and saved != name:
         raise UserError(
-            f"The checkpoint was written with the optimizer {_last(saved)}, these settings have"
-            f" {_last(name)}, which cannot go on from its state. Keep model.optimizer as it was,"
-            f" {_ANEW}"
+            f"The checkpoint was written with the optimizer {_last(saved)}, the settings have"
+            f" {_last(name)}, which cannot resume from its state. Keep model.optimizer as it was,"
+            f" {_NEW_RUN}"
         )
     now = _names(optimizer.param_groups, network)
     before = described.get("parameters")
@@ -217,7 +218,7 @@ def check_optimizer(
         raise UserError(
             "The checkpoint has other parameters in the groups of its optimizer (first:"
             f" {other[0] if other else 'another order'}). Keep layer_decay, dcn_lr_scale and frozen"
-            f" parts as they were, {_ANEW}"
+            f" layers as they were, {_NEW_RUN}"
         )
 
 
@@ -226,7 +227,7 @@ def check_states(state: Mapping[str, Any], make_optimizer: OptimizerFactory) -> 
 
     Args:
         state: State dict of the optimizer in the checkpoint.
-        make_optimizer: Makes the current optimizer.
+        make_optimizer: Factory of the current optimizer.
 
     Raises:
         UserError: If the optimizer needs an entry that the state does not have.
@@ -235,14 +236,14 @@ def check_states(state: Mapping[str, Any], make_optimizer: OptimizerFactory) -> 
     for group in state["param_groups"]:
         missing = known - set(group)
         if missing and set(group) - known - set(_INTERNAL):
-            raise UserError(_not_its_state(f"it has no {', '.join(sorted(missing))}"))
+            raise UserError(_incompatible_state(f"it has no {', '.join(sorted(missing))}"))
     _try_a_step(next(iter(state["state"].values()), {}), make_optimizer)
 
 
 def settings_into(state: dict[str, Any], make_optimizer: OptimizerFactory) -> None:
-    """Replace the settings in the saved state of an optimizer by the current ones.
+    """Replace the settings in a saved optimizer state by the current ones.
 
-    PyTorch moves step counters to the device that settings such as ``fused`` need.
+    PyTorch then moves step counters to the device that settings such as ``fused`` need.
     """
     now = settings_of(make_optimizer([nn.Parameter(torch.zeros(1))]).param_groups[0])
     for group in state["param_groups"]:
@@ -250,7 +251,7 @@ def settings_into(state: dict[str, Any], make_optimizer: OptimizerFactory) -> No
 
 
 def keep_settings_of_callbacks(checkpoint: Mapping[str, Any], callbacks: Iterable[Any]) -> None:
-    """Keep the patience of early stopping from the configuration, which Lightning overwrites."""
+    """Keep the configured patience of early stopping, which Lightning would overwrite."""
     for callback in callbacks:
         state = checkpoint.get("callbacks", {}).get(getattr(callback, "state_key", None))
         if isinstance(callback, EarlyStopping) and state:
@@ -263,13 +264,13 @@ def _tell(text: str) -> None:
 
 
 def _try_a_step(saved: Mapping[str, Any], make_optimizer: OptimizerFactory) -> None:
-    """Step a tiny optimizer with state of the saved kind, unless no entry is missing in it."""
+    """Try a step of a tiny optimizer with the saved state entries, unless none is missing."""
     weight = nn.Parameter(torch.zeros(2, 2))
     optimizer = make_optimizer([weight])
     weight.grad = torch.zeros_like(weight)
     try:
         optimizer.step()
-    except Exception:  # for example one that needs a closure, which cannot be checked here
+    except Exception:  # for example an optimizer that needs a closure, which cannot be checked
         return
     if not saved or set(optimizer.state[weight]) <= set(saved):
         return
@@ -281,14 +282,14 @@ def _try_a_step(saved: Mapping[str, Any], make_optimizer: OptimizerFactory) -> N
     }
     try:
         optimizer.step()
-    except Exception as error:  # the optimizer may be one of another package
-        raise UserError(_not_its_state(f"it has no {error}")) from error
+    except Exception as error:  # the optimizer may be from another package
+        raise UserError(_incompatible_state(f"it has no {error}")) from error
 
 
-def _not_its_state(reason: str) -> str:
+def _incompatible_state(reason: str) -> str:
     return (
-        f"The state of the optimizer in the checkpoint is not of the optimizer of now: {reason}."
-        f" Keep model.optimizer as it was, {_ANEW}"
+        f"The optimizer state in the checkpoint is not compatible with the current optimizer:"
+        f" {reason}. Keep model.optimizer as it was, {_NEW_RUN}"
     )
 
 

@@ -1,4 +1,4 @@
-"""The task that a checkpoint describes, and checks of its progress and its schedules."""
+"""Task described by a checkpoint, and validation of its progress and schedules."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from src.serialization import shown
 from src.serialization.classes import check_arguments
 
 Task = TypeVar("Task")
-_OURS = ("_class_path", "_instantiator", "weights")
+_IGNORED = ("_class_path", "_instantiator", "weights")
 
 
 def make_task(
     cls: type[Task], saved: Mapping[str, Any], given: Mapping[str, Any], path: Path
 ) -> Task:
-    """Make the task that a checkpoint describes.
+    """Build the task described by a checkpoint.
 
     Args:
         cls: The task, or a base class of it.
         saved: ``hyper_parameters`` of the checkpoint.
-        given: Arguments of the caller, which are not checked and override those of the file.
+        given: Arguments of the caller, which override those of the file and are not validated.
         path: The file, for messages.
 
     Raises:
-        UserError: If the task is not a known subclass of ``cls``, or an argument is not accepted.
+        UserError: If the task is not a known subclass of ``cls``, or an argument is invalid.
     """
     owner = _find(cls, saved.get("_class_path"), path)
-    settings = {k: v for k, v in saved.items() if k not in (*_OURS, *given)}
+    settings = {k: v for k, v in saved.items() if k not in (*_IGNORED, *given)}
     where = f"{path}: hyper_parameters"
     arguments = check_arguments(owner, settings, where) | dict(given)
     try:
@@ -40,15 +40,15 @@ def make_task(
     except TypeError as error:
         reason = str(error).splitlines()[0]
         raise UserError(
-            f"{where} do not make a {owner.__name__}: {reason}. Factories that were given from"
-            " Python are not in a checkpoint; pass them as arguments."
+            f"Cannot create a {owner.__name__} from {where}: {reason}. Factories that were passed"
+            " from Python are not saved in a checkpoint; pass them as arguments."
         ) from error
 
 
 def check_progress(checkpoint: Mapping[str, Any], trainer: Trainer) -> None:
-    """Refuse progress and states of callbacks whose entries have other types than in a run.
+    """Check the types of the progress and the callback states in a checkpoint.
 
-    Lightning copies them into its own objects unchecked.
+    Lightning copies them into its own objects without validation.
 
     Raises:
         UserError: If an entry is invalid; the message names the first one.
@@ -70,28 +70,28 @@ def check_progress(checkpoint: Mapping[str, Any], trainer: Trainer) -> None:
             wrong = wrong or _first_difference(callback.state_dict(), state, where, exact=False)
     if wrong is not None:
         raise UserError(
-            f"The checkpoint cannot be used: {shown(wrong)} is not what a run keeps there. Take an"
-            " older checkpoint, or copy it again."
+            f"The checkpoint is invalid: {shown(wrong)} has an unexpected type. Use an older"
+            " checkpoint, or copy it again."
         )
 
 
 def check_schedules(saved: Any) -> None:
-    """Refuse states of learning-rate schedules that no run writes.
+    """Check the states of learning-rate schedules in a checkpoint.
 
     Raises:
         UserError: If an entry is invalid; the message names the first one.
     """
     if len(saved) > 1:
         raise UserError(
-            f"The checkpoint has {len(saved)} learning-rate schedules, and training has one. Take"
-            " another checkpoint, or start from the weights alone with model.init_args.weights."
+            f"The checkpoint has {len(saved)} learning-rate schedules, expected one. Use another"
+            " checkpoint, or start a new run from the weights with model.init_args.weights."
         )
     numbers = ("last_epoch", "best", "num_bad_epochs", "cooldown_counter")
     for state in saved:
         wrong = [k for k in numbers if not isinstance(state.get(k, 0), (int, float))]
         if wrong or not state:
             name = f"lr_schedulers.{wrong[0]}" if wrong else "lr_schedulers"
-            raise UserError(f"The checkpoint cannot be used: {shown(name)} is not of this run.")
+            raise UserError(f"The checkpoint is invalid: {shown(name)} has an unexpected type.")
 
 
 def _first_difference(own: Any, value: Any, where: str, exact: bool) -> str | None:

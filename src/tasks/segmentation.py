@@ -1,8 +1,8 @@
-"""Semantic segmentation: training, mIoU at the original size of images, label maps.
+"""Semantic segmentation task: training, mIoU at the original image size, label maps.
 
-The recipe is the official InternImage one for ADE20K (mmsegmentation 0.27). In evaluation,
-probabilities of whole images or of sliding windows are resized to the original size of the image
-and averaged over the views of the data module (test-time augmentation).
+The defaults are those of the official InternImage recipe for ADE20K (mmsegmentation 0.27). In
+evaluation, probabilities of whole images or of sliding windows are resized to the original size of
+the image and averaged over the views of the data module (test-time augmentation).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torchmetrics import MetricCollection
 
 from src.distributed import forwards_behind
 from src.errors import UserError
-from src.losses.mask_set import MaskSetLoss  # noqa: F401  gives its short name to YAML
+from src.losses.mask_set import MaskSetLoss  # noqa: F401  short name for YAML
 from src.losses.segmentation import SegmentationLoss
 from src.metrics.base import ScoreMetric
 from src.metrics.segmentation import SegmentationMetric
@@ -43,22 +43,22 @@ class SegmentationTask(DenseTask):
 
     Args:
         num_classes: Number of classes, taken from the data module on the command line.
-        network: Makes the segmentor; called with ``num_classes``.
-        loss: Makes the loss, a module called with the outputs of the network and the labels.
-            Mask2Former needs `src.losses.mask_set.MaskSetLoss`; default is the cross entropy per
-            pixel, with the next two arguments.
-        metric: Makes the metric, called with ``num_classes``.
-        loss_average: Pixels that the mean loss counts: ``all`` (official: ignored ones too) or the
-            ``labelled`` ones.
-        aux_weight: Weight of the auxiliary head's loss.
-        window_size: Height and width of sliding windows, in pixels of the network's input.
-            ``None`` evaluates whole images.
+        network: Factory of the segmentor, called with ``num_classes``.
+        loss: Factory of the loss, a module called with the outputs of the network and the labels.
+            Mask2Former needs `src.losses.mask_set.MaskSetLoss`; default is pixel-wise cross
+            entropy with the next two arguments.
+        metric: Factory of the metric, called with ``num_classes``.
+        loss_average: Denominator of the mean loss: ``all`` pixels including ignored ones (as in
+            the official code) or only ``labelled`` ones.
+        aux_weight: Weight of the auxiliary loss.
+        window_size: Height and width of sliding windows, in pixels of the network input. ``None``
+            evaluates whole images.
         window_stride: Vertical and horizontal step of the windows; default is two thirds of
             ``window_size``.
         optimizer: See :class:`BaseTask`.
         lr_scheduler: See :class:`BaseTask`.
         reference_batch_size: See :class:`BaseTask`.
-        layer_decay: Ratio of the learning rates of neighbouring blocks of the backbone, in (0, 1];
+        layer_decay: Ratio of the learning rates of adjacent blocks of the backbone, in (0, 1];
             ``None`` is off.
         kwargs: See :class:`DenseTask`.
     """
@@ -99,13 +99,13 @@ class SegmentationTask(DenseTask):
         self.class_scores: dict[str, Tensor] = {}
 
     def build_loss(self) -> nn.Module:
-        """The loss of the recipe, by default the cross entropy per pixel of both heads."""
+        """The given loss, or pixel-wise cross entropy of both heads."""
         if self.loss_factory is not None:
             return self.loss_factory()
         return SegmentationLoss(self.loss_average, self.aux_weight)
 
     def build_metrics(self) -> MetricCollection:
-        """The given metric; default is mIoU, mAcc and aAcc over the pixels of all images."""
+        """The given metric, or mIoU, mAcc and aAcc over the pixels of all images."""
         make: Callable[..., ScoreMetric] = self.metric_factory
         return MetricCollection([make(num_classes=self.num_classes)])
 
@@ -115,7 +115,7 @@ class SegmentationTask(DenseTask):
         return {f"val/{name}" for name in metric.score_names}
 
     def lr_scale(self) -> LrScale | None:
-        """Learning-rate factor by parameter name; ``None`` is one rate for all."""
+        """Learning-rate factor by parameter name; ``None`` for a single rate."""
         if self.layer_decay is None:
             return None
         depths = getattr(getattr(self.network, "backbone", None), "depths", None)
@@ -142,7 +142,7 @@ class SegmentationTask(DenseTask):
     def evaluation_step(
         self, network: nn.Module, batch: SegmentationEvalBatch, stage: str, suffix: str
     ) -> None:
-        """Add the pixels of every image to the metric, and log the loss per labelled pixel."""
+        """Update the metric with the pixels of every image, and log the loss per labelled pixel."""
         losses = [torch.zeros((), device=label.device) for label in batch["label"]]
         for index, rows, probability in self._segment(network, batch):
             label = batch["label"][index][rows]
@@ -165,7 +165,7 @@ class SegmentationTask(DenseTask):
 
         Returns:
             ``path`` (``N`` strings) and ``label_map``: for each image a uint8 tensor of classes
-            at its own size, ``(H, W)``, on the CPU. Empty for padding batches (see
+            at the original size, ``(H, W)``, on the CPU. Empty for padding batches (see
             `CountOnceSampler`).
         """
         label_maps = [torch.empty(tuple(size), dtype=torch.uint8) for size in batch["size"]]
@@ -179,9 +179,9 @@ class SegmentationTask(DenseTask):
     def _segment(
         self, network: nn.Module, batch: SegmentationEvalBatch
     ) -> Iterator[tuple[int, slice, Tensor]]:
-        """Index of an image, rows of a strip and its probabilities ``(K, rows, W)``, one by one.
+        """Iterate over image index, rows of a strip, and its probabilities ``(K, rows, W)``.
 
-        Images of equal sizes share a forward pass.
+        Images with the same size share a forward pass.
         """
         alike = _alike(batch)
         own = sum(number_of_forwards(shapes, self.window) for _, shapes in alike)
@@ -201,25 +201,24 @@ class SegmentationTask(DenseTask):
             network(batch["views"][0][0][None, :, :height, :width])
 
     def _check_batch_norm(self, size: int) -> None:
-        """Refuse one image per step where batch norm would have a single value per channel."""
+        """Refuse a single image per step, with which batch norm has one value per channel."""
         if size == 1 and any(isinstance(m, nn.BatchNorm2d) for m in self.network.modules()):  # type: ignore[union-attr]
             raise UserError(
-                "The heads normalise over the batch and cannot train on a single image per step: "
-                "set data.batch_size to 2 or more, or use several devices with "
-                "trainer.sync_batchnorm."
+                "The heads have batch norm and cannot be trained with a single image per step. Set "
+                "data.batch_size to 2 or more, or use several devices with trainer.sync_batchnorm."
             )
 
     def log_scores(self, stage: str, suffix: str) -> None:
-        """Log the scalar scores, and keep those of every class."""
+        """Log the scalar metrics, and store the per-class ones."""
         metrics = self.metrics_of(stage + suffix)
         scores: dict[str, Tensor] = metrics.compute()
         metrics.reset()
         scalars = {name: value for name, value in scores.items() if value.ndim == 0}
-        # Every rank has the same values; sync_dist only tells Lightning so.
+        # All ranks have the same values; sync_dist only informs Lightning.
         self.log_dict(scalars, prog_bar=True, sync_dist=True)
         if not suffix:
-            of_classes = {name: value for name, value in scores.items() if value.ndim}
-            self.class_scores = {name.split("/")[1]: value for name, value in of_classes.items()}
+            per_class = {name: value for name, value in scores.items() if value.ndim}
+            self.class_scores = {name.split("/")[1]: value for name, value in per_class.items()}
 
 
 def _decide(probability: Tensor) -> Tensor:
@@ -229,7 +228,7 @@ def _decide(probability: Tensor) -> Tensor:
 
 
 def _alike(batch: SegmentationEvalBatch) -> dict[Any, list[int]]:
-    """Images by their own size and the shapes of their views."""
+    """Image indices grouped by original size and shapes of the views."""
     alike: dict[Any, list[int]] = defaultdict(list)
     for index, views in enumerate(batch["views"]):
         height, width = batch["size"][index]
@@ -249,7 +248,7 @@ def _widened(outputs: Outputs) -> dict[str, Any]:
 def _window(size: tuple[int, int] | None, stride: tuple[int, int] | None) -> SlidingWindow | None:
     if size is None:
         if stride is not None:
-            raise UserError("window_stride needs window_size; set both, or neither.")
+            raise UserError("window_stride needs window_size; set both or neither.")
         return None
     if stride is None:
         stride = (round(2 / 3 * size[0]), round(2 / 3 * size[1]))

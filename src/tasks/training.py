@@ -27,9 +27,9 @@ class TrainingHooks(BuildingHooks):
 
     @property
     def lr(self) -> float:
-        """Learning rate of the configuration, or the one that Lightning's finder has set.
+        """Learning rate of the configuration, or the one set by ``LearningRateFinder``.
 
-        The former is for ``reference_batch_size`` images, the latter for the batch in use.
+        The former is for ``reference_batch_size`` images, the latter for the current batch size.
         """
         found = self.optimization.found_lr
         return configured_lr(self.optimization.make_optimizer) if found is None else found
@@ -52,7 +52,7 @@ class TrainingHooks(BuildingHooks):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip gradients; only FSDP1 itself knows the norm over all of its ranks."""
+        """Clip gradients; with FSDP1, its own method computes the norm over all ranks."""
         whole = self.trainer.strategy.model
         is_norm = gradient_clip_algorithm in (None, "norm")
         if isinstance(whole, FullyShardedDataParallel) and is_norm and gradient_clip_val:

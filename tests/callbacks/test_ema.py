@@ -114,7 +114,7 @@ def test_warning_if_ema_weights_are_not_used(tmp_path) -> None:
     run.fit(task, loader(), loader())
 
     other = Task()
-    with pytest.warns(UserWarning, match="the average is lost"):
+    with pytest.warns(UserWarning, match="the EMA weights are dropped"):
         trainer(max_epochs=2).fit(other, loader(), loader(), ckpt_path=path)
     for name, value in other.network.state_dict().items():
         assert torch.equal(value, live[name])

@@ -144,7 +144,9 @@ def test_names_of_exported_weights_are_compared_with_the_data(
 ) -> None:
     folder = exported(tmp_path, "classification", ["a", "c"])
     command = ["-c", str(tmp_path / "classification.yaml"), "--model.weights", str(folder)]
-    with pytest.warns(UserWarning, match="1 have other names, the first is 'c' there and 'b' here"):
+    with pytest.warns(
+        UserWarning, match="1 have other names, the first is 'c' in the weights and 'b' in the data"
+    ):
         assert main(["validate", *command]) == 0
     config = folder / "config.json"
     other = config.read_text().replace('"a"', '"x"').replace('"c"', '"a"').replace('"x"', '"b"')

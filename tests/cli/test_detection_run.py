@@ -128,7 +128,7 @@ def test_user_errors_are_one_line(folder, capsys):
         (["--data.train_annotations", "nowhere.json"], "nowhere.json does not exist"),
         (["--data.train_annotations", str(folder / "broken.json")], "is not a COCO annotation"),
         (["--data.train_images", "elsewhere"], "there is no such file"),
-        (["--model.dcn_lr_scale", "0.1"], "dcn_lr_scale belongs to the classification recipe"),
+        (["--model.dcn_lr_scale", "0.1"], "dcn_lr_scale is only supported for classification"),
     ]
     for more, message in wrong:
         assert run(folder, "fit", *more) == 2

@@ -111,9 +111,9 @@ def test_user_errors_are_one_line(folder, capsys):
     (folder / "masks.yaml").write_text(yaml.safe_dump(recipe))
     wrong = [
         ("tiny", ["fit", "--model.backbone_lr_scale", "0.1", "--model.layer_decay", "0.9"],
-         "null where layer_decay is set"),
+         "null if layer_decay is set"),
         ("tiny", ["fit", "--data.tta_ratios", "[0]"], "tta_ratios"),
-        ("masks", ["fit", "--data.masks", "false"], "set data.masks to true"),
+        ("masks", ["fit", "--data.masks", "false"], "data.masks is false"),
         ("masks", ["validate", "--data.tta", "true"], "set data.tta to false"),
     ]  # fmt: skip
     for name, (command, *more), message in wrong:

@@ -72,8 +72,8 @@ def error_of(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
             "Cannot create the run folder tiny.yaml/tiny/version_0",
         ),
         ("--seed_everything", "-5", "Invalid seed_everything: -5 is not in bounds"),
-        ("--model.optimizer.lr", "-1", "model.optimizer cannot be made with these settings"),
-        ("--model.optimizer", "torch.optim.SparseAdam", "SparseAdam cannot be used"),
+        ("--model.optimizer.lr", "-1", "Cannot create model.optimizer with these settings"),
+        ("--model.optimizer", "torch.optim.SparseAdam", "SparseAdam is not supported"),
         ("--model.optimizer", "torch.optim.LBFGS", "LBFGS doesn't support per-parameter options"),
         ("--model.lr_interval", "batch", "model.lr_interval must be 'epoch' or 'step'"),
         ("--model.network.in_chans", "1", "in_chans of the network is 1, but images are read"),
@@ -173,7 +173,7 @@ def test_checkpoint_of_other_classes(folder: Path, trained: Path, images: Path) 
     Path("other/val/blue").rename("other/val/azure")
     checkpoint = str(trained / "runs/tiny/version_0/checkpoints/last.ckpt")
     flags = ["-c", "tiny.yaml", "--ckpt_path", checkpoint]
-    with pytest.warns(UserWarning, match="'blue' there and 'azure' here"):
+    with pytest.warns(UserWarning, match="'blue' in the weights and 'azure' in the data"):
         assert main(["validate", *flags, "--data.root", "other"]) == 0
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="The checkpoint was trained for other classes")

@@ -217,7 +217,7 @@ def test_weights_without_optimizer_state_cannot_be_resumed(
     alone = str(tmp_path / "weights.ckpt")
     assert main(["consolidate", whole, "--output", alone, "--weights_only"]) == 0
     assert fit(config, tmp_path, "--ckpt_path", alone, *EPOCHS) == 2
-    assert "holds weights only" in capsys.readouterr().err
+    assert "contains only weights" in capsys.readouterr().err
 
 
 def test_the_best_score_of_the_resumed_run_is_kept(

@@ -92,7 +92,7 @@ def test_no_schedule_and_other_optimizer_settings(
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--model.optimizer", "torch.optim.SGD"], "with the optimizer AdamW, these settings have"),
+        (["--model.optimizer", "torch.optim.SGD"], "with the optimizer AdamW, the settings have"),
         (["--model.optimizer.amsgrad", "true"], "it has no 'max_exp_avg_sq'"),
         (["--model.layer_decay", "0.9"], "groups the parameters for the optimizer"),
         (
@@ -101,7 +101,7 @@ def test_no_schedule_and_other_optimizer_settings(
                 *("--model.lr_scheduler.max_lr", "0.1", "--model.lr_scheduler.total_steps", "4"),
                 *("--model.lr_interval", "step"),
             ],
-            "The schedule OneCycleLR cannot be continued at step 6",
+            "The schedule OneCycleLR cannot be resumed at step 6",
         ),
     ],
 )
@@ -125,7 +125,10 @@ def test_an_older_checkpoint_of_another_optimizer(
     flags = ("--ckpt_path", "old.ckpt", "--trainer.max_epochs", "3")
     assert fit(*flags, "--model.optimizer", "torch.optim.SGD", "--model.optimizer.lr", "0.1") == 2
     error = capsys.readouterr().err
-    assert "The state of the optimizer in the checkpoint is not of the optimizer of now" in error
+    assert (
+        "The optimizer state in the checkpoint is not compatible with the current optimizer"
+        in error
+    )
     assert fit(*flags) == 0
 
 

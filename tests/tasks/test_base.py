@@ -22,7 +22,7 @@ def task(**settings: object) -> ClassificationTask:
     return ClassificationTask(num_classes=4, network=tiny, **settings)
 
 
-def test_the_network_is_built_once_and_late() -> None:
+def test_the_network_is_built_once_in_configure_model() -> None:
     built = task()
     assert built.network is None
     with pytest.raises(RuntimeError, match="configure_model"):
@@ -34,7 +34,7 @@ def test_the_network_is_built_once_and_late() -> None:
     assert network.head.out_features == 4
 
 
-def test_the_network_can_be_built_without_memory() -> None:
+def test_the_network_can_be_built_on_the_meta_device() -> None:
     built = task()
     with torch.device("meta"):
         built.configure_model()
@@ -58,14 +58,14 @@ def test_groups_of_the_recipe_with_layer_decay() -> None:
 
 
 @pytest.mark.parametrize(("images", "used"), [(20, 20), (100, 64)])
-def test_the_learning_rate_is_scaled_to_the_batches_that_there_are(images, used) -> None:
+def test_the_learning_rate_is_scaled_to_the_actual_batch_size(images, used) -> None:
     data = TensorDataset(torch.zeros(images))
     loader = DataLoader(data, batch_size=64, sampler=DistributedBatchSampler(data, 64))
     trainer = SimpleNamespace(train_dataloader=loader, world_size=2, accumulate_grad_batches=3)
     assert global_batch_size(trainer) == used * 2 * 3
 
 
-def test_an_inert_setting_is_said() -> None:
+def test_warning_about_a_setting_without_effect() -> None:
     built = task(dcn_lr_scale=0.1)
     built.configure_model()
     with pytest.warns(UserWarning, match=r"dcn_lr_scale=0.1 has no effect without layer_decay"):
@@ -77,12 +77,12 @@ def test_layer_decay_needs_a_network_with_depths() -> None:
     built = ClassificationTask(num_classes=2, network=lambda num_classes: nn.Linear(2, 2))
     built.layer_decay = 0.9
     built.configure_model()
-    with pytest.raises(UserError, match="needs a network with `depths`, which Linear has not"):
+    with pytest.raises(UserError, match="needs a network with `depths`, got Linear"):
         built.parameter_groups()
 
 
 @pytest.mark.parametrize(("setting", "value"), [("num_classes", 0), ("reference_batch_size", 0)])
-def test_impossible_numbers_are_refused(setting: str, value: int) -> None:
+def test_invalid_numbers_are_refused(setting: str, value: int) -> None:
     with pytest.raises(UserError, match="at least 1"):
         ClassificationTask(**({"num_classes": 4, "network": tiny} | {setting: value}))
 

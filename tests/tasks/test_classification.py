@@ -35,7 +35,7 @@ def batch() -> dict[str, object]:
     return {"image": image, "label": label, "path": [f"{i}.png" for i in range(6)]}
 
 
-def test_loss_without_mixup_is_timms_label_smoothing(batch: dict) -> None:
+def test_loss_without_mixup_equals_timm_label_smoothing(batch: dict) -> None:
     made = task(label_smoothing=0.3)
     logits = made.network(batch["image"])
     expected = LabelSmoothingCrossEntropy(0.3)(logits, batch["label"])
@@ -43,17 +43,17 @@ def test_loss_without_mixup_is_timms_label_smoothing(batch: dict) -> None:
 
 
 @pytest.mark.parametrize(("mixup", "cutmix"), [(0.8, 1.0), (0.8, 0.0), (0.0, 1.0)])
-def test_loss_with_mixup_is_timms_recipe(batch: dict, mixup: float, cutmix: float) -> None:
+def test_loss_with_mixup_equals_timm(batch: dict, mixup: float, cutmix: float) -> None:
     made = task(mixup_alpha=mixup, cutmix_alpha=cutmix, label_smoothing=0.1)
     mix = Mixup(mixup, cutmix, prob=1.0, switch_prob=0.5, label_smoothing=0.1, num_classes=7)
-    np.random.seed(3)  # noqa: NPY002  what Mixup draws from
+    np.random.seed(3)  # noqa: NPY002  random generator of Mixup
     image, target = mix(batch["image"].clone(), batch["label"])
     expected = SoftTargetCrossEntropy()(made.network(image), target)
-    np.random.seed(3)  # noqa: NPY002  what Mixup draws from
+    np.random.seed(3)  # noqa: NPY002  random generator of Mixup
     torch.testing.assert_close(made.training_step(batch, 0), expected)
 
 
-def test_mixup_leaves_the_batch_as_it_was(batch: dict) -> None:
+def test_mixup_does_not_change_the_batch(batch: dict) -> None:
     before = batch["image"].clone()
     task(cutmix_alpha=1.0).training_step(batch, 0)
     assert torch.equal(batch["image"], before)
@@ -65,7 +65,7 @@ def test_an_odd_batch_is_mixed_too(batch: dict) -> None:
 
 
 @pytest.mark.parametrize("setting", ["mixup_prob", "mixup_switch_prob"])
-def test_settings_of_mixup_without_mixup_are_said(setting: str) -> None:
+def test_warning_about_mixup_settings_without_mixup(setting: str) -> None:
     with pytest.warns(UserWarning, match=f"{setting}=0.25 has no effect"):
         task(**{setting: 0.25})
 
@@ -74,8 +74,8 @@ def test_settings_of_mixup_without_mixup_are_said(setting: str) -> None:
     ("setting", "value"),
     [("mixup_alpha", -1), ("mixup_prob", 2), ("label_smoothing", 1.0), ("cutmix_alpha", -0.1)],
 )
-def test_impossible_values_are_refused(setting: str, value: float) -> None:
-    with pytest.raises(UserError, match=f"model.{setting} accepts"):
+def test_invalid_values_are_refused(setting: str, value: float) -> None:
+    with pytest.raises(UserError, match=f"model.{setting}: expected"):
         task(**{setting: value})
 
 

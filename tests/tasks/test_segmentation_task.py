@@ -1,4 +1,4 @@
-"""SegmentationTask: losses, scores at the images' own sizes, predictions, optimizer groups."""
+"""SegmentationTask: losses, metrics at the original sizes, predictions, optimizer groups."""
 
 from functools import partial
 
@@ -48,7 +48,7 @@ MASKS = {
 
 @pytest.fixture
 def make_task():
-    """A task with a built network that keeps what it logs in ``logged``."""
+    """A task with a built network that stores logged values in ``logged``."""
 
     def make(network=TINY, **settings):
         torch.manual_seed(0)
@@ -120,7 +120,9 @@ def test_scores_do_not_depend_on_the_batch_size(make_task, eval_batch):
     alone = evaluate(make_task(), *singles)
     for name in ("val/mIoU", "val/mAcc", "val/aAcc"):
         assert 0 < alone[name] < 1
-        assert together[name] == pytest.approx(alone[name], abs=1e-3)  # ties may fall differently
+        assert together[name] == pytest.approx(
+            alone[name], abs=1e-3
+        )  # ties may be resolved differently
 
 
 def test_images_that_others_count_change_nothing(make_task, eval_batch):
@@ -130,7 +132,7 @@ def test_images_that_others_count_change_nothing(make_task, eval_batch):
     ) | {"val/loss": 0.0}
 
 
-def test_classes_have_scores_after_an_evaluation(make_task, eval_batch):
+def test_per_class_metrics_after_an_evaluation(make_task, eval_batch):
     task = make_task()
     evaluate(task, eval_batch)
     assert task.class_scores["IoU"].shape == (CLASSES,)
@@ -157,7 +159,9 @@ def test_large_images_are_scored_in_strips_with_the_same_result(make_task, eval_
     in_strips = partial(probability_strips, max_values=2000)
     monkeypatch.setattr("src.tasks.segmentation.probability_strips", in_strips)
     task = make_task()
-    assert evaluate(task, eval_batch) == pytest.approx(whole, abs=1e-3)  # ties may fall differently
+    assert evaluate(task, eval_batch) == pytest.approx(
+        whole, abs=1e-3
+    )  # ties may be resolved differently
     assert task.logged["val/loss"] == pytest.approx(whole["val/loss"])
     with torch.no_grad():
         label_maps = task.predict_step(eval_batch, 0)["label_map"]
@@ -188,7 +192,7 @@ def test_window_stride_is_two_thirds_by_default(make_task):
         make_task(window_stride=(1, 1))
 
 
-def test_one_image_per_step_is_refused_with_the_way_out(make_task):
+def test_one_image_per_step_is_refused(make_task):
     batch = {"image": torch.randn(1, 3, 32, 32), "label": torch.zeros(1, 32, 32).long()}
     with pytest.raises(UserError, match=r"data\.batch_size"):
         make_task().training_step(batch, 0)
@@ -200,7 +204,7 @@ def test_settings_of_other_tasks_are_refused():
 
 
 @pytest.mark.parametrize("unlabelled", [False, True])
-def test_mask2former_trains_and_adds_up_the_losses_of_its_layers(make_task, unlabelled):
+def test_mask2former_trains_with_the_losses_of_all_layers(make_task, unlabelled):
     task = make_task(**MASKS)
     label = torch.randint(0, CLASSES, (2, 32, 32))
     if unlabelled:
@@ -223,7 +227,7 @@ def test_mask2former_trains_in_mixed_precision(make_task):
     assert all(p.grad.isfinite().all() for p in task.network.parameters())
 
 
-def test_mask2former_evaluates_and_predicts_as_any_segmentor(make_task, eval_batch):
+def test_mask2former_evaluates_and_predicts(make_task, eval_batch):
     scores = evaluate(make_task(**MASKS), eval_batch)
     assert 0 < scores["val/mIoU"] < 1
     task = make_task(**MASKS)
@@ -235,7 +239,7 @@ def test_mask2former_evaluates_and_predicts_as_any_segmentor(make_task, eval_bat
     assert [tuple(m.shape) for m in outputs["label_map"]] == eval_batch["size"]
 
 
-def test_queries_and_embeddings_train_as_slowly_as_the_stem(make_task):
+def test_queries_and_embeddings_have_the_learning_rate_of_the_stem(make_task):
     task = make_task(**MASKS, layer_decay=0.9)
     place = {id(p): g["lr_scale"] for g in task.parameter_groups() for p in g["params"]}
     head, slowest = task.network.decode_head, pytest.approx(0.9 ** (sum(DEPTHS) + 1))
