@@ -120,12 +120,11 @@ def test_scores_do_not_depend_on_the_batch_size(make_task, eval_batch):
     alone = evaluate(make_task(), *singles)
     for name in ("val/mIoU", "val/mAcc", "val/aAcc"):
         assert 0 < alone[name] < 1
-        assert together[name] == pytest.approx(
-            alone[name], abs=1e-3
-        )  # ties may be resolved differently
+        # Ties may be resolved differently.
+        assert together[name] == pytest.approx(alone[name], abs=1e-3)
 
 
-def test_images_that_others_count_change_nothing(make_task, eval_batch):
+def test_padding_images_are_ignored(make_task, eval_batch):
     is_padding = eval_batch | {"label": [torch.full_like(x, 255) for x in eval_batch["label"]]}
     assert evaluate(make_task(), eval_batch) | {"val/loss": 0.0} == evaluate(
         make_task(), eval_batch, is_padding
@@ -159,9 +158,8 @@ def test_large_images_are_scored_in_strips_with_the_same_result(make_task, eval_
     in_strips = partial(probability_strips, max_values=2000)
     monkeypatch.setattr("src.tasks.segmentation.probability_strips", in_strips)
     task = make_task()
-    assert evaluate(task, eval_batch) == pytest.approx(
-        whole, abs=1e-3
-    )  # ties may be resolved differently
+    # Ties may be resolved differently.
+    assert evaluate(task, eval_batch) == pytest.approx(whole, abs=1e-3)
     assert task.logged["val/loss"] == pytest.approx(whole["val/loss"])
     with torch.no_grad():
         label_maps = task.predict_step(eval_batch, 0)["label_map"]
