@@ -17,16 +17,16 @@ MUCH_WAITING = 0.05
 
 
 class DataWaiting(Callback):
-    """Measure how long training waits for its loader, and say once if that is too long.
+    """Measure how long training waits for data, and warn once if that is too long.
 
-    The time between asking the loader for a batch and getting it is measured on rank 0. Nothing is
-    measured if a profiler is set.
+    The time between requesting a batch and receiving it is measured on rank 0. Nothing is measured
+    if a profiler is set.
 
     Args:
-        every_n_steps: Steps of a measurement, also of several short epochs.
+        every_n_steps: Steps per measurement, also across several short epochs.
         warmup_steps: Steps at the start of an epoch, and after a validation within it, that are not
-            measured: the loader processes start. At least 1.
-        threshold: Share of the time that is accepted.
+            measured because the data loader workers start. At least 1.
+        threshold: Maximum share of the time that is acceptable.
     """
 
     def __init__(
@@ -94,14 +94,15 @@ def advice(workers: int | None, cores: int) -> str:
     """What to do if training waits for data.
 
     Args:
-        workers: Loader processes per device; None if unknown.
+        workers: Data loader workers per device; None if unknown.
         cores: CPU cores per device.
     """
     cores = max(1, cores)
     cheaper = "store smaller images, use lighter augmentation or a faster disk"
     if workers is not None and workers >= cores:
         return (
-            f"There are {workers} loader processes for {cores} CPU cores per device, so {cheaper}."
+            f"There are {workers} data loader workers for {cores} CPU cores per device, so"
+            f" {cheaper}."
         )
     now = "" if workers is None else f" (now {workers})"
     return f"Raise --data.num_workers{now}; there are {cores} CPU cores per device. Or {cheaper}."

@@ -69,5 +69,7 @@ def test_no_report_without_waiting_or_with_a_profiler(tmp_path, recwarn, profile
 
 def test_more_workers_are_advised_only_where_cores_are_left():
     assert "Raise --data.num_workers (now 2); there are 8 CPU cores" in advice(2, 8)
-    assert advice(8, 8).startswith("There are 8 loader processes for 8 CPU cores per device, so ")
+    assert advice(8, 8).startswith(
+        "There are 8 data loader workers for 8 CPU cores per device, so "
+    )
     assert "smaller images" in advice(8, 8)

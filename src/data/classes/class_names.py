@@ -68,14 +68,14 @@ def resolve_classes(
         return ClassSet(tuple(names), readable_names(names))
     if set(folders) <= set(names):
         return ClassSet(tuple(names), readable_names(names))
-    # A name that is another folder's name means a list in label order that has a mistake.
+    # If a name is the name of another folder, the list is in label order but incomplete.
     moved = any(n in folders and n != folder for n, folder in zip(names, folders, strict=False))
     if len(names) == len(folders) and not moved:
         return ClassSet(tuple(folders), tuple(names))
-    stranger = next(folder for folder in folders if folder not in set(names))
+    missing = next(folder for folder in folders if folder not in set(names))
     raise UserError(
         f"class_names has {len(names)} names but {root} has {len(folders)} class folders, and the "
-        f"folder {stranger!r} is not among the names. Give one name per folder (sorted by folder "
+        f"folder {missing!r} is not among the names. Give one name per folder (sorted by folder "
         "name), or the full list of folder names in label order."
     )
 

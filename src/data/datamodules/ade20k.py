@@ -78,7 +78,7 @@ class ADE20KDataModule(BaseDataModule):
         mean: Mean of each RGB channel, of values in [0, 1].
         std: Standard deviation of each RGB channel.
         batch_size: Training images per device and step.
-        num_workers: Loader processes per device; 0 loads in the main process.
+        num_workers: Data loader workers per device; 0 loads in the main process.
         eval_batch_size: Images per device in evaluation. Images of equal size are segmented
             together and never padded, so the metrics do not depend on it.
         predict_dir: A folder of images, searched at any depth, or a single image, for
@@ -86,7 +86,7 @@ class ADE20KDataModule(BaseDataModule):
         upright: Turn images as their EXIF block says; label maps are not turned.
         broken_images: See `BaseDataModule`.
         max_pixels: Larger images, width times height, are refused as broken files.
-        loading: How batches get from the loader processes to the device.
+        loading: Settings of the data loaders.
 
     Raises:
         UserError: If a value is out of range; later, if files are missing or do not fit.

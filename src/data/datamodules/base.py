@@ -38,17 +38,17 @@ class BaseDataModule(LightningDataModule, ABC):
 
     Args:
         batch_size: Training images per device and step.
-        num_workers: Loader processes per device; 0 loads in the main process.
+        num_workers: Data loader workers per device; 0 loads in the main process.
         eval_batch_size: Images per device in validation, test and prediction; default
             ``batch_size``.
         broken_images: What to do with an image that cannot be decoded: "error" names it and stops;
             "skip" takes another one in training, leaves it out of evaluation, and reports the
-            number at the end of the epoch. Prediction always goes on to the next image; with
-            "error" it ends with the names of the broken ones and exit status 2.
+            number at the end of the epoch. Prediction always continues with the next image; with
+            "error" it reports the unreadable files at the end and exits with code 2.
         max_pixels: Larger images, width times height, are refused as broken files.
         predict_dir: A folder of images, searched at any depth, or a single image, for
             ``predict``.
-        loading: How batches get from the loader processes to the device.
+        loading: Settings of the data loaders.
 
     Raises:
         UserError: If a value is out of range.

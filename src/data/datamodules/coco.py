@@ -67,7 +67,7 @@ class COCODataModule(BaseDataModule):
         mean: Mean of each RGB channel, of values in [0, 1].
         std: Standard deviation of each RGB channel.
         batch_size: Training images per device and step.
-        num_workers: Loader processes per device; 0 loads in the main process.
+        num_workers: Data loader workers per device; 0 loads in the main process.
         eval_batch_size: Images per device in evaluation. The published results are for 1: larger
             batches pad images more, which changes results slightly.
         seed: Determines the order of the training images, together with the epoch.
@@ -80,7 +80,7 @@ class COCODataModule(BaseDataModule):
         max_pixels: Larger images, width times height, are refused as broken files.
         max_annotations: Largest number of annotations of an image. In training each mask takes a
             byte for every pixel of its image.
-        loading: How batches get from the loader processes to the device.
+        loading: Settings of the data loaders.
 
     Raises:
         UserError: If a value is out of range; later, if files are missing or do not fit.

@@ -43,7 +43,7 @@ class ImageNetDataModule(BaseDataModule):
             ``train``.
         image_size: Height and width of the network's input in pixels.
         batch_size: Training images per device and step.
-        num_workers: Loader processes per device; 0 loads in the main process.
+        num_workers: Data loader workers per device; 0 loads in the main process.
         eval_batch_size: Images per device in validation, test and prediction; default
             ``batch_size``.
         crop_scale: Smallest and largest area of the random training crop, relative to the image.
@@ -78,7 +78,7 @@ class ImageNetDataModule(BaseDataModule):
         reduced_decoding: Where JPEG files are decoded at half, a quarter or an eighth of their size
             if that leaves as many pixels as the network needs: in "train", "always", or "never".
             The official pixels of evaluation need full size.
-        loading: How batches get from the loader processes to the device.
+        loading: Settings of the data loaders.
 
     Raises:
         UserError: If a value is out of range; later, if files are missing or do not fit.

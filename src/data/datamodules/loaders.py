@@ -1,4 +1,4 @@
-"""Loader whose workers ignore signals that are sent to the process group, and its settings."""
+"""Data loader whose workers ignore signals to the process group, and its settings."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from src.errors import UserError
 
 @dataclass(frozen=True)
 class LoaderOptions:
-    """How batches get from the loader processes to the device.
+    """Settings of data loaders.
 
     Attributes:
-        prefetch_factor: Batches that each loader process prepares in advance. Each batch takes
-            shared memory.
+        prefetch_factor: Batches that each worker prepares in advance. Each batch takes shared
+            memory.
         pin_memory: Copy batches to page-locked memory, from which a GPU reads while it computes;
             null does so if there is a GPU.
-        persistent_workers: Keep the loader processes of validation and test from one epoch to the
-            next. Those of training start anew every epoch, with new seeds.
+        persistent_workers: Keep the workers of validation and test between epochs. Training
+            workers are restarted every epoch, with new seeds.
 
     Raises:
         UserError: If a value is out of range.

@@ -103,8 +103,8 @@ class _CocoImages(ReadableImages):
         """Name the entry of the annotation file as well."""
         if self.broken_images == "error":
             raise UserError(
-                f"{error} It is the image {self.entry(index).id} of {self.file.path}; check the "
-                "folder of the images, remove the entry, or go on without such files with "
+                f"{error} It is the image {self.entry(index).id} of {self.file.path}. Check the "
+                "folder of the images, remove the entry, or skip such files with "
                 "--data.broken_images skip."
             ) from error
         super().refuse_or_remember(index, error)

@@ -160,13 +160,13 @@ def arrange_val(
     )
     if not found and not _count(target):
         raise UserError(
-            f"The folder {images} holds no ILSVRC2012_val_*.JPEG files. Give the folder that they "
-            "lie in."
+            f"The folder {images} contains no ILSVRC2012_val_*.JPEG files. Give the folder that "
+            "contains them."
         )
-    stranger = next((path for path in found if path.stem not in labels), None)
-    if stranger is not None:
+    unlabelled = next((path for path in found if path.stem not in labels), None)
+    if unlabelled is not None:
         raise UserError(
-            f"{stranger} has no label in the label file; give the list of all 50,000 validation "
+            f"{unlabelled} has no label in the label file. Give the list of all 50,000 validation "
             "images."
         )
     place = _PLACE[mode]

@@ -1,6 +1,6 @@
-"""What is done to whole batches of images on the device: normalisation and random erasing.
+"""Transforms of whole batches of images on the device: normalisation and random erasing.
 
-Loader processes hand over 8-bit images, a quarter of the bytes of float32 ones.
+Data loader workers return 8-bit images, a quarter of the bytes of float32 images.
 """
 
 from __future__ import annotations

@@ -219,7 +219,7 @@ def test_bad_label_lists_are_refused(flat, tmp_path):
 def test_folders_without_the_images_are_refused(flat, tmp_path):
     labels = write_labels(tmp_path, "index")
     (tmp_path / "other").mkdir()
-    with pytest.raises(UserError, match=r"holds no ILSVRC2012_val"):
+    with pytest.raises(UserError, match=r"contains no ILSVRC2012_val"):
         arrange(tmp_path / "other", labels)
     with pytest.raises(UserError, match=r"absent does not exist"):
         arrange(tmp_path / "absent", labels)
