@@ -162,7 +162,10 @@ def peak(args: argparse.Namespace, recipe: list[str]) -> str:
         output = Path(folder) / "speed.json"
         command = [sys.executable, "-m", "src", "benchmark", *recipe, "--one_batch"]
         command += ["--warmup", "2", "--steps", "3", "--output", str(output)]
-        subprocess.run([*command, "--model.weights", "null"], cwd=ROOT, check=True)
+        command += ["--model.weights", "null"]
+        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        if result.returncode:
+            sys.exit(result.stdout + result.stderr)
         measured = json.loads(output.read_text())["training"]["peak_bytes"]
     text = f"planned {planned / 2**30:.2f} GiB, measured {measured / 2**30:.2f} GiB"
     return f"{text}, planned / measured {planned / measured:.2f}"

@@ -123,6 +123,8 @@ class Lines:
         own += ["--data.root", self.toy / TOY_FOLDERS[task], "--data.num_workers", 2]
         own += ["--trainer.accelerator", self.device, "--trainer.precision", "bf16-mixed"]
         own += ["--trainer.devices", 1]
+        if task == "segmentation":
+            own += ["--data.class_names", self.toy / "ade20k" / "classes.txt"]
         classes = ["--num_classes", TOY_CLASSES[task]]
         return self.check(f"peak: {name}", "peak", *classes, *own, *flags, seconds=150)
 
