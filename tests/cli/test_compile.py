@@ -38,7 +38,7 @@ def first_step(config, *flags):
     torch.manual_seed(0)
     cli = build(["-c", str(config), "--data.num_workers", "0", *flags])
     cli.datamodule.setup("fit")
-    batch = next(iter(cli.datamodule.train_dataloader()))
+    batch = cli.datamodule.normalise(next(iter(cli.datamodule.train_dataloader())))
     torch.manual_seed(0)
     loss = cli.model.train().training_step(batch, 0)
     loss.backward()
