@@ -168,6 +168,7 @@ def test_boxes_alone_need_no_masks(root, caplog):
 
 def test_padding_is_zero_after_normalisation(root):
     """As albumentations normalises each image, and then it is padded."""
+    write(root, content([annotation(1)]))
     data_module = module(root, tta=True, eval_batch_size=2)
     data_module.setup("validate")
     raw = next(iter(data_module.val_dataloader()))
