@@ -29,6 +29,11 @@ from src.ops import backends, ms_deform_attn
 
 STEPS = 5
 LINKS = 40
+# Autocast dtype; tolerances of the loss and of the norm of the gradients.
+PRECISIONS: dict[str, tuple[torch.dtype | None, float, float]] = {
+    "fp32": (None, 1e-3, 1e-2),
+    "bf16": (torch.bfloat16, 2e-2, 1e-1),
+}
 
 
 def cuda_graphs(args: argparse.Namespace, _: list[str]) -> str:
@@ -77,23 +82,34 @@ def _training_step(device: str) -> tuple[InternImage, Callable[[], Tensor]]:
 
 
 def compiled(args: argparse.Namespace, recipe: list[str]) -> str:
-    """Training loss and gradients of a recipe's first batch with compiled blocks, and without."""
-    results = []
-    for is_compiled in (False, True):
-        torch.manual_seed(0)
-        task, batch = _task_and_batch(recipe, args.device)
-        task.train()
-        if is_compiled:
-            network_speed.compile_blocks(task, args.device)
-        torch.manual_seed(0)
+    """Training loss and gradients of a recipe's first batch, compiled and eager."""
+    found = []
+    for name, (dtype, loss_tolerance, norm_tolerance) in PRECISIONS.items():
+        (loss, norm), (other_loss, other_norm) = (
+            _loss_and_norm([*recipe, "--model.compile", compiles], args.device, dtype)
+            for compiles in ("false", "true")
+        )
+        text = f"{name}: loss {other_loss:.5f}, eager {loss:.5f};"
+        text += f" gradient norm {other_norm:.4f}, eager {norm:.4f}"
+        assert abs(loss - other_loss) < loss_tolerance * abs(loss), text
+        assert abs(norm - other_norm) < norm_tolerance * norm, text
+        found.append(text)
+    return "; ".join(found)
+
+
+def _loss_and_norm(
+    recipe: list[str], device: str, dtype: torch.dtype | None
+) -> tuple[float, float]:
+    """Loss of the first batch and norm of its gradients."""
+    torch.manual_seed(0)
+    task, batch = _task_and_batch(recipe, device)
+    task.train()
+    torch.manual_seed(0)
+    with torch.autocast(device, dtype, enabled=dtype is not None):
         loss = task.training_step(batch, 0)
-        loss.backward()
-        norms = torch.stack([p.grad.norm() for p in task.parameters() if p.grad is not None])
-        results.append((loss.item(), norms.norm().item()))
-    (loss, norm), (other_loss, other_norm) = results
-    assert abs(loss - other_loss) < 1e-3 * abs(loss), f"loss {other_loss}, eager {loss}"
-    assert abs(norm - other_norm) < 1e-2 * norm, f"gradient norm {other_norm}, eager {norm}"
-    return f"loss {other_loss:.5f}, eager {loss:.5f}; gradient norm {other_norm:.4f}, {norm:.4f}"
+    loss.backward()
+    norms = torch.stack([p.grad.norm() for p in task.parameters() if p.grad is not None])
+    return loss.item(), norms.norm().item()
 
 
 def _task_and_batch(recipe: list[str], device: str) -> tuple[Any, Any]:

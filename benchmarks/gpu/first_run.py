@@ -157,6 +157,13 @@ class Lines:
             Line(name, line.command, run=line.run) for name, line in zip(names, resume, strict=True)
         ]
         found = [[first, export], *([line] for key, line in fits.items() if line is not first)]
+        # To the numbers of the line without it, as far as rounding allows.
+        compiled = self.fit(
+            "fit classification compiled",
+            "classification",
+            *("--trainer.precision", "bf16-mixed", "--model.compile", "true"),
+        )
+        found += [[compiled]]
         found += [
             [self.fit(name, "classification", "--trainer.strategy", name)]
             for name in ("fsdp2", "fsdp1")
@@ -171,7 +178,7 @@ class Lines:
             self.check("DINO against the CPU", "dino", "--config", "configs/toy/dino.yaml", *dino),
             *(
                 self.check(
-                    f"compiled blocks: {task}",
+                    f"compiled and eager: {task}",
                     "compiled",
                     *("--config", f"configs/toy/{task}.yaml", "--data.root", self.toy / folder),
                 )

@@ -4,8 +4,8 @@ The same network, weights and images with our operator, with the plain path, and
 `DCNv3` can be imported, with the official operator. Ours and plain run in bfloat16 autocast, the
 official operator, which has no bfloat16, in float16. Logits are compared with those of the float32
 reference before anything is timed. A training step is forward, cross entropy, backward and a fused
-AdamW step. `compiled` compiles the block, the repeated part, without drop path. Times are medians
-of CUDA events.
+AdamW step. Compiled networks are compiled as with `--model.compile true`. Times are medians of CUDA
+events.
 """
 
 from __future__ import annotations
@@ -28,14 +28,12 @@ from benchmarks.gpu.rows import Rows
 from benchmarks.gpu.sections import parser
 from benchmarks.gpu.timing import milliseconds
 from src.models import InternImage
-from src.models.internimage.blocks import Block
 from src.models.layers.compilation import Compilation, compile_parts
 from src.ops import dcnv3, dcnv3_grid_sample, dcnv3_reference
 
 OPERATOR = "src.models.internimage.dcnv3.dcnv3"
 TOLERANCE = 0.05  # of the largest logit
 COUNTED_KERNELS = 20
-MOST_COMPILED = 64
 TINY = {"channels": 16, "depths": (1, 1, 1, 1), "groups": (1, 2, 4, 8)}
 TINY |= {"num_classes": 10, "drop_path_rate": 0.0}
 
@@ -99,13 +97,8 @@ OPERATORS: dict[str, Callable[..., Tensor]] = {
 
 def make_network(case: Case, device: str) -> nn.Module:
     torch.manual_seed(0)
-    # Drop path has another rate in each block, so that each would be compiled by itself.
-    changes = {"drop_path_rate": 0.0} if case.compiles else {}
     with torch.device(device):
-        if case.model == "tiny":
-            network = InternImage(**TINY)
-        else:
-            network = timm.create_model(case.model, **changes)
+        network = InternImage(**TINY) if case.model == "tiny" else timm.create_model(case.model)
     network.to(device)
     for key, parameter in network.named_parameters():
         if ".offset." in key:  # offsets of about a pixel, as after training
@@ -113,19 +106,6 @@ def make_network(case: Case, device: str) -> nn.Module:
     if case.checkpointing:
         network.set_grad_checkpointing(True)
     return network
-
-
-def compile_blocks(network: nn.Module, device: str) -> None:
-    """Compile the repeated parts, as ``model.compile`` does."""
-    if device == "cuda":
-        compile_parts(network, Compilation())
-        return
-    # On a CPU only the tracing is tried out. Four stages in two modes reach the default, and drop
-    # path rates multiply them.
-    torch._dynamo.config.recompile_limit = MOST_COMPILED
-    for block in network.modules():
-        if isinstance(block, Block):
-            block.compile(fullgraph=True, backend="eager")
 
 
 class Run:
@@ -189,7 +169,7 @@ def measure(case: Case, args: argparse.Namespace) -> dict[str, Any]:
         if not row["error"] <= TOLERANCE:
             return row | {"note": "wrong, not timed"}
         if case.compiles:
-            compile_blocks(run.network, args.device)
+            compile_parts(run.network, Compilation())
         row["first forward s"] = _first(run.forward, args.device)
         call = run.graph() if case.graphs else run.forward
         time_ms = milliseconds({"": call}, args.seconds, args.device)[""]
