@@ -88,7 +88,7 @@ class OfficialNumbers:
     # ------------------------------------------------------------- comparisons
 
     def check(self, actual: Tensor, name: str, stored: str | None = None) -> None:
-        """Compare with an array, or with a part of it that has a name of its own, ``stored``."""
+        """Compare with the array ``stored``, by default ``name``, within the bound of ``name``."""
         expected = self.arrays[stored or name]
         close(actual, expected, self.bound(name), name)
 

@@ -152,7 +152,7 @@ class Lines:
             self.fit("resume", "classification", "--ckpt_path", "last", epochs=2),
             self.fit("resume", "classification", "--ckpt_path", "last", device="cpu", epochs=3),
         ]
-        names = ("resume: CPU", "resume: goes on on the device", "resume: goes on on the CPU")
+        names = ("resume: CPU", "resume: CPU to device", "resume: device to CPU")
         resume = [
             Line(name, line.command, run=line.run) for name, line in zip(names, resume, strict=True)
         ]

@@ -174,7 +174,7 @@ def measure(case: Case, paths: dict[str, peers.Path], args: argparse.Namespace) 
 
 
 def _errors_of(path, inputs, grad, exact, near, groups) -> dict[str, float]:
-    """Errors of a path, through the layout that it wants, on the images that are compared."""
+    """Errors of a path, called with the layout that it needs, on the images that are compared."""
     leaves = [t.detach().requires_grad_() for t in inputs]
 
     def call(*leaves):

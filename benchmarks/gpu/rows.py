@@ -53,7 +53,7 @@ def fingerprint(folder: Path) -> str:
 
 
 class Rows:
-    """The rows of a folder. Processes may write in turn, each with a `Rows` of its own."""
+    """The rows of a folder. Processes may write one after another, each with its own `Rows`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -86,7 +86,7 @@ class Rows:
         return count
 
     def start(self, section: str, key: str) -> None:
-        """Note that a measurement begins: whatever kills the process now is known afterwards."""
+        """Record that a measurement starts, so that a crash can be attributed to it."""
         self._append({"section": section, "key": key, "started": True})
 
     def add(self, section: str, key: str, **values: Any) -> None:

@@ -18,7 +18,7 @@ NO_TESTS = 5
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
-    """Arguments that the driver hands to every section."""
+    """Arguments that the driver passes to every section."""
     options = argparse.ArgumentParser(description=(description or "").splitlines()[0])
     add = options.add_argument
     add("--out", type=_absolute, default=RESULTS, help="folder of the rows and the report")

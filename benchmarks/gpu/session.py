@@ -1,8 +1,8 @@
 """Sections in order of value, each a process with a limit, all within one budget of time.
 
-A section that is killed keeps the rows that it has written; one that crashes is started again and
-goes on behind them. What is finished in this state is left out, so that the same command continues
-an earlier one.
+A section that is killed keeps the rows that it has written; one that crashes is restarted and
+continues after them. Sections that are complete in this state are skipped, so that the same command
+resumes an earlier session.
 """
 
 from __future__ import annotations

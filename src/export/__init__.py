@@ -1,6 +1,6 @@
 """Export of networks to ONNX and torch.export files.
 
-- ``graphs.py``: asks a network for its graphs, each of which becomes a file.
+- ``graphs.py``: gets the graphs of a network; each becomes a file.
 - ``files.py``: writes a graph in each format.
 - ``onnx_operators.py``: our operators as standard ONNX operators.
 - ``compare.py``: runs files and PyTorch on the same inputs.

@@ -24,7 +24,7 @@ _INSTALL = 'pip install -c constraints.txt -e ".[export]"'
 
 
 def trace(graph: Graph) -> ExportedProgram:
-    """Trace a graph with free batch and sizes."""
+    """Trace a graph with dynamic batch and image sizes."""
     with torch.no_grad(), _silence():
         return torch.export.export(
             graph.module,

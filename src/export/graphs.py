@@ -18,7 +18,7 @@ def graphs_of(network: nn.Module) -> list[Graph]:
     """Graphs of a network.
 
     Args:
-        network: A network with its weights; put into evaluation mode, on the CPU, in float32.
+        network: A network with its weights; changed to evaluation mode, CPU and float32.
 
     Raises:
         UserError: If the network cannot be exported.

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _SMALL_AREA = 1e-6
-# Added to every divisor as in the official code; it makes the loss of no boxes 0 instead of 0/0.
+# Added to every divisor as in the official code; without boxes the loss is 0 instead of 0/0.
 _EPS = torch.finfo(torch.float32).eps
 
 

@@ -55,7 +55,7 @@ class SegmentationMetric(ScoreMetric):
 
         Returns:
             Scalars ``mIoU``, ``mAcc`` and ``aAcc``, and ``IoU`` and ``Acc`` of every class, shape
-            ``(num_classes,)``. NaN where there are no pixels to divide by.
+            ``(num_classes,)``. NaN if the denominator is zero.
         """
         # float64 is exact up to counts of 2**53, but not every device has it.
         confusion = self.confusion.cpu().double()

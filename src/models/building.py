@@ -58,7 +58,7 @@ def build_within(spec: Any, num_classes: Any, available: int, source: str) -> nn
         )
     if size > available:
         raise UserError(
-            f"{source} describes a network of {size:,} parameters, and the weights beside it have"
-            f" {available:,} bytes; they do not belong together."
+            f"{source} describes a network of {size:,} parameters, but the weights beside it"
+            f" have only {available:,} bytes; give the description and the weights of one network."
         )
     return build_network(spec, num_classes, source)

@@ -29,7 +29,7 @@ class Graph:
         name: Name of the file without its suffix.
         module: The exported module, in evaluation mode.
         inputs: Example inputs by name; their values do not matter.
-        dynamic: Free axes of the inputs, as `torch.export.export` takes them.
+        dynamic: Dynamic axes of the inputs, as `torch.export.export` takes them.
         outputs: Names of the outputs.
         meanings: Descriptions of inputs and outputs, for the model card.
         integer_outputs: Integer outputs, each with the unit of its mismatch rate, such as
@@ -65,7 +65,7 @@ def image_graph(
         name: See `Graph`.
         module: Called with the images; put into evaluation mode.
         outputs: Names of the outputs in order, each with its meaning.
-        sides: Free axes of the images: `free_sides` or `multiples_of_32`.
+        sides: Dynamic axes of the images: `free_sides` or `multiples_of_32`.
         size: Height and width of the example.
         integer_outputs: See `Graph`.
         selections: See `Graph`.

@@ -36,8 +36,8 @@ class StepMemory:
     """Memory of a step without parameters and optimizer state, for one batch.
 
     Attributes:
-        moments: Pairs of bytes: gradients of parameters, and the most of everything else while
-            there are so many.
+        moments: Pairs of bytes: gradients of parameters, and the maximum of all other memory at
+            that time.
         gradients: Bytes of all gradients.
         operations: Floating-point operations of convolutions and matrix products, forward and
             backward; a multiply-accumulate is two.
@@ -52,8 +52,8 @@ class StepMemory:
 
         Args:
             gradient_share: Part of each gradient that this rank keeps.
-            accumulates: Whether all gradients are there from the start, as they are from the second
-                accumulated batch on.
+            accumulates: Whether all gradients exist from the start, as in gradient accumulation
+                after the first batch.
         """
         if accumulates:
             return int(gradient_share * self.gradients) + max(rest for _, rest in self.moments)
@@ -137,7 +137,7 @@ class _Autocast(TorchFunctionMode):
     FULL = ("layer_norm", "softmax", "log_softmax", "cross_entropy")
 
     def __enter__(self) -> Self:
-        """Layers that ask for the autocast dtype are told as well."""
+        """Also set the autocast dtype for layers that ask for it."""
         layer_precision.autocast_dtype_of_meta = torch.bfloat16
         super().__enter__()
         return self

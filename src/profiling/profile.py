@@ -158,7 +158,7 @@ def count_macs(network: nn.Module, image: Tensor) -> Macs:
 def macs_of(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Macs:
     """Multiply-accumulates of a module itself, without those of the modules inside it.
 
-    A layer of one's own adds its rule with ``@macs_of.register``.
+    Register the rule of a custom layer with ``@macs_of.register``.
 
     Args:
         module: The module.

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to measure")
-def test_without_a_gpu_it_says_so_in_one_sentence(tmp_path):
+def test_one_error_message_without_a_gpu(tmp_path):
     with pytest.raises(SystemExit) as stop:
         main(["--out", str(tmp_path)])
     assert stop.value.code == "The GPU benchmarks need a CUDA device, and PyTorch sees none here."
@@ -82,7 +82,7 @@ def test_lines_of_the_first_run_are_named_once_and_have_recipes(tmp_path):
     names = [line.name for chain in chains for line in chain]
     assert len(set(names)) == len(names)
     wanted = ["fit detection 16-mixed", "fsdp1", "fsdp2", "export check", "DINO against the CPU"]
-    wanted += ["from files: predict", "resume: goes on on the CPU", "peak: T, N=128"]
+    wanted += ["from files: predict", "resume: device to CPU", "peak: T, N=128"]
     assert set(wanted) <= set(names)
     for chain in chains:
         for line in chain:

@@ -39,7 +39,7 @@ def test_sections_run_in_order_and_once(rows):
     assert [r["key"] for r in rows.read() if r["section"] == "s"] == ["a", "b"]
 
 
-def test_a_killed_section_keeps_its_rows_and_goes_on_later(rows):
+def test_a_killed_section_keeps_its_rows_and_is_resumed(rows):
     code = """
 import time
 for key in ("a", "b"):
@@ -72,7 +72,7 @@ def test_the_budget_ends_everything(rows):
     assert rows.find("s", "late") is None
 
 
-def test_a_crash_is_started_again_and_goes_on_behind_it(rows):
+def test_a_crashed_section_is_restarted_after_the_failed_row(rows):
     code = """
 import os
 for key in "abc":
@@ -89,7 +89,7 @@ for key in "abc":
     assert [rows.find("s", key)["gave_up"] for key in "abc"] == [False, True, False]
 
 
-def test_a_section_that_always_fails_tells_its_last_words(rows):
+def test_a_section_that_always_fails_reports_its_last_output(rows):
     Session(rows, 100).run([section(rows, "bad", "raise ValueError('so it is')")])
     assert outcome(rows, "bad") == "failed with 1: ValueError: so it is"
 

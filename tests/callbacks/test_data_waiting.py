@@ -1,4 +1,4 @@
-"""Training that waits for its data says so, once, and what helps."""
+"""One warning, with advice, if training waits for its data."""
 
 import time
 

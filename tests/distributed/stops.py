@@ -218,7 +218,7 @@ def last_step(folder: Path) -> int | None:
 
 
 def write_recipe(folder: Path) -> Path:
-    """Write a recipe with tiny steps that does not end by itself."""
+    """Write a recipe with tiny steps and practically unlimited epochs."""
     random = np.random.default_rng(0)
     for split, count in (("train", 64), ("val", 64)):
         for name in ("a", "b"):

@@ -25,7 +25,7 @@ TINY = {"channels": 16, "depths": (1, 1, 1, 1), "groups": (1, 2, 4, 8)}
 
 
 def lively(network):
-    """Start values give offsets of zero; these samples lie between pixels and outside."""
+    """Initial values give zero offsets; these also sample between pixels and outside the image."""
     torch.manual_seed(0)
     for module in network.modules():
         if isinstance(module, DCNv3):

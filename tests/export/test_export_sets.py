@@ -87,7 +87,7 @@ def images(*shape):
 
 
 def assert_equal(graph, run):
-    """Compare at all sizes. No choice flips here: numbers that are compared lie far enough apart.
+    """Compare at all sizes. Selections agree, because the values that are compared differ enough.
 
     A label may still flip where two classes are equal up to rounding.
     """
@@ -207,7 +207,7 @@ def test_another_choice_of_equal_proposals_is_followed():
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_the_card_tells_what_comes_out(name, tmp_path):
+def test_the_card_describes_the_outputs(name, tmp_path):
     graph = graph_of(name)
     text = card([graph], [], ["a"], {}, "a task")
     for output in graph.outputs:

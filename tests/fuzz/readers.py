@@ -56,7 +56,7 @@ def read_coco_file(path: Path) -> None:
 
 
 def read_image(path: Path) -> None:
-    """An image as a detector sees it."""
+    """An image as a detector's dataset returns it."""
     assert decode(path, upright=True).mode == "RGB"
 
 

@@ -89,7 +89,7 @@ def test_layers_have_losses_of_their_own():
     assert losses["layer0_loss_class"].item() == pytest.approx(2 * math.log(4), rel=1e-4)
 
 
-def test_most_points_lie_where_the_mask_is_undecided():
+def test_most_points_are_where_the_mask_is_uncertain():
     mask = torch.linspace(-10, 10, 64).expand(1, 64, 64)  # undecided in the middle columns
     points = MaskSetLoss(num_points=400).training_points(mask)
     assert points.shape == (1, 400, 2)

@@ -18,13 +18,13 @@ from tests.plugins.workers import LOCKS
 
 FIRST, LAST, BLOCK = 20_000, 32_000, 100
 # Lightning leaves them in the environment; where LOCAL_RANK is set, it takes a process for one that
-# others have started, and waits for ranks that nobody starts.
+# others have started, and waits for ranks that are never started.
 LEFT_BY_LIGHTNING = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR")
 
 
 @contextmanager
 def reserved() -> Iterator[Iterator[int]]:
-    """Free ports that nobody else is given in the meantime."""
+    """Free ports, reserved within the block."""
     LOCKS.mkdir(exist_ok=True)
     for first in range(FIRST, LAST, BLOCK):
         try:

@@ -40,7 +40,7 @@ def test_a_port_in_use_is_not_given_away():
         assert next(numbers) == taken + 1
 
 
-def test_a_trainer_of_each_test_has_a_port_of_its_own(ports):
+def test_trainers_of_different_tests_have_different_ports(ports):
     assert next(ports) != int(os.environ["MASTER_PORT"])
 
 

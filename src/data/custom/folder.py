@@ -124,7 +124,7 @@ def _check(layout: Layout) -> None:
 
 
 def _divide(layout: Layout, work: Path, args: argparse.Namespace) -> None:
-    """Use a part of the training images for validation, and put a test split beside them."""
+    """Use a part of the training images for validation, and keep a test split."""
     source = layout.splits.get("train", layout.root)
     if "test" in layout.splits:
         _check(layout)

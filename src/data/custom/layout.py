@@ -1,4 +1,4 @@
-"""Tell whether a folder holds class folders, or splits of class folders.
+"""Find out whether a folder holds class folders, or splits of class folders.
 
 A folder with a name such as ``test`` is a split only if it holds class folders, or if all folders
 have such names; a folder ``test`` of images beside ``good`` and ``bad`` is a class.

@@ -1,4 +1,4 @@
-"""Decode every image once, and count those that are unusual or broken."""
+"""Decode every image once, and count unusual and broken ones."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ class ADE20KDataModule(BaseDataModule):
             ``predict``.
         upright: Turn images as their EXIF block says; label maps are not turned.
         broken_images: See `BaseDataModule`.
-        max_pixels: Larger images, width times height, are refused as broken files.
+        max_pixels: Largest width times height of an image; larger ones count as broken.
         loading: Settings of the data loaders.
 
     Raises:
@@ -306,7 +306,7 @@ class ADE20KDataModule(BaseDataModule):
         return SegmentationCollate(self.eval_transform.flipped)
 
     def normalise(self, batch: Any) -> Any:
-        """Make the network's input of a batch of a loader: padding is zero after normalisation."""
+        """Turn a batch of a loader into the network's input, with padding of zero."""
         if "views" in batch:
             views = [[self.normalization(view) for view in image] for image in batch["views"]]
             return {**batch, "views": views}

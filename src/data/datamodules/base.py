@@ -45,7 +45,7 @@ class BaseDataModule(LightningDataModule, ABC):
             "skip" takes another one in training, leaves it out of evaluation, and reports the
             number at the end of the epoch. Prediction always continues with the next image; with
             "error" it reports the unreadable files at the end and exits with code 2.
-        max_pixels: Larger images, width times height, are refused as broken files.
+        max_pixels: Largest width times height of an image; larger ones count as broken.
         predict_dir: A folder of images, searched at any depth, or a single image, for
             ``predict``.
         loading: Settings of the data loaders.
@@ -219,7 +219,7 @@ class BaseDataModule(LightningDataModule, ABC):
         return ", ".join(parts)
 
     def warn_of_absent(self, present: Collection[int], where: str, hint: str = "") -> None:
-        """Warn of classes that never occur and so cannot be learned.
+        """Warn about classes that never occur.
 
         Args:
             present: Labels that occur.
@@ -260,7 +260,7 @@ class BaseDataModule(LightningDataModule, ABC):
         return self.trainer.precision_plugin.convert_input(batch)
 
     def normalise(self, batch: Any) -> Any:
-        """Make the network's input of a batch of a loader; the trainer does it by itself.
+        """Turn a batch of a loader into the network's input; the trainer does so automatically.
 
         Args:
             batch: A batch with uint8 images, on any device.

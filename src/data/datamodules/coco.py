@@ -77,7 +77,7 @@ class COCODataModule(BaseDataModule):
             text file with one name per line, or ``"coco"``. Annotation files may list fewer
             classes, which are matched by name. Default: the categories of the annotation files.
         broken_images: See `BaseDataModule`.
-        max_pixels: Larger images, width times height, are refused as broken files.
+        max_pixels: Largest width times height of an image; larger ones count as broken.
         max_annotations: Largest number of annotations of an image. In training each mask takes a
             byte for every pixel of its image.
         loading: Settings of the data loaders.
@@ -284,7 +284,7 @@ class COCODataModule(BaseDataModule):
         return collate
 
     def normalise(self, batch: Any) -> Any:
-        """Make the network's input of a batch of a loader: padding is zero after normalisation."""
+        """Turn a batch of a loader into the network's input, with padding of zero."""
         if batch["image"].dtype != torch.uint8:
             return batch
         image = clear_padding(self.normalization(batch["image"]), torch.tensor(batch["size"]))

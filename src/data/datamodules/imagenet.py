@@ -74,7 +74,7 @@ class ImageNetDataModule(BaseDataModule):
             with words in place of ImageNet synsets.
         broken_images: See `BaseDataModule`.
         upright: Turn images as their EXIF block says; the official recipe does not.
-        max_pixels: Larger images, width times height, are refused as broken files.
+        max_pixels: Largest width times height of an image; larger ones count as broken.
         reduced_decoding: Where JPEG files are decoded at half, a quarter or an eighth of their size
             if that leaves as many pixels as the network needs: in "train", "always", or "never".
             The official pixels of evaluation need full size.
@@ -196,7 +196,7 @@ class ImageNetDataModule(BaseDataModule):
         """List the files that a stage needs.
 
         Raises:
-            UserError: If a folder is missing or empty, or train and val do not fit.
+            UserError: If a folder is missing or empty, or the classes of train and val differ.
         """
         if stage == "fit":
             training = self._labelled("train", train=True)

@@ -100,7 +100,7 @@ class _CocoImages(ReadableImages):
         )
 
     def refuse_or_remember(self, index: int, error: BrokenImageError) -> None:
-        """Name the entry of the annotation file as well."""
+        """Add the entry of the annotation file to the error."""
         if self.broken_images == "error":
             raise UserError(
                 f"{error} It is the image {self.entry(index).id} of {self.file.path}. Check the "

@@ -15,7 +15,7 @@ from src.decoding import MAX_PIXELS
 class FilesToPredict(ReadableImages):
     """One image file of any name, or every image under a folder, sorted.
 
-    A file that cannot be decoded is remembered and gives a padding sample, as does an index beyond
+    A file that cannot be decoded is recorded and gives a padding sample, as does an index beyond
     the end (`src.data.samplers.padding`). Subclasses define `sample`.
 
     Args:

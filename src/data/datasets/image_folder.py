@@ -1,6 +1,6 @@
 """Images in class folders (the ImageNet layout), and images to classify.
 
-``readable.py`` says what happens to an image that cannot be decoded.
+``readable.py`` handles images that cannot be decoded.
 """
 
 from __future__ import annotations

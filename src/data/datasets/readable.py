@@ -102,7 +102,7 @@ class ReadableImages:
             return None
 
     def refuse_or_remember(self, index: int, error: BrokenImageError) -> None:
-        """Raise an error that says what to do, or remember that the image is skipped."""
+        """Raise an error that says how to fix it, or record that the image is skipped."""
         if self.broken_images == "error":
             raise UserError(
                 f"{error} Replace or delete the file, or skip such files with "

@@ -178,7 +178,7 @@ class CocoFile:
             )
 
     def _report(self, reasons: NDArray[np.int8], entries: list[Any]) -> dict[str, int]:
-        """Warn of annotations that training cannot use although they are meant for it.
+        """Warn about invalid annotations, which training leaves out.
 
         Returns:
             Their number for each reason.

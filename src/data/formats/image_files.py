@@ -39,7 +39,7 @@ def list_images(root: str | Path) -> list[str]:
 
 
 def find_images(source: str | Path) -> list[str]:
-    """The image itself, whatever its name, or every image under a folder, sorted.
+    """A single image file of any name, or every image under a folder, sorted.
 
     Raises:
         UserError: If the source is missing or a folder without images.

@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Write the annotation file and tell how many objects it has."""
+    """Write the annotation file and print its number of objects."""
     count = write_subset(args.annotations, args.out, args.images, args.max_objects)
     print(f"{args.out}: {args.images} images with {count} objects")
 

@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Sort the images and tell how many were placed."""
+    """Sort the images and print how many were placed."""
     target = args.root / "val"
     placed, before = arrange_val(args.images, read_val_labels(args.labels), target, args.mode)
     print(f"{target}: {placed} images placed by {args.mode}, {before} were there before")
@@ -175,7 +175,7 @@ def arrange_val(
         destination = target / labels[path.stem] / path.name
         destination.parent.mkdir(parents=True, exist_ok=True)
         if not destination.exists():
-            destination.unlink(missing_ok=True)  # a link whose image has moved away
+            destination.unlink(missing_ok=True)  # a broken symbolic link
             try:
                 place(path, destination)
             except OSError as error:

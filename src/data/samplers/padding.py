@@ -13,7 +13,7 @@ class CountedCollate:
     """Collate the samples that are not padding.
 
     If all are padding, the batch has one of them and the entry ``is_padding``: the task runs the
-    network on it, because other ranks may wait for the forward pass, and drops the output. This is
+    network on it, because other ranks may wait in the forward pass, and drops the output. This is
     a class and not a method of the data module, so that workers that are not forked receive neither
     the data module nor the network.
 

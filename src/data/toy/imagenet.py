@@ -16,7 +16,7 @@ from src.data.toy.layout import SPLITS, ToySettings, write_layout
 from src.data.toy.scenes import SHAPES, draw_scene
 from src.data.workers import obey_parent_only
 
-_WORTH_PROCESSES = 500  # images; fewer are drawn sooner than processes start
+_MIN_IMAGES_FOR_POOL = 500  # fewer are drawn faster without a process pool
 
 
 def write_toy_imagenet(folder: Path, settings: ToySettings, *, force: bool = False) -> bool:
@@ -58,13 +58,13 @@ def _draw_all(folder: Path, settings: ToySettings) -> None:
     for parent in {image.path.parent for image in images}:
         parent.mkdir(parents=True)
     draw = partial(_draw, settings=settings)
-    if len(images) < _WORTH_PROCESSES:
+    if len(images) < _MIN_IMAGES_FOR_POOL:
         for image in images:
             draw(image)
         return
     with ProcessPoolExecutor(initializer=obey_parent_only) as pool:
         for _ in pool.map(draw, images, chunksize=32):
-            pass  # taking the results raises what went wrong in a process
+            pass  # iterating over the results raises errors of the processes
 
 
 def _draw(image: _ToyImage, settings: ToySettings) -> None:

@@ -110,7 +110,7 @@ def random_shapes(rng: np.random.Generator) -> list[str]:
 
 
 def _is_there(folder: Path, record: dict[str, int], force: bool) -> bool:
-    """Whether an existing folder already is what is wanted; only toy data may be replaced."""
+    """Whether a folder already holds the requested data; only toy data may be replaced."""
     if all(files.is_leftover(entry) for entry in folder.iterdir()):
         return False
     path = folder / _RECORD

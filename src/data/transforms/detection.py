@@ -12,7 +12,7 @@ import random
 from collections.abc import Sequence
 from typing import Any, Literal
 
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # or it queries PyPI at every start
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # no query of PyPI at every start
 
 import albumentations as A
 import cv2

@@ -1,8 +1,8 @@
 """Check class folders, as `ImageNetDataModule` reads them, before hours of training.
 
 The check counts images and names what the data module would refuse: missing folders, empty classes,
-classes that only one split has, and on request every file that cannot be decoded. It changes
-nothing.
+classes that only one split has, and, with ``--decode``, files that cannot be decoded. It does not
+change files.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def _compare(root: Path, counts: Counts, report: Report) -> None:
 def _broken(images: Sequence[str], workers: int, max_pixels: int) -> list[str]:
     with ThreadPool(max(1, workers)) as pool:  # PIL releases the GIL while it decodes
         results = pool.imap(partial(_decode_error, max_pixels=max_pixels), images, chunksize=16)
-        return [sentence for sentence in _progress(results, len(images)) if sentence]
+        return [error for error in _progress(results, len(images)) if error]
 
 
 def _decode_error(path: str, max_pixels: int) -> str | None:

@@ -15,7 +15,7 @@ from torchvision.ops import box_area
 
 from src.types import Size
 
-_MAX_LOG_RATIO = math.log(1000 / 16)  # a box grows or shrinks by at most this factor when decoded
+_MAX_LOG_RATIO = math.log(1000 / 16)  # limit of predicted width and height offsets
 _MIN_AREA = 1e-6
 
 

@@ -1,7 +1,7 @@
 """Test-time augmentation for boxes: fuse the detections of several views of an image.
 
 Source: weighted boxes fusion (Solovyev et al., 2021, arXiv 1910.13302), with the following rules.
-The recipe behind the published 65.4 AP is not public; this one is our own.
+The procedure behind the published 65.4 AP has not been released, so these rules may differ from it.
 
 - Boxes of one class form a cluster with the best one if they overlap it by more than ``iou``.
 - Each view contributes only its best box to a cluster.

@@ -74,7 +74,7 @@ class InternImageBackbone(PretrainedBackbone):
         remove_center: Sample the grid without its centre.
 
     Raises:
-        UserError: If the arguments do not fit together.
+        UserError: If the arguments are inconsistent.
     """
 
     checkpoint_anchor: ClassVar[str] = "patch_embed.conv1.weight"
@@ -193,7 +193,7 @@ class InternImageBackbone(PretrainedBackbone):
         """Repeat the first convolution for images of other than three channels (timm's rule)."""
         key = prefix + self.checkpoint_anchor
         weight = match.state.get(key)
-        if weight is None:  # the assisted backbone of a composite has no stem
+        if weight is None:  # the lead backbone of `CBInternImageBackbone` has no stem
             return
         in_chans = self.patch_embed.conv1.in_channels
         if weight.shape[1] == 3 and in_chans != 3:
@@ -207,7 +207,7 @@ class InternImageBackbone(PretrainedBackbone):
     def describe_checkpoint(
         cls, tensors: Mapping[str, Tensor], prefix: str
     ) -> tuple[str | None, str]:
-        """Variant that tensors look like, judging by width and depths, and a description."""
+        """Variant of the same width and depths as the tensors, if any, and a description."""
         stem = tensors.get(f"{prefix}patch_embed.conv2.weight")
         width = 0 if stem is None else len(stem)
         blocks = re.compile(re.escape(prefix) + r"levels\.(\d+)\.blocks\.(\d+)\.")
@@ -271,7 +271,7 @@ def _dcnv3(arch: Architecture) -> MixerFactory:
 
 
 def _refuse_dcnv3_options(given: Architecture) -> None:
-    """Raise if options of DCNv3 are given next to another mixer, which would not see them."""
+    """Raise if options of DCNv3 are given with another mixer, which would ignore them."""
     if names := sorted(given.keys() & DCNv3Options.__optional_keys__):
         raise UserError(
             f"The backbone got options of DCNv3 ({', '.join(names)}) next to another mixer; remove"

@@ -74,7 +74,7 @@ class Downsample(nn.Module):
 
 @dataclass(frozen=True)
 class BlockOptions:
-    """What the blocks of a backbone have in common.
+    """Options shared by all blocks of a backbone.
 
     Attributes:
         mlp_ratio: Hidden width of the MLP over the channels.
@@ -160,7 +160,7 @@ class Block(RepeatedPart):
     def _casts_together(self, device_type: str) -> bool:
         """Whether to cast all parameters by one kernel.
 
-        A CPU has no launches to save, and a compiled function fuses the casts itself.
+        One kernel saves launches on a GPU; a CPU has none, and a compiled block fuses the casts.
         """
         return device_type != "cpu" and self.compilation is None
 

@@ -58,7 +58,7 @@ class InternImage(InternImageBackbone):
         backbone: Further arguments of `InternImageBackbone`.
 
     Raises:
-        UserError: If the arguments do not fit together.
+        UserError: If the arguments are inconsistent.
     """
 
     def __init__(

@@ -27,8 +27,9 @@ class DCNv3(SpatialMixer):
     The values come from ``input_proj(x)``; offsets, mask logits and the optional centre scale come
     from a depthwise convolution of the *unprojected* input. ``offset`` and ``mask`` are two
     parameters (they have different learning-rate rules) but one matrix product: their weights are
-    concatenated and the operator reads its two arguments as strided views of the result. Hooks on
-    these two submodules therefore never fire, and training keeps the concatenated copy.
+    concatenated and the operator reads its two arguments as strided views of the result. The two
+    submodules are not called, so their forward hooks do not run; training keeps the concatenated
+    copy.
 
     Args:
         channels: Width ``C`` of the feature map, a multiple of ``groups``.
@@ -40,7 +41,7 @@ class DCNv3(SpatialMixer):
         remove_center: Leave out the centre point of the grid.
 
     Raises:
-        UserError: If ``channels`` is no multiple of ``groups`` or a kernel size is even.
+        UserError: If ``channels`` is not a multiple of ``groups`` or a kernel size is even.
     """
 
     official_renames: ClassVar[Renames] = (

@@ -1,4 +1,4 @@
-"""What the classifier exports."""
+"""Exported graph of the classifier."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def classifier_graph(network: nn.Module, sides: Mapping[int, Any]) -> Graph:
 
     Args:
         network: Classifier in evaluation mode.
-        sides: Free axes of the images, see `image_graph`.
+        sides: Dynamic axes of the images, see `image_graph`.
     """
     outputs = {"logits": "scores before the softmax", "probabilities": "softmax of the logits"}
     return image_graph("model", ExportedClassifier(network), outputs, sides)

@@ -20,7 +20,7 @@ PROJECTED_WIDTH = 768
 HEAD_WIDTH = 64
 _REDUCTIONS = ("avg", "max", "avgmax", "catavgmax")
 POOLINGS = ("", *_REDUCTIONS, "fast", *(f"fast{name}" for name in _REDUCTIONS))
-"""Values of ``global_pool``, timm's names; those with ``fast`` are the same here."""
+"""Values of ``global_pool``: timm's names; those with ``fast`` are aliases here."""
 
 
 class ConvHead(nn.Module):

@@ -102,7 +102,7 @@ def compile_parts(network: nn.Module, compilation: Compilation) -> None:
 
 
 def check_compiler(device_type: str) -> None:
-    """Check that there is what ``torch.compile`` needs on a type of device.
+    """Check that the compiler that ``torch.compile`` needs on a device is installed.
 
     Raises:
         UserError: If there is no C++ compiler (CPU) or no Triton (GPU).

@@ -1,6 +1,6 @@
 """Convolutions of the necks and heads, with the initial values of the official code.
 
-Biases are zero initially. Why initialisation lives in ``reset_parameters``: see ``linear.py``.
+Biases are zero initially. ``linear.py`` says why ``reset_parameters`` initialises.
 """
 
 from __future__ import annotations

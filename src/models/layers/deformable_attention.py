@@ -29,7 +29,7 @@ class MultiScaleDeformableAttention(nn.Module):
         points: Sampling locations per head and level.
 
     Raises:
-        UserError: If ``channels`` is no multiple of ``heads``.
+        UserError: If ``channels`` is not a multiple of ``heads``.
     """
 
     def __init__(

@@ -12,7 +12,7 @@ from torch.autograd import Function
 from torch.nn.utils.stateless import _reparametrize_module
 
 autocast_dtype_of_meta: torch.dtype | None = None
-"""What autocast casts to on the meta device, which has none; set to count memory and traffic."""
+"""Autocast dtype of the meta device, which has none; set to count memory and traffic."""
 
 
 def full_precision(x: Tensor) -> Tensor:

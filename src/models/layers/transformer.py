@@ -120,7 +120,7 @@ class SplitFeedForward(nn.Module):
         xavier: Distribution of the initial weights.
 
     Raises:
-        UserError: If ``hidden_channels`` is no multiple of ``parts``.
+        UserError: If ``hidden_channels`` is not a multiple of ``parts``.
     """
 
     def __init__(
@@ -162,7 +162,7 @@ class MultiheadAttention(nn.Module):
         xavier: Distribution of the initial weights.
 
     Raises:
-        UserError: If ``channels`` is no multiple of ``heads``.
+        UserError: If ``channels`` is not a multiple of ``heads``.
     """
 
     def __init__(self, channels: int, heads: int, xavier: Xavier = "normal") -> None:

@@ -1,4 +1,4 @@
-"""What segmentors export."""
+"""Exported graph of segmentors."""
 
 from __future__ import annotations
 

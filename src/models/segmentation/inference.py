@@ -4,7 +4,7 @@ Source: mmsegmentation 0.27 as the official InternImage models use it. The resul
 order of operations: scores are resized to the network's input, cropped to the part without padding,
 resized to the image's own size, and only then turned into probabilities; views are averaged as
 probabilities. The scores of Mask2Former are sums of probabilities; as in the official code, the
-softmax is applied to them all the same.
+softmax is applied to them nevertheless.
 """
 
 from __future__ import annotations

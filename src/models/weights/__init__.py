@@ -1,10 +1,10 @@
-"""Official weights in and out.
+"""Loading of official weights, and conversion to official names.
 
 - ``load.py``: `load_official` and `to_official`.
 - ``files.py``: find, download and read released files.
 - ``fit.py``: fit the tensors of a file to a network.
 - ``names.py``: parameter names of this project and the official ones.
-- ``match.py``: how a network takes part in loading the released weights of its family.
+- ``match.py``: interface between a network and the loader.
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ _FOLDER_FILES = ("model.safetensors", "model.safetensors.index.json")
 def resolve(source: str | Path) -> Path:
     """Turn a path or a hub name into a local file, downloading it if need be.
 
-    A path that exists wins over a hub name of the same spelling.
+    An existing path has priority over a hub name of the same spelling.
 
     Args:
         source: Local file or folder; a published file (``"internimage_t_1k_224"``, with or without
@@ -150,7 +150,9 @@ def tensors_of(
         kind = tensor.kind if isinstance(tensor, Odd) else odd_kind(tensor)
         # Shapes alone, which callers can give, are enough to say which network they are of.
         if kind is not None and not (isinstance(tensor, Tensor) and tensor.is_meta):
-            raise UserError(f"The tensor {name} of {source} is {kind}, which no weight can be.")
+            raise UserError(
+                f"The tensor {name} of {source} is {kind}; expected a dense real tensor."
+            )
         if not name.isprintable() or len(name) > NAME_LENGTH:
             raise UserError(f"{source} holds a tensor with the name {shown(repr(name))}.")
     return tensors
@@ -170,7 +172,7 @@ def class_names_of(content: Mapping[str, Any], source: str) -> tuple[str, ...]:
     if names is None and Path(source).name in _FOLDER_FILES and config.is_file():
         try:
             names = read_json(config, "description").get("class_names")
-        except UserError:  # a file of somebody else
+        except UserError:  # not a description that this project wrote
             return ()
     is_list = isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)
     return tuple(names) if is_list and names is not None else ()

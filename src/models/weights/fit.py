@@ -1,4 +1,4 @@
-"""Fit the tensors of an official file to a network, or say why they do not fit.
+"""Match the tensors of an official file with a network, or report what differs.
 
 Sources: prefixes and wrappers are those of the official loader. What depends on the network
 (renamed parameters, heads for other classes, the dropped centre point) belongs to its modules, see
@@ -70,7 +70,7 @@ def match_tensors(
 
 
 def _check_kinds(state: Mapping[str, Tensor], targets: Mapping[str, Tensor], source: str) -> None:
-    """Refuse tensors of another kind of number or number of dimensions, and empty ones."""
+    """Reject empty tensors, and those of another kind of dtype or number of dimensions."""
     for name, tensor in state.items():
         target = targets[name]
         if tensor.is_floating_point() != target.is_floating_point():
@@ -168,7 +168,7 @@ def _check_backbone(
 def _check_parts(
     backbones: Mapping[str, PretrainedBackbone], match: Match, targets: Mapping[str, Tensor]
 ) -> None:
-    """Accept parts outside the backbone that are complete or absent; name the absent ones."""
+    """Accept parts outside the backbone that are complete or absent; report the absent ones."""
     parts: dict[str, list[str]] = {}
     for key in targets:
         prefix = _backbone_of(backbones, key)

@@ -1,4 +1,4 @@
-"""Official weights in and out.
+"""Loading of official weights, and conversion to official names.
 
 `load_official` takes any released file or hub name into any network of this project, `to_official`
 gives a state dict that the official code loads. ``files.py`` finds and reads files, ``names.py``
@@ -82,7 +82,7 @@ def load_official(
     Args:
         module: The network, on a real device; loaded in place.
         source: Local file or folder, hub name (see `files.resolve`), or a state dict.
-        prefer_ema: Take the EMA weights where the file has both kinds.
+        prefer_ema: Take the EMA weights if the file has both kinds.
         remap_22k: Use rows of a 21841-class head for 1000 classes.
 
     Returns:

@@ -1,4 +1,4 @@
-"""How a network takes part in loading the released weights of its family.
+"""Interface between a network and the loader of released weights.
 
 A module may define two things, and needs to import neither:
 
@@ -48,7 +48,7 @@ class Match:
         self.given = frozenset(self.state)
 
     def note(self, sentence: str) -> None:
-        """Keep a sentence for the user, once."""
+        """Add a message for the user unless it is already there."""
         if sentence not in self.notes:
             self.notes.append(sentence)
 
@@ -79,7 +79,7 @@ class PretrainedBackbone(nn.Module):
 
     @classmethod
     def explain_mismatch(cls, missing: list[str], unused: list[str]) -> str:
-        """What to change when a file of the right variant does not fit."""
+        """Advice for the user if a file of the right variant does not fit."""
         raise TypeError(f"{cls.__name__} must define explain_mismatch()")
 
 

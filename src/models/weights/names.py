@@ -2,7 +2,7 @@
 
 The networks of this project name their parameters as the official code does, without the positional
 indices of ``nn.Sequential``. The differences are in the attribute ``official_renames`` of the
-modules that have them; everything else is spelled alike.
+modules that have them; all other names are the same.
 """
 
 from __future__ import annotations

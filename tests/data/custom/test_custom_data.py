@@ -123,7 +123,7 @@ def test_mistakes_in_folders_are_named(files, message, tmp_path, capsys):
 
 @pytest.fixture
 def annotated(tmp_path):
-    """Six images with a COCO json; one is grey, one lies on its side."""
+    """Six images with a COCO json; one is grey, one is rotated by EXIF."""
     images = tmp_path / "images"
     entries, objects = [], []
     for number in range(1, 7):

@@ -69,7 +69,7 @@ def test_a_set_smaller_than_a_batch_is_not_dropped(toy_imagenet):
     assert len(batch["path"]) == 60
 
 
-def test_evaluation_sees_every_image_once_in_order(toy_imagenet):
+def test_evaluation_reads_every_image_once_in_order(toy_imagenet):
     data = data_module(toy_imagenet, "validate", eval_batch_size=7)
     labels = torch.cat([batch["label"] for batch in data.val_dataloader()])
     assert labels.tolist() == [label for label in range(10) for _ in range(3)]

@@ -56,7 +56,7 @@ def test_more_images_keep_the_first_ones(tmp_path):
 
 def test_drawing_in_processes_gives_the_same_images(tmp_path, monkeypatch):
     toy(tmp_path / "serial")
-    monkeypatch.setattr("src.data.toy.imagenet._WORTH_PROCESSES", 1)
+    monkeypatch.setattr("src.data.toy.imagenet._MIN_IMAGES_FOR_POOL", 1)
     toy(tmp_path / "parallel")
     assert contents(tmp_path / "serial") == contents(tmp_path / "parallel")
 

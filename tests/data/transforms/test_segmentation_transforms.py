@@ -26,7 +26,7 @@ def train(crop=(32, 32), **changes):
 
 @pytest.fixture
 def pair():
-    """An image whose colour tells the label: red is the label's column number."""
+    """An image whose red channel is the label's column number."""
     label = np.repeat(np.arange(48, dtype=np.uint8)[None] // 4, 40, axis=0)
     image = np.stack([label * 20, label * 0, label * 0 + 7], axis=-1)
     return image, label

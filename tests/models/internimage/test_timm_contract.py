@@ -255,6 +255,6 @@ def test_pretrained_tag_downloads_the_published_file(nano, tmp_path, monkeypatch
     assert torch.equal(network.head.weight, nano.head.weight)
 
 
-def test_pretrained_without_weights_says_so():
+def test_error_for_pretrained_without_weights():
     with pytest.raises(RuntimeError, match="No pretrained weights exist for internimage_nano"):
         timm.create_model("internimage_nano", pretrained=True)

@@ -70,7 +70,7 @@ def nano_recipe(
     return str(write_recipe(tmp_path, "nano", model=model))
 
 
-def test_a_run_of_a_variant_goes_on_and_is_exported(nano_recipe: str, tmp_path: Path) -> None:
+def test_a_run_of_a_variant_is_resumed_and_exported(nano_recipe: str, tmp_path: Path) -> None:
     assert main(["fit", "--config", nano_recipe, "--trainer.max_epochs", "1"]) == 0
     run = tmp_path / "runs" / "nano" / "version_0"
     saved = yaml.safe_load((run / "config.yaml").read_text())

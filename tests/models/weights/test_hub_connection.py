@@ -44,7 +44,7 @@ def test_a_file_that_is_not_at_hand_is_refused(
     assert session.asked == 1
 
 
-def test_offline_mode_asks_nobody(
+def test_offline_mode_makes_no_request(
     session: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)

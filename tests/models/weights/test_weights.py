@@ -518,7 +518,7 @@ def test_offline_names_the_address(monkeypatch):
         load_official(target(), "internimage_t_1k_224")
 
 
-def test_local_file_wins_over_hub_name(source, tmp_path, monkeypatch):
+def test_local_file_has_priority_over_hub_name(source, tmp_path, monkeypatch):
     torch.save(to_official(source), tmp_path / "internimage_t_1k_224.pth")
     monkeypatch.chdir(tmp_path)
     network = target()

@@ -29,7 +29,7 @@ from src.models.weights.match import Renames
 from src.types import DetectionTarget, Size
 
 LEVELS = 4
-"""Feature maps that the encoder sees: those of the backbone and a coarser one."""
+"""Number of feature maps of the encoder: those of the backbone and a coarser one."""
 ASSIST_WEIGHT = 0.5
 """Weight of the losses on the features of the assisting backbone."""
 
@@ -112,7 +112,8 @@ class CBDINO(DINO):
         denoising_queries: int = 1000,
         **kwargs: Any,
     ) -> None:
-        make = cast("Callable[[], InternImageBackbone]", backbone)  # has what `DINO` asks of it
+        # It has all attributes that `DINO` uses.
+        make = cast("Callable[[], InternImageBackbone]", backbone)
         super().__init__(num_classes, make, denoising_queries=denoising_queries, **kwargs)
 
     def neck_inputs(self, image: Tensor) -> list[Tensor]:

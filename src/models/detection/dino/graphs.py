@@ -1,4 +1,4 @@
-"""What DINO exports: the predictions of all queries."""
+"""Exported graph of DINO: the predictions of all queries."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What two-stage detectors export: three kinds of files.
+"""Exported graphs of two-stage detectors: three kinds of files.
 
-What lies between them, sorting and non-maximum suppression, is left to the runtime.
-``docs/export.md`` tells how they are put together.
+The application sorts boxes and applies non-maximum suppression between them, see
+``docs/export.md``.
 
 - ``backbone``: images to feature maps, and the outputs of the RPN with their anchors;
 - ``boxes``, or ``boxes_1``, ``boxes_2``, ... with several stages: class logits and box offsets of

@@ -111,7 +111,7 @@ class MaskRCNN(TwoStageDetector):
             channels: Width of the feature pyramid.
             fc_channels: Width of the fully connected layers.
             batch_size_per_image: Proposals per image in the losses.
-            limits: Which boxes are detections.
+            limits: Score and NMS thresholds, and the number of detections.
         """
         return StandardRoIHead(
             BoxHead(num_classes, channels, fc_channels),

@@ -18,7 +18,7 @@ from src.types import Detections, Size
 
 @dataclass(frozen=True)
 class DetectionLimits:
-    """Which boxes are detections.
+    """Score and NMS thresholds, and the number of detections.
 
     Attributes:
         score: Probability that a box must exceed.

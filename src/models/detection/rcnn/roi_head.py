@@ -40,7 +40,7 @@ class RoIHead(nn.Module):
         mask_head: `MaskHead`, or a list of one per stage.
         regions: Sampler of proposals for training, one per stage.
         stds: Scale of the box offsets, four numbers per stage; see `BoxCoder`.
-        limits: Which boxes are detections.
+        limits: Score and NMS thresholds, and the number of detections.
     """
 
     def __init__(
@@ -255,7 +255,7 @@ class StandardRoIHead(RoIHead):
         bbox_head: Predicts class and box.
         mask_head: Predicts masks.
         regions: Samples proposals for training.
-        limits: Which boxes are detections.
+        limits: Score and NMS thresholds, and the number of detections.
     """
 
     def __init__(

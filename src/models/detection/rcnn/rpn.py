@@ -1,4 +1,4 @@
-"""Region proposal network: boxes that may hold an object.
+"""Region proposal network: class-agnostic boxes with objectness scores.
 
 Source: Ren et al., "Faster R-CNN", NeurIPS 2015 (arXiv 1506.01497), on a feature pyramid; constants
 of the official InternImage detectors (mmdet 2.x).
@@ -30,7 +30,7 @@ SIZE_DIVISOR = 32
 
 @dataclass(frozen=True)
 class ProposalLimits:
-    """How many boxes become proposals.
+    """Numbers of boxes and thresholds that select proposals.
 
     Attributes:
         pre_nms_top_n: Best boxes per level before NMS.

@@ -27,9 +27,9 @@ class TwoStageDetector(Detector):
 
     Args:
         backbone: Returns four feature maps of strides 4, 8, 16, 32.
-        neck: Makes them a pyramid of five feature maps of one width.
+        neck: Turns them into a pyramid of five feature maps of one width.
         rpn_head: Proposes boxes.
-        roi_head: Makes detections of the proposals.
+        roi_head: Classifies and refines the proposals.
     """
 
     not_in_dense_outputs: ClassVar[str] = ""

@@ -1,6 +1,6 @@
 """Mask2Former: a segmentor whose queries each predict one class and its mask.
 
-In evaluation it scores every pixel as any `Segmentor` does, and inference on whole images is the
+In evaluation it scores every pixel, as `Segmentor` does, and inference on whole images is the
 same (``inference.py``). In training it returns what the loss over sets of masks needs.
 """
 

@@ -237,7 +237,7 @@ def check_training(run, exact, share=None):
     names = official_names(run.network)
     gradients = {names[key]: p.grad for key, p in run.network.named_parameters()}
     for key in gradients:
-        if re.search(r"cb_modules\.1\.gamma\d$", key):  # officially of half precision; ours is not
+        if re.search(r"cb_modules\.1\.gamma\d$", key):  # half precision in the official code only
             gradients[key] = gradients[key].half().to(gradients[key])
     run.numbers.check_gradient_norms(gradients, run.param_order)
 
