@@ -11,8 +11,7 @@ from torch.optim import Optimizer
 def use_fused(optimizer: Optimizer) -> Optimizer:
     """Use the fused implementation, where the optimizer has one and its settings choose none.
 
-    The result is that of the constructor's ``fused=True``, except that gradients under float16
-    mixed precision are unscaled before the step, so that they can be clipped.
+    The result is that of the constructor's ``fused=True``.
 
     Args:
         optimizer: Changed in place. ``fused`` or ``foreach`` that are set stay as they are.
@@ -23,6 +22,19 @@ def use_fused(optimizer: Optimizer) -> Optimizer:
             group["fused"] = True
     optimizer.register_load_state_dict_post_hook(_steps_to_device)
     return optimizer
+
+
+def unscale_before_step(optimizer: Optimizer) -> None:
+    """Let gradients of mixed precision be clipped before the step of a fused optimizer.
+
+    ``fused=True`` announces that the step unscales float16 gradients itself, and Lightning then
+    refuses to clip. Without the announcement they are unscaled before, as for other optimizers.
+
+    Args:
+        optimizer: Changed in place.
+    """
+    if getattr(optimizer, "_step_supports_amp_scaling", False):
+        optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
 
 
 def _steps_to_device(optimizer: Optimizer) -> None:

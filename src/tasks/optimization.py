@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from src.errors import UserError
-from src.optim.fused import use_fused
+from src.optim.fused import unscale_before_step, use_fused
 from src.optim.param_groups import LrScale, lr_scale_by_depth
 from src.optim.schedules import StepSchedule
 
@@ -90,6 +90,7 @@ class Optimization:
         optimizer = self.make_optimizer(groups)
         if trainer.strategy.root_device.type == "cuda":
             use_fused(optimizer)
+        unscale_before_step(optimizer)
         _check_step(self.make_optimizer, groups)
         self._configured = [settings_of(group) for group in optimizer.param_groups]
         self._configure(optimizer, trainer)

@@ -145,6 +145,16 @@ def test_flags_turn_default_callbacks_off(
     assert files == {"runs/bare/version_0/config.yaml", "runs/bare/version_0/env.txt"}
 
 
+@pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])
+def test_gradients_of_a_fused_optimizer_are_clipped(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    flags = ["--model.optimizer.fused", "true", "--trainer.gradient_clip_val", "0.1"]
+    flags += ["--trainer.precision", precision, "--trainer.max_epochs", "1"]
+    assert main(["fit", "-c", str(trained / "tiny.yaml"), "--name", "fused", *flags]) == 0
+
+
 def test_short_and_dotted_settings(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
