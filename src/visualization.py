@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +17,10 @@ _MIN_WIDTH = 360  # pixels; smaller images are enlarged so that the text fits
 _MAX_SIDE = 1024  # pixels; maximum size of enlarged images, which then get a wider background
 _FONT_SIZES = (13, 40)  # minimum and maximum in pixels
 _TEXT, _MUTED, _BACKGROUND, _BAR = (20, 20, 20), (90, 90, 90), (255, 255, 255), (178, 208, 244)
+_BLACK = (0, 0, 0)
+_SHADES = ((0.9, 1.0), (0.5, 1.0), (0.95, 0.65), (0.3, 1.0), (0.7, 0.8), (1.0, 0.45))
+"""Saturation and value of the instances of one class."""
+_MAX_LINES = 6  # how far a label may be from its place, in labels
 
 
 def draw_classes(
@@ -87,7 +92,7 @@ def draw_label_map(
     opacity: float = 0.55,
     max_classes: int = 24,
 ) -> Image.Image:
-    """Image with every pixel coloured by its class, and a legend.
+    """Image with every pixel coloured by its class, and a legend of classes of at least 0.5 %.
 
     Args:
         image: Image of any mode.
@@ -116,7 +121,8 @@ def draw_label_map(
     mixed = np.rint(pixels * (1 - weight) + colours * weight).astype(np.uint8)
     counts = np.bincount(label_map[known].ravel(), minlength=len(names))
     largest = [int(i) for i in np.argsort(-counts, kind="stable") if counts[i]][:max_classes]
-    rows = [(names[i], palette[i], counts[i] / label_map.size) for i in largest]
+    shares = [(i, counts[i] / label_map.size) for i in largest]
+    rows = [(names[i], palette[i], share) for i, share in shares if f"{share:.0%}" != "0%"]
     return _beside(_fit(Image.fromarray(mixed)), rows)
 
 
@@ -151,13 +157,17 @@ def draw_instances(
 ) -> Image.Image:
     """Image with masks, boxes, class names and scores; higher scores are drawn on top.
 
+    A class has a hue, and its instances have different shades of it. Labels do not cover each
+    other: each takes the nearest free place at its box, the highest score first. A label is left
+    out if there is no free place within the height of a few lines.
+
     Args:
         image: Image of any mode.
         boxes: ``x, y, width, height`` in pixels of the image.
         masks: Bool, each of shape ``(H, W)`` of the image; empty to draw only boxes.
         names: Class name of each box.
         scores: Score of each box.
-        classes: Class index of each box, which determines its colour.
+        classes: Class index of each box, which determines its hue.
         opacity: Opacity of the masks, from 0 to 1.
 
     Returns:
@@ -165,7 +175,7 @@ def draw_instances(
         legible, and narrow ones are padded with white on the right to a width of 360 pixels.
     """
     order = sorted(range(len(boxes)), key=lambda i: scores[i])
-    colours = [_instance_colour(classes[i]) for i in range(len(boxes))]
+    colours = _instance_colours(classes, order[::-1])
     pixels = np.asarray(image.convert("RGB"), dtype=np.float32).copy()
     for i in order if masks else ():
         pixels[masks[i]] = (
@@ -179,37 +189,105 @@ def draw_instances(
     draw = ImageDraw.Draw(output)
     size = _font_size(max(canvas.size) // 55)
     font, line = ImageFont.load_default(size), max(2, size // 7)
+    corners = [
+        (x * scale_x, y * scale_y, (x + width) * scale_x, (y + height) * scale_y)
+        for x, y, width, height in boxes
+    ]
     for i in order:
-        x, y, width, height = boxes[i]
-        corners = (x * scale_x, y * scale_y, (x + width) * scale_x, (y + height) * scale_y)
-        draw.rectangle(corners, outline=colours[i], width=line)
-    for i in order:  # labels last, so that boxes do not cover them
-        corner = (boxes[i][0] * scale_x, boxes[i][1] * scale_y)
-        _draw_tag(draw, f"{names[i]} {scores[i]:.0%}", corner, colours[i], font)
+        outline = _inner_outline(corners[i], line)
+        if outline is not None:  # a dark edge, so that the box is visible on its own colour
+            draw.rectangle(outline, outline=_TEXT, width=1)
+        draw.rectangle(corners[i], outline=colours[i], width=line)
+    taken: list[_Rectangle] = []
+    for i in reversed(order):  # labels last, so that boxes do not cover them
+        _draw_tag(draw, f"{names[i]} {scores[i]:.0%}", corners[i], colours[i], font, taken)
     return output
+
+
+_Rectangle = tuple[float, float, float, float]
+
+
+def _inner_outline(box: _Rectangle, line: int) -> _Rectangle | None:
+    """The box inside the line of another one; None if nothing is left."""
+    left, top, right, bottom = box
+    inner = (left + line, top + line, right - line, bottom - line)
+    return inner if inner[0] <= inner[2] and inner[1] <= inner[3] else None
 
 
 def _draw_tag(
     draw: ImageDraw.ImageDraw,
     text: str,
-    corner: tuple[float, float],
+    box: _Rectangle,
     colour: tuple[int, int, int],
     font: Font,
+    taken: list[_Rectangle],
 ) -> None:
-    """Draw a label above a box, or inside it at the upper border of the image."""
-    x, top = corner
+    """Draw a label at a box where no other label is, and add its rectangle to ``taken``."""
     left, up, right, down = draw.textbbox((0, 0), text, font)
     pad = 3
-    width, height = right - left + 2 * pad, down - up + 2 * pad
-    x = min(max(x, 0), max(draw.im.size[0] - width, 0))
-    y = top - height if top >= height else max(top, 0)
-    draw.rectangle((x, y, x + width, y + height), fill=colour)
-    luminance = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
-    draw.text((x + pad - left, y + pad - up), text, _TEXT if luminance > 128 else _BACKGROUND, font)
+    place = _free_place(box, (right - left + 2 * pad, down - up + 2 * pad), draw.im.size, taken)
+    if place is None:
+        return
+    taken.append(place)
+    x, y = place[:2]
+    draw.rectangle(place, fill=colour)
+    draw.text((x + pad - left, y + pad - up), text, _text_colour(colour), font)
 
 
-def _instance_colour(number: int) -> tuple[int, int, int]:
-    """Bright colour of a class; hues of consecutive classes differ by the golden angle."""
-    hue = number * 0.618034 % 1
-    red, green, blue = colorsys.hsv_to_rgb(hue, (0.9, 0.6)[number % 2], 1.0)
-    return round(255 * red), round(255 * green), round(255 * blue)
+def _free_place(
+    box: _Rectangle, size: tuple[float, float], canvas: tuple[int, int], taken: list[_Rectangle]
+) -> _Rectangle | None:
+    """Rectangle of a label: above the box, inside it, or below, else on the next free line.
+
+    Args:
+        box: The box.
+        size: Width and height of the label.
+        canvas: Width and height of the image.
+        taken: Rectangles of other labels.
+    """
+    (left, top, right, bottom), (width, height) = box, size
+    rows = [top - height, top, bottom - height, bottom]
+    rows += [top + step * height for step in range(1, _MAX_LINES)]
+    rows += [top - step * height for step in range(2, _MAX_LINES)]
+    for y in rows:
+        for x in (left, right - width):
+            x = min(max(x, 0.0), max(canvas[0] - width, 0.0))
+            place = (x, y, x + width, y + height)
+            is_inside = y >= 0 and place[3] <= max(canvas[1], height)
+            if is_inside and not any(_overlap(place, other) for other in taken):
+                return place
+    return None
+
+
+def _overlap(a: _Rectangle, b: _Rectangle) -> bool:
+    return a[0] <= b[2] and b[0] <= a[2] and a[1] <= b[3] and b[1] <= a[3]
+
+
+def _text_colour(background: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Black or white, whichever has the higher contrast (WCAG), which is at least 4.5."""
+    linear = [
+        value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4
+        for value in (channel / 255 for channel in background)
+    ]
+    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    return _BLACK if (luminance + 0.05) ** 2 > 1.05 * 0.05 else _BACKGROUND
+
+
+def _instance_colours(
+    classes: Sequence[int], order: Sequence[int]
+) -> dict[int, tuple[int, int, int]]:
+    """Colour of each instance: the hue of its class in the next shade.
+
+    Args:
+        classes: Class of each instance.
+        order: Instances, the one with the brightest shade first.
+    """
+    seen = Counter[int]()
+    colours = {}
+    for i in order:
+        # Hues of consecutive classes differ by the golden angle.
+        saturation, value = _SHADES[seen[classes[i]] % len(_SHADES)]
+        seen[classes[i]] += 1
+        rgb = colorsys.hsv_to_rgb(classes[i] * 0.618034 % 1, saturation, value)
+        colours[i] = (round(255 * rgb[0]), round(255 * rgb[1]), round(255 * rgb[2]))
+    return colours

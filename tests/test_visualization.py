@@ -35,3 +35,77 @@ def test_boxes_in_narrow_images_are_at_the_correct_position():
     coloured = (np.asarray(drawn) != 255).any(-1) & (np.asarray(drawn) != 0).any(-1)
     assert coloured[-1].any()
     assert not coloured[:450].any()
+
+
+def test_the_legend_leaves_out_classes_of_zero_percent():
+    label_map = np.zeros((100, 100), dtype=np.uint8)
+    label_map[0, :40] = 1  # 0.4 % of the pixels
+    colours = [(0, 0, 200), (200, 0, 0)]
+    drawn = np.asarray(
+        draw_label_map(Image.new("RGB", (100, 100)), label_map, ["sky", "bird"], colours)
+    )
+    legend = drawn[:, 360:].reshape(-1, 3).tolist()
+    assert [0, 0, 200] in legend
+    assert [200, 0, 0] not in legend
+
+
+def drawn_boxes(boxes, classes, size=(640, 480), scores=None):
+    """The image, and the boxes with their labels as coloured pixels."""
+    scores = scores or [0.9 - 0.05 * i for i in range(len(boxes))]
+    blank = Image.new("RGB", size, (128, 128, 128))
+    names = [f"class {label}" for label in classes]
+    return np.asarray(draw_instances(blank, boxes, [], names, scores, classes))
+
+
+def colours_of(pixels):
+    """Colours of large areas, which are those of labels and lines."""
+    found, counts = np.unique(pixels.reshape(-1, 3), axis=0, return_counts=True)
+    saturated = found.max(1).astype(int) - found.min(1) > 60
+    return {
+        tuple(c.tolist())
+        for c, n in zip(found[saturated], counts[saturated], strict=True)
+        if n > 400
+    }
+
+
+def test_instances_of_a_class_have_different_shades_of_its_hue():
+    boxes = [(20 + 150 * i, 100, 100, 100) for i in range(4)]
+    same, different = drawn_boxes(boxes, [0] * 4), drawn_boxes(boxes, [0, 1, 2, 3])
+    shades = colours_of(same)
+    assert len(shades) == 4
+    assert all(red == max(red, green, blue) for red, green, blue in shades)  # class 0 is red
+    assert len({np.argmax(colour) for colour in colours_of(different)}) > 1
+
+
+def test_labels_of_the_same_place_do_not_cover_each_other():
+    alone = drawn_boxes([(200, 200, 200, 150)], [0], scores=[0.9])
+    line = (alone != 128).any(-1)
+    label = line[:198].sum()  # the label above the box
+    boxes = [(200, 200, 200, 150)] * 5
+    together = drawn_boxes(boxes, range(5), scores=[0.9] * 5)
+    covered = (together != 128).any(-1) & ~line
+    assert covered.sum() > 3.5 * label  # four more labels, up to the parts on the lines of the box
+
+
+def contrast(a, b):
+    def luminance(colour):
+        values = [c / 255 for c in colour]
+        linear = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in values]
+        return float(np.dot(linear, [0.2126, 0.7152, 0.0722]))
+
+    high, low = sorted((luminance(a), luminance(b)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_text_of_labels_is_readable_on_every_colour():
+    for label in range(24):
+        drawn = drawn_boxes([(20, 200, 400, 200)] * 3, [label] * 3)
+        for colour in colours_of(drawn):
+            rows, columns = np.nonzero((drawn == colour).all(-1))
+            area = drawn[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+            text = max(
+                contrast(colour, c)
+                for c in ((0, 0, 0), (255, 255, 255))
+                if (area == c).all(-1).any()
+            )
+            assert text >= 4.5
