@@ -27,8 +27,9 @@ MAY_IMPORT = {
     "environment": {"ops"},
     "profiling": {"models", "ops", "types"},
     "export": {"models", "ops", "types"},
-    "hub": {"models", "data", "serialization"},
+    "hub": {"models", "data", "serialization", "runs"},
     "distributed": {"serialization"},
+    "runs": {"distributed", "serialization"},
     "tasks": {"models", "losses", "metrics", "optim", "types", "distributed", "serialization"},
     "strategies": {"tasks", "distributed", "serialization"},
     "callbacks": {

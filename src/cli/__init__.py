@@ -138,11 +138,12 @@ def _train(args: list[str]) -> int:
         print(short_help(args[0]))
         return 0
     from src.cli.app import TrainingCLI
+    from src.cli.checkpoints import with_settings_of_run
 
     args = ["--help" if arg == "--help_all" else arg for arg in args]
     stop_with_parent()
     try:
-        TrainingCLI.create(args, run=True)
+        TrainingCLI.create(with_settings_of_run(args), run=True)
     except SystemExit as stop:  # --help and --print_config
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     return 0

@@ -123,6 +123,7 @@ class TrainingCLI(LightningCLI):
         """Parse ``args`` and build everything; with ``run``, the first argument is the command."""
         quieten()
         cls._has_command = run
+        args = _configs_first(args, after=1 if run else 0)
         # Lightning reads sys.argv when it launches other ranks, and warns if it also gets `args`.
         argv, sys.argv = sys.argv, [sys.argv[0], *(args if run else [])]
         try:
@@ -134,7 +135,7 @@ class TrainingCLI(LightningCLI):
                 save_config_callback=None,  # RunFolder does it
                 seed_everything_default=0,
                 parser_class=Parser,
-                parser_kwargs={"prog": "python -m src"},
+                parser_kwargs={"prog": "python -m src", "allow_abbrev": False},
                 auto_configure_optimizers=False,
                 args=None if run else args,
                 run=run,
@@ -361,6 +362,19 @@ class TrainingCLI(LightningCLI):
             "Interrupted. Nothing was saved, because no step was completed or saving is turned off."
             " Run the same command again."
         )
+
+
+def _configs_first(args: list[str], after: int) -> list[str]:
+    """Arguments with the configuration files before the options that override them."""
+    configs: list[str] = []
+    rest: list[str] = []
+    given = iter(args[after:])
+    for arg in given:
+        if arg in ("--config", "-c"):
+            configs += [arg, *(value for value in [next(given, None)] if value is not None)]
+        else:
+            (configs if arg.startswith(("--config=", "-c=")) else rest).append(arg)
+    return [*args[:after], *configs, *rest]
 
 
 def _missing_package(error: ModuleNotFoundError | str) -> str:

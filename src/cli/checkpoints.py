@@ -1,9 +1,9 @@
-"""Find the checkpoint given by ``--ckpt_path`` and validate it before the run starts."""
+"""Find the checkpoint given by ``--ckpt_path`` or ``--name`` and validate it before the run."""
 
 from __future__ import annotations
 
-import re
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 
 from lightning.pytorch import Trainer
@@ -12,42 +12,74 @@ from lightning.pytorch.strategies import Strategy
 from src.callbacks import AtomicCheckpointIO
 from src.distributed.checkpoints import is_sharded_checkpoint
 from src.errors import UserError
-from src.serialization import REST, Folder, read_checkpoint, read_rest
+from src.runs import KEYWORDS, find_checkpoint, newest_checkpoint, trained_run
+from src.serialization import Folder, read_checkpoint, read_rest
 from src.strategies import FSDP1Strategy, FSDP2Strategy
-
-KEYWORDS = ("last", "best")
 
 
 def resolve_checkpoint(given: str, runs: Path) -> Path:
     """Path of the checkpoint file or folder that ``--ckpt_path`` refers to.
 
     Args:
-        given: A path, or ``last`` or ``best`` for the newest such checkpoint in ``runs``.
+        given: A checkpoint or the folder of a run, or ``last`` or ``best`` for the newest such
+            checkpoint in ``runs``.
         runs: Folder with the ``version_*`` folders of one run name.
 
     Raises:
         UserError: If there is none, or it cannot be read.
     """
-    if given in KEYWORDS:
-        path = _newest(given, runs)
-    else:
-        path = Path(given)
-        if not path.exists():
-            raise UserError(
-                f"The checkpoint {given} does not exist. Give a .ckpt file, or 'last' or 'best' for"
-                f" the newest one in {runs}."
-            )
+    path = (
+        newest_checkpoint(given, runs) if given in KEYWORDS else find_checkpoint(given, runs=runs)
+    )
     if is_sharded_checkpoint(path):
         Folder(path)
         read_rest(path)
-    elif path.is_file():
-        read_checkpoint(path)  # reads only the metadata of the weights
     else:
-        raise UserError(
-            f"The folder {path} is not a complete checkpoint: .metadata or {REST} is missing."
-            " Use an older checkpoint, or copy the folder again."
-        )
+        read_checkpoint(path)  # reads only the metadata of the weights
     return path
+
+
+def with_settings_of_run(args: list[str]) -> list[str]:
+    """Arguments, completed by the configuration and the checkpoint of a run if it is named.
+
+    If ``--config`` is missing, ``--ckpt_path FILE`` adds the configuration of the run that wrote
+    the file, and ``--name RUN`` that of the newest run of this name, with its best checkpoint
+    unless ``--ckpt_path last`` is given. Training needs ``--ckpt_path``, because ``--name`` alone
+    is the name of a new run.
+
+    Args:
+        args: The command and its arguments.
+
+    Raises:
+        UserError: If the run or its checkpoint is missing.
+    """
+    if any(arg.split("=")[0] in ("--config", "-c") for arg in args):
+        return args
+    given, name = option(args, "--ckpt_path"), option(args, "--name")
+    runs = Path(option(args, "--trainer.default_root_dir") or "runs")
+    if given and given not in KEYWORDS:
+        run = trained_run(given, runs=runs)
+    elif name and (given or args[0] != "fit"):
+        run = trained_run(runs / name, given or "best", runs)
+    elif given:
+        raise UserError(
+            f"--ckpt_path {given} needs the name of the run, --name RUN, or its recipe, --config"
+            " FILE."
+        )
+    else:
+        return args
+    return [args[0], "--config", str(run.config), *args[1:], f"--ckpt_path={run.checkpoint}"]
+
+
+def option(args: Sequence[str], name: str) -> str | None:
+    """Value of the last ``--name value`` or ``--name=value`` among arguments."""
+    found = None
+    for arg, following in zip(args, [*args[1:], ""], strict=True):
+        if arg == name and not following.startswith("--"):
+            found = following
+        elif arg.startswith(f"{name}="):
+            found = arg.partition("=")[2]
+    return found or None
 
 
 def check_reads_safely(trainer: Trainer) -> None:
@@ -77,39 +109,3 @@ def failed_while_restoring(error: BaseException) -> bool:
         and frame.name.lstrip("_").startswith(("restore", "resume"))
         for frame in frames
     )
-
-
-def _newest(keyword: str, runs: Path) -> Path:
-    pattern = "last" if keyword == "last" else "best*"  # not last_whole.ckpt (`consolidate`)
-    found = list(runs.glob(f"version_*/checkpoints/{pattern}.ckpt"))
-    # A process killed between two renames leaves its checkpoint under this name.
-    spare = runs.glob(f"version_*/checkpoints/{pattern}.ckpt.old")
-    found += [path for path in spare if path.with_suffix("") not in found]
-    if not found:
-        raise UserError(
-            f"There is no {keyword!r} checkpoint in {runs}/version_*/checkpoints. Give a file, set"
-            " --name to the name of the run, or omit --ckpt_path to start from the beginning."
-        )
-    newest = max(found, key=_age)
-    return newest if keyword == "last" else _best_of_run(newest)
-
-
-def _age(path: Path) -> tuple[int, list[int], int]:
-    """Sort key: version number, epoch and step, and the file time only if these are equal."""
-    run = re.fullmatch(r"version_(\d+)", path.parts[-3])
-    progress = [int(number) for number in re.findall(r"=(\d+)", path.name)]
-    return int(run[1]) if run else -1, progress, path.stat().st_mtime_ns
-
-
-def _best_of_run(checkpoint: Path) -> Path:
-    """The best checkpoint of the run that wrote this one.
-
-    With ``save_top_k`` above 1, the newest ``best*`` checkpoint is not always the best one, but it
-    records the path of the best one.
-    """
-    content = read_rest(checkpoint) if checkpoint.is_dir() else read_checkpoint(checkpoint)
-    states = content.get("callbacks", {}).values()
-    named = [state.get("best_model_path") for state in states if isinstance(state, dict)]
-    known = [Path(path) for path in named if isinstance(path, str) and Path(path).name]
-    moved = [checkpoint.with_name(path.name) for path in known]
-    return next((path for path in (*known, *moved) if path.exists()), checkpoint)

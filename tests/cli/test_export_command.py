@@ -83,4 +83,6 @@ def test_random_weights_are_not_exported(trained, tmp_path, capsys):
 
 def test_a_recipe_is_needed(capsys):
     assert main(["export", "--ckpt_path", "best"]) == 2
-    assert "needs --config FILE" in capsys.readouterr().err
+    assert "--ckpt_path best needs the name of the run, --name RUN" in capsys.readouterr().err
+    assert main(["export", "--format", "onnx"]) == 2
+    assert "export needs --name RUN, --ckpt_path FILE, or --config" in capsys.readouterr().err

@@ -7,6 +7,7 @@ of a recipe are accepted. ``--check`` compares the exported files with PyTorch o
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from src import files
-from src.cli.checkpoints import resolve_checkpoint
+from src.cli.checkpoints import resolve_checkpoint, with_settings_of_run
 from src.distributed import consolidate, describe_mismatch, is_sharded_checkpoint, shapes_of
 from src.errors import UserError
 from src.export.card import card
@@ -48,9 +49,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0; 1 if a check found a difference above 1e-4.
     """
+    argv = with_settings_of_run(["export", *(sys.argv[1:] if argv is None else argv)])[1:]
     args, recipe = _parser().parse_known_args(argv)
     if not any(part.startswith(("--config", "-c")) for part in recipe):
-        raise UserError("export needs --config FILE, the recipe that the network was trained with.")
+        raise UserError(
+            "export needs --name RUN, --ckpt_path FILE, or --config FILE, the recipe that the"
+            " network was trained with."
+        )
     if args.check and not args.check.exists():
         raise UserError(f"The folder of images for --check does not exist: {args.check}.")
     if args.check and set(args.format) == {"safetensors"}:
@@ -72,8 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m src export",
-        description="Export a trained network. Also accepts the settings of a recipe: "
-        "--config FILE, --model.weights FILE_OR_NAME, --data.class_names ...",
+        description="Export a trained network: --name RUN, or --ckpt_path FILE. Also accepts the "
+        "settings of a recipe: --config FILE, --model.weights FILE_OR_NAME, --data.class_names ...",
         allow_abbrev=False,
     )
     add = parser.add_argument

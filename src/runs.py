@@ -1,0 +1,160 @@
+"""Find the configuration and the checkpoints of a training run.
+
+The folder of a run, ``runs/<name>/version_<n>``, contains ``config.yaml`` and ``checkpoints``.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from src.distributed.checkpoints import is_sharded_checkpoint
+from src.errors import UserError
+from src.serialization import REST, read_checkpoint, read_rest
+
+KEYWORDS = ("last", "best")
+CONFIG = "config.yaml"
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A checkpoint, and the configuration that it was trained with.
+
+    Attributes:
+        checkpoint: A checkpoint file, or the folder of a sharded checkpoint.
+        config: The ``config.yaml`` of the run.
+    """
+
+    checkpoint: Path
+    config: Path
+
+
+def trained_run(source: str | Path, keyword: str = "best", runs: Path = Path("runs")) -> TrainedRun:
+    """The checkpoint and the configuration that a path or the name of a run refers to.
+
+    Args:
+        source: See `find_checkpoint`.
+        keyword: See `find_checkpoint`.
+        runs: See `find_checkpoint`.
+
+    Raises:
+        UserError: If there is no such checkpoint, or no ``config.yaml`` of its run.
+    """
+    checkpoint = find_checkpoint(source, keyword, runs)
+    return TrainedRun(checkpoint, config_of(checkpoint))
+
+
+def find_checkpoint(source: str | Path, keyword: str = "best", runs: Path = Path("runs")) -> Path:
+    """The checkpoint that a path or the name of a run refers to.
+
+    Args:
+        source: A checkpoint; the folder of a run (``runs/street/version_0``); the folder of all
+            runs of a name (``runs/street``), of which the newest is used; or the name (``street``).
+        keyword: ``best`` or ``last``: the checkpoint to use unless ``source`` is one.
+        runs: Folder of the named runs.
+
+    Raises:
+        UserError: If there is none.
+    """
+    path = Path(source)
+    if not path.exists() and path.name == str(source):
+        path = runs / path
+    if path.is_file() or is_sharded_checkpoint(path):
+        return path
+    if (path / "checkpoints").is_dir():
+        return newest_checkpoint(keyword, path.parent, path.name)
+    if any(path.glob("version_*")):
+        return newest_checkpoint(keyword, path)
+    if path.is_dir() and path.suffix == ".ckpt":
+        raise UserError(
+            f"The folder {path} is not a complete checkpoint: .metadata or {REST} is missing."
+            " Use an older checkpoint, or copy the folder again."
+        )
+    if path.suffix == ".ckpt":
+        raise UserError(
+            f"The checkpoint {source} does not exist. Give a .ckpt file, or 'last' or 'best' for"
+            f" the newest one in {runs}."
+        )
+    problem = "is not the folder of a run" if path.exists() else "does not exist"
+    raise UserError(f"There is no run {str(source)!r}: {path} {problem}.{_others(runs)}")
+
+
+def config_of(checkpoint: Path) -> Path:
+    """The ``config.yaml`` of the run that a checkpoint belongs to.
+
+    Raises:
+        UserError: If it is not in the folder of the checkpoint or in the one above.
+    """
+    found = [folder / CONFIG for folder in list(checkpoint.absolute().parents)[:2]]
+    config = next((path for path in found if path.is_file()), None)
+    if config is None:
+        raise UserError(
+            f"There is no {CONFIG} of the run of {checkpoint} (searched in"
+            f" {found[0].parent} and {found[1].parent}). Give the recipe with --config FILE."
+        )
+    return _from_here(config)
+
+
+def newest_checkpoint(keyword: str, runs: Path, version: str = "version_*") -> Path:
+    """The newest ``last`` or ``best`` checkpoint of the runs of one name.
+
+    Args:
+        keyword: ``last``, or ``best`` for the best checkpoint of the newest run that has one.
+        runs: Folder with the ``version_*`` folders.
+        version: Name of the only folder to search, instead of all.
+
+    Raises:
+        UserError: If there is none.
+    """
+    pattern = "last" if keyword == "last" else "best*"  # not last_whole.ckpt (`consolidate`)
+    found = list(runs.glob(f"{version}/checkpoints/{pattern}.ckpt"))
+    # A process killed between two renames leaves its checkpoint under this name.
+    spare = runs.glob(f"{version}/checkpoints/{pattern}.ckpt.old")
+    found += [path for path in spare if path.with_suffix("") not in found]
+    if not found:
+        other = KEYWORDS[keyword == "last"]
+        has_other = any(runs.glob(f"{version}/checkpoints/{other}*.ckpt"))
+        hint = f" There is a {other!r} one: --ckpt_path {other}." if has_other else _others(runs)
+        raise UserError(
+            f"There is no {keyword!r} checkpoint in {runs}/{version}/checkpoints.{hint} Give a"
+            " file, set --name to the name of the run, or omit --ckpt_path to start from the"
+            " beginning."
+        )
+    newest = max(found, key=_age)
+    return newest if keyword == "last" else _best_of_run(newest)
+
+
+def _age(path: Path) -> tuple[int, list[int], int]:
+    """Sort key: version number, epoch and step, and the file time only if these are equal."""
+    run = re.fullmatch(r"version_(\d+)", path.parts[-3])
+    progress = [int(number) for number in re.findall(r"=(\d+)", path.name)]
+    return int(run[1]) if run else -1, progress, path.stat().st_mtime_ns
+
+
+def _best_of_run(checkpoint: Path) -> Path:
+    """The best checkpoint of the run that wrote this one.
+
+    With ``save_top_k`` above 1, the newest ``best*`` checkpoint is not always the best one, but it
+    records the path of the best one.
+    """
+    content = read_rest(checkpoint) if checkpoint.is_dir() else read_checkpoint(checkpoint)
+    states = content.get("callbacks", {}).values()
+    named = [state.get("best_model_path") for state in states if isinstance(state, dict)]
+    known = [Path(path) for path in named if isinstance(path, str) and Path(path).name]
+    moved = [checkpoint.with_name(path.name) for path in known]
+    found = next((path for path in (*known, *moved) if path.exists()), checkpoint)
+    return found if checkpoint.is_absolute() else _from_here(found)
+
+
+def _from_here(path: Path) -> Path:
+    """The path relative to the working directory if it is inside."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
+
+
+def _others(runs: Path) -> str:
+    """Names of the runs that have checkpoints, with a leading space, for messages."""
+    parent = runs if any(runs.glob("*/version_*")) else runs.parent
+    names = sorted({path.parts[-4] for path in parent.glob("*/version_*/checkpoints/*.ckpt")})
+    return f" Runs with checkpoints in {parent} are {', '.join(names[:10])}." if names else ""

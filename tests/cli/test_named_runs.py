@@ -1,0 +1,74 @@
+"""``validate``, ``test``, ``predict`` and ``export`` find the recipe of a run themselves."""
+
+from pathlib import Path
+
+import pytest
+
+from src.cli import main
+
+
+@pytest.fixture
+def here(trained: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Working directory with the run ``runs/tiny/version_0``."""
+    monkeypatch.chdir(trained)
+    return trained
+
+
+LAST = "runs/tiny/version_0/checkpoints/last.ckpt"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "checkpoint"),
+    [
+        (["--name", "tiny"], "best-epoch="),
+        (["--name=tiny", "--ckpt_path", "last"], "last.ckpt"),
+        (["--ckpt_path", LAST], "last.ckpt"),
+        (["--ckpt_path", "runs/tiny/version_0"], "best-epoch="),
+    ],
+)
+def test_the_checkpoint_of_a_run_is_validated(
+    here: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], checkpoint: str
+) -> None:
+    assert main(["validate", *arguments]) == 0
+    assert f"Checkpoint:  runs/tiny/version_0/checkpoints/{checkpoint}" in capsys.readouterr().out
+
+
+def test_images_are_predicted_by_a_named_run(here: Path, images: Path) -> None:
+    assert main(["predict", "--name", "tiny", "--data.predict_dir", str(images / "val/red")]) == 0
+    tables = list(Path("runs/tiny").glob("predict_*/predictions.csv"))
+    assert len(tables[0].read_text().splitlines()) == 1 + 4
+
+
+def test_a_named_run_is_exported(here: Path, tmp_path: Path) -> None:
+    flags = ["--format", "safetensors", "--out", str(tmp_path)]
+    assert main(["export", "--name", "tiny", *flags]) == 0
+    first = (tmp_path / "model.safetensors").read_bytes()
+    assert main(["export", "--ckpt_path", "runs/tiny/version_0", *flags]) == 0
+    assert (tmp_path / "model.safetensors").read_bytes() == first
+
+
+def test_training_is_resumed_from_a_file(
+    here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--trainer.max_epochs", "3", "--trainer.default_root_dir", str(tmp_path)]
+    assert main(["fit", "--ckpt_path", LAST, *flags]) == 0
+    assert "Resuming at epoch 2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["validate", "predict", "export"])
+def test_a_run_is_needed(here: Path, capsys: pytest.CaptureFixture[str], command: str) -> None:
+    assert main([command, "--ckpt_path", "best"]) == 2
+    assert "--ckpt_path best needs the name of the run, --name RUN" in capsys.readouterr().err
+    assert main([command, "--name", "tyni"]) == 2
+    assert "Runs with checkpoints in runs are tiny." in capsys.readouterr().err
+
+
+def test_options_override_a_recipe_in_any_order(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--data.image_size=64", "--trainer.max_epochs", "7"]
+    for args in (["-c", "tiny.yaml", *options], [*options, "--config", "tiny.yaml"]):
+        assert main(["fit", *args, "--print_config"]) == 0
+        text = capsys.readouterr().out
+        assert "image_size: 64" in text
+        assert "max_epochs: 7" in text
