@@ -1,9 +1,9 @@
 """``python -m src prepare``: prepare datasets in the layouts that the data modules read.
 
-`from-folder`, `from-coco` and `from-masks` check your own images and write a recipe for them
-(`src.data.custom`); `toy` generates the toy data; `imagenet-val` sorts the flat ImageNet validation
-images into class folders; `coco-subset` extracts a small annotation file from a large one. Nothing
-is downloaded: download ImageNet from its website, under its terms.
+`from-folder`, `from-coco`, `from-yolo` and `from-masks` check your own images and write a recipe
+for them (`src.data.custom`); `toy` generates the toy data; `imagenet-val` sorts the flat ImageNet
+validation images into class folders; `coco-subset` extracts a small annotation file from a large
+one. Nothing is downloaded: download ImageNet from its website, under its terms.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from src.data.custom import coco, folder, masks
+from src.data.custom import coco, folder, masks, yolo
 from src.data.prepare import coco_subset, imagenet_val
 from src.data.toy import ade20k as toy_ade20k
 from src.data.toy import coco as toy_coco
@@ -22,6 +22,7 @@ from src.data.toy.layout import ToySettings
 _COMMANDS = (
     ("from-folder", folder, "your images in class folders: check, split, write a recipe"),
     ("from-coco", coco, "your images with a COCO json: check, split, write a recipe"),
+    ("from-yolo", yolo, "your images with YOLO label files: check, split, write a recipe"),
     ("from-masks", masks, "your images with label maps: check, split, write a recipe"),
     ("imagenet-val", imagenet_val, "sort the flat ImageNet validation images into class folders"),
     ("coco-subset", coco_subset, "extract a small annotation file from a large one"),

@@ -17,7 +17,8 @@ from src.types import IGNORE_LABEL
 Colour = tuple[int, int, int]
 
 _LINE = re.compile(r"#?([0-9a-fA-F]{6})\s+(.+)")
-_UNLABELLED = "unlabelled"
+UNLABELLED = ("unlabelled", "unlabeled")
+"""Names, in upper or lower case, of pixels that belong to no class."""
 _MAX_MISSING = 5  # colours that a table may lack; more mean lossy files or soft edges
 
 
@@ -73,7 +74,7 @@ class Colours:
             raise UserError(
                 f"The label map {path} has the colour #{code:06x} in {int((~known).sum())} pixels, "
                 f"which the table does not list. Add it, as `#{code:06x} name` or "
-                f"`#{code:06x} {_UNLABELLED}`. Label maps must be saved without loss (PNG)."
+                f"`#{code:06x} {UNLABELLED[0]}`. Label maps must be saved without loss (PNG)."
             )
         return labels
 
@@ -89,7 +90,7 @@ class Colours:
 
 
 def read_colours(path: Path) -> Colours:
-    """Read lines of ``#rrggbb name``; the name ``unlabelled`` marks pixels that are ignored.
+    """Read lines of ``#rrggbb name``; names of `UNLABELLED` mark pixels that are ignored.
 
     Raises:
         UserError: If the file is missing, or a line is not of this form or repeats a colour.
@@ -115,7 +116,7 @@ def read_colours(path: Path) -> Colours:
         colour = (code >> 16, code >> 8 & 255, code & 255)
         if colour in values or colour in unlabelled:
             raise UserError(f"Line {number} of {path} repeats the colour #{match[1]}.")
-        if name == _UNLABELLED:
+        if name.lower() in UNLABELLED:
             unlabelled.add(colour)
             continue
         if name in names:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from src.data.custom.colours import Colours, read_pixels
+from src.data.custom.colours import UNLABELLED, Colours, read_pixels
 from src.data.formats.label_maps import MAX_CLASSES
 from src.decoding import MAX_PIXELS, open_image
 from src.errors import UserError
@@ -120,6 +120,8 @@ class LabelReader:
         values: Number of each class in the files, if given.
         snap: Use the nearest class where the value of a pixel is none.
         max_pixels: Larger label maps are refused.
+        ignored: Numbers that mean unlabelled, besides 255. Numbers whose class has a name of
+            `UNLABELLED` are added.
 
     Raises:
         UserError: If the files do not hold class numbers, or the names do not match them.
@@ -133,9 +135,11 @@ class LabelReader:
         values: Sequence[int] | None,
         snap: bool,
         max_pixels: int = MAX_PIXELS,
+        ignored: Sequence[int] = (),
     ) -> None:
         self.colours, self.snap, self.max_pixels = colours, snap, max_pixels
         self.values: list[int] = []
+        self.ignored = sorted(set(ignored))
         if colours is not None:
             self.names = colours.names
             return
@@ -148,13 +152,14 @@ class LabelReader:
         if not snap:
             numbers.refuse_loss()
         found = set(numbers.pixels)
-        is_binary = values is None and (snap or found in ({0, 255}, {255}))
+        is_binary = values is None and not ignored and (snap or found in ({0, 255}, {255}))
         if values is not None:
             self.values = list(values)
         elif is_binary:
             self.values = [0, 255]
         else:
-            self.values = list(range(max(found - {IGNORE_LABEL}, default=0) + 1))
+            highest = max(found - {IGNORE_LABEL, *ignored}, default=0)
+            self.values = [n for n in range(highest + 1) if n not in self.ignored]
         if not snap:
             self._check_values(found, given=values is not None, named=names is not None)
         count = len(self.values)
@@ -163,14 +168,28 @@ class LabelReader:
             names = binary if is_binary else [f"class {number}" for number in self.values]
         if len(names) < count or (values is not None and len(names) > count):
             raise UserError(_wrong_count(count, names, sorted(found), values is not None))
-        self.names = names
+        self._leave_out_unlabelled(names)
+
+    def _leave_out_unlabelled(self, names: list[str]) -> None:
+        """Set the names, and remove those of unlabelled pixels with their numbers."""
+        is_class = [name.strip().lower() not in UNLABELLED for name in names]
+        numbered = list(zip(self.values, is_class, strict=False))  # more names than numbers: unused
+        self.ignored = sorted({*self.ignored, *(value for value, keep in numbered if not keep)})
+        self.values = [value for value, keep in numbered if keep]
+        self.names = [name for name, keep in zip(names, is_class, strict=True) if keep]
+        if not self.values:
+            raise UserError(
+                f"The label maps hold no class: {_listed([*self.ignored, IGNORE_LABEL])} are "
+                "unlabelled, and there are no other numbers. Give the numbers of the classes with "
+                "--class-values."
+            )
 
     def _check_values(self, found: set[int], *, given: bool, named: bool) -> None:
-        strange = sorted(found - set(self.values) - {IGNORE_LABEL})
+        strange = sorted(found - {*self.values, *self.ignored, IGNORE_LABEL})
         if strange:
             raise UserError(
                 f"The label maps hold the number {strange[0]}, which is none of --class-values "
-                f"{_listed(self.values)} and not 255 (unlabelled)."
+                f"{_listed(self.values)} and not 255 (unlabelled); add it there or to --ignore."
             )
         used = found & set(self.values)
         if not (given or named) and len(self.values) > 2 * len(used):
@@ -191,11 +210,12 @@ class LabelReader:
             return self.colours.translate(path, snap=self.snap, max_pixels=self.max_pixels)
         pixels = read_numbers(path, self.max_pixels).astype(np.int64)
         if self.snap:
-            known = np.array(self.values)
+            known = np.array([*self.values, *self.ignored])
+            labels = [*range(len(self.values)), *[IGNORE_LABEL] * len(self.ignored)]
             numbers = np.unique(pixels)
             nearest = np.abs(numbers[:, None] - known[None]).argmin(1)
             table = np.zeros(numbers.max() + 1, dtype=np.uint8)
-            table[numbers] = nearest
+            table[numbers] = np.array(labels, dtype=np.uint8)[nearest]
             return table[pixels]
         table = np.full(max(*self.values, IGNORE_LABEL, int(pixels.max())) + 1, IGNORE_LABEL)
         table[self.values] = range(len(self.values))
@@ -263,18 +283,20 @@ def note_absent(names: Sequence[str], present: Counter[int], where: str) -> list
     return [f"no {where} label map shows {listed}"]
 
 
-def given_values(values: list[int] | None) -> list[int] | None:
-    """Check ``--class-values``.
+def check_numbers(values: list[int] | None, ignored: list[int]) -> None:
+    """Check ``--class-values`` and ``--ignore``.
 
     Raises:
         UserError: If a number is out of range or occurs twice.
     """
+    for option, given in (("--class-values", values), ("--ignore", ignored)):
+        if given and (len(set(given)) < len(given) or not all(0 <= v < 2**16 for v in given)):
+            raise UserError(
+                f"{option} accepts different numbers from 0 to 65535, got {_listed(given)}."
+            )
     if values is None:
-        return None
-    if len(set(values)) < len(values) or not values or not all(0 <= v < 2**16 for v in values):
-        raise UserError(
-            f"--class-values accepts different numbers from 0 to 65535, got {_listed(values)}."
-        )
+        return
+    if both := sorted({*values} & {*ignored}):
+        raise UserError(f"{both[0]} is given in both --class-values and --ignore.")
     if len(values) > MAX_CLASSES:
         raise UserError(f"--class-values accepts up to {MAX_CLASSES} numbers, got {len(values)}.")
-    return values

@@ -2,7 +2,8 @@
 
 Label maps may hold class numbers (from 0, or those of ``--class-values``) or colours that a table
 translates (``--colours``). Black and white masks (0 and 255) become the classes 0 and 1, because
-255 means unlabelled everywhere else. Folders such as ``train`` and ``valid`` are splits.
+255 means unlabelled everywhere else; so do the numbers of ``--ignore`` and a class that is named
+``unlabelled``. Folders such as ``train`` and ``valid`` are splits.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ from src import files
 from src.data.classes.class_names import read_class_names
 from src.data.custom import recipe, split
 from src.data.custom.colours import read_colours
-from src.data.custom.label_values import LabelReader, given_values, note_absent
+from src.data.custom.label_values import LabelReader, check_numbers, note_absent
 from src.data.custom.pairs import Pair, match_label_maps
 from src.data.custom.survey import survey
 from src.data.formats.splits import SPLITS
 from src.decoding import open_image
 from src.errors import UserError
+from src.types import IGNORE_LABEL
 
 _FOLDERS = {"train": "training", "val": "validation", "test": "test"}
 
@@ -38,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--mask-suffix", help="suffix of label maps, e.g. _mask.png (default: detected)")
     add("--class-names", nargs="+", help="names in label order, or a text file with one per line")
     add("--class-values", nargs="+", type=int, help="value of each class (default: 0, 1, 2, ...)")
+    add("--ignore", nargs="+", type=int, default=[], help="values that are unlabelled, besides 255")
     add("--colours", type=Path, help="for coloured masks: text file with lines `#rrggbb name`")
     add(
         "--snap",
@@ -62,13 +65,23 @@ def run(args: argparse.Namespace) -> None:
             f"{args.images} holds {len(pairs)} images with label maps; at least three are needed, "
             "two for a training batch and one for validation."
         )
-    parts = _divide(pairs, args)
     colours = read_colours(args.colours) if args.colours else None
     found = survey([pair.image for pair in pairs], args.max_pixels)
     masks = [pair.mask for pair in pairs]
-    values = given_values(args.class_values)
-    labels = LabelReader(masks, colours, _given_names(args), values, args.snap, args.max_pixels)
+    check_numbers(args.class_values, args.ignore)
+    labels = LabelReader(
+        masks,
+        colours,
+        _given_names(args),
+        args.class_values,
+        args.snap,
+        args.max_pixels,
+        args.ignore,
+    )
+    if labels.ignored:
+        notes.append(f"unlabelled, besides 255: {', '.join(map(str, labels.ignored))}")
     _check_sizes(pairs, found.sizes, args.max_pixels)
+    parts = _divide(pairs, labels, args)
     facts = {"source": str(args.images), "val_share": args.val_share, "seed": args.seed}
     data: dict[str, Any] = {"root": str(out), "class_names": labels.names, "upright": True}
     data["reduce_zero_label"] = False
@@ -110,8 +123,10 @@ def _place(
     return counts
 
 
-def _divide(pairs: list[Pair], args: argparse.Namespace) -> dict[str, list[Pair]]:
-    """Pairs of each split, by their folders or at random.
+def _divide(
+    pairs: list[Pair], labels: LabelReader, args: argparse.Namespace
+) -> dict[str, list[Pair]]:
+    """Pairs of each split, by their folders, or at random with the same share of each class.
 
     Raises:
         UserError: If only some are in folders of splits, or there is none for training.
@@ -139,7 +154,11 @@ def _divide(pairs: list[Pair], args: argparse.Namespace) -> dict[str, list[Pair]
                 f"{args.images} has one training image; at least two are needed, one of them for "
                 "validation."
             )
-        chosen = split.split(list(by_name), args.val_share, args.seed)
+        classes = [
+            set(np.unique(labels.read(pair.mask)).tolist()) - {IGNORE_LABEL}
+            for pair in by_name.values()
+        ]
+        chosen = split.split_by_class(list(by_name), classes, args.val_share, args.seed)
         parts["train"], parts["val"] = ([by_name[name] for name in part] for part in chosen)
     return {part: found for part, found in parts.items() if found}
 
@@ -147,6 +166,10 @@ def _divide(pairs: list[Pair], args: argparse.Namespace) -> dict[str, list[Pair]
 def _given_names(args: argparse.Namespace) -> list[str] | None:
     if args.class_names and args.colours:
         raise UserError("Give either --class-names or --colours, which names the classes too.")
+    if args.ignore and args.colours:
+        raise UserError(
+            "Give either --ignore or --colours: in the table, name a colour `unlabelled`."
+        )
     if args.class_values and args.colours:
         raise UserError("Give either --class-values or --colours, which is for coloured masks.")
     if not args.class_names:

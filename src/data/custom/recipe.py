@@ -36,6 +36,11 @@ RECIPES = {
         "l": "cascade_internimage_l_fpn_3x_coco",
         "xl": "cascade_internimage_xl_fpn_3x_coco",
     },
+    "boxes": {
+        "nano": "dino_internimage_nano_laptop",
+        "t": "dino_4scale_internimage_t_1x_coco_layer_wise_lr",
+        "l": "dino_4scale_internimage_l_1x_coco_layer_wise_lr",
+    },
     "segmentation": {
         "nano": "upernet_nano_camvid",
         "t": "upernet_internimage_t_512_160k_ade20k",
@@ -45,18 +50,29 @@ RECIPES = {
         "xl": "upernet_internimage_xl_640_160k_ade20k",
     },
 }
-"""Recipe by task and size; all but nano fine-tune the published weights of the same name."""
+"""Recipe by task and size; all but nano fine-tune the published weights of the same name.
 
-_BATCH = {"classification": 16, "detection": 4, "segmentation": 8}
+``detection`` needs masks, ``boxes`` does not.
+"""
+
+_FOLDERS = {"boxes": "detection"}  # of configs/; others have the name of the task
+_BATCH = {"classification": 16, "detection": 4, "boxes": 4, "segmentation": 8}
 _STEPS = {True: 600, False: 400}  # from scratch or not; a target for any number of images
+_SLOW = {"boxes": 2}  # a DINO decoder needs more steps from scratch
 _EPOCHS = {True: (30, 200), False: (12, 100)}  # minimum and maximum
 _FEW = 200  # images, which are read sooner than workers start
 _VALIDATIONS = 10
 _WARMUP_SHARE = 0.1
-_FINE_TUNING_RATE = {"classification": 1e-4, "detection": 5e-5, "segmentation": 6e-5}
+_FINE_TUNING_RATE = {
+    "classification": 1e-4,
+    "detection": 5e-5,
+    "boxes": 5e-5,
+    "segmentation": 6e-5,
+}
 _NANO_DATA: dict[str, dict[str, Any]] = {
     "classification": {"image_size": 128},
     "detection": {},
+    "boxes": {},
     "segmentation": {"image_scale": [1024, 256], "crop_size": [256, 256]},
 }
 
@@ -92,18 +108,27 @@ def write(
         images: Number of training images.
         folder: Where the file is written now; the folder is moved when it is complete.
     """
+    if args.network not in RECIPES[task]:
+        raise UserError(
+            f"--network {args.network}: there is no DINO of this size, which boxes without masks "
+            f"need; expected one of {', '.join(RECIPES[task])}."
+        )
     base = RECIPES[task][args.network]
     weights = args.weights or (None if args.network == "nano" else base)
     recipe = small_data_recipe(task, base, weights, data, images)
     facts = recipe["trainer"]["max_epochs"], recipe["data"]["init_args"]["batch_size"]
     start = f"fine-tunes {weights}" if weights else "starts from scratch"
+    source = f"configs/{_FOLDERS.get(task, task)}/{base}.yaml"
     comment = (
         f"# Made by `python -m src prepare` for {images} training images; edit it freely.\n"
-        f"# Network and augmentation of configs/{task}/{base}.yaml; {start}. No published number.\n"
+        f"# Network and augmentation of {source}; {start}. No published number.\n"
     )
     text = yaml.safe_dump(recipe, allow_unicode=True, sort_keys=False, default_flow_style=None)
     files.write_text(folder / path.name, comment + text)
-    print(f"Recipe:  {path}: InternImage-{args.network.upper()}, {start}")
+    head = recipe["model"]["init_args"]["network"]["class_path"].rpartition(".")[2]
+    network = f"InternImage-{args.network.upper()}"
+    network = network if task == "classification" else f"{head} with {network}"
+    print(f"Recipe:  {path}: {network}, {start}")
     print(f"         {facts[0]} epochs, batches of {facts[1]}")
     if not weights:
         others = ", ".join(name for name in RECIPES[task] if name != "nano")
@@ -123,7 +148,7 @@ def small_data_recipe(
 
     Args:
         task: A key of `RECIPES`.
-        base: Name of a recipe in ``configs/<task>``.
+        base: Name of a recipe, one of `RECIPES`.
         weights: Initial weights; ``None`` is from scratch.
         data: Arguments of the data module that describe the dataset.
         images: Number of training images, at least 1.
@@ -131,12 +156,13 @@ def small_data_recipe(
     Raises:
         UserError: If the recipe files are not there.
     """
-    recipe = _load(CONFIGS / task / f"{base}.yaml")
+    recipe = _load(CONFIGS / _FOLDERS.get(task, task) / f"{base}.yaml")
     is_nano = "nano" in base
     batch = max(1, min(_BATCH[task], images))
     steps_per_epoch = max(1, images // batch)
     fewest, most = _EPOCHS[weights is None]
-    epochs = min(max(fewest, -(-_STEPS[weights is None] // steps_per_epoch)), most)
+    steps, slow = _STEPS[weights is None], _SLOW.get(task, 1) if weights is None else 1
+    epochs = min(max(fewest, -(-steps * slow // steps_per_epoch)), most * slow)
     _adapt_schedule(recipe["model"]["init_args"], task, weights, batch, epochs * steps_per_epoch)
     described = recipe["data"]["init_args"]
     for key in ("palette", "class_names"):

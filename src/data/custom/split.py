@@ -11,7 +11,7 @@ import errno
 import random
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ DEFAULT_PARENT = Path("data/own")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments that the three commands share."""
+    """Declare the arguments that the commands share."""
     add = parser.add_argument
     add("--out", type=Path, help=f"output folder (default: {DEFAULT_PARENT}/<name>)")
     add("--name", help="name of the recipe and its runs (default: name of the source folder)")
@@ -123,6 +123,61 @@ def split(items: Sequence[str], val_share: float, seed: int) -> tuple[list[str],
     chosen = set(random.Random(seed).sample(range(len(items)), number))
     first = [item for i, item in enumerate(items) if i not in chosen]
     return first, [item for i, item in enumerate(items) if i in chosen]
+
+
+def split_by_class(
+    items: Sequence[str], classes: Sequence[Collection[int]], val_share: float, seed: int
+) -> tuple[list[str], list[str]]:
+    """Split images of several classes each, so that each class has its share in both parts.
+
+    Source: iterative stratification (Sechidis et al., "On the Stratification of Multi-Label Data",
+    2011). The rarest class is divided first; each of its images goes to the part that lacks most of
+    the class. The sizes of the parts are those of `split`.
+
+    Args:
+        items: At least two names.
+        classes: Classes of each item; it may have none.
+        val_share: Share of the validation part.
+        seed: Seed of the split.
+
+    Returns:
+        Training and validation part, each with at least one name, in the given order.
+    """
+    room = [len(part) for part in split(items, val_share, seed)]
+    free = list(range(len(items)))
+    random.Random(seed).shuffle(free)
+    of_class: dict[int, list[int]] = {}
+    for index in free:
+        for label in classes[index]:
+            of_class.setdefault(label, []).append(index)
+    shares = (1 - val_share, val_share)
+    lacking = {
+        label: [share * len(members) for share in shares] for label, members in of_class.items()
+    }
+    chosen: dict[int, int] = {}  # 0 is training, 1 is validation
+
+    def assign(index: int, wants: Sequence[float]) -> None:
+        part = max((0, 1), key=lambda part: (room[part] > 0, wants[part]))
+        chosen[index] = part
+        room[part] -= 1
+        for label in classes[index]:
+            lacking[label][part] -= 1
+
+    while of_class := {
+        label: left
+        for label, members in of_class.items()
+        if (left := [index for index in members if index not in chosen])
+    }:
+        rarest = min(of_class, key=lambda label: (len(of_class[label]), label))
+        for index in of_class[rarest]:
+            assign(index, lacking[rarest])
+    for index in free:
+        if index not in chosen:
+            assign(index, room)
+    return (
+        [item for i, item in enumerate(items) if chosen[i] == 0],
+        [item for i, item in enumerate(items) if chosen[i] == 1],
+    )
 
 
 def place(source: Path, destination: Path, mode: str) -> None:

@@ -141,6 +141,15 @@ class CocoFile:
             chosen &= is_asked_for[columns.image]
         return np.bincount(columns.label[chosen], minlength=len(self.categories))
 
+    def classes_of_images(self) -> list[set[int]]:
+        """Class indices of the annotations of each image that training uses."""
+        columns = self._rows.columns
+        usable = np.flatnonzero(self._reasons(slice(None)) == _USABLE)
+        found: list[set[int]] = [set() for _ in self.images]
+        for row in usable:
+            found[columns.image[row]].add(int(columns.label[row]))
+        return found
+
     def _reasons(self, rows: NDArray[np.int64] | slice) -> NDArray[np.int8]:
         """Why each annotation is left out of training, as an index of `_REASONS`."""
         columns = self._rows.columns

@@ -184,15 +184,73 @@ def test_mistakes_in_coco_files_are_named(annotated, tmp_path, capsys):
     assert "20x20 pixels, but" in capsys.readouterr().err
 
 
-def test_boxes_without_masks_are_refused_before_they_train_on_nothing(annotated, tmp_path, capsys):
-    images, path = annotated
+def without_masks(path):
     content = json.loads(path.read_text())
     for annotation in content["annotations"]:
         annotation["segmentation"] = []
     path.write_text(json.dumps(content))
+
+
+def test_boxes_without_masks_become_a_trainable_recipe_of_dino(annotated, tmp_path, capsys):
+    images, path = annotated
+    without_masks(path)
+    out = tmp_path / "out"
+    given = ["prepare", "from-coco", str(path), "--images", str(images), "--out", str(out)]
+    assert main(given) == 0
+    text = capsys.readouterr().out
+    assert "boxes but no masks, so the recipe trains DINO" in text
+    assert "DINO with InternImage-NANO, starts from scratch" in text
+    assert "roter Apfel: " in text
+    config = out / "images.yaml"
+    settings = recipe_of(config)
+    assert settings["model"]["init_args"]["network"]["class_path"] == "DINO"
+    assert settings["data"]["init_args"]["masks"] is False
+    assert run_once(config, train_scales=[[96, 72]], eval_scale=[96, 72]) == 0
+
+
+def test_dino_is_fine_tuned_in_its_published_sizes_only(annotated, tmp_path, capsys):
+    images, path = annotated
+    without_masks(path)
+    out = tmp_path / "out"
+    given = ["prepare", "from-coco", str(path), "--images", str(images), "--out", str(out)]
+    assert main([*given, "--network", "b"]) == 2
+    assert "there is no DINO of this size" in capsys.readouterr().err
+    assert not out.exists()
+    assert main([*given, "--network", "t"]) == 0
+    weights = recipe_of(out / "images.yaml")["model"]["init_args"]["weights"]
+    assert weights == "dino_4scale_internimage_t_1x_coco_layer_wise_lr"
+
+
+def test_a_file_without_usable_boxes_is_refused(annotated, tmp_path, capsys):
+    images, path = annotated
+    content = json.loads(path.read_text())
+    for annotation in content["annotations"]:
+        annotation |= {"segmentation": [], "iscrowd": 1}
+    path.write_text(json.dumps(content))
     out = str(tmp_path / "out")
     assert main(["prepare", "from-coco", str(path), "--images", str(images), "--out", out]) == 2
-    assert "has no annotation with a box and a mask" in capsys.readouterr().err
+    assert "has no annotation with a box, so nothing can be learned" in capsys.readouterr().err
+
+
+def test_every_class_has_its_share_of_the_validation_images(annotated, tmp_path):
+    images, path = annotated
+    content = json.loads(path.read_text())
+    first = content["images"][2]
+    content["images"] = [first | {"id": number} for number in range(40)]
+    content["annotations"] = [
+        # Ten images of the second class, at the end, and all with the first class.
+        content["annotations"][0] | {"id": 2 * n + k, "image_id": n, "category_id": category}
+        for n in range(40)
+        for k, category in enumerate([3, 7] if n >= 30 else [3])
+    ]
+    path.write_text(json.dumps(content))
+    for seed in range(5):
+        out = tmp_path / f"out {seed}"
+        given = ["--images", str(images), "--out", str(out), "--seed", str(seed)]
+        assert main(["prepare", "from-coco", str(path), *given]) == 0
+        val = json.loads((out / "annotations" / "val.json").read_text())
+        assert len(val["images"]) == 8
+        assert sum(a["category_id"] == 7 for a in val["annotations"]) == 2
 
 
 def write_masks(root, mode):
@@ -235,6 +293,56 @@ def test_label_maps_become_class_numbers(mode, tmp_path, capsys):
     assert settings["upright"] is True
     if mode in ("colour", "palette"):
         assert settings["palette"] == [[0, 0, 0], [255, 128, 0]]
+
+
+def maps_of(out):
+    return [np.asarray(Image.open(path)) for path in out.glob("annotations/*/*.png")]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--class-names", "tree", "--ignore", "0"],
+        ["--class-names", "unlabelled", "tree"],
+        ["--class-names", "Unlabeled", "tree", "--class-values", "0", "1"],
+        ["--class-names", "tree", "--class-values", "1", "--ignore", "0"],
+    ],
+)
+def test_numbers_of_unlabelled_pixels_are_ignored(options, tmp_path, capsys):
+    out = tmp_path / "out"
+    given = ["prepare", "from-masks", *write_masks(tmp_path, "numbers"), "--out", str(out)]
+    assert main([*given, *options]) == 0
+    text = capsys.readouterr().out
+    assert "unlabelled, besides 255: 0" in text
+    assert "tree: 3 + 1" in text
+    assert all(set(np.unique(labels)) == {0, 255} for labels in maps_of(out))
+    assert recipe_of(out / "images.yaml")["data"]["init_args"]["class_names"] == ["tree"]
+
+
+def test_mistakes_with_unlabelled_numbers_are_named(tmp_path, capsys):
+    out = ["--out", str(tmp_path / "out")]
+    given = ["prepare", "from-masks", *write_masks(tmp_path, "numbers"), *out]
+    assert main([*given, "--ignore", "0", "1"]) == 2
+    assert "The label maps hold no class: 0, 1, 255 are unlabelled" in capsys.readouterr().err
+    assert main([*given, "--class-values", "0", "1", "--ignore", "1"]) == 2
+    assert "1 is given in both --class-values and --ignore" in capsys.readouterr().err
+    assert main([*given, "--ignore", "-1"]) == 2
+    assert "--ignore accepts different numbers from 0 to 65535, got -1" in capsys.readouterr().err
+    assert main([*given, "--ignore", "0", "--colours", "table.txt"]) == 2
+
+
+def test_label_maps_are_split_so_that_every_class_is_validated(tmp_path, capsys):
+    write_masks(tmp_path, "numbers")
+    for number in range(20):
+        save(tmp_path / "images" / f"{number}.jpg", (64, 48), seed=number)
+        labels = np.zeros((48, 64), np.uint8)
+        labels[:20] = number >= 15
+        Image.fromarray(labels).save(tmp_path / "masks" / f"{number}.png")
+    folders = ["--images", str(tmp_path / "images"), "--masks", str(tmp_path / "masks")]
+    for seed in range(3):
+        out = ["--out", str(tmp_path / "out"), "--seed", str(seed)]
+        assert main(["prepare", "from-masks", *folders, *out]) == 0
+        assert "class 1: 4 + 1" in capsys.readouterr().out
 
 
 def test_prepared_label_maps_of_rotated_images_can_be_trained_on(tmp_path):

@@ -1,0 +1,176 @@
+"""From checked annotations of boxes or masks to a split dataset with a recipe.
+
+This is the common part of ``prepare from-coco`` and ``prepare from-yolo``.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from src import files
+from src.data.custom import recipe, split
+from src.data.custom.survey import Survey, survey
+from src.data.formats.coco_json import CocoFile, training_images
+from src.data.formats.splits import SPLITS
+from src.errors import UserError
+from src.types import ImageId
+
+_MIN_SIZE = 32  # pixels; data.min_size of the recipe
+
+
+@dataclass
+class Part:
+    """The annotations of one split.
+
+    Attributes:
+        file: The checked annotations.
+        images: Folder that the file names start in.
+        survey: What was found in the images.
+        content: Content of an annotation file that is still to be written.
+    """
+
+    file: CocoFile
+    images: Path
+    survey: Survey
+    content: dict[str, list[Any]] | None = None
+
+
+def prepare(
+    args: argparse.Namespace,
+    name: str,
+    out: Path,
+    parts: dict[str, Part],
+    content: dict[str, list[Any]],
+    notes: list[str],
+) -> None:
+    """Split, report, and write annotation files and recipe.
+
+    Args:
+        args: Arguments of `split` and `recipe`.
+        name: Name of the recipe.
+        out: Folder to make.
+        parts: The splits; without validation images, some of the training images are taken.
+        content: Content of the annotation file for training.
+        notes: Notes for the user.
+
+    Raises:
+        UserError: If nothing is left for training.
+    """
+    train = parts["train"].file
+    if not train.num_usable:
+        what = "a box and a mask" if train.masks else "a box"
+        raise UserError(f"{train.path} has no annotation with {what}, so nothing can be learned.")
+    indices = {part: np.arange(len(found.file.images)) for part, found in parts.items()}
+    new = {part: found.content for part, found in parts.items() if found.content is not None}
+    surveys = sum((found.survey for found in parts.values()), Survey())
+    if "val" not in parts:
+        divided = _divide(train, args)
+        indices |= divided
+        parts = parts | {"val": parts["train"]}
+        for part, chosen_indices in divided.items():
+            new[part] = _selected(content, {train.images[i].id for i in chosen_indices})
+    chosen = indices["train"]
+    kept, left_out = training_images(
+        train, keep_empty=False, min_size=_MIN_SIZE, indices=chosen.tolist()
+    )
+    if not kept:
+        reasons = "; ".join(f"{count} {reason}" for reason, count in left_out.items())
+        raise UserError(
+            f"{train.path} has {len(chosen)} images, none of them for training: {reasons}."
+        )
+    order = [part for part in SPLITS if part in parts]
+    learned = {part: parts[part].file.count_training_annotations(indices[part]) for part in order}
+    tested = f", {len(indices['test'])} test" if "test" in parts else ""
+    print(
+        f"{out}: {len(kept)} training and {len(indices['val'])} validation{tested} images; objects:"
+    )
+    for label, class_name in enumerate(train.class_names):
+        print(f"  {class_name}: " + " + ".join(str(learned[part][label]) for part in order))
+    for reason, count in left_out.items():
+        print(f"note: {count} of {len(chosen)} training images are left out: {reason}")
+    if never := _without_objects(train.class_names, learned["train"]):
+        print(f"note: no training annotation of {never}: it cannot be learned")
+    if unseen := _without_objects(train.class_names, learned["val"]):
+        print(f"note: no validation annotation of {unseen}: the metrics leave it out")
+    for note in notes:
+        print(f"note: {note}")
+    print(f"Checked: {surveys}")
+    data: dict[str, Any] = {"root": "."}
+    for part in order:
+        path = out / "annotations" / f"{part}.json" if part in new else parts[part].file.path
+        data |= {f"{part}_images": str(parts[part].images), f"{part}_annotations": str(path)}
+    facts = {"source": str(train.path), "val_share": args.val_share, "seed": args.seed}
+    with split.start_over(out, ("annotations",), facts) as work:
+        for part, written in new.items():
+            files.write_json(work / "annotations" / f"{part}.json", written)
+        task = "detection" if train.masks else "boxes"
+        recipe.write(args, out / f"{name}.yaml", task, data, len(kept), work)
+
+
+def check_categories(train: CocoFile, val: CocoFile) -> None:
+    """Refuse splits with different categories.
+
+    Raises:
+        UserError: If they differ.
+    """
+    if train.categories != val.categories:
+        raise UserError(
+            f"{val.path} has other categories than {train.path}: {val.class_names} instead of "
+            f"{train.class_names}. Both files must list the same ids and names."
+        )
+
+
+def check_files(file: CocoFile, images: Path, max_pixels: int) -> Survey:
+    """Decode every image of a file and compare its size with the entry.
+
+    Raises:
+        UserError: If images are missing, cannot be read or have another size, or none is annotated.
+    """
+    paths = [str(image.path(images, file.path)) for image in file.images]
+    missing = [path for path in paths if not Path(path).is_file()]
+    if missing:
+        raise UserError(
+            f"{len(missing)} of {len(paths)} images of {file.path} are not in {images}; the "
+            f"first is {missing[0]}. Check --images: file names in the json start from there."
+        )
+    if not file.images or not any(file.num_annotations):
+        raise UserError(f"{file.path} has no annotated images, so there is nothing to train on.")
+    found = survey(paths, max_pixels)
+    for image, path in zip(file.images, paths, strict=True):
+        height, width = found.sizes[path]
+        if image.size not in ((height, width), (width, height)):
+            raise UserError(
+                f"{path} is {width}x{height} pixels, but {file.path} says "
+                f"{image.size[1]}x{image.size[0]}; the annotations would be misplaced."
+            )
+    return found
+
+
+def _divide(file: CocoFile, args: argparse.Namespace) -> dict[str, NDArray[np.int64]]:
+    """Indices of the images of each part."""
+    if len(file.images) < 2:
+        raise UserError(f"{file.path} has one image; two are needed, one for validation.")
+    numbers = [str(index) for index in range(len(file.images))]
+    divided = split.split_by_class(numbers, file.classes_of_images(), args.val_share, args.seed)
+    return {
+        part: np.array(chosen, dtype=np.int64)
+        for part, chosen in zip(("train", "val"), divided, strict=True)
+    }
+
+
+def _selected(content: dict[str, list[Any]], kept: set[ImageId]) -> dict[str, list[Any]]:
+    """The entries of some images, in the order of the source and unchanged."""
+    return content | {
+        "images": [image for image in content["images"] if image["id"] in kept],
+        "annotations": [a for a in content["annotations"] if a["image_id"] in kept],
+    }
+
+
+def _without_objects(names: list[str], counts: NDArray[np.int64]) -> str:
+    return ", ".join(name for name, count in zip(names, counts, strict=True) if not count)

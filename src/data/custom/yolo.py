@@ -1,0 +1,121 @@
+"""``prepare from-yolo``: images with YOLO label files, one text file per image.
+
+Give the ``data.yaml`` of the dataset, or its folder. A line of a label file is ``class x y width
+height``, relative to the image size, with the centre of the box; or ``class x1 y1 x2 y2 ...``, a
+polygon. Boxes become a recipe of DINO, and polygons one of Mask R-CNN. Folders without a yaml file
+are read, too, if the label files are beside the images or in ``labels`` beside ``images``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+from src.data.custom import recipe, split
+from src.data.custom.detection import Part, prepare
+from src.data.custom.survey import survey
+from src.data.custom.yolo_labels import Box, read_labels
+from src.data.custom.yolo_layout import Dataset, find_dataset, label_file
+from src.data.formats.coco_json import MAX_ANNOTATIONS, CocoFile
+from src.errors import UserError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    add = parser.add_argument
+    add("dataset", type=Path, help="data.yaml, or the folder of the dataset")
+    add("--class-names", nargs="+", help="names in label order (default: from data.yaml)")
+    add(
+        "--max-annotations",
+        type=int,
+        default=MAX_ANNOTATIONS,
+        help="refuse images with more (%(default)s)",
+    )
+    split.add_arguments(parser)
+    recipe.add_arguments(parser, "detection")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Check, convert into COCO files, split, write the recipe and print the next commands.
+
+    Raises:
+        UserError: If files are missing or broken, or a line is no label.
+    """
+    dataset = find_dataset(args.dataset, args.class_names)
+    name, out = split.target(args, dataset.root)
+    images = [path for part in dataset.splits.values() for path in part]
+    folder = Path(os.path.commonpath([path.parent for path in images]))
+    labels = {path: _labels(path, dataset) for path in images}
+    boxes = [box for found in labels.values() for box in found or ()]
+    if not boxes:
+        raise UserError(
+            f"None of the {len(images)} images of {args.dataset} has a label; the labels of "
+            f"{images[0]} are expected in {label_file(images[0])}."
+        )
+    masks = dataset.has_polygons and all(box.polygon for box in boxes)
+    names = dataset.names or [f"class {i}" for i in range(1 + max(box.label for box in boxes))]
+    parts = {}
+    for part, paths in dataset.splits.items():
+        found = survey([str(path) for path in paths], args.max_pixels)
+        content = _coco({p: (found.sizes[str(p)], labels[p] or []) for p in paths}, folder, names)
+        path = out / "annotations" / f"{part}.json"
+        file = CocoFile(path, masks, None, args.max_annotations, content)
+        parts[part] = Part(file, folder, found, content)
+    notes = list(dataset.notes)
+    missing = sum(found is None for found in labels.values())
+    if missing:
+        notes.append(f"{missing} of {len(images)} images have no label file: no objects")
+    kind = "polygons, so the recipe trains Mask R-CNN" if masks else "boxes: the recipe trains DINO"
+    notes.append(f"the labels are {kind}")
+    content = parts["train"].content or {}
+    prepare(args, name, out, parts, content, notes)
+
+
+def _labels(image: Path, dataset: Dataset) -> list[Box] | None:
+    """Labels of an image; None if it has no label file."""
+    path = label_file(image)
+    count = len(dataset.names) if dataset.names else None
+    return read_labels(path, count, dataset.has_polygons) if path.is_file() else None
+
+
+def _coco(
+    images: dict[Path, tuple[tuple[int, int], list[Box]]], folder: Path, names: list[str]
+) -> dict[str, list[Any]]:
+    """Content of a COCO annotation file.
+
+    Args:
+        images: Height, width and labels of each image.
+        folder: Folder that the file names start in.
+        names: Class names.
+    """
+    entries: list[Any] = []
+    annotations: list[Any] = []
+    for number, (path, ((height, width), boxes)) in enumerate(images.items(), 1):
+        entries.append(
+            {
+                "id": number,
+                "file_name": path.relative_to(folder).as_posix(),
+                "height": height,
+                "width": width,
+            }
+        )
+        for box in boxes:
+            left, top, right, bottom = box.corners
+            polygon = [v * (width, height)[i % 2] for i, v in enumerate(box.polygon)]
+            sides = (right - left) * width, (bottom - top) * height
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": number,
+                    "category_id": box.label + 1,
+                    "bbox": [left * width, top * height, *sides],
+                    "area": sides[0] * sides[1],
+                    "iscrowd": 0,
+                    "segmentation": [polygon] if polygon else [],
+                }
+            )
+    categories = [{"id": label + 1, "name": name} for label, name in enumerate(names)]
+    return {"images": entries, "annotations": annotations, "categories": categories}
