@@ -46,7 +46,7 @@ _UNSUITABLE = {
     ModelPruning: "is not supported, because it needs the weights before the network is built.",
     BackboneFinetuning: (
         "is not supported, because it freezes the backbone before the network is built; use"
-        " layer_decay, or frozen_stages of the backbone."
+        " model.freeze, or layer_decay."
     ),
 }
 

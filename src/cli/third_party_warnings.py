@@ -16,6 +16,8 @@ _HIDDEN_WARNINGS = (
     r"[\s\S]*was deprecated in v4[\s\S]*will be removed in v5[\s\S]*",
     # Our RunFolder lowers the interval so that every epoch is logged.
     r"The number of training batches .* is smaller than the logging interval.*",
+    # Frozen parts (model.freeze) stay in evaluation mode; NetworkSummary counts their parameters.
+    r"Found \d+ module\(s\) in eval mode at the start of training.*",
     # EpochSeed skips the batches that were already used, so any data loader can be resumed.
     r"You're resuming from a checkpoint that ended before the epoch ended.*",
     # The recipe sets the number of workers; the start report shows the number of cores.

@@ -8,7 +8,7 @@ from the data module. Shared behaviour is in the base classes of `BaseTask`: ``b
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +42,8 @@ class BaseTask(CheckpointHooks):
         layer_decay: Ratio of the learning rates of adjacent blocks, in (0, 1]; ``None`` is off.
         dcn_lr_scale: Additional learning-rate factor of the offset layers. As in the official
             recipes, it has an effect only together with ``layer_decay``.
+        freeze: Part of the network that is not trained and stays in evaluation mode: ``backbone``,
+            or a number of stages (the stem and that many stages; 0 is the stem alone).
         compile: Compile the repeated parts of the network (blocks, layers of encoders and
             decoders): true, or a mode of ``torch.compile``.
     """
@@ -65,6 +67,7 @@ class BaseTask(CheckpointHooks):
         reference_batch_size: int | None = 512,
         layer_decay: float | None = None,
         dcn_lr_scale: float | None = None,
+        freeze: Literal["backbone"] | int | None = None,
         compile: bool | Mode = False,
     ) -> None:
         super().__init__()
@@ -80,6 +83,7 @@ class BaseTask(CheckpointHooks):
             self.monitor_mode,
         )
         self.layer_decay, self.dcn_lr_scale = layer_decay, dcn_lr_scale
+        self.frozen = freeze
         self.compilation = None
         if compile:
             mode: Mode = "default" if compile is True else compile

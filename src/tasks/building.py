@@ -20,6 +20,7 @@ from src.models.internimage.blocks import Block
 from src.models.layers.compilation import Compilation, check_compiler, compile_parts
 from src.models.weights import LoadReport, load_official
 from src.tasks.class_names import class_names_of, compare_classes
+from src.tasks.freezing import Frozen, freeze
 
 SHARDED_UNITS: tuple[type[nn.Module], ...] = (Block,)
 """Modules that sharding strategies gather one at a time."""
@@ -32,6 +33,7 @@ class BuildingHooks(LightningModule):
     weights: str | None
     network_factory: Callable[..., nn.Module]
     compilation: Compilation | None
+    frozen: Frozen
     network: nn.Module | None
     random_weights: tuple[str, ...]
     criterion: nn.Module
@@ -95,6 +97,7 @@ class BuildingHooks(LightningModule):
 
     def _make(self) -> nn.Module:
         network = self.network_factory(num_classes=self.num_classes)
+        freeze(network, self.frozen)
         if self.compilation is not None:
             if self._trainer is not None:
                 check_compiler(self._trainer.strategy.root_device.type)

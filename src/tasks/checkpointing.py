@@ -72,8 +72,8 @@ class CheckpointHooks(TrainingHooks, EvaluationHooks):
         if sizes != now:
             raise UserError(
                 f"The checkpoint groups the parameters for the optimizer as {sizes}, the current"
-                f" settings as {now}. Keep layer_decay, dcn_lr_scale and frozen layers as they"
-                " were, or start a new run from the weights with model.init_args.weights."
+                f" settings as {now}. Keep layer_decay, dcn_lr_scale and freeze as they were, or"
+                " start a new run from the weights with model.init_args.weights."
             )
         described = checkpoint.get(resume.KEY, {})
         make_optimizer = self.optimization.make_optimizer

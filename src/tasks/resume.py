@@ -217,8 +217,8 @@ def check_optimizer(
         other = sorted(set().union(*(a ^ b for a, b in pairs)))
         raise UserError(
             "The checkpoint has other parameters in the groups of its optimizer (first:"
-            f" {other[0] if other else 'another order'}). Keep layer_decay, dcn_lr_scale and frozen"
-            f" layers as they were, {_NEW_RUN}"
+            f" {other[0] if other else 'another order'}). Keep layer_decay, dcn_lr_scale and"
+            f" freeze as they were, {_NEW_RUN}"
         )
 
 

@@ -9,6 +9,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.optim import Optimizer
 
 from src.tasks.building import BuildingHooks
+from src.tasks.freezing import warn_if_random
 from src.tasks.optimization import Optimization, Position, configured_lr
 from src.tasks.resume import Resumed
 
@@ -42,8 +43,11 @@ class TrainingHooks(BuildingHooks):
         """Restore the settings of the configuration after a checkpoint or a finder."""
         if self._resumed is not None:
             self._resumed.restart(self.trainer, self.optimization)
-        elif self.optimization.is_outdated(self.trainer):
-            self.optimization.restart(self.trainer, Position(self.trainer))
+        else:
+            if self.weights is None:
+                warn_if_random(self.frozen)
+            if self.optimization.is_outdated(self.trainer):
+                self.optimization.restart(self.trainer, Position(self.trainer))
         self._resumed = None
 
     def configure_gradient_clipping(

@@ -48,7 +48,7 @@ def test_learning_rate_finder_sets_the_learning_rate(fit: Callable[..., int]) ->
     ("flags", "instead"),
     [
         (("StochasticWeightAveraging", f"{NAME}swa_lrs", "0.1"), "use the EMA callback"),
-        (("BackboneFinetuning",), "use layer_decay, or frozen_stages"),
+        (("BackboneFinetuning",), "use model.freeze, or layer_decay"),
     ],
 )
 def test_unsupported_callbacks_are_refused(

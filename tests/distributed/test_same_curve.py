@@ -20,3 +20,16 @@ def test_ddp_and_fsdp2_have_the_losses_of_one_rank(
     for strategy in ("ddp", "fsdp2"):
         two = launch(tmp_path, task, *STEPS, "--trainer.strategy", strategy, ranks=2)
         assert two.losses == pytest.approx(alone, abs=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", TASKS)
+def test_a_frozen_backbone_has_the_same_losses_too(
+    task: str, launch: Launcher, tmp_path: Path
+) -> None:
+    steps = ("--trainer.max_epochs", "-1", "--trainer.max_steps", "4")
+    flags = (*steps, "--model.freeze", "backbone")
+    alone = launch(tmp_path, task, *flags, "--trainer.accumulate_grad_batches", "2").losses
+    for strategy in ("ddp", "fsdp2"):
+        two = launch(tmp_path, task, *flags, "--trainer.strategy", strategy, ranks=2)
+        assert two.losses == pytest.approx(alone, abs=1e-5)

@@ -117,7 +117,7 @@ class InternImageBackbone(PretrainedBackbone):
         _check_stages(channels, depths, groups, post_norm_block_ids, out_indices, frozen_stages)
         self.depths = tuple(depths)
         self.out_indices = tuple(out_indices)
-        self.frozen_stages = frozen_stages
+        self.frozen_stages, self.stem_is_frozen = frozen_stages, False
         self.stage_channels = [channels * 2**i for i in range(len(depths))]
         self.out_channels = [self.stage_channels[i] for i in self.out_indices]
         self.feature_info = [
@@ -158,10 +158,35 @@ class InternImageBackbone(PretrainedBackbone):
         set_float32_norms(self, float32_norms)
 
     def train(self, mode: bool = True) -> InternImageBackbone:
-        """Set training mode; frozen stages stay in evaluation mode."""
+        """Set training mode; a frozen stem and frozen stages stay in evaluation mode."""
         super().train(mode)
         self.levels[: self.frozen_stages].eval()
+        if self.stem_is_frozen:
+            self.pos_drop.eval()
+            if hasattr(self, "patch_embed"):  # the lead of a composite backbone has no stem
+                self.patch_embed.eval()
         return self
+
+    def freeze(self, stages: int | None = None) -> None:
+        """Freeze the stem and the first stages: they are not trained, and stay in evaluation mode.
+
+        Args:
+            stages: Number of stages; ``None`` freezes the whole backbone.
+
+        Raises:
+            UserError: If the backbone has fewer stages.
+        """
+        number = len(self.levels) if stages is None else stages
+        if not 0 <= number <= len(self.levels):
+            raise UserError(
+                f"The backbone has {len(self.levels)} stages, so the number of frozen stages must"
+                f" be 0 (only the stem) to {len(self.levels)}, got {number}."
+            )
+        self.frozen_stages, self.stem_is_frozen = max(number, self.frozen_stages), True
+        if hasattr(self, "patch_embed"):
+            self.patch_embed.requires_grad_(False)
+        self.levels[: self.frozen_stages].requires_grad_(False)
+        self.train(self.training)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Switch activation checkpointing of the blocks on or off."""

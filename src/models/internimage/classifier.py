@@ -214,6 +214,22 @@ class InternImage(InternImageBackbone):
         is_complete = len(features) == len(self.depths)
         return self._merge(features) if is_complete else features[-1], intermediates
 
+    def freeze(self, stages: int | None = None) -> None:
+        """Freeze the stem and the first stages, or all that `forward_features` computes.
+
+        Args:
+            stages: Number of stages; ``None`` freezes all of them and, with the CLIP projector, the
+                convolutions that merge the last two feature maps.
+
+        Raises:
+            UserError: If there are fewer stages.
+        """
+        super().freeze(stages)
+        if stages is None:
+            for merging in (self.dcnv3_head_x4, self.dcnv3_head_x3):
+                if merging is not None:
+                    merging.requires_grad_(False)
+
     def export_graphs(self) -> list[Graph]:
         """The classifier as one file, see `src.models.graphs`."""
         sides = multiples_of_32() if self.use_clip_projector else free_sides()

@@ -57,6 +57,22 @@ class CBInternImageBackbone(nn.Module):
         for module in self.cb_modules:
             cast("InternImageBackbone", module).set_grad_checkpointing(enable)
 
+    def freeze(self, stages: int | None = None) -> None:
+        """Freeze the stem and the first stages of both backbones, and what connects these stages.
+
+        Args:
+            stages: Number of stages; ``None`` freezes everything.
+
+        Raises:
+            UserError: If there are fewer stages.
+        """
+        for module in self.cb_modules:
+            cast("InternImageBackbone", module).freeze(stages)
+        for i, linears in enumerate(self.cb_linears):
+            if stages is None or i < stages:
+                linears.requires_grad_(False)
+                getattr(self.cb_modules[1], f"gamma{i}").requires_grad_(False)
+
     def forward(self, image: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Compute the feature maps of both backbones.
 

@@ -1,5 +1,7 @@
 """Behaviour of the backbone and the classifier beyond their numbers."""
 
+from functools import partial
+
 import pytest
 import timm
 import torch
@@ -8,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from src.errors import UserError
 from src.models import ARCHITECTURES, DCNv3, InternImage, InternImageBackbone
+from src.models.internimage.composite import CBInternImageBackbone
 from src.models.internimage.layers import LAYER_NORM_EPS
 from tests.official import assert_same_network
 
@@ -154,6 +157,30 @@ def test_frozen_stages_do_not_train_and_the_stem_does():
     assert frozen == {"0", "1"}
     assert backbone.patch_embed.conv1.weight.requires_grad
     assert [stage.training for stage in backbone.levels] == [False, False, True, True]
+
+
+def test_a_frozen_backbone_has_no_drop_path_and_no_gradients():
+    backbone = perturb(InternImageBackbone(**SMALL, drop_path_rate=0.9, drop_rate=0.5))
+    backbone.freeze()
+    backbone.train()
+    image = torch.randn(2, 3, 32, 32)
+    for value, again in zip(backbone(image), backbone(image), strict=True):
+        assert torch.equal(value, again)
+        assert not value.requires_grad
+
+
+def test_a_frozen_composite_backbone():
+    make = partial(InternImageBackbone, **SMALL)
+    backbone = CBInternImageBackbone(make)
+    backbone.freeze(2)
+    frozen = {name for name, p in backbone.named_parameters() if not p.requires_grad}
+    assert {"cb_modules.1.gamma0", "cb_modules.1.gamma1"} < frozen
+    parts = {name.split(".")[2] for name in frozen if ".levels." in name}
+    assert parts == {"levels"}
+    stages = {".".join(name.split(".")[1:4]) for name in frozen if ".levels." in name}
+    assert stages == {f"{lead}.levels.{stage}" for lead in "01" for stage in "01"}
+    backbone.freeze()
+    assert not any(p.requires_grad for p in backbone.parameters())
 
 
 @pytest.mark.parametrize(
