@@ -20,6 +20,7 @@ from src.optim.param_groups import LrScale, parameter_groups
 from src.optim.schedules import WarmupCosine
 from src.tasks.checkpointing import CheckpointHooks
 from src.tasks.optimization import Optimization, OptimizerFactory, SchedulerFactory, scale_by_depth
+from src.tasks.partial_training import adapt
 
 
 class BaseTask(CheckpointHooks):
@@ -44,6 +45,8 @@ class BaseTask(CheckpointHooks):
             recipes, it has an effect only together with ``layer_decay``.
         freeze: Part of the network that is not trained and stays in evaluation mode: ``backbone``,
             or a number of stages (the stem and that many stages; 0 is the stem alone).
+        lora: Rank of low-rank updates that are trained instead of the weights of the backbone
+            (LoRA). Combined with ``freeze``, they are in the stages that are not frozen.
         compile: Compile the repeated parts of the network (blocks, layers of encoders and
             decoders): true, or a mode of ``torch.compile``.
     """
@@ -68,6 +71,7 @@ class BaseTask(CheckpointHooks):
         layer_decay: float | None = None,
         dcn_lr_scale: float | None = None,
         freeze: Literal["backbone"] | int | None = None,
+        lora: int | None = None,
         compile: bool | Mode = False,
     ) -> None:
         super().__init__()
@@ -83,7 +87,9 @@ class BaseTask(CheckpointHooks):
             self.monitor_mode,
         )
         self.layer_decay, self.dcn_lr_scale = layer_decay, dcn_lr_scale
-        self.frozen = freeze
+        if lora is not None and lora < 1:
+            raise UserError(f"model.lora is a rank of at least 1 or null, got {lora}.")
+        self.frozen, self.lora = freeze, lora
         self.compilation = None
         if compile:
             mode: Mode = "default" if compile is True else compile
@@ -133,6 +139,8 @@ class BaseTask(CheckpointHooks):
         """Build the network, sharded if the strategy requires it, and load `weights`."""
         network = self.make_network()
         self.load_weights(network)
+        if self.lora is not None:
+            adapt(network, self.lora, self._trainer and self.trainer.strategy)
         return network
 
     def lr_scale(self) -> LrScale | None:

@@ -20,7 +20,7 @@ from src.models.internimage.blocks import Block
 from src.models.layers.compilation import Compilation, check_compiler, compile_parts
 from src.models.weights import LoadReport, load_official
 from src.tasks.class_names import class_names_of, compare_classes
-from src.tasks.freezing import Frozen, freeze
+from src.tasks.partial_training import Frozen, freeze
 
 SHARDED_UNITS: tuple[type[nn.Module], ...] = (Block,)
 """Modules that sharding strategies gather one at a time."""
@@ -34,6 +34,7 @@ class BuildingHooks(LightningModule):
     network_factory: Callable[..., nn.Module]
     compilation: Compilation | None
     frozen: Frozen
+    lora: int | None
     network: nn.Module | None
     random_weights: tuple[str, ...]
     criterion: nn.Module

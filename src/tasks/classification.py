@@ -8,7 +8,7 @@ of the data module.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
@@ -21,7 +21,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from src.errors import UserError
 from src.models import InternImage
 from src.tasks.base import BaseTask, not_finite
-from src.types import ClassificationBatch
+from src.types import ClassificationBatch, FeatureBatch
 
 
 class ClassificationTask(BaseTask):
@@ -95,13 +95,15 @@ class ClassificationTask(BaseTask):
             }
         )
 
-    def training_step(self, batch: ClassificationBatch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: ClassificationBatch | FeatureBatch, batch_idx: int) -> Tensor:
         """Loss of a batch."""
-        image, target = batch["image"], batch["label"]
-        if self.mixup is not None:
-            image, target = self._mix(self.mixup, image, target)
-        loss: Tensor = self.criterion(self.training_network(image), target)
-        size = len(image)
+        inputs: Any = batch
+        target = batch["label"]
+        if self.mixup is not None:  # never with features
+            image, target = self._mix(self.mixup, inputs["image"], target)
+            inputs = {"image": image}
+        loss: Tensor = self.criterion(_logits(self.training_network, inputs), target)
+        size = len(target)
         self.log("train/loss", loss, prog_bar=True, batch_size=size)
         self.log("train/loss_epoch", loss, on_step=False, on_epoch=True, batch_size=size)
         return loss
@@ -120,10 +122,14 @@ class ClassificationTask(BaseTask):
         return mixed
 
     def evaluation_step(
-        self, network: nn.Module, batch: ClassificationBatch, stage: str, suffix: str
+        self,
+        network: nn.Module,
+        batch: ClassificationBatch | FeatureBatch,
+        stage: str,
+        suffix: str,
     ) -> None:
         """Update and log loss, top-1 and top-5."""
-        logits, label = self._logits(network, batch["image"]), batch["label"]
+        logits, label = self._full_logits(network, batch), batch["label"]
         metrics = self.metrics_of(stage + suffix)
         size = 0 if batch.get("is_padding") else len(label)
         if size:
@@ -132,11 +138,10 @@ class ClassificationTask(BaseTask):
         self.log(f"{stage}/loss{suffix}", loss, batch_size=size, sync_dist=True, prog_bar=True)
         self.log_dict(metrics, batch_size=size, prog_bar=True)
 
-    def _logits(self, network: nn.Module, image: Tensor) -> Tensor:
+    def _full_logits(self, network: nn.Module, batch: ClassificationBatch | FeatureBatch) -> Tensor:
         """Logits without autocast, because published results were measured in float32."""
         with torch.autocast(self.device.type, enabled=False):
-            logits: Tensor = network(image).float()
-        return logits
+            return _logits(network, batch).float()
 
     def predict_step(self, batch: ClassificationBatch, batch_idx: int) -> dict[str, Any]:
         """Top five classes of every image.
@@ -146,7 +151,7 @@ class ClassificationTask(BaseTask):
             with ``k`` = 5 or the number of classes if that is smaller. Empty for padding batches
             (see `CountOnceSampler`).
         """
-        probabilities = self._logits(self.evaluation_network, batch["image"]).softmax(dim=-1)
+        probabilities = self._full_logits(self.evaluation_network, batch).softmax(dim=-1)
         if batch.get("is_padding"):
             return {}
         finite = torch.isfinite(probabilities).all(-1).tolist()
@@ -154,6 +159,15 @@ class ClassificationTask(BaseTask):
             raise UserError(not_finite(batch["path"][finite.index(False)]))
         best = probabilities.topk(min(5, self.num_classes), dim=-1)
         return {"path": batch["path"], "index": best.indices, "probability": best.values}
+
+
+def _logits(network: nn.Module, batch: Any) -> Tensor:
+    """Logits of images, or of cached features, which only pass through the head."""
+    if "features" not in batch:
+        logits: Tensor = network(batch["image"])
+    else:
+        logits = cast("InternImage", network).forward_head(batch["features"])
+    return logits
 
 
 def _wrong_unless_finite(logits: Tensor, label: Tensor) -> Tensor:

@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal, cast
 
 import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
@@ -26,6 +28,10 @@ from src.optim.steps import WarmupMultiStep
 from src.tasks.dense import DenseTask
 from src.tasks.optimization import OptimizerFactory, SchedulerFactory
 from src.types import DetectionBatch, Detections
+
+_ENOUGH_IMAGES = 10_000
+"""With fewer COCO images, training from random weights is clearly worse (He et al., "Rethinking
+ImageNet Pre-training", ICCV 2019, section 5)."""
 
 
 class DetectionTask(DenseTask):
@@ -131,6 +137,13 @@ class DetectionTask(DenseTask):
         named = self.training_network.named_parameters()
         return parameter_groups(named, lr_scale=self.lr_scale(), decay_all=True)
 
+    def on_train_start(self) -> None:
+        """Also warn about a random detector with few images."""
+        is_new = self._resumed is None
+        super().on_train_start()
+        if is_new and self.weights is None:
+            warn_if_few(self.trainer)
+
     def training_step(self, batch: DetectionBatch, batch_idx: int) -> Tensor:
         """Sum of the losses of a batch."""
         network = cast("Detector", self.training_network)
@@ -214,3 +227,14 @@ class DetectionTask(DenseTask):
                 for name, value in scores.items()
                 if value.ndim
             }
+
+
+def warn_if_few(trainer: Trainer) -> None:
+    """Warn about training a detector from random weights with few images."""
+    count = len(trainer.train_dataloader.dataset)  # type: ignore[union-attr]
+    if count < _ENOUGH_IMAGES:
+        rank_zero_warn(
+            f"The detector starts from random weights and has only {count} training images; from"
+            f" scratch it needs more than {_ENOUGH_IMAGES}. Set model.weights to a published"
+            " detector, or to a classifier for its backbone (docs/model_zoo.md)."
+        )

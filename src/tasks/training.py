@@ -9,8 +9,8 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.optim import Optimizer
 
 from src.tasks.building import BuildingHooks
-from src.tasks.freezing import warn_if_random
 from src.tasks.optimization import Optimization, Position, configured_lr
+from src.tasks.partial_training import warn_if_random
 from src.tasks.resume import Resumed
 
 
@@ -45,7 +45,7 @@ class TrainingHooks(BuildingHooks):
             self._resumed.restart(self.trainer, self.optimization)
         else:
             if self.weights is None:
-                warn_if_random(self.frozen)
+                warn_if_random(self.frozen, self.lora)
             if self.optimization.is_outdated(self.trainer):
                 self.optimization.restart(self.trainer, Position(self.trainer))
         self._resumed = None

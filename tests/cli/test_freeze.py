@@ -9,7 +9,7 @@ import torch
 
 from src.cli import build, main
 from src.errors import UserError
-from src.tasks.freezing import freeze
+from src.tasks.partial_training import freeze
 from tests.cli.tiny import TASKS, write_data, write_recipe
 
 LAST = "checkpoints/last.ckpt"

@@ -24,6 +24,7 @@ from src.export.compare import TOLERANCE, differences, runner
 from src.export.files import WRITERS, trace
 from src.export.graphs import Graph, graphs_of
 from src.hub import Pretrained, preprocessing_of, task_of
+from src.models.layers.low_rank import merge_low_rank
 from src.serialization import read_checkpoint, refuse_not_finite
 
 FORMATS = (*WRITERS, "safetensors")
@@ -133,6 +134,7 @@ def load(recipe: Sequence[str], checkpoint: str | None = None) -> tuple[_Loaded,
             "the classes that the weights were trained with, or train first and export with "
             "--ckpt_path best."
         )
+    merge_low_rank(network)
     settings = cli.config["model"]["init_args"]["network"]
     pretrained = Pretrained(
         network.eval(),

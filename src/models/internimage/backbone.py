@@ -29,6 +29,7 @@ from src.models.internimage.architectures import (
 from src.models.internimage.blocks import Block, BlockOptions, Stage, Stem
 from src.models.internimage.dcnv3 import DCNv3
 from src.models.internimage.mixer import MixerFactory
+from src.models.layers.low_rank import add_low_rank
 from src.models.layers.norm import set_float32_norms
 from src.models.weights.match import Match, PretrainedBackbone, Renames
 
@@ -187,6 +188,24 @@ class InternImageBackbone(PretrainedBackbone):
             self.patch_embed.requires_grad_(False)
         self.levels[: self.frozen_stages].requires_grad_(False)
         self.train(self.training)
+
+    def add_low_rank(self, rank: int) -> None:
+        """Train low-rank updates of the linear layers instead of the weights (`add_low_rank`).
+
+        Args:
+            rank: Rank of the updates, at least 1.
+
+        Raises:
+            UserError: If all stages are frozen.
+        """
+        if self.frozen_stages == len(self.levels):
+            raise UserError(
+                "All stages of the backbone are frozen, so there is nothing for model.lora to"
+                " train. Set model.freeze to null or to fewer stages."
+            )
+        if hasattr(self, "patch_embed"):
+            self.patch_embed.requires_grad_(False)
+        add_low_rank(self.levels[self.frozen_stages :], rank)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Switch activation checkpointing of the blocks on or off."""

@@ -226,9 +226,24 @@ class InternImage(InternImageBackbone):
         """
         super().freeze(stages)
         if stages is None:
-            for merging in (self.dcnv3_head_x4, self.dcnv3_head_x3):
-                if merging is not None:
-                    merging.requires_grad_(False)
+            self._freeze_merging()
+
+    def add_low_rank(self, rank: int) -> None:
+        """Train low-rank updates of the backbone, and the head; see `InternImageBackbone`.
+
+        Args:
+            rank: Rank of the updates, at least 1.
+
+        Raises:
+            UserError: If all stages are frozen.
+        """
+        super().add_low_rank(rank)
+        self._freeze_merging()
+
+    def _freeze_merging(self) -> None:
+        for merging in (self.dcnv3_head_x4, self.dcnv3_head_x3):
+            if merging is not None:
+                merging.requires_grad_(False)
 
     def export_graphs(self) -> list[Graph]:
         """The classifier as one file, see `src.models.graphs`."""

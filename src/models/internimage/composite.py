@@ -73,6 +73,19 @@ class CBInternImageBackbone(nn.Module):
                 linears.requires_grad_(False)
                 getattr(self.cb_modules[1], f"gamma{i}").requires_grad_(False)
 
+    def add_low_rank(self, rank: int) -> None:
+        """Train low-rank updates of both backbones instead of the weights.
+
+        Args:
+            rank: Rank of the updates, at least 1.
+
+        Raises:
+            UserError: If all stages are frozen.
+        """
+        self.requires_grad_(False)
+        for module in self.cb_modules:
+            cast("InternImageBackbone", module).add_low_rank(rank)
+
     def forward(self, image: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Compute the feature maps of both backbones.
 

@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from src.errors import UserError
+from src.models.weights.merging import merged_state
 from src.serialization import (
     NAME_LENGTH,
     Odd,
@@ -155,7 +156,7 @@ def tensors_of(
             )
         if not name.isprintable() or len(name) > NAME_LENGTH:
             raise UserError(f"{source} holds a tensor with the name {shown(repr(name))}.")
-    return tensors
+    return merged_state(tensors)
 
 
 def class_names_of(content: Mapping[str, Any], source: str) -> tuple[str, ...]:
