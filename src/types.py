@@ -38,6 +38,18 @@ class ClassificationBatch(TypedDict):
     is_padding: NotRequired[bool]
 
 
+class FeatureBatch(TypedDict):
+    """Cached features of a frozen backbone instead of images.
+
+    Attributes:
+        features: Result of ``forward_features`` of the network, float32, shape ``(N, C, h, w)``.
+        label: As in `ClassificationBatch`.
+    """
+
+    features: Tensor
+    label: Tensor
+
+
 class DetectionTarget(TypedDict):
     """Ground truth of one image.
 

@@ -33,7 +33,7 @@ class Throughput(Callback):
         if batch_idx < self.warmup_steps:
             self._images, self._start = 0, self._now(pl_module)
             return
-        self._images += len(batch["image"])
+        self._images += len(batch["image"] if "image" in batch else batch["features"])
         measured = batch_idx + 1 - self.warmup_steps
         if measured % self.every_n_steps == 0 or trainer.is_last_batch:
             now = self._now(pl_module)

@@ -76,6 +76,33 @@ def with_category_ids(results: list[Result], category_ids: list[int]) -> list[Re
     return [{**result, "category_id": category_ids[result["category_id"]]} for result in results]
 
 
+def annotated_results(annotations: list[dict[str, Any]], size: tuple[int, int]) -> list[Result]:
+    """COCO annotations of one image as results with score 1, for drawing.
+
+    Args:
+        annotations: As in the annotation file; ``category_id`` is the class index.
+        size: Height and width of the image.
+    """
+    results: list[Result] = []
+    for annotation in annotations:
+        result = {name: annotation[name] for name in ("category_id", "bbox")} | {"score": 1.0}
+        if shape := annotation.get("segmentation"):
+            codes = coco_mask.frPyObjects(shape, *size) if _is_plain(shape) else [shape]
+            whole = codes if isinstance(codes, dict) else coco_mask.merge(codes)
+            result["segmentation"] = whole
+        results.append(result)
+    # Masks are drawn for all annotations or for none.
+    if not all("segmentation" in result for result in results):
+        for result in results:
+            result.pop("segmentation", None)
+    return results
+
+
+def _is_plain(shape: Any) -> bool:
+    """Whether a segmentation is polygons or an uncompressed run-length code."""
+    return isinstance(shape, list) or isinstance(shape["counts"], list)
+
+
 def decode_masks(results: list[Result]) -> list[NDArray[np.bool_]]:
     """Masks of COCO results, each bool ``(H, W)``; empty for a detector without masks."""
     return [

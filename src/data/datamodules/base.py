@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from src.data.classes.palette import Colour, distinct_palette
 from src.data.datamodules.loaders import LOADING, Loader, LoaderOptions, start_worker
+from src.data.datasets.features import FeatureDataset
 from src.data.datasets.readable import BrokenImages, ReadableImages
 from src.data.samplers.distributed import CountOnceSampler, DistributedBatchSampler
 from src.data.samplers.padding import CountedCollate
@@ -89,6 +90,7 @@ class BaseDataModule(LightningDataModule, ABC):
         self.num_workers, self.loading = num_workers, loading
         self.eval_batch_size = eval_batch_size or batch_size
         self._datasets: dict[str, Dataset[Any]] = {}
+        self._features: dict[str, FeatureDataset] = {}
         self._reported: dict[str, int] = {}
         self._epoch = 0
 
@@ -156,15 +158,17 @@ class BaseDataModule(LightningDataModule, ABC):
             train: Whether this is a training loader.
             sampler: Which samples, in which order; default is all of them, shuffled in training.
         """
-        dataset = self._datasets[split]
+        features = self._features.get(split)
+        dataset = self._datasets[split] if features is None else features
+        num_workers = self.num_workers if features is None else 0  # they are in mapped memory
         if sampler is None:
-            sampler = self._distributed(dataset) if train else self._counted_once(dataset)
+            sampler = self.training_sampler(dataset) if train else self._counted_once(dataset)
         collate = self.collate_fn(split)
         return Loader(
             dataset,
             batch_size=self.batch_size if train else self.eval_batch_size,
             sampler=sampler,
-            **self.loading.arguments(self.num_workers),
+            **self.loading.arguments(num_workers),
             collate_fn=collate if train else CountedCollate(collate),
             worker_init_fn=start_worker,
         )
@@ -181,15 +185,14 @@ class BaseDataModule(LightningDataModule, ABC):
             )
         return self.predict_dir
 
-    def _distributed(self, dataset: Dataset[Any]) -> DistributedBatchSampler:
-        trainer = self.trainer
-        return DistributedBatchSampler(
-            dataset,
-            self.batch_size,
-            trainer.world_size if trainer else 1,
-            trainer.global_rank if trainer else 0,
-            int(os.environ.get("PL_GLOBAL_SEED", 0)),  # `seed_everything` of the configuration
-        )
+    def training_sampler(self, dataset: Dataset[Any]) -> DistributedBatchSampler:
+        """Order of the training images."""
+        return DistributedBatchSampler(dataset, self.batch_size, *self.ranks_and_seed())
+
+    def ranks_and_seed(self) -> tuple[int, int, int]:
+        """Number of ranks, index of this rank, and ``seed_everything`` of the configuration."""
+        ranks = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        return *ranks, int(os.environ.get("PL_GLOBAL_SEED", 0))
 
     def _counted_once(self, dataset: Dataset[Any]) -> Sampler[int] | None:
         """Sampler that distributes the batches of a single rank over all ranks.
@@ -254,7 +257,7 @@ class BaseDataModule(LightningDataModule, ABC):
         batch = self.normalise(batch)
         if self.trainer is None:
             return batch
-        if self.trainer.training:
+        if self.trainer.training and "image" in batch:
             batch = self.augment(batch)
         # Lightning has converted floating-point values to the precision of the run before.
         return self.trainer.precision_plugin.convert_input(batch)
@@ -271,6 +274,10 @@ class BaseDataModule(LightningDataModule, ABC):
         if self.normalization is None or "image" not in batch:
             return batch
         return {**batch, "image": self.normalization(batch["image"])}
+
+    def denormalise(self, image: Any) -> Any:
+        """Turn the network's input ``(N, 3, H, W)`` into uint8 images."""
+        return image if self.normalization is None else self.normalization.inverse(image)
 
     def augment(self, batch: Any) -> Any:
         """Random transforms of a normalised training batch on the device; default is none."""

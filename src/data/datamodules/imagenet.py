@@ -7,9 +7,13 @@ needed: folders are read as they are.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
+
+from torch import Tensor
+from torch.utils.data import Dataset
 
 from src.data.classes.class_names import (
     ClassSet,
@@ -18,13 +22,17 @@ from src.data.classes.class_names import (
     resolve_classes,
 )
 from src.data.datamodules.base import BaseDataModule, check
+from src.data.datamodules.image_source import ImageSource
 from src.data.datamodules.loaders import LOADING, LoaderOptions
+from src.data.datasets.features import FeatureDataset
 from src.data.datasets.image_folder import (
     ImageFilesDataset,
     LabelledImages,
     class_folder_files,
 )
 from src.data.datasets.readable import BrokenImages
+from src.data.samplers.balanced import BalancedBatchSampler
+from src.data.samplers.distributed import DistributedBatchSampler
 from src.data.transforms.batches import Erasing, ErasingMode, Normalization
 from src.data.transforms.classification import EvalTransform, Interpolation, TrainTransform
 from src.decoding import MAX_PIXELS
@@ -78,6 +86,9 @@ class ImageNetDataModule(BaseDataModule):
         reduced_decoding: Where JPEG files are decoded at half, a quarter or an eighth of their size
             if that leaves as many pixels as the network needs: in "train", "always", or "never".
             The official pixels of evaluation need full size.
+        class_balanced: Draw the images of all classes equally often in training: those of rare
+            classes are repeated, and an epoch has some of those of frequent classes. Its length
+            stays the same.
         loading: Settings of the data loaders.
 
     Raises:
@@ -112,6 +123,7 @@ class ImageNetDataModule(BaseDataModule):
         upright: bool = False,
         max_pixels: int = MAX_PIXELS,
         reduced_decoding: Literal["train", "always", "never"] = "train",
+        class_balanced: bool = False,
         loading: LoaderOptions = LOADING,
     ) -> None:
         super().__init__(
@@ -145,7 +157,7 @@ class ImageNetDataModule(BaseDataModule):
         self.root = Path(root)
         self.image_size = image_size
         self.splits = {"train": train_split, "val": val_split, "test": test_split or val_split}
-        self.upright = upright
+        self.upright, self.class_balanced = upright, class_balanced
         self._given_names = class_names
         check(
             reduced_decoding in ("train", "always", "never"),
@@ -153,7 +165,7 @@ class ImageNetDataModule(BaseDataModule):
             reduced_decoding,
             '"train", "always" or "never"',
         )
-        self.normalization = Normalization(mean, std)
+        self.normalization: Normalization = Normalization(mean, std)
         self._erasing = Erasing(random_erasing, erasing_mode, erasing_count)
         self._train_transform = TrainTransform(
             image_size,
@@ -217,10 +229,39 @@ class ImageNetDataModule(BaseDataModule):
             dataset.reduce = self._eval_reduction
             self._datasets["predict"] = dataset
 
+    def training_sampler(self, dataset: Dataset[Any]) -> DistributedBatchSampler:
+        """Order of the training images; with `class_balanced`, all classes equally often."""
+        if not self.class_balanced:
+            return super().training_sampler(dataset)
+        labels = cast("LabelledImages", dataset).labels
+        return BalancedBatchSampler(dataset, labels, self.batch_size, *self.ranks_and_seed())
+
     def augment(self, batch: Any) -> Any:
         """Erase random rectangles."""
         self._erasing(batch["image"])
         return batch
+
+    def use_features(self, split: str) -> FeatureDataset:
+        """Load features instead of the images of a split from now on.
+
+        Returns:
+            The dataset, without features yet.
+        """
+        labels = cast("LabelledImages", self._datasets[split]).labels
+        self._features[split] = FeatureDataset(labels)
+        return self._features[split]
+
+    def image_source(self, split: str, *, augmented: bool) -> ImageSource:
+        """The images of a split in their order, with random augmentation or as in evaluation."""
+        steps: list[Callable[[Tensor], Tensor]] = [self.normalization]
+        steps += [self._erasing] if augmented else []
+        return ImageSource(
+            self._labelled(split, train=augmented),
+            steps,
+            self.eval_batch_size,
+            self.num_workers,
+            self.loading,
+        )
 
     def labelled_files(self, split: str) -> tuple[list[str], list[int]]:
         """Image files of ``train``, ``val`` or ``test``, and the label of each.

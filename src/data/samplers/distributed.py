@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import Generator, Tensor
 from torch.utils.data import Dataset, DistributedSampler
 
 
@@ -82,8 +83,11 @@ class DistributedBatchSampler(DistributedSampler[Any]):
     def __iter__(self) -> Iterator[int]:
         """Indices of this rank; every ``batch_size`` of them are one batch."""
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        order = torch.randperm(len(self.dataset), generator=generator)  # type: ignore[arg-type]
-        total = len(self) * self.num_replicas
-        order = order.repeat(-(-total // len(order)))[:total]
+        order = self.order(generator, len(self) * self.num_replicas)
         batches = order.view(self.num_steps, self.num_replicas, self.batch_size)
         return iter(batches[:, self.rank].flatten().tolist())
+
+    def order(self, generator: Generator, total: int) -> Tensor:
+        """Random order of ``total`` indices: all of the dataset, repeated if it is smaller."""
+        order = torch.randperm(len(self.dataset), generator=generator)  # type: ignore[arg-type]
+        return order.repeat(-(-total // len(order)))[:total]

@@ -35,6 +35,11 @@ class Normalization:
         values = image.to(torch.float32, memory_format=torch.contiguous_format)
         return values.div_(255).sub_(self.mean).div_(self.std)
 
+    def inverse(self, image: Tensor) -> Tensor:
+        """From normalised images ``(..., 3, H, W)`` to uint8."""
+        mean, std = self.mean.to(image.device), self.std.to(image.device)
+        return image.mul(std).add(mean).mul(255).round().clamp(0, 255).to(torch.uint8)
+
 
 def clear_padding(image: Tensor, size: Tensor) -> Tensor:
     """Set what lies outside of each image to zero, in place.
