@@ -9,17 +9,27 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.core.saving import save_hparams_to_yaml
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
 from src import files
+
+
+def default_loggers(folder: Path, others: Sequence[Logger] = ()) -> list[Logger]:
+    """Loggers of a run folder; a logger of the same kind among ``others`` replaces one."""
+    loggers: list[Logger] = []
+    if not any(isinstance(logger, CSVLogger) for logger in others):
+        loggers.append(MetricsTable(folder))
+    if not any(isinstance(logger, TensorBoardLogger) for logger in others):
+        loggers.append(Curves(folder))
+    return loggers
 
 
 class MetricsTable(CSVLogger):

@@ -34,6 +34,7 @@ from src.callbacks import (
     DataWaiting,
     DetectionWriter,
     EpochSeed,
+    FinalValidation,
     GracefulStop,
     LabelMapWriter,
     MonitorCheck,
@@ -43,7 +44,7 @@ from src.callbacks import (
     TerminateOnNaN,
     UnreadableImages,
 )
-from src.callbacks.loggers import Curves, MetricsTable
+from src.callbacks.loggers import default_loggers
 from src.callbacks.monitors import check_callbacks
 from src.callbacks.progress import default_progress
 from src.callbacks.run_folder import next_run_folder
@@ -204,19 +205,11 @@ class TrainingCLI(LightningCLI):
                 " Remove it; use data.class_names for classes that have no folder."
             )
         _write_enumerations(self.config)
-        self._validate_in_a_short_run()
         self.checkpoint: Path | None = None
         given = self.run_config.get("ckpt_path")
         if given:
             self.checkpoint = resolve_checkpoint(str(given), self.runs)
             self.run_config["ckpt_path"] = str(self.checkpoint)
-
-    def _validate_in_a_short_run(self) -> None:
-        """Validate at the end of a run that would otherwise end before its first validation."""
-        trainer = self.run_config.trainer
-        epochs, every = trainer.max_epochs, trainer.check_val_every_n_epoch
-        if epochs is not None and every is not None and 0 < epochs < every:
-            trainer.check_val_every_n_epoch = epochs
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Create the trainer with this project's loggers, callbacks and run folder."""
@@ -227,11 +220,9 @@ class TrainingCLI(LightningCLI):
         check_callbacks(callbacks)
         callbacks += self._default_callbacks(config, callbacks, folder)
         kwargs = {"default_root_dir": self.runs, "callbacks": callbacks, **kwargs}
-        if config.logger in (None, True):
-            kwargs["logger"] = [
-                MetricsTable(folder),
-                Curves(folder),
-            ]
+        if config.logger is not False:
+            given = [] if config.logger is True else _as_list(config.logger)
+            kwargs["logger"] = [*default_loggers(folder, given), *given]
         plugins = _as_list(config.plugins)
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             kwargs["plugins"] = [*plugins, AtomicCheckpointIO()]
@@ -278,6 +269,7 @@ class TrainingCLI(LightningCLI):
             callbacks.append(default_progress())
         seed = self.run_config.seed_everything
         callbacks += [EpochSeed(seed if isinstance(seed, int) else 0), StepBoundary()]
+        callbacks.append(FinalValidation())
         resumed = str(self.checkpoint) if self.checkpoint else None
         callbacks.append(RunFolder(folder, self._config_text(), resumed))
         self._unreadable = UnreadableImages()

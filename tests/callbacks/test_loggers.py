@@ -7,9 +7,12 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
+from lightning.pytorch.loggers import CSVLogger
 
-from src.callbacks.loggers import Curves, MetricsTable
+from src.callbacks.loggers import Curves, MetricsTable, default_loggers
+from src.cli import main
 from src.files import NotWrittenError
+from tests.callbacks.recorder import Recorder
 
 Limit = Callable[[int], AbstractContextManager[None]]
 
@@ -69,3 +72,23 @@ def test_a_full_disk_is_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(NotWrittenError, match=r"events.out.tfevents could not be written"):
         logger.finalize("success")
     logger.finalize("failed")  # during another error
+
+
+@pytest.mark.parametrize("flag", ["--trainer.logger+=", "--trainer.logger="])
+def test_given_loggers_are_added_to_those_of_the_run_folder(
+    tmp_path: Path, write_recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, flag: str
+) -> None:
+    monkeypatch.setattr(Recorder, "seen", {})
+    fit = ["fit", "-c", str(write_recipe(tmp_path)), "--trainer.max_epochs", "1"]
+    where = ["--trainer.default_root_dir", str(tmp_path / "runs")]
+    assert main([*fit, *where, f"{flag}tests.callbacks.recorder.Recorder"]) == 0
+    assert "val/top1" in Recorder.seen
+    (row,) = (r for r in rows_of(tmp_path / "runs/tiny/version_0/metrics.csv") if r["val/top1"])
+    assert float(row["val/top1"]) == pytest.approx(Recorder.seen["val/top1"])
+    assert list((tmp_path / "runs/tiny/version_0").glob("events.out.*"))
+
+
+def test_a_logger_of_the_same_kind_replaces_the_default(tmp_path: Path) -> None:
+    own = CSVLogger(tmp_path)
+    assert [type(logger) for logger in default_loggers(tmp_path, [own])] == [Curves]
+    assert [type(logger) for logger in default_loggers(tmp_path)] == [MetricsTable, Curves]

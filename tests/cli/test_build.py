@@ -50,9 +50,3 @@ def test_a_task_is_loaded_from_its_checkpoint(trained: Path) -> None:
 def test_build_raises_user_errors(trained: Path) -> None:
     with pytest.raises(UserError, match="Did you mean 'label_smoothing'"):
         build(["-c", str(trained / "tiny.yaml"), "--model.label_smothing", "1"])
-
-
-def test_a_run_shorter_than_its_first_validation_validates_at_its_end(trained: Path) -> None:
-    every_five = ["-c", str(trained / "tiny.yaml"), "--trainer.check_val_every_n_epoch", "5"]
-    assert build([*every_five, "--trainer.max_epochs", "2"]).trainer.check_val_every_n_epoch == 2
-    assert build([*every_five, "--trainer.max_epochs", "9"]).trainer.check_val_every_n_epoch == 5

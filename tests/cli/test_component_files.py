@@ -23,7 +23,7 @@ def added(recipe_file: str, name: str, *arguments: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"), [("throughput", "Throughput"), ("early_stopping", "EarlyStopping")]
+    ("name", "kind"), [("throughput", "Throughput"), ("early_stopping", "TaskEarlyStopping")]
 )
 def test_callbacks_are_appended(recipe_file: str, name: str, kind: str) -> None:
     cli = build(added(recipe_file, f"callbacks/{name}.yaml"))
