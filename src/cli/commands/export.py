@@ -25,6 +25,7 @@ from src.export.files import WRITERS, trace
 from src.export.graphs import Graph, graphs_of
 from src.hub import Pretrained, preprocessing_of, task_of
 from src.models.layers.low_rank import merge_low_rank
+from src.models.weights.merging import merged_state
 from src.serialization import read_checkpoint, refuse_not_finite
 
 FORMATS = (*WRITERS, "safetensors")
@@ -123,6 +124,7 @@ def load(recipe: Sequence[str], checkpoint: str | None = None) -> tuple[_Loaded,
     given = [*recipe, "--model.init_args.weights=null"] if checkpoint else list(recipe)
     cli = build([*given, *_ONE_CPU])
     network = cli.model.training_network
+    merge_low_rank(network)
     if checkpoint:
         _load_checkpoint(network, resolve_checkpoint(checkpoint, cli.runs))
     elif cli.model.weights is None:
@@ -134,7 +136,6 @@ def load(recipe: Sequence[str], checkpoint: str | None = None) -> tuple[_Loaded,
             "the classes that the weights were trained with, or train first and export with "
             "--ckpt_path best."
         )
-    merge_low_rank(network)
     settings = cli.config["model"]["init_args"]["network"]
     pretrained = Pretrained(
         network.eval(),
@@ -242,6 +243,7 @@ def _load_checkpoint(network: nn.Module, path: Path) -> None:
         content = read_checkpoint(path)["state_dict"]
     prefix = "network."
     state = {k.removeprefix(prefix): v for k, v in content.items() if k.startswith(prefix)}
+    state = merged_state(state)
     refuse_not_finite(state, f"The checkpoint {path}")
     mismatch = describe_mismatch(shapes_of(state), shapes_of(network.state_dict()))
     if mismatch:
