@@ -26,6 +26,7 @@ _OWN = {
   --trainer.devices N           number of devices; with --trainer.strategy ddp
   --trainer.precision KIND      32-true, bf16-mixed or 16-mixed
   --model.optimizer.lr RATE     learning rate for model.reference_batch_size images per step
+  --model.freeze backbone       train only the heads (docs/fine_tuning.md)
   --checkpoint.save_top_k N     number of best checkpoints to keep
   --trainer.fast_dev_run true   run one batch of each loop as a quick test
 """,

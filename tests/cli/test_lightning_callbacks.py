@@ -77,6 +77,7 @@ def test_a_logger_without_its_package(
 ) -> None:
     if find_spec(package.replace("-", "_")):
         pytest.skip(f"{package} is installed")
-    assert fit("--trainer.logger", logger) == 2
-    assert f"pip install {package}\n" in capsys.readouterr().err
+    for flag in ("--trainer.logger", "--trainer.logger+"):
+        assert fit(flag, logger) == 2
+        assert f"pip install {package}\n" in capsys.readouterr().err
     assert not Path("runs").exists()
