@@ -387,12 +387,12 @@ def _invalid_value(report: str) -> str | None:
         return f"Invalid seed_everything: {report}."
     found = re.search(r"Problem with given class_path '([\w.]+)':\n(.*)", report)
     if found is None:
-        found = re.search(r"()Errors:\n\s*- (?!Expected|Not a |Problem|\()(.*)", report)
+        found = re.search(r"()^ {2}- (?!Expected|Not a |Problem|\()(.*)", report, re.M)
     if found is None:
         return None
     if "pip install" in found[2]:
         return _missing_package(found[2])
-    name = found[1].rpartition(".")[2] or "A class of the configuration"
+    name = found[1].rpartition(".")[2] or "a class of the configuration"
     return f"Cannot create {name}: {found[2].strip()}"
 
 

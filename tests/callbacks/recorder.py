@@ -1,4 +1,4 @@
-"""A logger for tests, named in recipes as ``tests.callbacks.recorder.Recorder``."""
+"""Loggers for tests, named in recipes as ``tests.callbacks.recorder.Recorder``."""
 
 from typing import ClassVar
 
@@ -15,3 +15,10 @@ class Recorder(Logger):
         self.seen.update(metrics)
 
     def log_hyperparams(self, *_: object, **__: object) -> None: ...
+
+
+class Refusing(Recorder):
+    """Logger that cannot be created."""
+
+    def __init__(self) -> None:
+        raise ValueError("The tracking server does not exist.")

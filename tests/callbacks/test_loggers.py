@@ -92,3 +92,12 @@ def test_a_logger_of_the_same_kind_replaces_the_default(tmp_path: Path) -> None:
     own = CSVLogger(tmp_path)
     assert [type(logger) for logger in default_loggers(tmp_path, [own])] == [Curves]
     assert [type(logger) for logger in default_loggers(tmp_path)] == [MetricsTable, Curves]
+
+
+def test_a_logger_that_cannot_be_created_is_one_sentence(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loggers = [f"--trainer.logger+=tests.callbacks.recorder.{n}" for n in ("Recorder", "Refusing")]
+    assert main(["fit", "-c", str(trained / "tiny.yaml"), *loggers]) == 2
+    error = capsys.readouterr().err
+    assert error.endswith("Cannot create Refusing: The tracking server does not exist.\n")
