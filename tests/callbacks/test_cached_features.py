@@ -50,6 +50,7 @@ def folders() -> list[Path]:
 
 def test_the_head_is_trained_as_without_the_cache(fit: Callable[..., int]) -> None:
     sgd = ("--model.optimizer", "torch.optim.SGD", "--model.optimizer.lr", "0.5")
+    sgd += ("--trainer.callbacks+=EMA", "--trainer.callbacks.decay", "0.5")
     assert fit("-c", FILE, *sgd) == 0
     name = ("--name", "classification-cached_features")
     assert fit("--model.freeze", "backbone", *name, *sgd) == 0

@@ -33,3 +33,11 @@ def test_a_frozen_backbone_has_the_same_losses_too(
     for strategy in ("ddp", "fsdp2"):
         two = launch(tmp_path, task, *flags, "--trainer.strategy", strategy, ranks=2)
         assert two.losses == pytest.approx(alone, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_low_rank_updates_have_the_same_losses_too(launch: Launcher, tmp_path: Path) -> None:
+    flags = ("--trainer.max_epochs", "-1", "--trainer.max_steps", "4", "--model.lora", "2")
+    one = launch(tmp_path, "segmentation", *flags, "--trainer.accumulate_grad_batches", "2")
+    two = launch(tmp_path, "segmentation", *flags, "--trainer.strategy", "ddp", ranks=2)
+    assert two.losses == pytest.approx(one.losses, abs=1e-5)
