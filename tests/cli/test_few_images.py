@@ -1,0 +1,26 @@
+"""The warning about a detector that starts from random weights with few images."""
+
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+from src.cli import build, main
+from tests.cli.tiny import write_data, write_recipe
+
+
+@pytest.mark.slow
+def test_only_a_detector_from_scratch_is_warned_about(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_recipe(tmp_path, "detection", write_data(tmp_path / "data", "detection"))
+    fit = ["fit", "-c", "detection.yaml"]
+    with pytest.warns(UserWarning, match="only 4 training images; from scratch it needs more than"):
+        assert main(fit) == 0
+    torch.save(build(fit[1:]).model.training_network.state_dict(), "weights.pth")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="The detector starts from random weights")
+        assert main([*fit, "--model.weights", "weights.pth"]) == 0
+        assert main([*fit, "--trainer.max_epochs", "2", "--ckpt_path", "last"]) == 0
