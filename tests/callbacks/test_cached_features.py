@@ -16,7 +16,9 @@ from src.errors import UserError
 from tests.cli.tiny import ROOT, save_image, write_recipe
 
 FILE = str(ROOT / "configs" / "callbacks" / "cached_features.yaml")
-CENTRED = {  # the same view as in evaluation
+CENTRED = {  # the same view as in evaluation, without resizing
+    "image_size": 64,
+    "batch_size": 6,
     "crop_scale": [1.0, 1.0],
     "crop_ratio": [1.0, 1.0],
     "hflip": 0.0,
@@ -31,7 +33,7 @@ def fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     monkeypatch.chdir(tmp_path)
     for number in range(6):
         for split in ("train", "val"):
-            save_image(Path(f"data/{split}/{'ab'[number % 2]}/{number}.png"), number, (40, 40))
+            save_image(Path(f"data/{split}/{'ab'[number % 2]}/{number}.png"), number, (64, 64))
     config = write_recipe(tmp_path, "classification", {"root": "data", **CENTRED})
     recipe = yaml.safe_load(config.read_text())
     recipe["trainer"]["max_epochs"] = 2
@@ -56,7 +58,7 @@ def test_the_head_is_trained_as_without_the_cache(fit: Callable[..., int]) -> No
     assert fit("--model.freeze", "backbone", *name, *sgd) == 0
     for entry, value in last(0)["state_dict"].items():
         torch.testing.assert_close(last(1)["state_dict"][entry], value, rtol=1e-5, atol=1e-6)
-    assert last(0)["state_dict"]["network.conv_head.norm.num_batches_tracked"] == 6
+    assert last(0)["state_dict"]["network.conv_head.norm.num_batches_tracked"] == 2
 
 
 def test_features_are_found_again_and_survive_a_damaged_file(
@@ -81,7 +83,7 @@ def test_a_change_is_never_answered_with_old_features(
     capsys.readouterr()
     flags = []
     if change == "an image":
-        save_image(Path("data/train/a/0.png"), 99, (40, 40))
+        save_image(Path("data/train/a/0.png"), 99, (64, 64))
     elif change == "the weights":
         flags = ["--seed_everything", "5"]
     elif change == "a transform":
