@@ -133,7 +133,7 @@ def _computed(network: Any, source: Any, device: torch.device) -> Iterator[Tenso
                 "CachedFeatures needs a network whose features do not depend on weights that are"
                 " trained. Remove the callback, or freeze the whole backbone."
             )
-        yield features.float().cpu()
+        yield features.float().cpu().contiguous()  # networks return channels-last views
 
 
 def _versions() -> list[object]:
