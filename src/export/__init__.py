@@ -2,7 +2,7 @@
 
 - ``graphs.py``: gets the graphs of a network; each becomes a file.
 - ``files.py``: writes a graph in each format.
-- ``onnx_operators.py``: our operators as standard ONNX operators.
+- ``operators/``: our operators as standard ONNX operators.
 - ``compare.py``: runs files and PyTorch on the same inputs.
 - ``card.py``: the description that is written beside the files.
 

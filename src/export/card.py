@@ -33,7 +33,7 @@ def card(
 
 {listed}
 
-ONNX files hold standard operators only (opset 18). `.pt2` files are read by `torch.export.load`
+ONNX files hold standard operators only. `.pt2` files are read by `torch.export.load`
 after `import src.ops`; `.aoti.pt2` files by `torch._inductor.aoti_load_package`, on the same kind
 of processor. Axes that a table shows as a letter may have any size.
 

@@ -17,7 +17,8 @@ from src import files
 from src.errors import UserError
 from src.models.graphs import Graph
 
-OPSET = 18
+OPSETS = {"deformconv": 20, "gridsample": 18, "gather": 18}
+"""Form of DCNv3 in an ONNX file, see ``operators/``, and the opset that it needs."""
 STANDARD_DOMAINS = ("", "ai.onnx")
 _LARGEST_SINGLE_FILE = 1_900_000_000  # bytes; protobuf ends at 2 GiB
 _INSTALL = 'pip install -c constraints.txt -e ".[export]"'
@@ -35,40 +36,54 @@ def trace(graph: Graph) -> ExportedProgram:
         )
 
 
-def write_onnx(graph: Graph, program: ExportedProgram, folder: Path) -> Path:
-    """Write ``<name>.onnx``, which has standard operators only and is checked by onnx.
+def to_onnx(graph: Graph, program: ExportedProgram, dcn: str = "deformconv") -> Any:
+    """Convert a graph to ONNX.
 
     Args:
         graph: The graph.
         program: Its `trace`.
-        folder: Where to write. Weights of more than 1.9 GB are in a file of their own,
-            ``<name>.onnx.data``.
+        dcn: Form of DCNv3, one of `OPSETS`.
 
     Returns:
-        The file.
+        A `torch.onnx.ONNXProgram`, for `save_onnx`.
 
     Raises:
         UserError: If onnx is not installed.
     """
     try:
-        import onnx
+        import onnx  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise UserError(f"ONNX files need the optional packages: {_INSTALL}") from error
-    from src.export.onnx_operators import TRANSLATIONS
+    from src.export.operators import translations
 
-    path = folder / f"{graph.name}.onnx"
-    size = sum(p.numel() * p.element_size() for p in graph.module.parameters())
     with torch.no_grad(), _silence():
-        exported: Any = torch.onnx.export(
+        return torch.onnx.export(
             program,
             dynamo=True,
-            opset_version=OPSET,
+            opset_version=OPSETS[dcn],
             input_names=list(graph.inputs),
             output_names=list(graph.outputs),
-            custom_translation_table=TRANSLATIONS,
+            custom_translation_table=translations(dcn),
             verbose=False,
         )
+
+
+def save_onnx(exported: Any, path: Path) -> Path:
+    """Write an ONNX file, which has standard operators only and is checked by onnx.
+
+    Args:
+        exported: Result of `to_onnx`.
+        path: The file. Weights of more than 1.9 GB are in a file of their own, ``<path>.data``.
+
+    Returns:
+        The file.
+    """
+    import onnx
+
+    weights = exported.model.graph.initializers.values()
+    size = sum(value.const_value.nbytes for value in weights if value.const_value is not None)
+    with _silence():
         exported.save(path, external_data=size > _LARGEST_SINGLE_FILE)
     model = onnx.load(path, load_external_data=False)
     onnx.checker.check_model(path)
@@ -76,6 +91,13 @@ def write_onnx(graph: Graph, program: ExportedProgram, folder: Path) -> Path:
     if foreign or model.functions:
         raise RuntimeError(f"{path} has operators that are not standard: {sorted(foreign)}")
     return path
+
+
+def write_onnx(
+    graph: Graph, program: ExportedProgram, folder: Path, dcn: str = "deformconv"
+) -> Path:
+    """Write ``<name>.onnx``; see `to_onnx` and `save_onnx`."""
+    return save_onnx(to_onnx(graph, program, dcn), folder / f"{graph.name}.onnx")
 
 
 def write_program(graph: Graph, program: ExportedProgram, folder: Path) -> Path:

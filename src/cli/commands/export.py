@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from src.distributed import consolidate, describe_mismatch, is_sharded_checkpoin
 from src.errors import UserError
 from src.export.card import card
 from src.export.compare import TOLERANCE, differences, runner
-from src.export.files import WRITERS, trace
+from src.export.files import OPSETS, WRITERS, trace, write_onnx
 from src.export.graphs import Graph, graphs_of
 from src.hub import Pretrained, preprocessing_of, task_of
 from src.models.layers.low_rank import merge_low_rank
@@ -64,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError("--check needs onnx, pt2 or aoti; add one of them to --format.")
     model, data = load(recipe, args.ckpt_path)
     out = Path(args.out or Path("exported") / model.name)
-    written, worst = export(model.pretrained, out, args.format, args.check, data)
+    written, worst = export(model.pretrained, out, args.format, args.check, data, args.dcn)
     for path in written:
         print(f"Wrote:   {path} ({path.stat().st_size / 1e6:.1f} MB)")
     if args.push:
@@ -95,6 +96,14 @@ def _parser() -> argparse.ArgumentParser:
         default=["onnx"],
         help="onnx; pt2: torch.export; aoti: compiled by AOTInductor; safetensors: weights, "
         "network and class names, for Pretrained.from_pretrained (%(default)s)",
+    )
+    add(
+        "--dcn",
+        choices=tuple(OPSETS),
+        default="deformconv",
+        help="form of DCNv3 in ONNX files; deformconv: DeformConv (opset 20), for ONNX Runtime and "
+        "TensorRT; gridsample: GridSample (opset 18), for OpenVINO; gather: basic operators (opset "
+        "18), for everything else (%(default)s)",
     )
     add("--check", type=Path, metavar="FOLDER", help="compare with PyTorch on these images")
     add("--push", metavar="USER/NAME", help="upload the safetensors folder to the hub")
@@ -153,6 +162,7 @@ def export(
     formats: Sequence[str],
     check: Path | None = None,
     data: Any = None,
+    dcn: str = "deformconv",
 ) -> tuple[list[Path], float | None]:
     """Export a network and optionally check the files.
 
@@ -162,6 +172,7 @@ def export(
         formats: Any of `FORMATS`.
         check: Folder of images to compare the files with PyTorch on.
         data: Data module that preprocesses these images.
+        dcn: Form of DCNv3 in ONNX files, one of `OPSETS`.
 
     Returns:
         The written files, and the largest difference if ``check`` was given.
@@ -174,7 +185,7 @@ def export(
             names += ["model.safetensors", "config.json"]
         written = [name for name in WRITERS if name in formats]
         if written:
-            pairs = _write_graphs(model, folder, written)
+            pairs = _write_graphs(model, folder, written, dcn)
     pairs = [(graph, out / path.name) for graph, path in pairs]
     names += [path.name for _, path in pairs] + (["EXPORT.md"] if pairs else [])
     worst = _check(model.network, pairs, check, data) if check and pairs else None
@@ -182,14 +193,16 @@ def export(
 
 
 def _write_graphs(
-    model: Pretrained, folder: Path, formats: Sequence[str]
+    model: Pretrained, folder: Path, formats: Sequence[str], dcn: str
 ) -> list[tuple[Graph, Path]]:
     """Write every graph in every format, and ``EXPORT.md``."""
     graphs = graphs_of(model.network)
     pairs: list[tuple[Graph, Path]] = []
     for graph in graphs:
         program = trace(graph)
-        pairs += [(graph, WRITERS[name](graph, program, folder)) for name in formats]
+        for name in formats:
+            writer = partial(write_onnx, dcn=dcn) if name == "onnx" else WRITERS[name]
+            pairs.append((graph, writer(graph, program, folder)))
     paths = [path for _, path in pairs]
     text = card(graphs, paths, model.class_names, model.preprocessing, model.task)
     files.write_text(folder / "EXPORT.md", text)
