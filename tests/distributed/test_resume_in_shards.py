@@ -143,3 +143,20 @@ def test_other_parameter_groups_are_refused(launch: Launcher, half: Run, tmp_pat
     run = launch(tmp_path, "classification", *flags, ranks=2, succeeds=False)
     assert run.codes == [2, 2]
     assert "groups the parameters for the optimizer" in run.output[0]
+
+
+@pytest.mark.slow
+def test_a_frozen_backbone_is_resumed_in_shards(launch: Launcher, tmp_path: Path) -> None:
+    flags = (*FLAGS, "--model.freeze", "3")
+    alone = launch(tmp_path / "alone", "classification", *flags, *ALONE)
+    half = (*flags[:2], "--trainer.max_steps", "4", *flags[4:])
+    run = launch(tmp_path / "two", "classification", *half, *SHARDED, ranks=2)
+    more = (*flags, *SHARDED, "--ckpt_path", str(last(run)))
+    resumed = launch(tmp_path / "two", "classification", *more, ranks=2)
+    late = {step: loss for step, loss in alone.losses.items() if step > 4}
+    assert resumed.losses == pytest.approx(late, abs=1e-5)
+    content = whole(last(resumed, 1), tmp_path)
+    expected = torch.load(last(alone), weights_only=True)
+    assert_same_networks(content, expected)
+    stem = "network.patch_embed.conv1.weight"
+    assert torch.equal(content["state_dict"][stem], content["current_model_state"][stem])
