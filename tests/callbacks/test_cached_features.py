@@ -54,11 +54,13 @@ def test_the_head_is_trained_as_without_the_cache(fit: Callable[..., int]) -> No
     sgd = ("--model.optimizer", "torch.optim.SGD", "--model.optimizer.lr", "0.5")
     sgd += ("--trainer.callbacks+=EMA", "--trainer.callbacks.decay", "0.5")
     assert fit("-c", FILE, *sgd) == 0
-    name = ("--name", "classification-cached_features")
-    assert fit("--model.freeze", "backbone", *name, *sgd) == 0
-    for entry, value in last(0)["state_dict"].items():
-        torch.testing.assert_close(last(1)["state_dict"][entry], value, rtol=1e-5, atol=1e-6)
-    assert last(0)["state_dict"]["network.conv_head.norm.num_batches_tracked"] == 2
+    without = ("--model.freeze", "backbone", "--name", "classification-cached_features")
+    assert fit(*without, *sgd) == 0
+    for kind in ("state_dict", "current_model_state"):  # EMA weights, raw weights
+        for name, value in last(0)[kind].items():
+            torch.testing.assert_close(last(1)[kind][name], value, rtol=1e-5, atol=1e-6)
+    steps = last(0)["current_model_state"]["network.conv_head.norm.num_batches_tracked"]
+    assert steps == 2
 
 
 def test_features_are_found_again_and_survive_a_damaged_file(
