@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from src.models.internimage.backbone import InternImageBackbone
 from src.models.internimage.dcnv3 import DCNv3
-from src.models.internimage.layers import conv_nhwc
+from src.models.layers.channels_last import conv_nhwc
 
 
 @dataclass

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from src.errors import UserError
-from src.models.internimage.layers import MLP, add_branch, conv_nhwc, layer_norm
+from src.models.internimage.layers import MLP, add_branch, layer_norm
+from src.models.layers.channels_last import conv_nhwc
 from src.models.layers.compilation import RepeatedPart
 from src.models.layers.precision import autocast_dtype, parameters_cast
 from src.models.weights.match import Match
@@ -180,12 +181,15 @@ class Block(RepeatedPart):
     def _draw_keep(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Factors of drop path for both branches, drawn outside the compiled function.
 
-        The rate differs from block to block, and a compiled function would contain it.
+        The rate differs from block to block, and a compiled function would contain it. A compiled
+        block without drop path gets factors of 1, so that it shares the function of the others.
         """
         rate = self.drop_path.drop_prob or 0.0
-        if not self.training or rate == 0.0:
+        if not self.training or (rate == 0.0 and self.compilation is None):
             return None, None
-        keep = x.new_empty(2, x.shape[0], 1, 1, 1).bernoulli_(1 - rate)
+        keep = x.new_ones(2, x.shape[0], 1, 1, 1)
+        if rate > 0.0:
+            keep.bernoulli_(1 - rate)
         if rate < 1.0:
             keep.div_(1 - rate)
         return keep[0], keep[1]

@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from src.errors import UserError
-from src.models.internimage.layers import conv_nhwc, layer_norm
+from src.models.internimage.layers import layer_norm
 from src.models.internimage.mixer import SpatialMixer
+from src.models.layers.channels_last import conv_nhwc
 from src.models.layers.linear import Linear
 from src.models.weights.match import Match, Renames
 from src.ops import dcnv3

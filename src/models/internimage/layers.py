@@ -21,23 +21,6 @@ def layer_norm(channels: int) -> LayerNorm:
     return LayerNorm(channels, eps=LAYER_NORM_EPS)
 
 
-def conv_nhwc(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """Apply a convolution to a channels-last feature map without copying it.
-
-    A contiguous ``(N, H, W, C)`` tensor seen as ``(N, C, H, W)`` is exactly PyTorch's
-    channels-last memory format, so both permutations are views.
-
-    Args:
-        conv: Convolution with ``in_channels == C``.
-        x: Feature map of shape ``(N, H, W, C)``.
-
-    Returns:
-        Feature map of shape ``(N, H', W', C')``.
-    """
-    out: Tensor = conv(x.permute(0, 3, 1, 2))  # (N, C', H', W')
-    return out.permute(0, 2, 3, 1)  # (N, H', W', C')
-
-
 def add_branch(
     x: Tensor, branch: Tensor, gamma: Tensor | None = None, keep: Tensor | None = None
 ) -> Tensor:

@@ -67,8 +67,9 @@ class RepeatedPart(nn.Module):
 # weights, and networks can be pickled.
 @cache
 def _compiled(compute: Callable[..., Tensor], compilation: Compilation) -> Callable[..., Tensor]:
-    mode, dynamic = compilation
-    return torch.compile(compute, fullgraph=True, dynamic=dynamic, mode=mode)
+    # Inductor takes (N, H, W, C) for (N, C, H, W) and would store H innermost ("channels last").
+    options = {"layout_optimization": False, **torch._inductor.list_mode_options(compilation.mode)}
+    return torch.compile(compute, fullgraph=True, dynamic=compilation.dynamic, options=options)
 
 
 def compile_parts(network: nn.Module, compilation: Compilation) -> None:
