@@ -1,14 +1,15 @@
-"""Speed of the compiled DCNv3 on the CPU compared with `grid_sample`, including the softmax.
+"""Speed of the compiled DCNv3 or DCNv4 on the CPU compared with `grid_sample`.
 
-    python benchmarks/op_cpu.py
+    python benchmarks/op_cpu.py [--operator dcnv4]
 
-Shapes are the four stages of InternImage-T and stages 1 and 3 of InternImage-H at 224 pixels,
-float32, with offsets from a normal distribution with a standard deviation of one pixel. Both
-implementations are called through their public functions; "forward + backward" computes the
-gradients of input, offset and mask with autograd. Before timing, outputs and gradients of both are
+Shapes are the four stages of InternImage-T and stages 1 and 3 of InternImage-H at 224 pixels, or
+the four stages of FlashInternImage-T and -L for DCNv4; float32, with offsets from a normal
+distribution with a standard deviation of one pixel. DCNv3 includes the softmax of the mask. Both
+implementations are called through their public functions; "forward + backward" computes all
+gradients with autograd. Before timing, outputs and gradients of both are
 compared with the float64 reference. Calls are interleaved and the minimum time of each is reported,
 which makes results comparable on a busy machine. Results are written to
-benchmarks/results/op_cpu.{json,md}.
+benchmarks/results/op_cpu.{json,md}, or op_cpu_dcnv4.{json,md}.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -31,50 +33,92 @@ import torch
 from torch import Tensor
 
 from src import files
-from src.ops import backends, dcnv3, dcnv3_grid_sample, dcnv3_reference
+from src.ops import (
+    backends,
+    dcnv3,
+    dcnv3_grid_sample,
+    dcnv3_reference,
+    dcnv4,
+    dcnv4_columns,
+    dcnv4_reference,
+)
 
-# stage: (height and width, channels, groups)
-SHAPES = {
+Shape = tuple[int, int, int]
+"""Height and width, channels, groups."""
+
+
+def dcnv4_grid_sample(input: Tensor, offset_mask: Tensor, *, groups: int) -> Tensor:
+    """DCNv4 by the plain formulation of DCNv3, on the unpacked rows."""
+    grouped = offset_mask[..., : groups * 27].unflatten(-1, (groups, 27))
+    offset, mask = grouped[..., :18].flatten(-2), grouped[..., 18:].flatten(-2)
+    return dcnv3_grid_sample(input, offset, mask, groups=groups)
+
+
+@dataclass(frozen=True)
+class Operator:
+    """What is timed: implementations with the same signature, and the shapes."""
+
+    name: str
+    paths: dict[str, Callable[..., Tensor]]
+    exact: Callable[..., Tensor]
+    shapes: dict[str, Shape]
+
+    def make_tensors(self, batch: int, size: int, channels: int, groups: int) -> list[Tensor]:
+        """Input, offset and mask logits (one tensor for DCNv4), and output gradient."""
+        generator = torch.Generator().manual_seed(0)
+        points = (dcnv4_columns(groups),) if self.name == "DCNv4" else (groups * 18, groups * 9)
+        widths = (channels, *points, channels)
+        return [torch.randn(batch, size, size, width, generator=generator) for width in widths]
+
+
+TINY = {
     "T stage 1": (56, 64, 4),
     "T stage 2": (28, 128, 8),
     "T stage 3": (14, 256, 16),
     "T stage 4": (7, 512, 32),
-    "H stage 1": (56, 320, 10),
-    "H stage 3": (14, 1280, 40),
 }
-PATHS = {"compiled": dcnv3, "grid_sample": dcnv3_grid_sample}
+OPERATORS = {
+    "dcnv3": Operator(
+        "DCNv3",
+        {
+            "compiled": partial(dcnv3, mask_softmax=True),
+            "grid_sample": partial(dcnv3_grid_sample, mask_softmax=True),
+        },
+        partial(dcnv3_reference, mask_softmax=True),
+        TINY | {"H stage 1": (56, 320, 10), "H stage 3": (14, 1280, 40)},
+    ),
+    "dcnv4": Operator(
+        "DCNv4",
+        {"compiled": dcnv4, "grid_sample": dcnv4_grid_sample},
+        dcnv4_reference,
+        TINY | {"L stage 1": (56, 160, 10), "L stage 3": (14, 640, 40)},
+    ),
+}
 TOLERANCE = 1e-4  # of float32 against float64, on values of unit variance
 MIN_ROUNDS = 4
 TURN_SECONDS = 0.01
 
 
-def make_tensors(batch: int, size: int, channels: int, groups: int) -> list[Tensor]:
-    """Input, offset, mask logits and output gradient."""
-    generator = torch.Generator().manual_seed(0)
-    widths = (channels, groups * 18, groups * 9, channels)
-    return [torch.randn(batch, size, size, width, generator=generator) for width in widths]
-
-
 def forward(path: Callable[..., Tensor], tensors: list[Tensor], groups: int) -> Tensor:
     with torch.no_grad():
-        return path(*tensors[:3], groups=groups, mask_softmax=True)
+        return path(*tensors[:-1], groups=groups)
 
 
 def forward_backward(
     path: Callable[..., Tensor], tensors: list[Tensor], groups: int
 ) -> list[Tensor]:
-    leaves = [tensor.detach().requires_grad_() for tensor in tensors[:3]]
-    output = path(*leaves, groups=groups, mask_softmax=True)
-    return [output.detach(), *torch.autograd.grad(output, leaves, tensors[3])]
+    leaves = [tensor.detach().requires_grad_() for tensor in tensors[:-1]]
+    output = path(*leaves, groups=groups)
+    return [output.detach(), *torch.autograd.grad(output, leaves, tensors[-1])]
 
 
-def check(name: str) -> dict[str, float]:
+def check(operator: Operator, name: str) -> dict[str, float]:
     """Largest error of each implementation; exits if the compiled one is incorrect."""
-    size, channels, groups = SHAPES[name]
-    tensors = make_tensors(1, size, channels, groups)
-    exact = forward_backward(dcnv3_reference, [tensor.double() for tensor in tensors], groups)
+    size, channels, groups = operator.shapes[name]
+    tensors = operator.make_tensors(1, size, channels, groups)
+    exact = forward_backward(operator.exact, [tensor.double() for tensor in tensors], groups)
     errors = {}
-    for path_name, path in PATHS.items():
+    for path_name, path in operator.paths.items():
         got = forward_backward(path, tensors, groups)
         errors[path_name] = max((a - b).abs().max().item() for a, b in zip(got, exact, strict=True))
         # With normalised grids, grid_sample sometimes rounds to the other side of an integer
@@ -106,15 +150,16 @@ def shortest_times(calls: dict[str, Callable[[], object]], seconds: float) -> di
 
 
 def measure(args: argparse.Namespace) -> Iterator[dict[str, object]]:
-    for name, (size, channels, groups) in SHAPES.items():
+    operator = OPERATORS[args.operator]
+    for name, (size, channels, groups) in operator.shapes.items():
         for batch in args.batch:
-            tensors = make_tensors(batch, size, channels, groups)
+            tensors = operator.make_tensors(batch, size, channels, groups)
             for threads in args.threads:
                 torch.set_num_threads(threads)
                 calls = {
                     f"{what.__name__} {path_name}": partial(what, path, tensors, groups)
                     for what in (forward, forward_backward)
-                    for path_name, path in PATHS.items()
+                    for path_name, path in operator.paths.items()
                 }
                 best = shortest_times(calls, args.seconds)
                 row: dict[str, object] = {
@@ -126,7 +171,7 @@ def measure(args: argparse.Namespace) -> Iterator[dict[str, object]]:
                     "threads": threads,
                 }
                 for what in ("forward", "forward_backward"):
-                    compiled, baseline = (best[f"{what} {path}"] * 1e3 for path in PATHS)
+                    compiled, baseline = (best[f"{what} {path}"] * 1e3 for path in operator.paths)
                     row |= {
                         f"{what}_ms": compiled,
                         f"{what}_plain_ms": baseline,
@@ -139,7 +184,7 @@ def geometric_mean(values: list[float]) -> float:
     return math.exp(sum(map(math.log, values)) / len(values))
 
 
-def machine() -> dict[str, object]:
+def machine(operator: str) -> dict[str, object]:
     model = platform.processor()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
@@ -156,7 +201,7 @@ def machine() -> dict[str, object]:
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "operator": backends()["cpu"],
+        "operator": backends(operator)["cpu"],
         "date": date.today().isoformat(),
     }
 
@@ -187,10 +232,11 @@ def report(result: dict[str, object]) -> str:
         f"| {name} | {error['compiled']:.1e} | {error['grid_sample']:.1e} |"
         for name, error in result["max_error"].items()
     )
-    return f"""# DCNv3 on the CPU: compiled kernel and `grid_sample`
+    return f"""# {result["name"]} on the CPU: compiled kernel and `grid_sample`
 
-Written by `{result["command"]}`. Including the softmax of the mask, float32, minimum of interleaved
-calls.
+Written by `{result["command"]}`. {
+        "Including the softmax of the mask, float32" if result["name"] == "DCNv3" else "float32"
+    }, minimum of interleaved calls.
 
 {facts}
 
@@ -200,7 +246,7 @@ calls.
 {HEADER}
 {rows}
 
-Largest difference from the float64 reference, over the output and three gradients (N = 1, checked
+Largest difference from the float64 reference, over the output and all gradients (N = 1, checked
 before timing). `grid_sample` normalises positions, so a few samples are rounded to the other side
 of an integer, where the offset gradient is discontinuous.
 
@@ -212,6 +258,7 @@ of an integer, where the offset gradient is discontinuous.
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--operator", choices=OPERATORS, default="dcnv3", help="default: dcnv3")
     parser.add_argument("--seconds", type=float, default=8.0, help="time per row (default: 8)")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8], help="batch sizes")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="numbers of threads")
@@ -223,12 +270,14 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_arguments()
-    if not backends()["cpu"].startswith("compiled"):
-        sys.exit(f"The operator is not compiled: {backends()['cpu']}.")
+    operator, found = OPERATORS[args.operator], backends(args.operator)["cpu"]
+    if not found.startswith("compiled"):
+        sys.exit(f"The operator is not compiled: {found}.")
     result: dict[str, object] = {
+        "name": operator.name,
         "command": " ".join(["python", "benchmarks/op_cpu.py", *sys.argv[1:]]),
-        "machine": machine(),
-        "max_error": {name: check(name) for name in SHAPES},
+        "machine": machine(args.operator),
+        "max_error": {name: check(operator, name) for name in operator.shapes},
     }
     print(HEADER, flush=True)
     rows = []
@@ -241,14 +290,15 @@ def main() -> None:
         for what in ("forward", "forward_backward")
     }
     args.out.mkdir(parents=True, exist_ok=True)
-    files.write_text(args.out / "op_cpu.json", json.dumps(result, indent=1) + "\n")
-    files.write_text(args.out / "op_cpu.md", report(result))
+    stem = "op_cpu" if args.operator == "dcnv3" else f"op_cpu_{args.operator}"
+    files.write_text(args.out / f"{stem}.json", json.dumps(result, indent=1) + "\n")
+    files.write_text(args.out / f"{stem}.md", report(result))
     means = result["geometric_mean"]
     print(
         f"\nGeometric mean: forward {means['forward']:.1f}x, "
         f"forward + backward {means['forward_backward']:.1f}x"
     )
-    print(f"Written to {args.out / 'op_cpu.md'} and op_cpu.json")
+    print(f"Written to {args.out / stem}.md and {stem}.json")
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ def report() -> str:
         *(("gpu", device) for device in gpus()),
         *(
             (f"{operator} on {device}", text)
-            for operator in ("dcnv3", "ms_deform_attn")
+            for operator in ("dcnv3", "dcnv4", "ms_deform_attn")
             for device, text in ops.backends(operator).items()
         ),
         ("INTERNIMAGE_OPS", os.environ.get("INTERNIMAGE_OPS", "auto (not set)")),

@@ -1,15 +1,17 @@
-"""Operators: deformable convolution v3 (DCNv3) and multi-scale deformable attention.
+"""Operators: deformable convolution v3 and v4 (DCNv3, DCNv4), multi-scale deformable attention.
 
-:func:`dcnv3` and :func:`ms_deform_attn` are the operators. :func:`dcnv3_reference` and
-:func:`ms_deform_attn_reference` (references for tests) and :func:`dcnv3_grid_sample` (the baseline
-of the benchmark) compute the same in plain PyTorch. :func:`backends` returns which implementation
-is used on each device, and why. This package imports only torch, ``deformops`` if it is installed,
-and Triton on a GPU.
+:func:`dcnv3`, :func:`dcnv4` and :func:`ms_deform_attn` are the operators. :func:`dcnv3_reference`,
+:func:`dcnv4_reference` and :func:`ms_deform_attn_reference` (references for tests) and
+:func:`dcnv3_grid_sample` (the baseline of the benchmark) compute the same in plain PyTorch.
+:func:`dcnv4_columns` is the width of the packed rows that DCNv4 reads. :func:`backends` returns
+which implementation is used on each device, and why. This package imports only torch, ``deformops``
+if it is installed, and Triton on a GPU.
 """
 
 from ._backends import backends
 from ._load import OpNotBuiltError
 from .dcnv3 import dcnv3
+from .dcnv4 import dcnv4, dcnv4_columns, dcnv4_reference
 from .grid_sample import dcnv3_grid_sample
 from .ms_deform_attn import ms_deform_attn
 from .ms_deform_attn_reference import ms_deform_attn_reference
@@ -21,6 +23,9 @@ __all__ = [
     "dcnv3",
     "dcnv3_grid_sample",
     "dcnv3_reference",
+    "dcnv4",
+    "dcnv4_columns",
+    "dcnv4_reference",
     "ms_deform_attn",
     "ms_deform_attn_reference",
 ]

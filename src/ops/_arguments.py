@@ -1,4 +1,4 @@
-"""Argument checks of the DCNv3 operator, shared by all implementations.
+"""Argument checks of DCNv3 and DCNv4, shared by all implementations.
 
 They run at every call and take microseconds; messages are formatted only in case of an error. Sizes
 may be symbolic (``torch.SymInt``), so they are never converted to plain integers.
@@ -106,11 +106,46 @@ def check_tensors(
     window: Window,
 ) -> None:
     """Raise ``ValueError`` or ``TypeError`` if shapes, dtypes or devices do not match."""
-    dtype, device, groups = input.dtype, input.device, window.groups
+    dtype, device = input.dtype, input.device
+    batch, out_height, out_width = _check_input(input, window)
+    columns = window.groups * window.points
+    if offset.dtype != dtype or offset.device != device:
+        _check_kind("offset", offset, input)
+    if mask.dtype != dtype or mask.device != device:
+        _check_kind("mask", mask, input)
+    if offset.shape != (batch, out_height, out_width, 2 * columns):
+        _raise_shape("offset", offset, (batch, out_height, out_width, 2 * columns), " * 2")
+    if mask.shape != (batch, out_height, out_width, columns):
+        _raise_shape("mask", mask, (batch, out_height, out_width, columns), "")
+
+
+def check_packed(input: Tensor, offset_mask: Tensor, window: Window) -> None:
+    """Raise ``ValueError`` or ``TypeError`` if the tensors of a DCNv4 call do not match."""
+    batch, out_height, out_width = _check_input(input, window)
+    if offset_mask.dtype != input.dtype or offset_mask.device != input.device:
+        _check_kind("offset_mask", offset_mask, input)
+    expected = (batch, out_height, out_width, row_width(window))
+    if offset_mask.shape != expected:
+        raise ValueError(
+            f"offset_mask must have shape {expected} = (N, H_out, W_out, groups * points * 3, "
+            f"rounded up to a multiple of 8), got {tuple(offset_mask.shape)}."
+        )
+
+
+def row_width(window: Window) -> int:
+    """Columns of a packed row: three per point, rounded up to a multiple of 8."""
+    return -(-window.groups * window.points * 3 // 8) * 8
+
+
+def _check_input(input: Tensor, window: Window) -> tuple[int, int, int]:
+    """Check the values; returns batch size, height and width of the output."""
+    groups = window.groups
     if input.dim() != 4:
         raise ValueError(f"input must have shape (N, H, W, C), got {tuple(input.shape)}.")
-    if dtype not in FLOATING_DTYPES:
-        raise TypeError(f"input must be float64, float32, float16 or bfloat16, got {_name(dtype)}.")
+    if input.dtype not in FLOATING_DTYPES:
+        raise TypeError(
+            f"input must be float64, float32, float16 or bfloat16, got {_name(input.dtype)}."
+        )
     batch, height, width, channels = input.shape
     if groups < 1 or channels < 1 or channels % groups != 0:
         raise ValueError(
@@ -123,15 +158,7 @@ def check_tensors(
             f"input of {height} x {width} pixels is too small for the window (kernel_size="
             f"{window.kernel_size}, dilation={window.dilation}, padding={window.padding})."
         )
-    columns = groups * window.points
-    if offset.dtype != dtype or offset.device != device:
-        _check_kind("offset", offset, input)
-    if mask.dtype != dtype or mask.device != device:
-        _check_kind("mask", mask, input)
-    if offset.shape != (batch, out_height, out_width, 2 * columns):
-        _raise_shape("offset", offset, (batch, out_height, out_width, 2 * columns), " * 2")
-    if mask.shape != (batch, out_height, out_width, columns):
-        _raise_shape("mask", mask, (batch, out_height, out_width, columns), "")
+    return batch, out_height, out_width
 
 
 def _check_kind(name: str, tensor: Tensor, input: Tensor) -> None:

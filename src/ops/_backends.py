@@ -6,20 +6,22 @@ import torch
 
 from ._deformops import DEFORMOPS
 from ._load import LIBRARIES, LIBRARY_FILES, triton_version
+from .dcnv4 import has_kernel
 
-OPERATORS = ("dcnv3", "ms_deform_attn")
+OPERATORS = ("dcnv3", "dcnv4", "ms_deform_attn")
 
 
 def backends(operator: str = "dcnv3") -> dict[str, str]:
     """Implementation used on each device type, and the reason if it is not the fastest one.
 
     Args:
-        operator: ``"dcnv3"`` or ``"ms_deform_attn"``.
+        operator: ``"dcnv3"``, ``"dcnv4"`` or ``"ms_deform_attn"``.
 
     Returns:
         ``{"cpu": ..., "cuda": ...}``, also for device types that this machine does not have. For
         DCNv3, with any dtype, ``"compiled (instruction set or architectures)"``, ``"triton
-        (version; reason why not compiled)"`` or ``"reference (reason)"``; for the attention
+        (version; reason why not compiled)"`` or ``"reference (reason)"``; for DCNv4 the same, with
+        ``"dcnv3: "`` before it where rows are copied for the kernels of DCNv3; for the attention
         ``"deformops"`` or ``"grid_sample (reason)"``.
 
     Raises:
@@ -29,7 +31,13 @@ def backends(operator: str = "dcnv3") -> dict[str, str]:
         raise ValueError(f"operator must be one of {', '.join(OPERATORS)}, got {operator!r}.")
     if operator == "ms_deform_attn":
         return DEFORMOPS.report()
-    return {device_type: _describe_dcnv3(device_type) for device_type in LIBRARY_FILES}
+    report = {device_type: _describe_dcnv3(device_type) for device_type in LIBRARY_FILES}
+    if operator == "dcnv3":
+        return report
+    return {
+        device_type: text if has_kernel(device_type) else f"dcnv3: {text}"
+        for device_type, text in report.items()
+    }
 
 
 def _describe_dcnv3(device_type: str) -> str:

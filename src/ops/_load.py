@@ -87,6 +87,27 @@ class Libraries:
             stacklevel=2,
         )
 
+    def on_older_library(self, device_type: str) -> None:
+        """Called before the kernels of DCNv3 are used for DCNv4.
+
+        Raise or warn once if a library is loaded, which then was built from earlier sources.
+        """
+        key = f"{device_type}, DCNv4"
+        if self.kernel(device_type) != "compiled" or key in self._warned:
+            return
+        reason = f"{LIBRARY_FILES[device_type]} was built before it had kernels of DCNv4"
+        if self.mode == "compiled":
+            raise OpNotBuiltError(
+                f"INTERNIMAGE_OPS=compiled, but {reason}.{self._advice(device_type)}"
+            )
+        self._warned.add(key)
+        warnings.warn(
+            f"DCNv4 is slower on {device_type} than it could be, because {reason}; it uses those "
+            f"of DCNv3.{self._advice(device_type)}",
+            UserWarning,
+            stacklevel=2,
+        )
+
     def _why_not(self, device_type: str) -> str | None:
         if self.mode == "reference" or (self.mode == "triton" and device_type == "cuda"):
             return f"INTERNIMAGE_OPS={self.mode}"

@@ -23,7 +23,7 @@ _FIRST_OF_SEGMENTATION = re.compile(
     r"^decode_head\.(?:mask_embed|cls_embed|level_embed|query_embed|query_feat)"
     r"|^backbone\.cb_modules\.0\.patch_embed\."
 )
-_OFFSETS = ("sampling_offsets", "reference_points")
+_OFFSETS = re.compile(r"sampling_offsets|reference_points|offset_mask(?!_dw)")
 _NO_DECAY = ("relative_position", "norm", "sampling_offsets")
 
 
@@ -60,8 +60,9 @@ def dense_lr_scale(
     Args:
         depths: Blocks per stage of the backbone.
         layer_decay: Ratio of the learning rates of adjacent layers, in (0, 1]; 1 turns it off.
-        offset_lr_scale: Extra factor for ``sampling_offsets`` and ``reference_points`` (DINO). The
-            segmentation rule applies it only inside the backbone, where no network has them.
+        offset_lr_scale: Extra factor for ``sampling_offsets`` and ``reference_points`` (DINO) and
+            for the layers ``offset_mask`` of DCNv4. The segmentation rule applies it only inside
+            the backbone.
         segmentation: See `dense_layer_id`.
 
     Returns:
@@ -78,7 +79,7 @@ def dense_lr_scale(
 
     def scale(name: str) -> float:
         depth = layer_decay ** (last - dense_layer_id(name, depths, segmentation=segmentation))
-        is_offset = any(key in name for key in _OFFSETS)
+        is_offset = _OFFSETS.search(name) is not None
         if segmentation:
             is_offset &= "backbone" in name
         return depth * offset_lr_scale if is_offset else depth

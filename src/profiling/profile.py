@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from src.models.internimage.backbone import InternImageBackbone
 from src.models.internimage.blocks import Block
 from src.models.internimage.dcnv3 import DCNv3
+from src.models.internimage.dcnv4 import DCNv4
 from src.models.internimage.heads import AttentionPool
 
 MACS_PER_SAMPLE = 5
@@ -35,7 +36,7 @@ class Macs:
         conv: Convolution modules.
         linear: Linear modules, including the offset and mask layers of DCNv3.
         products: Matrix products outside modules: centre scales, attention pooling.
-        sampling: DCNv3 sampling at 5 per sampled value.
+        sampling: Sampling of DCNv3 and DCNv4 at 5 per sampled value.
     """
 
     conv: int = 0
@@ -185,6 +186,15 @@ def _(module: DCNv3, inputs: tuple[Any, ...], output: Any) -> Macs:
     has_gate = module.center_feature_scale_proj_weight is not None
     return Macs(
         linear=output.numel() * rows,
+        products=output.numel() * module.groups if has_gate else 0,
+        sampling=MACS_PER_SAMPLE * module.num_points * output.numel(),
+    )
+
+
+@macs_of.register
+def _(module: DCNv4, inputs: tuple[Any, ...], output: Any) -> Macs:
+    has_gate = module.center_feature_scale_proj_weight is not None
+    return Macs(
         products=output.numel() * module.groups if has_gate else 0,
         sampling=MACS_PER_SAMPLE * module.num_points * output.numel(),
     )

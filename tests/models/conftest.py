@@ -15,7 +15,9 @@ from src.models import InternImage, InternImageBackbone
 from tests.official import OfficialNumbers
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
-RENAMED_AWAY = ("core_op", "with_cp", "type", "norm_layer", "level2_post_norm")
+RENAMED_AWAY = ("with_cp", "type", "norm_layer", "level2_post_norm")
+FLASH = {"core_op": "DCNv4", "dcn_output_bias": False, "mlp_fc2_bias": False}
+"""What the official class of FlashInternImage does unless its arguments say otherwise."""
 
 
 def name_noise(name: str, size: int) -> np.ndarray:
@@ -58,11 +60,14 @@ class OfficialRun:
     @property
     def numbers(self) -> OfficialNumbers:
         """What came out, with what float32 makes of it."""
-        return OfficialNumbers(self.arrays, self.spec["f32_vs_f64"])
+        return OfficialNumbers.read(self.spec, self.arrays)
 
     def build(self, dtype=torch.float32, **changes):
         kind = InternImageBackbone if self.prefix else InternImage
         kwargs = {k: v for k, v in self.spec["kwargs"].items() if k not in RENAMED_AWAY}
+        kwargs["core_op"] = kwargs.get("core_op", "DCNv3").removesuffix("_pytorch")
+        if kwargs["core_op"] == "DCNv4":
+            kwargs = FLASH | kwargs
         return kind(**(kwargs | changes)).to(dtype)
 
     def weights(self) -> dict[str, torch.Tensor]:
@@ -83,7 +88,7 @@ def load_run(name: str) -> OfficialRun:
     spec = json.loads((FIXTURES / f"{name}.json").read_text())
     with np.load(FIXTURES / f"{name}.npz") as arrays:
         content = {key: torch.from_numpy(arrays[key]) for key in arrays.files}
-    return OfficialRun(spec, content, "backbone." if name.startswith("backbone") else "")
+    return OfficialRun(spec, content, "backbone." if "backbone" in name else "")
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ from filelock import FileLock
 from torch import Tensor
 
 from src.ops._arguments import make_window, output_size
+from src.ops.dcnv4 import pack, unpack
 from src.ops.fixed_point import fixed_point_unit
 
 SOURCES = [ROOT / "src/ops/csrc/cuda", ROOT / "src/ops/csrc", ROOT / "tests/ops/emulator"]
@@ -52,6 +53,7 @@ class Request(ctypes.Structure):
         ("mask", ctypes.c_void_p),
         ("offset_stride", ctypes.c_int64),
         ("mask_stride", ctypes.c_int64),
+        ("is_packed", ctypes.c_bool),
         ("multiprocessors", ctypes.c_int64),
         ("block_shared", ctypes.c_int64),
         ("is_offset_wide", ctypes.c_bool),
@@ -148,6 +150,7 @@ class Emulator:
             the backward owns whole maps, adds in tiles, or has room for neither.
         counting: Count additions and bank conflicts in `counts`, which takes time.
         padding: Values between rows of offset and mask, as in slices of a wider tensor.
+        packed: Give the kernels packed rows, as DCNv4 does.
         only: Ask for one of the three gradients; the others are null pointers.
         shift: Lie about the output's place by this many values, to see the guards work.
     """
@@ -163,6 +166,7 @@ class Emulator:
         block_shared=99 * 1024,  # of sm_86, the least
         counting=False,
         padding=0,
+        packed=False,
         only=None,
         shift=0,
     ):
@@ -171,7 +175,7 @@ class Emulator:
         self.deterministic, self.padding = deterministic, padding
         self.multiprocessors, self.block_shared = multiprocessors, block_shared
         self.counting, self.counts = counting, {}
-        self.only, self.shift = only, shift
+        self.packed, self.only, self.shift = packed, only, shift
 
     def __call__(self, input: Tensor, offset: Tensor, mask: Tensor, **kwargs) -> Tensor:
         kwargs = {"offset_scale": 1.0, "remove_center": False, "mask_softmax": False} | kwargs
@@ -183,6 +187,8 @@ class Emulator:
         pairs = window.kernel_size, window.stride, window.padding, window.dilation
         sizes = (n, h, w, c, window.groups, *output_size(h, w, window), *sum(pairs, ()))
         arrays = [Guarded(input)]
+        if self.packed:
+            offset = mask = pack(offset, mask, window, torch.nan)
         for side in (offset, mask):
             rows = side.reshape(-1, side.shape[-1])
             arrays.append(
@@ -195,6 +201,7 @@ class Emulator:
             window.mask_softmax,
             *(array.pointer for array in arrays),
             *(array.tensor.shape[-1] for array in arrays[1:]),
+            self.packed,
             self.multiprocessors,
             self.block_shared,
             *(side.dtype != input.dtype for side in (offset, mask)),
@@ -253,7 +260,9 @@ class _Function(torch.autograd.Function):
         arrays = {
             "grad": Guarded(grad),
             "grad_input": Guarded(input, **sums),
-            "grad_offset": Guarded(offset, fill=torch.nan),
+            "grad_offset": Guarded(
+                pack(offset, mask, window) if emulator.packed else offset, fill=torch.nan
+            ),
             "grad_mask": Guarded(mask, fill=torch.nan),
         }
         if has_unit:
@@ -268,4 +277,9 @@ class _Function(torch.autograd.Function):
         if has_unit:
             grad_input = grad_input.double() / unit
         rest = arrays["grad_offset"].check(), arrays["grad_mask"].check()
+        if emulator.packed:
+            rows = rest[0]
+            if emulator.only in (None, 1):
+                assert rows[..., 3 * mask.shape[-1] :].count_nonzero() == 0
+            rest = unpack(rows, window)
         return grad_input.to(input.dtype), *rest, None, None

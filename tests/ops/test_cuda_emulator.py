@@ -58,6 +58,42 @@ def test_float64(libraries, name):
     check(emulator, name)
 
 
+PACKED = [*list(RANDOM)[:24], *ADVERSARIAL, *TILES]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=[] if n in [*QUICK[::2], *QUICK_TILES] else pytest.mark.slow)
+        for n in PACKED
+    ],
+)
+def test_packed_rows(libraries, name):
+    """Offsets and weights in the rows of DCNv4."""
+    number = PACKED.index(name)
+    emulator = Emulator(
+        libraries,
+        packed=True,
+        vectors=number % 3 > 0,
+        backwards=number % 2 > 0,
+        deterministic=number % 4 == 3 and "nan" not in name and "inf" not in name,
+        multiprocessors=(1, 20, 132)[number // 2 % 3],
+        block_shared=99 * KIB if "points" in name else (99, 40, 24)[number // 6 % 3] * KIB,
+        padding=number % 4,
+    )
+    check(emulator, name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PACKED)
+def test_packed_rows_of_other_types(libraries, name):
+    """One type per case, in turn; the rows are float32 in two of five cases."""
+    number = PACKED.index(name)
+    dtype = TYPES[number % 3]
+    rows_dtype = torch.float32 if number % 5 < 2 else dtype
+    check(Emulator(libraries, packed=True, backwards=number % 2 > 0), name, dtype, rows_dtype)
+
+
 def cut(emulator, problem):
     """How the backward is cut into blocks, as a triple: maps, tiles, or pixels of no copy."""
     defaults = {"offset_scale": 1.0, "remove_center": False, "mask_softmax": False}

@@ -1,7 +1,7 @@
-"""InternImage, the DCNv3 backbone and its classifiers.
+"""InternImage and FlashInternImage: one backbone with DCNv3 or DCNv4, and its classifiers.
 
 - ``mixer.py``: the interface of the spatial mixer of a block.
-- ``dcnv3.py``: the DCNv3 layer, a mixer that calls the operator in ``src.ops``.
+- ``dcnv3.py``, ``dcnv4.py``: the mixers, which call the operators in ``src.ops``.
 - ``blocks.py``: stem, block, downsampling and stage.
 - ``backbone.py``: the backbone, one feature map per stage.
 - ``heads.py``, ``classifier.py``: pooling heads and the classifier with timm's contract.
@@ -17,12 +17,14 @@ from src.models.internimage.backbone import InternImageBackbone
 from src.models.internimage.classifier import InternImage
 from src.models.internimage.composite import CBInternImageBackbone
 from src.models.internimage.dcnv3 import DCNv3
+from src.models.internimage.dcnv4 import DCNv4
 from src.models.internimage.mixer import SpatialMixer
 
 __all__ = [
     "ARCHITECTURES",
     "CBInternImageBackbone",
     "DCNv3",
+    "DCNv4",
     "InternImage",
     "InternImageBackbone",
     "SpatialMixer",

@@ -1,26 +1,28 @@
 """The named variants of InternImage: which arguments they set, and to what.
 
-Source: official configurations (OpenGVLab/InternImage, MIT). ``internimage_nano`` is a small
-variant for laptops without published weights.
+Source: official configurations (OpenGVLab/InternImage and OpenGVLab/DCNv4, MIT).
+``internimage_nano`` is a small variant for laptops without published weights.
 """
 
 # Without `from __future__ import annotations`: jsonargparse reads the types at run time.
-from typing import NotRequired, TypedDict
+from typing import Literal, NotRequired, TypedDict
 
 from src.errors import UserError
 
 
-class DCNv3Options(TypedDict):
-    """Options of the `DCNv3` layers of a backbone; see there."""
+class MixerOptions(TypedDict):
+    """Which spatial mixer a backbone has, `DCNv3` or `DCNv4`, and its options; see there."""
 
+    core_op: NotRequired[Literal["DCNv3", "DCNv4"]]
     kernel_size: NotRequired[int]
     dw_kernel_size: NotRequired[int | None]
     offset_scale: NotRequired[float]
     center_feature_scale: NotRequired[bool]
     remove_center: NotRequired[bool]
+    dcn_output_bias: NotRequired[bool]
 
 
-class Architecture(DCNv3Options):
+class Architecture(MixerOptions):
     """Arguments of `InternImageBackbone` that a named variant may set; see there."""
 
     channels: NotRequired[int]
@@ -28,6 +30,7 @@ class Architecture(DCNv3Options):
     groups: NotRequired[tuple[int, ...]]
     drop_path_rate: NotRequired[float]
     layer_scale: NotRequired[float | None]
+    mlp_fc2_bias: NotRequired[bool]
     post_norm: NotRequired[bool]
     res_post_norm: NotRequired[bool]
     level2_post_norm_block_ids: NotRequired[tuple[int, ...] | None]
@@ -45,14 +48,17 @@ DEFAULTS: ClassifierArchitecture = {
     "groups": (4, 8, 16, 32),
     "drop_path_rate": 0.0,
     "layer_scale": None,
+    "mlp_fc2_bias": True,
     "post_norm": False,
     "res_post_norm": False,
     "level2_post_norm_block_ids": None,
+    "core_op": "DCNv3",
     "kernel_size": 3,
     "dw_kernel_size": None,
     "offset_scale": 1.0,
     "center_feature_scale": False,
     "remove_center": False,
+    "dcn_output_bias": True,
     "use_clip_projector": False,
 }
 """Values of what neither the caller nor the variant sets."""
@@ -63,6 +69,12 @@ _HUGE: ClassifierArchitecture = {
     "center_feature_scale": True,
     "use_clip_projector": True,
 }
+_FLASH: ClassifierArchitecture = {
+    "core_op": "DCNv4",
+    "dcn_output_bias": False,
+    "mlp_fc2_bias": False,
+}
+_FLASH_SCALED: ClassifierArchitecture = {**_FLASH, **_SCALED, "dw_kernel_size": 3}
 
 ARCHITECTURES: dict[str, ClassifierArchitecture] = {
     "internimage_nano": {
@@ -124,6 +136,38 @@ ARCHITECTURES: dict[str, ClassifierArchitecture] = {
         "post_norm": True,
         "level2_post_norm_block_ids": (5, 11, 17, 23, 29, 35, 41, 47),
         **_HUGE,
+    },
+    "flash_internimage_t": {
+        "channels": 64,
+        "depths": (4, 4, 18, 4),
+        "groups": (4, 8, 16, 32),
+        "drop_path_rate": 0.1,
+        **_FLASH,
+    },
+    "flash_internimage_s": {
+        "channels": 80,
+        "depths": (4, 4, 21, 4),
+        "groups": (5, 10, 20, 40),
+        "drop_path_rate": 0.4,
+        **_FLASH_SCALED,
+    },
+    "flash_internimage_b": {
+        "channels": 112,
+        "depths": (4, 4, 21, 4),
+        "groups": (7, 14, 28, 56),
+        "drop_path_rate": 0.5,
+        "offset_scale": 0.5,
+        **_FLASH_SCALED,
+    },
+    "flash_internimage_l": {
+        "channels": 160,
+        "depths": (5, 5, 22, 5),
+        "groups": (10, 20, 40, 80),
+        "drop_path_rate": 0.1,
+        "offset_scale": 2.0,
+        **_FLASH_SCALED,
+        "dcn_output_bias": True,
+        "mlp_fc2_bias": True,
     },
 }
 """What each named variant sets."""

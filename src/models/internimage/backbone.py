@@ -1,8 +1,10 @@
 """The InternImage backbone: stem and stages, one feature map per stage.
 
 Source: Wang et al., "InternImage: Exploring Large-Scale Vision Foundation Models with Deformable
-Convolutions", CVPR 2023 (arXiv 2211.05778). Attribute names and the positions of the norms follow
-the official code (OpenGVLab/InternImage, MIT); this is an independent implementation.
+Convolutions", CVPR 2023 (arXiv 2211.05778). FlashInternImage (Xiong et al., CVPR 2024, arXiv
+2401.06197) is the same backbone with DCNv4. Attribute names and the positions of the norms follow
+the official code (OpenGVLab/InternImage, OpenGVLab/DCNv4, MIT); this is an independent
+implementation.
 
 Features are channels-last ``(N, H, W, C)`` inside and are returned as ``(N, C, H, W)`` views of the
 same memory. The classifier is in ``classifier.py``.
@@ -23,11 +25,12 @@ from src.errors import UserError
 from src.models.internimage.architectures import (
     ARCHITECTURES,
     Architecture,
-    DCNv3Options,
+    MixerOptions,
     architecture_of,
 )
 from src.models.internimage.blocks import Block, BlockOptions, Stage, Stem
 from src.models.internimage.dcnv3 import DCNv3
+from src.models.internimage.dcnv4 import DCNv4
 from src.models.internimage.mixer import MixerFactory
 from src.models.layers.low_rank import add_low_rank
 from src.models.layers.norm import set_float32_norms
@@ -44,7 +47,7 @@ class InternImageBackbone(PretrainedBackbone):
         variant: Named architecture, a key of `ARCHITECTURES` such as ``internimage_t``. Arguments
             that are given override its values. ``None`` means the defaults below.
         mixer: Makes the spatial mixer of each block, called with the channels and the groups of the
-            stage. ``None`` is `DCNv3` with the options below.
+            stage. ``None`` is what ``core_op`` says, with the options below.
         mlp_ratio: Hidden width of the MLPs over the width of the stage.
         drop_rate: Dropout after the stem and in the MLPs, in [0, 1).
         in_chans: Channels of the image.
@@ -57,22 +60,26 @@ class InternImageBackbone(PretrainedBackbone):
             the stem stays trainable, as in the official code.
         channels: Width of the first stage, even (default: 64); each later stage doubles it.
         depths: Blocks per stage (default: 4, 4, 18, 4).
-        groups: Groups of the mixer per stage (default: 4, 8, 16, 32); for DCNv3, divisors of the
-            width.
+        groups: Groups of the mixer per stage (default: 4, 8, 16, 32); divisors of the width.
         drop_path_rate: Drop-path probability of the last block (default: 0); grows linearly from 0
             over all blocks of all stages.
         layer_scale: Initial value of learned channel scales in the blocks; ``None`` (default) means
             no scales.
+        mlp_fc2_bias: Whether the second layer of the MLPs has a bias (default: yes).
         post_norm: Norm after each branch instead of before.
         res_post_norm: Second norm after each branch; without effect if ``post_norm`` or
             ``layer_scale`` is given.
         level2_post_norm_block_ids: Blocks of the third stage (index 2) followed by a norm.
-        kernel_size: Odd side of the sampling grid of DCNv3 (default: 3).
-        dw_kernel_size: Odd side of its depthwise convolution; ``None`` means ``kernel_size``.
+        core_op: The spatial mixer: ``DCNv3`` (default) or ``DCNv4``.
+        kernel_size: Odd side of the sampling grid of the mixer (default: 3).
+        dw_kernel_size: Odd side of its depthwise convolution; ``None`` means ``kernel_size`` for
+            DCNv3, and no such convolution for DCNv4.
         offset_scale: Factor on the sampling grid and on the learned offsets (default: 1).
-        center_feature_scale: Blend the DCNv3 output with its projected input; a norm then closes
-            every stage.
+        center_feature_scale: Blend the output of the mixer with its projected input; a norm then
+            closes every stage.
         remove_center: Sample the grid without its centre.
+        dcn_output_bias: Whether the last layer of DCNv4 has a bias (default: yes); that of DCNv3
+            always has one.
 
     Raises:
         UserError: If the arguments are inconsistent.
@@ -126,12 +133,13 @@ class InternImageBackbone(PretrainedBackbone):
             for i, width in enumerate(self.stage_channels)
         ]
         if mixer is None:
-            mixer = _dcnv3(arch)
+            mixer = _mixer(arch)
         else:
-            _refuse_dcnv3_options(architecture)
+            _refuse_mixer_options(architecture)
         options = BlockOptions(
             mlp_ratio=mlp_ratio,
             drop_rate=drop_rate,
+            mlp_fc2_bias=arch["mlp_fc2_bias"],
             layer_scale=arch["layer_scale"],
             post_norm=arch["post_norm"],
             res_post_norm=arch["res_post_norm"],
@@ -260,11 +268,14 @@ class InternImageBackbone(PretrainedBackbone):
             level, block = int(found[1]), int(found[2])
             depths[level] = max(depths.get(level, 0), block + 1)
         shape = tuple(depths[level] for level in sorted(depths))
+        is_flash = f"{prefix}levels.0.blocks.0.dcn.offset_mask.weight" in tensors
+        core_op = "DCNv4" if is_flash else "DCNv3"
         text = f"{width} channels, depths {'/'.join(map(str, shape))}"
-        for variant, arguments in ARCHITECTURES.items():
-            if (arguments["channels"], arguments["depths"]) == (width, shape):
+        for variant in ARCHITECTURES:
+            arch = architecture_of(variant, {})
+            if (arch["channels"], arch["depths"], arch["core_op"]) == (width, shape, core_op):
                 return variant, f"{variant} ({text})"
-        return None, f"an InternImage of {text}"
+        return None, f"an InternImage of {text}, {core_op}"
 
     @classmethod
     def explain_mismatch(cls, missing: list[str], unused: list[str]) -> str:
@@ -276,8 +287,8 @@ class InternImageBackbone(PretrainedBackbone):
             return "Set layer_scale to null, or to 1.0 for initial scales of the same function."
         return (
             "Compare variant, channels, depths, groups, post_norm, res_post_norm, layer_scale,"
-            " dw_kernel_size, level2_post_norm_block_ids and center_feature_scale with the"
-            " configuration of the file."
+            " dw_kernel_size, level2_post_norm_block_ids, center_feature_scale, core_op,"
+            " dcn_output_bias and mlp_fc2_bias with the configuration of the file."
         )
 
     def forward_stages(self, image: Tensor, last: int | None = None) -> list[Tensor]:
@@ -303,23 +314,29 @@ class InternImageBackbone(PretrainedBackbone):
         return [features[i] for i in self.out_indices]
 
 
-def _dcnv3(arch: Architecture) -> MixerFactory:
-    return partial(
-        DCNv3,
-        kernel_size=arch["kernel_size"],
-        dw_kernel_size=arch["dw_kernel_size"],
-        offset_scale=arch["offset_scale"],
-        center_feature_scale=arch["center_feature_scale"],
-        remove_center=arch["remove_center"],
-    )
+def _mixer(arch: Architecture) -> MixerFactory:
+    options: dict[str, Any] = {
+        "kernel_size": arch["kernel_size"],
+        "dw_kernel_size": arch["dw_kernel_size"],
+        "offset_scale": arch["offset_scale"],
+        "center_feature_scale": arch["center_feature_scale"],
+        "remove_center": arch["remove_center"],
+    }
+    if arch["core_op"] == "DCNv4":
+        return partial(DCNv4, output_bias=arch["dcn_output_bias"], **options)
+    if arch["core_op"] != "DCNv3":
+        raise UserError(f"core_op must be 'DCNv3' or 'DCNv4', got {arch['core_op']!r}.")
+    if not arch["dcn_output_bias"]:
+        raise UserError("dcn_output_bias=false is for core_op='DCNv4'; DCNv3 always has the bias.")
+    return partial(DCNv3, **options)
 
 
-def _refuse_dcnv3_options(given: Architecture) -> None:
-    """Raise if options of DCNv3 are given with another mixer, which would ignore them."""
-    if names := sorted(given.keys() & DCNv3Options.__optional_keys__):
+def _refuse_mixer_options(given: Architecture) -> None:
+    """Raise if options of the mixer are given with another one, which would ignore them."""
+    if names := sorted(given.keys() & MixerOptions.__optional_keys__):
         raise UserError(
-            f"The backbone got options of DCNv3 ({', '.join(names)}) next to another mixer; remove"
-            " them, or give them to the mixer (its init_args in a recipe)."
+            f"The backbone got options of its own mixers ({', '.join(names)}) next to another one;"
+            " remove them, or give them to the mixer (its init_args in a recipe)."
         )
 
 

@@ -80,6 +80,7 @@ class BlockOptions:
     Attributes:
         mlp_ratio: Hidden width of the MLP over the channels.
         drop_rate: Dropout in the MLP, in [0, 1).
+        mlp_fc2_bias: Whether the second layer of the MLP has a bias.
         layer_scale: Initial value of the learned channel scales; ``None`` means no scales.
         post_norm: Norm after the branch instead of before.
         res_post_norm: Second norm after the branch (InternImage-H).
@@ -87,6 +88,7 @@ class BlockOptions:
 
     mlp_ratio: float = 4.0
     drop_rate: float = 0.0
+    mlp_fc2_bias: bool = True
     layer_scale: float | None = None
     post_norm: bool = False
     res_post_norm: bool = False
@@ -121,7 +123,12 @@ class Block(RepeatedPart):
         self.norm1 = layer_norm(channels)
         self.dcn = mixer
         self.norm2 = layer_norm(channels)
-        self.mlp = MLP(channels, int(channels * options.mlp_ratio), options.drop_rate)
+        self.mlp = MLP(
+            channels,
+            int(channels * options.mlp_ratio),
+            options.drop_rate,
+            fc2_bias=options.mlp_fc2_bias,
+        )
         self.drop_path = DropPath(drop_path)
         self.gamma1: nn.Parameter | None = None
         self.gamma2: nn.Parameter | None = None

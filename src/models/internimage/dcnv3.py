@@ -7,7 +7,7 @@ code. Feature maps are channels-last, ``(N, H, W, C)``. The operator itself is `
 
 from __future__ import annotations
 
-from typing import ClassVar, NoReturn
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -118,13 +118,6 @@ class DCNv3(SpatialMixer):
             out = self._blend_center(out, values, guide)
         result: Tensor = self.output_proj(out)
         return result
-
-    def __prepare_scriptable__(self) -> NoReturn:
-        """Refuse ``torch.jit.script``, whose compiler cannot read the networks."""
-        raise UserError(
-            "InternImage cannot be compiled by torch.jit.script; use torch.jit.trace(model, image),"
-            " torch.export, or `python -m src export`."
-        )
 
     def _offset_and_mask(self, guide: Tensor) -> tuple[Tensor, Tensor]:
         weight = torch.cat([self.offset.weight, self.mask.weight])

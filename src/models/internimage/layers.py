@@ -45,13 +45,16 @@ class MLP(nn.Module):
         channels: Input and output width.
         hidden_channels: Width between the two layers.
         drop_rate: Dropout probability after each layer, in [0, 1).
+        fc2_bias: Whether the second layer has a bias.
     """
 
-    def __init__(self, channels: int, hidden_channels: int, drop_rate: float = 0.0) -> None:
+    def __init__(
+        self, channels: int, hidden_channels: int, drop_rate: float = 0.0, fc2_bias: bool = True
+    ) -> None:
         super().__init__()
         self.fc1 = Linear(channels, hidden_channels, init="trunc_normal")
         self.act = nn.GELU()
-        self.fc2 = Linear(hidden_channels, channels, init="trunc_normal")
+        self.fc2 = Linear(hidden_channels, channels, init="trunc_normal", bias=fc2_bias)
         self.drop = nn.Dropout(drop_rate)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Registration of the named InternImage variants with timm.
 
 Importing this module (or ``src.models``) makes ``timm.create_model("internimage_t")``,
-``timm.list_models("internimage*")`` and ``features_only=True`` work. Tags name published weights;
+``timm.list_models("*internimage*")`` and ``features_only=True`` work. Tags name published weights;
 ``pretrained=True`` downloads the official file and converts it with ``src.models.weights.load``.
 
 The arguments of each variant are in ``architectures.py``.
@@ -17,8 +17,13 @@ from torch import Tensor, nn
 from src.models.internimage.architectures import ARCHITECTURES
 from src.models.internimage.classifier import InternImage
 from src.models.weights import convert_state_dict
+from src.models.weights.files import FLASH_REPO, HUB_REPO
 
-HUB_REPO = "OpenGVLab/InternImage"
+FLASH: dict[str, Any] = {
+    "hf_hub_id": FLASH_REPO,
+    "paper_ids": "arXiv:2401.06197",
+    "origin_url": "https://github.com/OpenGVLab/DCNv4",
+}
 
 
 def _cfg(filename: str = "", size: int = 224, **kwargs: Any) -> dict[str, Any]:
@@ -55,6 +60,15 @@ default_cfgs = generate_default_cfgs(
         "internimage_g.joint_in22k_ft_in1k_512": _cfg("internimage_g_22kto1k_512.pth", 512),
         "internimage_g.joint_in22k_384": _cfg(
             "internimage_g_pretrainto22k_384.pth", 384, num_classes=21841
+        ),
+        "flash_internimage_t.in1k_224": _cfg("flash_intern_image_t_1k_224.pth", **FLASH),
+        "flash_internimage_s.in1k_224": _cfg("flash_intern_image_s_1k_224.pth", **FLASH),
+        "flash_internimage_b.in1k_224": _cfg("flash_intern_image_b_1k_224.pth", **FLASH),
+        "flash_internimage_l.in22k_ft_in1k_384": _cfg(
+            "flash_internimage_l_22kto1k_384.pth", 384, **FLASH
+        ),
+        "flash_internimage_l.in22k_384": _cfg(
+            "flash_intern_image_l_22k_384.pth", 384, num_classes=21841, **FLASH
         ),
     }
 )
@@ -122,3 +136,27 @@ def internimage_h(pretrained: bool = False, **kwargs: Any) -> InternImage:
 def internimage_g(pretrained: bool = False, **kwargs: Any) -> InternImage:
     """InternImage-G, 3.08 B parameters."""
     return _create("internimage_g", pretrained, kwargs)
+
+
+@register_model
+def flash_internimage_t(pretrained: bool = False, **kwargs: Any) -> InternImage:
+    """FlashInternImage-T, 30 M parameters."""
+    return _create("flash_internimage_t", pretrained, kwargs)
+
+
+@register_model
+def flash_internimage_s(pretrained: bool = False, **kwargs: Any) -> InternImage:
+    """FlashInternImage-S, 50 M parameters."""
+    return _create("flash_internimage_s", pretrained, kwargs)
+
+
+@register_model
+def flash_internimage_b(pretrained: bool = False, **kwargs: Any) -> InternImage:
+    """FlashInternImage-B, 97 M parameters."""
+    return _create("flash_internimage_b", pretrained, kwargs)
+
+
+@register_model
+def flash_internimage_l(pretrained: bool = False, **kwargs: Any) -> InternImage:
+    """FlashInternImage-L, 223 M parameters."""
+    return _create("flash_internimage_l", pretrained, kwargs)

@@ -1,4 +1,4 @@
-"""Find and read the files that released InternImage weights come in.
+"""Find and read the files that released InternImage and FlashInternImage weights come in.
 
 These are ``.pth`` files (plain, or training checkpoints with a configuration object inside),
 ``.safetensors`` files, sharded safetensors with their index, folders that hold one of these, and
@@ -28,6 +28,7 @@ from src.serialization import (
 )
 
 HUB_REPO = "OpenGVLab/InternImage"
+FLASH_REPO = "OpenGVLab/DCNv4"
 HUB_FILES = (
     "internimage_t_1k_224",
     "internimage_s_1k_224",
@@ -66,8 +67,33 @@ HUB_FILES = (
     "dino_4scale_internimage_g_objects365_coco",
     "dino_4scale_cbinternimage_h_objects365_80classes",
     "dino_4scale_cbinternimage_h_objects365_coco",
+    "flash_intern_image_t_1k_224",
+    "flash_intern_image_s_1k_224",
+    "flash_intern_image_b_1k_224",
+    "flash_intern_image_l_22k_384",
+    "flash_internimage_l_22kto1k_384",
+    "mask_rcnn_flash_internimage_t_fpn_1x_coco",
+    "mask_rcnn_flash_internimage_t_fpn_3x_coco",
+    "mask_rcnn_flash_internimage_s_fpn_1x_coco",
+    "mask_rcnn_flash_internimage_s_fpn_3x_coco",
+    "mask_rcnn_flash_internimage_b_fpn_1x_coco",
+    "mask_rcnn_flash_internimage_b_fpn_3x_coco",
+    "cascade_flash_internimage_l_fpn_1x_coco",
+    "cascade_flash_internimage_l_fpn_3x_coco",
+    "dino_4scale_flash_internimage_t_1x_coco",
+    "dino_4scale_flash_internimage_s_1x_coco",
+    "dino_4scale_flash_internimage_b_1x_coco",
+    "dino_4scale_flash_internimage_l_1x_coco",
+    "upernet_flash_internimage_t_512_160k_ade20k",
+    "upernet_flash_internimage_s_512_160k_ade20k",
+    "upernet_flash_internimage_b_512_160k_ade20k",
+    "upernet_flash_internimage_l_640_160k_ade20k",
+    "mask2former_flash_internimage_t_512_160k_ade20k_ss",
+    "mask2former_flash_internimage_s_640_160k_ade20k_ss",
+    "mask2former_flash_internimage_b_640_160k_ade20k_ss",
+    "mask2former_flash_internimage_l_640_160k_ade20k_ss",
 )
-"""Names of published files in `HUB_REPO`, without ``.pth``."""
+"""Names of published files, without ``.pth``."""
 
 _CONTAINERS = ("model", "module", "state_dict", "model_state_dict", "weights", "net")
 _EMA_CONTAINERS = ("model_ema", "state_dict_ema", "ema")
@@ -98,7 +124,7 @@ def resolve(source: str | Path) -> Path:
     name = str(source)
     stem = name.removesuffix(".pth")
     if stem in HUB_FILES:
-        return _download(HUB_REPO, f"{stem}.pth")
+        return _download(hub_repository(stem), f"{stem}.pth")
     if name.startswith("OpenGVLab/") and name.count("/") == 1:
         return _download_repository(name)
     raise UserError(
@@ -106,6 +132,11 @@ def resolve(source: str | Path) -> Path:
         f"model.safetensors, a hub repository such as OpenGVLab/internimage_t_1k_224, or one of "
         f"{', '.join(HUB_FILES)}."
     )
+
+
+def hub_repository(name: str) -> str:
+    """Hub repository of a published file."""
+    return FLASH_REPO if "flash" in name else HUB_REPO
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -22,16 +22,15 @@ inline void check_pair(const Pair& pair, int64_t least, const char* name) {
                   " must be two integers of at least ", least);
 }
 
-inline Problem make_problem(const Tensor& input, const Tensor& offset, const Tensor& mask, int64_t groups,
-                     const Pair& kernel_size, const Pair& stride, const Pair& padding,
-                     const Pair& dilation, double offset_scale, bool remove_center,
-                     bool mask_softmax) {
+// Sizes of a call from the values and the window; the tensors of the points are not checked yet.
+inline Problem make_window(const Tensor& input, int64_t groups, const Pair& kernel_size,
+                           const Pair& stride, const Pair& padding, const Pair& dilation,
+                           double offset_scale, bool remove_center, bool mask_softmax) {
   check_pair(kernel_size, 1, "kernel_size");
   check_pair(stride, 1, "stride");
   check_pair(padding, 0, "padding");
   check_pair(dilation, 1, "dilation");
-  STD_TORCH_CHECK(input.dim() == 4 && offset.dim() == 4 && mask.dim() == 4,
-                  "input, offset and mask must have four axes");
+  STD_TORCH_CHECK(input.dim() == 4, "input must have four axes");
   Problem p{};
   p.batch = input.size(0);
   p.height = input.size(1);
@@ -61,13 +60,34 @@ inline Problem make_problem(const Tensor& input, const Tensor& offset, const Ten
   constexpr int64_t limit = int64_t{1} << 31;
   STD_TORCH_CHECK(p.channels == 0 || p.height * p.width < limit / p.channels,
                   "input must have fewer than 2^31 elements per image");
-  const auto check_rows = [&p](const Tensor& t, int64_t values, const char* name) {
-    STD_TORCH_CHECK(t.size(0) == p.batch && t.size(1) == p.out_height && t.size(2) == p.out_width &&
-                        t.size(3) == p.groups * p.points() * values,
-                    name, " does not have the shape that input and window ask for");
-  };
-  check_rows(offset, 2, "offset");
-  check_rows(mask, 1, "mask");
+  return p;
+}
+
+inline void check_rows(const Problem& p, const Tensor& t, int64_t columns, const char* name) {
+  STD_TORCH_CHECK(t.dim() == 4 && t.size(0) == p.batch && t.size(1) == p.out_height &&
+                      t.size(2) == p.out_width && t.size(3) == columns,
+                  name, " does not have the shape that input and window ask for");
+}
+
+// DCNv3: offset and mask are two tensors.
+inline Problem make_problem(const Tensor& input, const Tensor& offset, const Tensor& mask,
+                            int64_t groups, const Pair& kernel_size, const Pair& stride,
+                            const Pair& padding, const Pair& dilation, double offset_scale,
+                            bool remove_center, bool mask_softmax) {
+  const Problem p = make_window(input, groups, kernel_size, stride, padding, dilation, offset_scale,
+                                remove_center, mask_softmax);
+  check_rows(p, offset, p.groups * p.points() * 2, "offset");
+  check_rows(p, mask, p.groups * p.points(), "mask");
+  return p;
+}
+
+// DCNv4: both are in packed rows.
+inline Problem make_packed_problem(const Tensor& input, const Tensor& offset_mask, int64_t groups,
+                                   const Pair& kernel_size, const Pair& stride, const Pair& padding,
+                                   const Pair& dilation, double offset_scale, bool remove_center) {
+  const Problem p = make_window(input, groups, kernel_size, stride, padding, dilation, offset_scale,
+                                remove_center, false);
+  check_rows(p, offset_mask, p.row_width(), "offset_mask");
   return p;
 }
 

@@ -1,7 +1,9 @@
-// Sizes and window of a DCNv3 call, for kernels of any device; no tensors and no torch types.
+// Sizes and window of a DCNv3 or DCNv4 call, for kernels of any device; no tensors and no torch
+// types.
 //
 // Layouts: input (N, H, W, G*Cg); offset (N, Ho, Wo, G*P*2) with (dx, dy) pairs; mask (N, Ho, Wo,
-// G*P); output (N, Ho, Wo, G*Cg). Points run over the window with the width index slow and the
+// G*P); packed rows of DCNv4 (N, Ho, Wo, R), the 2P offsets and P weights of one group after the
+// other, R a multiple of 8; output (N, Ho, Wo, G*Cg). Points run over the window with the width index slow and the
 // height index fast; with remove_center the centre point is omitted.
 #pragma once
 
@@ -21,6 +23,7 @@ struct Problem {
 
   int64_t points() const { return kernel_h * kernel_w - (remove_center ? 1 : 0); }
   int64_t group_channels() const { return channels / groups; }
+  int64_t row_width() const { return (groups * points() * 3 + 7) / 8 * 8; }
   int64_t out_pixels() const { return out_height * out_width; }
   // Distance from the first tap to the window centre; floor, so even windows are asymmetric.
   int64_t half_h() const { return (dilation_h * (kernel_h - 1)) / 2; }

@@ -98,14 +98,15 @@ def test_training_mode_uses_batch_statistics(official_run, name, dtype):
         run.numbers.check(getattr(norm, statistic), f"train_mode/conv_head.1.0.{statistic}")
 
 
-def check_backbone(run, network, dtype):
+def check_backbone(run, network, dtype, summaries=True):
     """Compare the feature maps that a backbone returns."""
     with torch.no_grad():
         features = network(run.input("image", dtype))
     assert len(features) == 4
     for i, value in enumerate(features):
         run.numbers.check(value, f"feat{i}")
-        run.numbers.check_summary(value, f"feat{i}")
+        if summaries:
+            run.numbers.check_summary(value, f"feat{i}")
 
 
 @DTYPES

@@ -50,7 +50,7 @@ def test_with_a_named_variant() -> None:
 
 
 def test_options_of_dcnv3_beside_another_mixer_are_refused() -> None:
-    with pytest.raises(UserError, match=r"options of DCNv3 \(offset_scale\)"):
+    with pytest.raises(UserError, match=r"options of its own mixers \(offset_scale\)"):
         InternImageBackbone(**SMALL, mixer=DepthwiseMixer, offset_scale=2.0)
 
 

@@ -277,6 +277,7 @@ struct Request {
   const void* input;
   void *offset, *mask;
   int64_t offset_stride, mask_stride;
+  bool is_packed;                         // offset holds packed rows, mask is not used
   int64_t multiprocessors, block_shared;  // of the device
   bool is_offset_wide, is_mask_wide;
   bool wants_vectors, is_backwards, is_deterministic, is_counting;
@@ -289,11 +290,23 @@ struct Request {
 using namespace internimage::cuda;
 using T = INTERNIMAGE_TYPE;
 
+static Sides to_sides(const Request& request, void* offset, int64_t offset_stride, void* mask,
+                      int64_t mask_stride) {
+  const int64_t points = request.problem.points();
+  if (request.is_packed) {
+    return make_packed_sides<T>(offset, offset_stride, points, request.is_offset_wide);
+  }
+  return {make_side<T>(offset, offset_stride, 2 * points, request.is_offset_wide),
+          make_side<T>(mask, mask_stride, points, request.is_mask_wide)};
+}
+
 static Call<T> to_call(const Request& request) {
   Call<T> call = make_call<T>(request.problem);
   call.input = static_cast<const T*>(request.input);
-  call.offset = make_side<T>(request.offset, request.offset_stride, request.is_offset_wide);
-  call.mask = make_side<T>(request.mask, request.mask_stride, request.is_mask_wide);
+  const Sides sides = to_sides(request, request.offset, request.offset_stride, request.mask,
+                               request.mask_stride);
+  call.offset = sides.offset;
+  call.mask = sides.mask;
   return call;
 }
 
@@ -324,12 +337,17 @@ extern "C" const char* emulate_forward(const Request* request) {
 
 extern "C" const char* emulate_backward(const Request* request) {
   const Call<T> call = to_call(*request);
+  const internimage::Problem& problem = request->problem;
+  const int64_t values = problem.groups * problem.points();  // of the mask of an output pixel
+  const int64_t width = request->is_packed ? problem.row_width() : 2 * values;
+  const Sides sides = to_sides(*request, request->grad_offset, width, request->grad_mask, values);
   const Gradients<T> gradients{static_cast<const T*>(request->grad),
                                request->grad_input,
                                request->unit,
                                request->is_deterministic,
-                               make_side<T>(request->grad_offset, 0, request->is_offset_wide),
-                               make_side<T>(request->grad_mask, 0, request->is_mask_wide)};
+                               sides.offset,
+                               sides.mask,
+                               request->is_packed ? static_cast<int>(width - 3 * values) : 0};
   const char* error = nullptr;
   start_counting(*request);
   choose_kernel(call, request->wants_vectors, [&](auto channels, auto fixed_points) {

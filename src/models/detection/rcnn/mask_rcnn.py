@@ -44,6 +44,7 @@ class MaskRCNN(TwoStageDetector):
         nms_iou: IoU above which NMS removes the lower-scoring box of a class.
         max_detections: Maximum number of detections per image.
         mask_threshold: Minimum probability of the pixels of a mask.
+        fpn_norm: LayerNorm after every convolution of the feature pyramid, as in FlashInternImage.
     """
 
     former_arguments: ClassVar[dict[str, str]] = {
@@ -73,12 +74,13 @@ class MaskRCNN(TwoStageDetector):
         nms_iou: float = 0.5,
         max_detections: int = 100,
         mask_threshold: float = 0.5,
+        fpn_norm: bool = False,
     ) -> None:
         network = backbone()
         limits = DetectionLimits(score_threshold, nms_iou, max_detections, mask_threshold)
         super().__init__(
             network,
-            FPN(network.stage_channels, channels),
+            FPN(network.stage_channels, channels, norm=fpn_norm),
             self.make_rpn_head(
                 channels,
                 anchors=AnchorGenerator(scale=anchor_scale),

@@ -174,7 +174,8 @@ void backward_region(const Backward<T>& call, const Region& region, T* grad_imag
   const Problem& p = call.problem;
   const int64_t points = kPoints > 0 ? kPoints : p.points();
   const int64_t group_channels = p.group_channels();
-  const bool want_dots = call.grad_offset != nullptr || call.grad_mask != nullptr;
+  const bool want_dots =
+      call.grad_offset != nullptr || call.grad_mask != nullptr || call.grad_rows != nullptr;
   const Grid<T> grid(p, region.group_end - region.group_begin);
   const Array<T> zeros(group_channels), scratch(group_channels);
   GradTile<T> tile;
@@ -187,16 +188,16 @@ void backward_region(const Backward<T>& call, const Region& region, T* grad_imag
     const int64_t tile_pixels = std::max<int64_t>(1, kBackwardPoints / n);
     for (; span.first < end; span.first += span.pixels) {
       span.pixels = std::min(tile_pixels, end - span.first);
+      const Rows<T> rows = load_rows<T, kPoints>(call.points, span, points, tile.offset, tile.prob);
       if (p.mask_softmax) {
-        exponentiate<T>(grid, call.mask, call.mask_stride, span, tile);
+        exponentiate<T>(grid, rows, span, tile);
         normalise<T>(tile, span.pixels * n, points);
-      } else {
+      } else if (!call.points.is_packed) {
         for (int64_t i = 0; i < span.pixels; ++i) {
-          std::copy_n(call.mask + (span.first + i) * call.mask_stride + group * points, n,
-                      tile.prob + i * n);
+          std::copy_n(rows.mask + i * rows.mask_stride, n, tile.prob + i * n);
         }
       }
-      locate<T>(grid, call.offset, call.offset_stride, tile.prob, n, span, tile);
+      locate<T>(grid, rows.offset, rows.offset_stride, tile.prob, n, span, tile);
       for (int64_t i = 0; i < span.pixels; ++i) {
         const int64_t ahead =
             (span.first - begin + region.pixel_begin + i + kPrefetchRows * p.width) * p.channels +
@@ -212,6 +213,18 @@ void backward_region(const Backward<T>& call, const Region& region, T* grad_imag
         }
       }
       if (!want_dots) continue;
+      if (call.grad_rows != nullptr) {
+        for (int64_t i = 0; i < span.pixels; ++i) {
+          finish_points<T>(grid, tile, i * n, n, false, tile.offset, tile.exp);
+          T* row = call.grad_rows + (span.first + i) * call.row_width;
+          store_row<T, kPoints>(tile.offset, tile.exp, points, span.groups,
+                                row + group * points * 3);
+          if (group + span.groups == p.groups) {
+            std::fill(row + p.groups * points * 3, row + call.row_width, T(0));
+          }
+        }
+        continue;
+      }
       for (int64_t i = 0; i < span.pixels; ++i) {
         const int64_t out = ((span.first + i) * p.groups + group) * points;
         finish_points<T>(grid, tile, i * n, n, p.mask_softmax,
@@ -225,8 +238,9 @@ void backward_region(const Backward<T>& call, const Region& region, T* grad_imag
 template <typename T>
 void backward(const Backward<T>& call, const Region& region, T* grad_image) {
   if constexpr (std::is_same_v<T, float>) {
-    const bool wants_all =
-        grad_image != nullptr && call.grad_offset != nullptr && call.grad_mask != nullptr;
+    const bool wants_points =
+        call.grad_rows != nullptr || (call.grad_offset != nullptr && call.grad_mask != nullptr);
+    const bool wants_all = grad_image != nullptr && wants_points;
     if (call.problem.points() == 9 && wants_all) {
       const int64_t channels = call.problem.group_channels();
       if (channels == kLanes<T>) return backward_region<T, 1, 9>(call, region, grad_image);
@@ -243,15 +257,18 @@ void sampled_rows(const Backward<T>& call, const Region& region, int64_t* first,
   const Problem& p = call.problem;
   const Grid<T> grid(p, region.group_end - region.group_begin);
   const V size(static_cast<T>(p.height)), scale(static_cast<T>(p.offset_scale));
+  Tile<T> copy;
   V low = size, high(-2);
   for (int64_t pixel = region.pixel_begin; pixel < region.pixel_end; ++pixel) {
     const V centre(static_cast<T>(pixel / p.out_width * p.stride_h - p.pad_h + p.half_h()));
     for (int64_t group = region.group_begin; group < region.group_end; group += grid.groups) {
-      const int64_t n = std::min(grid.groups, region.group_end - group) * grid.points;
-      const T* offset = call.offset + (region.image * p.out_pixels() + pixel) * call.offset_stride +
-                        group * grid.points * 2;
-      for_each_vector<T>(n, [&](int64_t q, int64_t count) INTERNIMAGE_INLINE {
-        const V dy = load_pairs(offset + 2 * q, count).second;
+      const Span span{region.image * p.out_pixels() + pixel, 1, group,
+                      std::min(grid.groups, region.group_end - group)};
+      const Rows<T> rows =
+          load_rows<T, 0>(call.points, span, grid.points, copy.offset, copy.exp);
+      for_each_vector<T>(span.groups * grid.points, [&](int64_t q, int64_t count)
+                             INTERNIMAGE_INLINE {
+        const V dy = load_pairs(rows.offset + 2 * q, count).second;
         const V y = at::vec::fmadd(dy, scale, V::loadu(grid.tap_y + q) + centre);
         const V counts = (y > V(-1)) & (y < size);
         low = at::vec::minimum(low, V::blendv(size, y, counts));

@@ -1,4 +1,4 @@
-// internimage::dcnv3 and internimage::dcnv3_backward on the CPU, on the LibTorch stable ABI.
+// internimage::dcnv3, internimage::dcnv4 and their backward on the CPU, on the LibTorch stable ABI.
 //
 // Selects the instruction set, converts 16-bit tensors, and divides the work so that results do not
 // depend on the number of threads.
@@ -83,31 +83,61 @@ Tensor empty(torch::headeronly::IntHeaderOnlyArrayRef sizes, bool is_double) {
   return Tensor(handle);
 }
 
-bool is_double(const Tensor& input) { return input.scalar_type() == ScalarType::Double; }
+// Calls `run` with a zero of the type that computes, and its dtype: double for double, else float.
+template <typename Run>
+auto by_dtype(const Tensor& input, const Run& run) {
+  return input.scalar_type() == ScalarType::Double ? run(double{0}, ScalarType::Double)
+                                                   : run(float{0}, ScalarType::Float);
+}
 
 Tensor back_to(Tensor result, ScalarType dtype) {
   return result.scalar_type() == dtype ? std::move(result) : torch::stable::to(result, dtype);
 }
 
+// Offsets and masks of a call in the computing dtype, and the tensors that own their memory.
 template <typename T>
-Tensor run_forward(const Problem& p, const Tensor& input, const Tensor& offset, const Tensor& mask,
+struct OwnedPoints {
+  Tensor offset, mask;
+  Points<T> points;
+};
+
+template <typename T>
+OwnedPoints<T> separate(const Tensor& offset, const Tensor& mask, ScalarType dtype) {
+  Points<T> points{};
+  const Tensor o = rows_as(offset, dtype, &points.offset_stride);
+  const Tensor m = rows_as(mask, dtype, &points.mask_stride);
+  points.offset = o.const_data_ptr<T>();
+  points.mask = m.const_data_ptr<T>();
+  return {o, m, points};
+}
+
+template <typename T>
+OwnedPoints<T> packed(const Problem& p, const Tensor& offset_mask, ScalarType dtype) {
+  Points<T> points{};
+  const Tensor rows = rows_as(offset_mask, dtype, &points.offset_stride);
+  points.mask_stride = points.offset_stride;
+  points.offset = rows.const_data_ptr<T>();
+  points.mask = points.offset + 2 * p.points();
+  points.is_packed = true;
+  return {rows, rows, points};
+}
+
+template <typename T>
+Tensor run_forward(const Problem& p, const Tensor& input, const OwnedPoints<T>& owned,
                    ScalarType dtype) {
   Forward<T> call{};
   call.problem = p;
   const Tensor x = dense_as(input, dtype);
-  const Tensor o = rows_as(offset, dtype, &call.offset_stride);
-  const Tensor m = rows_as(mask, dtype, &call.mask_stride);
   Tensor output =
       empty({p.batch, p.out_height, p.out_width, p.channels}, std::is_same_v<T, double>);
   call.input = x.const_data_ptr<T>();
-  call.offset = o.const_data_ptr<T>();
-  call.mask = m.const_data_ptr<T>();
+  call.points = owned.points;
   call.output = output.mutable_data_ptr<T>();
   const auto run = kernels_for<T>().forward;
   const int64_t grain = std::max<int64_t>(1, kForwardRows / p.groups);
   torch::stable::parallel_for(0, p.batch * p.out_pixels(), grain,
                               [&](int64_t begin, int64_t end) { run(call, begin, end); });
-  return output;
+  return back_to(output, input.scalar_type());
 }
 
 Tensor dcnv3(const Tensor input, const Tensor offset, const Tensor mask, int64_t groups,
@@ -115,10 +145,20 @@ Tensor dcnv3(const Tensor input, const Tensor offset, const Tensor mask, int64_t
              bool remove_center, bool mask_softmax) {
   const Problem p = make_problem(input, offset, mask, groups, kernel_size, stride, padding,
                                  dilation, offset_scale, remove_center, mask_softmax);
-  const Tensor output = is_double(input)
-                            ? run_forward<double>(p, input, offset, mask, ScalarType::Double)
-                            : run_forward<float>(p, input, offset, mask, ScalarType::Float);
-  return back_to(output, input.scalar_type());
+  return by_dtype(input, [&](auto zero, ScalarType dtype) {
+    using T = decltype(zero);
+    return run_forward<T>(p, input, separate<T>(offset, mask, dtype), dtype);
+  });
+}
+
+Tensor dcnv4(const Tensor input, const Tensor offset_mask, int64_t groups, Pair kernel_size,
+             Pair stride, Pair padding, Pair dilation, double offset_scale, bool remove_center) {
+  const Problem p = make_packed_problem(input, offset_mask, groups, kernel_size, stride, padding,
+                                        dilation, offset_scale, remove_center);
+  return by_dtype(input, [&](auto zero, ScalarType dtype) {
+    using T = decltype(zero);
+    return run_forward<T>(p, input, packed<T>(p, offset_mask, dtype), dtype);
+  });
 }
 
 // Sets the gradient of groups [group_begin, group_end) of one image to zero.
@@ -208,40 +248,32 @@ int64_t choose_bands(const Problem& p) {
   return std::max<int64_t>(1, std::min(kTasks / p.batch, p.out_height / kMinRows));
 }
 
+// An empty gradient of a tensor, of no elements if it is not wanted.
+Tensor gradient_of(const Tensor& like, bool is_wanted, bool is_double) {
+  const int64_t none[] = {0};
+  return empty(is_wanted ? like.sizes() : torch::headeronly::IntHeaderOnlyArrayRef(none, 1),
+               is_double);
+}
+
 template <typename T>
-std::tuple<Tensor, Tensor, Tensor> run_backward(const Problem& p, const Tensor& grad,
-                                                const Tensor& input, const Tensor& offset,
-                                                const Tensor& mask, ScalarType dtype,
-                                                const std::vector<bool>& output_mask) {
-  Backward<T> call{};
-  call.problem = p;
-  const Tensor g = dense_as(grad, dtype);
-  const Tensor x = dense_as(input, dtype);
-  const Tensor o = rows_as(offset, dtype, &call.offset_stride);
-  const Tensor m = rows_as(mask, dtype, &call.mask_stride);
-  const auto result = [](const Tensor& like, bool wanted) {
-    const int64_t none[] = {0};
-    return empty(wanted ? like.sizes() : torch::headeronly::IntHeaderOnlyArrayRef(none, 1),
-                 std::is_same_v<T, double>);
-  };
-  Tensor grad_input = result(input, output_mask[0]);
-  Tensor grad_offset = result(offset, output_mask[1]);
-  Tensor grad_mask = result(mask, output_mask[2]);
-  call.grad = g.const_data_ptr<T>();
-  call.input = x.const_data_ptr<T>();
-  call.offset = o.const_data_ptr<T>();
-  call.mask = m.const_data_ptr<T>();
-  call.grad_input = output_mask[0] ? grad_input.mutable_data_ptr<T>() : nullptr;
-  call.grad_offset = output_mask[1] ? grad_offset.mutable_data_ptr<T>() : nullptr;
-  call.grad_mask = output_mask[2] ? grad_mask.mutable_data_ptr<T>() : nullptr;
-  const int64_t bands = choose_bands(p);
+T* pointer_to(Tensor& gradient, bool is_wanted) {
+  return is_wanted ? gradient.mutable_data_ptr<T>() : nullptr;
+}
+
+template <typename T>
+void run_backward(const Backward<T>& call) {
+  const int64_t bands = choose_bands(call.problem);
   if (bands > 1) {
     backward_by_bands<T>(call, bands);
-  } else if (p.batch > 0) {
+  } else if (call.problem.batch > 0) {
     backward_by_groups<T>(call);
   }
-  return {back_to(grad_input, input.scalar_type()), back_to(grad_offset, offset.scalar_type()),
-          back_to(grad_mask, mask.scalar_type())};
+}
+
+void check_grad(const Problem& p, const Tensor& grad) {
+  STD_TORCH_CHECK(grad.dim() == 4 && grad.size(0) == p.batch && grad.size(1) == p.out_height &&
+                      grad.size(2) == p.out_width && grad.size(3) == p.channels,
+                  "grad does not have the shape of the output");
 }
 
 std::tuple<Tensor, Tensor, Tensor> dcnv3_backward(const Tensor grad, const Tensor input,
@@ -252,13 +284,59 @@ std::tuple<Tensor, Tensor, Tensor> dcnv3_backward(const Tensor grad, const Tenso
                                                   std::vector<bool> output_mask) {
   const Problem p = make_problem(input, offset, mask, groups, kernel_size, stride, padding,
                                  dilation, offset_scale, remove_center, mask_softmax);
-  STD_TORCH_CHECK(grad.dim() == 4 && grad.size(0) == p.batch && grad.size(1) == p.out_height &&
-                      grad.size(2) == p.out_width && grad.size(3) == p.channels,
-                  "grad does not have the shape of the output");
+  check_grad(p, grad);
   STD_TORCH_CHECK(output_mask.size() == 3, "output_mask must have three entries");
-  return is_double(input)
-             ? run_backward<double>(p, grad, input, offset, mask, ScalarType::Double, output_mask)
-             : run_backward<float>(p, grad, input, offset, mask, ScalarType::Float, output_mask);
+  return by_dtype(input, [&](auto zero, ScalarType dtype) {
+    using T = decltype(zero);
+    constexpr bool is_double = std::is_same_v<T, double>;
+    const Tensor g = dense_as(grad, dtype), x = dense_as(input, dtype);
+    const OwnedPoints<T> owned = separate<T>(offset, mask, dtype);
+    Tensor grad_input = gradient_of(input, output_mask[0], is_double);
+    Tensor grad_offset = gradient_of(offset, output_mask[1], is_double);
+    Tensor grad_mask = gradient_of(mask, output_mask[2], is_double);
+    Backward<T> call{};
+    call.problem = p;
+    call.grad = g.template const_data_ptr<T>();
+    call.input = x.template const_data_ptr<T>();
+    call.points = owned.points;
+    call.grad_input = pointer_to<T>(grad_input, output_mask[0]);
+    call.grad_offset = pointer_to<T>(grad_offset, output_mask[1]);
+    call.grad_mask = pointer_to<T>(grad_mask, output_mask[2]);
+    run_backward<T>(call);
+    return std::tuple(back_to(grad_input, input.scalar_type()),
+                      back_to(grad_offset, offset.scalar_type()),
+                      back_to(grad_mask, mask.scalar_type()));
+  });
+}
+
+std::tuple<Tensor, Tensor> dcnv4_backward(const Tensor grad, const Tensor input,
+                                          const Tensor offset_mask, int64_t groups,
+                                          Pair kernel_size, Pair stride, Pair padding,
+                                          Pair dilation, double offset_scale, bool remove_center,
+                                          std::vector<bool> output_mask) {
+  const Problem p = make_packed_problem(input, offset_mask, groups, kernel_size, stride, padding,
+                                        dilation, offset_scale, remove_center);
+  check_grad(p, grad);
+  STD_TORCH_CHECK(output_mask.size() == 2, "output_mask must have two entries");
+  return by_dtype(input, [&](auto zero, ScalarType dtype) {
+    using T = decltype(zero);
+    constexpr bool is_double = std::is_same_v<T, double>;
+    const Tensor g = dense_as(grad, dtype), x = dense_as(input, dtype);
+    const OwnedPoints<T> owned = packed<T>(p, offset_mask, dtype);
+    Tensor grad_input = gradient_of(input, output_mask[0], is_double);
+    Tensor grad_rows = gradient_of(offset_mask, output_mask[1], is_double);
+    Backward<T> call{};
+    call.problem = p;
+    call.grad = g.template const_data_ptr<T>();
+    call.input = x.template const_data_ptr<T>();
+    call.points = owned.points;
+    call.grad_input = pointer_to<T>(grad_input, output_mask[0]);
+    call.grad_rows = pointer_to<T>(grad_rows, output_mask[1]);
+    call.row_width = p.row_width();
+    run_backward<T>(call);
+    return std::tuple(back_to(grad_input, input.scalar_type()),
+                      back_to(grad_rows, offset_mask.scalar_type()));
+  });
 }
 
 std::string cpu_capability() { return active_kernels().name; }
@@ -269,6 +347,8 @@ std::string cpu_capability() { return active_kernels().name; }
 STABLE_TORCH_LIBRARY_IMPL(internimage, CPU, m) {
   m.impl("dcnv3", TORCH_BOX(&internimage::cpu::dcnv3));
   m.impl("dcnv3_backward", TORCH_BOX(&internimage::cpu::dcnv3_backward));
+  m.impl("dcnv4", TORCH_BOX(&internimage::cpu::dcnv4));
+  m.impl("dcnv4_backward", TORCH_BOX(&internimage::cpu::dcnv4_backward));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(internimage, CompositeExplicitAutograd, m) {

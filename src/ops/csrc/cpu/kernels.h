@@ -6,15 +6,23 @@
 
 namespace internimage::cpu {
 
-// Offset and mask may be slices of wider rows: the last dimension is dense, consecutive pixels are
-// `*_stride` elements apart.
+// Offsets and masks: those of group 0 of the first output pixel, and the elements between
+// consecutive pixels. The last dimension of their tensors is dense, and may be a slice of a wider
+// row. Values of DCNv3 are two tensors. DCNv4 has packed rows: 2P offsets and P weights of a group,
+// then those of the next group; both strides are then the same.
+template <typename T>
+struct Points {
+  const T* offset;
+  const T* mask;
+  int64_t offset_stride, mask_stride;
+  bool is_packed;
+};
+
 template <typename T>
 struct Forward {
   Problem problem;
   const T* input;
-  const T* offset;
-  const T* mask;
-  int64_t offset_stride, mask_stride;
+  Points<T> points;
   T* output;
 };
 
@@ -23,13 +31,13 @@ struct Backward {
   Problem problem;
   const T* grad;
   const T* input;
-  const T* offset;
-  const T* mask;
-  int64_t offset_stride, mask_stride;
+  Points<T> points;
   // Null where the gradient is not wanted.
   T* grad_input;
   T* grad_offset;
   T* grad_mask;
+  T* grad_rows;  // packed rows instead of the two above
+  int64_t row_width;
 };
 
 // Output pixels [pixel_begin, pixel_end) of one image, groups [group_begin, group_end).

@@ -12,6 +12,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <cstring>
 #include <limits>
 #include <new>
 
@@ -31,6 +32,7 @@ struct Tile {
   IntOf<T> step_x[kTableSize], step_y[kTableSize];  // elements to the right and lower corner, or 0
   T edge[kTableSize];                               // zero if all four corners are inside
   T exp[kTableSize];                                // mask, or exp of the shifted logit
+  T offset[2 * kTableSize];                         // copy of packed rows, or their gradient
   T weight[4][kTableSize];                          // bilinear weight * mask of the four corners
 };
 
@@ -134,6 +136,14 @@ INTERNIMAGE_INLINE inline std::pair<Vec<T>, Vec<T>> load_pairs(const T* pairs, i
       Vec<T>::loadu(pairs + lanes, std::max<int64_t>(0, 2 * count - lanes)));
 }
 
+// Values of the points of one output pixel after the other; `*_stride` is the distance of pixels.
+template <typename T>
+struct Rows {
+  const T* offset;
+  const T* mask;
+  int64_t offset_stride, mask_stride;
+};
+
 template <typename T>
 inline void exponentiate_slowly(const T* logits, int64_t n, int64_t points, T* out) {
   for (int64_t row = 0; row < n; row += points) {
@@ -153,11 +163,12 @@ inline void exponentiate_slowly(const T* logits, int64_t n, int64_t points, T* o
 // only if it contains a large value. This depends only on the row, so results do not depend on the
 // tile that contains it.
 template <typename T>
-inline void exponentiate(const Grid<T>& grid, const T* logits, int64_t stride, const Span& span,
+inline void exponentiate(const Grid<T>& grid, const Rows<T>& rows, const Span& span,
                          Tile<T>& tile) {
   using V = Vec<T>;
   const int64_t n = span.groups * grid.points;
-  logits += span.first * stride + span.group * grid.points;
+  const T* logits = rows.mask;
+  const int64_t stride = rows.mask_stride;
   V largest(0);
   for (int64_t i = 0; i < span.pixels; ++i) {
     prefetch(logits + (i + kPrefetchPixels) * stride, n);
@@ -227,8 +238,46 @@ struct Axis {
   }
 };
 
-// Fills the tables of a tile for a span. `mask` is the first value of the span, in rows of
-// `mask_stride`.
+// The offsets and masks of a span, packed rows copied to `offset` and `mask`.
+template <typename T, int kPoints>
+INTERNIMAGE_INLINE inline Rows<T> load_rows(const Points<T>& from, const Span& span, int64_t points,
+                                            T* offset, T* mask) {
+  const int64_t n = span.groups * points;
+  const int64_t values = from.is_packed ? 3 : 2;
+  const T* row = from.offset + span.first * from.offset_stride + span.group * points * values;
+  if (!from.is_packed) {
+    for (int64_t i = 0; i < span.pixels; ++i) {
+      prefetch(row + (i + kPrefetchPixels) * from.offset_stride, 2 * n);
+    }
+    return {row, from.mask + span.first * from.mask_stride + span.group * points,
+            from.offset_stride, from.mask_stride};
+  }
+  const int64_t count = kPoints > 0 ? kPoints : points;
+  const Rows<T> rows{offset, mask, 2 * n, n};
+  for (int64_t i = 0; i < span.pixels; ++i, row += from.offset_stride) {
+    prefetch(row + kPrefetchPixels * from.offset_stride, 3 * n);
+    for (const T* group = row; group < row + 3 * n; group += 3 * count) {
+      std::memcpy(offset, group, 2 * count * sizeof(T));
+      std::memcpy(mask, group + 2 * count, count * sizeof(T));
+      offset += 2 * count;
+      mask += count;
+    }
+  }
+  return rows;
+}
+
+// Writes the gradients of the points of an output pixel to its packed row from `group` on.
+template <typename T, int kPoints>
+INTERNIMAGE_INLINE inline void store_row(const T* offset, const T* mask, int64_t points,
+                                         int64_t groups, T* group) {
+  const int64_t count = kPoints > 0 ? kPoints : points;
+  for (int64_t g = 0; g < groups; ++g, group += 3 * count) {
+    std::memcpy(group, offset + g * 2 * count, 2 * count * sizeof(T));
+    std::memcpy(group + 2 * count, mask + g * count, count * sizeof(T));
+  }
+}
+
+// Fills the tables of a tile for a span from its offsets and `mask`.
 template <typename T, typename TileType>
 inline void locate(const Grid<T>& grid, const T* offset, int64_t offset_stride, const T* mask,
                    int64_t mask_stride, const Span& span, TileType& tile) {
@@ -240,10 +289,8 @@ inline void locate(const Grid<T>& grid, const T* offset, int64_t offset_stride, 
   const V last_x(static_cast<T>(p.width - 2)), last_y(static_cast<T>(p.height - 2));
   const V size_x(static_cast<T>(p.width)), size_y(static_cast<T>(p.height));
   const I width(p.width), channels(p.channels), row_elements(p.width * p.channels);
-  offset += span.first * offset_stride + span.group * grid.points * 2;
   int64_t out_x = span.first % p.out_width, out_y = span.first / p.out_width % p.out_height;
   for (int64_t i = 0; i < span.pixels; ++i) {
-    prefetch(offset + kPrefetchPixels * offset_stride, 2 * n);
     const V centre_x(static_cast<T>(out_x * p.stride_w - p.pad_w + p.half_w()));
     const V centre_y(static_cast<T>(out_y * p.stride_h - p.pad_h + p.half_h()));
     for_each_vector<T>(n, [&](int64_t q, int64_t count) INTERNIMAGE_INLINE {

@@ -8,6 +8,13 @@
 
 namespace internimage::cuda {
 
+template <typename V>
+__device__ __forceinline__ void store_pair(V* to, const Sum<V> (&pair)[2], bool is_aligned) {
+  if (is_aligned) return store_pack(to, pair);
+  to[0] = narrow<V>(pair[0]);
+  to[1] = narrow<V>(pair[1]);
+}
+
 // <sample, gradient> and its derivatives by the position.
 template <typename S>
 struct alignas(16) Products {
@@ -300,21 +307,37 @@ struct Chunk {
       const int r = kPoints > 0 ? q / points() : quotient(q, plan.points), p = q - r * points();
       const int64_t pixel = tables.rows.row.get(r).pixel;
       if (pixel < 0) continue;
-      const int64_t point = (pixel * call.groups + block.group) * points() + p;
       const S weight = tables.rows.weight.get(r * pitch() + p);
       const Products<S> product = tables.products().get(r * pitch() + p);
       if (gradients.offset.data != nullptr) {
         const S factor = product.is_inside != 0 ? weight * call.offset_scale : 0;
         const S pair[2] = {factor * product.slope_x, factor * product.slope_y};
-        with_type<T>(gradients.offset,
-                     [&](auto* values) { store_pack(values + 2 * point, pair); });
+        const int64_t at = pixel * gradients.offset.stride +
+                           block.group * gradients.offset.group + 2 * p;
+        with_type<T>(gradients.offset, [&](auto* values) {
+          store_pair(values + at, pair, gradients.offset.has_aligned_pairs);
+        });
       }
       if (gradients.mask.data != nullptr) {
         const S value[1] = {call.mask_softmax ? weight * (product.value - tables.means.get(r))
                                               : product.value};
-        with_type<T>(gradients.mask, [&](auto* values) { store_pack(values + point, value); });
+        const int64_t at =
+            pixel * gradients.mask.stride + block.group * gradients.mask.group + p;
+        with_type<T>(gradients.mask, [&](auto* values) { store_pack(values + at, value); });
       }
+      if (gradients.padding > 0 && block.group == call.groups - 1) clear_padding(pixel, p);
     }
+  }
+
+  // Sets the values after the last group of a packed row to zero; every point of it takes part.
+  __device__ __forceinline__ void clear_padding(int64_t pixel, int point) const {
+    const int64_t at = pixel * gradients.offset.stride + call.groups * gradients.offset.group;
+    with_type<T>(gradients.offset, [&](auto* values) {
+      for (int i = point; i < gradients.padding; i += points()) {
+        const S zero[1] = {0};
+        store_pack(values + at + i, zero);
+      }
+    });
   }
 
   // Adds the copy to global memory.

@@ -1,4 +1,4 @@
-// internimage::dcnv3 and its backward on CUDA, on the LibTorch stable ABI.
+// internimage::dcnv3, internimage::dcnv4 and their backward on CUDA, on the LibTorch stable ABI.
 //
 // Checks and layouts are those of ../binding.h. Kernels read and write every tensor in its own
 // type. If several blocks add to the same feature map, the input gradient of 16-bit tensors is
@@ -70,28 +70,45 @@ Tensor dense(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::co
 // The tensor itself if its rows are evenly spaced, else a dense copy.
 Tensor as_rows(const Tensor& t) { return row_distance(t) > 0 ? t : dense(t); }
 
-template <typename T>
-Side read_side(const Tensor& rows, const Tensor& input) {
+// Offsets and masks of a call: two tensors of DCNv3, or the packed rows of DCNv4.
+struct SideTensors {
+  const Tensor& offset;
+  const Tensor& mask;
+  bool is_packed;
+};
+
+int64_t pixel_stride(const Tensor& rows) {
   const int64_t distance = row_distance(rows);
-  return make_side<T>(rows.data_ptr(), distance > 0 ? distance : rows.size(3),
-                      rows.scalar_type() != input.scalar_type());
+  return distance > 0 ? distance : rows.size(3);
 }
 
-// Sizes and input tensors; `x` is dense, rows of `o` and `m` are dense and evenly spaced.
+// Rows of the tensors are dense and evenly spaced; `input` has the type of the call.
 template <typename T>
-Call<T> read_call(const Problem& p, const Tensor& input, const Tensor& x, const Tensor& o,
-                  const Tensor& m) {
+Sides make_sides(const Problem& p, const SideTensors& tensors, const Tensor& input) {
+  const auto is_wide = [&](const Tensor& t) { return t.scalar_type() != input.scalar_type(); };
+  const auto data = [](const Tensor& t) { return t.numel() > 0 ? t.data_ptr() : nullptr; };
+  const Tensor& offset = tensors.offset;
+  const Tensor& mask = tensors.mask;
+  if (tensors.is_packed) {
+    return make_packed_sides<T>(data(offset), offset.dim() == 4 ? pixel_stride(offset) : 0,
+                                p.points(), is_wide(offset));
+  }
+  return {make_side<T>(data(offset), offset.dim() == 4 ? pixel_stride(offset) : 0, 2 * p.points(),
+                       is_wide(offset)),
+          make_side<T>(data(mask), mask.dim() == 4 ? pixel_stride(mask) : 0, p.points(),
+                       is_wide(mask))};
+}
+
+// Sizes and input tensors; `x` is dense.
+template <typename T>
+Call<T> read_call(const Problem& p, const Tensor& input, const Tensor& x,
+                  const SideTensors& tensors) {
   Call<T> call = make_call<T>(p);
   call.input = static_cast<const T*>(x.data_ptr());
-  call.offset = read_side<T>(o, input);
-  call.mask = read_side<T>(m, input);
+  const Sides sides = make_sides<T>(p, tensors, input);
+  call.offset = sides.offset;
+  call.mask = sides.mask;
   return call;
-}
-
-template <typename T>
-Side write_side(const Tensor& t, const Tensor& input, bool is_wanted) {
-  return make_side<T>(is_wanted ? t.data_ptr() : nullptr, 0,
-                      t.scalar_type() != input.scalar_type());
 }
 
 Tensor result(const Tensor& like, bool is_wanted) {
@@ -100,23 +117,35 @@ Tensor result(const Tensor& like, bool is_wanted) {
       like, is_wanted ? like.sizes() : torch::headeronly::IntHeaderOnlyArrayRef(none, 1));
 }
 
-Tensor dcnv3(const Tensor input, const Tensor offset, const Tensor mask, int64_t groups,
-             Pair kernel_size, Pair stride, Pair padding, Pair dilation, double offset_scale,
-             bool remove_center, bool mask_softmax) {
-  const Problem p = make_problem(input, offset, mask, groups, kernel_size, stride, padding,
-                                 dilation, offset_scale, remove_center, mask_softmax);
+Tensor forward(const Problem& p, const Tensor& input, const Tensor& offset, const Tensor& mask,
+               bool is_packed) {
   check_sizes(p);
   const Device device(input);
   const int64_t sizes[] = {p.batch, p.out_height, p.out_width, p.channels};
   Tensor output = torch::stable::new_empty(input, {sizes, 4});
   if (p.batch == 0) return output;
-  const Tensor x = dense(input), o = as_rows(offset), m = as_rows(mask);
+  const Tensor x = dense(input), o = as_rows(offset), m = is_packed ? o : as_rows(mask);
   for_type(input.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    const Call<T> call = read_call<T>(p, input, x, o, m);
+    const Call<T> call = read_call<T>(p, input, x, {o, m, is_packed});
     check_launch(launch_forward(call, static_cast<T*>(output.data_ptr()), device.stream()));
   });
   return output;
+}
+
+Tensor dcnv3(const Tensor input, const Tensor offset, const Tensor mask, int64_t groups,
+             Pair kernel_size, Pair stride, Pair padding, Pair dilation, double offset_scale,
+             bool remove_center, bool mask_softmax) {
+  const Problem p = make_problem(input, offset, mask, groups, kernel_size, stride, padding,
+                                 dilation, offset_scale, remove_center, mask_softmax);
+  return forward(p, input, offset, mask, false);
+}
+
+Tensor dcnv4(const Tensor input, const Tensor offset_mask, int64_t groups, Pair kernel_size,
+             Pair stride, Pair padding, Pair dilation, double offset_scale, bool remove_center) {
+  const Problem p = make_packed_problem(input, offset_mask, groups, kernel_size, stride, padding,
+                                        dilation, offset_scale, remove_center);
+  return forward(p, input, offset_mask, offset_mask, true);
 }
 
 // Whether each block owns a whole feature map: the input gradient is then written once, in its own
@@ -140,10 +169,11 @@ Tensor new_input_gradient(const Tensor& input, bool is_wanted, bool is_owned, bo
 }
 
 // With a unit, the input gradient is int64 in units of 1 / unit if blocks do not own feature maps.
+// Packed rows are given as `offset` and as `mask`, and their gradient is returned as both.
 std::tuple<Tensor, Tensor, Tensor> backward(const Tensor* unit, bool is_deterministic,
                                             const Tensor& grad, const Tensor& input,
                                             const Tensor& offset, const Tensor& mask,
-                                            const Problem& p,
+                                            bool is_packed, const Problem& p,
                                             const std::vector<bool>& output_mask) {
   check_sizes(p);
   STD_TORCH_CHECK(grad.dim() == 4 && grad.size(0) == p.batch && grad.size(1) == p.out_height &&
@@ -156,19 +186,23 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor* unit, bool is_determin
                   "sums of several blocks need a unit to be deterministic");
   Tensor grad_input = new_input_gradient(input, output_mask[0], is_owned, unit != nullptr);
   Tensor grad_offset = result(offset, output_mask[1]);
-  Tensor grad_mask = result(mask, output_mask[2]);
+  Tensor grad_mask = is_packed ? grad_offset : result(mask, output_mask[2]);
   if (p.batch > 0) {
-    const Tensor g = dense(grad), x = dense(input), o = as_rows(offset), m = as_rows(mask);
+    const Tensor g = dense(grad), x = dense(input), o = as_rows(offset);
+    const Tensor m = is_packed ? o : as_rows(mask);
     for_type(input.scalar_type(), [&](auto zero) {
       using T = decltype(zero);
-      const Call<T> call = read_call<T>(p, input, x, o, m);
+      const Call<T> call = read_call<T>(p, input, x, {o, m, is_packed});
+      const Sides sides = make_sides<T>(p, {grad_offset, grad_mask, is_packed}, input);
+      const int64_t used = 3 * p.groups * p.points();
       const Gradients<T> gradients{
           static_cast<const T*>(g.data_ptr()),
           output_mask[0] ? grad_input.data_ptr() : nullptr,
           unit != nullptr ? static_cast<const double*>(unit->data_ptr()) : nullptr,
           is_deterministic,
-          write_side<T>(grad_offset, input, output_mask[1]),
-          write_side<T>(grad_mask, input, output_mask[2])};
+          sides.offset,
+          sides.mask,
+          is_packed ? static_cast<int>(p.row_width() - used) : 0};
       check_launch(launch_backward(call, gradients, device.stream()));
     });
   }
@@ -186,19 +220,63 @@ std::tuple<Tensor, Tensor, Tensor> dcnv3_backward(const Tensor grad, const Tenso
                                                   std::vector<bool> output_mask) {
   const Problem p = make_problem(input, offset, mask, groups, kernel_size, stride, padding,
                                  dilation, offset_scale, remove_center, mask_softmax);
-  return backward(nullptr, false, grad, input, offset, mask, p, output_mask);
+  return backward(nullptr, false, grad, input, offset, mask, false, p, output_mask);
+}
+
+void check_unit(const std::optional<Tensor>& unit) {
+  STD_TORCH_CHECK(!unit || (unit->numel() == 1 && unit->scalar_type() == ScalarType::Double),
+                  "unit must be one float64");
 }
 
 std::tuple<Tensor, Tensor, Tensor> dcnv3_backward_fixed_point(
     const std::optional<Tensor> unit, const Tensor grad, const Tensor input, const Tensor offset,
     const Tensor mask, int64_t groups, Pair kernel_size, Pair stride, Pair padding, Pair dilation,
     double offset_scale, bool remove_center, bool mask_softmax, std::vector<bool> output_mask) {
-  STD_TORCH_CHECK(
-      !unit || (unit->numel() == 1 && unit->scalar_type() == ScalarType::Double),
-      "unit must be one float64");
+  check_unit(unit);
   const Problem p = make_problem(input, offset, mask, groups, kernel_size, stride, padding,
                                  dilation, offset_scale, remove_center, mask_softmax);
-  return backward(unit ? &*unit : nullptr, true, grad, input, offset, mask, p, output_mask);
+  return backward(unit ? &*unit : nullptr, true, grad, input, offset, mask, false, p, output_mask);
+}
+
+// The packed rows of a call of the backward, and whether their gradient is needed twice: as that of
+// the offsets and as that of the weights.
+std::vector<bool> both(const std::vector<bool>& output_mask) {
+  STD_TORCH_CHECK(output_mask.size() == 2, "output_mask must have two entries");
+  return {output_mask[0], output_mask[1], output_mask[1]};
+}
+
+std::tuple<Tensor, Tensor> dcnv4_backward(const Tensor grad, const Tensor input,
+                                          const Tensor offset_mask, int64_t groups,
+                                          Pair kernel_size, Pair stride, Pair padding,
+                                          Pair dilation, double offset_scale, bool remove_center,
+                                          std::vector<bool> output_mask) {
+  const Problem p = make_packed_problem(input, offset_mask, groups, kernel_size, stride, padding,
+                                        dilation, offset_scale, remove_center);
+  const auto [grad_input, grad_rows, same] = backward(nullptr, false, grad, input, offset_mask,
+                                                      offset_mask, true, p, both(output_mask));
+  return {grad_input, grad_rows};
+}
+
+std::tuple<Tensor, Tensor> dcnv4_backward_fixed_point(
+    const std::optional<Tensor> unit, const Tensor grad, const Tensor input,
+    const Tensor offset_mask, int64_t groups, Pair kernel_size, Pair stride, Pair padding,
+    Pair dilation, double offset_scale, bool remove_center, std::vector<bool> output_mask) {
+  check_unit(unit);
+  const Problem p = make_packed_problem(input, offset_mask, groups, kernel_size, stride, padding,
+                                        dilation, offset_scale, remove_center);
+  const auto [grad_input, grad_rows, same] =
+      backward(unit ? &*unit : nullptr, true, grad, input, offset_mask, offset_mask, true, p,
+               both(output_mask));
+  return {grad_input, grad_rows};
+}
+
+bool dcnv4_owns_maps(const Tensor input, const Tensor offset_mask, int64_t groups,
+                     Pair kernel_size, Pair stride, Pair padding, Pair dilation,
+                     double offset_scale, bool remove_center) {
+  const Problem p = make_packed_problem(input, offset_mask, groups, kernel_size, stride, padding,
+                                        dilation, offset_scale, remove_center);
+  check_sizes(p);
+  return are_maps_owned(p, input);
 }
 
 bool dcnv3_owns_maps(const Tensor input, const Tensor offset, const Tensor mask, int64_t groups,
@@ -220,6 +298,10 @@ STABLE_TORCH_LIBRARY_IMPL(internimage, CUDA, m) {
   m.impl("dcnv3_backward", TORCH_BOX(&internimage::cuda::dcnv3_backward));
   m.impl("dcnv3_backward_fixed_point", TORCH_BOX(&internimage::cuda::dcnv3_backward_fixed_point));
   m.impl("dcnv3_owns_maps", TORCH_BOX(&internimage::cuda::dcnv3_owns_maps));
+  m.impl("dcnv4", TORCH_BOX(&internimage::cuda::dcnv4));
+  m.impl("dcnv4_backward", TORCH_BOX(&internimage::cuda::dcnv4_backward));
+  m.impl("dcnv4_backward_fixed_point", TORCH_BOX(&internimage::cuda::dcnv4_backward_fixed_point));
+  m.impl("dcnv4_owns_maps", TORCH_BOX(&internimage::cuda::dcnv4_owns_maps));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(internimage, CompositeExplicitAutograd, m) {

@@ -1,4 +1,4 @@
-// Arguments of one DCNv3 call. Plain C++ without torch types: filled in by the binding, passed to
+// Arguments of one DCNv3 or DCNv4 call. Plain C++ without torch types: filled in by the binding, passed to
 // kernels by value. plan.h divides the work into blocks.
 #pragma once
 
@@ -13,19 +13,34 @@ namespace internimage::cuda {
 template <typename T>
 using Sum = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
-// Offset or mask, or the gradient of one: of type Sum<T> if wide, else T; one row of `stride`
-// values per output pixel. Pairs of values can be read at once where they are aligned.
+// Offset or mask, or the gradient of one: of type Sum<T> if wide, else T. `stride` values lie
+// between output pixels and `group` values between their groups. Pairs of values can be read at once
+// where they are aligned.
 struct Side {
   void* data;
   int64_t stride;
+  int group;
   bool is_wide, has_aligned_pairs;
 };
 
 template <typename T>
-Side make_side(void* data, int64_t stride, bool is_wide) {
+Side make_side(void* data, int64_t stride, int64_t group, bool is_wide) {
   const size_t pair = 2 * (is_wide ? sizeof(Sum<T>) : sizeof(T));
-  const bool is_aligned = reinterpret_cast<uintptr_t>(data) % pair == 0 && stride % 2 == 0;
-  return {data, stride, is_wide, is_aligned};
+  const bool is_aligned = reinterpret_cast<uintptr_t>(data) % pair == 0 && (stride | group) % 2 == 0;
+  return {data, stride, static_cast<int>(group), is_wide, is_aligned};
+}
+
+struct Sides {
+  Side offset, mask;
+};
+
+// The two sides of packed rows of `stride` values: 2P offsets and P weights of each group.
+template <typename T>
+Sides make_packed_sides(void* rows, int64_t stride, int64_t points, bool is_wide) {
+  const size_t size = is_wide ? sizeof(Sum<T>) : sizeof(T);
+  void* const mask = rows == nullptr ? nullptr : static_cast<char*>(rows) + 2 * points * size;
+  return {make_side<T>(rows, stride, 3 * points, is_wide),
+          make_side<T>(mask, stride, 3 * points, is_wide)};
 }
 
 // Division by a divisor that is known before the launch: for numerators below 2^31, with
@@ -65,7 +80,8 @@ struct Gradients {
   void* input;
   const double* unit;
   bool is_deterministic;  // bitwise reproducible, also if a sum is not finite
-  Side offset, mask;  // dense; data is null if not needed
+  Side offset, mask;  // data is null if not needed
+  int padding;        // values after the last group of packed rows, which are set to zero
 };
 
 // All arguments except the tensors.

@@ -105,7 +105,7 @@ __device__ Bounds<Sum<T>> measure(const Call<T>& call, const Plan& plan, const B
   } else {
     for (int number = threadIdx.x; number < block.rows; number += plan.threads) {
       with_row(number, [&](int64_t pixel) {
-        const int64_t begin = pixel * call.mask.stride + block.group * call.points;
+        const int64_t begin = pixel * call.mask.stride + block.group * call.mask.group;
         with_type<T>(call.mask, [&](const auto* values) {
           for (int p = 0; p < call.points; ++p) {
             const S weight = widen(values[begin + p]);

@@ -221,7 +221,7 @@ struct Rows {
       const int64_t pixel = block.image * call.out_pixels + out_y * call.out_width + out_x;
       if (is_in_chunk && way == 0) {
         Row<S> values;
-        values.offset = pixel * call.offset.stride + 2 * block.group * call.points;
+        values.offset = pixel * call.offset.stride + block.group * call.offset.group;
         values.pixel = is_row ? pixel : -1;
         values.x = static_cast<S>(out_x * call.stride_w - call.pad_w +
                                   call.dilation_w * (call.kernel_w - 1) / 2);
@@ -229,7 +229,7 @@ struct Rows {
                                   call.dilation_h * (call.kernel_h - 1) / 2);
         row.put(r, values);
       }
-      const int64_t begin = pixel * call.mask.stride + block.group * call.points;
+      const int64_t begin = pixel * call.mask.stride + block.group * call.mask.group;
       with_type<T>(call.mask, [&](const auto* values) {
         make_weights<kPoints>(values + begin, call.points, is_row, call.mask_softmax, way, weight,
                               r * pitch);
