@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from src import files
 from src.errors import UserError
+from src.models import DCNv4
 from src.models.building import build_network, build_within
 from src.models.weights import load_official, to_official
 from src.models.weights.files import HUB_FILES, is_hub_reachable
@@ -301,12 +302,14 @@ def model_card(model: Pretrained) -> str:
     millions = sum(p.numel() for p in model.network.parameters()) / 1e6
     names = ", ".join(model.class_names[:20]) + (", ..." if len(model.class_names) > 20 else "")
     settings = "\n".join(f"- {name}: {value}" for name, value in model.preprocessing.items())
+    has_dcnv4 = any(isinstance(module, DCNv4) for module in model.network.modules())
+    operator = "dcnv4" if has_dcnv4 else "dcnv3"
     call = "image, sizes=[image.shape[-2:]]" if model.task == "detection" else "image"
     return f"""---
 pipeline_tag: {tag}
 tags:
 - internimage
-- dcnv3
+- {operator}
 ---
 
 # {type(model.network).__name__}, {len(model.class_names)} classes

@@ -1,4 +1,4 @@
-"""Sampling locations of DCNv3 and effective receptive fields, for the notebooks.
+"""Sampling locations of DCNv3 and DCNv4, and effective receptive fields, for the notebooks.
 
 Sampling locations as in the figures of InternImage (CVPR 2023, arXiv 2211.05778); effective
 receptive field as defined by Luo et al., NeurIPS 2016 (arXiv 1701.04128).
@@ -14,19 +14,20 @@ from torch import Tensor, nn
 
 from src.models.internimage.backbone import InternImageBackbone
 from src.models.internimage.dcnv3 import DCNv3
+from src.models.internimage.dcnv4 import DCNv4
 from src.models.layers.channels_last import conv_nhwc
 
 
 @dataclass
 class Sampling:
-    """Sampling locations of one DCNv3 layer for every pixel of its feature map.
+    """Sampling locations of one DCNv3 or DCNv4 layer for every pixel of its feature map.
 
     Attributes:
         name: Name of the layer in the network.
         stride: Pixels of the image per cell of the feature map.
         positions: ``x, y`` in cells of the feature map, ``(H, W, G, P, 2)``; the centre of the
             first cell is 0.
-        weights: Weights of the locations, which sum to 1 in each group, ``(H, W, G, P)``.
+        weights: Weights of the locations, ``(H, W, G, P)``; those of DCNv3 sum to 1 in each group.
     """
 
     name: str
@@ -41,10 +42,10 @@ class Sampling:
 
 @torch.no_grad()
 def sampling_points(network: nn.Module, image: Tensor) -> list[Sampling]:
-    """Sampling locations of all DCNv3 layers of a network for one image.
+    """Sampling locations of all DCNv3 and DCNv4 layers of a network for one image.
 
     Args:
-        network: Network with DCNv3 layers whose only input is an image, such as a backbone or a
+        network: Network with such layers whose only input is an image, such as a backbone or a
             classifier.
         image: Prepared image of shape ``(1, 3, H, W)``.
 
@@ -52,7 +53,7 @@ def sampling_points(network: nn.Module, image: Tensor) -> list[Sampling]:
         One entry per layer, in the order of execution.
     """
     found: list[Sampling] = []
-    layers = [(name, m) for name, m in network.named_modules() if isinstance(m, DCNv3)]
+    layers = [(name, m) for name, m in network.named_modules() if isinstance(m, DCNv3 | DCNv4)]
     hooks = [
         layer.register_forward_pre_hook(
             lambda module, inputs, name=name: found.append(
@@ -71,12 +72,16 @@ def sampling_points(network: nn.Module, image: Tensor) -> list[Sampling]:
     return found
 
 
-def _sampling(name: str, layer: DCNv3, x: Tensor, width: int) -> Sampling:
-    guide = layer.act(layer.dw_norm(conv_nhwc(layer.dw_conv, x)))
-    offset, logits = layer._offset_and_mask(guide)
+def _sampling(name: str, layer: DCNv3 | DCNv4, x: Tensor, width: int) -> Sampling:
     _, rows, columns, _ = x.shape
+    if isinstance(layer, DCNv4):
+        offset, weights = layer.points_of(x)
+    else:
+        guide = layer.act(layer.dw_norm(conv_nhwc(layer.dw_conv, x)))
+        offset, logits = layer._offset_and_mask(guide)
+        weights = logits.unflatten(-1, (layer.groups, layer.num_points)).softmax(-1)
     offset = offset.reshape(rows, columns, layer.groups, layer.num_points, 2)
-    weights = logits.reshape(rows, columns, layer.groups, layer.num_points).softmax(-1)
+    weights = weights.reshape(rows, columns, layer.groups, layer.num_points)
     x_axis = torch.arange(columns, dtype=x.dtype)[None, :, None, None]
     y_axis = torch.arange(rows, dtype=x.dtype)[:, None, None, None]
     taps = _taps(layer).to(x)
@@ -85,7 +90,7 @@ def _sampling(name: str, layer: DCNv3, x: Tensor, width: int) -> Sampling:
     return Sampling(name, width / columns, positions, weights)
 
 
-def _taps(layer: DCNv3) -> Tensor:
+def _taps(layer: DCNv3 | DCNv4) -> Tensor:
     half, side = layer.kernel_size // 2, layer.kernel_size
     taps = torch.tensor([(i - half, j - half) for i in range(side) for j in range(side)])
     centre = len(taps) // 2

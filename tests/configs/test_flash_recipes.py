@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import zlib
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from jsonargparse import ArgumentParser
 
 import src.models  # noqa: F401  registers the variants with timm
 from src.data.datamodules.base import BaseDataModule
+from src.hub import Pretrained
+from src.models.weights import to_official
 from src.models.weights.files import FLASH_REPO, HUB_FILES, hub_repository
 from src.models.weights.names import official_names
 from src.tasks.base import BaseTask
@@ -71,6 +74,25 @@ def test_every_published_file_has_a_recipe() -> None:
 @every_recipe
 def test_network_is_the_official_one(recipe: Path) -> None:
     assert_official(task_of(recipe).network, recipe.stem)
+
+
+@pytest.mark.slow
+@every_recipe
+def test_published_file_by_name(recipe: Path, tmp_path: Path) -> None:
+    """A file with the official names and shapes in place of the download."""
+    values = {name: zlib.crc32(name.encode()) / 2**32 for name in official_shapes(recipe.stem)}
+    state = {
+        name: torch.tensor(3) if "num_batches" in name else torch.full(shape, values[name])
+        for name, shape in official_shapes(recipe.stem).items()
+    }
+    torch.save({"model": state}, tmp_path / f"{recipe.stem}.pth")
+    model = Pretrained.from_pretrained(tmp_path / f"{recipe.stem}.pth")
+    assert model.task == recipe.parent.name
+    assert len(model.class_names) == CLASSES[recipe.parent.name]
+    official = to_official(model.network)
+    assert official.keys() == state.keys()
+    for name, value in official.items():
+        assert (value == state[name]).all(), name
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import torch
 from dcnv3_cases import ROOT, run_python
 
 from src.ops import OpNotBuiltError, backends
-from src.ops._load import Libraries, read_mode
+from src.ops._load import LIBRARY_FILES, Libraries, read_mode
 
 CALL = """
 import torch
@@ -68,6 +68,33 @@ def test_compiled_mode_does_not_fall_back(tmp_path):
     )
     with pytest.raises(OpNotBuiltError, match=message):
         libraries.on_fallback("cpu")
+
+
+@pytest.fixture
+def older_library(tmp_path, monkeypatch):
+    """Folder with a library that has no kernels of DCNv4."""
+    monkeypatch.setattr(torch.ops, "load_library", lambda path: None)
+    folder = tmp_path / "src/ops"
+    folder.mkdir(parents=True)
+    (folder / LIBRARY_FILES["cpu"]).touch()
+    (tmp_path / "setup.py").touch()
+    return folder
+
+
+def test_an_older_library_warns_once_with_the_build_command(older_library):
+    libraries = Libraries("auto", older_library)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for device in ("cpu", "cuda", "cpu"):
+            libraries.on_older_library(device)
+    (warning,) = (str(w.message) for w in caught)
+    assert "DCNv4 is slower on cpu than it could be" in warning
+    assert "`python setup.py build_ext --inplace` in" in warning
+
+
+def test_compiled_mode_does_not_accept_an_older_library(older_library):
+    with pytest.raises(OpNotBuiltError, match=r"built before it had kernels of DCNv4.* Build it"):
+        Libraries("compiled", older_library).on_older_library("cpu")
 
 
 @pytest.mark.parametrize(

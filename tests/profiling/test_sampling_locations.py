@@ -3,6 +3,7 @@ from torch import nn
 
 from src.models.internimage.backbone import InternImageBackbone
 from src.models.internimage.dcnv3 import DCNv3
+from src.models.internimage.dcnv4 import DCNv4
 from src.profiling.sampling_locations import effective_receptive_field, follow_back, sampling_points
 
 TINY = {"channels": 8, "depths": (2, 1, 1, 1), "groups": (1, 2, 4, 8)}
@@ -52,3 +53,13 @@ def test_the_receptive_field_is_centred_and_grows_with_the_stage():
     row, column = divmod(int(fields[0].argmax()), 128)
     assert abs(row - 64) < 16
     assert abs(column - 64) < 16
+
+
+def test_locations_of_dcnv4():
+    network = backbone(core_op="DCNv4", offset_scale=2.0)
+    for module in network.modules():
+        if isinstance(module, DCNv4):
+            module.offset_mask.bias.data = torch.arange(module.offset_mask.out_features) / 8
+    first = sampling_points(network, torch.randn(1, 3, 64, 64))[0]
+    assert first.positions[5, 7, 0, 1].tolist() == [7 + 2 * (-1 + 2 / 8), 5 + 2 * (0 + 3 / 8)]
+    assert first.weights[5, 7, 0].tolist() == [(18 + point) / 8 for point in range(9)]

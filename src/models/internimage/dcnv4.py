@@ -99,10 +99,9 @@ class DCNv4(SpatialMixer):
     def forward(self, x: Tensor) -> Tensor:
         """``(N, H, W, C) -> (N, H, W, C)``."""
         values = self.value_proj(x)
-        guide = x if self.offset_mask_dw is None else conv_nhwc(self.offset_mask_dw, x)
         out = dcnv4(
             values,
-            self.offset_mask(guide),
+            self._rows(x),
             groups=self.groups,
             kernel_size=self.kernel_size,
             padding=self.kernel_size // 2,
@@ -113,6 +112,18 @@ class DCNv4(SpatialMixer):
             out = self._blend_center(out, values)
         result: Tensor = self.output_proj(out)
         return result
+
+    def points_of(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Offsets ``(N, H, W, G, P, 2)`` and weights ``(N, H, W, G, P)`` for an input."""
+        points = self.num_points
+        used = self._rows(x)[..., : 3 * self.groups * points]
+        grouped = used.unflatten(-1, (self.groups, 3 * points))
+        return grouped[..., : 2 * points].unflatten(-1, (points, 2)), grouped[..., 2 * points :]
+
+    def _rows(self, x: Tensor) -> Tensor:
+        guide = x if self.offset_mask_dw is None else conv_nhwc(self.offset_mask_dw, x)
+        rows: Tensor = self.offset_mask(guide)
+        return rows
 
     def _blend_center(self, out: Tensor, values: Tensor) -> Tensor:
         weight, bias = self.center_feature_scale_proj_weight, self.center_feature_scale_proj_bias

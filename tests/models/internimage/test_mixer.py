@@ -11,7 +11,7 @@ import yaml
 
 from src.cli import build, main
 from src.errors import UserError
-from src.models import DCNv3, InternImage, InternImageBackbone
+from src.models import DCNv3, DCNv4, InternImage, InternImageBackbone
 from tests.models.internimage.depthwise_mixer import DepthwiseMixer
 
 SMALL = {"channels": 8, "depths": (1, 1, 1, 1), "groups": (1, 2, 4, 8)}
@@ -98,6 +98,32 @@ def test_by_short_name_on_the_command_line(recipe_with_mixer: Callable[[Any], st
     given = ["--model.network.mixer", "DepthwiseMixer", "--model.network.mixer.kernel_size", "3"]
     network = build(["--config", path, *given]).model.network
     assert [mixer.conv.kernel_size for mixer in mixers_of(network)] == [(3, 3)] * 4
+
+
+def test_dcnv4_by_its_name(
+    recipe_with_mixer: Callable[[Any], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = recipe_with_mixer(None)
+    given = ["--model.network.core_op", "DCNv4", "--model.network.dcn_output_bias", "false"]
+    layer = mixers_of(build(["--config", path, *given]).model.network)[0]
+    assert isinstance(layer, DCNv4)
+    assert layer.output_proj.bias is None
+    assert main(["fit", "--config", path, "--trainer.max_epochs", "1", *given]) == 0
+    saved = tmp_path / "runs" / "mixer" / "version_0"
+    again = ["--config", str(saved / "config.yaml"), "--ckpt_path", "last"]
+    assert main(["fit", *again, "--trainer.max_epochs", "2"]) == 0
+
+
+def test_wrong_options_of_the_operators() -> None:
+    with pytest.raises(UserError, match="core_op must be 'DCNv3' or 'DCNv4', got 'DCNv5'"):
+        InternImageBackbone(**SMALL, core_op="DCNv5")
+    with pytest.raises(UserError, match="dcn_output_bias=false is for core_op='DCNv4'"):
+        InternImageBackbone(**SMALL, dcn_output_bias=False)
+    with pytest.raises(UserError, match="DCNv4 needs an odd positive kernel_size, got 4"):
+        DCNv4(8, 2, kernel_size=4)
+    with pytest.raises(UserError, match="channels=8 and groups=3"):
+        DCNv4(8, 3)
 
 
 def test_a_layer_that_is_no_mixer_is_refused(recipe_with_mixer: Callable[[Any], str]) -> None:

@@ -108,6 +108,17 @@ def test_round_trip_is_bitwise(kwargs):
     assert not report.notes
 
 
+def test_files_of_the_other_operator_are_refused():
+    """T and FlashInternImage-T have the same widths and depths."""
+    arguments = {"channels": 64, "depths": (4, 4, 18, 4), "groups": (4, 8, 16, 32)}
+    with torch.device("meta"):
+        flash = to_official(InternImage(10, "flash_internimage_t"))
+    network = InternImage(10, **arguments)
+    message = "holds flash_internimage_t .* does not fit the network, internimage_t .*"
+    with pytest.raises(UserError, match=message + "Build the network as flash_internimage_t"):
+        load_official(network, flash)
+
+
 # Containers
 
 
