@@ -71,6 +71,13 @@ def test_every_published_file_has_a_recipe() -> None:
     assert names - {path.stem for path in RECIPES} == {"flash_intern_image_l_22k_384"}
 
 
+@pytest.mark.parametrize("name", NETWORKS)
+def test_line_of_the_model_zoo(name: str) -> None:
+    page = (ROOT / "docs" / "model_zoo.md").read_text(encoding="utf-8")
+    shapes, parameters = official_shapes(name), NETWORKS[name]["params"]
+    assert f"| `{name}` | {len(shapes)} | {parameters:,} |" in page
+
+
 @every_recipe
 def test_network_is_the_official_one(recipe: Path) -> None:
     assert_official(task_of(recipe).network, recipe.stem)
