@@ -126,8 +126,9 @@ DATA_SETS = {"coco": 80, "80classes": 80, "ade20k": 150, "cocostuff164k": 171, "
 
 def published_classes(name):
     """Number of classes and first class name of a published file, from its dataset."""
-    if not name.startswith("internimage"):
-        name = name.replace("_layer_wise_lr", "").replace("_0.1x_backbone_lr", "")
+    if not name.startswith(("internimage", "flash_intern")):
+        for ending in ("_layer_wise_lr", "_0.1x_backbone_lr", "_ss"):
+            name = name.removesuffix(ending)
         ending = name.rsplit("_", 1)[-1].removeprefix("cocostuff2")
         count = DATA_SETS[ending]
         return count, "wall" if count == 150 else "person"
