@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from src.errors import UserError
-from src.models.internimage.layers import conv_nhwc
 from src.models.internimage.mixer import SpatialMixer
+from src.models.layers.channels_last import conv_nhwc
 from src.models.layers.linear import Linear
 from src.ops import dcnv4, dcnv4_columns
 
