@@ -176,6 +176,8 @@ TILES = {
     "tiles_channels_7": ({**LARGE, "group_channels": 7}, []),
     "tiles_channels_20": ({**LARGE, "group_channels": 20}, []),
     "tiles_stride_2": ({**LARGE, "stride": 2, "dilation": (1, 2), "padding": (3, 1)}, []),
+    "tiles_of_one_column": ({**LARGE, "height": 40, "width": 1}, []),
+    "tiles_narrow": ({**LARGE, "height": 3, "width": 40, "group_channels": 8}, []),
     "tiles_kernel_5": ({**LARGE, "height": 11, "kernel_size": 5, "padding": 2}, []),
     "tiles_scaled_window": ({**LARGE, "offset_scale": -2.5}, []),
 }
@@ -184,6 +186,9 @@ RANDOM = {name: (WINDOWS[name], []) for name in covering(WINDOWS)}
 CASES = RANDOM | ADVERSARIAL | TILES
 # Cases that take only seconds in the interpreter.
 FEW = ["random_0", "random_14", "random_27", "batch_0"]
+
+# Stages of InternImage: height and width, groups, channels of a group.
+STAGES = {"T.s1": (56, 4, 16), "T.s3": (14, 16, 16), "H.s3": (14, 40, 32)}
 
 
 def make_case(name, dtype=torch.float64, side_dtype=None):
@@ -224,3 +229,19 @@ def check(operator, name, dtype=torch.float64, side_dtype=None):
     if dtype != torch.float64:
         tolerance = {"rtol": max(1e-4, torch.finfo(dtype).eps), "atol": 2e-4}
     assert_same([t.double().cpu() for t in got], want, **tolerance)
+
+
+def additions_of_corners(problem, group_channels):
+    """Additions of four channels if every corner of every point went to global memory."""
+    n, height, width, _ = problem.offset.shape
+    offset = problem.offset.double().view(n, height, width, -1, 3, 3, 2)
+    taps = torch.arange(-1, 2)
+    x = torch.arange(width)[:, None, None, None] + taps[:, None] + offset[..., 0]
+    y = torch.arange(height)[:, None, None, None, None] + taps + offset[..., 1]
+    counts = (x > -1) & (x < width) & (y > -1) & (y < height)
+    inside = [
+        [(at.floor() + side >= 0) & (at.floor() + side < size) for side in (0, 1)]
+        for at, size in ((x, width), (y, height))
+    ]
+    corners = sum(int((counts & a & b).sum()) for a in inside[0] for b in inside[1])
+    return corners * group_channels // 4

@@ -8,35 +8,17 @@ import pytest
 import torch
 from cuda_emulator import COMPILER, Emulator, Libraries
 from dcnv3_cases import make_problem
-from gpu_cases import run
+from gpu_cases import STAGES, additions_of_corners, run
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(COMPILER is None, reason="the emulator is compiled with g++"),
 ]
-# Height and width, groups, channels of a group.
-STAGES = {"T.s1": (56, 4, 16), "T.s3": (14, 16, 16), "H.s3": (14, 40, 32)}
 
 
 @pytest.fixture(scope="module")
 def libraries(request):
     return Libraries(request.config.cache.mkdir("cuda_emulator"))
-
-
-def additions_of_corners(problem, group_channels):
-    """Additions of four channels if every corner of every point went to global memory."""
-    n, height, width, _ = problem.offset.shape
-    offset = problem.offset.double().view(n, height, width, -1, 3, 3, 2)
-    taps = torch.arange(-1, 2)
-    x = torch.arange(width)[:, None, None, None] + taps[:, None] + offset[..., 0]
-    y = torch.arange(height)[:, None, None, None, None] + taps + offset[..., 1]
-    counts = (x > -1) & (x < width) & (y > -1) & (y < height)
-    inside = [
-        [(at.floor() + side >= 0) & (at.floor() + side < size) for side in (0, 1)]
-        for at, size in ((x, width), (y, height))
-    ]
-    corners = sum(int((counts & a & b).sum()) for a in inside[0] for b in inside[1])
-    return corners * group_channels // 4
 
 
 @pytest.mark.parametrize("std", [0.5, 2.0, 8.0])

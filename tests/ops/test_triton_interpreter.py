@@ -6,8 +6,9 @@ import subprocess
 import sys
 
 import pytest
-from dcnv3_cases import ROOT, run_python
-from gpu_cases import CASES, FEW
+import torch
+from dcnv3_cases import ROOT, make_problem, run_python
+from gpu_cases import CASES, FEW, STAGES, additions_of_corners
 
 pytest.importorskip("triton")
 
@@ -69,6 +70,32 @@ def test_deterministic_results_do_not_depend_on_the_order(interpreter):
     interpreter("check_same_bits")
 
 
+@pytest.mark.parametrize("is_deterministic", [False, True])
+@pytest.mark.parametrize("size", [1e-36, 1e30])
+def test_sums_do_not_overflow(interpreter, size, is_deterministic):
+    interpreter("check_sums", size, is_deterministic)
+
+
+@pytest.mark.parametrize(("height", "width"), [(19, 22), (10, 12)], ids=["tiles", "whole_map"])
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_gradients_that_are_not_finite_stay_where_they_are(interpreter, value, height, width):
+    interpreter("check_not_finite", value, height, width)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("std", [0.5, 2.0, 8.0])
+@pytest.mark.parametrize("stage", STAGES)
+def test_additions_to_global_memory(interpreter, stage, std):
+    side, groups, channels = STAGES[stage]
+    problem = make_problem(
+        n=1, height=side, width=side, groups=groups, group_channels=channels,
+        offset_std=std, dtype=torch.bfloat16, mask_softmax=True,
+    )  # fmt: skip
+    corners = additions_of_corners(problem, channels)
+    least = 10**9 if side == 14 else {0.5: 8, 2.0: 8, 8.0: 1}[std]
+    interpreter("check_additions", side, groups, channels, std, corners, least)
+
+
 @pytest.mark.slow
 def test_graphs_hold_kernel_launches():
     """torch.compile traces the kernel launches, which needs no device."""
@@ -104,7 +131,7 @@ assert [t.shape for t in results] == [t.shape for t in tensors]
 assert {t.dtype for t in results} == {torch.bfloat16}
 targets = [str(node.target) for graph in graphs for node in graph.graph.nodes]
 launches = [target for target in targets if "triton" in target]
-assert launches == ["triton_kernel_wrapper_functional"] * 2, launches
+assert launches == ["triton_kernel_wrapper_functional"] * 3, launches
 """
     result = run_python(code, INTERNIMAGE_OPS="triton")
     assert result.returncode == 0, result.stderr[-3000:]

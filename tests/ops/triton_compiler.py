@@ -5,7 +5,7 @@ from triton import compile as compile_source
 from triton.compiler import ASTSource
 
 from src.ops._arguments import make_window
-from src.ops.triton import kernels, launch
+from src.ops.triton import input_gradient, kernels, launch
 
 NAMES = {
     torch.bfloat16: "bf16",
@@ -18,12 +18,18 @@ GROUPS = 4
 
 def compile_kernel(direction, target, dtype, *, wide=False, deterministic=False, **shape):
     """Code of one kernel in every form; `wide` as for more than 2^31 rows."""
-    kernel = getattr(kernels, direction)
-    constants = _constants(dtype, **shape) | {"WIDE": wide}
-    if direction == "backward":
-        constants |= dict.fromkeys(["WANT_INPUT", "WANT_OFFSET", "WANT_MASK"], True)
+    is_product = direction == "backward_input"
+    kernel = getattr(input_gradient if is_product else kernels, direction)
+    constants = _constants(dtype, is_product, target, **shape)
+    if is_product:
         constants |= {"DETERMINISTIC": deterministic} | ({} if deterministic else {"unit": None})
+    else:
+        constants["WIDE"] = wide
+    if direction == "backward":
+        constants |= dict.fromkeys(["WANT_OFFSET", "WANT_MASK"], True)
     types = _pointers(dtype, deterministic) | {"count": "i64" if wide else "i32"}
+    if constants.get("OWNS"):
+        types["grad_input"] = types["grad"]
     signature = {
         name: "constexpr" if name in constants else types.get(name, "i32")
         for name in kernel.arg_names
@@ -34,16 +40,19 @@ def compile_kernel(direction, target, dtype, *, wide=False, deterministic=False,
         if signature[name].startswith("*")
     }
     source = ASTSource(kernel, signature, constexprs=constants, attrs=aligned)
-    return compile_source(source, target=target).asm
+    warps = launch.product_warps(dtype) if is_product else 4
+    return compile_source(source, target=target, options={"num_warps": warps}).asm
 
 
-def _constants(dtype, channels=16, kernel_size=3, remove_center=False):
-    x = torch.empty(1, 8, 8, GROUPS * channels, dtype=dtype, device="meta")
+def _constants(dtype, is_product, target, channels=16, kernel_size=3, remove_center=False, side=56):
+    x = torch.empty(1, side, side, GROUPS * channels, dtype=dtype, device="meta")
     padding = kernel_size // 2
     window = make_window(
         GROUPS, kernel_size, 1, padding, 1, 1.0, remove_center=remove_center, mask_softmax=True
     )
-    return launch._constants(x, window)
+    if not is_product:
+        return launch._constants(x, window)
+    return launch._product_constants(x, window, is_amd=target.backend == "hip")
 
 
 def _pointers(dtype, deterministic):

@@ -99,7 +99,6 @@ def _locate_point(
     out_x,
     height,
     width,
-    PIXEL: tl.constexpr,
     KERNEL: tl.constexpr,
     STRIDE: tl.constexpr,
     PAD: tl.constexpr,
@@ -111,9 +110,8 @@ def _locate_point(
     """Cell of four pixels around point ``p`` for each row.
 
     Returns:
-        Whether the point contributes; element of the top left pixel in its image; bilinear weights
-        of the lower and of the right side; whether top, bottom, left and right are inside the
-        image.
+        Whether the point contributes; row and column of the top left pixel; bilinear weights of the
+        lower and of the right side; whether top, bottom, left and right are inside the image.
     """
     tap = p
     if REMOVE_CENTER:
@@ -134,7 +132,8 @@ def _locate_point(
     top, left = floor_y.to(tl.int32), floor_x.to(tl.int32)
     return (
         counts,
-        (top * width + left) * PIXEL,
+        top,
+        left,
         y - floor_y,
         x - floor_x,
         counts & (top >= 0),
@@ -187,10 +186,11 @@ def forward(
     values = input + element[:, None] + channel[None, :]
     result = tl.zeros((ROWS, BLOCK), ACC)
     for p in range(POINTS):
-        counts, corner, low, right, in_top, in_bottom, in_left, in_right = _locate_point(
-            offset, p, is_row, out_y, out_x, height, width, PIXEL,
+        counts, top, left, low, right, in_top, in_bottom, in_left, in_right = _locate_point(
+            offset, p, is_row, out_y, out_x, height, width,
             KERNEL, STRIDE, PAD, DILATION, SCALE, REMOVE_CENTER, ACC,
         )  # fmt: skip
+        corner = (top * width + left) * PIXEL
         weight = _load_weight(mask, p, is_row, peak, inverse, SOFTMAX, ACC)
         weight = tl.where(counts, weight, 0)
         for side in tl.static_range(4):
@@ -209,8 +209,6 @@ def backward(
     input,
     offset,
     mask,
-    unit,
-    grad_input,
     grad_offset,
     grad_mask,
     scratch,
@@ -235,16 +233,13 @@ def backward(
     BLOCK: tl.constexpr,
     WIDE: tl.constexpr,
     ACC: tl.constexpr,
-    WANT_INPUT: tl.constexpr,
     WANT_OFFSET: tl.constexpr,
     WANT_MASK: tl.constexpr,
-    DETERMINISTIC: tl.constexpr,
 ):
-    """Write the gradients of offset and mask, and add to ``grad_input``.
+    """Write the gradients of offset and mask.
 
-    ``grad_input`` contains floats, or integers in units of 1 / ``unit``. ``scratch`` stores
-    d(weight) of each point until the sum over the points is known, which the derivative of the
-    softmax needs; it may be ``grad_mask`` itself.
+    ``scratch`` stores d(weight) of each point until the sum over the points is known, which the
+    derivative of the softmax needs; it may be ``grad_mask`` itself.
     """
     PIXEL: tl.constexpr = GROUPS * CHANNELS
     row, is_row, pixel, group, out_y, out_x, element = _locate_rows(
@@ -256,15 +251,14 @@ def backward(
     peak, inverse = 0.0, 1.0
     if SOFTMAX:
         peak, inverse = _softmax_statistics(mask, is_row, POINTS, ROWS, BLOCK, ACC)
-    if DETERMINISTIC:
-        one = tl.load(unit)
     upstream = grad + row * CHANNELS
     mean = tl.zeros((ROWS,), ACC)  # weighted mean of d(weight)
     for p in range(POINTS):
-        counts, corner, low, right, in_top, in_bottom, in_left, in_right = _locate_point(
-            offset, p, is_row, out_y, out_x, height, width, PIXEL,
+        counts, top, left, low, right, in_top, in_bottom, in_left, in_right = _locate_point(
+            offset, p, is_row, out_y, out_x, height, width,
             KERNEL, STRIDE, PAD, DILATION, SCALE, REMOVE_CENTER, ACC,
         )  # fmt: skip
+        corner = (top * width + left) * PIXEL
         weight = _load_weight(mask, p, is_row, peak, inverse, SOFTMAX, ACC)
         valid_weight = tl.where(counts, weight, 0)
         value = tl.zeros((ROWS,), ACC)
@@ -285,17 +279,11 @@ def backward(
                 is_inside = is_inside[:, None] & is_channel
                 share_y = low if side // 2 else 1 - low
                 share_x = right if side % 2 else 1 - right
-                if WANT_OFFSET or WANT_MASK:
-                    v = tl.load(input + at, mask=is_inside, other=0).to(ACC)
-                    dot = tl.sum(v * g, axis=1)
-                    value += share_y * share_x * dot
-                    slope_y += share_x * (dot if side // 2 else -dot)
-                    slope_x += share_y * (dot if side % 2 else -dot)
-                if WANT_INPUT:
-                    part = (valid_weight * share_y * share_x)[:, None] * g
-                    if DETERMINISTIC:
-                        part = tl.floor(part.to(tl.float64) * one + 0.5).to(tl.int64)
-                    tl.atomic_add(grad_input + at, part, mask=is_inside, sem="relaxed")
+                v = tl.load(input + at, mask=is_inside, other=0).to(ACC)
+                dot = tl.sum(v * g, axis=1)
+                value += share_y * share_x * dot
+                slope_y += share_x * (dot if side // 2 else -dot)
+                slope_x += share_y * (dot if side % 2 else -dot)
         if WANT_OFFSET:
             slope = tl.join(slope_x, slope_y) * (valid_weight * SCALE)[:, None]
             pair = grad_offset + 2 * (point + p)[:, None] + tl.arange(0, 2)[None, :]

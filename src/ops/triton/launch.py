@@ -16,11 +16,17 @@ from torch.library import wrap_triton
 
 from .._arguments import Window, output_size
 from ..fixed_point import fixed_point_unit, from_fixed_point
-from . import kernels
+from . import input_gradient, kernels
 
 MAX_BLOCK = 64  # channels per program
 MAX_ROWS = 64
 THREADS = 128  # four warps, Triton's default
+
+# Of the input gradient (input_gradient.py): one tile of a tensor core for each row.
+MAX_SPAN = 16
+PRODUCT_ROWS = 16
+PRODUCT_POINTS = 16
+MAX_PRODUCT_CHANNELS = 32
 
 
 def forward(input: Tensor, offset: Tensor, mask: Tensor, window: Window) -> Tensor:
@@ -64,52 +70,148 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of ``input``, ``offset`` and ``mask`` (empty if not needed).
 
-    With ``deterministic`` the input gradient is accumulated in fixed point
-    (:mod:`src.ops.fixed_point`), so it is bitwise reproducible. If ``grad`` is not finite, the
-    whole input gradient is then NaN.
+    The input gradient is written by the blocks that own feature maps, or accumulated in float32
+    (float64 for float64). With ``deterministic`` it is accumulated in fixed point
+    (:mod:`src.ops.fixed_point`) instead, so it is bitwise reproducible. If ``grad`` is not finite,
+    the whole input gradient is then NaN.
     """
+    if input.shape[0] == 0:
+        return _empty_gradients(input, offset, mask, output_mask)
+    grad, input = grad.contiguous(), input.contiguous()
+    rows = _as_rows(offset), _as_rows(mask)
+    grad_input, grad_offset, grad_mask = _empty_gradients(
+        input, offset, mask, (False, *output_mask[1:])
+    )
+    if output_mask[1] or output_mask[2]:
+        _point_gradients(grad, input, *rows, grad_offset, grad_mask, window, output_mask)
+    if output_mask[0]:
+        unit = None
+        if deterministic and not owns_maps(input):
+            unit = fixed_point_unit(grad, mask, window)
+        grad_input = _input_gradient(grad, input, *rows, unit, window)
+    return grad_input, grad_offset, grad_mask
+
+
+def owns_maps(input: Tensor) -> bool:
+    """Whether a block of the backward kernel owns a feature map: it fits into one span."""
+    return max(input.shape[1:3]) <= MAX_SPAN
+
+
+def _empty_gradients(
+    input: Tensor, offset: Tensor, mask: Tensor, output_mask: tuple[bool, bool, bool]
+) -> tuple[Tensor, Tensor, Tensor]:
+    tensors = zip((input, offset, mask), output_mask, strict=True)
+    first, second, third = (t.new_empty(t.shape if needed else 0) for t, needed in tensors)
+    return first, second, third
+
+
+def _point_gradients(
+    grad: Tensor,
+    input: Tensor,
+    offset: Tensor,
+    mask: Tensor,
+    grad_offset: Tensor,
+    grad_mask: Tensor,
+    window: Window,
+    output_mask: tuple[bool, bool, bool],
+) -> None:
     n, h, w, _ = input.shape
+    h_out, w_out = grad.shape[1:3]
     accumulate = _accumulation_type(input)
-    sum_type = torch.int64 if deterministic else accumulate
-    grad_input = input.new_zeros(input.shape if output_mask[0] else 0, dtype=sum_type)
-    grad_offset = offset.new_empty(offset.shape if output_mask[1] else 0)
-    grad_mask = mask.new_empty(mask.shape if output_mask[2] else 0)
-    if n == 0:
-        return grad_input.to(input.dtype), grad_offset, grad_mask
     needs_scratch = window.mask_softmax and grad_mask.dtype != accumulate
     scratch = torch.empty_like(grad_mask, dtype=accumulate) if needs_scratch else grad_mask
-    unit = fixed_point_unit(grad, mask, window) if deterministic else None
     constants = _constants(input, window)
-    h_out, w_out = offset.shape[1:3]
-    rows = n * h_out * w_out * window.groups
-    offset, mask = _as_rows(offset), _as_rows(mask)
-    _traceable(kernels.backward)[(triton.cdiv(rows, constants["ROWS"]),)](
-        grad.contiguous(),
-        input.contiguous(),
+    count = n * h_out * w_out * window.groups
+    _traceable(kernels.backward)[(triton.cdiv(count, constants["ROWS"]),)](
+        grad,
+        input,
         offset,
         mask,
-        unit,
-        grad_input,
         grad_offset,
         grad_mask,
         scratch,
-        rows,
+        count,
         h,
         w,
         h_out,
         w_out,
         offset.stride(0),
         mask.stride(0),
-        WIDE=_is_wide(rows),
-        WANT_INPUT=output_mask[0],
+        WIDE=_is_wide(count),
         WANT_OFFSET=output_mask[1],
         WANT_MASK=output_mask[2],
-        DETERMINISTIC=deterministic,
         **constants,
     )
-    if unit is not None:
-        grad_input = from_fixed_point(grad_input, unit, input.dtype)
-    return grad_input.to(input.dtype), grad_offset, grad_mask
+
+
+def _input_gradient(
+    grad: Tensor, input: Tensor, offset: Tensor, mask: Tensor, unit: Tensor | None, window: Window
+) -> Tensor:
+    n, h, w, c = input.shape
+    h_out, w_out = grad.shape[1:3]
+    is_owned = owns_maps(input)
+    if is_owned:
+        sums = torch.empty_like(input)
+    else:
+        sums = torch.zeros_like(
+            input, dtype=_accumulation_type(input) if unit is None else torch.int64
+        )
+    constants = _product_constants(input, window, is_amd=torch.version.hip is not None)
+    tiles_y, tiles_x = 1, 1
+    if not is_owned:
+        tiles_y, tiles_x = (
+            triton.cdiv(size, tile)
+            for size, tile in zip((h_out, w_out), constants["TILE"], strict=True)
+        )
+    blocks = triton.cdiv(c // window.groups, constants["BLOCK"])
+    _traceable(input_gradient.backward_input)[(n * tiles_y * tiles_x * window.groups, blocks)](
+        grad,
+        offset,
+        mask,
+        unit,
+        sums,
+        h,
+        w,
+        h_out,
+        w_out,
+        tiles_y,
+        tiles_x,
+        offset.stride(0),
+        mask.stride(0),
+        DETERMINISTIC=unit is not None,
+        num_warps=product_warps(input.dtype),
+        **constants,
+    )
+    return sums.to(input.dtype) if unit is None else from_fixed_point(sums, unit, input.dtype)
+
+
+def _product_constants(input: Tensor, window: Window, *, is_amd: bool) -> dict[str, Any]:
+    """Compile-time constants of the input gradient."""
+    constants = _constants(input, window)
+    block = min(MAX_PRODUCT_CHANNELS, constants["BLOCK"])
+    return (
+        constants
+        | {
+            "ROWS": PRODUCT_ROWS,
+            "BLOCK": max(16, block),  # the narrowest product
+            "POINT_BLOCK": PRODUCT_POINTS,
+            "TILE": tuple(_tile(axis, window) for axis in (0, 1)),
+            "SPAN": tuple(min(MAX_SPAN, triton.next_power_of_2(size)) for size in input.shape[1:3]),
+            "OWNS": owns_maps(input),
+            "PRECISION": "ieee" if is_amd else "tf32x3",  # both have the accuracy of float32
+        }
+    )
+
+
+def product_warps(dtype: torch.dtype) -> int:
+    """Warps of a block of the input gradient; with four, float64 would spill registers."""
+    return 8 if dtype == torch.float64 else 4
+
+
+def _tile(axis: int, window: Window) -> int:
+    """Output pixels on one side of a tile: 8, or 4 if a wide window needs more of the span."""
+    reach = window.dilation[axis] * (window.kernel_size[axis] - 1) * abs(window.offset_scale)
+    return 8 if 7 * window.stride[axis] + reach + 4 <= MAX_SPAN else 4
 
 
 def _constants(input: Tensor, window: Window) -> dict[str, Any]:
