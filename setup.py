@@ -5,6 +5,9 @@ an installed torch, but no CUDA toolkit and no GPU. The CUDA library (src/ops/_C
 built if nvcc and either a GPU or INTERNIMAGE_CUDA_ARCHS is available, because it takes minutes.
 `python setup.py build_ext --inplace` rebuilds both; unchanged files are skipped.
 
+The same file builds the wheel of the operator alone (packaging/dcnv3_ops/build.py), whose package
+is `dcnv3_ops` instead of `src.ops`.
+
 SRC_BUILD_OPS=0 installs without compiled operators. SRC_BUILD_CUDA=0 skips the CUDA library,
 SRC_BUILD_CUDA=1 builds it even without a GPU and raises an error if that fails.
 INTERNIMAGE_CUDA_ARCHS="8.0;9.0" sets the architectures. MAX_JOBS limits parallel compilers.
@@ -25,12 +28,17 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 from setuptools.errors import CompileError, LinkError, SetupError
 from setuptools.modified import newer_group
 
 ROOT = Path(__file__).resolve().parent
-CSRC = Path("src/ops/csrc")
+PACKAGE = "src.ops" if (ROOT / "src/ops").is_dir() else "dcnv3_ops"
+CSRC = Path(*PACKAGE.split("."), "csrc")
 TORCH_REQUIREMENT = "torch>=2.11,<2.16"
+
+STUB_LIBRARIES = os.environ.get("INTERNIMAGE_STUB_LIBRARIES")
+IS_WINDOWS = sys.platform == "win32"
 
 COMMON_FLAGS = ["-std=c++20", "-O3", "-g0", "-fvisibility=hidden", "-Wall", "-Wno-unknown-pragmas"]
 # Not -ffast-math: the kernels compare with NaN.
@@ -50,6 +58,9 @@ INSTRUCTION_SETS = {
         *("-mavx2", "-mfma", "-mf16c"),
     ],
 }
+# Microsoft's compiler, written from its documentation: not run yet.
+MSVC_FLAGS = ["/std:c++20", "/Zc:__cplusplus", "/O2", "/EHsc", "/W3", "/bigobj", "/DNOMINMAX"]
+MSVC_INSTRUCTION_SETS = {"DEFAULT": [], "AVX2": ["/arch:AVX2"]}
 # Kernels once per type; what runs without one (docs/ops.md) has no need of older GPUs.
 CUDA_TYPES = ("double", "float", "__half", "__nv_bfloat16")
 CUDA_ARCHITECTURES = "8.0;8.6;8.9;9.0;10.0;12.0"
@@ -93,7 +104,9 @@ class Library(Extension):
             py_limited_api=True,
             optional=optional,
             libraries=["torch_cpu", *(libraries or [])],
-            library_dirs=[str(torch / "lib"), *(library_dirs or [])],
+            # A cross compiler cannot link with the installed torch; packaging/dcnv3_ops/build.py
+            # provides an empty library of the same name.
+            library_dirs=[STUB_LIBRARIES or str(torch / "lib"), *(library_dirs or [])],
         )
         self.units = units
         self.torch = torch
@@ -116,9 +129,10 @@ class BuildLibraries(build_ext):
             self.link(ext, objects, target)
         except (CompileError, LinkError) as error:
             if ext.optional:
-                print(
-                    f"{target.name} was not built ({error}); SRC_BUILD_CUDA=1 makes this an error"
-                )
+                hint = "plain PyTorch is used instead"
+                if ext.name.endswith("_cuda"):
+                    hint = "SRC_BUILD_CUDA=1 makes this an error"
+                print(f"{target.name} was not built ({error}); {hint}")
                 return
             raise SetupError(
                 f"Building {ext.name} failed ({error}); it needs a C++20 compiler, for example g++ "
@@ -129,7 +143,7 @@ class BuildLibraries(build_ext):
     def compile_unit(self, ext: Library, unit: Unit) -> str:
         """Compile a unit in its own folder and return the object file."""
         folder = Path(self.build_temp) / ext.name / unit.name
-        target = folder / unit.source.with_suffix(".o")
+        target = folder / unit.source.with_suffix(".obj" if IS_WINDOWS else ".o")
         if not self.force and not newer_group(
             [str(unit.source), *ext.depends], str(target), "newer"
         ):
@@ -150,12 +164,13 @@ class BuildLibraries(build_ext):
                 raise CompileError(f"nvcc failed on {unit.source} for {unit.name}")
             return str(target)
         include = ext.torch / "include"
-        flags = [f"-isystem{include}", f"-isystem{include / 'torch/csrc/api/include'}"]
+        headers = [include, include / "torch/csrc/api/include"]
+        flags = [f"/I{folder}" if IS_WINDOWS else f"-isystem{folder}" for folder in headers]
         (result,) = self.compiler.compile(
             [str(unit.source)],
             str(folder),
             extra_preargs=flags,
-            extra_postargs=COMMON_FLAGS + unit.flags,
+            extra_postargs=(MSVC_FLAGS if IS_WINDOWS else COMMON_FLAGS) + unit.flags,
         )
         return result
 
@@ -163,14 +178,33 @@ class BuildLibraries(build_ext):
         """Link against the libraries of torch, which are loaded before this one."""
         target.parent.mkdir(parents=True, exist_ok=True)
         is_mac = sys.platform == "darwin"
+        flags = ["-undefined", "dynamic_lookup"] if is_mac else ["-Wl,-z,defs"]
+        if IS_WINDOWS:
+            flags = []
+        elif STUB_LIBRARIES:
+            flags = ["-Wl,-z,undefs", "-Wl,-s"]
         self.compiler.link_shared_object(
             objects,
             str(target),
             libraries=[] if is_mac else ext.libraries,
             library_dirs=ext.library_dirs,
-            extra_postargs=["-undefined", "dynamic_lookup"] if is_mac else ["-Wl,-z,defs"],
+            # Must precede the libraries: the empty one has no symbol that is needed.
+            extra_preargs=["-Wl,--no-as-needed"] if STUB_LIBRARIES else [],
+            extra_postargs=flags,
             target_lang="c++",
         )
+
+
+class BuildPython(build_py):
+    """Put the recipes into the wheel of the project, as src/configs."""
+
+    def run(self) -> None:
+        """Copy them unless the installation is editable and uses those of the checkout."""
+        super().run()
+        if (ROOT / "configs").is_dir() and not self.editable_mode:
+            shutil.copytree(
+                ROOT / "configs", Path(self.build_lib, "src/configs"), dirs_exist_ok=True
+            )
 
 
 def find_torch() -> Path | None:
@@ -182,8 +216,11 @@ def find_torch() -> Path | None:
 
 def cpu_library(torch: Path) -> Library:
     """DCNv3 on the CPU: the kernels once per instruction set, and the stable-ABI binding."""
-    is_x86 = platform.machine().lower() in ("x86_64", "amd64")
-    sets = INSTRUCTION_SETS if is_x86 else {"DEFAULT": []}
+    # Python's own variable for cross compilation, such as linux-aarch64.
+    machine = os.environ.get("_PYTHON_HOST_PLATFORM", platform.machine()).rpartition("-")[2]
+    is_x86 = machine.lower() in ("x86_64", "amd64")
+    every_set = MSVC_INSTRUCTION_SETS if IS_WINDOWS else INSTRUCTION_SETS
+    sets = every_set if is_x86 else {"DEFAULT": []}
     defines = ["-DINTERNIMAGE_X86"] if is_x86 else []
     kernels = [
         Unit(
@@ -192,7 +229,7 @@ def cpu_library(torch: Path) -> Library:
             [
                 f"-DCPU_CAPABILITY={name}",
                 f"-DCPU_CAPABILITY_{name}",
-                *KERNEL_FLAGS,
+                *([] if IS_WINDOWS else KERNEL_FLAGS),
                 *flags,
                 *defines,
             ],
@@ -200,7 +237,7 @@ def cpu_library(torch: Path) -> Library:
         for name, flags in sets.items()
     ]
     binding = Unit(CSRC / "cpu/binding.cpp", "binding", [*BINDING_FLAGS, *defines])
-    return Library("src.ops._C", [*kernels, binding], torch)
+    return Library(f"{PACKAGE}._C", [*kernels, binding], torch, optional=IS_WINDOWS)
 
 
 def cuda_library(torch: Path) -> Library | None:
@@ -212,6 +249,8 @@ def cuda_library(torch: Path) -> Library | None:
     reason = None
     if choice == "0":
         reason = "SRC_BUILD_CUDA=0"
+    elif IS_WINDOWS:
+        reason = "it is not supported on Windows"
     elif choice != "1" and not archs:
         reason = "no GPU was found and INTERNIMAGE_CUDA_ARCHS is not set"
     elif nvcc is None:
@@ -238,7 +277,7 @@ def cuda_library(torch: Path) -> Library | None:
     include = f"-isystem{toolkit / 'include'}"
     binding = Unit(CSRC / "cuda/binding.cpp", "binding", [*BINDING_FLAGS, *defines, include])
     return Library(
-        "src.ops._C_cuda",
+        f"{PACKAGE}._C_cuda",
         [*kernels, binding],
         torch,
         optional=choice != "1",
@@ -272,19 +311,16 @@ def find_toolkit(nvcc: str) -> Path | None:
 
 
 def main() -> None:
-    """Select the libraries to build and call setuptools."""
+    """Select the libraries to build, and call setuptools."""
     os.chdir(ROOT)
     torch = find_torch()
     enabled = os.environ.get("SRC_BUILD_OPS", "1") != "0"
-    if enabled and sys.platform == "win32":
-        print("The compiled operators are not supported on Windows; plain PyTorch is used instead.")
-        enabled = False
     libraries = [cpu_library(torch), cuda_library(torch)] if enabled and torch else []
     setup(
         ext_modules=[library for library in libraries if library],
         # Only used in an isolated build without torch: pip installs it and builds again.
         setup_requires=[TORCH_REQUIREMENT] if enabled and not torch else [],
-        cmdclass={"build_ext": BuildLibraries},
+        cmdclass={"build_ext": BuildLibraries, "build_py": BuildPython},
         options={"bdist_wheel": {"py_limited_api": "cp311"}} if enabled else {},
     )
 

@@ -36,5 +36,5 @@ def double_backward(ctx: Any, *grads: Tensor) -> None:
     """Raise an error: second derivatives are not supported."""
     raise RuntimeError(
         "DCNv3 and DCNv4 have no second derivative; differentiate without create_graph=True, or "
-        "use src.ops.dcnv3_reference or dcnv4_reference, which can be differentiated twice."
+        f"use {__package__}.dcnv3_reference or dcnv4_reference, which can be differentiated twice."
     )

@@ -15,6 +15,7 @@ have not been compared on a GPU yet.
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,7 +23,8 @@ from pathlib import Path
 import torch
 
 MODES = ("auto", "compiled", "triton", "reference")
-LIBRARY_FILES = {"cpu": "_C.abi3.so", "cuda": "_C_cuda.abi3.so"}
+_SUFFIX = ".pyd" if sys.platform == "win32" else ".abi3.so"
+LIBRARY_FILES = {"cpu": f"_C{_SUFFIX}", "cuda": f"_C_cuda{_SUFFIX}"}
 BUILD_COMMANDS = {
     "cpu": "python setup.py build_ext --inplace",
     "cuda": "SRC_BUILD_CUDA=1 python setup.py build_ext --inplace",
@@ -118,7 +120,10 @@ class Libraries:
     def _advice(self, device_type: str) -> str:
         if device_type not in BUILD_COMMANDS:
             return ""
-        return f" Build it with `{BUILD_COMMANDS[device_type]}` in {self.folder.parents[1]}."
+        for folder in self.folder.parents[:2]:
+            if (folder / "setup.py").is_file():
+                return f" Build it with `{BUILD_COMMANDS[device_type]}` in {folder}."
+        return " Reinstall the package on a machine with a C++20 compiler, for CUDA also with nvcc."
 
 
 def _load(path: Path) -> str | None:

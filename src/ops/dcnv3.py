@@ -111,6 +111,12 @@ def dcnv3(
         return torch.ops.internimage.dcnv3.default(input, offset, mask, *window)
 
 
+if hasattr(torch.ops.internimage, "dcnv3"):
+    raise ImportError(
+        f"{__package__} cannot be imported, because another package has registered the operators "
+        "of internimage: src.ops (internimage-lightning) and dcnv3_ops (dcnv3-ops) are the same "
+        "code; import one of them."
+    )
 # The overload is called on a GPU under torch.use_deterministic_algorithms; the CPU kernel always is
 # deterministic.
 _BACKWARDS = ("internimage::dcnv3_backward", "internimage::dcnv3_backward.deterministic")
@@ -257,7 +263,6 @@ elif LIBRARIES.kernel("cuda") == "triton":
     )
 
 
-@torch.compiler.assume_constant_result
 def uses_triton_op(device_type: str) -> bool:
     """Whether ``torch.compile`` uses the ``torch.library.triton_op`` on this device type."""
     if device_type != "cuda" or LIBRARIES.kernel("cuda") != "triton":
@@ -265,3 +270,8 @@ def uses_triton_op(device_type: str) -> bool:
     from .triton import operators  # noqa: F401  defines them
 
     return True
+
+
+# As torch.compiler.assume_constant_result, which would import the compiler: a second for everyone
+# who imports this package.
+uses_triton_op._dynamo_marked_constant = True  # type: ignore[attr-defined]

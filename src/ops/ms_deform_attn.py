@@ -236,7 +236,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 def _double_backward(ctx: Any, *grads: Tensor) -> None:
     raise RuntimeError(
         "ms_deform_attn has no second derivative; differentiate it without create_graph=True, or "
-        "use src.ops.ms_deform_attn_reference, which can be differentiated twice."
+        f"use {__package__}.ms_deform_attn_reference, which can be differentiated twice."
     )
 
 

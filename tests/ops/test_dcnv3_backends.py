@@ -38,6 +38,7 @@ def test_backends_give_reasons():
 
 def test_not_built_warns_once_with_the_build_command(tmp_path):
     """The package before anything is compiled."""
+    (tmp_path / "setup.py").touch()
     shutil.copytree(ROOT / "src/ops", tmp_path / "src/ops", ignore=shutil.ignore_patterns("*.so"))
     code = f"import sys; sys.path[0] = {str(tmp_path)!r}\n{CALL}"
     result = run_python(code, PYTHONPATH=f"{tmp_path}:{ROOT / 'tests/ops'}")
@@ -49,6 +50,7 @@ def test_not_built_warns_once_with_the_build_command(tmp_path):
 
 def test_each_device_type_warns_once(tmp_path, monkeypatch):
     monkeypatch.setattr("src.ops._load.triton_version", lambda: None)
+    (tmp_path / "setup.py").touch()
     libraries = Libraries("auto", tmp_path / "src/ops")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -61,7 +63,13 @@ def test_each_device_type_warns_once(tmp_path, monkeypatch):
     assert "there is no kernel for xpu" in xpu
 
 
+def test_an_installed_package_cannot_be_built_in_its_folder(tmp_path):
+    with pytest.raises(OpNotBuiltError, match="Reinstall the package on a machine with a C"):
+        Libraries("compiled", tmp_path / "dcnv3_ops").on_fallback("cpu")
+
+
 def test_compiled_mode_does_not_fall_back(tmp_path):
+    (tmp_path / "setup.py").touch()
     libraries = Libraries("compiled", tmp_path / "src/ops")
     message = (
         "INTERNIMAGE_OPS=compiled, but .* no compiled kernel on cpu.*`python setup.py build_ext"
@@ -135,6 +143,7 @@ def test_a_compiled_library_has_priority_over_triton(tmp_path, monkeypatch):
     ],
 )
 def test_a_missing_requested_gpu_kernel_is_an_error(tmp_path, monkeypatch, mode, message):
+    (tmp_path / "setup.py").touch()
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr("src.ops._load.triton_version", lambda: None)
     with pytest.raises(OpNotBuiltError, match=message):

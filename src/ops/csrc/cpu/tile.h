@@ -19,7 +19,11 @@
 #include "kernels.h"
 #include "vec.h"
 
+#ifdef _MSC_VER
+#define INTERNIMAGE_INLINE [[msvc::forceinline]]
+#else
 #define INTERNIMAGE_INLINE __attribute__((always_inline))
+#endif
 
 namespace internimage::cpu::CPU_CAPABILITY {
 
@@ -101,8 +105,10 @@ constexpr int64_t kPrefetchRows = 4, kPrefetchPixels = 4;
 
 template <typename T>
 INTERNIMAGE_INLINE inline void prefetch(const T* from, int64_t count) {
+#ifndef _MSC_VER
   constexpr int64_t line = 64 / sizeof(T);
   for (int64_t i = 0; i < count; i += line) __builtin_prefetch(from + i, 0, 3);
+#endif
 }
 
 // `base` plus `element`, or `other` for element -1, without a branch, because it cannot be
