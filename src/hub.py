@@ -22,6 +22,7 @@ import yaml
 from torch import Tensor, nn
 
 from src import files
+from src.config_files import CONFIGS
 from src.errors import UserError
 from src.models import DCNv4
 from src.models.building import build_network, build_within
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 
 CONFIG_FILE = "config.json"
 WEIGHT_FILE = "model.safetensors"
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 _FORMAT = "internimage-lightning"
 TASKS = ("classification", "detection", "segmentation")
 _RECIPE_SUFFIXES = {

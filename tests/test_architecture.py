@@ -15,6 +15,7 @@ MAY_IMPORT = {
     "errors": set(),
     "stopping": set(),
     "files": set(),
+    "config_files": set(),
     "file_names": set(),
     "losses": {"types"},
     "metrics": {"types"},
@@ -55,7 +56,7 @@ ONLY_THERE = {
     "onnxscript": {"export"},
     "onnxruntime": {"export"},
 }
-EVERYONE_MAY_IMPORT = ("errors", "files", "file_names")
+EVERYONE_MAY_IMPORT = ("errors", "files", "file_names", "config_files")
 ENTRY_POINTS = {"cli", "__main__", "__init__"}
 
 # Folders inside a layer, each with the folders of that layer that it may import from.

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from src.cli.process_failures import explanation, stop_with_parent
 from src.cli.short_help import short_help
+from src.config_files import find_configs
 from src.errors import UserError, printable
 from src.files import disk_problem
 from src.stopping import Interrupted, StopSignals, exit_code, is_first_rank
@@ -76,7 +77,7 @@ def _main(given: list[str], stops: StopSignals) -> int:
         print(_OVERVIEW)
         return 0
     try:
-        return _command(given[0])(given[1:])
+        return _command(given[0])(find_configs(given[1:]))
     except (Interrupted, KeyboardInterrupt) as stop:
         return _interrupted(str(stop))
     except Exception as error:

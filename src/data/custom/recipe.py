@@ -16,9 +16,9 @@ from typing import Any
 import yaml
 
 from src import files
+from src.config_files import CONFIGS
 from src.errors import UserError
 
-CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 RECIPES = {
     "classification": {
         "nano": "internimage_nano_96",
