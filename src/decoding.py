@@ -113,7 +113,7 @@ def decode(
         if reduce is not None and is_reducible:
             _reduce(image, reduce, orientation(image, path) if upright else 1)
         image.load()  # applies the orientation of TIFF files, which can change their size
-        rgb = _to_rgb(image)
+        rgb = to_rgb(image)
     rgb = turn_upright(rgb, path) if upright else rgb
     if reduce is not None and not is_reducible:
         reduce(*rgb.size)
@@ -281,7 +281,8 @@ def _warn_once(kind: str, message: str) -> None:
         _log.warning(message)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An image of any mode as 8-bit RGB, converted as `decode` does."""
     if image.mode == "F":
         return _rgb_of_grey(_bytes_of_floats(np.asarray(image)), image)
     if image.mode.startswith("I"):  # I: 32-bit integers; I;16 and variants

@@ -290,7 +290,7 @@ def test_error_names_the_file_if_memory_is_exhausted(written, monkeypatch):
     def fail(*_, **__):
         raise MemoryError
 
-    monkeypatch.setattr("src.decoding._to_rgb", fail)
+    monkeypatch.setattr("src.decoding.to_rgb", fail)
     with pytest.raises(ValueError, match=r"not enough memory to read the image .*image\.jpg"):
         decode(written(jpeg()))
 

@@ -34,7 +34,8 @@ from safetensors.torch import save_file
 from src.cli.commands.consolidate import official
 from src.distributed import consolidate
 from src.errors import UserError
-from src.hub import Pretrained, build_network
+from src.hub import Pretrained
+from src.models.building import build_network
 from src.models.weights import load_official, to_official
 from src.serialization import check_finite, read_checkpoint
 

@@ -8,7 +8,7 @@ import torch
 
 from src.cli import main
 from src.errors import UserError
-from src.hub import build_network
+from src.models.building import build_network
 from src.models.weights import load_official, to_official
 from src.serialization import check_finite, read_checkpoint
 from src.tasks import ClassificationTask

@@ -10,7 +10,7 @@ import torch
 from src.cli import main
 from src.distributed import consolidate
 from src.errors import UserError
-from src.hub import build_network
+from src.models.building import build_network
 from src.serialization import Folder
 from src.serialization.parallel import RestrictedReader
 from tests.serialization.fuzzing import CLASSES, SPEC, checkpoint, write_sharded

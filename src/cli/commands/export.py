@@ -18,16 +18,13 @@ from torch import Tensor, nn
 
 from src import files
 from src.cli.checkpoints import resolve_checkpoint, with_settings_of_run
-from src.distributed import consolidate, describe_mismatch, is_sharded_checkpoint, shapes_of
 from src.errors import UserError
 from src.export.card import card
 from src.export.compare import TOLERANCE, differences, runner
 from src.export.files import OPSETS, WRITERS, trace, write_onnx
 from src.export.graphs import Graph, graphs_of
-from src.hub import Pretrained, preprocessing_of, task_of
+from src.hub import Pretrained, load_checkpoint, preprocessing_of, task_of
 from src.models.layers.low_rank import merge_low_rank
-from src.models.weights.merging import merged_state
-from src.serialization import read_checkpoint, refuse_not_finite
 
 FORMATS = (*WRITERS, "safetensors")
 _ONE_CPU = tuple(
@@ -135,7 +132,7 @@ def load(recipe: Sequence[str], checkpoint: str | None = None) -> tuple[_Loaded,
     network = cli.model.training_network
     merge_low_rank(network)
     if checkpoint:
-        _load_checkpoint(network, resolve_checkpoint(checkpoint, cli.runs))
+        load_checkpoint(network, resolve_checkpoint(checkpoint, cli.runs))
     elif cli.model.weights is None:
         raise UserError("export needs weights: set --ckpt_path best or --model.weights FILE.")
     elif cli.model.random_weights:
@@ -151,7 +148,9 @@ def load(recipe: Sequence[str], checkpoint: str | None = None) -> tuple[_Loaded,
         _as_dict(settings),
         list(cli.datamodule.class_names),
         task_of(network),
-        preprocessing_of(_as_dict(cli.config["data"]["init_args"])),
+        preprocessing_of(
+            _as_dict(cli.config["data"]["init_args"]), _as_dict(cli.config["model"]["init_args"])
+        ),
     )
     return _Loaded(pretrained, cli.run_name), cli.datamodule
 
@@ -247,21 +246,6 @@ def _inputs(network: nn.Module, batch: Any) -> Iterator[dict[str, Tensor]]:
         yield from export_inputs(batch["image"], batch["size"])
     else:
         yield {"image": batch["image"]}
-
-
-def _load_checkpoint(network: nn.Module, path: Path) -> None:
-    if is_sharded_checkpoint(path):
-        content = consolidate(path, weights_only=True)["state_dict"]
-    else:
-        content = read_checkpoint(path)["state_dict"]
-    prefix = "network."
-    state = {k.removeprefix(prefix): v for k, v in content.items() if k.startswith(prefix)}
-    state = merged_state(state)
-    refuse_not_finite(state, f"The checkpoint {path}")
-    mismatch = describe_mismatch(shapes_of(state), shapes_of(network.state_dict()))
-    if mismatch:
-        raise UserError(f"The checkpoint {path} does not match this network: {mismatch}.")
-    network.load_state_dict(state)
 
 
 def _as_dict(value: Any) -> Any:

@@ -289,12 +289,13 @@ class ADE20KDataModule(BaseDataModule):
                 self._pairs("test"), self.eval_transform, **self._reading
             )
         if stage == "predict":
-            self._datasets["predict"] = SegmentationFilesDataset(
-                self.predict_source(),
-                self.eval_transform,
-                upright=self.upright,
-                max_pixels=self.max_pixels,
-            )
+            self._datasets["predict"] = self.files_to_predict(self.predict_source())
+
+    def files_to_predict(self, source: str | Sequence[str]) -> SegmentationFilesDataset:
+        """Images to segment."""
+        return SegmentationFilesDataset(
+            source, self.eval_transform, upright=self.upright, max_pixels=self.max_pixels
+        )
 
     def collate_fn(self, split: str) -> Collate:
         """Training crops are stacked (`src.types.SegmentationBatch`), whole images are listed.

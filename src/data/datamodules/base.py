@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, ClassVar
 
 from lightning import LightningDataModule
@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from src.data.classes.palette import Colour, distinct_palette
 from src.data.datamodules.loaders import LOADING, Loader, LoaderOptions, start_worker
 from src.data.datasets.features import FeatureDataset
+from src.data.datasets.files_to_predict import FilesToPredict
 from src.data.datasets.readable import BrokenImages, ReadableImages
 from src.data.samplers.distributed import CountOnceSampler, DistributedBatchSampler
 from src.data.samplers.padding import CountedCollate
@@ -140,6 +141,14 @@ class BaseDataModule(LightningDataModule, ABC):
     def predict_dataloader(self) -> DataLoader[Any]:
         """Every image to predict once, without annotations."""
         return self.loader("predict")
+
+    def files_to_predict(self, source: str | Sequence[str]) -> FilesToPredict:
+        """Dataset of images to predict on.
+
+        Args:
+            source: A folder, searched at any depth, or a single image; or names of images.
+        """
+        raise TypeError(f"{type(self).__name__} must define files_to_predict()")
 
     def collate_fn(self, split: str) -> Collate:
         """Function that turns samples of a split into a batch; default is PyTorch's."""

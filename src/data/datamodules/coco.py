@@ -7,6 +7,7 @@ The defaults are the official 12-epoch recipe; the long schedules change ``train
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -257,12 +258,13 @@ class COCODataModule(BaseDataModule):
         if stage == "test":
             self._datasets["test"] = self._evaluated("test")
         if stage == "predict":
-            self._datasets["predict"] = DetectionFilesDataset(
-                self.predict_source(),
-                self.eval_transform,
-                upright=True,
-                max_pixels=self.max_pixels,
-            )
+            self._datasets["predict"] = self.files_to_predict(self.predict_source())
+
+    def files_to_predict(self, source: str | Sequence[str]) -> DetectionFilesDataset:
+        """Images to detect objects in, turned upright."""
+        return DetectionFilesDataset(
+            source, self.eval_transform, upright=True, max_pixels=self.max_pixels
+        )
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled, augmented batches of one orientation (`src.types.DetectionBatch`)."""

@@ -7,7 +7,7 @@ needed: folders are read as they are.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -220,14 +220,15 @@ class ImageNetDataModule(BaseDataModule):
         if stage == "test":
             self._datasets["test"] = self._labelled("test")
         if stage == "predict":
-            dataset = ImageFilesDataset(
-                self.predict_source(),
-                self._eval_transform,
-                upright=self.upright,
-                max_pixels=self.max_pixels,
-            )
-            dataset.reduce = self._eval_reduction
-            self._datasets["predict"] = dataset
+            self._datasets["predict"] = self.files_to_predict(self.predict_source())
+
+    def files_to_predict(self, source: str | Sequence[str]) -> ImageFilesDataset:
+        """Images to classify."""
+        dataset = ImageFilesDataset(
+            source, self._eval_transform, upright=self.upright, max_pixels=self.max_pixels
+        )
+        dataset.reduce = self._eval_reduction
+        return dataset
 
     def training_sampler(self, dataset: Dataset[Any]) -> DistributedBatchSampler:
         """Order of the training images; with `class_balanced`, all classes equally often."""

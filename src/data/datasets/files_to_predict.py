@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ class FilesToPredict(ReadableImages):
     the end (`src.data.samplers.padding`). Subclasses define `sample`.
 
     Args:
-        source: An image or a folder.
+        source: An image or a folder; or names of images, which are not searched for.
         transform: Preparation of an image, for `sample`.
         upright: Turn images as their EXIF block says.
         max_pixels: Larger images count as broken.
@@ -30,13 +31,14 @@ class FilesToPredict(ReadableImages):
 
     def __init__(
         self,
-        source: str | Path,
+        source: str | Path | Sequence[str],
         transform: Any,
         *,
         upright: bool = False,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
-        super().__init__(find_images(source), "skip", upright=upright, max_pixels=max_pixels)
+        paths = find_images(source) if isinstance(source, (str, Path)) else source
+        super().__init__(paths, "skip", upright=upright, max_pixels=max_pixels)
         self.transform = transform
 
     def __getitem__(self, index: int) -> Any:

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from src.errors import UserError
-from src.hub import Pretrained, build_network, preprocessing_of
+from src.hub import Pretrained, preprocessing_of
+from src.models.building import build_network
 from src.models.weights.files import HUB_FILES
 
 BACKBONE = {
@@ -99,7 +100,7 @@ def nothing_is_downloaded(monkeypatch):
         asked.append(source)
         return Report()
 
-    monkeypatch.setattr("src.hub.load_official", pretend)
+    monkeypatch.setattr("src.hub.parts.load_official", pretend)
     return asked
 
 

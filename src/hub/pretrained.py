@@ -1,0 +1,177 @@
+"""Load a model, predict on images, save it in a folder or on the Hugging Face hub.
+
+A folder contains ``config.json`` (network, class names, preprocessing), the weights in
+``model.safetensors`` with the official parameter names, and ``README.md``. It can be read by
+`Pretrained.from_pretrained`, and its weights also by ``--model.weights FOLDER`` and the official
+code. Runs of the command line, and names of published files (``"internimage_t_1k_224"``), can be
+used instead of a folder.
+
+Nothing in a folder or a run is executed: only networks of ``src.models`` are built.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+import torch
+
+from src.errors import UserError
+from src.hub.folders import CONFIG_FILE, WEIGHT_FILE, read_folder, write_folder
+from src.hub.parts import ModelParts
+from src.hub.published import read_published
+from src.hub.runs import read_run
+from src.models.weights.files import HUB_FILES, is_hub_reachable
+
+if TYPE_CHECKING:
+    from src.inference import ImageSource, Prediction
+
+
+class Pretrained(ModelParts):
+    """A network with its class names, task and preprocessing.
+
+    Example:
+        >>> model = Pretrained.from_pretrained("internimage_t_1k_224")  # doctest: +SKIP
+        >>> result = model.predict("photo.jpg")  # doctest: +SKIP
+        >>> result.names, result.scores  # doctest: +SKIP
+        >>> result.plot().save("prediction.png")  # doctest: +SKIP
+    """
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path) -> Pretrained:
+        """Read a folder, a run, a checkpoint, a hub repository, or a published file.
+
+        Args:
+            source: A folder written by `save_pretrained`; the folder of a run
+                (``"runs/street/version_0"``, whose best checkpoint is used, or ``"runs/street"``
+                for the newest run); a checkpoint (``.ckpt``) in the folder of its run;
+                ``"user/repository"``; a name of ``docs/model_zoo.md`` such as
+                ``"upernet_internimage_t_512_160k_ade20k"``; or a file of such a name (``.pth``).
+                An existing folder or file takes precedence over a name.
+
+        Raises:
+            UserError: If the model does not exist or is damaged, or the hub cannot be reached.
+        """
+        return cls(**vars(_parts(Path(source).expanduser(), str(source))))
+
+    @overload
+    def predict(
+        self, images: ImageSource, *, batch_size: int = 1, device: str | torch.device | None = None
+    ) -> Prediction: ...
+
+    @overload
+    def predict(
+        self,
+        images: list[ImageSource],
+        *,
+        batch_size: int = 1,
+        device: str | torch.device | None = None,
+    ) -> list[Prediction]: ...
+
+    def predict(
+        self, images: Any, *, batch_size: int = 1, device: str | torch.device | None = None
+    ) -> Prediction | list[Prediction]:
+        """Predict on images, as ``python -m src predict`` does in float32.
+
+        Args:
+            images: An image, or a list of images: a file, a Pillow image, an RGB array
+                ``(H, W, 3)`` or an RGB tensor ``(3, H, W)``; arrays and tensors are uint8, or
+                floating-point with values from 0 to 1. An array or tensor with four axes is a list.
+            batch_size: Images per forward pass. A detector pads images of different sizes to one
+                size, which changes its results slightly, so the default is 1.
+            device: Where to compute, such as ``"cuda"``; the network is moved there. Default: where
+                it is.
+
+        Returns:
+            `Classification`, `Detection` or `Segmentation` of ``src.inference``; a list if
+            ``images`` is one.
+
+        Raises:
+            UserError: If an image cannot be read, or an argument is invalid.
+        """
+        # Imported here, because tasks and data modules import Lightning, which is slow.
+        from src.inference import Predictor, split_batch
+
+        if batch_size < 1:
+            raise UserError(f"batch_size must be at least 1, got {batch_size}.")
+        listed = split_batch(images)
+        if device is None:
+            device = next((p.device for p in self.network.parameters()), torch.device("cpu"))
+        predictor = Predictor(self.network, self.task, self.class_names, self.preprocessing)
+        found = predictor.predict([images] if listed is None else listed, batch_size, device)
+        return found[0] if listed is None else found
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write the folder; existing files with the same names are replaced.
+
+        Returns:
+            The folder.
+        """
+        return write_folder(self, folder)
+
+    def push_to_hub(self, repository: str, *, private: bool = False) -> str:
+        """Upload to the Hugging Face hub as the user logged in with ``hf auth login``.
+
+        Args:
+            repository: ``"user/name"``; created if it does not exist.
+            private: Whether a new repository is private.
+
+        Returns:
+            URL of the repository.
+
+        Raises:
+            UserError: If the upload fails.
+        """
+        from huggingface_hub import HfApi
+
+        try:
+            api = HfApi()
+            url = str(api.create_repo(repository, private=private, exist_ok=True))
+            with tempfile.TemporaryDirectory() as folder:
+                self.save_pretrained(folder)
+                api.upload_folder(repo_id=repository, folder_path=folder)
+        except UserError:
+            raise
+        except Exception as error:  # the hub client raises several unrelated classes
+            raise UserError(
+                f"Cannot upload the model to {repository} ({type(error).__name__}: "
+                f"{str(error).splitlines()[0][:160]}). Log in with `hf auth login` and check the "
+                "name."
+            ) from error
+        return url
+
+
+def _parts(path: Path, name: str) -> ModelParts:
+    if (path / CONFIG_FILE).is_file():
+        return read_folder(path)
+    if path.suffix == ".ckpt" or (path / "checkpoints").is_dir() or any(path.glob("version_*")):
+        return read_run(path)
+    if path.is_dir():
+        raise UserError(
+            f"{path} is not a saved model: expected {CONFIG_FILE} and {WEIGHT_FILE}, or the folder"
+            " of a run with a checkpoint."
+        )
+    published = path.name.removesuffix(".pth")
+    if published in HUB_FILES and (path.is_file() or path.name == name):
+        return read_published(published, path if path.is_file() else None)
+    if name.count("/") == 1 and not path.exists():
+        return read_folder(_download(name))
+    raise UserError(
+        f"There is no model '{name}'. Give the folder of a run, a checkpoint, a folder with"
+        f" {CONFIG_FILE}, a hub repository (user/name), or one of {', '.join(HUB_FILES)}."
+    )
+
+
+def _download(repository: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        offline = not is_hub_reachable()
+        files = [CONFIG_FILE, WEIGHT_FILE]
+        return Path(snapshot_download(repository, allow_patterns=files, local_files_only=offline))
+    except Exception as error:  # the hub client raises several unrelated classes
+        raise UserError(
+            f"The model {repository} is not cached and could not be downloaded from "
+            f"https://huggingface.co/{repository} ({type(error).__name__})."
+        ) from error

@@ -1,0 +1,78 @@
+"""Models of the official model zoo, by the names of their files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import yaml
+
+from src.config_files import CONFIGS
+from src.errors import UserError
+from src.hub.parts import TASKS, ModelParts, load_all, preprocessing_of
+from src.models.building import build_network
+
+if TYPE_CHECKING:
+    from src.data.datamodules import BaseDataModule
+
+_RECIPE_SUFFIXES = {
+    "dino_4scale_internimage_t_1x_coco": "_layer_wise_lr",
+    "dino_4scale_internimage_h_objects365_coco": "_ss",
+    "dino_4scale_internimage_g_objects365_coco": "_ss",
+    "dino_4scale_cbinternimage_h_objects365_coco": "_ss",
+    "mask2former_internimage_h_896_80k_cocostuff2ade20k": "_ss",  # _ms differs in evaluation only
+}
+"""Suffix of the recipe name after the name of the published file."""
+
+# Weights before the training on COCO, which already have the 80 COCO classes.
+_SAME_NETWORK = {
+    "dino_4scale_cbinternimage_h_objects365_80classes": (
+        "dino_4scale_cbinternimage_h_objects365_coco"
+    ),
+}
+
+
+def read_published(name: str, file: Path | None = None) -> ModelParts:
+    """Build the network of a published file, and load its weights.
+
+    Args:
+        name: A key of `HUB_FILES`.
+        file: The file, if it does not have to be downloaded.
+
+    Raises:
+        UserError: If the file has no recipe, or cannot be downloaded or read.
+    """
+    recipe = _recipe_of(name)
+    settings = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    spec, data = settings["model"]["init_args"]["network"], settings["data"]
+    names = _data_module(data["class_path"]).official_class_names()
+    network = build_network(spec, len(names))
+    load_all(network, name if file is None else file)
+    preprocessing = preprocessing_of(data["init_args"], settings["model"]["init_args"])
+    return ModelParts(network.eval(), spec, names, recipe.parent.name, preprocessing)
+
+
+def _data_module(name: str) -> type[BaseDataModule]:
+    from src import data  # imported here, because data modules import Lightning, which is slow
+
+    found: type[BaseDataModule] = getattr(data, name)
+    return found
+
+
+def _recipe_of(name: str) -> Path:
+    if "22k_" in name:
+        raise UserError(
+            f"The published file {name} was pretrained on 21841 classes, for which there is no "
+            f"recipe and no class names. Fine-tune it with --model.weights {name}, or load it into "
+            "your own network with src.models.weights.load_official."
+        )
+    stem = _SAME_NETWORK.get(name, name)
+    stem += _RECIPE_SUFFIXES.get(stem, "")
+    recipes = [CONFIGS / task / f"{stem}.yaml" for task in TASKS]
+    found = next((path for path in recipes if path.is_file()), None)
+    if found is None:
+        raise UserError(
+            f"The recipe {stem} is not in {CONFIGS}, so the network of the published file {name} "
+            "is unknown. Build the network and use src.models.weights.load_official."
+        )
+    return found

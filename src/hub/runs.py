@@ -1,0 +1,132 @@
+"""Models of training runs: the network and the preprocessing of ``config.yaml``, and a checkpoint.
+
+As everywhere, a checkpoint is only read through ``src.serialization``. The configuration is read as
+plain values, and only networks of ``src.models`` are built from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch import Tensor, nn
+
+from src.distributed import consolidate, describe_mismatch, is_sharded_checkpoint, shapes_of
+from src.errors import UserError
+from src.hub.parts import ModelParts, preprocessing_of, task_of
+from src.models.building import build_within
+from src.models.weights.merging import merged_state
+from src.runs import trained_run
+from src.serialization import read_checkpoint, refuse_not_finite, shown
+
+_MAX_CONFIG = 2**20  # bytes
+
+
+def read_run(path: Path) -> ModelParts:
+    """Read the network of a run, with EMA weights if there are any.
+
+    Args:
+        path: A checkpoint, the folder of a run (its best checkpoint is used), or the folder of all
+            runs of a name (the newest is used).
+
+    Raises:
+        UserError: If a part is missing or damaged, or the network is not one of this project.
+    """
+    run = trained_run(path)
+    settings = _read_settings(run.config)
+    model, data = _arguments(settings, "model"), _arguments(settings, "data")
+    content = _read(run.checkpoint)
+    names = content.get("class_names") or data.get("class_names")
+    if not isinstance(names, list) or not names:
+        raise UserError(
+            f"The checkpoint {run.checkpoint} has no class names; add a list data.init_args"
+            f".class_names to {run.config}."
+        )
+    spec = without_num_classes(model.get("network"))
+    weights = network_weights(content)
+    size = sum(tensor.nbytes for tensor in weights.values())
+    network = build_within(spec, len(names), size, f"{run.config}: model.network")
+    load_weights(network, weights, run.checkpoint)
+    preprocessing = preprocessing_of(data, model)
+    return ModelParts(network.eval(), spec, names, task_of(network), preprocessing)
+
+
+def load_checkpoint(network: nn.Module, path: Path) -> None:
+    """Load the weights of a checkpoint into a network.
+
+    Args:
+        network: Loaded in place.
+        path: A checkpoint file, or the folder of a sharded checkpoint.
+
+    Raises:
+        UserError: If it cannot be read, or does not match the network.
+    """
+    load_weights(network, network_weights(_read(path)), path)
+
+
+def load_weights(network: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
+    """Load weights by the names of the network.
+
+    Args:
+        network: Loaded in place.
+        weights: From `network_weights`.
+        path: The checkpoint, for messages.
+
+    Raises:
+        UserError: If they are not finite, or do not match the network.
+    """
+    refuse_not_finite(weights, f"The checkpoint {path}")
+    mismatch = describe_mismatch(shapes_of(dict(weights)), shapes_of(network.state_dict()))
+    if mismatch:
+        raise UserError(f"The checkpoint {path} does not match this network: {mismatch}.")
+    network.load_state_dict(weights)
+
+
+def network_weights(content: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Weights of the network in the content of a checkpoint.
+
+    EMA weights are preferred, and low-rank updates are merged.
+    """
+    prefix = "network."
+    state = content["state_dict"]
+    named = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    return merged_state(named)
+
+
+def without_num_classes(value: Any) -> Any:
+    """A description of a network without values that the program sets."""
+    if isinstance(value, dict):
+        return {k: without_num_classes(item) for k, item in value.items() if k != "num_classes"}
+    return [without_num_classes(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if is_sharded_checkpoint(path):
+        return consolidate(path, weights_only=True)
+    return read_checkpoint(path)
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > _MAX_CONFIG:
+            raise UserError(f"{path} has more than {_MAX_CONFIG:,} bytes.")
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        if isinstance(error, UserError):
+            raise
+        reason = shown(" ".join(str(error).split()), 160)
+        raise UserError(f"The configuration {path} cannot be read: {reason}.") from error
+    if not isinstance(settings, dict):
+        raise UserError(f"{path} is not the configuration of a run.")
+    return settings
+
+
+def _arguments(settings: dict[str, Any], part: str) -> dict[str, Any]:
+    """``init_args`` of the model or the data."""
+    section = settings.get(part)
+    arguments = section.get("init_args") if isinstance(section, dict) else None
+    if not isinstance(arguments, dict):
+        raise UserError(f"The configuration has no {part}.init_args; is it that of a run?")
+    return arguments

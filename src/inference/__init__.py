@@ -1,0 +1,16 @@
+"""Predict on images from Python, as ``python -m src predict`` does on files."""
+
+from src.inference.images import ImageSource, read_image, split_batch
+from src.inference.predictor import Predictor
+from src.inference.results import Classification, Detection, Prediction, Segmentation
+
+__all__ = [
+    "Classification",
+    "Detection",
+    "ImageSource",
+    "Prediction",
+    "Predictor",
+    "Segmentation",
+    "read_image",
+    "split_batch",
+]

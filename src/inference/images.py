@@ -1,0 +1,101 @@
+"""Images to predict on: files, and images in memory."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from src.decoding import MAX_PIXELS, Reduce, decode, to_rgb, turn_upright
+from src.errors import UserError
+
+ImageSource = str | Path | Image.Image | NDArray[Any] | Tensor
+"""A file, a Pillow image, an array ``(H, W, 3)`` or ``(H, W)``, or a tensor ``(3, H, W)``.
+
+Arrays and tensors are RGB or grey, with uint8 values or floating-point values from 0 to 1.
+"""
+
+_URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+://")
+
+
+def read_image(
+    source: ImageSource,
+    *,
+    upright: bool = False,
+    max_pixels: int = MAX_PIXELS,
+    reduce: Reduce | None = None,
+) -> Image.Image:
+    """Read an image as 8-bit RGB.
+
+    Args:
+        source: The image.
+        upright: Apply the EXIF orientation of a file or a Pillow image.
+        max_pixels: Maximum number of pixels of a file.
+        reduce: See `src.decoding.decode`; only for files.
+
+    Raises:
+        UserError: If the file cannot be decoded, or the source is a URL or not an image.
+    """
+    if isinstance(source, str) and _URL.match(source):
+        raise UserError(
+            f"predict does not download images: {source} is a URL. Download the file, and give its "
+            "path."
+        )
+    if isinstance(source, (str, Path)):
+        return decode(source, upright=upright, max_pixels=max_pixels, reduce=reduce)
+    if isinstance(source, Image.Image):
+        image = to_rgb(source)
+        return turn_upright(image, "the image") if upright else image
+    if isinstance(source, Tensor):
+        if source.ndim != 3 or source.shape[0] not in (1, 3):
+            raise _wrong_shape("a tensor", "(3, H, W)", source.shape)
+        array = source.detach().cpu()
+        return _from_array(
+            (array if array.dtype.itemsize < 8 else array.float()).permute(1, 2, 0).numpy()
+        )
+    if isinstance(source, np.ndarray):
+        if source.ndim not in (2, 3) or (source.ndim == 3 and source.shape[2] not in (1, 3)):
+            raise _wrong_shape("an array", "(H, W, 3)", source.shape)
+        return _from_array(source)
+    raise UserError(
+        "predict takes the path of a file, a Pillow image, a NumPy array (H, W, 3) or a tensor"
+        f" (3, H, W), got {type(source).__name__}."
+    )
+
+
+def split_batch(images: Any) -> list[ImageSource] | None:
+    """The images of a list or of a batch ``(N, ...)``; ``None`` for a single image."""
+    if isinstance(images, (np.ndarray, Tensor)) and images.ndim == 4:
+        return list(images)
+    is_list = isinstance(images, Sequence) and not isinstance(images, (str, bytes))
+    return list(images) if is_list else None
+
+
+def _from_array(array: NDArray[Any]) -> Image.Image:
+    """RGB image of an array ``(H, W)``, ``(H, W, 1)`` or ``(H, W, 3)``."""
+    if min(array.shape[:2]) < 1:
+        raise UserError(f"The image has {array.shape[1]}x{array.shape[0]} pixels.")
+    values = array.squeeze(2) if array.ndim == 3 and array.shape[2] == 1 else array
+    if np.issubdtype(values.dtype, np.floating):
+        low, high = float(values.min()), float(values.max())
+        if not 0 <= low <= high <= 1:  # also if there is a NaN
+            raise UserError(
+                "Floating-point images must have values from 0 to 1 (not normalised), got values"
+                f" from {low:g} to {high:g}."
+            )
+        values = np.rint(values * 255).astype(np.uint8)
+    if values.dtype != np.uint8:
+        raise UserError(
+            f"An array or tensor of an image must be uint8 or floating-point, got {values.dtype}."
+        )
+    return Image.fromarray(np.ascontiguousarray(values)).convert("RGB")
+
+
+def _wrong_shape(what: str, expected: str, got: Sequence[int]) -> UserError:
+    return UserError(f"Expected {what} of shape {expected}, RGB or grey, got {tuple(got)}.")

@@ -1,0 +1,203 @@
+"""Predictions for one image, with class names and drawings.
+
+The values are those that ``python -m src predict`` writes, and `Prediction.plot` draws as it does.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from src.inference.images import ImageSource, read_image
+from src.metrics.coco_results import Result, decode_masks
+from src.visualization import draw_classes, draw_instances, draw_label_map
+
+_SHOWN = 5  # entries of the text of a prediction
+
+
+@dataclass(repr=False)
+class Prediction(ABC):
+    """Prediction for one image.
+
+    Attributes:
+        source: The image that was given: a file, or an image in memory.
+        class_names: Class names of the model in label order.
+        upright: Whether drawings show the image with its EXIF orientation applied.
+    """
+
+    source: ImageSource
+    class_names: Sequence[str]
+    upright: bool
+
+    @property
+    @abstractmethod
+    def names(self) -> list[str]:
+        """Names of the predicted classes."""
+
+    @abstractmethod
+    def plot(self) -> Image.Image:
+        """Draw the prediction; RGB."""
+
+    def image(self) -> Image.Image:
+        """The image that `plot` draws on; files are read again."""
+        return read_image(self.source, upright=self.upright)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self})"
+
+
+@dataclass(repr=False)
+class Classification(Prediction):
+    """The most probable classes of an image, at most five, best first.
+
+    Attributes:
+        labels: Class indices, int64, shape ``(k,)``.
+        scores: Probabilities, float32, shape ``(k,)``.
+    """
+
+    labels: Tensor
+    scores: Tensor
+
+    @property
+    def names(self) -> list[str]:
+        """Class names, best first."""
+        return [self.class_names[label] for label in self.labels.tolist()]
+
+    def plot(self) -> Image.Image:
+        """Image above a bar chart of the classes."""
+        return draw_classes(self.image(), self.names, self.scores.tolist())
+
+    def __str__(self) -> str:
+        pairs = zip(self.names, self.scores.tolist(), strict=True)
+        return ", ".join(f"{name} {score:.1%}" for name, score in pairs)
+
+
+@dataclass(repr=False)
+class Detection(Prediction):
+    """Detected objects of an image, best first.
+
+    Attributes:
+        size: Height and width of the image in pixels, with its EXIF orientation applied.
+        results: COCO results with class indices, as `src.metrics.coco_results.to_results` makes
+            them.
+        has_masks: Whether the detector predicts masks.
+    """
+
+    size: tuple[int, int]
+    results: list[Result] = field(default_factory=list)
+    has_masks: bool = False
+
+    @property
+    def labels(self) -> Tensor:
+        """Class indices, int64, shape ``(D,)``."""
+        return torch.tensor([r["category_id"] for r in self.results], dtype=torch.int64)
+
+    @property
+    def scores(self) -> Tensor:
+        """Scores in [0, 1], float64, shape ``(D,)``."""
+        return torch.tensor([r["score"] for r in self.results], dtype=torch.float64)
+
+    @property
+    def boxes(self) -> Tensor:
+        """``x1, y1, x2, y2`` in pixels of the image, float64, shape ``(D, 4)``."""
+        boxes = torch.tensor([r["bbox"] for r in self.results], dtype=torch.float64).reshape(-1, 4)
+        return torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], dim=1)
+
+    @property
+    def masks(self) -> Tensor | None:
+        """Bool, shape ``(D, H, W)`` of the image; ``None`` for a detector without masks."""
+        if not self.has_masks:
+            return None
+        masks = [torch.from_numpy(mask) for mask in decode_masks(self.results)]
+        return torch.stack(masks) if masks else torch.zeros((0, *self.size), dtype=torch.bool)
+
+    @property
+    def names(self) -> list[str]:
+        """Class name of each object."""
+        return [self.class_names[result["category_id"]] for result in self.results]
+
+    def above(self, score: float) -> Detection:
+        """The detections with at least this score."""
+        kept = [result for result in self.results if result["score"] >= score]
+        return Detection(
+            self.source, self.class_names, self.upright, self.size, kept, self.has_masks
+        )
+
+    def plot(self, score: float = 0.3) -> Image.Image:
+        """Image with boxes, masks, class names and scores.
+
+        Args:
+            score: Minimum score of drawn objects.
+        """
+        shown = self.above(score)
+        return draw_instances(
+            self.image(),
+            boxes=[result["bbox"] for result in shown.results],
+            masks=decode_masks(shown.results),
+            names=shown.names,
+            scores=[result["score"] for result in shown.results],
+            classes=[result["category_id"] for result in shown.results],
+        )
+
+    def __str__(self) -> str:
+        best = zip(self.names[:_SHOWN], self.scores[:_SHOWN].tolist(), strict=True)
+        more = ", ..." if len(self.results) > _SHOWN else ""
+        listed = ", ".join(f"{name} {score:.1%}" for name, score in best)
+        return f"{len(self.results)} objects{': ' if listed else ''}{listed}{more}"
+
+
+@dataclass(repr=False)
+class Segmentation(Prediction):
+    """Class of every pixel of an image.
+
+    Attributes:
+        label_map: Class indices, uint8, shape ``(H, W)`` of the image.
+        palette: Red, green and blue of each class, 0 to 255.
+    """
+
+    label_map: Tensor
+    palette: Sequence[tuple[int, int, int]]
+
+    @property
+    def labels(self) -> Tensor:
+        """Class indices that occur, largest area first, int64."""
+        counts = torch.bincount(self.label_map.flatten().long(), minlength=len(self.class_names))
+        order = torch.argsort(counts, descending=True, stable=True)
+        return order[: int((counts > 0).sum())]
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the classes that occur, largest area first."""
+        return [self.class_names[label] for label in self.labels.tolist()]
+
+    def mask(self, name: str) -> Tensor:
+        """Pixels of one class, bool, shape ``(H, W)``.
+
+        Args:
+            name: A class name.
+
+        Raises:
+            ValueError: If the model has no such class.
+        """
+        return self.label_map == list(self.class_names).index(name)
+
+    def plot(self, opacity: float = 0.55) -> Image.Image:
+        """Image with every pixel coloured by its class, and a legend.
+
+        Args:
+            opacity: Opacity of the class colours, from 0 to 1.
+        """
+        return draw_label_map(
+            self.image(), self.label_map.numpy(), self.class_names, self.palette, opacity
+        )
+
+    def __str__(self) -> str:
+        total = self.label_map.numel()
+        shares = [(name, float(self.mask(name).sum()) / total) for name in self.names[:_SHOWN]]
+        more = ", ..." if len(self.names) > _SHOWN else ""
+        return ", ".join(f"{name} {share:.1%}" for name, share in shares) + more

@@ -1,0 +1,157 @@
+"""Predictions from Python equal those of ``python -m src predict``, for the three tasks."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from src.cli import main
+from src.errors import UserError
+from src.hub import Pretrained
+from src.inference import Classification
+from src.metrics.coco_results import decode_masks
+from tests.cli.tiny import TASKS, save_image, write_data, write_recipe
+
+
+@pytest.fixture(scope="module", params=TASKS)
+def run(request, tmp_path_factory):
+    """Task, folder of a finished run and a photo that ``predict`` has processed."""
+    folder = tmp_path_factory.mktemp(request.param)
+    recipe = write_recipe(folder, request.param, write_data(folder / "data", request.param))
+    more = ["--detections.score", "0.0", "--data.predict_dir", str(photo(folder))]
+    score = ["--model.network.score_threshold", "0.0"] if request.param == "detection" else []
+    assert main(["fit", "-c", str(recipe), *score]) == 0
+    assert main(["predict", "-c", str(recipe), "--ckpt_path", "best", *score, *more]) == 0
+    return request.param, folder / "runs" / request.param, photo(folder)
+
+
+def photo(folder: Path) -> Path:
+    """A photo with an EXIF orientation, as phones save them."""
+    path = folder / "photo.png"
+    if not path.is_file():
+        save_image(path, 7, (100, 70))
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        Image.open(path).save(path, exif=exif)
+    return path
+
+
+def read(folder: Path) -> Image.Image:
+    (path,) = folder.rglob("photo.png")
+    return Image.open(path)
+
+
+def test_predictions_are_those_of_the_command_line(run):
+    task, runs, path = run
+    result = Pretrained.from_pretrained(runs / "version_0").predict(path)
+    written = runs / "predict_0"
+    if task == "classification":
+        with (written / "predictions.csv").open() as file:
+            (row,) = csv.DictReader(file)
+        assert result.names == [row["class_1"], row["class_2"]]
+        expected = [float(row["prob_1"]), float(row["prob_2"])]
+        assert result.scores.tolist() == pytest.approx(expected, abs=1e-6)
+        drawn, same = read(written / "images"), result.plot()
+    elif task == "detection":
+        found = json.loads((written / "detections.json").read_text())["annotations"]
+        assert len(found) == len(result.labels) > 0
+        assert result.scores.tolist() == pytest.approx([f["score"] for f in found], abs=1e-6)
+        boxes = np.array([f["bbox"] for f in found])
+        boxes[:, 2:] += boxes[:, :2]
+        np.testing.assert_allclose(result.boxes.numpy(), boxes, atol=1e-6)
+        assert [result.class_names.index(n) + 1 for n in result.names] == [
+            f["category_id"] for f in found
+        ]
+        np.testing.assert_array_equal(result.masks.numpy(), np.stack(decode_masks(found)))
+        assert result.masks.shape[1:] == (100, 70)  # turned upright
+        drawn, same = read(written / "overlays"), result.plot(score=0.0)
+    else:
+        np.testing.assert_array_equal(result.label_map, read(written / "label_maps"))
+        assert set(result.names) <= {"a", "b"}
+        assert result.mask("a").sum() + result.mask("b").sum() == 7000
+        drawn, same = read(written / "overlays"), result.plot()
+    np.testing.assert_array_equal(np.asarray(same), np.asarray(drawn.convert("RGB")))
+
+
+def test_runs_checkpoints_and_saved_folders_are_the_same_model(run, tmp_path):
+    _, runs, path = run
+    best = next((runs / "version_0" / "checkpoints").glob("best*.ckpt"))
+    model = Pretrained.from_pretrained(best)
+    model.save_pretrained(tmp_path / "saved")
+    expected = str(model.predict(path))
+    for source in (str(runs), runs / "version_0", tmp_path / "saved"):
+        assert str(Pretrained.from_pretrained(source).predict(path)) == expected
+
+
+def test_an_image_may_be_a_file_or_in_memory(run):
+    _, runs, path = run
+    model = Pretrained.from_pretrained(runs)
+    pixels = np.asarray(Image.open(path).convert("RGB"))
+    tensor = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
+    images = [Image.fromarray(pixels), pixels, pixels / 255, tensor, tensor / 255]
+    together = model.predict(images, batch_size=2)
+    assert len({str(result) for result in together}) == 1
+    assert str(model.predict(tensor[None])[0]) == str(together[0])
+    assert together[0].plot().mode == "RGB"
+    turned = model.predict([path, str(path), Image.open(path)])  # with the EXIF orientation
+    assert len({str(result) for result in turned}) == 1
+
+
+def test_mistakes_are_one_line(run, tmp_path):
+    _, runs, path = run
+    model = Pretrained.from_pretrained(runs)
+    for image, message in (
+        ("https://example.org/a.jpg", r"https://example\.org/a\.jpg is a URL"),
+        (tmp_path / "missing.jpg", "there is no such file"),
+        (np.zeros((3, 8, 8), np.uint8), r"shape \(H, W, 3\).*got \(3, 8, 8\)"),
+        (np.full((8, 8, 3), 2.0), "values from 0 to 1"),
+        (torch.zeros(8, 8, 3), r"shape \(3, H, W\)"),
+        (np.zeros((8, 8), np.int64), "uint8 or floating-point, got int64"),
+        (5, "got int"),
+    ):
+        with pytest.raises(UserError, match=message) as caught:
+            model.predict(image)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="batch_size"):
+        model.predict(path, batch_size=0)
+    with pytest.raises(UserError, match="lpu"):
+        model.predict(path, device="lpu")
+    assert model.predict([]) == []
+
+
+def test_ema_weights_are_used(trained):
+    model = Pretrained.from_pretrained(trained / "runs" / "tiny" / "version_0")
+    assert model.class_names == ["blue", "green", "red"]
+    checkpoint = next((trained / "runs" / "tiny" / "version_0" / "checkpoints").glob("best*.ckpt"))
+    averaged = torch.load(checkpoint, weights_only=True)["state_dict"]
+    for name, value in model.network.state_dict().items():
+        assert torch.equal(value, averaged[f"network.{name}"])
+
+
+def test_a_checkpoint_needs_the_configuration_of_its_run(trained, tmp_path):
+    checkpoint = next((trained / "runs").rglob("best*.ckpt"))
+    alone = tmp_path / "deep" / "er" / "best.ckpt"
+    alone.parent.mkdir(parents=True)
+    alone.write_bytes(checkpoint.read_bytes())
+    with pytest.raises(UserError, match=r"no config\.yaml"):
+        Pretrained.from_pretrained(alone)
+    (alone.parent / "config.yaml").write_text("model: [")
+    with pytest.raises(UserError, match=r"config\.yaml cannot be read"):
+        Pretrained.from_pretrained(alone)
+    config = yaml.safe_load((checkpoint.parents[1] / "config.yaml").read_text())
+    config["model"]["init_args"]["network"]["class_path"] = "os.system"
+    (alone.parent / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(UserError, match=r"no such class"):
+        Pretrained.from_pretrained(alone)
+
+
+def test_the_text_of_a_prediction_is_short():
+    result = Classification(
+        "a.png", ["cat", "dog"], True, torch.tensor([1, 0]), torch.tensor([0.75, 0.25])
+    )
+    assert repr(result) == "Classification(dog 75.0%, cat 25.0%)"
