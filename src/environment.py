@@ -28,6 +28,8 @@ PACKAGES = (
     "numpy",
     "pillow",
 )
+SLURM_JOB = "slurm_job"
+"""Name of the row with the number of the SLURM job."""
 
 
 def report() -> str:
@@ -44,6 +46,7 @@ def report() -> str:
             for operator in ("dcnv3", "dcnv4", "ms_deform_attn")
             for device, text in ops.backends(operator).items()
         ),
+        *((SLURM_JOB, job) for job in [os.environ.get("SLURM_JOB_ID")] if job),
         ("INTERNIMAGE_OPS", os.environ.get("INTERNIMAGE_OPS", "auto (not set)")),
     ]
     width = max(len(name) for name, _ in rows)

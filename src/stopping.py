@@ -58,6 +58,7 @@ class StopSignals:
 
     Attributes:
         received: The first stop signal, if any.
+        requeues: Whether SLURM has asked for the job to be requeued after the stop.
         waits: Whether a held signal is held without limit; otherwise it is raised after `PATIENCE`.
         children: Processes of other ranks launched by this process.
     """
@@ -65,6 +66,7 @@ class StopSignals:
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
         self.children: list[subprocess.Popen[Any]] = []
+        self.requeues = False
         self._since = 0.0
         self.waits = True
         self._held = self._forced = self._saves = False

@@ -5,11 +5,13 @@ ranks do not expect, and considers rank 0 only. Here every rank records its sign
 (``src.stopping``), and the ranks agree after an optimizer step, after an evaluation batch and at
 the end of an epoch. Then all of them raise `Interrupted`, and `Checkpoint` saves.
 
-SIGUSR1, which SLURM can send before SIGTERM to requeue a job, is still handled by Lightning.
+SIGUSR1, which SLURM can send before the time limit, stops a run in the same way, and the command
+line requeues the job (``src.cli.slurm``).
 """
 
 from __future__ import annotations
 
+import signal
 from types import FrameType
 from typing import Any
 
@@ -190,7 +192,16 @@ class GracefulStop(Callback):
 
 
 class _WithoutSigterm(_SignalConnector):
-    """Lightning's signal handling without SIGTERM."""
+    """Lightning's signal handling without SIGTERM and without requeueing."""
+
+    def _slurm_sigusr_handler_fn(self, signum: Any, _: FrameType) -> None:
+        """Stop as after SIGTERM, and requeue the job afterwards."""
+        stops = active()
+        if stops is None:  # a trainer in a script or notebook
+            super()._slurm_sigusr_handler_fn(signum, _)
+            return
+        stops.requeues = True
+        signal.raise_signal(signal.SIGTERM)
 
     def _sigterm_notifier_fn(self, signum: Any, _: FrameType) -> None:
         """Leave SIGTERM to the handler of `StopSignals`, which Lightning also calls."""

@@ -51,6 +51,7 @@ from src.callbacks.run_folder import next_run_folder
 from src.cli.checkpoints import check_reads_safely, failed_while_restoring, resolve_checkpoint
 from src.cli.parser_errors import explain
 from src.cli.process_failures import explanation
+from src.cli.slurm import checkpoint_of_requeued_job, requeue
 from src.cli.third_party_warnings import quieten
 from src.data.datamodules import BaseDataModule
 from src.errors import UserError
@@ -207,6 +208,8 @@ class TrainingCLI(LightningCLI):
         _write_enumerations(self.config)
         self.checkpoint: Path | None = None
         given = self.run_config.get("ckpt_path")
+        if not given and self.subcommand == "fit":
+            given = checkpoint_of_requeued_job(self.runs)
         if given:
             self.checkpoint = resolve_checkpoint(str(given), self.runs)
             self.run_config["ckpt_path"] = str(self.checkpoint)
@@ -344,7 +347,10 @@ class TrainingCLI(LightningCLI):
             stops.end_children(_SHUTDOWN_SECONDS if getattr(stop, "agreed", False) else 0.0)
 
     def _how_to_resume(self, command: str) -> str:
-        """Message after a stop by a signal."""
+        """Message after a stop by a signal; requeues the job if SLURM has asked for it."""
+        stops = active()
+        if stops is not None and stops.requeues and command == "fit" and _is_first_process():
+            return requeue()
         if command != "fit":
             return f"Interrupted: {command} has not finished. Run the same command again."
         has_last = any(getattr(c, "last_model_path", "") for c in self.trainer.checkpoint_callbacks)
