@@ -133,6 +133,20 @@ def test_ema_weights_are_used(trained):
         assert torch.equal(value, averaged[f"network.{name}"])
 
 
+def test_low_rank_updates_are_merged(trained, images, tmp_path):
+    where = ["--trainer.default_root_dir", str(tmp_path)]
+    fit = ["fit", "-c", str(trained / "tiny.yaml"), *where, "--model.lora", "2"]
+    assert main([*fit, "--trainer.max_epochs", "1"]) == 0
+    path = next((images / "val" / "red").glob("*.png"))
+    predict = ["predict", "--name", "tiny", *where, "--data.predict_dir", str(path)]
+    assert main(predict) == 0
+    with (tmp_path / "tiny" / "predict_0" / "predictions.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    result = Pretrained.from_pretrained(tmp_path / "tiny").predict(path)
+    assert result.names[0] == row["class_1"]
+    assert float(result.scores[0]) == pytest.approx(float(row["prob_1"]), abs=1e-6)
+
+
 def test_a_checkpoint_needs_the_configuration_of_its_run(trained, tmp_path):
     checkpoint = next((trained / "runs").rglob("best*.ckpt"))
     alone = tmp_path / "deep" / "er" / "best.ckpt"
