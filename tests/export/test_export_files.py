@@ -98,6 +98,8 @@ def test_a_segmentor_at_sizes_that_pooling_does_not_divide(tmp_path):
         {"remove_center": True, "offset_scale": 2.0, "center_feature_scale": True},
         {"kernel_size": 5, "dw_kernel_size": 3, "post_norm": True, "layer_scale": 0.5},
         {"use_clip_projector": True, "res_post_norm": True, "level2_post_norm_block_ids": (0,)},
+        {"core_op": "DCNv4", "dw_kernel_size": 3, "offset_scale": 0.5, "dcn_output_bias": False},
+        {"core_op": "DCNv4", "remove_center": True, "mlp_fc2_bias": False},
     ],
 )
 def test_every_variant_of_the_block(changes, tmp_path):

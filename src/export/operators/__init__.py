@@ -2,6 +2,7 @@
 
 - ``dcnv3.py`` and ``attention.py``: DCNv3 and multi-scale deformable attention, each in up to three
   forms, see `translations`.
+- ``dcnv4.py``: DCNv4 by the forms of DCNv3.
 - ``pooling.py``: adaptive average pooling.
 - ``building.py``: what they share.
 
@@ -18,6 +19,7 @@ import torch
 
 import src.ops  # noqa: F401  registers the operators
 from src.export.operators import attention, dcnv3
+from src.export.operators.dcnv4 import by_dcnv3
 from src.export.operators.pooling import adaptive_avg_pool2d
 
 _FORMS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
@@ -36,6 +38,7 @@ def translations(dcn: str) -> dict[Callable[..., Any], Callable[..., Any]]:
     operator, attended = _FORMS[dcn]
     return {
         torch.ops.internimage.dcnv3.default: operator,
+        torch.ops.internimage.dcnv4.default: by_dcnv3(operator),
         torch.ops.internimage.ms_deform_attn.default: attended,
         torch.ops.aten.adaptive_avg_pool2d.default: adaptive_avg_pool2d,
         torch.ops.aten._adaptive_avg_pool2d.default: adaptive_avg_pool2d,
