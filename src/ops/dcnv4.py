@@ -3,12 +3,13 @@
 Source: "Efficient Deformable ConvNets: Rethinking Dynamic and Sparse Operator for Vision
 Applications" (CVPR 2024, arXiv 2401.06197), section 3. It is DCNv3 without the softmax, and offsets
 and weights of an output pixel are one row of memory. This module defines schema, shape inference,
-autograd and autocast; compiled libraries register kernels that read such rows. Without one, the
-operators of DCNv3 are used, for which the rows are copied to two tensors.
+autograd and autocast; compiled libraries and Triton register kernels that read such rows. Without
+them, the operators of DCNv3 are used, for which the rows are copied to two tensors.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -197,8 +198,31 @@ def _compiled_deterministic(*args: Any) -> tuple[Tensor, Tensor]:
     return from_fixed_point(sums, unit, input.dtype), grad_rows
 
 
+# Triton is imported by the first call on a GPU, see dcnv3.py.
+def _triton(input: Tensor, offset_mask: Tensor, *args: Any) -> Tensor:
+    from .triton import launch
+
+    return launch.forward_packed(input, offset_mask, as_window((*args, False)))
+
+
+def _triton_backward(*args: Any, deterministic: bool = False) -> tuple[Tensor, Tensor]:
+    from .triton import launch
+
+    grad, input, offset_mask, *rest, wanted = args
+    window = as_window((*rest, False))
+    return launch.backward_packed(
+        grad, input, offset_mask, window, tuple(wanted), deterministic=deterministic
+    )
+
+
 if has_kernel("cuda"):  # the library has registered the rest itself
     torch.library.register_kernel(_BACKWARDS[1], "cuda", _compiled_deterministic)
+elif LIBRARIES.kernel("cuda") == "triton":
+    torch.library.register_kernel("internimage::dcnv4", "cuda", _triton)
+    torch.library.register_kernel(_BACKWARDS[0], "cuda", _triton_backward)
+    torch.library.register_kernel(
+        _BACKWARDS[1], "cuda", partial(_triton_backward, deterministic=True)
+    )
 
 
 @torch.library.register_fake("internimage::dcnv4")

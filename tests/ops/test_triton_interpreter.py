@@ -49,6 +49,27 @@ def test_float64(interpreter, name):
     interpreter("check_case", name)
 
 
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n in FEW else pytest.mark.slow) for n in NAMES]
+)
+def test_packed_rows(interpreter, name):
+    """Offsets and weights in the rows of DCNv4."""
+    interpreter("check_packed", name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments", [("bfloat16",), ("float16", "float32")], ids=str)
+@pytest.mark.parametrize("name", ["channels_16", "channels_20"])
+def test_packed_rows_of_other_types(interpreter, name, arguments):
+    interpreter("check_packed", name, *arguments)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(CASES)[:12])
+def test_packed_rows_deterministic(interpreter, name):
+    interpreter("check_packed", name, "float64", None, True)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("dtype", "side_dtype"),

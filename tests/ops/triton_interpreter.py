@@ -9,12 +9,13 @@ import json
 import sys
 import traceback
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from dcnv3_cases import make_problem
 from gpu_cases import LARGE, check, run, with_points_at
 from triton.runtime import interpreter
-from triton_operator import dcnv3_triton
+from triton_operator import dcnv3_triton, packed_triton
 
 from src.ops import dcnv3_reference
 from src.ops.triton import launch
@@ -30,6 +31,11 @@ def deterministic(*tensors, **kwargs):
 def check_case(name, dtype="float64", side_dtype=None, is_deterministic=False):
     operator = deterministic if is_deterministic else dcnv3_triton
     check(operator, name, getattr(torch, dtype), side_dtype and getattr(torch, side_dtype))
+
+
+def check_packed(name, dtype="float64", rows_dtype=None, is_deterministic=False):
+    operator = partial(packed_triton, deterministic=is_deterministic)
+    check(operator, name, getattr(torch, dtype), rows_dtype and getattr(torch, rows_dtype))
 
 
 def check_same_bits():

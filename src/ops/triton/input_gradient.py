@@ -107,6 +107,8 @@ def backward_input(
     REMOVE_CENTER: tl.constexpr,
     SOFTMAX: tl.constexpr,
     POINTS: tl.constexpr,
+    OFFSET_GROUP: tl.constexpr,
+    MASK_GROUP: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
     POINT_BLOCK: tl.constexpr,
@@ -141,8 +143,8 @@ def backward_input(
     channel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     is_channel = channel < CHANNELS
     grad += group * CHANNELS
-    offset += group * (2 * POINTS)
-    mask += group * POINTS
+    offset += group * OFFSET_GROUP
+    mask += group * MASK_GROUP
     grad_input += image * height * width * PIXEL + group * CHANNELS
     one = 0.0
     if DETERMINISTIC:

@@ -166,6 +166,8 @@ def forward(
     REMOVE_CENTER: tl.constexpr,
     SOFTMAX: tl.constexpr,
     POINTS: tl.constexpr,
+    OFFSET_GROUP: tl.constexpr,
+    MASK_GROUP: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
     WIDE: tl.constexpr,
@@ -176,8 +178,8 @@ def forward(
     row, is_row, pixel, group, out_y, out_x, element = _locate_rows(
         count, height, width, out_height, out_width, GROUPS, CHANNELS, ROWS, WIDE
     )
-    offset += pixel * offset_stride + group * (2 * POINTS)
-    mask += pixel * mask_stride + group * POINTS
+    offset += pixel * offset_stride + group * OFFSET_GROUP
+    mask += pixel * mask_stride + group * MASK_GROUP
     peak, inverse = 0.0, 1.0
     if SOFTMAX:
         peak, inverse = _softmax_statistics(mask, is_row, POINTS, ROWS, BLOCK, ACC)
@@ -219,6 +221,8 @@ def backward(
     out_width,
     offset_stride,
     mask_stride,
+    grad_offset_stride,
+    grad_mask_stride,
     GROUPS: tl.constexpr,
     CHANNELS: tl.constexpr,
     KERNEL: tl.constexpr,
@@ -229,6 +233,8 @@ def backward(
     REMOVE_CENTER: tl.constexpr,
     SOFTMAX: tl.constexpr,
     POINTS: tl.constexpr,
+    OFFSET_GROUP: tl.constexpr,
+    MASK_GROUP: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
     WIDE: tl.constexpr,
@@ -245,9 +251,11 @@ def backward(
     row, is_row, pixel, group, out_y, out_x, element = _locate_rows(
         count, height, width, out_height, out_width, GROUPS, CHANNELS, ROWS, WIDE
     )
-    offset += pixel * offset_stride + group * (2 * POINTS)
-    mask += pixel * mask_stride + group * POINTS
-    point = row * POINTS  # first point of the row in the dense gradients
+    offset += pixel * offset_stride + group * OFFSET_GROUP
+    mask += pixel * mask_stride + group * MASK_GROUP
+    grad_offset += pixel * grad_offset_stride + group * OFFSET_GROUP
+    grad_mask += pixel * grad_mask_stride + group * MASK_GROUP
+    scratch += pixel * grad_mask_stride + group * MASK_GROUP
     peak, inverse = 0.0, 1.0
     if SOFTMAX:
         peak, inverse = _softmax_statistics(mask, is_row, POINTS, ROWS, BLOCK, ACC)
@@ -286,10 +294,10 @@ def backward(
                 slope_x += share_y * (dot if side % 2 else -dot)
         if WANT_OFFSET:
             slope = tl.join(slope_x, slope_y) * (valid_weight * SCALE)[:, None]
-            pair = grad_offset + 2 * (point + p)[:, None] + tl.arange(0, 2)[None, :]
+            pair = grad_offset[:, None] + 2 * p + tl.arange(0, 2)[None, :]
             tl.store(pair, slope, mask=is_row[:, None])
         if WANT_MASK:
-            tl.store(scratch + point + p, value, mask=is_row)
+            tl.store(scratch + p, value, mask=is_row)
             mean += weight * value
     if WANT_MASK and SOFTMAX:
         tl.debug_barrier()  # other threads of the program have written part of scratch
@@ -297,6 +305,6 @@ def backward(
             column, wanted = _tile_of_points(start, is_row, POINTS, BLOCK)
             logit = _load_logits(mask, column, wanted, ACC)
             weight = tl.exp(logit - peak[:, None]) * inverse[:, None]
-            at = point[:, None] + column
-            value = tl.load(scratch + at, mask=wanted, other=0)
-            tl.store(grad_mask + at, weight * (value - mean[:, None]), mask=wanted)
+            value = tl.load(scratch[:, None] + column, mask=wanted, other=0)
+            to = grad_mask[:, None] + column
+            tl.store(to, weight * (value - mean[:, None]), mask=wanted)

@@ -1,12 +1,12 @@
 """Launch the Triton kernels: layouts, block sizes, accumulation buffers.
 
-The tensors have been checked by :func:`src.ops.dcnv3`. It works on NVIDIA and AMD GPUs, and on CPU
-tensors if ``kernels`` was imported with ``TRITON_INTERPRET=1``.
+The tensors have been checked by :func:`src.ops.dcnv3` or :func:`src.ops.dcnv4`. It works on NVIDIA
+and AMD GPUs, and on CPU tensors if ``kernels`` was imported with ``TRITON_INTERPRET=1``.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.library import wrap_triton
 
 from .._arguments import Window, output_size
+from ..dcnv4 import unpack
 from ..fixed_point import fixed_point_unit, from_fixed_point
 from . import input_gradient, kernels
 
@@ -29,29 +30,66 @@ PRODUCT_POINTS = 16
 MAX_PRODUCT_CHANNELS = 32
 
 
+class Points(NamedTuple):
+    """Offsets and masks, or their gradients, with one row per output pixel.
+
+    Attributes:
+        offset: Rows ``(..., K)`` that start with the offsets of the first group.
+        mask: Rows that start with its mask.
+        is_packed: A group of both is ``3 * P`` values wide, as in DCNv4.
+    """
+
+    offset: Tensor
+    mask: Tensor
+    is_packed: bool = False
+
+    @classmethod
+    def separate(cls, offset: Tensor, mask: Tensor) -> Points:
+        """Of two tensors ``(N, H_out, W_out, K)``."""
+        return cls(_as_rows(offset), _as_rows(mask))
+
+    @classmethod
+    def packed(cls, rows: Tensor, window: Window) -> Points:
+        """Of packed rows ``(N, H_out, W_out, K)``."""
+        rows = _as_rows(rows)
+        return cls(rows, rows[:, 2 * window.points :], True)
+
+    @property
+    def strides(self) -> tuple[int, int]:
+        """Distances of the rows."""
+        return self.offset.stride(-2), self.mask.stride(-2)
+
+
 def forward(input: Tensor, offset: Tensor, mask: Tensor, window: Window) -> Tensor:
     """Output of shape ``(N, H_out, W_out, C)`` in the dtype of ``input``."""
+    return _forward(input, Points.separate(offset, mask), window)
+
+
+def forward_packed(input: Tensor, offset_mask: Tensor, window: Window) -> Tensor:
+    """Output of DCNv4."""
+    return _forward(input, Points.packed(offset_mask, window), window)
+
+
+def _forward(input: Tensor, points: Points, window: Window) -> Tensor:
     n, h, w, c = input.shape
     h_out, w_out = output_size(h, w, window)
     output = input.new_empty(n, h_out, w_out, c)
     if n == 0:
         return output
-    constants = _constants(input, window)
+    constants = _constants(input, window, points.is_packed)
     rows = n * h_out * w_out * window.groups
     blocks = triton.cdiv(c // window.groups, constants["BLOCK"])
-    offset, mask = _as_rows(offset), _as_rows(mask)
     _traceable(kernels.forward)[(triton.cdiv(rows, constants["ROWS"]), blocks)](
         input.contiguous(),
-        offset,
-        mask,
+        points.offset,
+        points.mask,
         output,
         rows,
         h,
         w,
         h_out,
         w_out,
-        offset.stride(0),
-        mask.stride(0),
+        *points.strides,
         WIDE=_is_wide(rows),
         **constants,
     )
@@ -78,18 +116,52 @@ def backward(
     if input.shape[0] == 0:
         return _empty_gradients(input, offset, mask, output_mask)
     grad, input = grad.contiguous(), input.contiguous()
-    rows = _as_rows(offset), _as_rows(mask)
+    points = Points.separate(offset, mask)
     grad_input, grad_offset, grad_mask = _empty_gradients(
         input, offset, mask, (False, *output_mask[1:])
     )
     if output_mask[1] or output_mask[2]:
-        _point_gradients(grad, input, *rows, grad_offset, grad_mask, window, output_mask)
+        # What is not needed is not written.
+        gradients = Points(
+            grad_offset if output_mask[1] else points.offset,
+            grad_mask if output_mask[2] else points.mask,
+        )
+        _point_gradients(grad, input, points, gradients, window, output_mask)
     if output_mask[0]:
         unit = None
         if deterministic and not owns_maps(input):
             unit = fixed_point_unit(grad, mask, window)
-        grad_input = _input_gradient(grad, input, *rows, unit, window)
+        grad_input = _input_gradient(grad, input, points, unit, window)
     return grad_input, grad_offset, grad_mask
+
+
+def backward_packed(
+    grad: Tensor,
+    input: Tensor,
+    offset_mask: Tensor,
+    window: Window,
+    output_mask: tuple[bool, bool],
+    *,
+    deterministic: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of ``input`` and of the packed rows; see `backward`."""
+    needs_input, needs_rows = output_mask
+    grad_input = input.new_empty(input.shape if needs_input else 0)
+    # The columns after the last group stay zero.
+    grad_rows = offset_mask.new_zeros(offset_mask.shape if needs_rows else 0)
+    if input.shape[0] == 0:
+        return grad_input, grad_rows
+    grad, input = grad.contiguous(), input.contiguous()
+    points = Points.packed(offset_mask, window)
+    if needs_rows:
+        gradients = Points.packed(grad_rows, window)
+        _point_gradients(grad, input, points, gradients, window, (False, True, True))
+    if needs_input:
+        unit = None
+        if deterministic and not owns_maps(input):
+            unit = fixed_point_unit(grad, unpack(offset_mask, window)[1], window)
+        grad_input = _input_gradient(grad, input, points, unit, window)
+    return grad_input, grad_rows
 
 
 def owns_maps(input: Tensor) -> bool:
@@ -108,35 +180,35 @@ def _empty_gradients(
 def _point_gradients(
     grad: Tensor,
     input: Tensor,
-    offset: Tensor,
-    mask: Tensor,
-    grad_offset: Tensor,
-    grad_mask: Tensor,
+    points: Points,
+    gradients: Points,
     window: Window,
     output_mask: tuple[bool, bool, bool],
 ) -> None:
     n, h, w, _ = input.shape
     h_out, w_out = grad.shape[1:3]
     accumulate = _accumulation_type(input)
-    needs_scratch = window.mask_softmax and grad_mask.dtype != accumulate
-    scratch = torch.empty_like(grad_mask, dtype=accumulate) if needs_scratch else grad_mask
-    constants = _constants(input, window)
+    needs_scratch = window.mask_softmax and gradients.mask.dtype != accumulate
+    scratch = gradients.mask
+    if needs_scratch:
+        scratch = scratch.new_empty(*scratch.shape[:-1], scratch.stride(-2), dtype=accumulate)
+    constants = _constants(input, window, points.is_packed)
     count = n * h_out * w_out * window.groups
     _traceable(kernels.backward)[(triton.cdiv(count, constants["ROWS"]),)](
         grad,
         input,
-        offset,
-        mask,
-        grad_offset,
-        grad_mask,
+        points.offset,
+        points.mask,
+        gradients.offset,
+        gradients.mask,
         scratch,
         count,
         h,
         w,
         h_out,
         w_out,
-        offset.stride(0),
-        mask.stride(0),
+        *points.strides,
+        *gradients.strides,
         WIDE=_is_wide(count),
         WANT_OFFSET=output_mask[1],
         WANT_MASK=output_mask[2],
@@ -145,7 +217,7 @@ def _point_gradients(
 
 
 def _input_gradient(
-    grad: Tensor, input: Tensor, offset: Tensor, mask: Tensor, unit: Tensor | None, window: Window
+    grad: Tensor, input: Tensor, points: Points, unit: Tensor | None, window: Window
 ) -> Tensor:
     n, h, w, c = input.shape
     h_out, w_out = grad.shape[1:3]
@@ -156,7 +228,9 @@ def _input_gradient(
         sums = torch.zeros_like(
             input, dtype=_accumulation_type(input) if unit is None else torch.int64
         )
-    constants = _product_constants(input, window, is_amd=torch.version.hip is not None)
+    constants = _product_constants(
+        input, window, points.is_packed, is_amd=torch.version.hip is not None
+    )
     tiles_y, tiles_x = 1, 1
     if not is_owned:
         tiles_y, tiles_x = (
@@ -166,8 +240,8 @@ def _input_gradient(
     blocks = triton.cdiv(c // window.groups, constants["BLOCK"])
     _traceable(input_gradient.backward_input)[(n * tiles_y * tiles_x * window.groups, blocks)](
         grad,
-        offset,
-        mask,
+        points.offset,
+        points.mask,
         unit,
         sums,
         h,
@@ -176,8 +250,7 @@ def _input_gradient(
         w_out,
         tiles_y,
         tiles_x,
-        offset.stride(0),
-        mask.stride(0),
+        *points.strides,
         DETERMINISTIC=unit is not None,
         num_warps=product_warps(input.dtype),
         **constants,
@@ -185,9 +258,11 @@ def _input_gradient(
     return sums.to(input.dtype) if unit is None else from_fixed_point(sums, unit, input.dtype)
 
 
-def _product_constants(input: Tensor, window: Window, *, is_amd: bool) -> dict[str, Any]:
+def _product_constants(
+    input: Tensor, window: Window, is_packed: bool = False, *, is_amd: bool
+) -> dict[str, Any]:
     """Compile-time constants of the input gradient."""
-    constants = _constants(input, window)
+    constants = _constants(input, window, is_packed)
     block = min(MAX_PRODUCT_CHANNELS, constants["BLOCK"])
     return (
         constants
@@ -214,7 +289,7 @@ def _tile(axis: int, window: Window) -> int:
     return 8 if 7 * window.stride[axis] + reach + 4 <= MAX_SPAN else 4
 
 
-def _constants(input: Tensor, window: Window) -> dict[str, Any]:
+def _constants(input: Tensor, window: Window, is_packed: bool = False) -> dict[str, Any]:
     """Compile-time constants of the kernels: the window, and blocks of 16 bytes per thread."""
     channels = input.shape[-1] // window.groups
     block = min(MAX_BLOCK, triton.next_power_of_2(channels))
@@ -230,6 +305,8 @@ def _constants(input: Tensor, window: Window) -> dict[str, Any]:
         "REMOVE_CENTER": window.remove_center,
         "SOFTMAX": window.mask_softmax,
         "POINTS": window.points,
+        "OFFSET_GROUP": (3 if is_packed else 2) * window.points,
+        "MASK_GROUP": (3 if is_packed else 1) * window.points,
         "ROWS": min(MAX_ROWS, values // block),
         "BLOCK": block,
         "ACC": tl.float64 if input.dtype == torch.float64 else tl.float32,
