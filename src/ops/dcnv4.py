@@ -13,7 +13,6 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
@@ -21,6 +20,7 @@ from ._arguments import Pair, Window, as_window, check_packed, make_window, outp
 from ._autograd import WINDOW_SCHEMA, double_backward, gradients
 from ._load import LIBRARIES
 from .fixed_point import fixed_point_unit, from_fixed_point
+from .packed import pack, unpack
 from .reference import dcnv3_reference
 
 _TAGS = (torch.Tag.needs_fixed_stride_order, torch.Tag.pt2_compliant_tag)
@@ -116,20 +116,6 @@ def dcnv4_reference(
     )
     check_packed(input, offset_mask, window)
     return dcnv3_reference(input, *unpack(offset_mask, window), **window._asdict())
-
-
-def unpack(offset_mask: Tensor, window: Window) -> tuple[Tensor, Tensor]:
-    """Copy packed rows to ``offset`` and ``mask`` of :func:`src.ops.dcnv3`."""
-    groups, points = window.groups, window.points
-    grouped = offset_mask[..., : groups * points * 3].unflatten(-1, (groups, points * 3))
-    return grouped[..., : 2 * points].flatten(-2), grouped[..., 2 * points :].flatten(-2)
-
-
-def pack(offset: Tensor, mask: Tensor, window: Window, fill: float = 0.0) -> Tensor:
-    """Inverse of :func:`unpack`, with ``fill`` in the columns after the last group."""
-    groups = (window.groups, -1)
-    rows = torch.cat([offset.unflatten(-1, groups), mask.unflatten(-1, groups)], -1).flatten(-2)
-    return F.pad(rows, (0, row_width(window) - rows.shape[-1]), value=fill)
 
 
 _FORWARD = f"(Tensor input, Tensor offset_mask, {_WINDOW}) -> Tensor"

@@ -17,8 +17,8 @@ from filelock import FileLock
 from torch import Tensor
 
 from src.ops._arguments import make_window, output_size
-from src.ops.dcnv4 import pack, unpack
 from src.ops.fixed_point import fixed_point_unit
+from src.ops.packed import pack, unpack
 
 SOURCES = [ROOT / "src/ops/csrc/cuda", ROOT / "src/ops/csrc", ROOT / "tests/ops/emulator"]
 COMPILER = shutil.which("g++")

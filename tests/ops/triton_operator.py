@@ -3,7 +3,7 @@
 import torch
 
 from src.ops._arguments import make_window
-from src.ops.dcnv4 import pack
+from src.ops.packed import pack
 from src.ops.triton import launch
 
 DEFAULTS = {"offset_scale": 1.0, "remove_center": False, "mask_softmax": False}

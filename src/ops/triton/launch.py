@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.library import wrap_triton
 
 from .._arguments import Window, output_size
-from ..dcnv4 import unpack
 from ..fixed_point import fixed_point_unit, from_fixed_point
+from ..packed import unpack
 from . import input_gradient, kernels
 
 MAX_BLOCK = 64  # channels per program
