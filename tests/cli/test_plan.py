@@ -59,3 +59,11 @@ def test_the_largest_networks_are_planned(capsys, recipe, millions):
 def test_detectors_and_segmentors_are_planned(capsys):
     for recipe in ("toy/detection", "toy/segmentation"):
         assert "Suggested settings" in plan(capsys, recipe, "--gpus", "1", "--memory", "8GB")
+
+
+@pytest.mark.parametrize("flags", [("--model.freeze", "backbone"), ("--model.lora", "2")])
+def test_frozen_parts_need_no_gradients_and_no_optimizer_state(capsys, flags):
+    recipe, gpu = "classification/internimage_t_1k_224", ("--gpus", "1", "--memory", "8GB")
+    (whole, _), (part, _) = (row(plan(capsys, recipe, *gpu, *more), "ddp") for more in ((), flags))
+    assert part[1] < 0.2 * whole[1]  # optimizer
+    assert part[3] < whole[3]  # gradients and activations

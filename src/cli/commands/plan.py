@@ -22,6 +22,7 @@ from src.errors import UserError
 from src.profiling.memory import PRECISIONS, StepMemory, extrapolate, measure_step, omitted_part
 from src.tasks.base import BaseTask
 from src.tasks.building import SHARDED_UNITS
+from src.tasks.partial_training import adapt
 
 STRATEGIES = ("ddp", "fsdp1 SHARD_GRAD_OP", "fsdp2")
 _CLASSES = {"ClassificationTask": 1000, "DetectionTask": 80, "SegmentationTask": 150}
@@ -130,16 +131,23 @@ class Plan:
             )
         self.task.compilation = None  # the meta device computes nothing
         with torch.device("meta"):
-            self.network = self.task.make_network()
+            self.network = self._make_network()
         self.checkpointing = any(
             getattr(m, "grad_checkpointing", 0) for m in self.network.modules()
         )
         self.sizes = sizes_of(self.task, self.network, self.precision, recipe.has_average)
         self.measure = cache(self._measure)
 
+    def _make_network(self) -> nn.Module:
+        """The network as it is trained, with low-rank updates if the recipe has them."""
+        network = self.task.make_network()
+        if self.task.lora is not None:
+            adapt(network, self.task.lora)
+        return network
+
     def _measure(self, batch: int, checkpointing: bool) -> StepMemory:
         return measure_step(
-            self.task.make_network,
+            self._make_network,
             self.recipe.image_size(),
             batch,
             precision=self.precision,
