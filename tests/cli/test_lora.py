@@ -9,6 +9,7 @@ import torch
 from src.cli import build, main
 from src.cli.commands.export import load
 from src.errors import UserError
+from src.hub import Pretrained
 from src.models import InternImage, InternImageBackbone
 from src.models.internimage.composite import CBInternImageBackbone
 from src.models.layers.low_rank import merge_low_rank
@@ -54,6 +55,9 @@ def test_factors_are_trained_and_merged_on_export(task: str) -> None:
     assert merged.keys() == before.keys()
     expected = before[f"{adapted}weight"] + state[f"{factor}up"] @ state[f"{factor}down"]
     torch.testing.assert_close(merged[f"{adapted}weight"], expected)
+
+    from_run = Pretrained.from_pretrained(checkpoint).network.state_dict()
+    assert all(torch.equal(value, merged[name]) for name, value in from_run.items())
 
     # The checkpoint is also a source of weights for a network without factors.
     load_official(network, checkpoint)
