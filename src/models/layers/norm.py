@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 
 from src.models.layers.precision import autocast_dtype, without_autocast
 
@@ -32,10 +36,62 @@ class LayerNorm(nn.LayerNorm):
         if device_type != "cpu" or weight.dtype != torch.float32:
             # Only the CPU's kernel takes float32 parameters beside 16-bit values.
             weight, bias = weight.to(dtype), bias.to(dtype)
+        is_eager = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        if device_type == "cpu" and dtype != torch.float32 and is_eager:
+            out: Tensor = _CpuNorm.apply(x.to(dtype), weight, bias, self.eps)
+            return out
         with without_autocast(device_type):
             return torch.native_layer_norm(
                 x.to(dtype), self.normalized_shape, weight, bias, self.eps
             )[0]
+
+
+class _CpuNorm(Function):
+    """PyTorch's kernel, and a backward pass that sums in float32.
+
+    PyTorch's backward kernel on the CPU adds up the gradients of weight and bias in the dtype of
+    the input. A sum of 16-bit numbers stops growing after a few hundred rows.
+    """
+
+    CHUNK = 2**16
+    """Values that are float32 at a time; few enough for the cache."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        with without_autocast("cpu"):
+            out, mean, scale = torch.native_layer_norm(x, weight.shape, weight, bias, eps)
+        ctx.save_for_backward(x, weight, bias, mean, scale)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, bias, mean, scale = ctx.saved_tensors
+        needed = ctx.needs_input_grad[:3]
+        channels = weight.numel()
+        grad_x = torch.empty_like(x, memory_format=torch.contiguous_format)
+        rows = [t.reshape(-1, channels) for t in (grad_x, grad, x)]
+        rows += [t.reshape(-1, 1).float() for t in (mean, scale)]
+        sums = [torch.zeros_like(t, dtype=torch.float32) for t in (weight, bias)]
+        size = max(1, _CpuNorm.CHUNK // channels)
+        for out, *chunk in zip(*(t.split(size) for t in rows), strict=True):
+            g, values, *statistics = chunk
+            some, *parts = torch.ops.aten.native_layer_norm_backward(
+                g.float(),
+                values.float(),
+                weight.shape,
+                *statistics,
+                weight.float(),
+                bias.float(),
+                needed,
+            )
+            if needed[0]:
+                out.copy_(some)
+            for total, part, is_needed in zip(sums, parts, needed[1:], strict=True):
+                if is_needed:
+                    total += part
+        grads = (grad_x, *(t.to(weight.dtype) for t in sums))
+        return *(g if n else None for g, n in zip(grads, needed, strict=True)), None
 
 
 def set_float32_norms(network: nn.Module, enable: bool = True) -> None:

@@ -43,6 +43,20 @@ def test_writes_16_bits_and_computes_in_32(norm):
     assert norm.weight.grad.dtype == torch.float32
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_gradients_of_many_rows_are_summed_in_32_bits(norm, dtype):
+    x = torch.randn(3, 20_000, 32).to(dtype).requires_grad_()
+    upstream = (0.1 + torch.randn_like(x)).to(dtype)
+    with torch.autocast("cpu", dtype):
+        norm(x).backward(upstream)
+    leaves = [t.detach().double().requires_grad_() for t in (x, norm.weight, norm.bias)]
+    exact = torch.nn.functional.layer_norm(leaves[0], (32,), *leaves[1:], norm.eps)
+    exact.backward(upstream.double())
+    for got, leaf in zip((x, norm.weight, norm.bias), leaves, strict=True):
+        error = (got.grad.double() - leaf.grad).norm() / leaf.grad.norm()
+        assert error < 5e-3
+
+
 @pytest.mark.parametrize(("kept", "dtype"), [(False, torch.bfloat16), (True, torch.float32)])
 def test_float32_output_can_be_kept(kept, dtype):
     network = InternImage(5, channels=8, depths=[1, 1], groups=[1, 2], float32_norms=kept).eval()
