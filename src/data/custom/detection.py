@@ -173,4 +173,5 @@ def _selected(content: dict[str, list[Any]], kept: set[ImageId]) -> dict[str, li
 
 
 def _without_objects(names: list[str], counts: NDArray[np.int64]) -> str:
-    return ", ".join(name for name, count in zip(names, counts, strict=True) if not count)
+    absent = [name for name, count in zip(names, counts, strict=True) if not count]
+    return ", ".join(absent[:10]) + (f" and {len(absent) - 10} more" if absent[10:] else "")

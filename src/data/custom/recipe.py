@@ -56,6 +56,11 @@ RECIPES = {
 """
 
 _FOLDERS = {"boxes": "detection"}  # of configs/; others have the name of the task
+_NETWORKS = {
+    "MaskRCNN": "Mask R-CNN",
+    "CascadeMaskRCNN": "Cascade Mask R-CNN",
+    "Segmentor": "UPerNet",
+}  # names of classes for the user
 _BATCH = {"classification": 16, "detection": 4, "boxes": 4, "segmentation": 8}
 _STEPS = {True: 600, False: 400}  # from scratch or not; a target for any number of images
 _SLOW = {"boxes": 2}  # a DINO decoder needs more steps from scratch
@@ -127,7 +132,8 @@ def write(
     files.write_text(folder / path.name, comment + text)
     head = recipe["model"]["init_args"]["network"]["class_path"].rpartition(".")[2]
     network = f"InternImage-{args.network.upper()}"
-    network = network if task == "classification" else f"{head} with {network}"
+    if task != "classification":
+        network = f"{_NETWORKS.get(head, head)} with {network}"
     print(f"Recipe:  {path}: {network}, {start}")
     print(f"         {facts[0]} epochs, batches of {facts[1]}")
     if not weights:
@@ -198,6 +204,7 @@ def _adapt_schedule(
         model.pop(key, None)
     if task == "classification":  # mixup needs long training
         model |= {"mixup_alpha": 0.0, "cutmix_alpha": 0.0}
+        model.pop("mixup_prob", None)  # without effect now
     if weights is not None:
         model["weights"] = weights
         network = model["network"]["init_args"]

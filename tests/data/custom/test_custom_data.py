@@ -387,3 +387,5 @@ def test_a_recipe_exists_for_every_size_of_network(task):
         assert model.get("weights") == weights
         assert model["reference_batch_size"] == data["batch_size"] <= 24
         assert 10 < recipe["trainer"]["max_epochs"] <= 200
+        assert model.get("mixup_alpha", 0.0) == 0.0
+        assert "mixup_prob" not in model  # it would have no effect

@@ -64,7 +64,7 @@ def test_polygons_become_a_recipe_of_mask_rcnn(dataset, tmp_path, capsys):
         path.write_text(POLYGON.format(label=0))
     assert prepare(dataset, tmp_path / "out") == 0
     text = capsys.readouterr().out
-    assert "MaskRCNN with InternImage-NANO" in text
+    assert "Mask R-CNN with InternImage-NANO" in text
     assert "no training annotation of dog" in text
     annotation = read(tmp_path / "out", "val")["annotations"][0]
     assert annotation["segmentation"] == [[16.0, 12.0, 48.0, 12.0, 48.0, 36.0]]
