@@ -1,7 +1,8 @@
-"""Compare the speed of ONNX Runtime and PyTorch with the compiled operator on the CPU.
+"""Compare ONNX Runtime with PyTorch and its compiled operator on the CPU, from image to result.
 
-``python benchmarks/export_cpu.py`` exports each network with random weights, compares the outputs,
-times both alternately and writes ``results/export_cpu.{json,md}``.
+``python benchmarks/export_cpu.py --images FOLDER`` exports each network with random weights,
+compares its results on the images of a folder (random images without one), times both in turn with
+one and two threads, and writes ``results/export_cpu.{json,md}``.
 """
 
 from __future__ import annotations
@@ -12,117 +13,235 @@ import platform
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+import onnx
 import onnxruntime
 import torch
-from torch import nn
+from PIL import Image
+from torch import Tensor, nn
 
 from src import files
-from src.export.compare import differences, runner
-from src.export.files import trace, write_onnx
-from src.export.graphs import graphs_of
-from src.models.detection import MaskRCNN
-from src.models.internimage.backbone import InternImageBackbone
-from src.models.internimage.classifier import InternImage
+from src.export.check import Example, ResultFile, compare
+from src.export.description import Description
+from src.export.package import Form, write
+from src.models import (
+    CBDINO,
+    DINO,
+    CascadeMaskRCNN,
+    InternImage,
+    InternImageBackbone,
+    Mask2Former,
+    Mask2FormerHead,
+    MaskRCNN,
+    Segmentor,
+)
+from src.models import CBInternImageBackbone as CompositeBackbone
+from src.models.detection import Detector
+from src.models.detection.rcnn.box_head import BoxHead
 from src.models.internimage.dcnv3 import DCNv3
-from src.models.segmentation import Segmentor
+from src.models.layers.deformable_attention import MultiScaleDeformableAttention
 from src.models.segmentation.fcn import FCNHead
 from src.models.segmentation.upernet import UPerHead
 
 RESULTS = Path(__file__).parent / "results"
+MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 NANO = {"channels": 32, "depths": (1, 1, 3, 1), "groups": (2, 4, 8, 16)}
-NETWORKS = {
-    "InternImage-T, 1000 classes": (InternImage, (224, 224)),
-    "InternImage-nano, 1000 classes": (partial(InternImage, **NANO), (224, 224)),
-    "UPerNet-nano, 150 classes": (
+nano = partial(InternImageBackbone, **NANO)
+coarse = partial(nano, out_indices=(1, 2, 3))
+QUERIES = {"channels": 64, "hidden_channels": 256, "encoder_layers": 2, "decoder_layers": 2}
+HEAD = partial(
+    Mask2FormerHead,
+    channels=64,
+    num_queries=50,
+    heads=8,
+    encoder_layers=2,
+    decoder_layers=3,
+    encoder_hidden=128,
+    decoder_hidden=128,
+)
+HEADS = {"channels": 64, "fc_channels": 256}
+IMAGENET = {"image_size": 224}
+ADE = {"eval_scale": [2048, 512], "size_divisor": 32}
+COCO = {"image_scale": [640, 480]}
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], str, int, dict]] = {
+    "InternImage-T": (InternImage, "classification", 1000, IMAGENET),
+    "InternImage-nano": (partial(InternImage, **NANO), "classification", 1000, IMAGENET),
+    "UPerNet-T": (Segmentor, "segmentation", 150, ADE),
+    "UPerNet-nano": (
         partial(
-            Segmentor,
-            150,
-            partial(InternImageBackbone, **NANO),
-            partial(UPerHead, channels=64),
-            partial(FCNHead, channels=32),
+            Segmentor, 150, nano, partial(UPerHead, channels=64), partial(FCNHead, channels=32)
         ),
-        (256, 256),
+        "segmentation",
+        150,
+        ADE,
     ),
-    "Mask R-CNN-nano, backbone": (
-        partial(MaskRCNN, 80, partial(InternImageBackbone, **NANO), channels=64, fc_channels=256),
-        (384, 512),
+    "Mask2Former-nano": (partial(Mask2Former, 150, nano, HEAD), "segmentation", 150, ADE),
+    "Mask R-CNN-T": (MaskRCNN, "detection", 80, COCO),
+    "Mask R-CNN-nano": (partial(MaskRCNN, 80, nano, **HEADS), "detection", 80, COCO),
+    "Cascade Mask R-CNN-nano": (
+        partial(CascadeMaskRCNN, 80, nano, **HEADS),
+        "detection",
+        80,
+        COCO,
+    ),
+    "DINO-nano": (partial(DINO, 80, coarse, **QUERIES), "detection", 80, COCO),
+    "CB-DINO-nano": (
+        partial(CBDINO, 80, partial(CompositeBackbone, coarse), **QUERIES),
+        "detection",
+        80,
+        COCO,
     ),
 }
 
 
-def with_random_offsets(network: nn.Module) -> nn.Module:
-    """Randomise offsets, so that sampling is irregular as in a trained network."""
+def randomise(network: nn.Module) -> nn.Module:
+    """Random offsets, so that sampling is irregular as in a trained network, and varied scores."""
     for module in network.modules():
         if isinstance(module, DCNv3):
             nn.init.normal_(module.offset.weight, std=0.05)
             nn.init.normal_(module.mask.weight, std=0.05)
+        elif isinstance(module, MultiScaleDeformableAttention):
+            nn.init.normal_(module.sampling_offsets.weight, std=0.05)
+            nn.init.normal_(module.attention_weights.weight, std=0.05)
+        elif isinstance(module, BoxHead):
+            nn.init.normal_(module.fc_cls.weight, std=0.5)
+            nn.init.normal_(module.fc_reg.weight, std=0.05)
     return network.eval()
 
 
-def measure(make, size: tuple[int, int], rounds: int, threads: int) -> dict[str, float]:
+def prepare(path: Path | None, number: int, settings: dict, divisor: int) -> Example:
+    """An image of a file, or a random one, resized with Pillow and normalised."""
+    if path is None:
+        small = np.random.default_rng(number).integers(0, 256, (60, 80, 3), np.uint8)
+        image = Image.fromarray(small).resize((640, 480), Image.Resampling.BICUBIC)
+    else:
+        image = Image.open(path).convert("RGB")
+    if "image_size" in settings:
+        size = (settings["image_size"],) * 2
+    else:
+        scale = settings.get("image_scale") or settings["eval_scale"]
+        factor = min(max(scale) / max(image.size), min(scale) / min(image.size))
+        step = settings.get("size_divisor", 1)
+        size = tuple(-(-int(side * factor + 0.5) // step) * step for side in image.size)
+    pixels = np.asarray(image.resize(size)) / 255
+    tensor = torch.from_numpy((pixels - MEAN) / STD).float().permute(2, 0, 1)[None]
+    height, width = tensor.shape[2:]
+    padded = nn.functional.pad(tensor, (0, -width % divisor, 0, -height % divisor))
+    return Example(torch.zeros(height, width, 3, dtype=torch.uint8), padded, (height, width))
+
+
+@torch.inference_mode()
+def predict(network: nn.Module, example: Example) -> Tensor | list:
+    """What a user of PyTorch computes."""
+    if isinstance(network, Detector):
+        return network.detect(example.prepared, [example.size])
+    output = network(example.prepared)
+    if isinstance(output, dict):
+        return output["out"].softmax(dim=1).max(dim=1)
+    return output.softmax(dim=1)
+
+
+def measure(name: str, paths: list[Path], rounds: int, compared: int) -> dict:
+    make, task, classes, settings = NETWORKS[name]
     torch.manual_seed(0)
-    graph = graphs_of(with_random_offsets(make()))[0]
-    inputs = {"image": torch.randn(1, 3, *size)}
+    network = randomise(make())
+    description = Description(
+        task, [str(i) for i in range(classes)], {**settings, "mean": MEAN, "std": STD}
+    )
     with tempfile.TemporaryDirectory() as folder:
-        run = runner(write_onnx(graph, trace(graph), Path(folder)), threads)
-        found = differences(graph, run, inputs)
-        times: dict[str, list[float]] = {"PyTorch": [], "ONNX Runtime": []}
-        for _ in range(rounds):
-            for name, call in (("PyTorch", graph.module), ("ONNX Runtime", run)):
-                start = time.perf_counter()
-                with torch.inference_mode():
-                    call(**inputs) if name == "PyTorch" else call(inputs)
-                times[name].append(time.perf_counter() - start)
-    medians = {name: 1e3 * statistics.median(values[1:]) for name, values in times.items()}
-    return medians | {"difference": max(v for n, v in found.items() if n != "label_map")}
+        form = Form(preprocessing="outside", masks="image")
+        written = write(network, description, Path(folder), ["onnx"], form)
+        path, divisor = written.paths[0], getattr(written.result, "divisor", 1)
+        examples = [
+            prepare(paths[i] if paths else None, i, settings, divisor)
+            for i in range(min(compared, len(paths)) if paths else compared)
+        ]
+        worst: dict[str, float] = {}
+        file = ResultFile(path, inside=False)
+        for example in examples:
+            for key, value in compare(network, written.result, example, file(example)).items():
+                worst[key] = max(worst.get(key, 0.0), value)
+        worst.pop("prepared")
+        operators = {node.op_type for node in onnx.load(path).graph.node}
+        row = {
+            "megabytes": path.stat().st_size / 1e6,
+            "size": list(examples[0].prepared.shape[2:]),
+            "images": len(examples),
+            "differences": worst,
+            "grid_sample": "GridSample" in operators,
+        }
+        for threads in (1, 2):
+            file = ResultFile(path, inside=False, threads=threads)
+            torch.set_num_threads(threads)
+            row[str(threads)] = times(
+                {"PyTorch": partial(predict, network), "ONNX Runtime": file}, examples[0], rounds
+            )
+    return row
+
+
+def times(calls: dict[str, Callable], example: Example, rounds: int) -> dict[str, float]:
+    """Median time of each function in milliseconds, in turn, without the first round."""
+    found: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds + 1):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call(example)
+            found[name].append(time.perf_counter() - start)
+    return {name: 1e3 * statistics.median(values[1:]) for name, values in found.items()}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--rounds", type=int, default=6, help="number of rounds, including one for warm-up"
-    )
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    add = parser.add_argument
+    add("--images", type=Path, help="folder of images to compare results on")
+    add("--compared", type=int, default=5, help="number of images to compare (%(default)s)")
+    add("--rounds", type=int, default=5, help="timed rounds (%(default)s)")
+    add("--only", nargs="+", choices=tuple(NETWORKS), default=list(NETWORKS), help="networks")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    rows = {
-        name: measure(make, size, args.rounds, args.threads) | {"size": list(size)}
-        for name, (make, size) in NETWORKS.items()
-    }
-    machine = {
-        "processor": _processor(),
-        "threads": args.threads,
-        "torch": torch.__version__,
-        "onnxruntime": onnxruntime.__version__,
-    }
-    RESULTS.mkdir(exist_ok=True)
-    content = {"machine": machine, "rows": rows}
-    files.write_text(RESULTS / "export_cpu.json", json.dumps(content, indent=1) + "\n")
-    files.write_text(RESULTS / "export_cpu.md", table(machine, rows))
-    print(table(machine, rows))
+    paths = sorted(args.images.rglob("*.jpg")) if args.images else []
+    target = RESULTS / "export_cpu.json"
+    rows = json.loads(target.read_text())["rows"] if target.exists() else {}
+    for name in args.only:
+        rows[name] = measure(name, paths, args.rounds, args.compared)
+        machine = {
+            "processor": _processor(),
+            "torch": torch.__version__,
+            "onnxruntime": onnxruntime.__version__,
+        }
+        ordered = {key: rows[key] for key in NETWORKS if key in rows}
+        content = {"machine": machine, "rows": ordered}
+        files.write_text(target, json.dumps(content, indent=1) + "\n")
+        files.write_text(RESULTS / "export_cpu.md", table(machine, ordered))
+        print(name, rows[name], flush=True)
 
 
 def table(machine: dict, rows: dict) -> str:
     lines = [
         "# ONNX Runtime against PyTorch on the CPU",
         "",
-        "One image, median in milliseconds. PyTorch uses the compiled operator, ONNX Runtime "
-        "GridSample. Random weights and offsets.",
+        "From a prepared image to the result (boxes with masks of the image, label maps, "
+        "probabilities), one image, median in milliseconds, in turn. PyTorch uses the compiled "
+        "operator, ONNX Runtime the default file (`--dcn deformconv`). Random weights.",
+        "Differences are the largest of all compared images: boxes in pixels, label maps and masks "
+        "as fractions of pixels, `unmatched` as a fraction of detections.",
         "",
         ", ".join(f"{name} {value}" for name, value in machine.items()),
         "",
-        "| network | size | PyTorch | ONNX Runtime | ratio | largest difference |",
-        "| --- | --- | ---: | ---: | ---: | ---: |",
+        "| network | MB | size | 1 thread: PyTorch | ONNX Runtime | ratio | 2 threads: PyTorch | "
+        "ONNX Runtime | ratio | images | differences |",
+        "| --- | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
     ]
     for name, row in rows.items():
-        ratio = row["ONNX Runtime"] / row["PyTorch"]
-        lines.append(
-            f"| {name} | {row['size'][0]} x {row['size'][1]} | {row['PyTorch']:.1f} | "
-            f"{row['ONNX Runtime']:.1f} | {ratio:.2f} | {row['difference']:.1e} |"
-        )
+        cells = [name, f"{row['megabytes']:.0f}", "{} x {}".format(*row["size"])]
+        for threads in ("1", "2"):
+            torch_time, onnx_time = row[threads]["PyTorch"], row[threads]["ONNX Runtime"]
+            cells += [f"{torch_time:.1f}", f"{onnx_time:.1f}", f"{onnx_time / torch_time:.2f}"]
+        found = ", ".join(f"{key} {value:.1e}" for key, value in row["differences"].items())
+        lines.append("| " + " | ".join([*cells, str(row["images"]), found]) + " |")
     return "\n".join(lines) + "\n"
 
 

@@ -37,6 +37,7 @@ TOOLS = {
     "consolidate": "src.cli.commands.consolidate",
     "plan": "src.cli.commands.plan",
     "benchmark": "src.cli.commands.benchmark",
+    "demo": "src.cli.commands.demo",
 }
 _OVERVIEW = """\
 InternImage on PyTorch Lightning. Commands of python -m src:
@@ -48,6 +49,7 @@ InternImage on PyTorch Lightning. Commands of python -m src:
   prepare      check and split your data  prepare from-folder photos   (or: prepare toy)
   verify       check a dataset            verify imagenet --root data/imagenet
   export       ONNX, torch.export, hub    export --config X.yaml --ckpt_path best --check FOLDER
+  demo         try it in the browser      demo --model exported/X/model.onnx
   profile      parameters, MACs, memory   profile --model internimage_t
   plan         memory on several GPUs     plan --config X.yaml --gpus 8 --memory 80GB
   benchmark    images/s, latency, memory  benchmark --config X.yaml --trainer.precision bf16-mixed

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,12 @@ from torch.export import ExportedProgram
 
 from src import files
 from src.errors import UserError
+from src.export.description import Description
 from src.models.graphs import Graph
 
 OPSETS = {"deformconv": 20, "gridsample": 18, "gather": 18}
 """Form of DCNv3 in an ONNX file, see ``operators/``, and the opset that it needs."""
+RESULT_FILE = "model.onnx"
 STANDARD_DOMAINS = ("", "ai.onnx")
 _LARGEST_SINGLE_FILE = 1_900_000_000  # bytes; protobuf ends at 2 GiB
 _INSTALL = 'pip install -c constraints.txt -e ".[export]"'
@@ -98,6 +100,48 @@ def write_onnx(
 ) -> Path:
     """Write ``<name>.onnx``; see `to_onnx` and `save_onnx`."""
     return save_onnx(to_onnx(graph, program, dcn), folder / f"{graph.name}.onnx")
+
+
+def write_result(
+    graphs: Sequence[Graph],
+    programs: Sequence[ExportedProgram],
+    folder: Path,
+    description: Description,
+    *,
+    dcn: str = "deformconv",
+    inside: bool = True,
+    masks: str = "box",
+) -> Path:
+    """Write ``model.onnx``: a whole network from image to result.
+
+    Args:
+        graphs: Graphs of the network.
+        programs: The `trace` of each graph.
+        folder: Where to write.
+        description: What the metadata of the file say.
+        dcn: Form of DCNv3, one of `OPSETS`.
+        inside: Whether preprocessing is part of the file.
+        masks: See `src.export.results.assemble`.
+
+    Returns:
+        The file.
+    """
+    parts = {
+        graph.name: to_onnx(graph, program, dcn)
+        for graph, program in zip(graphs, programs, strict=True)
+    }
+    from src.export.results import assemble
+
+    settings = description.preprocessing if inside else None
+    model = assemble(
+        graphs,
+        {name: part.model for name, part in parts.items()},
+        len(description.class_names),
+        settings,
+        masks,
+    )
+    model.metadata_props.update(description.metadata(inside))
+    return save_onnx(parts[graphs[0].name], folder / RESULT_FILE)
 
 
 def write_program(graph: Graph, program: ExportedProgram, folder: Path) -> Path:

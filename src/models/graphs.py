@@ -37,6 +37,7 @@ class Graph:
         selections: Outputs with selected indices, which may differ where scores nearly tie, each
             with the output that contains the scores. The module also accepts a selection as an
             argument.
+        result: What the first graph of a network, together with the others, leads to.
     """
 
     name: str
@@ -47,6 +48,59 @@ class Graph:
     meanings: Mapping[str, str] = field(default_factory=dict)
     integer_outputs: Mapping[str, str] = field(default_factory=dict)
     selections: Mapping[str, str] = field(default_factory=dict)
+    result: Result | None = None
+
+
+@dataclass(frozen=True)
+class ClassResult:
+    """Result of a classifier: the probability of every class."""
+
+
+@dataclass(frozen=True)
+class LabelMapResult:
+    """Result of a segmentor: the best class of every pixel and its probability."""
+
+
+@dataclass(frozen=True)
+class QueryResult:
+    """Result of DINO: the best pairs of query and class.
+
+    Attributes:
+        max_detections: Number of detections of an image.
+    """
+
+    max_detections: int
+
+
+@dataclass(frozen=True)
+class RegionResult:
+    """Result of a two-stage detector: detections with masks.
+
+    Attributes:
+        pre_nms_top_n: Boxes per level before NMS of the proposals.
+        post_nms_top_n: Proposals of an image.
+        proposal_iou: IoU above which NMS removes a proposal.
+        stds: Scale of the box offsets of each stage, see `BoxCoder`.
+        score: Probability that a detection must exceed.
+        nms_iou: IoU above which NMS removes the lower-scoring box of a class.
+        max_detections: Number of detections of an image.
+        mask_threshold: Minimum probability of the pixels of a mask.
+        divisor: Images are padded to a multiple of this many pixels.
+    """
+
+    pre_nms_top_n: int
+    post_nms_top_n: int
+    proposal_iou: float
+    stds: tuple[tuple[float, ...], ...]
+    score: float
+    nms_iou: float
+    max_detections: int
+    mask_threshold: float
+    divisor: int
+
+
+Result = ClassResult | LabelMapResult | QueryResult | RegionResult
+"""What a network predicts in the end; `Graph.result` of its first graph."""
 
 
 def image_graph(
@@ -58,6 +112,7 @@ def image_graph(
     size: Size = (96, 128),
     integer_outputs: Mapping[str, str] | None = None,
     selections: Mapping[str, str] | None = None,
+    result: Result | None = None,
 ) -> Graph:
     """Graph whose only input is ``image``, ``(N, 3, H, W)``.
 
@@ -69,6 +124,7 @@ def image_graph(
         size: Height and width of the example.
         integer_outputs: See `Graph`.
         selections: See `Graph`.
+        result: See `Graph`.
     """
     return Graph(
         name,
@@ -79,6 +135,7 @@ def image_graph(
         {"image": "prepared RGB images, float32", **outputs},
         integer_outputs or {},
         selections or {},
+        result,
     )
 
 

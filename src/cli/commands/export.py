@@ -9,20 +9,23 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from src import files
 from src.cli.checkpoints import resolve_checkpoint, with_settings_of_run
+from src.decoding import decode
 from src.errors import UserError
-from src.export.card import card
-from src.export.compare import TOLERANCE, differences, runner
-from src.export.files import OPSETS, WRITERS, trace, write_onnx
-from src.export.graphs import Graph, graphs_of
+from src.export.check import Example, ResultFile, compare
+from src.export.compare import Differences, differences, runner
+from src.export.description import Description
+from src.export.files import OPSETS, WRITERS
+from src.export.package import Form, Written, write
 from src.hub import Pretrained, load_checkpoint, preprocessing_of, task_of
 from src.models.layers.low_rank import merge_low_rank
 
@@ -47,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments after ``export``.
 
     Returns:
-        0; 1 if a check found a difference above 1e-4.
+        0; 1 if a check found differences that rounding does not explain.
     """
     argv = with_settings_of_run(["export", *(sys.argv[1:] if argv is None else argv)])[1:]
     args, recipe = _parser().parse_known_args(argv)
@@ -62,16 +65,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError("--check needs onnx, pt2 or aoti; add one of them to --format.")
     model, data = load(recipe, args.ckpt_path)
     out = Path(args.out or Path("exported") / model.name)
-    written, worst = export(model.pretrained, out, args.format, args.check, data, args.dcn)
+    form = Form(args.dcn, args.outputs, args.preprocessing, args.masks, args.precision)
+    written, passed = export(model.pretrained, out, args.format, args.check, data, form)
     for path in written:
         print(f"Wrote:   {path} ({path.stat().st_size / 1e6:.1f} MB)")
     if args.push:
         print(f"Hub:     {model.pretrained.push_to_hub(args.push)}")
-    if worst is not None:
-        passed = worst <= TOLERANCE
-        print(f"Check:   largest difference {worst:.1e} ({'within' if passed else 'ABOVE'} 1e-4)")
-        return 0 if passed else 1
-    return 0
+    if passed is not None:
+        print(f"Check:   {'passed' if passed else 'FAILED: see the outputs marked ABOVE'}")
+    return 1 if passed is False else 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -101,6 +103,34 @@ def _parser() -> argparse.ArgumentParser:
         help="form of DCNv3 in ONNX files; deformconv: DeformConv (opset 20), for ONNX Runtime and "
         "TensorRT; gridsample: GridSample (opset 18), for OpenVINO; gather: basic operators (opset "
         "18), for everything else (%(default)s)",
+    )
+    add(
+        "--outputs",
+        choices=("result", "raw"),
+        default="result",
+        help="of ONNX files; result: one file from image to result; raw: what the network computes,"
+        " several files for Mask R-CNN (%(default)s)",
+    )
+    add(
+        "--preprocessing",
+        choices=("inside", "outside"),
+        default="inside",
+        help="inside: the ONNX file takes 8-bit images of any size; outside: prepared images "
+        "(%(default)s)",
+    )
+    add(
+        "--masks",
+        choices=("box", "image"),
+        default="box",
+        help="masks of detections in ONNX files; box: 28 x 28 probabilities in each box; image: "
+        "masks of the size of the image (%(default)s)",
+    )
+    add(
+        "--precision",
+        nargs="+",
+        choices=("float32", "float16", "int8"),
+        default=["float32"],
+        help="further ONNX files; float16: matrix products and convolutions; int8: linear layers",
     )
     add("--check", type=Path, metavar="FOLDER", help="compare with PyTorch on these images")
     add("--push", metavar="USER/NAME", help="upload the safetensors folder to the hub")
@@ -161,8 +191,8 @@ def export(
     formats: Sequence[str],
     check: Path | None = None,
     data: Any = None,
-    dcn: str = "deformconv",
-) -> tuple[list[Path], float | None]:
+    form: Form | None = None,
+) -> tuple[list[Path], bool | None]:
     """Export a network and optionally check the files.
 
     Args:
@@ -171,69 +201,66 @@ def export(
         formats: Any of `FORMATS`.
         check: Folder of images to compare the files with PyTorch on.
         data: Data module that preprocesses these images.
-        dcn: Form of DCNv3 in ONNX files, one of `OPSETS`.
+        form: Form of ONNX files; default is `Form`.
 
     Returns:
-        The written files, and the largest difference if ``check`` was given.
+        The written files, and whether they passed if ``check`` was given.
     """
+    form = form or Form()
     names: list[str] = []
-    pairs: list[tuple[Graph, Path]] = []
+    written = None
     with files.whole_folder(out, last=["EXPORT.md"]) as folder:
         if "safetensors" in formats:
             model.save_pretrained(folder)
             names += ["model.safetensors", "config.json"]
-        written = [name for name in WRITERS if name in formats]
-        if written:
-            pairs = _write_graphs(model, folder, written, dcn)
-    pairs = [(graph, out / path.name) for graph, path in pairs]
-    names += [path.name for _, path in pairs] + (["EXPORT.md"] if pairs else [])
-    worst = _check(model.network, pairs, check, data) if check and pairs else None
-    return [out / name for name in names], worst
+        chosen = [name for name in WRITERS if name in formats]
+        if chosen:
+            description = Description(model.task, model.class_names, model.preprocessing)
+            written = write(model.network, description, folder, chosen, form)
+            names += [path.name for path in written.paths] + ["EXPORT.md"]
+    passed = None
+    if check and written is not None:
+        passed = _check(model.network, written.moved_to(out), check, data, form)
+    return [out / name for name in names], passed
 
 
-def _write_graphs(
-    model: Pretrained, folder: Path, formats: Sequence[str], dcn: str
-) -> list[tuple[Graph, Path]]:
-    """Write every graph in every format, and ``EXPORT.md``."""
-    graphs = graphs_of(model.network)
-    pairs: list[tuple[Graph, Path]] = []
-    for graph in graphs:
-        program = trace(graph)
-        for name in formats:
-            writer = partial(write_onnx, dcn=dcn) if name == "onnx" else WRITERS[name]
-            pairs.append((graph, writer(graph, program, folder)))
-    paths = [path for _, path in pairs]
-    text = card(graphs, paths, model.class_names, model.preprocessing, model.task)
-    files.write_text(folder / "EXPORT.md", text)
-    return pairs
-
-
-def _check(
-    network: nn.Module, pairs: Sequence[tuple[Graph, Path]], images: Path, data: Any
-) -> float:
+def _check(network: nn.Module, written: Written, images: Path, data: Any, form: Form) -> bool:
+    """Run the files on images and print the differences from PyTorch."""
     data.predict_dir, data.num_workers = str(images), 0
     data.setup("predict")
-    runners = [(graph, path, runner(path)) for graph, path in pairs]
-    worst: dict[tuple[str, str], float] = {}
-    shares: dict[tuple[str, str], str] = {}  # of outputs that do not fail the check
+    graphs = [(graph, path, runner(path)) for graph, path in written.graphs]
+    results = [(path, ResultFile(path, form.inside)) for path in written.results]
+    found = Differences()
     count = 0
     for loaded in data.predict_dataloader():
         batch = data.normalise(loaded)
         count += len(batch["path"])
-        for inputs in _inputs(network, batch):
-            for graph, path, run in runners:
+        for inputs in _inputs(network, batch) if graphs else ():
+            for graph, path, run in graphs:
                 graph_inputs = {name: inputs[name] for name in graph.inputs if name in inputs}
-                if len(graph_inputs) < len(graph.inputs):
-                    continue
-                for output, value in differences(graph, run, graph_inputs).items():
-                    key = (path.name, output)
-                    worst[key] = max(worst.get(key, 0.0), value)
-                    if output in graph.integer_outputs:
-                        shares[key] = f" of the {graph.integer_outputs[output]}"
+                if len(graph_inputs) == len(graph.inputs):
+                    found.add(path, differences(graph, run, graph_inputs), graph.integer_outputs)
+        if written.result is None or not results:
+            continue
+        divisor = getattr(written.result, "divisor", 1)
+        for example in _examples(batch, getattr(data, "upright", False), divisor):
+            for path, file in results:
+                found.add(path, compare(network, written.result, example, file(example)))
     print(f"Largest difference from PyTorch over {count} images:")
-    for key, value in worst.items():
-        print(f"  {key[0]:<18} {key[1]:<15} {value:.1e}{shares.get(key, '')}")
-    return max(value for key, value in worst.items() if key not in shares)
+    print(found.table())
+    return found.passed
+
+
+def _examples(batch: Any, upright: bool, divisor: int) -> Iterator[Example]:
+    """Every image of a batch, as its file and as the recipe prepares it, padded to ``divisor``."""
+    for i, path in enumerate(batch["path"]):
+        image = batch["views"][i][0] if "views" in batch else batch["image"][i]
+        size = batch["size"][i] if "original_size" in batch else image.shape[1:]
+        height, width = int(size[0]), int(size[1])
+        padding = (0, -width % divisor, 0, -height % divisor)
+        padded = functional.pad(image[:, :height, :width], padding)[None]
+        pixels = numpy.array(decode(path, upright=upright))
+        yield Example(torch.from_numpy(pixels), padded, (height, width))
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from src.models.graphs import Graph, image_graph
+from src.models.graphs import ClassResult, Graph, image_graph
 
 
 class ExportedClassifier(nn.Module):
@@ -31,4 +31,4 @@ def classifier_graph(network: nn.Module, sides: Mapping[int, Any]) -> Graph:
         sides: Dynamic axes of the images, see `image_graph`.
     """
     outputs = {"logits": "scores before the softmax", "probabilities": "softmax of the logits"}
-    return image_graph("model", ExportedClassifier(network), outputs, sides)
+    return image_graph("model", ExportedClassifier(network), outputs, sides, result=ClassResult())

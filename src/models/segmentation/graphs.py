@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from src.models.graphs import Graph, free_sides, image_graph
+from src.models.graphs import Graph, LabelMapResult, free_sides, image_graph
 
 
 class ExportedSegmentor(nn.Module):
@@ -34,4 +34,5 @@ def segmentor_graph(network: nn.Module, logits: str) -> Graph:
         outputs,
         free_sides(),
         integer_outputs={"label_map": "pixels"},
+        result=LabelMapResult(),
     )

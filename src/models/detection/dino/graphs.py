@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from src.models.detection.detector import Detector
 from src.models.detection.dino.head import DINOHead
 from src.models.detection.dino.padding import no_padding
-from src.models.graphs import Graph, free_sides, image_graph
+from src.models.graphs import Graph, QueryResult, free_sides, image_graph
 
 SMALLEST_SIDE = 65
 """The last feature map is half as large as that of other networks, see `free_sides`."""
@@ -72,4 +72,5 @@ def dino_graph(network: Detector) -> Graph:
         # Two pixels whose scores differ by less than rounding may change places, and with them the
         # learned content of their queries.
         selections={"proposals": "proposal_scores"},
+        result=QueryResult(cast("DINOHead", network.bbox_head).max_detections),
     )

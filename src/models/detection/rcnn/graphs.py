@@ -23,8 +23,8 @@ from src.models.detection.rcnn.box_head import BOX_ROI_SIDE, BoxHead
 from src.models.detection.rcnn.mask_head import MASK_ROI_SIDE, MaskHead, masks_of_class
 from src.models.detection.rcnn.roi_align import STRIDES, boxes_with_image, pyramid_level
 from src.models.detection.rcnn.roi_head import RoIHead
-from src.models.detection.rcnn.rpn import RPNHead
-from src.models.graphs import Graph, image_graph, multiples_of_32
+from src.models.detection.rcnn.rpn import NMS_IOU, SIZE_DIVISOR, RPNHead
+from src.models.graphs import Graph, RegionResult, image_graph, multiples_of_32
 
 LEVELS = {f"p{i}": f"feature map of stride {stride}" for i, stride in enumerate(STRIDES, 2)}
 _MEANINGS = {
@@ -123,7 +123,19 @@ def two_stage_graphs(
         "anchors": "x1, y1, x2, y2 in pixels of the image",
     }
     rpn = ExportedRPN(backbone, neck, rpn_head)
-    graphs = [image_graph("backbone", rpn, outputs, multiples_of_32())]
+    proposals, limits = rpn_head.test_limits, roi_head.limits
+    result = RegionResult(
+        pre_nms_top_n=proposals.pre_nms_top_n,
+        post_nms_top_n=proposals.post_nms_top_n,
+        proposal_iou=NMS_IOU,
+        stds=tuple(coder.stds for coder in roi_head.coders),
+        score=limits.score,
+        nms_iou=limits.nms_iou,
+        max_detections=limits.per_image,
+        mask_threshold=limits.mask,
+        divisor=SIZE_DIVISOR,
+    )
+    graphs = [image_graph("backbone", rpn, outputs, multiples_of_32(), result=result)]
     width, box_heads = rpn_head.rpn_conv.in_channels, roi_head.box_heads
     for stage, head in enumerate(box_heads, 1):
         name = "boxes" if len(box_heads) == 1 else f"boxes_{stage}"

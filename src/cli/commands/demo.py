@@ -1,0 +1,207 @@
+"""``python -m src demo``: a web page on which an image is dropped and the results are drawn.
+
+The page and the results are served by the standard library on this computer only, one image at a
+time; nothing is loaded from elsewhere, and images are not kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import tempfile
+from collections.abc import Sequence
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from src.cli.demo_page import PAGE
+from src.data.classes.palette import distinct_palette
+from src.decoding import decode
+from src.errors import UserError, printable
+from src.export.predictor import Predictor
+from src.visualization import draw_classes, draw_instances, draw_label_map
+
+MAX_BYTES = 64 * 2**20
+_TOP = 5
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command until Ctrl-C.
+
+    Args:
+        argv: Arguments after ``demo``.
+
+    Returns:
+        Exit code.
+    """
+    args = _parser().parse_args(argv)
+    server = make_server(Predictor(args.model), args.port, args.score)
+    print(f"Open http://127.0.0.1:{server.server_port} and drop an image. Ctrl-C ends it.")
+    try:
+        server.serve_forever()
+    except KeyboardInterrupt:
+        return 0
+    finally:
+        server.server_close()
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m src demo", description="Try an exported network in the browser."
+    )
+    add = parser.add_argument
+    add("--model", required=True, help="model.onnx of python -m src export")
+    add("--port", type=int, default=8000, help="port on this computer, 0 is any (%(default)s)")
+    add("--score", type=float, default=0.3, help="minimum score of drawn boxes (%(default)s)")
+    return parser
+
+
+def make_server(predictor: Predictor, port: int = 0, score: float = 0.3) -> HTTPServer:
+    """Server of the page, on this computer only.
+
+    Args:
+        predictor: The exported network.
+        port: Port, 0 is any.
+        score: Minimum score of drawn boxes.
+
+    Raises:
+        UserError: If the port is in use.
+    """
+
+    class Handler(_Handler):
+        predict = staticmethod(lambda content: predict(predictor, content, score))
+
+    try:
+        return HTTPServer(("127.0.0.1", port), Handler)
+    except (OSError, OverflowError) as error:
+        raise UserError(f"The port {port} cannot be used ({error}); set another --port.") from error
+
+
+def predict(predictor: Predictor, content: bytes, score: float) -> tuple[bytes, str]:
+    """Predict an image file.
+
+    Args:
+        predictor: The exported network.
+        content: The file.
+        score: Minimum score of drawn boxes.
+
+    Returns:
+        A PNG file with the results, and a line that describes them.
+
+    Raises:
+        UserError: If the image cannot be read.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "image"
+        path.write_bytes(content)
+        image = decode(path, upright=True)
+    found = predictor(np.array(image))
+    drawn, text = _DRAW[predictor.task](image, found, predictor.class_names, score)
+    file = io.BytesIO()
+    drawn.save(file, "PNG")
+    return file.getvalue(), text
+
+
+def _classes(
+    image: Image.Image, found: dict[str, NDArray[Any]], names: Sequence[str], _: float
+) -> tuple[Image.Image, str]:
+    probabilities = found["probabilities"]
+    best = probabilities.argsort()[::-1][:_TOP]
+    shown = [names[label] for label in best]
+    return draw_classes(image, shown, probabilities[best].tolist()), ", ".join(shown)
+
+
+def _label_map(
+    image: Image.Image, found: dict[str, NDArray[Any]], names: Sequence[str], _: float
+) -> tuple[Image.Image, str]:
+    labels = found["label_map"]
+    drawn = draw_label_map(image, labels, names, distinct_palette(len(names)))
+    return drawn, ", ".join(names[label] for label in np.unique(labels))
+
+
+def _instances(
+    image: Image.Image, found: dict[str, NDArray[Any]], names: Sequence[str], score: float
+) -> tuple[Image.Image, str]:
+    shown = found["scores"] > score
+    boxes, labels = found["boxes"][shown], found["labels"][shown]
+    masks = (
+        [
+            _whole(mask, box, image.size)
+            for mask, box in zip(found["masks"][shown], boxes, strict=True)
+        ]
+        if "masks" in found
+        else []
+    )
+    drawn = draw_instances(
+        image,
+        boxes=[[x1, y1, x2 - x1, y2 - y1] for x1, y1, x2, y2 in boxes.tolist()],
+        masks=masks,
+        names=[names[label] for label in labels],
+        scores=found["scores"][shown].tolist(),
+        classes=labels.tolist(),
+    )
+    return drawn, f"{len(labels)} objects: " + ", ".join(names[label] for label in labels)
+
+
+def _whole(
+    mask: NDArray[Any], box: NDArray[np.float32], size: tuple[int, int]
+) -> NDArray[np.bool_]:
+    """Mask of the whole image from one of the image or of the box."""
+    if mask.dtype == np.bool_:
+        return mask
+    x1, y1, x2, y2 = box.round().astype(int).tolist()
+    canvas = Image.new("F", size)
+    canvas.paste(Image.fromarray(mask).resize((max(x2 - x1, 1), max(y2 - y1, 1))), (x1, y1))
+    return np.asarray(canvas) >= 0.5
+
+
+_DRAW = {"classification": _classes, "segmentation": _label_map, "detection": _instances}
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """``GET /``: the page. ``POST /predict``: an image file; the answer is a PNG file."""
+
+    predict: Any
+
+    def do_GET(self) -> None:
+        """Send the page."""
+        if self.path == "/":
+            self._send(200, "text/html; charset=utf-8", PAGE.encode())
+        else:
+            self._send(404, "text/plain", b"not found")
+
+    def do_POST(self) -> None:
+        """Predict an image."""
+        length = self.headers.get("Content-Length", "")
+        if self.path != "/predict":
+            self._send(404, "text/plain", b"not found")
+            return
+        if not length.isdecimal() or int(length) > MAX_BYTES:
+            self._send(413, "text/plain", f"at most {MAX_BYTES} bytes".encode())
+            self.close_connection = True
+            return
+        try:
+            content, text = self.predict(self.rfile.read(int(length)))
+        except UserError as error:
+            self._send(400, "text/plain; charset=utf-8", printable(str(error)).encode())
+            return
+        self._send(200, "image/png", content, {"X-Result": json.dumps(text)})
+
+    def _send(
+        self, code: int, kind: str, content: bytes, more: dict[str, str] | None = None
+    ) -> None:
+        self.send_response(code)
+        headers = {"Content-Type": kind, "Content-Length": str(len(content))}
+        for name, value in (headers | (more or {})).items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Print nothing."""

@@ -1,0 +1,49 @@
+"""The page of ``python -m src demo``."""
+
+PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<title>InternImage</title>
+<style>
+body { font: 16px sans-serif; max-width: 64rem; margin: 2rem auto; padding: 0 1rem; }
+#drop { border: 3px dashed #999; border-radius: 8px; padding: 3rem; text-align: center; }
+#drop.over { border-color: #26c; background: #eef4ff; }
+#result { max-width: 100%; margin-top: 1rem; }
+</style>
+</head>
+<body>
+<h1>InternImage</h1>
+<label id="drop">Drop an image here, or click to choose one.
+<input id="file" type="file" accept="image/*" hidden></label>
+<p id="text" role="status"></p>
+<img id="result" alt="" hidden>
+<script>
+const drop = document.getElementById("drop");
+const text = document.getElementById("text");
+const result = document.getElementById("result");
+async function send(file) {
+  if (!file) return;
+  text.textContent = "Running ...";
+  const start = performance.now();
+  try {
+    const answer = await fetch("/predict", { method: "POST", body: file });
+    if (!answer.ok) { text.textContent = await answer.text(); return; }
+    const seconds = ((performance.now() - start) / 1000).toFixed(1);
+    text.textContent = JSON.parse(answer.headers.get("X-Result")) + " (" + seconds + " s)";
+    result.src = URL.createObjectURL(await answer.blob());
+    result.hidden = false;
+  } catch (error) { text.textContent = "The server does not answer."; }
+}
+document.getElementById("file").onchange = event => send(event.target.files[0]);
+drop.ondragover = event => { event.preventDefault(); drop.className = "over"; };
+drop.ondragleave = () => { drop.className = ""; };
+drop.ondrop = event => {
+  event.preventDefault();
+  drop.className = "";
+  send(event.dataTransfer.files[0]);
+};
+</script>
+</body>
+</html>
+"""

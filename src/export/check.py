@@ -1,0 +1,185 @@
+"""Compare the results of an exported file with those of PyTorch on real images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from src.export.results import PREPARED
+from src.models.detection.detector import Detector
+from src.models.detection.rcnn.postprocess import paste_masks
+from src.models.graphs import ClassResult, LabelMapResult, RegionResult, Result
+from src.models.segmentation.inference import image_probabilities
+from src.types import Detections, Size
+
+_SAME_BOX = 1.0  # pixels
+
+
+@dataclass(frozen=True)
+class Example:
+    """One image for a check.
+
+    Attributes:
+        pixels: The image, uint8 ``(H, W, 3)``.
+        prepared: The image as the recipe prepares it, float32 ``(1, 3, h, w)``.
+        size: Height and width of ``prepared`` without padding.
+    """
+
+    pixels: Tensor
+    prepared: Tensor
+    size: Size
+
+    @property
+    def original(self) -> Size:
+        """Height and width of the image."""
+        return self.pixels.shape[0], self.pixels.shape[1]
+
+
+class ResultFile:
+    """An exported file, run on one image.
+
+    Args:
+        path: The file.
+        inside: Whether preprocessing is part of it.
+        threads: Threads of ONNX Runtime; default is its own choice.
+    """
+
+    def __init__(self, path: Path, inside: bool, threads: int | None = None) -> None:
+        self.inside = inside
+        if inside:
+            self._session = _session_with(PREPARED, path, threads)
+        else:
+            self._session = _session(path, threads)
+        self.names = [output.name for output in self._session.get_outputs()]
+        self._inputs = {x.name for x in self._session.get_inputs()}
+
+    def __call__(self, example: Example) -> dict[str, Tensor]:
+        """Outputs by name, ``prepared`` among them if preprocessing is part of the file."""
+        given = {"image": example.pixels[None] if self.inside else example.prepared}
+        if "size" in self._inputs:
+            given["size"] = torch.tensor(example.size)
+        inputs = {name: value.numpy() for name, value in given.items()}
+        outputs = self._session.run(self.names, inputs)
+        found = {k: torch.from_numpy(x) for k, x in zip(self.names, outputs, strict=True)}
+        return found if self.inside else found | {PREPARED: example.prepared}
+
+
+def _session(path: Path, threads: int | None) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def _session_with(output: str, path: Path, threads: int | None) -> Any:
+    """Session of a copy of a file in which an inner value is an output."""
+    import onnx
+
+    model = onnx.load(path, load_external_data=False)
+    shape = [None] * 4
+    value = onnx.helper.make_tensor_value_info(output, onnx.TensorProto.FLOAT, shape)
+    model.graph.output.append(value)
+    copy = path.with_name(f".{path.name}.check")  # beside its weights
+    try:
+        onnx.save(model, copy)
+        return _session(copy, threads)
+    finally:
+        copy.unlink(missing_ok=True)
+
+
+@torch.no_grad()
+def compare(
+    network: nn.Module, result: Result, example: Example, found: dict[str, Tensor]
+) -> dict[str, float]:
+    """Largest differences between a file and PyTorch on the same prepared image.
+
+    Args:
+        network: The network in evaluation mode.
+        result: What its first graph leads to.
+        example: The image.
+        found: Result of a `ResultFile`.
+
+    Returns:
+        ``prepared``: mean difference from the recipe's preprocessing in standard deviations, and
+        of a classifier ``probabilities``; of a segmentor ``scores`` and ``label_map``, the fraction
+        of pixels that differ; of a detector ``boxes`` in pixels of the image, ``scores``, ``masks``
+        (the fraction of the pixels of the boxes that differ) and ``unmatched``, the fraction of
+        detections without a counterpart.
+    """
+    image = found[PREPARED]
+    height, width = example.size
+    shift = image[..., :height, :width] - example.prepared[..., :height, :width]
+    differences = {PREPARED: float(shift.abs().mean())}
+    original = example.original if image is not example.prepared else example.size
+    if isinstance(result, ClassResult):
+        expected = network(image).softmax(dim=1)
+        return differences | {"probabilities": _largest(expected, found["probabilities"])}
+    if isinstance(result, LabelMapResult):
+        probabilities = image_probabilities(network, [image], original)
+        scores, labels = probabilities.max(dim=1)
+        wrong = labels != found["label_map"]
+        return differences | {
+            "scores": _largest(scores, found["scores"]),
+            "label_map": float(wrong.double().mean()),
+        }
+    assert isinstance(network, Detector)
+    (detections,) = network.detect(image, [example.size], [original])
+    threshold = result.mask_threshold if isinstance(result, RegionResult) else 0.0
+    return differences | compare_detections(detections, found, original, threshold)
+
+
+def compare_detections(
+    expected: Detections, found: dict[str, Tensor], size: Size, threshold: float
+) -> dict[str, float]:
+    """Match detections and compare the pairs; see `compare`.
+
+    A pair has the same label and corners that are at most a pixel apart.
+
+    Args:
+        expected: Detections of PyTorch.
+        found: ``boxes``, ``scores``, ``labels`` and optionally ``masks`` of a file.
+        size: Height and width of the image.
+        threshold: Minimum probability of the pixels of a mask.
+    """
+    pairs = match(expected, found)
+    longest = max(len(expected.scores), len(found["scores"]))
+    mine, others = pairs.unbind(dim=1)
+    differences = {
+        "unmatched": 1 - len(pairs) / longest if longest else 0.0,
+        "boxes": _largest(expected.boxes[mine], found["boxes"][others]),
+        "scores": _largest(expected.scores[mine], found["scores"][others]),
+    }
+    if expected.masks is not None and "masks" in found:
+        masks = found["masks"][others]
+        if masks.dtype != torch.bool:
+            masks = paste_masks(masks, found["boxes"][others], size, threshold)
+        wrong = (masks != expected.masks[mine]).sum()
+        area = (expected.boxes[mine, 2:] - expected.boxes[mine, :2]).prod(dim=1).sum()
+        differences["masks"] = float(wrong) / max(float(area), 1.0)
+    return differences
+
+
+def match(expected: Detections, found: dict[str, Tensor]) -> Tensor:
+    """Pairs of indices of equal detections, ``(P, 2)``, each used once."""
+    distance = (expected.boxes[:, None] - found["boxes"][None]).abs().amax(dim=2)
+    distance += (expected.scores[:, None] - found["scores"][None]).abs()
+    distance = distance.masked_fill(expected.labels[:, None] != found["labels"][None], torch.inf)
+    pairs, used = [], set[int]()
+    for index in range(len(distance)):
+        for other in distance[index].argsort()[:5].tolist():
+            if other not in used and distance[index, other] <= _SAME_BOX:
+                used.add(other)
+                pairs.append((index, other))
+                break
+    return torch.tensor(pairs, dtype=torch.long).reshape(-1, 2)
+
+
+def _largest(expected: Tensor, found: Tensor) -> float:
+    return float((expected - found).abs().max()) if expected.numel() else 0.0

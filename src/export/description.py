@@ -1,0 +1,46 @@
+"""What exported files say about themselves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+PACKAGES = ("internimage-lightning", "torch", "onnx")
+
+
+@dataclass(frozen=True)
+class Description:
+    """Task, classes and preprocessing of a network.
+
+    Attributes:
+        task: ``classification``, ``detection`` or ``segmentation``.
+        class_names: Names in label order.
+        preprocessing: Arguments of the data module, see `src.hub.preprocessing_of`.
+    """
+
+    task: str
+    class_names: Sequence[str]
+    preprocessing: Mapping[str, Any]
+
+    def metadata(self, inside: bool) -> dict[str, str]:
+        """Metadata of an ONNX file; ``names``, ``preprocessing`` and ``versions`` are JSON.
+
+        Args:
+            inside: Whether preprocessing is part of the file.
+        """
+        return {
+            "task": self.task,
+            "names": json.dumps(list(self.class_names), ensure_ascii=False),
+            "preprocessing": json.dumps({**self.preprocessing, "inside": inside}),
+            "versions": json.dumps({name: _version(name) for name in PACKAGES}),
+        }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"

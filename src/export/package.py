@@ -1,0 +1,130 @@
+"""Write all files of a network, and their description."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from torch import nn
+
+from src import files
+from src.export.card import card
+from src.export.description import Description
+from src.export.files import WRITERS, trace, write_onnx, write_result
+from src.export.graphs import Graph, graphs_of
+from src.export.precision import WRITERS as PRECISIONS
+from src.export.result_card import result_card
+from src.models.graphs import Result
+
+
+@dataclass(frozen=True)
+class Form:
+    """Form of ONNX files.
+
+    Attributes:
+        dcn: Form of DCNv3, one of `src.export.files.OPSETS`.
+        outputs: ``result`` for one file from image to result, ``raw`` for the graphs.
+        preprocessing: Whether it is ``inside`` or ``outside`` of the file.
+        masks: See `src.export.results.assemble`.
+        precisions: ``float32``, and further files of `src.export.precision`.
+    """
+
+    dcn: str = "deformconv"
+    outputs: str = "result"
+    preprocessing: str = "inside"
+    masks: str = "box"
+    precisions: Sequence[str] = ("float32",)
+
+    @property
+    def inside(self) -> bool:
+        """Whether preprocessing is part of the file."""
+        return self.preprocessing == "inside"
+
+
+@dataclass(frozen=True)
+class Written:
+    """Files of a network.
+
+    Attributes:
+        graphs: Files of single graphs.
+        results: Files from image to result.
+        result: What they predict.
+    """
+
+    graphs: list[tuple[Graph, Path]]
+    results: list[Path]
+    result: Result | None
+
+    @property
+    def paths(self) -> list[Path]:
+        """All files but the description."""
+        return [*self.results, *(path for _, path in self.graphs)]
+
+    def moved_to(self, folder: Path) -> Written:
+        """The same files in another folder."""
+        graphs = [(graph, folder / path.name) for graph, path in self.graphs]
+        return Written(graphs, [folder / path.name for path in self.results], self.result)
+
+
+def write(
+    network: nn.Module,
+    description: Description,
+    folder: Path,
+    formats: Sequence[str],
+    form: Form,
+) -> Written:
+    """Write every format, and ``EXPORT.md``.
+
+    Args:
+        network: The network with its weights.
+        description: Its task, classes and preprocessing.
+        folder: Where to write.
+        formats: Any of `src.export.files.WRITERS`.
+        form: Form of ONNX files.
+    """
+    graphs = graphs_of(network)
+    programs = [trace(graph) for graph in graphs]
+    writers: dict[str, Callable[..., Path]] = {**WRITERS, "onnx": partial(write_onnx, dcn=form.dcn)}
+    whole = form.outputs == "result" and "onnx" in formats
+    single = [name for name in formats if not (whole and name == "onnx")]
+    pairs = [
+        (graph, writers[name](graph, program, folder))
+        for graph, program in zip(graphs, programs, strict=True)
+        for name in single
+    ]
+    results: list[Path] = []
+    if whole:
+        path = write_result(
+            graphs,
+            programs,
+            folder,
+            description,
+            dcn=form.dcn,
+            inside=form.inside,
+            masks=form.masks,
+        )
+        results = [path, *(PRECISIONS[p](path) for p in form.precisions if p != "float32")]
+    written = Written(pairs, results, graphs[0].result)
+    files.write_text(folder / "EXPORT.md", _text(written, description, form, graphs))
+    return written
+
+
+def _text(written: Written, description: Description, form: Form, graphs: Sequence[Graph]) -> str:
+    texts = []
+    if written.results and written.result is not None:
+        texts.append(
+            result_card(
+                written.result,
+                written.results,
+                description,
+                inside=form.inside,
+                masks=form.masks,
+            )
+        )
+    if written.graphs:
+        paths = [path for _, path in written.graphs]
+        images = description.preprocessing
+        texts.append(card(graphs, paths, description.class_names, images, description.task))
+    return "\n".join(texts)

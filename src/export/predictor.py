@@ -1,0 +1,66 @@
+"""Run an exported file from image to result."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from src.errors import UserError
+
+
+class Predictor:
+    """An exported file with preprocessing inside.
+
+    Args:
+        path: ``model.onnx`` of ``python -m src export``, or a copy in another precision.
+        threads: Threads of ONNX Runtime; default is its own choice.
+
+    Attributes:
+        task: ``classification``, ``detection`` or ``segmentation``.
+        class_names: Names in label order.
+
+    Raises:
+        UserError: If the file is missing, is not such a file, or ONNX Runtime is not installed.
+    """
+
+    def __init__(self, path: str | Path, threads: int | None = None) -> None:
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise UserError(
+                "Running ONNX files needs ONNX Runtime: "
+                'pip install -c constraints.txt -e ".[export]"'
+            ) from error
+        if not Path(path).is_file():
+            raise UserError(f"The file {path} does not exist; write it with python -m src export.")
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # errors
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        try:
+            self._session = onnxruntime.InferenceSession(
+                path, options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # ONNX Runtime raises several unrelated classes
+            reason = str(error).splitlines()[0][:160]
+            raise UserError(f"{path} is not an ONNX file that can be run: {reason}") from error
+        content = self._session.get_modelmeta().custom_metadata_map
+        inputs = [x.type for x in self._session.get_inputs()]
+        if "task" not in content or inputs != ["tensor(uint8)"]:
+            raise UserError(
+                f"{path} does not take images of 8 bits; write it with python -m src export and "
+                "--preprocessing inside."
+            )
+        self.task = content["task"]
+        self.class_names: list[str] = json.loads(content["names"])
+
+    def __call__(self, pixels: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+        """Run the file on an RGB image ``(H, W, 3)``; results of this image by name."""
+        names = [output.name for output in self._session.get_outputs()]
+        outputs = self._session.run(names, {"image": pixels[None]})
+        found = dict(zip(names, outputs, strict=True))
+        return found if "boxes" in found else {name: value[0] for name, value in found.items()}

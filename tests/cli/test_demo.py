@@ -1,0 +1,78 @@
+"""``python -m src demo``: the page and its answers, over loopback."""
+
+import io
+import json
+import threading
+from http.client import HTTPConnection
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from src.cli import main
+from src.cli.commands.demo import MAX_BYTES, make_server
+from src.export.predictor import Predictor
+from tests.export.test_result_files import exported, photo
+
+
+@pytest.fixture(scope="module")
+def server_of(tmp_path_factory):
+    """Starts a server for a network; all are ended at the end."""
+    servers = []
+
+    def start(name):
+        _, written = exported(name, tmp_path_factory.mktemp(name))
+        server = make_server(Predictor(written.paths[0]), score=0.0)
+        servers.append(server)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        return server
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def ask(server, method, path, body=None, headers=None):
+    connection = HTTPConnection("127.0.0.1", server.server_port, timeout=60)
+    connection.request(method, path, body, headers or {})
+    answer = connection.getresponse()
+    return answer, answer.read()
+
+
+def jpeg():
+    file = io.BytesIO()
+    Image.fromarray(photo(90, 130)).save(file, "JPEG")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["classifier", *(pytest.param(n, marks=pytest.mark.slow) for n in ("upernet", "mask_rcnn"))],
+)
+def test_an_image_is_answered_with_its_results(name, server_of):
+    server = server_of(name)
+    answer, page = ask(server, "GET", "/")
+    assert answer.status == 200
+    assert b"Drop an image here" in page
+    assert b"http" not in page.lower().replace(b"httpconnection", b"")  # nothing from elsewhere
+    answer, content = ask(server, "POST", "/predict", jpeg())
+    assert answer.status == 200, content
+    assert "class " in json.loads(answer.headers["X-Result"])
+    drawn = Image.open(io.BytesIO(content))
+    assert drawn.format == "PNG"
+    assert len(np.unique(np.asarray(drawn))) > 2
+    answer, text = ask(server, "POST", "/predict", b"not an image")
+    assert answer.status == 400
+    assert b"image" in text
+    assert ask(server, "GET", "/etc/passwd")[0].status == 404
+    too_long = {"Content-Length": str(MAX_BYTES + 1)}
+    assert ask(server, "POST", "/predict", b"", too_long)[0].status == 413
+
+
+def test_user_errors_are_one_line(tmp_path, capsys):
+    assert main(["demo", "--model", str(tmp_path / "none.onnx")]) == 2
+    assert "does not exist" in capsys.readouterr().err
+    (tmp_path / "text.onnx").write_text("no file of ONNX")
+    assert main(["demo", "--model", str(tmp_path / "text.onnx")]) == 2
+    assert "is not an ONNX file that can be run" in capsys.readouterr().err

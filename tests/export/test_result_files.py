@@ -1,0 +1,246 @@
+"""One file from image to result: what PyTorch predicts on the same image."""
+
+import json
+import re
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from PIL import Image
+
+from src.export.check import Example, ResultFile, compare
+from src.export.compare import LIMITS, TOLERANCE
+from src.export.description import Description
+from src.export.package import Form, write
+from src.export.predictor import Predictor
+from src.models import CascadeMaskRCNN, MaskRCNN
+from src.models.internimage.backbone import InternImageBackbone
+from src.models.internimage.dcnv3 import DCNv3
+from tests.export.test_export_files import TINY, classifier, segmentor
+from tests.export.test_export_sets import filled
+from tests.models.conftest import name_weight
+
+slow = pytest.mark.slow
+COLOURS = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+SIZES = ((90, 130), (151, 97))
+
+
+def two_stage(kind, **limits):
+    """A detector with formula weights that looks several pixels far."""
+    backbone = partial(InternImageBackbone, **TINY)
+    network = kind(3, backbone, channels=16, fc_channels=24, **limits)
+    state = {k: name_weight(k, list(v.shape)) for k, v in network.state_dict().items()}
+    network.load_state_dict(state)
+    for module in network.modules():
+        if isinstance(module, DCNv3):
+            module.offset.bias.data *= 20
+    return network
+
+
+FIT = {"image_scale": [200, 128]}
+NETWORKS = {
+    "classifier": ("classification", 5, classifier, {"image_size": 96, "crop_pct": 0.9}),
+    "upernet": ("segmentation", 4, segmentor, {"eval_scale": [400, 100], "size_divisor": 32}),
+    "mask2former": (
+        "segmentation",
+        12,
+        partial(filled, "mask2former"),
+        {"eval_scale": [400, 100], "size_divisor": 32},
+    ),
+    "mask_rcnn": ("detection", 3, partial(two_stage, MaskRCNN), FIT),
+    "cascade": ("detection", 3, partial(two_stage, CascadeMaskRCNN), FIT),
+    "dino": ("detection", 5, partial(filled, "dino"), FIT),
+    "cbdino": ("detection", 5, partial(filled, "cbdino"), FIT),
+}
+
+
+def photo(height, width, seed=0):
+    """A smooth random image, uint8 ``(height, width, 3)``."""
+    small = np.random.default_rng(seed).integers(0, 256, (height // 8, width // 8, 3), np.uint8)
+    return np.array(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def exported(name, folder, **form):
+    """Write a network; returns it, and what was written."""
+    task, classes, make, settings = NETWORKS[name]
+    torch.manual_seed(0)
+    network = make().eval()
+    names = [f"class {i}" for i in range(classes)]
+    description = Description(task, names, {**settings, **COLOURS})
+    return network, write(network, description, folder, ["onnx"], Form(**form))
+
+
+def example(name, size, seed=0):
+    """An image, with zeros for what the recipe prepares, which has the same size."""
+    settings = NETWORKS[name][3]
+    if "image_size" in settings:
+        resized = (settings["image_size"],) * 2
+    else:
+        scale = settings.get("image_scale") or settings["eval_scale"]
+        step = settings.get("size_divisor", 1)
+        factor = min(max(scale) / max(size), min(scale) / min(size))
+        resized = tuple(-(-int(side * factor + 0.5) // step) * step for side in size)
+    return Example(torch.from_numpy(photo(*size, seed)), torch.zeros(1, 3, 256, 256), resized)
+
+
+def prepared(size, divisor=32):
+    """A prepared image that is padded."""
+    height, width = size
+    generator = torch.Generator().manual_seed(height)
+    image = torch.zeros(1, 3, *(-(-side // divisor) * divisor for side in size))
+    image[..., :height, :width] = torch.randn(1, 3, height, width, generator=generator)
+    return Example(torch.zeros(height, width, 3, dtype=torch.uint8), image, size)
+
+
+def assert_small(differences):
+    for name, value in differences.items():
+        if name != "prepared":
+            assert value <= LIMITS.get(name, TOLERANCE), differences
+
+
+@pytest.mark.parametrize(
+    "name", ["classifier", *(pytest.param(n, marks=slow) for n in list(NETWORKS)[1:])]
+)
+def test_images_of_8_bits(name, tmp_path):
+    network, written = exported(name, tmp_path)
+    assert [path.name for path in written.paths] == ["model.onnx"]
+    file = ResultFile(written.paths[0], inside=True)
+    for size in SIZES:
+        given = example(name, size)
+        assert_small(compare(network, written.result, given, file(given)))
+    operators = {node.op_type for node in onnx.load(written.paths[0]).graph.node}
+    assert "DeformConv" in operators
+    assert "GridSample" not in operators
+
+
+@slow
+@pytest.mark.parametrize("name", ["classifier", "upernet", "mask_rcnn", "cascade", "dino"])
+def test_prepared_images(name, tmp_path):
+    network, written = exported(name, tmp_path, preprocessing="outside")
+    file = ResultFile(written.paths[0], inside=False)
+    # Only two-stage detectors take padded images.
+    is_padded = name in ("mask_rcnn", "cascade")
+    for size in ((96, 128), (120, 150) if is_padded else (128, 160)):
+        given = prepared(size)
+        assert_small(compare(network, written.result, given, file(given)))
+
+
+@slow
+def test_masks_of_the_whole_image(tmp_path):
+    network, written = exported("mask_rcnn", tmp_path, masks="image")
+    given = example("mask_rcnn", SIZES[0])
+    found = ResultFile(written.paths[0], inside=True)(given)
+    assert found["masks"].dtype == torch.bool
+    assert found["masks"].shape[1:] == SIZES[0]
+    assert len(found["masks"]) > 0
+    assert_small(compare(network, written.result, given, found))
+
+
+@slow
+def test_an_image_without_detections(tmp_path, monkeypatch):
+    nothing = partial(two_stage, MaskRCNN, score_threshold=1.0)
+    monkeypatch.setitem(NETWORKS, "mask_rcnn", ("detection", 3, nothing, FIT))
+    network, written = exported("mask_rcnn", tmp_path)
+    given = example("mask_rcnn", SIZES[0])
+    found = ResultFile(written.paths[0], inside=True)(given)
+    assert found["boxes"].shape == (0, 4)
+    assert found["masks"].shape == (0, 28, 28)
+    assert compare(network, written.result, given, found)["unmatched"] == 0
+
+
+def test_preprocessing_is_that_of_pillow(tmp_path):
+    _, written = exported("classifier", tmp_path)
+    given = example("classifier", SIZES[0])
+    found = ResultFile(written.paths[0], inside=True)(given)["prepared"][0]
+    short = int(96 / 0.9)
+    resized = Image.fromarray(given.pixels.numpy()).resize(
+        (short * 130 // 90, short), Image.Resampling.BICUBIC
+    )
+    left, top = round((resized.width - 96) / 2), round((short - 96) / 2)
+    pixels = np.asarray(resized.crop((left, top, left + 96, top + 96))) / 255
+    expected = (pixels - COLOURS["mean"]) / COLOURS["std"]
+    difference = np.abs(found.numpy() - expected.transpose(2, 0, 1)) * 0.229 * 255
+    assert difference.max() < 1.1  # grey values
+    assert difference.mean() < 0.01
+
+
+def test_batches_names_and_metadata(tmp_path):
+    _, written = exported("classifier", tmp_path)
+    session = onnxruntime.InferenceSession(written.paths[0])
+    (given,) = session.get_inputs()
+    assert given.shape == ["batch", "height", "width", 3]
+    assert session.get_outputs()[0].shape == ["batch", 5]
+    images = np.stack([photo(80, 100), photo(80, 100, seed=1)])
+    (both,) = session.run(None, {"image": images})
+    (second,) = session.run(None, {"image": images[1:]})
+    np.testing.assert_allclose(both[1], second[0], atol=1e-6)
+    content = session.get_modelmeta().custom_metadata_map
+    assert json.loads(content["names"]) == [f"class {i}" for i in range(5)]
+    assert json.loads(content["preprocessing"])["image_size"] == 96
+    assert "torch" in json.loads(content["versions"])
+    predictor = Predictor(written.paths[0])
+    assert predictor.task == "classification"
+    np.testing.assert_allclose(predictor(images[1])["probabilities"], second[0], atol=1e-6)
+
+
+BLOCKED = "import sys; sys.modules.update(dict.fromkeys(['torch', 'torchvision', 'src', 'cv2']));"
+
+
+@slow
+@pytest.mark.parametrize("preprocessing", ["inside", "outside"])
+@pytest.mark.parametrize("name", ["classifier", "upernet", "mask_rcnn", "dino"])
+def test_the_description_is_enough_for_a_newcomer(name, preprocessing, tmp_path):
+    exported(name, tmp_path, preprocessing=preprocessing)
+    Image.fromarray(photo(90, 130)).save(tmp_path / "photo.jpg")
+    text = (tmp_path / "EXPORT.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "run.py").write_text(BLOCKED + "\n" + code)
+    done = subprocess.run(
+        [sys.executable, "-P", "run.py"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "class " in done.stdout or name == "mask_rcnn"
+    drawn, given = Image.open(tmp_path / "result.png"), Image.open(tmp_path / "photo.jpg")
+    if preprocessing == "inside":
+        assert drawn.size == given.size
+        assert not np.array_equal(np.asarray(drawn), np.asarray(given))
+
+
+@slow
+@pytest.mark.parametrize("name", ["classifier", "upernet"])
+def test_smaller_weights(name, tmp_path):
+    network, written = exported(name, tmp_path, precisions=["float32", "float16", "int8"])
+    whole, half, int8 = written.paths
+    assert half.stat().st_size < 0.7 * whole.stat().st_size
+    assert int8.stat().st_size < whole.stat().st_size
+    given = example(name, SIZES[0])
+    for path, limit in ((half, 1e-2), (int8, 0.1)):
+        found = compare(network, written.result, given, ResultFile(path, inside=True)(given))
+        assert 0 < found["probabilities" if name == "classifier" else "scores"] < limit
+
+
+@slow
+@pytest.mark.parametrize("dcn", ["gridsample", "gather"])
+@pytest.mark.parametrize("name", ["classifier", "upernet", "dino"])
+def test_openvino_computes_the_same(name, dcn, tmp_path):
+    openvino = pytest.importorskip("openvino")
+    _, written = exported(name, tmp_path, preprocessing="outside", dcn=dcn)
+    path: Path = written.paths[0]
+    settings = {"INFERENCE_PRECISION_HINT": "f32"}
+    model = openvino.Core().compile_model(openvino.Core().read_model(path), "CPU", settings)
+    session = onnxruntime.InferenceSession(path)
+    given = {"image": prepared((128, 160)).prepared.numpy()}
+    names = [output.name for output in session.get_outputs()]
+    expected = dict(zip(names, session.run(names, given), strict=True))
+    for name, value in expected.items():
+        found = model(given)[name]
+        if value.dtype == np.int64:
+            assert np.mean(found != value) < 1e-3
+        else:
+            np.testing.assert_allclose(found, value, atol=1e-4)
