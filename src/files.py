@@ -231,6 +231,14 @@ def copy(source: Path, destination: Path) -> None:
         shutil.copy2(source, part)
 
 
+def readable_size(size: int) -> str:
+    """Size of a file in powers of 1000, such as ``312 B``, ``4.1 kB``, ``8.6 MB``, ``4.36 GB``."""
+    for unit, factor, digits in (("GB", 1e9, 2), ("MB", 1e6, 1), ("kB", 1e3, 1)):
+        if size >= 0.9995 * factor:
+            return f"{size / factor:,.{digits}f} {unit}"
+    return f"{size} B"
+
+
 def text_cell(cell: object) -> object:
     """Table cell, prefixed with ``'`` if a spreadsheet would evaluate it as a formula.
 

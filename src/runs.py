@@ -76,8 +76,15 @@ def find_checkpoint(source: str | Path, keyword: str = "best", runs: Path = Path
             f"The checkpoint {source} does not exist. Give a .ckpt file, or 'last' or 'best' for"
             f" the newest one in {runs}."
         )
-    problem = "is not the folder of a run" if path.exists() else "does not exist"
-    raise UserError(f"There is no run {str(source)!r}: {path} {problem}.{_others(runs)}")
+    if path.exists():
+        raise UserError(f"{path} is not the folder of a run.{_others(runs)}")
+    raise UserError(f"There is no run {path}.{_others(runs)}")
+
+
+def is_run_or_checkpoint(path: Path) -> bool:
+    """Whether a path looks like a checkpoint or the folder of a run."""
+    is_run = (path / CONFIG).is_file() or any(path.glob("version_*"))
+    return path.exists() and (path.suffix == ".ckpt" or is_run)
 
 
 def config_of(checkpoint: Path) -> Path:
@@ -143,7 +150,7 @@ def _best_of_run(checkpoint: Path) -> Path:
     named = [state.get("best_model_path") for state in states if isinstance(state, dict)]
     known = [Path(path) for path in named if isinstance(path, str) and Path(path).name]
     moved = [checkpoint.with_name(path.name) for path in known]
-    found = next((path for path in (*known, *moved) if path.exists()), checkpoint)
+    found = next((path for path in (*moved, *known) if path.exists()), checkpoint)
     return found if checkpoint.is_absolute() else _from_here(found)
 
 

@@ -36,6 +36,7 @@ MAY_IMPORT = {
     "strategies": {"tasks", "distributed", "serialization"},
     "callbacks": {
         "stopping",
+        "runs",
         "strategies",
         "serialization",
         "distributed",

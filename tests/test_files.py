@@ -231,3 +231,11 @@ def test_files_are_written_through_the_helper_only(path: Path) -> None:
         if isinstance(node, ast.Call) and writes_directly(node) and not is_guarded(node, parents)
     ]
     assert not [text for text in found if (inside, text) not in NO_FILES]
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [(312, "312 B"), (1912, "1.9 kB"), (999_999, "1.0 MB"), (4_360_000_000, "4.36 GB")],
+)
+def test_sizes_are_readable(size: int, text: str) -> None:
+    assert files.readable_size(size) == text

@@ -31,7 +31,7 @@ def test_a_checkpoint_is_found_with_its_config(here: Path) -> None:
 
 
 def test_what_is_missing_is_named(here: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no run 'tyni'.* Runs with checkpoints in runs are tiny"):
+    with pytest.raises(UserError, match=r"no run runs/tyni\. Runs with .* are tiny"):
         find_checkpoint("tyni")
     with pytest.raises(UserError, match="is not the folder of a run"):
         find_checkpoint(tmp_path)

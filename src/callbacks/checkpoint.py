@@ -8,6 +8,7 @@ are written atomically.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -83,11 +84,12 @@ class Checkpoint(ModelCheckpoint):
         self.last_every_n_steps = every_n_train_steps
         self._has_validated = False
         self._latest_step = 0
-        self._first_step = 0
+        self._first_step = math.inf
         self._step_in_last: int | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Use the monitor and mode of the task unless they were given."""
+        self._first_step = math.inf  # until training starts
         if isinstance(pl_module, BaseTask):
             self.monitor = self.requested_monitor or pl_module.monitor
             self.mode = self.requested_mode or pl_module.monitor_mode

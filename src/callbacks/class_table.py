@@ -1,43 +1,133 @@
-"""Per-class metrics after each evaluation of a segmentor."""
+"""Results of an evaluation: means, and the metrics of every class.
+
+Logged metrics and files contain fractions; the printed tables show percent.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
 
 from src import files
 from src.callbacks.classification_writer import class_names
-from src.callbacks.run_folder import run_folder
-from src.metrics.segmentation import class_table
+from src.callbacks.run_folder import run_folder, tell
+from src.errors import printable
+
+_SPLITS = {"val": "validation", "test": "test"}
+_MAX_ROWS = 200
 
 
 class ClassTable(Callback):
-    """Write ``classes_val.csv`` or ``classes_test.csv`` of the latest evaluation to the run folder.
+    """Print the results of ``validate`` and ``test``, and write those of every class.
 
-    ``validate`` and ``test`` also print the table. Classes that do not occur are shown as ``-``.
+    Writes the following files of the latest evaluation to the run folder, with ``test`` instead of
+    ``val`` for the test split:
+
+    - ``classes_val.csv``: metrics of every class, as fractions; empty cells for classes that do not
+      occur.
+    - ``confusion_val.csv`` (classification): number of images by class (row) and predicted class
+      (column).
     """
 
+    def __init__(self) -> None:
+        self._is_printing = False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Replace Lightning's table of results, unless it is turned off."""
+        loops = {"validate": trainer.validate_loop, "test": trainer.test_loop}
+        if (loop := loops.get(stage)) is not None:
+            self._is_printing, loop.verbose = loop.verbose, False
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the table of the validation images."""
+        """Report the results of the validation images."""
         if not trainer.sanity_checking:
-            self._write(trainer, pl_module, "val", show=trainer.state.fn == "validate")
+            self._report(trainer, pl_module, "val")
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the table of the test images."""
-        self._write(trainer, pl_module, "test", show=True)
+        """Report the results of the test images."""
+        self._report(trainer, pl_module, "test")
 
-    def _write(self, trainer: Trainer, pl_module: Any, split: str, *, show: bool) -> None:
-        scores = getattr(pl_module, "class_scores", None)
-        if not scores or not trainer.is_global_zero:
-            return  # not a segmentor
-        names = class_names(trainer) or [str(i) for i in range(len(next(iter(scores.values()))))]
-        head, rows = ("class", *scores), class_table(names, scores)
-        if show:
-            width = max(map(len, names))
-            for name, *values in (head, *rows):
-                print(f"{name:<{width}} " + " ".join(f"{value:>7}" for value in values))
-        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+    def _report(self, trainer: Trainer, task: Any, split: str) -> None:
+        if not trainer.is_global_zero:
             return
-        path = run_folder(trainer) / f"classes_{split}.csv"
-        files.write_csv(path, [head, *rows])
+        scores: dict[str, Tensor] = getattr(task, "class_scores", {})
+        counts: Tensor | None = getattr(task, "confusion_counts", None)
+        length = len(next(iter(scores.values()))) if scores else 0
+        names = class_names(trainer) or [str(index) for index in range(length)]
+        if trainer.state.fn != "fit" and self._is_printing:
+            tell("\n".join(summary(trainer.callback_metrics, task, split)))
+            if 0 < length <= _MAX_ROWS:
+                images = None if counts is None else counts.sum(1).tolist()
+                tell("\n".join(class_rows(names, scores, images)))
+        if not scores or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        folder = run_folder(trainer)
+        columns = [[_fraction(value) for value in values.tolist()] for values in scores.values()]
+        rows = zip(names, *columns, strict=True)
+        files.write_csv(folder / f"classes_{split}.csv", [("class", *scores), *rows])
+        if counts is not None:
+            matrix = [(name, *row) for name, row in zip(names, counts.tolist(), strict=True)]
+            files.write_csv(folder / f"confusion_{split}.csv", [("class", *names), *matrix])
+
+
+def summary(metrics: Mapping[str, Any], task: Any, split: str) -> list[str]:
+    """Lines with the mean metrics of a split: scores in percent, losses as they are logged.
+
+    Args:
+        metrics: Logged metrics by name.
+        task: The task that logged them.
+        split: ``val`` or ``test``.
+    """
+    scores = {name.partition("/")[2] for name in task.score_names()}
+    found = {
+        name.partition("/")[2]: float(value)
+        for name, value in metrics.items()
+        if name.startswith(f"{split}/")
+    }
+    plain = sorted(
+        (name for name in found if not name.endswith("_raw")), key=lambda name: name not in scores
+    )
+    columns = ["", "_raw"] if any(name.endswith("_raw") for name in found) else [""]
+    width = max(map(len, plain), default=0)
+    head = f"{'':<{width}}  {'EMA':>7}  {'raw':>7}" if len(columns) > 1 else ""
+    lines = [f"\nResults of the {_SPLITS[split]} images (percent)", *([head] if head else [])]
+    for name in plain:
+        values = (found.get(name + suffix, float("nan")) for suffix in columns)
+        shown = (_percent(value) if name in scores else f"{value:.4f}" for value in values)
+        lines.append(f"{name:<{width}}" + "".join(f"  {text:>7}" for text in shown))
+    return lines
+
+
+def class_rows(
+    names: Sequence[str], scores: Mapping[str, Tensor], images: Sequence[int] | None = None
+) -> list[str]:
+    """Lines with the metrics of every class in percent, ``-`` for a class that does not occur.
+
+    Args:
+        names: Class names in label order.
+        scores: Scores of every class, as fractions, by the name of their column.
+        images: Number of images of every class.
+    """
+    columns = {
+        name: [_percent(value) for value in values.tolist()] for name, values in scores.items()
+    }
+    if images is not None:
+        columns["images"] = [str(count) for count in images]
+    width = max(len("class"), *(len(printable(name)) for name in names))
+    head = f"\n{'class':<{width}}" + "".join(f"  {name:>9}" for name in columns)
+    rows = [
+        f"{printable(name):<{width}}" + "".join(f"  {text:>9}" for text in row)
+        for name, *row in zip(names, *columns.values(), strict=True)
+    ]
+    return [head, *rows]
+
+
+def _percent(value: float) -> str:
+    return "-" if value != value else f"{100 * value:.1f}"  # NaN differs from itself
+
+
+def _fraction(value: float) -> str:
+    return "" if value != value else f"{value:.6f}"

@@ -1,19 +1,18 @@
-"""Write the results of a detector: COCO results, annotated images, per-class AP."""
+"""Write the results of a detector: COCO results and annotated images."""
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 from PIL import Image
 
 from src import files
 from src.callbacks.classification_writer import class_names, max_pixels
 from src.callbacks.output_names import OutputNames, output_names
-from src.callbacks.run_folder import run_folder, tell
+from src.callbacks.run_folder import is_dry_run, run_folder, tell
 from src.callbacks.unreadable import gather, is_predicting, rank_file_name
 from src.decoding import MAX_PIXELS, BrokenImageError, decode
 from src.errors import UserError
@@ -26,8 +25,7 @@ class DetectionWriter(Callback):
 
     ``predict``: ``detections.json`` (COCO results; ``images`` lists id, file and size of every
     image) and ``overlays/*.png``. ``validate`` and ``test``: ``results_val.json`` or
-    ``results_test.json`` (COCO results with the ids of the annotation file). Every evaluation:
-    ``classes_val.csv`` or ``classes_test.csv`` with the AP of every class.
+    ``results_test.json`` (COCO results with the ids of the annotation file).
 
     Args:
         folder: Output folder; default is the run folder.
@@ -98,9 +96,10 @@ class DetectionWriter(Callback):
         if not found or not trainer.is_global_zero:
             return
         path = self._write_found(trainer, found, "detections.json")
-        rank_zero_info(f"Detections:  {path} ({len(found)} images)")
+        tell(f"Detections:  {path} ({len(found)} images)")
         if self.max_overlays:
-            rank_zero_info(f"Overlays:    {path.parent / 'overlays'}")
+            tell(f"Overlays:    {path.parent / 'overlays'}")
+            tell(f"             {count_shown([results for _, results in found], self.score)}")
 
     def _write_found(
         self, trainer: Trainer, found: list[tuple[dict[str, Any], list[Result]]], name: str
@@ -118,37 +117,22 @@ class DetectionWriter(Callback):
         return path
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the results and per-class AP of the validation images."""
+        """Write the results of the validation images."""
         if not trainer.sanity_checking:
             self._write_scores(trainer, pl_module, "val")
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the results and per-class AP of the test images."""
+        """Write the results of the test images."""
         self._write_scores(trainer, pl_module, "test")
 
     def _write_scores(self, trainer: Trainer, pl_module: Any, split: str) -> None:
-        precision = getattr(pl_module, "class_precision", None)
-        if not precision or not trainer.is_global_zero:
-            return  # not a detector
-        names = class_names(trainer)
-        columns = list(precision)
-        rows = [
-            (name, *(_percent(float(precision[column][i])) for column in columns))
-            for i, name in enumerate(names)
-        ]
-        if trainer.state.fn != "fit":
-            width = max(map(len, names))
-            head = f"{'class':<{width}} " + " ".join(f"{column:>9}" for column in columns)
-            lines = [f"{row[0]:<{width}} " + " ".join(f"{v:>9}" for v in row[1:]) for row in rows]
-            rank_zero_info("\n".join([head, *lines]))
-        if trainer.fast_dev_run:  # type: ignore[attr-defined]
-            return
-        folder = self._folder(trainer)
-        files.write_csv(folder / f"classes_{split}.csv", [("class", *columns), *rows])
-        if pl_module.scored_results is not None:
-            results = with_category_ids(pl_module.scored_results, category_ids(trainer))
-            files.write_json(folder / f"results_{split}.json", results, allow_nan=False)
-            rank_zero_info(f"COCO results: {folder / f'results_{split}.json'}")
+        results = getattr(pl_module, "scored_results", None)
+        if results is None or not trainer.is_global_zero or is_dry_run(trainer):
+            return  # not a detector, or a validation of `fit`
+        path = self._folder(trainer) / f"results_{split}.json"
+        content = with_category_ids(results, category_ids(trainer))
+        files.write_json(path, content, allow_nan=False)
+        tell(f"COCO results: {path}")
 
     def _folder(self, trainer: Trainer) -> Path:
         return Path(self.folder) if self.folder else run_folder(trainer)
@@ -177,11 +161,23 @@ def draw_results(
     )
 
 
+def count_shown(results: list[list[Result]], score: float) -> str:
+    """How many images have detections above a score; says what the highest score is.
+
+    Args:
+        results: COCO results of each image.
+        score: Minimum score of drawn detections.
+    """
+    highest = [max((result["score"] for result in found), default=0.0) for found in results]
+    shown = sum(value >= score for value in highest)
+    text = (
+        f"{shown} of {len(results)} images have detections above {score:g}; the highest score is"
+        f" {max(highest, default=0.0):.2f}"
+    )
+    return text if shown else f"{text}. Lower --detections.score to draw more."
+
+
 def category_ids(trainer: Trainer) -> list[int]:
     """Category id of each class in the annotation files, or indices if the data has none."""
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
     return list(getattr(data, "category_ids", range(data.num_classes)))
-
-
-def _percent(value: float) -> str:
-    return "-" if math.isnan(value) else f"{100 * value:.1f}"

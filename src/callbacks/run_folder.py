@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from src import files, ops
 from src.environment import report
+from src.runs import CONFIG
 from src.tasks import BaseTask
 
 
@@ -55,6 +56,7 @@ class RunFolder(Callback):
     def __init__(self, path: Path, config: str, resumed_from: str | None = None) -> None:
         self.path, self.config, self.resumed_from = path, config, resumed_from
         self._has_trained = False
+        self._first_step = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Broadcast the folder to all ranks."""
@@ -80,7 +82,7 @@ class RunFolder(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log at least once per epoch, also for very short epochs."""
-        self._has_trained = True
+        self._has_trained, self._first_step = True, trainer.global_step
         batches = trainer.num_training_batches
         interval = trainer.log_every_n_steps  # type: ignore[attr-defined]
         trainer.log_every_n_steps = int(max(1, min(interval, batches)))  # type: ignore[attr-defined]
@@ -93,15 +95,27 @@ class RunFolder(Callback):
             if isinstance(lightning_logger, CSVLogger):
                 lightning_logger.save()
 
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Unmark a training run that ends before its first step, so that its folder is deleted."""
+        has_stepped = self._has_trained and trainer.global_step > self._first_step
+        if trainer.state.fn == "fit" and not has_stepped:
+            self._unmark(trainer)
+
+    def _unmark(self, trainer: Trainer) -> None:
+        """Remove the file that marks a run as started; the command then deletes the folder."""
+        if trainer.is_global_zero:
+            (self.path / CONFIG).unlink(missing_ok=True)
+
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Print the output folder and the checkpoints."""
         if is_dry_run(trainer):
             return
-        if stage == "fit" and not self._has_trained:
-            tell(
-                f"\nNothing was trained: {self.resumed_from} is at epoch"
-                f" {trainer.current_epoch}, and trainer.max_epochs is {trainer.max_epochs}."
-            )
+        if stage == "fit" and self.resumed_from and not self._has_trained:
+            tell(f"\nNothing was trained: {self.resumed_from} has finished {_finished(trainer)}.")
+            self._unmark(trainer)
+            return
         tell(f"\nResults:     {self.path}")
         for callback in trainer.checkpoint_callbacks if stage == "fit" else ():
             if isinstance(callback, ModelCheckpoint):
@@ -128,7 +142,16 @@ class RunFolder(Callback):
         origin = f"resumed    {self.resumed_from}\n" if self.resumed_from else ""
         files.write_text(self.path / "env.txt", f"{origin}{report()}\n")
         # Written last, because it marks the run as started.
-        files.write_text(self.path / "config.yaml", self.config)
+        files.write_text(self.path / CONFIG, self.config)
+
+
+def _finished(trainer: Trainer) -> str:
+    """What a checkpoint has finished that leaves nothing to train."""
+    steps, epochs = trainer.global_step, trainer.current_epoch
+    if 0 <= trainer.max_steps <= steps:
+        return f"{steps} steps; trainer.max_steps must be larger, and it is {trainer.max_steps}"
+    count = "1 epoch" if epochs == 1 else f"{epochs} epochs"
+    return f"{count}; trainer.max_epochs must be larger, and it is {trainer.max_epochs}"
 
 
 def _describe_task(task: LightningModule) -> str:

@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 from PIL import Image
 
 from src import files
 from src.callbacks.classification_writer import class_names, max_pixels
 from src.callbacks.output_names import OutputNames, output_names
-from src.callbacks.run_folder import run_folder
+from src.callbacks.run_folder import run_folder, tell
 from src.decoding import BrokenImageError, decode
 from src.visualization import draw_label_map
 
@@ -78,9 +78,9 @@ class LabelMapWriter(Callback):
         """Print the output folders."""
         if self._count:
             folder = Path(self.folder) if self.folder else run_folder(trainer)
-            rank_zero_info(f"Label maps:  {folder / 'label_maps'}")
+            tell(f"Label maps:  {folder / 'label_maps'}")
             if self.max_overlays:
-                rank_zero_info(f"Overlays:    {folder / 'overlays'}")
+                tell(f"Overlays:    {folder / 'overlays'}")
 
 
 def _palette_image(

@@ -43,12 +43,12 @@ _OVERVIEW = """\
 InternImage on PyTorch Lightning. Commands of python -m src:
 
   fit          train or fine-tune         fit --config configs/<recipe>.yaml
-  validate     metrics on the val split   validate --config configs/<recipe>.yaml --ckpt_path best
+  validate     metrics on the val split   validate --name RUN   (or: --ckpt_path FILE)
   test         metrics on the test split  like validate
-  predict      table and images           like validate, with --data.predict_dir FOLDER
+  predict      table and images           predict --name RUN --data.predict_dir FOLDER
   prepare      check and split your data  prepare from-folder photos   (or: prepare toy)
   verify       check a dataset            verify imagenet --root data/imagenet
-  export       ONNX, torch.export, hub    export --config X.yaml --ckpt_path best --check FOLDER
+  export       ONNX, torch.export, hub    export --name RUN --check FOLDER
   demo         try it in the browser      demo --model exported/X/model.onnx
   profile      parameters, MACs, memory   profile --model internimage_t
   plan         memory on several GPUs     plan --config X.yaml --gpus 8 --memory 80GB
@@ -128,8 +128,11 @@ def _command(name: str) -> Callable[[list[str]], int]:
     if name in TOOLS:
         run: Callable[[list[str]], int | None] = import_module(TOOLS[name]).main
         return lambda args: run(args) or 0
-    from src.cli.parser_errors import suggest
+    from src.cli.other_names import OTHER_COMMANDS
+    from src.cli.suggestions import suggest
 
+    if name in OTHER_COMMANDS:
+        raise UserError(f"There is no command {name!r}; use {OTHER_COMMANDS[name]!r}.")
     known = [*TRAINER_COMMANDS, *TOOLS]
     raise UserError(
         f"Unknown command {name!r}; expected one of {', '.join(known)}.{suggest(name, known)}"
@@ -141,7 +144,7 @@ def _train(args: list[str]) -> int:
         print(short_help(args[0]))
         return 0
     from src.cli.app import TrainingCLI
-    from src.cli.checkpoints import with_settings_of_run
+    from src.cli.arguments import with_settings_of_run
 
     args = ["--help" if arg == "--help_all" else arg for arg in args]
     stop_with_parent()

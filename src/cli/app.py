@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import shutil
 import sys
 from enum import Enum
 from pathlib import Path
@@ -48,15 +49,18 @@ from src.callbacks.loggers import default_loggers
 from src.callbacks.monitors import check_callbacks
 from src.callbacks.progress import default_progress
 from src.callbacks.run_folder import next_run_folder
+from src.cli.arguments import checked
 from src.cli.checkpoints import check_reads_safely, failed_while_restoring, resolve_checkpoint
 from src.cli.parser_errors import explain
 from src.cli.process_failures import explanation
 from src.cli.slurm import checkpoint_of_requeued_job, requeue
 from src.cli.third_party_warnings import quieten
+from src.cli.trainer_errors import explain_trainer
 from src.data.datamodules import BaseDataModule
 from src.errors import UserError
 from src.file_names import check_name, name_of
 from src.models import InternImage  # noqa: F401  short name for YAML
+from src.runs import CONFIG
 from src.serialization import shown
 from src.serialization.former_names import former_arguments, present_name, with_present_names
 from src.stopping import Interrupted, active
@@ -125,7 +129,7 @@ class TrainingCLI(LightningCLI):
         """Parse ``args`` and build everything; with ``run``, the first argument is the command."""
         quieten()
         cls._has_command = run
-        args = _configs_first(args, after=1 if run else 0)
+        args = checked(args, after=1 if run else 0)
         # Lightning reads sys.argv when it launches other ranks, and warns if it also gets `args`.
         argv, sys.argv = sys.argv, [sys.argv[0], *(args if run else [])]
         try:
@@ -219,6 +223,7 @@ class TrainingCLI(LightningCLI):
         config = self._get(self.config_init, "trainer")
         reserve = self.subcommand is not None and not config.fast_dev_run
         self._folder = folder = self._choose_folder(reserve=reserve)
+        self._is_reserved = reserve
         callbacks = [MonitorCheck(), *_as_list(config.callbacks)]  # before callbacks that monitor
         check_callbacks(callbacks)
         callbacks += self._default_callbacks(config, callbacks, folder)
@@ -232,8 +237,9 @@ class TrainingCLI(LightningCLI):
         try:
             trainer = super().instantiate_trainer(**kwargs)
         except (MisconfigurationException, RuntimeError, ValueError, TypeError) as error:
-            _discard_unless_started(folder)
-            raise UserError(f"The settings in `trainer` are incompatible: {error}") from error
+            if reserve:
+                _discard_unless_started(folder)
+            raise UserError(explain_trainer(error)) from error
         GracefulStop.install(trainer)
         return trainer
 
@@ -321,7 +327,7 @@ class TrainingCLI(LightningCLI):
         try:
             getattr(self.trainer, command)(**kwargs)
         except MisconfigurationException as error:
-            raise UserError(f"The settings are incompatible: {error}") from error
+            raise UserError(explain_trainer(error)) from error
         except UserError:
             raise
         except Exception as error:
@@ -338,7 +344,8 @@ class TrainingCLI(LightningCLI):
             self._end_other_ranks(stop)
             raise Interrupted(self._how_to_resume(command)) from stop
         finally:
-            _discard_unless_started(self._folder)
+            if self._is_reserved:
+                _discard_unless_started(self._folder)
 
     @staticmethod
     def _end_other_ranks(stop: BaseException) -> None:
@@ -360,19 +367,6 @@ class TrainingCLI(LightningCLI):
             "Interrupted. Nothing was saved, because no step was completed or saving is turned off."
             " Run the same command again."
         )
-
-
-def _configs_first(args: list[str], after: int) -> list[str]:
-    """Arguments with the configuration files before the options that override them."""
-    configs: list[str] = []
-    rest: list[str] = []
-    given = iter(args[after:])
-    for arg in given:
-        if arg in ("--config", "-c"):
-            configs += [arg, *(value for value in [next(given, None)] if value is not None)]
-        else:
-            (configs if arg.startswith(("--config=", "-c=")) else rest).append(arg)
-    return [*args[:after], *configs, *rest]
 
 
 def _missing_package(error: ModuleNotFoundError | str) -> str:
@@ -398,8 +392,8 @@ def _invalid_value(report: str) -> str | None:
         return None
     if "pip install" in found[2]:
         return _missing_package(found[2])
-    name = found[1].rpartition(".")[2] or "a class of the configuration"
-    return f"Cannot create {name}: {found[2].strip()}"
+    name, text = found[1].rpartition(".")[2], found[2].strip()
+    return f"Cannot create {name}: {text}" if name else text
 
 
 def _is_first_process() -> bool:
@@ -424,14 +418,12 @@ def _as_list(value: Any) -> list[Any]:
 
 
 def _discard_unless_started(folder: Path) -> None:
-    """Delete the folder of a run that never started, including files created by loggers."""
-    if not _is_first_process() or (folder / "config.yaml").exists():
+    """Delete the folder that this run has reserved if it never started."""
+    is_started = (folder / CONFIG).exists() or any(folder.rglob("*.ckpt"))
+    if not _is_first_process() or is_started:
         return
-    names = ("hparams.yaml", "env.txt")
-    for file in (*folder.glob("events.out.tfevents.*"), *(folder / name for name in names)):
-        with contextlib.suppress(OSError):  # it does not exist, or the disk is read-only
-            file.unlink()
-    for path in (folder, folder.parent, folder.parent.parent):
+    shutil.rmtree(folder, ignore_errors=True)  # the disk may be read-only
+    for path in (folder.parent, folder.parent.parent):
         with contextlib.suppress(OSError):  # it is not empty
             path.rmdir()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Sequence
 from pathlib import Path
 
 from lightning.pytorch import Trainer
@@ -12,7 +11,11 @@ from lightning.pytorch.strategies import Strategy
 from src.callbacks import AtomicCheckpointIO
 from src.distributed.checkpoints import is_sharded_checkpoint
 from src.errors import UserError
-from src.runs import KEYWORDS, find_checkpoint, newest_checkpoint, trained_run
+from src.runs import (
+    KEYWORDS,
+    find_checkpoint,
+    newest_checkpoint,
+)
 from src.serialization import Folder, read_checkpoint, read_rest
 from src.strategies import FSDP1Strategy, FSDP2Strategy
 
@@ -37,49 +40,6 @@ def resolve_checkpoint(given: str, runs: Path) -> Path:
     else:
         read_checkpoint(path)  # reads only the metadata of the weights
     return path
-
-
-def with_settings_of_run(args: list[str]) -> list[str]:
-    """Arguments, completed by the configuration and the checkpoint of a run if it is named.
-
-    If ``--config`` is missing, ``--ckpt_path FILE`` adds the configuration of the run that wrote
-    the file, and ``--name RUN`` that of the newest run of this name, with its best checkpoint
-    unless ``--ckpt_path last`` is given. Training needs ``--ckpt_path``, because ``--name`` alone
-    is the name of a new run.
-
-    Args:
-        args: The command and its arguments.
-
-    Raises:
-        UserError: If the run or its checkpoint is missing.
-    """
-    if any(arg.split("=")[0] in ("--config", "-c") for arg in args):
-        return args
-    given, name = option(args, "--ckpt_path"), option(args, "--name")
-    runs = Path(option(args, "--trainer.default_root_dir") or "runs")
-    if given and given not in KEYWORDS:
-        run = trained_run(given, runs=runs)
-    elif name and (given or args[0] != "fit"):
-        run = trained_run(runs / name, given or "best", runs)
-    elif given:
-        raise UserError(
-            f"--ckpt_path {given} needs the name of the run, --name RUN, or its recipe, --config"
-            " FILE."
-        )
-    else:
-        return args
-    return [args[0], "--config", str(run.config), *args[1:], f"--ckpt_path={run.checkpoint}"]
-
-
-def option(args: Sequence[str], name: str) -> str | None:
-    """Value of the last ``--name value`` or ``--name=value`` among arguments."""
-    found = None
-    for arg, following in zip(args, [*args[1:], ""], strict=True):
-        if arg == name and not following.startswith("--"):
-            found = following
-        elif arg.startswith(f"{name}="):
-            found = arg.partition("=")[2]
-    return found or None
 
 
 def check_reads_safely(trainer: Trainer) -> None:

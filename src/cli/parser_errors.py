@@ -11,22 +11,24 @@ import inspect
 import re
 from collections.abc import Callable, Iterable
 from importlib import import_module
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from src.cli.other_names import answer_for
+from src.cli.suggestions import suggest
+from src.runs import is_run_or_checkpoint
 
 _KEY = re.compile(r'Parser key "([^"]+)"')
 _CLASS_PATH = re.compile(r"class_path '([\w.]+)'|class_path='([\w.]+)'")
 _PLAIN = {"NoneType": "null", "str": "text", "int": "an integer", "float": "a number"}
 _MAX_LENGTH = 400
 _MAX_LIST = 20
+_BASES = {"BaseTask", "DenseTask"}
+_EXPECTED = {
+    "trainer.precision": "32-true, bf16-mixed, 16-mixed, bf16-true, 16-true or 64-true",
+}
+"""What a setting accepts, where its annotation lists former names as well."""
 _FILLED_IN = {"self", "num_classes", "params"}  # arguments set by the program
-
-
-def suggest(name: str, known: Iterable[str]) -> str:
-    """A suggestion with the closest known name, with a leading space; empty if none is close."""
-    last = name.split(".")[-1]
-    by_last = {option.split(".")[-1]: option for option in known}
-    close = difflib.get_close_matches(last, by_last, n=1, cutoff=0.6)
-    return f" Did you mean {by_last[close[0]]!r}?" if close else ""
 
 
 def explain(message: str, parser: Any) -> str:
@@ -66,6 +68,8 @@ def _unknown_setting(message: str, parser: Any) -> str | None:
     name, owner = match[1], _innermost_class(message)
     known = sorted(setting_names(owner)) if owner is not None else []
     subject = owner.__name__ if owner is not None else "This class"
+    if name not in known and (answer := answer_for(name)) is not None:
+        return f"{subject} has no setting {_join(message, name)!r}. Use {answer}."
     accepts = f" Its settings are {', '.join(known)}." if known else ""
     return f"{subject} has no setting {_join(message, name)!r}.{suggest(name, known)}{accepts}"
 
@@ -73,17 +77,99 @@ def _unknown_setting(message: str, parser: Any) -> str | None:
 def _unknown_option(message: str, parser: Any) -> str | None:
     loose = re.search(r"unrecognized arguments: ([^-\s]\S*)", message)
     if loose:
-        return f"Unexpected argument {loose[1]!r}; use --config {loose[1]} for a settings file."
+        return _loose_argument(loose[1])
     match = re.search(r"does not accept option '([\w.]+)'", message)
-    match = match or re.search(r"unrecognized arguments: -*([\w.]+)", message)
+    match = match or re.search(r"unrecognized arguments: (-*[\w.]+[\w.-]*)", message)
     if not match:
         return None
-    known = list(vars(parser.get_defaults().as_flat()))
+    name = match[1].lstrip("-")
+    if (answer := answer_for(name) or answer_for(name.split(".")[-1])) is not None:
+        kind = "option" if match[1].startswith("-") else "setting"
+        return f"There is no {kind} {match[1]}. Use {answer}."
+    known = [key for key in vars(parser.get_defaults().as_flat()) if key != "help"]
     groups = sorted({key.split(".")[0] for key in known})
-    group = match[1].split(".")[0]
-    inside = [key for key in known if key.startswith(f"{group}.")]
-    accepts = "" if inside else f" Settings start with one of {', '.join(groups)}."
-    return f"There is no setting {match[1]!r}.{suggest(match[1], inside or groups)}{accepts}"
+    inside = [key for key in known if key.startswith(f"{name.split('.')[0]}.")]
+    choices = inside or [*groups, *known, *_task_and_data_settings()]
+    hint = suggest(name, choices, option=True) or " See --help."
+    return f"There is no setting {name!r}.{hint}"
+
+
+def _loose_argument(argument: str) -> str:
+    """Message about an argument that does not follow an option."""
+    name, separator, value = argument.partition("=")
+    if is_run_or_checkpoint(Path(argument)):
+        return f"Unexpected argument {argument!r}; use --ckpt_path {argument}."
+    if separator and re.fullmatch(r"[\w.]+", name):
+        answer = answer_for(name)
+        use = f"--{name}={value}" if answer is None else answer
+        return f"Unexpected argument {argument!r}; options start with two hyphens: {use}."
+    path = Path(argument)
+    if path.suffix in (".yaml", ".yml"):
+        return f"Unexpected argument {argument!r}; use --config {argument} for a settings file."
+    if path.exists():
+        dataset = f", or --data.root {argument} for a dataset" if path.is_dir() else ""
+        return (
+            f"Unexpected argument {argument!r}; use --data.predict_dir {argument} for images to"
+            f" predict{dataset}."
+        )
+    return f"Unexpected argument {argument!r}; every value follows an option such as --config."
+
+
+def _task_and_data_settings() -> list[str]:
+    """Settings of all tasks and data modules."""
+    from src.data.datamodules import BaseDataModule
+    from src.tasks import BaseTask
+
+    found = set()
+    for base, prefix in ((BaseTask, "model"), (BaseDataModule, "data")):
+        for owner in _subclasses(base):
+            found |= {f"{prefix}.{name}" for name in setting_names(owner)}
+    return sorted(found)
+
+
+def _missing_value(message: str, parser: Any) -> str | None:
+    match = re.search(r"argument (?:-\w/)?--([\w.+]+): expected (?:one|at least one) arg", message)
+    if not match:
+        return None
+    needs = {"ckpt_path": "last, best or a file", "config": "a .yaml file", "name": "a run's name"}
+    return f"--{match[1]} needs {needs.get(match[1], 'a value')}."
+
+
+def _folder_as_config(message: str, parser: Any) -> str | None:
+    match = re.search(r"Path is not a file: '?([^'\n]+?)'?(?:\n|$)", message)
+    if not match:
+        return None
+    folder = Path(match[1])
+    folder = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+    inside = sorted(path.name for path in folder.glob("*.yaml"))
+    which = f": {folder / inside[0]}" if len(inside) == 1 else f" ({', '.join(inside[:5])})"
+    advice = f"give the .yaml in it{which}" if inside else "give a .yaml file"
+    return f"{folder} is a folder; {advice}."
+
+
+def _missing_component(message: str, parser: Any) -> str | None:
+    """A missing file of a component, such as ``--model.network configs/model/x.yaml``."""
+    for text in re.findall(r"[\w./~-]+\.ya?ml\b", message):
+        if not Path(text).exists():
+            folder = Path(text).parent
+            known = [str(path) for path in folder.glob("*.yaml")]
+            close = difflib.get_close_matches(text, known, n=1, cutoff=0.6)
+            hint = f" Did you mean {close[0]}?" if close else ""
+            return f"There is no file {text}.{hint}"
+    return None
+
+
+def _abstract_class(message: str, parser: Any) -> str | None:
+    match = re.search(r"([\w.]+) is abstract", message)
+    base = None if match is None else _load(match[1])
+    if base is None:
+        return None
+    known = sorted({cls.__name__ for cls in _subclasses(base)})
+    key = _join(message)
+    return (
+        f"--{key}.* settings need a class: add --config FILE, the recipe or the config.yaml of a"
+        f" run, or --{key} with one of {', '.join(known[:_MAX_LIST])}."
+    )
 
 
 def _unknown_class(message: str, parser: Any) -> str | None:
@@ -93,7 +179,14 @@ def _unknown_class(message: str, parser: Any) -> str | None:
     base = _expected_base(message)
     if not match or base is None:
         return None
-    known = sorted({cls.__name__ for cls in _subclasses(base)} - {"BaseTask"})
+    known = sorted({cls.__name__ for cls in _subclasses(base)} - _BASES)
+    if re.fullmatch(r"internimage_\w+", match[1]):
+        return (
+            f"{_join(message)}: there is no class {match[1]!r}. For a variant, use"
+            f" --model.network.variant {match[1]}."
+        )
+    if _join(message) == "data" and Path(match[1]).is_dir():
+        return f"--data expects a class; use --data.root {match[1]} for the folder of a dataset."
     names = f"{', '.join(known)}, or" if len(known) <= _MAX_LIST else "a class name or"
     return (
         f"{_join(message)}: there is no class {match[1]!r}.{suggest(match[1], known)}"
@@ -108,9 +201,11 @@ def _missing_setting(message: str, parser: Any) -> str | None:
     owner = _innermost_class(message)
     if owner is None:
         names = [name.split(".")[-1] for name in match[1].split(", ")]
+        takes_run = re.search(r"\b(validate|test|predict)\b", parser.prog)
+        run = ", or a trained run with --name RUN or --ckpt_path FILE" if takes_run else ""
         return (
             f"Missing settings: {' and '.join(sorted(names))}. Give a recipe with"
-            " --config configs/<recipe>.yaml."
+            f" --config configs/<recipe>.yaml{run}."
         )
     return f"{_join(message)}: {owner.__name__} needs a value for {match[1]}."
 
@@ -126,14 +221,19 @@ def _wrong_value(message: str, parser: Any) -> str | None:
     annotation = _annotation(owner, keys[-1]) if owner is not None and len(keys) > 1 else None
     text = " or ".join(dict.fromkeys(_readable_type(name) for name in wanted))
     text = text if annotation is None else _readable_annotation(annotation)
+    text = _EXPECTED.get(_join(message), text)
     return f"{_join(message)} must be {text}, got {given[0].strip()!r}."
 
 
 _READERS: tuple[Callable[[str, Any], str | None], ...] = (
+    _missing_value,
+    _folder_as_config,
     _missing_file,
+    _abstract_class,
     _broken_yaml,
     _unknown_setting,
     _unknown_option,
+    _missing_component,
     _unknown_class,
     _missing_setting,
     _wrong_value,

@@ -13,9 +13,7 @@ _DESCRIPTION = {
 }
 _START = """\
   -c, --config FILE             recipe; can be repeated, later files override earlier ones
-  --ckpt_path last|best|FILE    {checkpoint}
-  --model.weights FILE|NAME     pretrained weights: a file or a name (docs/model_zoo.md)
-  --name NAME                   write to runs/NAME (default: names of the recipes)
+{run}  --model.weights FILE|NAME     pretrained weights: a file or a name (docs/model_zoo.md)
   --data.root FOLDER            the dataset
   --data.batch_size N           images per device and step
   --data.num_workers N          data loader workers
@@ -38,19 +36,23 @@ _OWN = {
   --detections.score 0.3        minimum score of drawn detections
 """,
 }
-_CHECKPOINT = {
-    "fit": "checkpoint to resume from",
-    "validate": "checkpoint to evaluate",
-    "test": "checkpoint to evaluate",
-    "predict": "checkpoint to use",
-}
+_NEW_RUN = """\
+  --name NAME                   write to runs/NAME (default: names of the recipes)
+  --ckpt_path last|best|FILE    checkpoint to resume from
+"""
+_TRAINED_RUN = """\
+  --name RUN                    a trained run: its recipe and its best checkpoint
+  --ckpt_path last|best|FILE    another checkpoint; a FILE alone also brings its recipe
+"""
 
 
 def short_help(command: str) -> str:
     """Text of ``<command> --help``."""
-    start = _START.format(checkpoint=_CHECKPOINT[command])
+    is_new = command == "fit"
+    start = _START.format(run=_NEW_RUN if is_new else _TRAINED_RUN)
+    what = "--config FILE" if is_new else "--name RUN | --ckpt_path FILE | --config FILE"
     return (
-        f"usage: python -m src {command} --config FILE [settings]\n\n{_DESCRIPTION[command]}\n\n"
+        f"usage: python -m src {command} {what} [settings]\n\n{_DESCRIPTION[command]}\n\n"
         f"{start}{_OWN[command]}\n"
         f"All settings: python -m src {command} --help_all\n"
         f"Resolved configuration: python -m src {command} --config FILE --print_config"

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from src.files import readable_size
 from src.models.graphs import Graph
 
 
@@ -27,7 +28,7 @@ def card(
     """
     settings = "\n".join(f"- {name}: {value}" for name, value in images.items())
     tables = "\n\n".join(_table(graph) for graph in graphs)
-    listed = "\n".join(f"- `{path.name}` ({path.stat().st_size / 1e6:.1f} MB)" for path in files)
+    listed = "\n".join(f"- `{path.name}` ({readable_size(path.stat().st_size)})" for path in files)
     names = "\n".join(f"{number} {name}" for number, name in enumerate(class_names))
     return f"""# InternImage for {task}, exported
 

@@ -77,7 +77,7 @@ def mask_loss(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Percentage of rows of ``logits (N, C)`` whose largest entry is the label; 0 without rows."""
+    """Fraction of rows of ``logits (N, C)`` whose largest entry is the label; 0 without rows."""
     if not len(logits):
         return logits.new_zeros(())
-    return (logits.argmax(dim=1) == labels).to(logits.dtype).mean() * 100
+    return (logits.argmax(dim=1) == labels).to(logits.dtype).mean()

@@ -14,10 +14,10 @@ from src.types import Detections, ImageId
 
 
 class ScoreMetric(Metric):
-    """Scores of one evaluation.
+    """Scores of one evaluation, as fractions.
 
     `compute` returns them by name: scalars, which are logged, and scores of every class, shape
-    ``(num_classes,)``, which make the table of classes.
+    ``(num_classes,)``, which make the table of classes. Printed tables show them in percent.
     """
 
     full_state_update = False

@@ -7,8 +7,6 @@ predicted is left out of the means instead of counting as 0 or 1.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
 import torch
 from torch import Tensor
 
@@ -70,18 +68,3 @@ class SegmentationMetric(ScoreMetric):
             "IoU": iou,
             "Acc": accuracy,
         }
-
-
-def class_table(names: Sequence[str], scores: Mapping[str, Tensor]) -> list[tuple[str, ...]]:
-    """Rows of class name and its scores in percent, with ``-`` for a class that does not occur.
-
-    Args:
-        names: Class names in label order.
-        scores: Scores of every class, by the name of their column.
-    """
-    columns = ([_percent(value) for value in values.tolist()] for values in scores.values())
-    return list(zip(names, *columns, strict=True))
-
-
-def _percent(value: float) -> str:
-    return "-" if value != value else f"{100 * value:.2f}"  # NaN differs from itself

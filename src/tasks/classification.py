@@ -16,12 +16,15 @@ from timm.data.mixup import Mixup
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MetricCollection
-from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from src.errors import UserError
 from src.models import InternImage
 from src.tasks.base import BaseTask, not_finite
 from src.types import ClassificationBatch, FeatureBatch
+
+_MAX_CONFUSION = 2000
+"""Largest number of classes whose confusion matrix is computed (16 bytes per pair of classes)."""
 
 
 class ClassificationTask(BaseTask):
@@ -65,6 +68,11 @@ class ClassificationTask(BaseTask):
                 "folder per class."
             )
         self.label_smoothing = label_smoothing
+        self.class_scores: dict[str, Tensor] = {}
+        self.confusion_counts: Tensor | None = None
+        self.confusion: MulticlassConfusionMatrix | None = None
+        if num_classes <= _MAX_CONFUSION:
+            self.confusion = MulticlassConfusionMatrix(num_classes, validate_args=False)
         self.mixup: Mixup | None = None
         if mixup_alpha > 0 or cutmix_alpha > 0:
             self.mixup = Mixup(
@@ -133,10 +141,30 @@ class ClassificationTask(BaseTask):
         metrics = self.metrics_of(stage + suffix)
         size = 0 if batch.get("is_padding") else len(label)
         if size:
-            metrics.update(_wrong_unless_finite(logits, label), label)
+            finite = _wrong_unless_finite(logits, label)
+            metrics.update(finite, label)
+            if self.confusion is not None and not suffix:
+                self.confusion.update(finite.argmax(-1), label)
         loss = F.cross_entropy(logits, label)
         self.log(f"{stage}/loss{suffix}", loss, batch_size=size, sync_dist=True, prog_bar=True)
         self.log_dict(metrics, batch_size=size, prog_bar=True)
+
+    def on_validation_epoch_end(self) -> None:
+        """Store the accuracy of every class of the validation images."""
+        self._store_class_scores()
+
+    def on_test_epoch_end(self) -> None:
+        """Store the accuracy of every class of the test images."""
+        self._store_class_scores()
+
+    def _store_class_scores(self) -> None:
+        """Set `confusion_counts` ``(K, K)``, classes by predicted classes, and `class_scores`."""
+        if self.confusion is None:
+            return
+        counts: Tensor = self.confusion.compute().cpu()
+        self.confusion.reset()
+        self.confusion_counts = counts
+        self.class_scores = {"accuracy": counts.diagonal().double() / counts.sum(1)}
 
     def _full_logits(self, network: nn.Module, batch: ClassificationBatch | FeatureBatch) -> Tensor:
         """Logits without autocast, because published results were measured in float32."""

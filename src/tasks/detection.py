@@ -94,7 +94,7 @@ class DetectionTask(DenseTask):
         self.metric_factory, self.coco_backend = metric, coco_backend
         self.offset_lr_scale = offset_lr_scale
         self.backbone_lr_scale = backbone_lr_scale
-        self.class_precision: dict[str, Tensor] = {}
+        self.class_scores: dict[str, Tensor] = {}
         self.scored_results: list[Result] | None = None  # of the last `validate` or `test`
 
     def build_loss(self) -> nn.Module:
@@ -222,7 +222,7 @@ class DetectionTask(DenseTask):
             # All ranks have the same values; sync_dist only informs Lightning.
             self.log(name, value, prog_bar=name in main, sync_dist=True)
         if not suffix:
-            self.class_precision = {
+            self.class_scores = {
                 name.split("/")[1].replace("class_", ""): value
                 for name, value in scores.items()
                 if value.ndim

@@ -3,7 +3,7 @@
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from src.callbacks.detection_writer import draw_results
+from src.callbacks.detection_writer import count_shown, draw_results
 
 
 def test_16_bit_images_are_drawn_upright_with_correct_brightness(deep_image):
@@ -19,3 +19,14 @@ def test_16_bit_images_are_drawn_upright_with_correct_brightness(deep_image):
     drawn = draw_results(str(deep_image), [found], ["cat"], score=0.5)
     assert drawn.height > 2 * drawn.width
     assert drawn.getpixel((5, 5)) == (80, 80, 80)
+
+
+def test_images_without_detections_are_counted():
+    results = [[{"score": 0.25}, {"score": 0.1}], [], [{"score": 0.2}]]
+    assert count_shown(results, 0.3) == (
+        "0 of 3 images have detections above 0.3; the highest score is 0.25."
+        " Lower --detections.score to draw more."
+    )
+    assert count_shown(results, 0.2) == (
+        "2 of 3 images have detections above 0.2; the highest score is 0.25"
+    )

@@ -44,6 +44,18 @@ def error_of(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
         ("--model.label_smothing", "1", "Did you mean 'label_smoothing'?"),
         ("--model.network.chanels", "4", "InternImage has no setting 'model.network.chanels'."),
         ("--model.network.drop_path_rate", "x", "model.network.drop_path_rate must be a number"),
+        ("--model.network", "internimage_t", "use --model.network.variant internimage_t."),
+        (
+            "--model.lr",
+            "1",
+            "ClassificationTask has no setting 'model.lr'. Use --model.optimizer.lr",
+        ),
+        ("--model.optimizer", "adamw", "there is no class 'adamw'. Did you mean 'AdamW'?"),
+        ("--model.weights", "internimage_t_1k", "Published names like it: internimage_t_1k_224"),
+        ("--data.num_workers", "-1", "data.num_workers accepts 0 (no extra process) or more"),
+        ("--trainer.precision", "fp16", "must be 32-true, bf16-mixed, 16-mixed, bf16-true"),
+        ("--trainer.strategy", "fsdp", "--trainer.strategy fsdp2 also runs on CPUs."),
+        ("--trainer.logger", "wandb", "Did you mean 'WandbLogger'?"),
         ("--model.network", "InternImag", "no class 'InternImag'. Did you mean 'InternImage'?"),
         ("--model.optimizer.lrr", "1", "AdamW has no setting 'model.optimizer.lrr'."),
         ("--model.lr_scheduler", "Cosine", "model.lr_scheduler: there is no class 'Cosine'."),
@@ -54,13 +66,24 @@ def error_of(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
         ("--data.batch_size", "0", "data.batch_size accepts an integer of at least 1, got 0."),
         ("--data.crop_scale", "3", "data.crop_scale must be [a number, a number], got '3'."),
         ("--data.root", "nowhere", "The data folder nowhere does not exist; expected"),
-        ("--trainer.max_epocs", "1", "Did you mean 'trainer.max_epochs'?"),
+        ("--trainer.max_epocs", "1", "Did you mean --trainer.max_epochs?"),
         ("--trainer.max_epochs", "x", "trainer.max_epochs must be an integer or null, got 'x'."),
+        ("--trainer.max_epochs", "", "--trainer.max_epochs needs a value."),
+        ("--trainr.bar", "1", "There is no setting 'trainr.bar'. See --help."),
+        ("--trainer.gpus", "1", "There is no option --trainer.gpus. Use --trainer.accelerator gpu"),
         ("--trainer.max_epochs", "-1", "The length of training is unknown"),
-        ("--trainer.accelerator", "gpu", "The settings in `trainer` are incompatible"),
+        ("--trainer.accelerator", "gpu", "PyTorch sees no GPU; use --trainer.accelerator auto."),
+        ("--trainer.accelerator", "cuda", "PyTorch sees no GPU; use --trainer.accelerator auto."),
         ("--trainer.callbacks+", "EarlyStoping", "Did you mean 'EarlyStopping'?"),
         ("--trainer.callbacks+", "EarlyStopping", "EarlyStopping needs a value for monitor."),
-        ("--trainr.max_epochs", "1", "There is no setting 'trainr.max_epochs'."),
+        ("--trainr.max_epochs", "1", "no option --trainr.max_epochs. Use --trainer.max_epochs."),
+        ("--lr", "0.1", "There is no option --lr. Use --model.optimizer.lr."),
+        ("--epochs", "3", "There is no option --epochs. Use --trainer.max_epochs."),
+        ("--batch-size", "8", "There is no option --batch-size. Use --data.batch_size."),
+        ("-b", "8", "There is no option -b. Use --data.batch_size."),
+        ("--image_size", "64", "Use --data.image_size (classification), --data.train_scales and"),
+        ("--mixup_prob", "1", "Did you mean --model.mixup_prob?"),
+        ("--model.network", "configs/model/internimage_q.yaml", "There is no file configs/model/"),
         ("--trainer.gradient_clip_val", "-1", "trainer.gradient_clip_val must be 0 or more"),
         ("--trainer.accumulate_grad_batches", "0", "accumulate_grad_batches must be at least 1"),
         ("--trainer.max_steps", "0", "There is nothing to train on"),
@@ -86,10 +109,108 @@ def error_of(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
 def test_wrong_settings(
     folder: Path, error_of: Callable[..., str], setting: str, value: str, message: str
 ) -> None:
-    if setting == "--trainer.accelerator" and torch.cuda.is_available():
+    if setting in ("--trainer.accelerator", "--trainer.strategy") and torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     assert message in error_of("fit", "-c", "tiny.yaml", f"{setting}={value}")
     assert not Path("runs").exists()
+
+
+def test_settings_that_need_a_class(folder: Path, error_of: Callable[..., str]) -> None:
+    text = error_of("predict", "--data.predict_dir", "photos")
+    assert "settings need a class: add --config FILE, the recipe or the config.yaml of" in text
+    assert "ImageNetDataModule" in text
+
+
+def test_a_folder_instead_of_a_configuration(folder: Path, error_of: Callable[..., str]) -> None:
+    Path("own").mkdir()
+    assert "own is a folder; give a .yaml file." in error_of("fit", "--config", "own")
+    Path("own/photos.yaml").write_text("")
+    assert "give the .yaml in it: own/photos.yaml." in error_of("fit", "--config", "own")
+
+
+def test_options_without_a_value(folder: Path, error_of: Callable[..., str]) -> None:
+    text = error_of("fit", "-c", "tiny.yaml", "--ckpt_path")
+    assert text == "--ckpt_path needs last, best or a file."
+    text = error_of("fit", "-c", "tiny.yaml", "--data.batch_size", "--trainer.max_epochs", "1")
+    assert text == "--data.batch_size needs a value."
+
+
+def test_a_checkpoint_that_has_finished_more_epochs(
+    folder: Path,
+    trained: Path,
+    error_of: Callable[..., str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    checkpoint = trained / "runs/tiny/version_0/checkpoints/last.ckpt"  # of two epochs
+    given = ["-c", "tiny.yaml", "--ckpt_path", str(checkpoint), "--trainer.max_epochs"]
+    text = "has finished 2 epochs; trainer.max_epochs must be larger, and it is"
+    assert error_of("fit", *given, "0") == f"The checkpoint {text} 0."
+    assert main(["fit", *given, "2"]) == 0
+    assert f"Nothing was trained: {checkpoint} {text} 2." in capsys.readouterr().out
+    assert not Path("runs").exists()
+
+
+def test_unsuitable_callbacks(folder: Path, error_of: Callable[..., str]) -> None:
+    for arguments in (
+        ["--trainer.callbacks+=BackboneFinetuning"],
+        ["--trainer.callbacks+", "BackboneFinetuning"],
+    ):
+        text = error_of("fit", "-c", "tiny.yaml", *arguments)
+        assert "BackboneFinetuning is not supported" in text
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("data.batch_size=3", "options start with two hyphens: --data.batch_size=3."),
+        ("epochs=3", "options start with two hyphens: --trainer.max_epochs."),
+        ("images", "use --data.predict_dir images for images to predict"),
+        ("nowhere", "every value follows an option"),
+    ],
+)
+def test_arguments_without_an_option(
+    folder: Path, error_of: Callable[..., str], argument: str, message: str
+) -> None:
+    Path("images").mkdir()
+    assert message in error_of("fit", "-c", "tiny.yaml", argument)
+
+
+def test_commands_of_other_libraries(folder: Path, error_of: Callable[..., str]) -> None:
+    assert error_of("train") == "There is no command 'train'; use 'fit'."
+    assert error_of("detect") == "There is no command 'detect'; use 'predict'."
+    assert error_of("env", "--foo") == "env takes no arguments, got '--foo'."
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("export --name tiny --format torchscript", "export --format: expected onnx, pt2, aoti or"),
+        ("plan -c tiny.yaml --gpus two", "--gpus: expected an integer, got 'two'."),
+        ("plan -c tiny.yaml --gpus", "--gpus needs a value."),
+        ("profile internimage_t", "profile needs --model. See python -m src profile --help."),
+        ("prepare runs", "prepare expects from-folder, from-coco,"),
+        (
+            "export runs/tiny/version_0",
+            "Unexpected argument 'runs/tiny/version_0'; use --ckpt_path",
+        ),
+        (
+            "fit -c runs/tiny/version_0/checkpoints/last.ckpt",
+            "last.ckpt is not a settings file; use",
+        ),
+        ("prepare from-folders photos", "got 'from-folders'. Did you mean 'from-folder'?"),
+        ("verify imagenet --rot x", "does not accept '--rot x'"),
+        ("plan", "Missing settings: data and model. Give a recipe with --config configs/<recipe>"),
+    ],
+)
+def test_wrong_arguments_of_tools(
+    trained: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error_of: Callable[..., str],
+    command: str,
+    message: str,
+) -> None:
+    monkeypatch.chdir(trained)
+    assert message in error_of(*command.split())
 
 
 def test_wrong_commands(folder: Path, error_of: Callable[..., str]) -> None:
@@ -216,6 +337,7 @@ def test_programming_errors_keep_their_traceback(
     monkeypatch.setattr(ClassificationTask, "training_step", broken)
     assert main(["fit", "-c", "tiny.yaml"]) == 1
     assert "Traceback" in capsys.readouterr().err
+    assert not Path("runs").exists()  # there was no step, so nothing is kept
 
 
 def test_traceback_on_request(

@@ -1,5 +1,6 @@
 """``validate``, ``test``, ``predict`` and ``export`` find the recipe of a run themselves."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,10 +9,15 @@ from src.cli import main
 
 
 @pytest.fixture
-def here(trained: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Working directory with the run ``runs/tiny/version_0``."""
-    monkeypatch.chdir(trained)
-    return trained
+def here(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Working directory with a copy of the run ``runs/tiny/version_0``."""
+    folder, run = tmp_path / "here", Path("runs/tiny/version_0")
+    shutil.copytree(trained / run, folder / run)
+    shutil.copy(trained / "tiny.yaml", folder)
+    config = folder / run / "config.yaml"
+    config.write_text(config.read_text().replace(str(trained), str(folder)))
+    monkeypatch.chdir(folder)
+    return folder
 
 
 LAST = "runs/tiny/version_0/checkpoints/last.ckpt"
@@ -37,6 +43,17 @@ def test_images_are_predicted_by_a_named_run(here: Path, images: Path) -> None:
     assert main(["predict", "--name", "tiny", "--data.predict_dir", str(images / "val/red")]) == 0
     tables = list(Path("runs/tiny").glob("predict_*/predictions.csv"))
     assert len(tables[0].read_text().splitlines()) == 1 + 4
+
+
+def test_a_run_predicts_without_its_dataset(here: Path, images: Path, tmp_path: Path) -> None:
+    run = tmp_path / "runs/moved/version_0"
+    shutil.copytree(here / "runs/tiny/version_0", run)
+    config = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(config.replace(f"root: {images}", "root: elsewhere"))
+    flags = ["--data.predict_dir", str(images / "val/red"), "--name", "moved"]
+    assert main(["predict", "--ckpt_path", str(run), *flags]) == 0
+    (table,) = Path("runs/moved/predict_0").glob("predictions.csv")
+    assert {"blue", "green", "red"} <= set(table.read_text().replace("\n", ",").split(","))
 
 
 def test_a_named_run_is_exported(here: Path, tmp_path: Path) -> None:

@@ -119,9 +119,9 @@ def test_non_finite_weights_of_the_last_step_are_not_saved(
 def test_a_non_finite_validation_loss_stops_training(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    original = ClassificationTask._logits
+    original = ClassificationTask._full_logits
     monkeypatch.setattr(
-        ClassificationTask, "_logits", lambda *arguments: original(*arguments) * float("nan")
+        ClassificationTask, "_full_logits", lambda *arguments: original(*arguments) * float("nan")
     )
     assert fit() == 2
     assert "val/loss nan" in capsys.readouterr().err

@@ -12,9 +12,15 @@ def plan(capsys, recipe, *flags):
     return capsys.readouterr().out
 
 
-@pytest.mark.parametrize("text", ["80GB", "80 GiB", "80g", "81920M", "80"])
-def test_memory_sizes_are_parsed(text):
-    assert read_bytes(text) == 80 * 2**30
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        *((text, 80 * 10**9) for text in ("80GB", "80 gb", "80g", "80000M", "0.08T", "80")),
+        *((text, 80 * 2**30) for text in ("80GiB", "80 Gi", "81920MiB")),
+    ],
+)
+def test_memory_sizes_are_parsed(text, size):
+    assert read_bytes(text) == size
 
 
 def test_an_invalid_memory_size_is_refused():

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 
-from src.metrics.segmentation import SegmentationMetric, class_table
+from src.metrics.segmentation import SegmentationMetric
 
 CLASSES = 7
 
@@ -80,12 +80,6 @@ def test_nothing_labelled_is_not_a_number():
     ignored = torch.full((3, 3), 255)
     scores = measure([(torch.zeros(3, 3, dtype=torch.long), ignored)]).compute()
     assert all(math.isnan(scores[name]) for name in ("mIoU", "mAcc", "aAcc"))
-
-
-def test_table_has_names_and_percent():
-    scores = {"IoU": torch.tensor([0.5, math.nan]), "Acc": torch.tensor([1.0, math.nan])}
-    rows = class_table(["sky", "sea"], scores)
-    assert rows == [("sky", "50.00", "100.00"), ("sea", "-", "-")]
 
 
 def work(rank, address, results):

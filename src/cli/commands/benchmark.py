@@ -26,6 +26,7 @@ from src.callbacks import DataWaiting, MonitorCheck, RunFolder
 from src.callbacks.data_waiting import MUCH_WAITING, advice, available_cores
 from src.callbacks.step_times import StepTimes, Waiting, now
 from src.cli.app import TrainingCLI
+from src.cli.tool_parser import ToolParser
 from src.environment import package_version
 from src.errors import UserError
 
@@ -255,9 +256,8 @@ def table(facts: dict[str, Any], speeds: dict[str, Speed]) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = ToolParser(
         prog="python -m src benchmark",
-        allow_abbrev=False,
         description="Images per second, latency and memory of a recipe on this device. Further"
         " arguments are those of fit: --config, --data.batch_size, --trainer.precision, ...",
     )

@@ -5,10 +5,10 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 
 from src.cli.short_help import short_help
+from src.cli.tool_parser import ToolParser
 
 _SCRIPT = """\
 {head}_internimage() {{
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0.
     """
-    parser = argparse.ArgumentParser(
+    parser = ToolParser(
         prog="python -m src completion",
         description="Print a completion script. Usage: source <(internimage completion bash)",
     )

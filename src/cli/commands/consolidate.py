@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from src import files
+from src.cli.tool_parser import ToolParser
 from src.distributed.checkpoints import (
     consolidate,
     describe_mismatch,
@@ -50,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.official:
         content = official(content, raw=args.raw)
     files.write_with(output, lambda file: torch.save(content, file))
-    print(f"{output}  {output.stat().st_size / 2**20:,.1f} MiB")
+    print(f"{output}  {files.readable_size(output.stat().st_size)}")
     return 0
 
 
@@ -112,7 +113,7 @@ def _network_of(content: dict[str, Any]) -> nn.Module:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = ToolParser(
         prog="python -m src consolidate",
         description="Convert a checkpoint folder of several ranks to a single file.",
     )

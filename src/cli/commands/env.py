@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from src.environment import report
+from src.errors import UserError
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -15,9 +16,14 @@ def main(args: Sequence[str] | None = None) -> int:
 
     Returns:
         Exit code.
+
+    Raises:
+        UserError: If there is an argument.
     """
-    if args:
+    if args and {"-h", "--help"} & set(args):
         print("usage: python -m src env    (takes no arguments)")
-        return 0 if {"-h", "--help"} & set(args) else 2
+        return 0
+    if args:
+        raise UserError(f"env takes no arguments, got {' '.join(args)!r}.")
     print(report())
     return 0

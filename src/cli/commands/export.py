@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from src import files
-from src.cli.checkpoints import resolve_checkpoint, with_settings_of_run
+from src.cli.arguments import with_settings_of_run
+from src.cli.checkpoints import resolve_checkpoint
+from src.cli.tool_parser import ToolParser
 from src.decoding import decode
 from src.errors import UserError
 from src.export.check import Example, ResultFile, compare
@@ -68,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     form = Form(args.dcn, args.outputs, args.preprocessing, args.masks, args.precision)
     written, passed = export(model.pretrained, out, args.format, args.check, data, form)
     for path in written:
-        print(f"Wrote:   {path} ({path.stat().st_size / 1e6:.1f} MB)")
+        print(f"Wrote:   {path} ({files.readable_size(path.stat().st_size)})")
     if args.push:
         print(f"Hub:     {model.pretrained.push_to_hub(args.push)}")
     if passed is not None:
@@ -77,11 +79,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = ToolParser(
         prog="python -m src export",
         description="Export a trained network: --name RUN, or --ckpt_path FILE. Also accepts the "
         "settings of a recipe: --config FILE, --model.weights FILE_OR_NAME, --data.class_names ...",
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add(

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from src.cli.app import TrainingCLI
+from src.cli.tool_parser import ToolParser
 from src.errors import UserError
 from src.profiling.memory import PRECISIONS, StepMemory, extrapolate, measure_step, omitted_part
 from src.tasks.base import BaseTask
@@ -26,7 +27,7 @@ from src.tasks.partial_training import adapt
 
 STRATEGIES = ("ddp", "fsdp1 SHARD_GRAD_OP", "fsdp2")
 _CLASSES = {"ClassificationTask": 1000, "DetectionTask": 80, "SegmentationTask": 150}
-_UNITS = {"K": 10, "M": 20, "G": 30, "T": 40}
+_POWERS = {"M": 2, "G": 3, "T": 4}
 _RESERVE = 0.1  # fraction of memory for CUDA context, fragmentation and library workspaces
 _GIB = 2**30
 
@@ -219,11 +220,12 @@ def optimizer_states(task: BaseTask) -> int:
 
 
 def read_bytes(text: str) -> int:
-    """Bytes of a size such as ``80GB``, ``24GiB``, ``500M`` or ``80`` (GB), in powers of 1024."""
-    match = re.fullmatch(r"([\d.]+)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    """Bytes of a size: ``80GB`` or ``80`` is 80 * 1000^3, ``80GiB`` is 80 * 1024^3."""
+    match = re.fullmatch(r"(\d+\.?\d*)\s*([MGT]?)(i?)B?", text.strip(), re.IGNORECASE)
     if not match:
-        raise UserError(f"--memory: expected a size such as 80GB or 24GB, got {text!r}.")
-    return int(float(match[1]) * 2 ** _UNITS[match[2].upper() or "G"])
+        raise UserError(f"--memory: expected a size such as 80GB or 79GiB, got {text!r}.")
+    base = 1024 if match[3] else 1000
+    return int(float(match[1]) * base ** _POWERS[match[2].upper() or "G"])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -328,14 +330,17 @@ def duration(plan: Plan, tflops: float, images: int) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = ToolParser(
         prog="python -m src plan",
-        allow_abbrev=False,
         description="Estimate the memory per GPU of a recipe under each strategy. Also accepts the"
         " arguments of fit: --config, --data.batch_size, --trainer.precision, ...",
     )
     parser.add_argument("--gpus", type=int, default=1, help="total number of GPUs")
-    parser.add_argument("--memory", default="80GB", help="memory of each GPU")
+    parser.add_argument(
+        "--memory",
+        default="80GB",
+        help="memory of each GPU: 80GB, or 79GiB as nvidia-smi reports it",
+    )
     parser.add_argument(
         "--batch_size", type=int, help="images per GPU; default: that of the recipe"
     )

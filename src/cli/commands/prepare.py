@@ -12,6 +12,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from src.cli.tool_parser import ToolParser
 from src.data.custom import coco, folder, masks, yolo
 from src.data.prepare import coco_subset, imagenet_val
 from src.data.toy import ade20k as toy_ade20k
@@ -53,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = ToolParser(
         prog="python -m src prepare", description="Prepare datasets for the data modules."
     )
     commands = parser.add_subparsers(required=True, metavar="DATA")

@@ -11,6 +11,7 @@ import timm
 import torch
 
 import src.models  # noqa: F401  registers the variants with timm
+from src.cli.tool_parser import ToolParser
 from src.errors import UserError
 from src.profiling.profile import (
     PUBLISHED_MACS,
@@ -91,7 +92,7 @@ def _human(size: int) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = ToolParser(
         prog="python -m src profile",
         description="Parameters, MACs and activation memory of an InternImage variant.",
     )

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Sequence
 
+from src.cli.tool_parser import ToolParser
 from src.data.verify import LAYOUTS
 from src.data.verify.report import Report
 from src.decoding import MAX_PIXELS
@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         Exit code: 0 if there are no problems, 1 otherwise.
     """
-    parser = argparse.ArgumentParser(
+    parser = ToolParser(
         prog="python -m src verify", description="Check a dataset folder and list its problems."
     )
     layouts = parser.add_subparsers(required=True, metavar="LAYOUT")

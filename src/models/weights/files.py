@@ -9,6 +9,7 @@ Nothing in a file is executed: ``src.serialization`` reads it. ``fit.py`` interp
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -127,10 +128,12 @@ def resolve(source: str | Path) -> Path:
         return _download(hub_repository(stem), f"{stem}.pth")
     if name.startswith("OpenGVLab/") and name.count("/") == 1:
         return _download_repository(name)
+    close = difflib.get_close_matches(stem, HUB_FILES, n=3)
+    hint = f" Published names like it: {', '.join(close)}." if close else ""
     raise UserError(
-        f"There is no weight file '{source}'. Give a .pth or .safetensors file, a folder with "
-        f"model.safetensors, a hub repository such as OpenGVLab/internimage_t_1k_224, or one of "
-        f"{', '.join(HUB_FILES)}."
+        f"There is no weight file '{source}'.{hint} Give a .pth or .safetensors file, a folder "
+        "with model.safetensors, a hub repository such as OpenGVLab/internimage_t_1k_224, or a "
+        "name of docs/model_zoo.md."
     )
 
 

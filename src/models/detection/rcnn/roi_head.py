@@ -109,7 +109,7 @@ class RoIHead(nn.Module):
 
         Returns:
             Of each stage, with its prefix: weighted ``loss_cls``, ``loss_bbox`` and ``loss_mask``,
-            and the metric ``acc``, the percentage of proposals with the right class.
+            and the metric ``acc``, the fraction of proposals with the right class.
         """
         losses: dict[str, Tensor] = {}
         metrics: dict[str, Tensor] = {}

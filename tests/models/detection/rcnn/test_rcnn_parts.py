@@ -147,7 +147,7 @@ def test_losses_by_hand():
     far = torch.tensor([[3.0, 0, 4, 1]])
     assert float(giou_loss(b, far, 1)) == pytest.approx(1 + 1 / 4)
     assert float(mask_loss(torch.zeros(0, 28, 28), torch.zeros(0, 28, 28))) == 0
-    assert float(accuracy(torch.eye(4), torch.tensor([0, 1, 2, 0]))) == 75
+    assert float(accuracy(torch.eye(4), torch.tensor([0, 1, 2, 0]))) == 0.75
 
 
 def test_images_with_and_without_objects_train_together(detector):

@@ -1,0 +1,119 @@
+"""Complete and check the arguments of a command before they are parsed."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from src.errors import UserError
+from src.runs import KEYWORDS, TrainedRun, is_run_or_checkpoint, trained_run
+from src.serialization import read_checkpoint, read_rest
+
+
+def checked(args: list[str], after: int) -> list[str]:
+    """Arguments with the configuration files before the options that override them.
+
+    Args:
+        args: The arguments.
+        after: Number of leading arguments that stay in their place: 1 for a command.
+
+    Raises:
+        UserError: If a setting has no value, or a configuration file is not a text file.
+    """
+    configs: list[str] = []
+    rest: list[str] = []
+    given = iter(args[after:])
+    for arg in given:
+        if arg in ("--config", "-c"):
+            configs += [arg, *(value for value in [next(given, None)] if value is not None)]
+        else:
+            (configs if arg.startswith(("--config=", "-c=")) else rest).append(arg)
+    for config in configs:
+        _check_is_text(Path(config.partition("=")[2] or config))
+    _check_values(rest)
+    return [*args[:after], *configs, *rest]
+
+
+def _check_is_text(path: Path) -> None:
+    """Refuse a checkpoint or another binary file as configuration."""
+    if not path.is_file():
+        return
+    try:
+        path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        advice = f"use --ckpt_path {path}" if path.suffix == ".ckpt" else "give a .yaml file"
+        raise UserError(f"{path} is not a settings file; {advice}.") from error
+
+
+def _check_values(args: list[str]) -> None:
+    """Refuse a setting without a value, which the parser would report as its parent."""
+    for arg, following in zip(args, [*args[1:], "--"], strict=False):
+        found = re.fullmatch(r"(--\w+(?:\.\w+)+)(=?)", arg)
+        if found and (found[2] or following.startswith("--")):
+            raise UserError(f"{found[1]} needs a value.")
+
+
+def with_settings_of_run(args: list[str]) -> list[str]:
+    """Arguments, completed by the configuration and the checkpoint of a run if it is named.
+
+    If ``--config`` is missing, ``--ckpt_path FILE`` adds the configuration of the run that wrote
+    the file, and ``--name RUN`` that of the newest run of this name, with its best checkpoint
+    unless ``--ckpt_path last`` is given. Training needs ``--ckpt_path``, because ``--name`` alone
+    is the name of a new run.
+
+    For ``predict`` and ``export``, the class names come from the checkpoint if the dataset of the
+    run is not on this machine.
+
+    Args:
+        args: The command and its arguments.
+
+    Raises:
+        UserError: If the run or its checkpoint is missing.
+    """
+    for arg in args[1:2]:
+        if is_run_or_checkpoint(Path(arg)):
+            raise UserError(f"Unexpected argument {arg!r}; use --ckpt_path {arg}.")
+    if any(arg.split("=")[0] in ("--config", "-c") for arg in args):
+        return args
+    given, name = option(args, "--ckpt_path"), option(args, "--name")
+    runs = Path(option(args, "--trainer.default_root_dir") or "runs")
+    if given and given not in KEYWORDS:
+        run = trained_run(given, runs=runs)
+    elif name and (given or args[0] != "fit"):
+        run = trained_run(runs / name, given or "best", runs)
+    elif given:
+        raise UserError(
+            f"--ckpt_path {given} needs the name of the run, --name RUN, or its recipe, --config"
+            " FILE."
+        )
+    else:
+        return args
+    names = _class_names(run) if args[0] in ("predict", "export") else []
+    config = ["--config", str(run.config)]
+    return [args[0], *config, *names, *args[1:], f"--ckpt_path={run.checkpoint}"]
+
+
+def _class_names(run: TrainedRun) -> list[str]:
+    """Option with the class names of the checkpoint, if the dataset of the run is not here."""
+    settings = yaml.safe_load(run.config.read_text(encoding="utf-8"))["data"]["init_args"]
+    root = settings.get("root")
+    if root is None or Path(root).exists() or settings.get("class_names") is not None:
+        return []
+    read = read_rest if run.checkpoint.is_dir() else read_checkpoint
+    names = read(run.checkpoint).get("class_names")
+    return [f"--data.class_names={json.dumps(names)}"] if names else []
+
+
+def option(args: Sequence[str], name: str) -> str | None:
+    """Value of the last ``--name value`` or ``--name=value`` among arguments."""
+    found = None
+    for arg, following in zip(args, [*args[1:], ""], strict=False):
+        if arg == name and not following.startswith("--"):
+            found = following
+        elif arg.startswith(f"{name}="):
+            found = arg.partition("=")[2]
+    return found or None

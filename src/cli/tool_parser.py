@@ -1,0 +1,50 @@
+"""Argument parser of the tool commands, with one-line errors."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+from typing import Any, NoReturn
+
+from src.cli.suggestions import suggest
+from src.errors import UserError
+
+_KINDS = {"int": "an integer", "float": "a number"}
+
+
+class ToolParser(argparse.ArgumentParser):
+    """Parser without abbreviations that raises a `UserError` instead of exiting."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
+
+    def error(self, message: str) -> NoReturn:
+        """Raise a `UserError` with a short explanation of the message."""
+        raise UserError(_explain(message, self.prog))
+
+
+def _explain(message: str, prog: str) -> str:
+    command = prog.removeprefix("python -m src ")
+    see = f"See python -m src {command} --help."
+    if match := re.search(r"argument (.+?): invalid choice: '(.*)' \(choose from (.+)\)", message):
+        choices = re.findall(r"[^', ]+", match[3])
+        accepted = " or ".join([", ".join(choices[:-1]), choices[-1]][len(choices) == 1 :])
+        name = f"{command} {_option(match[1])}"
+        if command == "prepare" and Path(match[2]).exists():
+            return f"prepare expects {accepted} first: prepare {choices[0]} {match[2]}."
+        return f"{name}: expected {accepted}, got {match[2]!r}.{suggest(match[2], choices)}"
+    if match := re.search(r"argument (.+?): invalid (\w+) value: '(.*)'", message):
+        return f"{_option(match[1])}: expected {_KINDS.get(match[2], match[2])}, got {match[3]!r}."
+    if match := re.search(r"argument (.+?): expected (?:one|at least one|\d+) arg", message):
+        return f"{_option(match[1])} needs a value."
+    if match := re.search(r"the following arguments are required: (.+)", message):
+        return f"{command} needs {match[1]}. {see}"
+    if match := re.search(r"unrecognized arguments: (.+)", message):
+        return f"{command} does not accept {match[1]!r}. {see}"
+    return f"{command}: {message}. {see}"
+
+
+def _option(text: str) -> str:
+    """The longest spelling of an option such as ``-o/--output``."""
+    return max(text.split("/"), key=len)

@@ -1,0 +1,44 @@
+"""Clear messages for settings that Lightning's Trainer refuses."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+_NO_GPU = "PyTorch sees no GPU; use --trainer.accelerator auto."
+_EXPLANATIONS: tuple[tuple[str, Callable[[re.Match[str]], str]], ...] = (
+    (
+        r"No supported gpu backend found|CUDAAccelerator` can not run|can not run on your system"
+        r"|GPU backend|machine only has: \[\]",
+        lambda match: _NO_GPU,
+    ),
+    (
+        r"machine only has: \[([\d, ]+)\]",
+        lambda match: (
+            f"This machine has {match[1].count(',') + 1} GPUs, with the numbers {match[1]}; choose"
+            " among them with --trainer.devices."
+        ),
+    ),
+    (
+        r"strategy `fsdp\w*` requires",
+        lambda match: (
+            "Lightning's strategy fsdp needs a GPU. --trainer.strategy fsdp2 also runs on CPUs."
+        ),
+    ),
+    (
+        r"current_epoch=(\d+).*max_epochs=(\d+)",
+        lambda match: (
+            f"The checkpoint has finished {int(match[1]) + 1} epochs; trainer.max_epochs must be"
+            f" larger, and it is {match[2]}."
+        ),
+    ),
+)
+
+
+def explain_trainer(error: BaseException) -> str:
+    """Message for an error that Lightning raised because of the settings of the Trainer."""
+    text = " ".join(str(error).split())
+    for pattern, explanation in _EXPLANATIONS:
+        if match := re.search(pattern, text):
+            return explanation(match)
+    return f"The settings in `trainer` are incompatible: {text}"
