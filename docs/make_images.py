@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
+from scipy.ndimage import distance_transform_edt
 
 from src.cli import main as command
 from src.data.toy.ade20k import write_toy_ade20k
@@ -26,7 +27,7 @@ from src.data.toy.scenes import SHAPES, Scene, draw_scene
 from src.hub import Pretrained
 from src.inference import Classification, Detection, Prediction, Predictor, Segmentation
 from src.models.internimage.backbone import InternImageBackbone
-from src.profiling.sampling_locations import follow_back, sampling_points
+from src.profiling.sampling_locations import sampling_points
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGES = ROOT / "docs" / "images"
@@ -46,6 +47,7 @@ TRAINING: dict[str, tuple[Callable[..., bool], list[str]]] = {
 """Function that draws the data, and settings in addition to the toy recipe, for each task."""
 _OVERLAP = 0.8  # intersection over union of a correct object
 _COLOURS = ((255, 70, 70), (255, 214, 0), (90, 200, 255))
+_GAP = 8  # pixels between two images
 _MAX_SCENES = 400
 
 
@@ -124,12 +126,12 @@ def draw_sampling(model: Pretrained, scene: Scene) -> Image.Image:
     assert isinstance(backbone, InternImageBackbone)
     torch.manual_seed(0)
     fresh = InternImageBackbone(variant="internimage_nano")
-    centres = [np.argwhere(o.mask).mean(0) for o in scene.objects[:2]] + [_background(scene)]
-    parts = [_with_points(b, image, scene.image, centres) for b in (fresh, backbone)]
-    gap = 8
-    output = Image.new("RGB", (parts[0].width + gap + parts[1].width, parts[0].height), "white")
+    background = ~np.any([o.mask for o in scene.objects], axis=0)
+    places = [_middle(mask) for mask in (*(o.mask for o in scene.objects[:2]), background)]
+    parts = [_with_points(b, image, scene.image, places) for b in (fresh, backbone)]
+    output = Image.new("RGB", (2 * parts[0].width + _GAP, parts[0].height), "white")
     output.paste(parts[0], (0, 0))
-    output.paste(parts[1], (parts[0].width + gap, 0))
+    output.paste(parts[1], (parts[0].width + _GAP, 0))
     return output
 
 
@@ -137,41 +139,42 @@ def _with_points(
     backbone: InternImageBackbone,
     image: torch.Tensor,
     pixels: NDArray[np.uint8],
-    centres: list[NDArray[np.float64]],
+    places: list[tuple[int, int]],
 ) -> Image.Image:
-    """An image with the locations that pixels depend on through the layers of the third stage."""
-    layers = [s for s in sampling_points(backbone, image) if s.name.startswith("levels.2")][-3:]
-    rows, columns, groups = layers[-1].positions.shape[:3]
-    scale, stride = pixels.shape[1] / image.shape[-1], layers[-1].stride
-    fine = 2  # drawn at twice the size, then reduced
+    """An image with the sampling locations of pixels in the last layer of the third stage."""
+    layer = [s for s in sampling_points(backbone, image) if s.name.startswith("levels.2")][-1]
+    rows, columns = layer.positions.shape[:2]
+    scale = pixels.shape[1] / image.shape[-1]
+    fine = 3  # drawn at three times the size, then reduced
     shown = Image.fromarray(pixels).resize((pixels.shape[1] * fine, pixels.shape[0] * fine))
-    shade = Image.blend(shown.convert("RGB"), Image.new("RGB", shown.size), 0.25).convert("RGBA")
-    for centre, colour in zip(centres, _COLOURS, strict=True):
-        cell = [int(side / scale / stride) for side in centre]
-        cell = [min(cell[0], rows - 1), min(cell[1], columns - 1)]
-        layer = Image.new("RGBA", shade.size)
-        pen = ImageDraw.Draw(layer)
-        points = torch.cat(
-            [follow_back(layers, (cell[0], cell[1]), group) for group in range(groups)]
-        )
-        for x, y in (((points + 0.5) * scale) * fine).unique(dim=0).tolist():
-            pen.ellipse((x - 3, y - 3, x + 3, y + 3), fill=(*colour, 150))
-        x, y = ((side + 0.5) * stride * scale * fine for side in (cell[1], cell[0]))
-        for width, paint in ((9, (0, 0, 0, 255)), (5, (255, 255, 255, 255))):
-            pen.line((x - 15, y, x + 15, y), paint, width)
-            pen.line((x, y - 15, x, y + 15), paint, width)
-        shade = Image.alpha_composite(shade, layer)
-    return shade.convert("RGB").reduce(fine)
+    drawn = Image.blend(shown.convert("RGB"), Image.new("RGB", shown.size), 0.25).convert("RGBA")
+    for place, colour in zip(places, _COLOURS, strict=True):
+        row, column = (int(side / scale / layer.stride) for side in place)
+        row, column = min(row, rows - 1), min(column, columns - 1)
+        canvas = Image.new("RGBA", drawn.size)
+        pen = ImageDraw.Draw(canvas)
+        x, y = (((side + 0.5) * layer.stride) * scale * fine for side in (column, row))
+        points = (layer.in_image()[row, column].flatten(0, 1) + 0.5) * scale * fine
+        weights = layer.weights[row, column].flatten()
+        order = weights.argsort(descending=True).tolist()  # small dots on top
+        for u, v in points.tolist():
+            pen.line((x, y, u, v), (*colour, 70), 2)
+        for (u, v), weight in zip(points[order].tolist(), weights[order].tolist(), strict=True):
+            radius = fine * (1.5 + 6 * weight**0.5)
+            box = (u - radius, v - radius, u + radius, v + radius)
+            pen.ellipse(box, (*colour, 230), outline=(0, 0, 0, 255), width=2)
+        for width, paint in ((5 * fine, (0, 0, 0, 255)), (3 * fine, (255, 255, 255, 255))):
+            pen.line((x - 8 * fine, y, x + 8 * fine, y), paint, width)
+            pen.line((x, y - 8 * fine, x, y + 8 * fine), paint, width)
+        drawn = Image.alpha_composite(drawn, canvas)
+    return drawn.convert("RGB").reduce(fine)
 
 
-def _background(scene: Scene) -> NDArray[np.float64]:
-    """Row and column of the pixel that is furthest from all objects and borders."""
-    height, width = scene.image.shape[:2]
-    grid = np.stack(np.meshgrid(range(60, height - 60), range(60, width - 60), indexing="ij"), -1)
-    objects = np.concatenate([np.argwhere(o.mask)[::97] for o in scene.objects])
-    distance = np.linalg.norm(grid[::8, ::8, None] - objects, axis=-1).min(-1)
-    row, column = np.unravel_index(distance.argmax(), distance.shape)
-    return grid[::8, ::8][row, column].astype(np.float64)
+def _middle(mask: NDArray[np.bool_]) -> tuple[int, int]:
+    """Row and column of the pixel of a mask that is furthest from its border."""
+    distance = distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
+    row, column = np.unravel_index(int(distance.argmax()), mask.shape)
+    return int(row), int(column)
 
 
 def _overlap(scene: Scene) -> bool:

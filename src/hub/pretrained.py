@@ -155,7 +155,8 @@ def _parts(path: Path, name: str) -> ModelParts:
     published = path.name.removesuffix(".pth")
     if published in HUB_FILES and (path.is_file() or path.name == name):
         return read_published(published, path if path.is_file() else None)
-    if name.count("/") == 1 and not path.exists():
+    is_run = any(path.parent.glob("*/version_*"))  # a missing or misspelled one
+    if name.count("/") == 1 and not path.exists() and not is_run:
         return read_folder(_download(name))
     raise UserError(
         f"There is no model '{name}'. Give the folder of a run, a checkpoint, a folder with"

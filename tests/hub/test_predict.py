@@ -17,16 +17,27 @@ from src.inference import Classification
 from src.metrics.coco_results import decode_masks
 from tests.cli.tiny import TASKS, save_image, write_data, write_recipe
 
+# Settings that change predictions.
+SETTINGS = {
+    "classification": ["--data.upright", "true", "--data.crop_pct", "0.9"],
+    "detection": ["--model.network.score_threshold", "0.0"],
+    "segmentation": [
+        *("--data.tta", "true", "--data.tta_ratios", "[0.5,1.0]"),
+        *("--model.window_size", "[48,48]", "--model.window_stride", "[32,32]"),
+        *("--data.palette", "[[250,10,10],[10,10,250]]"),
+    ],
+}
+
 
 @pytest.fixture(scope="module", params=TASKS)
 def run(request, tmp_path_factory):
     """Task, folder of a finished run and a photo that ``predict`` has processed."""
     folder = tmp_path_factory.mktemp(request.param)
     recipe = write_recipe(folder, request.param, write_data(folder / "data", request.param))
+    where = ["--trainer.default_root_dir", str(folder / "runs")]
+    assert main(["fit", "-c", str(recipe), *where, *SETTINGS[request.param]]) == 0
     more = ["--detections.score", "0.0", "--data.predict_dir", str(photo(folder))]
-    score = ["--model.network.score_threshold", "0.0"] if request.param == "detection" else []
-    assert main(["fit", "-c", str(recipe), *score]) == 0
-    assert main(["predict", "-c", str(recipe), "--ckpt_path", "best", *score, *more]) == 0
+    assert main(["predict", "--name", request.param, *where, *more]) == 0
     return request.param, folder / "runs" / request.param, photo(folder)
 
 
@@ -122,6 +133,13 @@ def test_mistakes_are_one_line(run, tmp_path):
     with pytest.raises(UserError, match="lpu"):
         model.predict(path, device="lpu")
     assert model.predict([]) == []
+
+
+def test_a_missing_run_is_not_searched_on_the_hub(run, monkeypatch):
+    _, runs, _ = run
+    monkeypatch.chdir(runs.parent.parent)
+    with pytest.raises(UserError, match=r"There is no model 'runs/missing'\. Give the folder of"):
+        Pretrained.from_pretrained("runs/missing")
 
 
 def test_ema_weights_are_used(trained):
