@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from src.cli.demo_page import PAGE
+from src.cli.tool_parser import ToolParser
 from src.data.classes.palette import distinct_palette
 from src.decoding import decode
 from src.errors import UserError, printable
@@ -52,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = ToolParser(
         prog="python -m src demo", description="Try an exported network in the browser."
     )
     add = parser.add_argument
