@@ -10,10 +10,10 @@
 #include <vector>
 
 #include "../binding.h"
-#include "kernels.h"
-#ifdef _MSC_VER
-#include <windows.h>
+#ifdef INTERNIMAGE_X86
+#include "features.h"
 #endif
+#include "kernels.h"
 
 namespace internimage::cpu {
 namespace {
@@ -29,18 +29,11 @@ const Kernels& choose_kernels() {
   const auto allows = [wish](const char* name) {
     return wish == nullptr || std::strcmp(wish, name) == 0;
   };
-#ifdef _MSC_VER
-  // With AVX2, every processor has FMA and F16C. AVX-512 is not built (setup.py).
-  const bool has_avx2 = IsProcessorFeaturePresent(PF_AVX2_INSTRUCTIONS_AVAILABLE);
-#else
-  const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                        __builtin_cpu_supports("f16c");
-  const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") &&
-                          __builtin_cpu_supports("avx512dq") &&
-                          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw");
-  if (has_avx512 && allows("avx512")) return AVX512::kernels;
+  const Features features = x86_features();
+#ifndef _MSC_VER  // not built there (setup.py)
+  if (features.avx512 && allows("avx512")) return AVX512::kernels;
 #endif
-  if (has_avx2 && (allows("avx2") || allows("avx512"))) return AVX2::kernels;
+  if (features.avx2 && (allows("avx2") || allows("avx512"))) return AVX2::kernels;
 #endif
   return DEFAULT::kernels;
 }

@@ -1,0 +1,47 @@
+// Instruction sets of this processor that the operating system supports, on x86.
+//
+// __builtin_cpu_supports is not used: it is always false with the runtime library of zig, which
+// builds the manylinux wheels.
+#pragma once
+
+#include <cstdint>
+#ifdef _MSC_VER
+#include <intrin.h>
+#else
+#include <cpuid.h>
+#endif
+
+namespace internimage::cpu {
+
+struct Features {
+  bool avx2 = false, avx512 = false;
+};
+
+inline Features x86_features() {
+  uint32_t ebx1 = 0, ecx1 = 0, ebx7 = 0, saved = 0;  // leaves 1 and 7 of cpuid; xcr0
+#ifdef _MSC_VER
+  int registers[4];
+  __cpuid(registers, 0);
+  if (registers[0] < 7) return {};
+  __cpuid(registers, 1);
+  ecx1 = registers[2];
+  __cpuidex(registers, 7, 0);
+  ebx7 = registers[1];
+  if (ecx1 >> 27 & 1) saved = static_cast<uint32_t>(_xgetbv(0));
+#else
+  uint32_t eax = 0, ecx = 0, edx = 0;
+  if (!__get_cpuid(1, &eax, &ebx1, &ecx1, &edx)) return {};
+  if (!__get_cpuid_count(7, 0, &eax, &ebx7, &ecx, &edx)) return {};
+  if (ecx1 >> 27 & 1) __asm__("xgetbv" : "=a"(saved), "=d"(edx) : "c"(0));
+#endif
+  const auto has = [](uint32_t bits, uint32_t wanted) { return (bits & wanted) == wanted; };
+  Features features;
+  // FMA and F16C, AVX2; the 256-bit registers are saved at a context switch.
+  features.avx2 = has(ecx1, 1u << 12 | 1u << 29) && has(ebx7, 1u << 5) && has(saved, 0x6);
+  // F, DQ, BW and VL; the masks and the 512-bit registers are saved too.
+  features.avx512 = features.avx2 && has(ebx7, 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31) &&
+                    has(saved, 0xe6);
+  return features;
+}
+
+}  // namespace internimage::cpu
