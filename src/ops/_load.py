@@ -155,4 +155,11 @@ def triton_version() -> str | None:
     return None
 
 
+if hasattr(torch.ops.internimage, "dcnv3"):
+    raise ImportError(
+        f"{__package__} cannot be imported, because another package has registered the operators "
+        "of internimage: src.ops (internimage-lightning) and dcnv3_ops (dcnv3-ops) are the same "
+        "code; import one of them."
+    )
+
 LIBRARIES = Libraries(read_mode(), Path(__file__).resolve().parent)

@@ -111,12 +111,6 @@ def dcnv3(
         return torch.ops.internimage.dcnv3.default(input, offset, mask, *window)
 
 
-if hasattr(torch.ops.internimage, "dcnv3"):
-    raise ImportError(
-        f"{__package__} cannot be imported, because another package has registered the operators "
-        "of internimage: src.ops (internimage-lightning) and dcnv3_ops (dcnv3-ops) are the same "
-        "code; import one of them."
-    )
 # The overload is called on a GPU under torch.use_deterministic_algorithms; the CPU kernel always is
 # deterministic.
 _BACKWARDS = ("internimage::dcnv3_backward", "internimage::dcnv3_backward.deterministic")
