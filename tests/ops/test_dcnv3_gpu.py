@@ -10,8 +10,10 @@ from dcnv3_cases import assert_same, grad_like, make_problem
 from gpu_cases import ADVERSARIAL, CASES, as_views, check, run
 
 import src.models  # noqa: F401  registers the networks
-from src.ops import backends, dcnv3
+from src.ops import backends, dcnv3, dcnv4
+from src.ops._arguments import make_window
 from src.ops._load import LIBRARIES
+from src.ops.packed import pack
 
 pytestmark = [
     pytest.mark.gpu,
@@ -28,7 +30,16 @@ def triton_kernels(*tensors, **kwargs):
     return dcnv3_triton(*tensors, **kwargs)
 
 
+def packed_rows(input, offset, mask, mask_softmax=False, **kwargs):
+    """DCNv4 with the arguments of DCNv3."""
+    window = make_window(
+        **({"offset_scale": 1.0, "remove_center": False} | kwargs), mask_softmax=False
+    )
+    return dcnv4(input, pack(offset, mask, window), **kwargs)
+
+
 OPERATORS = {"dcnv3": dcnv3, "triton": triton_kernels}
+WITHOUT_SOFTMAX = [name for name, (case, _) in CASES.items() if not case.get("mask_softmax")]
 
 
 def on_gpu(operator):
@@ -42,7 +53,9 @@ def gpu_problem(**arguments):
 
 
 def test_a_gpu_kernel_is_used():
-    assert backends()["cuda"].startswith(("compiled (", "triton (")), backends()
+    for operator in ("dcnv3", "dcnv4"):
+        report = backends(operator)
+        assert report["cuda"].startswith(("compiled (", "triton (")), report
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -50,6 +63,18 @@ def test_a_gpu_kernel_is_used():
 def test_every_case_in_every_dtype(name, dtype):
     for operator in OPERATORS.values():
         check(on_gpu(operator), name, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", WITHOUT_SOFTMAX)
+def test_packed_rows_of_dcnv4(name, dtype):
+    check(on_gpu(packed_rows), name, dtype)
+
+
+def test_packed_rows_in_deterministic_mode(deterministic):
+    problem = gpu_problem(n=2, height=19, width=22, groups=2, group_channels=16)
+    first, second = (run(packed_rows, problem) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

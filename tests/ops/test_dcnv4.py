@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from dcnv3_cases import run_python
 
 from src.ops import dcnv3, dcnv4, dcnv4_columns, dcnv4_reference
 from tests.models.conftest import name_noise
@@ -199,6 +200,27 @@ def test_errors(operator, change, error, message):
     input, rows, arguments = problem()
     with pytest.raises(error, match=message):
         operator(*change(input, rows), **arguments)
+
+
+def test_without_kernels_of_its_own():
+    """The rows are copied for DCNv3, here in plain PyTorch."""
+    code = """
+import torch
+from src.ops import backends, dcnv4, dcnv4_columns, dcnv4_reference
+
+x = torch.randn(2, 5, 6, 12, dtype=torch.float64, requires_grad=True)
+rows = torch.randn(2, 5, 6, dcnv4_columns(3), dtype=torch.float64, requires_grad=True)
+results = []
+for operator in (dcnv4, dcnv4_reference):
+    output = operator(x, rows, groups=3, offset_scale=0.5)
+    results.append([output, *torch.autograd.grad(output.square().sum(), (x, rows))])
+for found, expected in zip(*results):
+    torch.testing.assert_close(found, expected)
+print(backends("dcnv4")["cpu"])
+"""
+    result = run_python(code, INTERNIMAGE_OPS="reference")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "dcnv3: reference (INTERNIMAGE_OPS=reference)\n"
 
 
 def test_columns():
