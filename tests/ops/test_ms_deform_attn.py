@@ -173,7 +173,7 @@ def test_invalid_arguments(changes, error, message):
 def test_backends_name_every_operator():
     assert set(backends("ms_deform_attn")) == {"cpu", "cuda"}
     assert backends("ms_deform_attn")["cpu"] == "grid_sample"
-    with pytest.raises(ValueError, match="operator must be one of dcnv3, ms_deform_attn"):
+    with pytest.raises(ValueError, match="operator must be one of dcnv3, dcnv4, ms_deform_attn"):
         backends("conv")
 
 
