@@ -12,6 +12,7 @@ import errno
 import io
 import json
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -216,6 +217,22 @@ def write_with(path: Path | str, save: Callable[[IO[bytes]], object]) -> None:
         deferred = _DeferredErrorFile(file)
         save(deferred)  # type: ignore[arg-type]
         deferred.check()
+
+
+def write_tensors(path: Path | str, tensors: dict[str, Any], metadata: dict[str, str]) -> None:
+    """Write a safetensors file; see `whole_file`."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    with whole_file(path) as part:
+        try:
+            save_file(tensors, part, metadata)
+        except SafetensorError as error:  # contains the error of the system as text
+            code = re.search(r"os error (\d+)|Os \{ code: (\d+)", str(error))
+            if code is None:
+                raise
+            number = int(code[1] or code[2])
+            raise OSError(number, os.strerror(number)) from error
 
 
 def write_csv(path: Path | str, rows: Iterable[Sequence[object]]) -> None:

@@ -30,6 +30,7 @@ WRITERS: dict[str, Callable[[Path], None]] = {
         path, Image.fromarray(np.random.default_rng(0).integers(0, 255, (200, 200), np.uint8))
     ),
     "ckpt": lambda path: files.write_with(path, lambda f: torch.save(torch.zeros(50_000), f)),
+    "safetensors": lambda path: files.write_tensors(path, {"x": torch.zeros(50_000)}, {}),
     "pt2": lambda path: files.write_with(
         path,
         lambda f: torch.export.save(torch.export.export(torch.nn.ReLU(), (torch.zeros(9),)), f),
@@ -212,7 +213,6 @@ NO_FILES = {
         "save(parts, checkpoint_id=folder)",
     ),  # into a folder that is renamed when complete
     ("export/files.py", "exported.save(path, external_data=size > _LARGEST_SINGLE_FILE)"),  # also
-    ("hub.py", "save_file(tensors, path, metadata={'format': 'pt'})"),  # also
     ("serialization/parallel.py", "torch.save(self.folder.value(key), written)"),  # in memory
     ("cli/app.py", "parser.dump(config, skip_none=False)"),  # returns text
 }

@@ -12,7 +12,6 @@ from itertools import chain
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from src import files
@@ -69,7 +68,8 @@ class FeatureFiles:
         rows = max(1, _FILE_BYTES // per_image)
         with files.whole_folder(self.path(key)) as folder:
             for number, part in enumerate(_regrouped(chain([first], batches), rows)):
-                save_file({_NAME: part}, folder / f"{number:05}.safetensors", {"key": key})
+                path = folder / f"{number:05}.safetensors"
+                files.write_tensors(path, {_NAME: part}, {"key": key})
 
     def path(self, key: str) -> Path:
         """Folder of the features with a fingerprint."""

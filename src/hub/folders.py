@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import re
 from pathlib import Path
 from typing import Any
-
-from torch import Tensor
 
 from src import files
 from src.errors import UserError
@@ -69,7 +65,7 @@ def write_folder(model: ModelParts, folder: str | Path) -> Path:
         "preprocessing": model.preprocessing,
     }
     with files.whole_folder(folder, last=[CONFIG_FILE]) as part:
-        _save_tensors(tensors, part / WEIGHT_FILE)
+        files.write_tensors(part / WEIGHT_FILE, tensors, {"format": "pt"})
         files.write_json(part / CONFIG_FILE, content, ensure_ascii=False, indent=1)
         files.write_text(part / "README.md", model_card(model))
     return folder
@@ -95,17 +91,3 @@ def _is_plain(value: Any) -> bool:
     """Whether a value is a number or a text, or a colour of a palette."""
     parts = value if isinstance(value, list) and len(value) == 3 else [value]
     return all(isinstance(part, (int, float, str, bool)) for part in parts)
-
-
-def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    try:
-        save_file(tensors, path, metadata={"format": "pt"})
-    except SafetensorError as error:  # contains the error of the system as text
-        code = re.search(r"os error (\d+)|Os \{ code: (\d+)", str(error))
-        if code is None:
-            raise
-        number = int(code[1] or code[2])
-        raise OSError(number, os.strerror(number)) from error

@@ -20,7 +20,7 @@ def test_overview_without_a_command(
     output = capsys.readouterr().out
     for command in ("fit", "validate", "test", "predict", "prepare", "verify", "profile", "env"):
         assert f"\n  {command} " in output
-    assert len(output.splitlines()) < 17
+    assert len(output.splitlines()) < 18
     assert all(len(line) <= 100 for line in output.splitlines())
 
 

@@ -1,6 +1,7 @@
 import pytest
 
 from src.cli.commands.verify import main as verify
+from src.errors import UserError
 
 
 def run(root, *options):
@@ -57,5 +58,5 @@ def test_one_split_can_be_checked_alone(make_tree):
 
 
 def test_a_layout_must_be_named():
-    with pytest.raises(SystemExit):
+    with pytest.raises(UserError, match="verify needs LAYOUT"):
         verify([])
