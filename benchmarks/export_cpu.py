@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from src import files
 from src.export.check import Example, ResultFile, compare
+from src.export.compare import larger
 from src.export.description import Description
 from src.export.package import Form, write
 from src.models import (
@@ -164,7 +165,7 @@ def measure(name: str, paths: list[Path], rounds: int, compared: int) -> dict:
         file = ResultFile(path, inside=False)
         for example in examples:
             for key, value in compare(network, written.result, example, file(example)).items():
-                worst[key] = max(worst.get(key, 0.0), value)
+                worst[key] = larger(worst.get(key, 0.0), value)
         worst.pop("prepared")
         operators = {node.op_type for node in onnx.load(path).graph.node}
         row = {

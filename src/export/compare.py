@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -40,14 +41,15 @@ class Differences:
         """
         for name, value in found.items():
             key = (path.name, name)
-            self._worst[key] = max(self._worst.get(key, 0.0), value)
+            self._worst[key] = larger(self._worst.get(key, 0.0), value)
             if units and name in units:
                 self._units[key] = f" of the {units[name]}"
 
     def is_above(self, key: tuple[str, str]) -> bool:
         """Whether an output of a file differs by more than rounding explains."""
-        is_smaller = ".fp16." in key[0] or ".int8." in key[0]
-        if key in self._units or key[1] in UNLIMITED or is_smaller:
+        if ".fp16." in key[0] or ".int8." in key[0]:
+            return not math.isfinite(self._worst[key])
+        if key in self._units or key[1] in UNLIMITED:
             return False
         return not self._worst[key] <= LIMITS.get(key[1], TOLERANCE)
 
@@ -63,6 +65,11 @@ class Differences:
             f"{'  ABOVE' if self.is_above(key) else ''}"
             for key, value in self._worst.items()
         )
+
+
+def larger(a: float, b: float) -> float:
+    """The larger one of two differences; NaN, which ``max`` may drop, if one of them is NaN."""
+    return a if math.isnan(a) or b <= a else b
 
 
 def runner(path: Path, threads: int | None = None) -> Runner:

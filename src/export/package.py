@@ -10,13 +10,23 @@ from pathlib import Path
 from torch import nn
 
 from src import files
+from src.errors import UserError
 from src.export.card import card
 from src.export.description import Description
 from src.export.files import WRITERS, trace, write_onnx, write_result
 from src.export.graphs import Graph, graphs_of
 from src.export.precision import WRITERS as PRECISIONS
 from src.export.result_card import result_card
+from src.models.detection.rcnn.cascade_roi_head import STAGE_STDS
 from src.models.graphs import Result
+
+_SEVERAL_PASSES = {"tta": "--data.tta false", "window_size": "--model.window_size null"}
+"""Settings for several forward passes per image, and how to turn them off."""
+_SUFFIXES = {
+    "onnx": (".onnx", ".onnx.data", ".fp16.onnx", ".int8.onnx"),
+    "pt2": (".pt2",),
+    "aoti": (".aoti.pt2",),
+}
 
 
 @dataclass(frozen=True)
@@ -83,11 +93,17 @@ def write(
         folder: Where to write.
         formats: Any of `src.export.files.WRITERS`.
         form: Form of ONNX files.
+
+    Raises:
+        UserError: If predictions of the recipe take several forward passes, which one file from
+            image to result does not compute.
     """
+    whole = form.outputs == "result" and "onnx" in formats
+    if whole:
+        _check_single_pass(description)
     graphs = graphs_of(network)
     programs = [trace(graph) for graph in graphs]
     writers: dict[str, Callable[..., Path]] = {**WRITERS, "onnx": partial(write_onnx, dcn=form.dcn)}
-    whole = form.outputs == "result" and "onnx" in formats
     single = [name for name in formats if not (whole and name == "onnx")]
     pairs = [
         (graph, writers[name](graph, program, folder))
@@ -109,6 +125,24 @@ def write(
     written = Written(pairs, results, graphs[0].result)
     files.write_text(folder / "EXPORT.md", _text(written, description, form, graphs))
     return written
+
+
+def possible_names(formats: Sequence[str]) -> list[str]:
+    """Names of all files that `write` writes in these formats, for any network and form."""
+    stages = range(1, len(STAGE_STDS) + 1)
+    graphs = ["model", "backbone", "boxes", "masks", *(f"boxes_{stage}" for stage in stages)]
+    suffixes = [suffix for name in formats for suffix in _SUFFIXES[name]]
+    return [graph + suffix for graph in graphs for suffix in suffixes]
+
+
+def _check_single_pass(description: Description) -> None:
+    found = [name for name in _SEVERAL_PASSES if description.preprocessing.get(name)]
+    if found:
+        changes = " ".join(_SEVERAL_PASSES[name] for name in found)
+        raise UserError(
+            f"{' and '.join(found)} of this recipe cannot be part of one ONNX file, because they "
+            f"need several forward passes for an image; use --outputs raw, or set {changes}."
+        )
 
 
 def _text(written: Written, description: Description, form: Form, graphs: Sequence[Graph]) -> str:

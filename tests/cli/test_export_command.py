@@ -47,10 +47,16 @@ def test_a_run_is_exported_and_checked_on_images(trained, images, tmp_path, caps
 
 
 def test_raw_outputs(trained, tmp_path):
+    stale = ["model.onnx.data", "model.fp16.onnx", "model.int8.onnx", "boxes_3.onnx"]
+    kept = ["model.pt2", "photo.onnx"]  # another format, another name
+    for name in stale + kept:
+        (tmp_path / name).touch()
     size = ["--data.image_size", "64", "--ckpt_path", "best"]
     assert main(command(trained, tmp_path, *size, "--outputs", "raw", "--dcn", "gather")) == 0
     card = (tmp_path / "EXPORT.md").read_text()
     assert "| `logits` | out |" in card
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"model.onnx", "EXPORT.md", *kept}
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from src.errors import UserError
 from src.export.check import Example, ResultFile, compare
 from src.export.compare import LIMITS, TOLERANCE
 from src.export.description import Description
@@ -223,6 +224,19 @@ def test_smaller_weights(name, tmp_path):
     for path, limit in ((half, 1e-2), (int8, 0.1)):
         found = compare(network, written.result, given, ResultFile(path, inside=True)(given))
         assert 0 < found["probabilities" if name == "classifier" else "scores"] < limit
+
+
+@pytest.mark.parametrize(
+    ("setting", "change"),
+    [({"tta": True}, "--data.tta false"), ({"window_size": [64, 64]}, "--model.window_size null")],
+)
+def test_several_forward_passes_are_refused(setting, change, tmp_path):
+    description = Description(
+        "segmentation", ["a"], {"eval_scale": [400, 100], **COLOURS, **setting}
+    )
+    with pytest.raises(UserError, match=f"{next(iter(setting))}.* --outputs raw, or set {change}"):
+        write(segmentor(), description, tmp_path, ["onnx"], Form())
+    assert not list(tmp_path.iterdir())
 
 
 @slow

@@ -27,7 +27,7 @@ from src.export.check import Example, ResultFile, compare
 from src.export.compare import Differences, differences, runner
 from src.export.description import Description
 from src.export.files import OPSETS, WRITERS
-from src.export.package import Form, Written, write
+from src.export.package import Form, Written, possible_names, write
 from src.hub import Pretrained, load_checkpoint, preprocessing_of, task_of
 from src.models.layers.low_rank import merge_low_rank
 
@@ -198,7 +198,7 @@ def export(
 
     Args:
         model: The network.
-        out: Output folder.
+        out: Output folder; files of the same formats from an earlier export are deleted.
         formats: Any of `FORMATS`.
         check: Folder of images to compare the files with PyTorch on.
         data: Data module that preprocesses these images.
@@ -210,11 +210,11 @@ def export(
     form = form or Form()
     names: list[str] = []
     written = None
-    with files.whole_folder(out, last=["EXPORT.md"]) as folder:
+    chosen = [name for name in WRITERS if name in formats]
+    with files.whole_folder(out, last=["EXPORT.md"], parts=possible_names(chosen)) as folder:
         if "safetensors" in formats:
             model.save_pretrained(folder)
             names += ["model.safetensors", "config.json"]
-        chosen = [name for name in WRITERS if name in formats]
         if chosen:
             description = Description(model.task, model.class_names, model.preprocessing)
             written = write(model.network, description, folder, chosen, form)

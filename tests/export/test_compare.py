@@ -1,0 +1,28 @@
+"""Differences between exported files and PyTorch."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from src.export.compare import Differences
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model.fp16.onnx", "model.int8.onnx"])
+@pytest.mark.parametrize("values", [(math.nan, 0.0), (0.0, math.nan), (math.inf, 0.0)])
+def test_results_that_are_not_finite_fail(name, values):
+    found = Differences()
+    for value in values:
+        found.add(Path(name), {"scores": value})
+    assert not found.passed
+    assert "ABOVE" in found.table()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "passed"),
+    [("model.onnx", 1e-6, True), ("model.onnx", 0.1, False), ("model.int8.onnx", 0.1, True)],
+)
+def test_only_float32_files_have_limits(name, value, passed):
+    found = Differences()
+    found.add(Path(name), {"scores": value})
+    assert found.passed == passed
