@@ -1,7 +1,10 @@
-"""Fingerprint of a value: of everything that it contains, and of the code of its classes.
+"""Fingerprint of a value: of what it contains, and of the code of its classes and functions.
 
-Two values with the same fingerprint behave alike. Values that only look different, for example
-objects whose text contains an address, have different fingerprints; the opposite does not happen.
+A function is described by its name, its source file, its default arguments, the variables that it
+encloses and the object that it is bound to. Not described are global variables, code in other
+source files, and attributes of modules that start with an underscore, except parameters, buffers
+and submodules. Equal values may have different fingerprints, for example objects whose text
+contains an address.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import sys
 from collections.abc import Mapping
 from functools import cache, partial
 from pathlib import Path
+from types import CellType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -48,9 +52,28 @@ def _described(value: Any) -> Any:
     if isinstance(value, nn.Module):
         return _module(value)
     if hasattr(value, "__qualname__"):  # functions and classes
-        return [value.__module__, value.__qualname__, _code(value.__module__)]
+        name = [value.__module__, value.__qualname__, _code(value.__module__)]
+        return [*name, *map(_described, _held(value))]
     state = vars(value) if hasattr(value, "__dict__") else repr(value)
     return [*_described(type(value)), _described(state)]
+
+
+def _held(function: Any) -> list[Any]:
+    """The object that a method is bound to, default arguments and enclosed variables."""
+    owner = getattr(function, "__self__", None)
+    return [
+        None if isinstance(owner, ModuleType) else owner,  # a module for built-in functions
+        getattr(function, "__defaults__", None),
+        getattr(function, "__kwdefaults__", None),
+        [_content(cell) for cell in getattr(function, "__closure__", None) or ()],
+    ]
+
+
+def _content(cell: CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # not assigned yet
+        return None
 
 
 def _module(module: nn.Module) -> Any:

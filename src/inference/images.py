@@ -56,9 +56,9 @@ def read_image(
         if source.ndim != 3 or source.shape[0] not in (1, 3):
             raise _wrong_shape("a tensor", "(3, H, W)", source.shape)
         array = source.detach().cpu()
-        return _from_array(
-            (array if array.dtype.itemsize < 8 else array.float()).permute(1, 2, 0).numpy()
-        )
+        # NumPy has no bfloat16.
+        values = array.float() if array.is_floating_point() else array
+        return _from_array(values.permute(1, 2, 0).numpy())
     if isinstance(source, np.ndarray):
         if source.ndim not in (2, 3) or (source.ndim == 3 and source.shape[2] not in (1, 3)):
             raise _wrong_shape("an array", "(H, W, 3)", source.shape)

@@ -1,5 +1,6 @@
 """Training the head on cached features of a frozen backbone."""
 
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -142,3 +143,26 @@ def test_equal_values_have_equal_fingerprints() -> None:
     assert fingerprint(make(0, 0.5)) != fingerprint(make(0, 0.4))
     assert fingerprint([1, "1"]) != fingerprint(["1", 1])
     assert fingerprint({"a": os.path.join}) == fingerprint({"a": os.path.join})
+
+
+def test_what_a_function_holds_is_part_of_its_fingerprint() -> None:
+    def scale(factor: float) -> Callable[[float], float]:
+        return lambda value: factor * value
+
+    def shift(offset: float) -> Callable[[float], float]:
+        def add(value: float, offset: float = offset) -> float:
+            return value + offset
+
+        return add
+
+    class Scale:
+        def __init__(self, factor: float) -> None:
+            self.factor = factor
+
+        def apply(self, value: float) -> float:
+            return self.factor * value
+
+    for make in (scale, shift, lambda factor: Scale(factor).apply):
+        assert fingerprint(make(2.0)) == fingerprint(make(2.0))
+        assert fingerprint(make(2.0)) != fingerprint(make(3.0))
+    assert fingerprint(math.sqrt) != fingerprint(math.exp)  # bound to their module

@@ -14,6 +14,7 @@ from src.cli import main
 from src.errors import UserError
 from src.hub import Pretrained
 from src.inference import Classification
+from src.inference.images import read_image
 from src.metrics.coco_results import decode_masks
 from tests.cli.tiny import TASKS, save_image, write_data, write_recipe
 
@@ -133,6 +134,17 @@ def test_mistakes_are_one_line(run, tmp_path):
     with pytest.raises(UserError, match="lpu"):
         model.predict(path, device="lpu")
     assert model.predict([]) == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_tensors_of_any_floating_point_type_are_images(dtype):
+    levels = torch.tensor([0.0, 0.25, 1.0], dtype=dtype).view(3, 1, 1).expand(3, 2, 2)
+    assert read_image(levels).getpixel((1, 1)) == (0, 64, 255)
+
+
+def test_tensors_of_other_whole_numbers_are_refused():
+    with pytest.raises(UserError, match="must be uint8 or floating-point, got int64"):
+        read_image(torch.ones(3, 2, 2, dtype=torch.int64))
 
 
 def test_a_missing_run_is_not_searched_on_the_hub(run, monkeypatch):

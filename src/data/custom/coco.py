@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=MAX_ANNOTATIONS,
         help="refuse images with more (%(default)s)",
     )
-    split.add_arguments(parser)
+    split.add_arguments(parser, places_files=False)
     recipe.add_arguments(parser, "detection")
     parser.set_defaults(run=run)
 
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> None:
         part: Part(file, sources[part][1], check_files(file, sources[part][1], args.max_pixels))
         for part, file in readers.items()
     }
-    prepare(args, name, out, parts, content, notes)
+    prepare(args, name, out, path, parts, content, notes)
 
 
 def _has_masks(content: dict[str, list[Any]]) -> bool:

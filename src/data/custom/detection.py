@@ -45,6 +45,7 @@ def prepare(
     args: argparse.Namespace,
     name: str,
     out: Path,
+    source: Path,
     parts: dict[str, Part],
     content: dict[str, list[Any]],
     notes: list[str],
@@ -55,6 +56,7 @@ def prepare(
         args: Arguments of `split` and `recipe`.
         name: Name of the recipe.
         out: Folder to make.
+        source: What the user gave, for messages and ``prepared.json``.
         parts: The splits; without validation images, some of the training images are taken.
         content: Content of the annotation file for training.
         notes: Notes for the user.
@@ -65,12 +67,12 @@ def prepare(
     train = parts["train"].file
     if not train.num_usable:
         what = "a box and a mask" if train.masks else "a box"
-        raise UserError(f"{train.path} has no annotation with {what}, so nothing can be learned.")
+        raise UserError(f"{source} has no annotation with {what}, so nothing can be learned.")
     indices = {part: np.arange(len(found.file.images)) for part, found in parts.items()}
     new = {part: found.content for part, found in parts.items() if found.content is not None}
     surveys = sum((found.survey for found in parts.values()), Survey())
     if "val" not in parts:
-        divided = _divide(train, args)
+        divided = _divide(train, source, args)
         indices |= divided
         parts = parts | {"val": parts["train"]}
         for part, chosen_indices in divided.items():
@@ -81,9 +83,7 @@ def prepare(
     )
     if not kept:
         reasons = "; ".join(f"{count} {reason}" for reason, count in left_out.items())
-        raise UserError(
-            f"{train.path} has {len(chosen)} images, none of them for training: {reasons}."
-        )
+        raise UserError(f"{source} has {len(chosen)} images, none of them for training: {reasons}.")
     order = [part for part in SPLITS if part in parts]
     learned = {part: parts[part].file.count_training_annotations(indices[part]) for part in order}
     tested = f", {len(indices['test'])} test" if "test" in parts else ""
@@ -105,7 +105,7 @@ def prepare(
     for part in order:
         path = out / "annotations" / f"{part}.json" if part in new else parts[part].file.path
         data |= {f"{part}_images": str(parts[part].images), f"{part}_annotations": str(path)}
-    facts = {"source": str(train.path), "val_share": args.val_share, "seed": args.seed}
+    facts = {"source": str(source), "val_share": args.val_share, "seed": args.seed}
     with split.start_over(out, ("annotations",), facts) as work:
         for part, written in new.items():
             files.write_json(work / "annotations" / f"{part}.json", written)
@@ -152,10 +152,10 @@ def check_files(file: CocoFile, images: Path, max_pixels: int) -> Survey:
     return found
 
 
-def _divide(file: CocoFile, args: argparse.Namespace) -> dict[str, NDArray[np.int64]]:
+def _divide(file: CocoFile, source: Path, args: argparse.Namespace) -> dict[str, NDArray[np.int64]]:
     """Indices of the images of each part."""
     if len(file.images) < 2:
-        raise UserError(f"{file.path} has one image; two are needed, one for validation.")
+        raise UserError(f"{source} has one image; two are needed, one for validation.")
     numbers = [str(index) for index in range(len(file.images))]
     divided = split.split_by_class(numbers, file.classes_of_images(), args.val_share, args.seed)
     return {

@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "folder", type=Path, help="contains <class>/*, or train/<class>/* and val/<class>/*"
     )
-    split.add_arguments(parser)
+    split.add_arguments(parser, places_files=True)
     recipe.add_arguments(parser, "classification")
     parser.set_defaults(run=run)
 

@@ -143,6 +143,11 @@ class LabelReader:
         if colours is not None:
             self.names = colours.names
             return
+        if snap and ignored and values is None:
+            raise UserError(
+                "--snap takes the nearest class, and with --ignore the numbers of the classes are "
+                "not known; give them with --class-values."
+            )
         numbers = Numbers()
         for path in paths:
             pixels = read_numbers(path, max_pixels)
@@ -162,12 +167,12 @@ class LabelReader:
             self.values = [n for n in range(highest + 1) if n not in self.ignored]
         if not snap:
             self._check_values(found, given=values is not None, named=names is not None)
-        count = len(self.values)
         if names is None:
             binary = ["background", "foreground"]
             names = binary if is_binary else [f"class {number}" for number in self.values]
+        count = len(self.values)
         if len(names) < count or (values is not None and len(names) > count):
-            raise UserError(_wrong_count(count, names, sorted(found), values is not None))
+            raise UserError(_wrong_count(self.values, names, sorted(found), values is not None))
         self._leave_out_unlabelled(names)
 
     def _leave_out_unlabelled(self, names: list[str]) -> None:
@@ -222,7 +227,8 @@ class LabelReader:
         return table[pixels].astype(np.uint8)
 
 
-def _wrong_count(count: int, names: list[str], found: list[int], given: bool) -> str:
+def _wrong_count(values: list[int], names: list[str], found: list[int], given: bool) -> str:
+    count = len(values)
     if given:
         return f"--class-values gives {count} numbers, but there are {len(names)} class names."
     hint = ""
@@ -232,9 +238,9 @@ def _wrong_count(count: int, names: list[str], found: list[int], given: bool) ->
             "order with --class-values."
         )
     return (
-        f"The label maps hold numbers up to {count - 1}, counted from 0, but there are "
+        f"The classes of the label maps are the numbers {_listed(values)}, but there are "
         f"{len(names)} class names ({', '.join(names[:5])}). Give {count}, the first one for "
-        f"number 0.{hint}"
+        f"number {values[0]}.{hint}"
     )
 
 

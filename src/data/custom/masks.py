@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="anti-aliased edges: use the nearest class",
     )
-    split.add_arguments(parser)
+    split.add_arguments(parser, places_files=True)
     recipe.add_arguments(parser, "segmentation")
     parser.set_defaults(run=run)
 

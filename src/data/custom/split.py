@@ -25,8 +25,13 @@ RECORD = "prepared.json"
 DEFAULT_PARENT = Path("data/own")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments that the commands share."""
+def add_arguments(parser: argparse.ArgumentParser, *, places_files: bool) -> None:
+    """Declare the arguments that the commands share.
+
+    Args:
+        parser: The parser of a command.
+        places_files: Whether the command links or copies images into the output folder.
+    """
     add = parser.add_argument
     add("--out", type=Path, help=f"output folder (default: {DEFAULT_PARENT}/<name>)")
     add("--name", help="name of the recipe and its runs (default: name of the source folder)")
@@ -43,12 +48,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=MAX_PIXELS,
         help="refuse larger images, width times height (%(default)s)",
     )
-    add(
-        "--mode",
-        choices=sorted(_PLACE),
-        default="symlink",
-        help="how images are placed in the output folder (%(default)s)",
-    )
+    if places_files:
+        add(
+            "--mode",
+            choices=sorted(_PLACE),
+            default="symlink",
+            help="how images are placed in the output folder (%(default)s)",
+        )
 
 
 def target(args: argparse.Namespace, source: Path, *, searched: bool = True) -> tuple[str, Path]:

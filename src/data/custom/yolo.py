@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=MAX_ANNOTATIONS,
         help="refuse images with more (%(default)s)",
     )
-    split.add_arguments(parser)
+    split.add_arguments(parser, places_files=False)
     recipe.add_arguments(parser, "detection")
     parser.set_defaults(run=run)
 
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> None:
     kind = "polygons, so the recipe trains Mask R-CNN" if masks else "boxes: the recipe trains DINO"
     notes.append(f"the labels are {kind}")
     content = parts["train"].content or {}
-    prepare(args, name, out, parts, content, notes)
+    prepare(args, name, out, args.dataset, parts, content, notes)
 
 
 def _labels(image: Path, dataset: Dataset) -> list[Box] | None:

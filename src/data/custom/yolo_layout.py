@@ -40,12 +40,18 @@ class Dataset:
 
 
 def label_file(image: Path) -> Path:
-    """The label file of an image: in ``labels`` in place of ``images``, else beside it."""
+    """The label file of an image: in ``labels`` in place of ``images``, else beside it.
+
+    The dataset may be in a folder of that name itself, so the file beside the image is returned
+    if only that one exists.
+    """
     parts = image.parts
-    if "images" in parts[:-1]:
-        place = len(parts) - 2 - parts[-2::-1].index("images")
-        return Path(*parts[:place], "labels", *parts[place + 1 :]).with_suffix(".txt")
-    return image.with_suffix(".txt")
+    beside = image.with_suffix(".txt")
+    if "images" not in parts[:-1]:
+        return beside
+    place = len(parts) - 2 - parts[-2::-1].index("images")
+    inside = Path(*parts[:place], "labels", *parts[place + 1 :]).with_suffix(".txt")
+    return inside if inside.is_file() or not beside.is_file() else beside
 
 
 def find_dataset(source: Path, names: list[str] | None) -> Dataset:

@@ -329,6 +329,25 @@ def test_mistakes_with_unlabelled_numbers_are_named(tmp_path, capsys):
     assert main([*given, "--ignore", "-1"]) == 2
     assert "--ignore accepts different numbers from 0 to 65535, got -1" in capsys.readouterr().err
     assert main([*given, "--ignore", "0", "--colours", "table.txt"]) == 2
+    assert main([*given, "--ignore", "0", "--snap"]) == 2
+    assert "give them with --class-values" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_names_count_from_the_first_number_that_is_a_class(tmp_path, capsys):
+    images, masks = tmp_path / "images", tmp_path / "masks"
+    for folder in (images, masks):
+        folder.mkdir()
+    for number in range(4):
+        Image.new("RGB", (32, 32)).save(images / f"{number}.png")
+        values = np.repeat(np.arange(4, dtype=np.uint8), 8)[None].repeat(32, 0)
+        Image.fromarray(values).save(masks / f"{number}.png")
+    given = ["prepare", "from-masks", "--images", str(images), "--masks", str(masks)]
+    given += ["--out", str(tmp_path / "out"), "--ignore", "0", "--class-names", "road", "car"]
+    assert main(given) == 2
+    error = capsys.readouterr().err
+    assert "are the numbers 1, 2, 3, but there are 2 class names (road, car)" in error
+    assert "Give 3, the first one for number 1." in error
 
 
 def test_label_maps_are_split_so_that_every_class_is_validated(tmp_path, capsys):

@@ -184,3 +184,29 @@ def test_a_dataset_without_labels_or_that_does_not_exist_is_refused(dataset, tmp
     (dataset / "data.yaml").write_text("- a\n")
     assert prepare(dataset / "data.yaml", tmp_path / "out") == 2
     assert "is not the yaml file of a dataset" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("folder", ["images", "images/pets"])
+def test_labels_beside_images_are_found_under_a_folder_called_images(folder, tmp_path):
+    root = tmp_path / folder
+    write(root, "photos", 6)
+    (root / "classes.txt").write_text("cat\ndog\n")
+    assert prepare(root, tmp_path / "out") == 0
+    parts = [read(tmp_path / "out", part)["annotations"] for part in ("train", "val")]
+    assert [len(annotations) for annotations in parts] == [5, 1]
+
+
+def test_messages_and_the_record_name_what_was_given(dataset, tmp_path, capsys):
+    assert prepare(dataset, tmp_path / "out") == 0
+    assert json.loads((tmp_path / "out" / "prepared.json").read_text())["source"] == str(dataset)
+    one = tmp_path / "one"
+    write(one, "photos", 1)
+    capsys.readouterr()
+    assert prepare(one, tmp_path / "other", "--class-names", "cat", "dog") == 2
+    assert f"{one} has one image" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["from-yolo", "from-coco"])
+def test_images_that_stay_in_place_have_no_mode(command, dataset, capsys):
+    assert main(["prepare", command, str(dataset), "--mode", "copy"]) == 2
+    assert "--mode" in capsys.readouterr().err
