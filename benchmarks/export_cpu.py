@@ -66,8 +66,8 @@ HEAD = partial(
 )
 HEADS = {"channels": 64, "fc_channels": 256}
 IMAGENET = {"image_size": 224}
-ADE = {"eval_scale": [2048, 512], "size_divisor": 32}
-COCO = {"image_scale": [640, 480]}
+ADE = {"image_scale": [2048, 512], "size_divisor": 32}
+COCO = {"eval_scale": [640, 480]}
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], str, int, dict]] = {
     "InternImage-T": (InternImage, "classification", 1000, IMAGENET),
     "InternImage-nano": (partial(InternImage, **NANO), "classification", 1000, IMAGENET),

@@ -107,16 +107,15 @@ def compare(
         found: Result of a `ResultFile`.
 
     Returns:
-        ``prepared``: mean difference from the recipe's preprocessing in standard deviations, and
+        ``prepared``: mean difference from the recipe's preprocessing in standard deviations
+        (infinite if the sizes differ), and
         of a classifier ``probabilities``; of a segmentor ``scores`` and ``label_map``, the fraction
         of pixels that differ; of a detector ``boxes`` in pixels of the image, ``scores``, ``masks``
         (the fraction of the pixels of the boxes that differ) and ``unmatched``, the fraction of
         detections without a counterpart.
     """
     image = found[PREPARED]
-    height, width = example.size
-    shift = image[..., :height, :width] - example.prepared[..., :height, :width]
-    differences = {PREPARED: float(shift.abs().mean())}
+    differences = {PREPARED: _shift(image, example)}
     original = example.original if image is not example.prepared else example.size
     if isinstance(result, ClassResult):
         expected = network(image).softmax(dim=1)
@@ -179,6 +178,14 @@ def match(expected: Detections, found: dict[str, Tensor]) -> Tensor:
                 pairs.append((index, other))
                 break
     return torch.tensor(pairs, dtype=torch.long).reshape(-1, 2)
+
+
+def _shift(image: Tensor, example: Example) -> float:
+    if image.shape != example.prepared.shape:
+        return float("inf")
+    height, width = example.size
+    shift = image[..., :height, :width] - example.prepared[..., :height, :width]
+    return float(shift.abs().mean())
 
 
 def _largest(expected: Tensor, found: Tensor) -> float:

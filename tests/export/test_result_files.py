@@ -9,17 +9,22 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
 from PIL import Image
 
+from src.data.transforms.detection import DetectionEvalTransform
+from src.data.transforms.segmentation import EvalTransform
 from src.errors import UserError
 from src.export.check import Example, ResultFile, compare
 from src.export.compare import LIMITS, TOLERANCE
 from src.export.description import Description
 from src.export.package import Form, write
 from src.export.predictor import Predictor
+from src.export.results.builder import Builder, new_input, set_outputs
+from src.export.results.preprocessing import prepare
 from src.models import CascadeMaskRCNN, MaskRCNN
 from src.models.internimage.backbone import InternImageBackbone
 from src.models.internimage.dcnv3 import DCNv3
@@ -44,15 +49,15 @@ def two_stage(kind, **limits):
     return network
 
 
-FIT = {"image_scale": [200, 128]}
+FIT = {"eval_scale": [200, 128]}
 NETWORKS = {
     "classifier": ("classification", 5, classifier, {"image_size": 96, "crop_pct": 0.9}),
-    "upernet": ("segmentation", 4, segmentor, {"eval_scale": [400, 100], "size_divisor": 32}),
+    "upernet": ("segmentation", 4, segmentor, {"image_scale": [400, 100], "size_divisor": 32}),
     "mask2former": (
         "segmentation",
         12,
         partial(filled, "mask2former"),
-        {"eval_scale": [400, 100], "size_divisor": 32},
+        {"image_scale": [400, 100], "size_divisor": 32},
     ),
     "mask_rcnn": ("detection", 3, partial(two_stage, MaskRCNN), FIT),
     "cascade": ("detection", 3, partial(two_stage, CascadeMaskRCNN), FIT),
@@ -103,6 +108,37 @@ def assert_small(differences):
     for name, value in differences.items():
         if name != "prepared":
             assert value <= LIMITS.get(name, TOLERANCE), differences
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(
+    ("settings", "transform", "divisor"),
+    [
+        (
+            {"image_scale": [400, 100], "size_divisor": 32},
+            EvalTransform(scale=(400, 100), size_divisor=32),
+            1,
+        ),
+        ({"eval_scale": [200, 128]}, DetectionEvalTransform((200, 128)), 32),
+    ],
+    ids=["segmentation", "detection"],
+)
+def test_preprocessing_is_that_of_the_data_modules(settings, transform, divisor, size):
+    pixels = photo(*size)
+    view = transform(pixels)
+    image = (view[0] if isinstance(view, list) else view)[None].float()
+    mean, std = (255 * torch.tensor(COLOURS[key]).reshape(3, 1, 1) for key in ("mean", "std"))
+    image = (image - mean) / std
+    graph = ir.Graph([], [], nodes=[], opset_imports={"": 22})
+    op = Builder(graph)
+    value = new_input(graph, "image", "UINT8", [1, "height", "width", 3])
+    found = prepare(op, value, {**settings, **COLOURS}, divisor)
+    set_outputs(op, {"prepared": (found.image, "FLOAT", [1, 3, "h", "w"])})
+    file = ir.to_proto(ir.Model(graph, ir_version=10)).SerializeToString()
+    (computed,) = onnxruntime.InferenceSession(file).run(None, {"image": pixels[None]})
+    height, width = image.shape[2:]
+    assert computed.shape[2:] == (height + -height % divisor, width + -width % divisor)
+    assert np.abs(computed[..., :height, :width] - image.numpy()).mean() < 1e-2
 
 
 @pytest.mark.parametrize(

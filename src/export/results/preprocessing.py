@@ -51,11 +51,11 @@ def prepare(op: Builder, pixels: ir.Value, settings: Mapping[str, Any], divisor:
     planes = op.Transpose(pixels, perm=[0, 3, 1, 2])
     if "image_size" in settings:
         resized, size = _short_side_and_crop(op, planes, original, settings)
-    elif "image_scale" in settings:
-        size = _fit(op, original, settings["image_scale"])
-        resized = _resize(op, op.Cast(planes, to=FLOAT), size)
     elif "eval_scale" in settings:
-        fitted = _fit(op, original, settings["eval_scale"])
+        size = _fit(op, original, settings["eval_scale"])
+        resized = _resize(op, op.Cast(planes, to=FLOAT), size)
+    elif "image_scale" in settings:
+        fitted = _fit(op, original, settings["image_scale"])
         size = _round_up(op, fitted, int(settings.get("size_divisor", 32)))
         # Two resizes, because 8-bit images are rounded in between.
         resized = _resize(op, _resize(op, op.Cast(planes, to=FLOAT), fitted), size)
