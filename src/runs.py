@@ -8,13 +8,18 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from src.distributed.checkpoints import is_sharded_checkpoint
 from src.errors import UserError
-from src.serialization import REST, read_checkpoint, read_rest
+from src.serialization import REST, read_checkpoint, read_rest, shown
 
 KEYWORDS = ("last", "best")
 CONFIG = "config.yaml"
+ENVIRONMENT = "env.txt"
+_MAX_CONFIG = 2**20  # bytes
 
 
 @dataclass(frozen=True)
@@ -103,6 +108,43 @@ def config_of(checkpoint: Path) -> Path:
     return _from_here(config)
 
 
+def read_settings(path: Path) -> dict[str, Any]:
+    """The configuration of a run as plain values.
+
+    Raises:
+        UserError: If it is too large, cannot be read, or is not a configuration.
+    """
+    try:
+        if path.stat().st_size > _MAX_CONFIG:
+            raise UserError(f"{path} has more than {_MAX_CONFIG:,} bytes.")
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        if isinstance(error, UserError):
+            raise
+        reason = shown(" ".join(str(error).split()), 160)
+        raise UserError(f"The configuration {path} cannot be read: {reason}.") from error
+    if not isinstance(settings, dict):
+        raise UserError(f"{path} is not the configuration of a run.")
+    return settings
+
+
+def init_arguments(settings: dict[str, Any], part: str) -> dict[str, Any]:
+    """``init_args`` of the model or the data.
+
+    Args:
+        settings: From `read_settings`.
+        part: ``model`` or ``data``.
+
+    Raises:
+        UserError: If there are none.
+    """
+    section = settings.get(part)
+    arguments = section.get("init_args") if isinstance(section, dict) else None
+    if not isinstance(arguments, dict):
+        raise UserError(f"The configuration has no {part}.init_args; is it that of a run?")
+    return arguments
+
+
 def newest_checkpoint(keyword: str, runs: Path, version: str = "version_*") -> Path:
     """The newest ``last`` or ``best`` checkpoint of the runs of one name.
 
@@ -114,11 +156,7 @@ def newest_checkpoint(keyword: str, runs: Path, version: str = "version_*") -> P
     Raises:
         UserError: If there is none.
     """
-    pattern = "last" if keyword == "last" else "best*"  # not last_whole.ckpt (`consolidate`)
-    found = list(runs.glob(f"{version}/checkpoints/{pattern}.ckpt"))
-    # A process killed between two renames leaves its checkpoint under this name.
-    spare = runs.glob(f"{version}/checkpoints/{pattern}.ckpt.old")
-    found += [path for path in spare if path.with_suffix("") not in found]
+    found = checkpoints(keyword, runs, version)
     if not found:
         other = KEYWORDS[keyword == "last"]
         has_other = any(runs.glob(f"{version}/checkpoints/{other}*.ckpt"))
@@ -128,11 +166,20 @@ def newest_checkpoint(keyword: str, runs: Path, version: str = "version_*") -> P
             " file, set --name to the name of the run, or omit --ckpt_path to start from the"
             " beginning."
         )
-    newest = max(found, key=_age)
+    newest = max(found, key=age)
     return newest if keyword == "last" else _best_of_run(newest)
 
 
-def _age(path: Path) -> tuple[int, list[int], int]:
+def checkpoints(keyword: str, runs: Path, version: str = "version_*") -> list[Path]:
+    """All ``last`` or ``best`` checkpoints of the runs of one name; see `newest_checkpoint`."""
+    pattern = "last" if keyword == "last" else "best*"  # not last_whole.ckpt (`consolidate`)
+    found = list(runs.glob(f"{version}/checkpoints/{pattern}.ckpt"))
+    # A process killed between two renames leaves its checkpoint under this name.
+    spare = runs.glob(f"{version}/checkpoints/{pattern}.ckpt.old")
+    return found + [path for path in spare if path.with_suffix("") not in found]
+
+
+def age(path: Path) -> tuple[int, list[int], int]:
     """Sort key: version number, epoch and step, and the file time only if these are equal."""
     run = re.fullmatch(r"version_(\d+)", path.parts[-3])
     progress = [int(number) for number in re.findall(r"=(\d+)", path.name)]

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from src import files, ops
 from src.environment import report
-from src.runs import CONFIG
+from src.runs import CONFIG, ENVIRONMENT
 from src.tasks import BaseTask
 
 
@@ -140,7 +140,7 @@ class RunFolder(Callback):
     @rank_zero_only
     def _write_files(self) -> None:
         origin = f"resumed    {self.resumed_from}\n" if self.resumed_from else ""
-        files.write_text(self.path / "env.txt", f"{origin}{report()}\n")
+        files.write_text(self.path / ENVIRONMENT, f"{origin}{report()}\n")
         # Written last, because it marks the run as started.
         files.write_text(self.path / CONFIG, self.config)
 

@@ -7,10 +7,15 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
-
 from src.errors import UserError
-from src.runs import KEYWORDS, TrainedRun, is_run_or_checkpoint, trained_run
+from src.runs import (
+    KEYWORDS,
+    TrainedRun,
+    init_arguments,
+    is_run_or_checkpoint,
+    read_settings,
+    trained_run,
+)
 from src.serialization import read_checkpoint, read_rest
 
 
@@ -75,7 +80,7 @@ def with_settings_of_run(args: list[str]) -> list[str]:
         UserError: If the run or its checkpoint is missing.
     """
     for arg in args[1:2]:
-        if is_run_or_checkpoint(Path(arg)):
+        if not arg.startswith("-") and is_run_or_checkpoint(Path(arg)):
             raise UserError(f"Unexpected argument {arg!r}; use --ckpt_path {arg}.")
     if any(arg.split("=")[0] in ("--config", "-c") for arg in args):
         return args
@@ -99,9 +104,12 @@ def with_settings_of_run(args: list[str]) -> list[str]:
 
 def _class_names(run: TrainedRun) -> list[str]:
     """Option with the class names of the checkpoint, if the dataset of the run is not here."""
-    settings = yaml.safe_load(run.config.read_text(encoding="utf-8"))["data"]["init_args"]
-    root = settings.get("root")
-    if root is None or Path(root).exists() or settings.get("class_names") is not None:
+    data = init_arguments(read_settings(run.config), "data")
+    root = data.get("root")
+    if not isinstance(root, str) or data.get("class_names") is not None:
+        return []
+    # With paths of the annotation files, the root may be a folder that always exists, such as ".".
+    if (Path(root) / str(data.get("train_annotations") or "")).exists():
         return []
     read = read_rest if run.checkpoint.is_dir() else read_checkpoint
     names = read(run.checkpoint).get("class_names")

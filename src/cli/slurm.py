@@ -14,8 +14,7 @@ from pathlib import Path
 
 from src.environment import SLURM_JOB
 from src.errors import UserError
-
-ENVIRONMENT_FILE = "env.txt"
+from src.runs import ENVIRONMENT, age, checkpoints
 
 
 def requeue() -> str:
@@ -30,7 +29,9 @@ def requeue() -> str:
     try:
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.SubprocessError) as error:
-        reason = (getattr(error, "stderr", "") or str(error)).strip().splitlines()[0]
+        said = getattr(error, "stderr", None)
+        lines = said.strip().splitlines() if isinstance(said, str) else []
+        reason = [*lines, str(error)][0]
         return (
             f"Interrupted. `{' '.join(command)}` failed: {reason}. Submit the job again with"
             " --ckpt_path last."
@@ -55,12 +56,12 @@ def checkpoint_of_requeued_job(runs: Path) -> Path | None:
         raise UserError(f"SLURM_RESTART_COUNT must be a number, got {restarts!r}.")
     if int(restarts) == 0:
         return None
-    found = [path for path in runs.glob("version_*/checkpoints/last.ckpt") if _is_of_job(path)]
-    return max(found, key=lambda path: int(path.parts[-3].removeprefix("version_")), default=None)
+    found = [path for path in checkpoints("last", runs) if _is_of_job(path)]
+    return max(found, key=age, default=None)
 
 
 def _is_of_job(checkpoint: Path) -> bool:
-    path = checkpoint.parents[1] / ENVIRONMENT_FILE
+    path = checkpoint.parents[1] / ENVIRONMENT
     job = os.environ.get("SLURM_JOB_ID", "")
     try:
         lines = path.read_text(encoding="utf-8").splitlines()

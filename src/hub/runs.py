@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from torch import Tensor, nn
 
 from src.distributed import consolidate, describe_mismatch, is_sharded_checkpoint, shapes_of
@@ -18,10 +17,8 @@ from src.errors import UserError
 from src.hub.parts import ModelParts, preprocessing_of, task_of
 from src.models.building import build_within
 from src.models.weights.merging import merged_state
-from src.runs import trained_run
-from src.serialization import read_checkpoint, refuse_not_finite, shown
-
-_MAX_CONFIG = 2**20  # bytes
+from src.runs import init_arguments, read_settings, trained_run
+from src.serialization import read_checkpoint, refuse_not_finite
 
 
 def read_run(path: Path) -> ModelParts:
@@ -35,8 +32,8 @@ def read_run(path: Path) -> ModelParts:
         UserError: If a part is missing or damaged, or the network is not one of this project.
     """
     run = trained_run(path)
-    settings = _read_settings(run.config)
-    model, data = _arguments(settings, "model"), _arguments(settings, "data")
+    settings = read_settings(run.config)
+    model, data = init_arguments(settings, "model"), init_arguments(settings, "data")
     content = _read(run.checkpoint)
     names = content.get("class_names") or data.get("class_names")
     if not isinstance(names, list) or not names:
@@ -106,27 +103,3 @@ def _read(path: Path) -> dict[str, Any]:
     if is_sharded_checkpoint(path):
         return consolidate(path, weights_only=True)
     return read_checkpoint(path)
-
-
-def _read_settings(path: Path) -> dict[str, Any]:
-    try:
-        if path.stat().st_size > _MAX_CONFIG:
-            raise UserError(f"{path} has more than {_MAX_CONFIG:,} bytes.")
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-        if isinstance(error, UserError):
-            raise
-        reason = shown(" ".join(str(error).split()), 160)
-        raise UserError(f"The configuration {path} cannot be read: {reason}.") from error
-    if not isinstance(settings, dict):
-        raise UserError(f"{path} is not the configuration of a run.")
-    return settings
-
-
-def _arguments(settings: dict[str, Any], part: str) -> dict[str, Any]:
-    """``init_args`` of the model or the data."""
-    section = settings.get(part)
-    arguments = section.get("init_args") if isinstance(section, dict) else None
-    if not isinstance(arguments, dict):
-        raise UserError(f"The configuration has no {part}.init_args; is it that of a run?")
-    return arguments

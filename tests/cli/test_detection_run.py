@@ -4,6 +4,7 @@ import contextlib
 import csv
 import io
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -111,6 +112,17 @@ def test_predict_writes_overlays_and_results_with_category_ids(folder):
     assert [image["id"] for image in content["images"]] == [1, 2]
     assert content["categories"][0] == {"id": 1, "name": "arrow"}
     assert {a["category_id"] for a in content["annotations"]} <= set(range(1, 11))
+
+
+def test_a_run_predicts_without_its_annotations(folder, tmp_path, monkeypatch):
+    """The recipes that ``prepare`` writes have ``root: .``, which is always there."""
+    shutil.copytree(newest(folder, "version"), tmp_path / "runs" / "moved" / "version_0")
+    config = tmp_path / "runs" / "moved" / "version_0" / "config.yaml"
+    config.write_text(config.read_text().replace(f"root: {folder / 'toy'}", "root: ."))
+    monkeypatch.chdir(tmp_path)
+    assert main(["predict", "--name", "moved", "--trainer.default_root_dir", "runs"]) == 0
+    content = json.loads(Path("runs/moved/predict_0/detections.json").read_text())
+    assert content["categories"][0]["name"] == "arrow"
 
 
 def test_predict_on_images_of_any_mode_and_folder(folder, tmp_path):

@@ -56,6 +56,29 @@ def test_a_run_predicts_without_its_dataset(here: Path, images: Path, tmp_path: 
     assert {"blue", "green", "red"} <= set(table.read_text().replace("\n", ",").split(","))
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("data: {class_path: ImageNetDataModule}", "The configuration has no data.init_args"),
+        ("data: [", "version_0/config.yaml cannot be read"),
+    ],
+)
+def test_a_damaged_configuration_is_named(
+    here: Path, capsys: pytest.CaptureFixture[str], text: str, message: str
+) -> None:
+    Path("runs/tiny/version_0/config.yaml").write_text(text)
+    assert main(["predict", "--name", "tiny"]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_an_option_may_be_longer_than_a_file_name(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    option = f"--data.predict_dir={'a' * 300}"
+    assert main(["fit", option, "-c", "tiny.yaml", "--print_config"]) == 0
+    assert "a" * 300 in capsys.readouterr().out
+
+
 def test_a_named_run_is_exported(here: Path, tmp_path: Path) -> None:
     flags = ["--format", "safetensors", "--out", str(tmp_path)]
     assert main(["export", "--name", "tiny", *flags]) == 0

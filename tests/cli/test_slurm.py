@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from src.cli.slurm import requeue
+from src.cli.slurm import checkpoint_of_requeued_job, requeue
+from src.environment import SLURM_JOB
 from src.tasks import ClassificationTask
 from tests.cli.test_stops import ROOT, assert_same_end, fit, last, signal_at
 from tests.distributed.stops import END, START
@@ -79,9 +80,36 @@ def test_a_requeued_job_ends_like_an_uninterrupted_one(
 def test_a_job_that_has_saved_nothing_starts_again(
     config: Path, requeued: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    assert fit(config, tmp_path, "--trainer.max_epochs", "1") == 0
+    record_job(tmp_path / "tiny" / "version_0", "4710")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     assert fit(config, tmp_path, "--trainer.max_epochs", "1") == 0
-    assert last(tmp_path / "tiny" / "version_0")["global_step"] == 3
+    assert last(tmp_path / "tiny" / "version_1")["global_step"] == 3
+
+
+def record_job(run: Path, job: str) -> None:
+    """Write an ``env.txt`` of a job."""
+    (run / "env.txt").write_text(f"{SLURM_JOB} {job}\n")
+
+
+def test_a_checkpoint_left_between_two_renames_is_found(
+    requeued: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    jobs = {
+        "version_0_old": "4711",
+        "version_9": "4711",
+        "version_10": "4711",
+        "version_11": "4710",
+    }
+    for name, job in jobs.items():
+        (tmp_path / name / "checkpoints").mkdir(parents=True)
+        (tmp_path / name / "checkpoints" / "last.ckpt").touch()
+        record_job(tmp_path / name, job)
+    newest = tmp_path / "version_10" / "checkpoints" / "last.ckpt"
+    assert checkpoint_of_requeued_job(tmp_path) == newest
+    newest.rename(newest.with_name("last.ckpt.old"))
+    assert checkpoint_of_requeued_job(tmp_path) == newest.with_name("last.ckpt.old")
 
 
 def test_sigterm_does_not_requeue(
@@ -105,6 +133,8 @@ def test_a_failure_to_requeue_is_reported(requeued: Path, monkeypatch: pytest.Mo
     assert requeued.read_text() == "requeue 12_3\n"
     make_command(requeued.parent / "bin" / "scontrol", "echo 'access denied' >&2; exit 1")
     assert "`scontrol requeue 12_3` failed: access denied" in requeue()
+    make_command(requeued.parent / "bin" / "scontrol", "echo >&2; exit 1")
+    assert "returned non-zero exit status 1" in requeue()
 
 
 def test_the_sbatch_file_has_the_options_that_requeueing_needs() -> None:
