@@ -144,7 +144,7 @@ def log_image(logger: Logger, name: str, image: Image.Image, step: int) -> None:
     """Log an image; loggers that cannot store images are skipped.
 
     Args:
-        logger: TensorBoard, MLflow, or a logger with ``log_image`` (Weights & Biases, Comet).
+        logger: TensorBoard, MLflow, or a logger with ``log_image`` (Weights & Biases).
         name: Name of the image.
         image: An RGB image.
         step: Optimizer step.

@@ -13,6 +13,7 @@ import yaml
 from src.callbacks import CachedFeatures
 from src.callbacks.fingerprint import fingerprint
 from src.cli import main
+from src.data.datasets.features import FeatureDataset, FeatureSample
 from src.errors import UserError
 from tests.cli.tiny import ROOT, save_image, write_recipe
 
@@ -98,7 +99,30 @@ def test_a_change_is_never_answered_with_old_features(
     assert capsys.readouterr().out.count("computed in") == expected
 
 
-def test_augmented_views_are_used_in_turn(fit: Callable[..., int]) -> None:
+def test_augmented_views_are_used_in_turn(
+    fit: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[torch.Tensor] = []  # features of the first training image, one for each epoch
+    item = FeatureDataset.__getitem__
+
+    def record(dataset: FeatureDataset, index: int) -> FeatureSample:
+        sample = item(dataset, index)
+        if len(dataset.views) == 2 and index == 0:
+            read.append(sample["features"])
+        return sample
+
+    monkeypatch.setattr(FeatureDataset, "__getitem__", record)
+    flags = ["--trainer.callbacks.views", "2", "--data.crop_scale", "[0.2, 0.5]"]
+    assert fit("-c", FILE, *flags, "--trainer.max_epochs", "3") == 0
+    resume = ["--trainer.max_epochs", "4", "--ckpt_path", "last"]
+    assert fit("-c", FILE, *flags, *resume) == 0
+    assert len(read) == 4
+    assert not torch.equal(read[0], read[1])
+    assert torch.equal(read[0], read[2])
+    assert torch.equal(read[1], read[3])  # the epoch after resuming
+
+
+def test_augmented_views_are_reproducible(fit: Callable[..., int]) -> None:
     flags = ["--trainer.callbacks.views", "2", "--data.crop_scale", "[0.2, 0.5]"]
     assert fit("-c", FILE, *flags) == 0
     assert len(folders()) == 3

@@ -1,7 +1,9 @@
 """``configs/callbacks/images.yaml`` in the three tasks, read back from TensorBoard's events."""
 
+import io
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -12,11 +14,34 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from src.callbacks import LoggedImages
 from src.callbacks.logged_images import log_image
 from src.cli import main
+from src.data.classes.palette import distinct_palette
 from src.data.transforms.batches import Normalization
 from src.errors import UserError
+from src.visualization import draw_classes, draw_instances, draw_label_map
 from tests.cli.tiny import ROOT, TASKS, write_data, write_recipe
 
 FILE = str(ROOT / "configs" / "callbacks" / "images.yaml")
+
+
+def drawn_truth(task: str, root: Path, number: int) -> Image.Image:
+    """Drawing of the annotations that ``write_data`` writes for a validation image."""
+    if task == "classification":
+        # Validation images are in the order of their classes: 0 and 2 are of class a.
+        return draw_classes(Image.open(root / f"val/a/{2 * number}.png"), ["a"], [1.0])
+    image = Image.open(root / f"images/{number}.png")
+    if task == "segmentation":
+        labels = np.asarray(Image.open(root / f"masks/{number}.png"))
+        return draw_label_map(image, labels, ["a", "b"], distinct_palette(2))
+    mask = np.zeros((image.height, image.width), bool)
+    mask[2:18, 2:18] = True
+    return draw_instances(
+        image,
+        boxes=[[2, 2, 16, 16]],
+        masks=[mask],
+        names=["ab"[number]],
+        scores=[1.0],
+        classes=[number],
+    )
 
 
 @pytest.mark.slow
@@ -33,9 +58,15 @@ def test_a_batch_and_predictions_are_logged(task: str, tmp_path: Path) -> None:
     assert events.Tags()["images"] == ["train/batch", "val/image_0", "val/image_1"]
     for tag in events.Tags()["images"]:
         assert len(events.Images(tag)) == 2  # one for each epoch
-    batch, pair = events.Images("train/batch")[0], events.Images("val/image_0")[0]
+    batch = events.Images("train/batch")[0]
     assert batch.width > batch.height
-    assert pair.width > 2 * 360
+    for number in range(2):
+        first = events.Images(f"val/image_{number}")[0]
+        pair = Image.open(io.BytesIO(first.encoded_image_string)).convert("RGB")
+        truth = drawn_truth(task, tmp_path / "data", number)
+        assert pair.width > 2 * 360
+        left = pair.crop((0, 0, truth.width, truth.height))
+        np.testing.assert_array_equal(np.asarray(left), np.asarray(truth))
 
 
 def test_normalisation_is_inverted_exactly() -> None:
