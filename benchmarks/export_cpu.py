@@ -18,7 +18,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import onnx
 import onnxruntime
 import torch
 from PIL import Image
@@ -167,13 +166,11 @@ def measure(name: str, paths: list[Path], rounds: int, compared: int) -> dict:
             for key, value in compare(network, written.result, example, file(example)).items():
                 worst[key] = larger(worst.get(key, 0.0), value)
         worst.pop("prepared")
-        operators = {node.op_type for node in onnx.load(path).graph.node}
         row = {
             "megabytes": path.stat().st_size / 1e6,
             "size": list(examples[0].prepared.shape[2:]),
             "images": len(examples),
             "differences": worst,
-            "grid_sample": "GridSample" in operators,
         }
         for threads in (1, 2):
             file = ResultFile(path, inside=False, threads=threads)

@@ -75,8 +75,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--sdist", action="store_true")
-    parser.add_argument("--manylinux", nargs="+", metavar="MACHINE", choices=["x86_64", "aarch64"])
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument("--sdist", action="store_true")
+    kind.add_argument("--manylinux", nargs="+", metavar="MACHINE", choices=["x86_64", "aarch64"])
     parser.add_argument("--output", type=Path, default=ROOT / "dist")
     arguments = parser.parse_args()
     output = arguments.output.resolve()

@@ -69,8 +69,8 @@ class Written:
 
     @property
     def paths(self) -> list[Path]:
-        """All files but the description."""
-        return [*self.results, *(path for _, path in self.graphs)]
+        """All files but the description, with the files of large weights."""
+        return with_weights([*self.results, *(path for _, path in self.graphs)])
 
     def moved_to(self, folder: Path) -> Written:
         """The same files in another folder."""
@@ -135,6 +135,12 @@ def possible_names(formats: Sequence[str]) -> list[str]:
     return [graph + suffix for graph in graphs for suffix in suffixes]
 
 
+def with_weights(paths: Sequence[Path]) -> list[Path]:
+    """Each file, followed by the file of its weights if they are too large to be part of it."""
+    pairs = [(path, path.with_name(f"{path.name}.data")) for path in paths]
+    return [file for path, data in pairs for file in ((path, data) if data.exists() else (path,))]
+
+
 def _check_single_pass(description: Description) -> None:
     found = [name for name in _SEVERAL_PASSES if description.preprocessing.get(name)]
     if found:
@@ -151,14 +157,14 @@ def _text(written: Written, description: Description, form: Form, graphs: Sequen
         texts.append(
             result_card(
                 written.result,
-                written.results,
+                with_weights(written.results),
                 description,
                 inside=form.inside,
                 masks=form.masks,
             )
         )
     if written.graphs:
-        paths = [path for _, path in written.graphs]
+        paths = with_weights([path for _, path in written.graphs])
         images = description.preprocessing
         texts.append(card(graphs, paths, description.class_names, images, description.task))
     return "\n".join(texts)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from src.export.description import Description
+from src.files import readable_size
 from src.models.graphs import ClassResult, LabelMapResult, RegionResult, Result
 
 _BOX_OUTPUTS = {
@@ -39,12 +40,10 @@ def result_card(
         inside: Whether preprocessing is part of the file.
         masks: ``box`` or ``image``, see `src.export.results.assemble`.
     """
-    listed = "\n".join(f"- `{path.name}` ({path.stat().st_size / 1e6:.1f} MB)" for path in files)
+    listed = "\n".join(f"- `{path.name}` ({readable_size(path.stat().st_size)})" for path in files)
     settings = "\n".join(f"- {name}: {value}" for name, value in description.preprocessing.items())
     names = "\n".join(f"{i} {name}" for i, name in enumerate(description.class_names))
     rows = "\n".join(f"| `{k}` | out | {v} |" for k, v in _outputs(result, masks).items())
-    # The size of a detector's example, for a runtime that needs fixed shapes.
-    example = "1x800x1216x3" if inside else "1x3x800x1216"
     return f"""# InternImage for {description.task}, exported
 
 {listed}
@@ -65,11 +64,7 @@ Needs `pip install onnxruntime numpy pillow`. It writes `result.png`.
 {_code(result, description.preprocessing, inside=inside, masks=masks)}
 ```
 
-TensorRT (not run here; shapes must be fixed or given as profiles):
-
-```bash
-trtexec --onnx=model.onnx --saveEngine=model.engine --optShapes=image:{example}
-```
+{_tensorrt(description.preprocessing, inside)}
 
 ## Preprocessing
 
@@ -83,6 +78,18 @@ trtexec --onnx=model.onnx --saveEngine=model.engine --optShapes=image:{example}
 {names}
 ```
 """
+
+
+def _tensorrt(settings: Mapping[str, Any], inside: bool) -> str:
+    if inside:
+        return "For TensorRT, export with `--preprocessing outside`."
+    side = settings.get("image_size")
+    size = f"{side}x{side}" if side else "800x1216"
+    return f"""TensorRT (not run here; shapes must be fixed or given as profiles):
+
+```bash
+trtexec --onnx=model.onnx --saveEngine=model.engine --optShapes=image:1x3x{size}
+```"""
 
 
 def _preprocessing(inside: bool) -> str:
@@ -134,7 +141,7 @@ def _code(result: Result, settings: Any, *, inside: bool, masks: str) -> str:
     else:
         drawn = _BOXES
         if isinstance(result, RegionResult):
-            drawn = _MASKS[masks] + drawn
+            drawn = _MASKS[masks].format(threshold=result.mask_threshold) + drawn
     return "\n".join(lines) + "\n" + drawn + 'photo.save("result.png")'
 
 
@@ -144,10 +151,11 @@ def _prepared(result: Result, settings: Any) -> list[str]:
     if "image_size" in settings:
         side = int(settings["image_size"])
         short = int(side / float(settings.get("crop_pct", 1.0)))
+        resample = str(settings.get("interpolation", "bicubic")).upper()
         lines = [
-            f"scale = {short} / min(photo.size)",
-            "photo = photo.resize([round(side * scale) for side in photo.size], Image.BICUBIC)",
-            f"left, top = [(side - {side}) // 2 for side in photo.size]",
+            f"sides = [side * {short} // min(photo.size) for side in photo.size]",
+            f"photo = photo.resize(sides, Image.{resample})",
+            f"left, top = [round((side - {side}) / 2) for side in photo.size]",
             f"photo = photo.crop((left, top, left + {side}, top + {side}))",
         ]
     else:
@@ -202,7 +210,7 @@ _MASKS = {
 for mask, box, score in zip(found["masks"], found["boxes"].round().astype(int), found["scores"]):
     if score > 0.3:  # masks have the size of their box
         sides = [max(side, 1) for side in box[2:] - box[:2]]
-        whole = np.asarray(Image.fromarray(mask).resize(sides, Image.BILINEAR)) > 0.5
+        whole = np.asarray(Image.fromarray(mask).resize(sides, Image.BILINEAR)) > {threshold}
         photo.paste("red", tuple(box[:2].tolist()), Image.fromarray(whole.astype(np.uint8) * 128))
 """,
     "image": """\

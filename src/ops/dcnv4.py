@@ -135,7 +135,7 @@ torch.library.define("internimage::dcnv4_owns_maps", _FORWARD.split("->")[0] + "
 
 
 def has_kernel(device_type: str) -> bool:
-    """Whether a compiled library has kernels of this operator for a device type."""
+    """Whether a compiled library or Triton has kernels of this operator for a device type."""
     found: bool = torch._C._dispatch_has_kernel_for_dispatch_key(
         "internimage::dcnv4", device_type.upper()
     )

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from ._arguments import check_tensors, make_window
+from ._arguments import Window, check_tensors, make_window, output_size
 from .dcnv3 import dcnv3
 from .grid_sample import dcnv3_grid_sample
 
@@ -54,11 +54,30 @@ def dcnv3_backward(input: Tensor, offset: Tensor, mask: Tensor, *arguments: Any)
     grad_output, *step = rest
     window = make_window(**_with_step(input, *window_arguments, *step), mask_softmax=False)
     check_tensors(input, offset, mask, window)
+    _check_gradient(grad_output, input, window)
     operator = torch.ops.internimage.dcnv3_backward
     is_deterministic = input.is_cuda and torch.are_deterministic_algorithms_enabled()
     backward = operator.deterministic if is_deterministic else operator.default
     with torch.no_grad():
         return list(backward(grad_output, input, offset, mask, *window, (True, True, True)))
+
+
+def _check_gradient(grad_output: Tensor, input: Tensor, window: Window) -> None:
+    n, h, w, c = input.shape
+    expected = (n, *output_size(h, w, window), c)
+    if tuple(grad_output.shape) != expected:
+        raise ValueError(
+            f"grad_output must have shape {expected} = (N, H_out, W_out, C), "
+            f"got {tuple(grad_output.shape)}."
+        )
+    if grad_output.device != input.device:
+        raise ValueError(
+            f"grad_output must be on the device of input, {input.device}, got {grad_output.device}."
+        )
+    if grad_output.dtype != input.dtype:
+        raise TypeError(
+            f"grad_output must have the dtype of input, {input.dtype}, got {grad_output.dtype}."
+        )
 
 
 class DCNv3Function(Function):

@@ -67,3 +67,16 @@ def test_errors(problem):
         official.dcnv3_forward(*tensors, *WINDOW)
     with pytest.raises(TypeError, match="dcnv3_backward takes 16 or 17 arguments, got 14"):
         official.dcnv3_backward(*tensors, *WINDOW)
+
+
+def test_errors_of_the_output_gradient(problem):
+    tensors = problem.input, problem.offset, problem.mask
+    gradient = torch.zeros_like(problem.run(dcnv3)[0])
+    for wrong, error, message in (
+        (gradient[:, 1:], ValueError, "grad_output must have shape"),
+        (gradient[..., :1], ValueError, "grad_output must have shape"),
+        (gradient.to("meta"), ValueError, "grad_output must be on the device of input, cpu"),
+        (gradient.half(), TypeError, "grad_output must have the dtype of input"),
+    ):
+        with pytest.raises(error, match=message):
+            official.dcnv3_backward(*tensors, *WINDOW, wrong, 256, False)

@@ -106,3 +106,9 @@ def test_project_runs_without_a_checkout(project, tmp_path):
     )
     assert status == 0, errors
     assert "variant: internimage_nano" in output
+
+
+def test_a_source_package_has_no_processor():
+    code, _, errors = run("packaging/dcnv3_ops/build.py", "--sdist", "--manylinux", "x86_64")
+    assert code == 2
+    assert "not allowed with argument" in errors

@@ -20,7 +20,6 @@ from src.export.results.queries import query_detections
 from src.export.results.regions import region_detections
 from src.models.graphs import ClassResult, Graph, LabelMapResult, QueryResult
 
-MASKS = ("box", "image")
 PREPARED = "prepared"
 """Name of the normalised image in a graph with preprocessing."""
 
@@ -55,7 +54,7 @@ def assemble(
     divisor = getattr(result, "divisor", 1)
     prepared, image = _input(op, settings, divisor, batch)
     if isinstance(result, ClassResult):
-        found = dense.class_probabilities(op, outputs, classes)
+        found = dense.class_probabilities(outputs, classes)
     elif isinstance(result, LabelMapResult):
         found = dense.label_map(op, outputs, prepared)
     elif isinstance(result, QueryResult):

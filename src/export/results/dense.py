@@ -12,7 +12,7 @@ from src.export.results.preprocessing import Prepared
 Outputs = dict[str, tuple[ir.Value, str, list[Any]]]
 
 
-def class_probabilities(op: Builder, outputs: dict[str, ir.Value], classes: int) -> Outputs:
+def class_probabilities(outputs: dict[str, ir.Value], classes: int) -> Outputs:
     """``probabilities (batch, classes)``."""
     return {"probabilities": (outputs["probabilities"], "FLOAT", ["batch", classes])}
 

@@ -18,7 +18,6 @@ from src.errors import UserError
 from src.export.results.builder import DOUBLE, FLOAT, INT64, Builder
 
 _FILTERS = {"bilinear": "linear", "bicubic": "cubic"}
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
 
 
 @dataclass(frozen=True)

@@ -36,8 +36,9 @@ class LayerNorm(nn.LayerNorm):
         if device_type != "cpu" or weight.dtype != torch.float32:
             # Only the CPU's kernel takes float32 parameters beside 16-bit values.
             weight, bias = weight.to(dtype), bias.to(dtype)
+        is_transformed = torch._C._are_functorch_transforms_active()  # `_CpuNorm` has no rules
         is_eager = torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        if device_type == "cpu" and dtype != torch.float32 and is_eager:
+        if device_type == "cpu" and dtype != torch.float32 and is_eager and not is_transformed:
             out: Tensor = _CpuNorm.apply(x.to(dtype), weight, bias, self.eps)
             return out
         with without_autocast(device_type):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 _ORIGINAL = ".parametrizations.weight.original"
@@ -25,5 +26,12 @@ def merged_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if (len(up), down.shape[1]) == tuple(original.shape) and up.shape[1] == len(down):
             for part in (name, layer + _UP, layer + _DOWN):
                 del merged[part]
-            merged[f"{layer}.weight"] = original + up @ down
+            merged[f"{layer}.weight"] = _sum(original, up, down)
     return merged
+
+
+def _sum(original: Tensor, up: Tensor, down: Tensor) -> Tensor:
+    """``original + up @ down`` in the dtype of the weight; the factors may have another one."""
+    is_double = torch.float64 in (original.dtype, up.dtype, down.dtype)
+    dtype = torch.float64 if is_double else torch.float32
+    return (original.to(dtype) + up.to(dtype) @ down.to(dtype)).to(original.dtype)

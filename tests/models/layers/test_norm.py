@@ -88,3 +88,15 @@ def test_parameters_are_cast_together(norm):
         torch.testing.assert_close(
             grad, parameter.grad, rtol=2e-2, atol=2e-2 * float(grad.abs().max())
         )
+
+
+def test_transforms_of_functions(norm):
+    x = torch.randn(4, 32)
+
+    def loss(x):
+        with autocast():
+            return norm(x).float().square().sum()
+
+    leaf = x.clone().requires_grad_()
+    loss(leaf).backward()
+    torch.testing.assert_close(torch.func.grad(loss)(x), leaf.grad, rtol=2e-2, atol=2e-2)
