@@ -223,7 +223,9 @@ def table(machine: dict, rows: dict) -> str:
         "",
         "From a prepared image to the result (boxes with masks of the image, label maps, "
         "probabilities), one image, median in milliseconds, in turn. PyTorch uses the compiled "
-        "operator, ONNX Runtime the default file (`--dcn deformconv`). Random weights.",
+        "operator, ONNX Runtime the default file (`--dcn deformconv`). Random weights. Command: "
+        "`python benchmarks/export_cpu.py --images FOLDER`. Other programs running change the "
+        "times: compare ratios only.",
         "Differences are the largest of all compared images: boxes in pixels, label maps and masks "
         "as fractions of pixels, `unmatched` as a fraction of detections.",
         "",
