@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from src import files
+from src.export.files import read_onnx
 from src.export.results import PREPARED
 from src.models.detection.detector import Detector
 from src.models.detection.rcnn.postprocess import paste_masks
@@ -82,13 +84,13 @@ def _session_with(output: str, path: Path, threads: int | None) -> Any:
     """Session of a copy of a file in which an inner value is an output."""
     import onnx
 
-    model = onnx.load(path, load_external_data=False)
+    model = read_onnx(path, weights=False)
     shape = [None] * 4
     value = onnx.helper.make_tensor_value_info(output, onnx.TensorProto.FLOAT, shape)
     model.graph.output.append(value)
     copy = path.with_name(f".{path.name}.check")  # beside its weights
     try:
-        onnx.save(model, copy)
+        files.write_bytes(copy, model.SerializeToString(), durable=False)
         return _session(copy, threads)
     finally:
         copy.unlink(missing_ok=True)

@@ -87,12 +87,24 @@ def save_onnx(exported: Any, path: Path) -> Path:
     size = sum(value.const_value.nbytes for value in weights if value.const_value is not None)
     with _silence():
         exported.save(path, external_data=size > _LARGEST_SINGLE_FILE)
-    model = onnx.load(path, load_external_data=False)
+    model = read_onnx(path, weights=False)
     onnx.checker.check_model(path)
     foreign = {node.domain for node in model.graph.node} - set(STANDARD_DOMAINS)
     if foreign or model.functions:
         raise RuntimeError(f"{path} has operators that are not standard: {sorted(foreign)}")
     return path
+
+
+def read_onnx(path: Path, *, weights: bool = True) -> Any:
+    """Read an ONNX file that this module has written, as an ``onnx.ModelProto``.
+
+    Args:
+        path: The file.
+        weights: Whether to read the weights in ``<path>.data`` too, if there is such a file.
+    """
+    import onnx
+
+    return onnx.load(path, load_external_data=weights)
 
 
 def write_onnx(

@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from src import files
 from src.errors import UserError
+from src.export.files import read_onnx
 from src.export.results.builder import PREFIX
 
 _HALF = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
@@ -26,7 +28,7 @@ def write_half(path: Path) -> Path:
     Args:
         path: A float32 file.
     """
-    _, model = _load(path)
+    model = _load(path)
     import onnx_ir as ir
 
     converted = ir.from_proto(model)
@@ -50,7 +52,7 @@ def write_half(path: Path) -> Path:
             weight.dtype = ir.DataType.FLOAT16
         _cast(node)
     result = path.with_name(f"{path.stem}.fp16.onnx")
-    ir.save(converted, result)
+    files.write_bytes(result, ir.to_proto(converted).SerializeToString())
     return result
 
 
@@ -82,7 +84,7 @@ def write_int8(path: Path) -> Path:
     Args:
         path: A float32 file.
     """
-    _, model = _load(path)
+    model = _load(path)
     del model.graph.value_info[:]  # shapes of weights that the quantisation transposes
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
@@ -90,21 +92,21 @@ def write_int8(path: Path) -> Path:
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)  # advice to prepare the file for static quantisation
     try:
-        quantize_dynamic(
-            model,
-            result,
-            op_types_to_quantize=["MatMul", "Gemm"],
-            per_channel=True,
-            weight_type=QuantType.QInt8,
-        )
+        with files.whole_file(result) as part:
+            quantize_dynamic(
+                model,
+                part,
+                op_types_to_quantize=["MatMul", "Gemm"],
+                per_channel=True,
+                weight_type=QuantType.QInt8,
+            )
     finally:
         logging.disable(level)
     return result
 
 
-def _load(path: Path) -> tuple[Any, Any]:
+def _load(path: Path) -> Any:
     try:
-        import onnx
         import onnxruntime  # noqa: F401
     except ImportError as error:
         raise UserError(
@@ -115,7 +117,7 @@ def _load(path: Path) -> tuple[Any, Any]:
             f"{path.name} has more than 1.9 GB of weights, which cannot be converted; leave "
             "float16 and int8 out of --precision."
         )
-    return onnx, onnx.load(path)
+    return read_onnx(path)
 
 
 WRITERS: dict[str, Callable[[Path], Path]] = {"float16": write_half, "int8": write_int8}

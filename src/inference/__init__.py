@@ -1,6 +1,6 @@
 """Predict on images from Python, as ``python -m src predict`` does on files."""
 
-from src.inference.images import ImageSource, read_image, split_batch
+from src.inference.images import ImageSource, load_image, split_batch
 from src.inference.predictor import Predictor
 from src.inference.results import Classification, Detection, Prediction, Segmentation
 
@@ -11,6 +11,6 @@ __all__ = [
     "Prediction",
     "Predictor",
     "Segmentation",
-    "read_image",
+    "load_image",
     "split_batch",
 ]

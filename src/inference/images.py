@@ -24,7 +24,7 @@ Arrays and tensors are RGB or grey, with uint8 values or floating-point values f
 _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+://")
 
 
-def read_image(
+def load_image(
     source: ImageSource,
     *,
     upright: bool = False,

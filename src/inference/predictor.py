@@ -18,7 +18,7 @@ from src.data.datamodules.base import BaseDataModule
 from src.data.datamodules.coco import COCODataModule
 from src.data.datamodules.imagenet import ImageNetDataModule
 from src.errors import UserError
-from src.inference.images import ImageSource, read_image
+from src.inference.images import ImageSource, load_image
 from src.inference.results import Classification, Detection, Prediction, Segmentation
 from src.serialization.classes import check_arguments
 from src.tasks.base import BaseTask
@@ -109,7 +109,7 @@ class Predictor:
         files = self.data.files_to_predict(names)
         samples = [
             files.sample(
-                read_image(
+                load_image(
                     image, upright=files.upright, max_pixels=files.max_pixels, reduce=files.reduce
                 ),
                 number,

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from src.inference.images import ImageSource, read_image
+from src.inference.images import ImageSource, load_image
 from src.metrics.coco_results import Result, decode_masks
 from src.visualization import draw_classes, draw_instances, draw_label_map
 
@@ -45,7 +45,7 @@ class Prediction(ABC):
 
     def image(self) -> Image.Image:
         """The image that `plot` draws on; files are read again."""
-        return read_image(self.source, upright=self.upright)
+        return load_image(self.source, upright=self.upright)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self})"

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from src import files
 from src.cli.demo_page import PAGE
 from src.cli.tool_parser import ToolParser
 from src.data.classes.palette import distinct_palette
@@ -100,7 +101,7 @@ def predict(predictor: Predictor, content: bytes, score: float) -> tuple[bytes, 
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "image"
-        path.write_bytes(content)
+        files.write_bytes(path, content, durable=False)
         image = decode(path, upright=True)
     found = predictor(np.array(image))
     drawn, text = _DRAW[predictor.task](image, found, predictor.class_names, score)
