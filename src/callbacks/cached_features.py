@@ -26,6 +26,7 @@ from src.errors import UserError
 from src.tasks import BaseTask, ClassificationTask
 
 _PACKAGES = ("torch", "torchvision", "timm", "pillow", "numpy")
+_PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
 
 class CachedFeatures(Callback):
@@ -80,6 +81,12 @@ class CachedFeatures(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Choose the view of an epoch that is resumed."""
         self._choose_view(trainer)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Let the data module load images again."""
+        if self._datasets:
+            trainer.datamodule.use_images()  # type: ignore[attr-defined]
+            self._datasets = {}
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Choose the view of the epoch."""
@@ -167,6 +174,11 @@ def _check(trainer: Trainer, task: LightningModule, data: Any) -> None:
         raise UserError(
             "CachedFeatures cannot mix images, which are not loaded. Set --model.mixup_alpha 0 and"
             " --model.cutmix_alpha 0."
+        )
+    if trainer.precision not in _PRECISIONS:
+        raise UserError(
+            "CachedFeatures stores float32 features, which weights of another type cannot read. Set"
+            f" --trainer.precision to {' or '.join(_PRECISIONS)}; it is {trainer.precision}."
         )
     if trainer.world_size > 1:
         raise UserError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from typing import Any
 
 from lightning.pytorch import Trainer
 
@@ -90,3 +91,9 @@ def readable_time(seconds: float) -> str:
         return f"{minutes // 60} h {minutes % 60} min"
     hours = round(seconds / 3600)
     return f"{hours // 24} d {hours % 24} h"
+
+
+def number_of_images(batch: Any) -> int:
+    """Images of a batch; cached features have labels instead."""
+    found = (batch[key] for key in ("image", "label") if isinstance(batch, dict) and key in batch)
+    return len(next(found, ()))

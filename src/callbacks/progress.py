@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ProgressBar, RichProgressBar, TQDMProgressBar
 
-from src.callbacks.pace import Pace, readable_time
+from src.callbacks.pace import Pace, number_of_images, readable_time
 
 
 class _Measured(ProgressBar):
@@ -68,7 +68,7 @@ class _Measured(ProgressBar):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Count the images of a batch."""
-        self.pace.add(_number_of_images(batch) * trainer.world_size)
+        self.pace.add(number_of_images(batch) * trainer.world_size)
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -220,12 +220,6 @@ def default_progress() -> Callback:
     if "ipykernel" in sys.modules:
         return NotebookProgress()
     return TerminalProgress(leave=True) if sys.stdout.isatty() else LogProgress()
-
-
-def _number_of_images(batch: Any) -> int:
-    """Images of a batch; cached features have labels instead."""
-    found = (batch[key] for key in ("image", "label") if isinstance(batch, dict) and key in batch)
-    return len(next(found, ()))
 
 
 def _epoch(trainer: Trainer) -> str:

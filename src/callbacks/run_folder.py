@@ -16,6 +16,7 @@ from src import files, ops
 from src.environment import report
 from src.runs import CONFIG, ENVIRONMENT
 from src.tasks import BaseTask
+from src.tasks.operators import operators_of
 
 
 @rank_zero_only
@@ -129,7 +130,7 @@ class RunFolder(Callback):
             "Data": _describe_data(trainer),
             **_describe_images(trainer, verb),
             "Device": _describe_device(trainer),
-            "Operator": _describe_operator(pl_module.device.type),
+            **_describe_operators(pl_module),
             "Results": "none (fast_dev_run)" if is_dry_run(trainer) else str(self.path),
         }
         if self.resumed_from:
@@ -187,9 +188,14 @@ def _describe_device(trainer: Trainer) -> str:
     return f"{trainer.world_size} x {name}{threads}, precision {trainer.precision}"
 
 
-def _describe_operator(device: str) -> str:
-    backends = ops.backends()
-    return f"DCNv3 {backends.get(device, f'reference (no kernel for {device})')}"
+def _describe_operators(task: LightningModule) -> dict[str, str]:
+    """The operators of the network, if there are any."""
+    device, network = task.device.type, getattr(task, "evaluation_network", task)
+    found = []
+    for name in operators_of(network):
+        backend = ops.backends(name.lower()).get(device, f"reference (no kernel for {device})")
+        found.append(f"{name} {backend}")
+    return {"Operator": "; ".join(found)} if found else {}
 
 
 def _announce_checkpoints(callback: ModelCheckpoint) -> None:

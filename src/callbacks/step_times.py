@@ -9,6 +9,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.profilers import Profiler
 
+from src.callbacks.pace import number_of_images
+
 
 class Waiting(Profiler):
     """Profiler that measures how long the training loop waits for its loader, in seconds.
@@ -88,7 +90,7 @@ class StepTimes(Callback):
         self._done += 1
         measured = self._done - self.warmup
         if 0 < measured <= self.steps:
-            self.images += len(batch["image"])
+            self.images += number_of_images(batch)
         if measured == self.steps:
             self.seconds = now(pl_module.device) - self._start
             self.waited = self.waiting.seconds - self._waited_before

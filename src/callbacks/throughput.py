@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from src.callbacks.pace import number_of_images
+
 
 class Throughput(Callback):
     """Log ``train/images_per_second`` over all devices, including data loading, not validation.
@@ -33,7 +35,7 @@ class Throughput(Callback):
         if batch_idx < self.warmup_steps:
             self._images, self._start = 0, self._now(pl_module)
             return
-        self._images += len(batch["image"] if "image" in batch else batch["features"])
+        self._images += number_of_images(batch)
         measured = batch_idx + 1 - self.warmup_steps
         if measured % self.every_n_steps == 0 or trainer.is_last_batch:
             now = self._now(pl_module)

@@ -240,6 +240,8 @@ class TrainingCLI(LightningCLI):
             if reserve:
                 _discard_unless_started(folder)
             raise UserError(explain_trainer(error)) from error
+        # After Lightning's own callbacks, of which the timer of max_time may stop the training.
+        trainer.callbacks.append(FinalValidation())  # type: ignore[attr-defined]
         GracefulStop.install(trainer)
         return trainer
 
@@ -278,7 +280,6 @@ class TrainingCLI(LightningCLI):
             callbacks.append(default_progress())
         seed = self.run_config.seed_everything
         callbacks += [EpochSeed(seed if isinstance(seed, int) else 0), StepBoundary()]
-        callbacks.append(FinalValidation())
         resumed = str(self.checkpoint) if self.checkpoint else None
         callbacks.append(RunFolder(folder, self._config_text(), resumed))
         self._unreadable = UnreadableImages()

@@ -16,9 +16,10 @@ from timm.data.mixup import Mixup
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MetricCollection
-from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
+from torchmetrics.classification import MulticlassAccuracy
 
 from src.errors import UserError
+from src.metrics.confusion import ConfusionMatrix
 from src.models import InternImage
 from src.tasks.base import BaseTask, not_finite
 from src.types import ClassificationBatch, FeatureBatch
@@ -70,9 +71,9 @@ class ClassificationTask(BaseTask):
         self.label_smoothing = label_smoothing
         self.class_scores: dict[str, Tensor] = {}
         self.confusion_counts: Tensor | None = None
-        self.confusion: MulticlassConfusionMatrix | None = None
+        self.confusion: ConfusionMatrix | None = None
         if num_classes <= _MAX_CONFUSION:
-            self.confusion = MulticlassConfusionMatrix(num_classes, validate_args=False)
+            self.confusion = ConfusionMatrix(num_classes)
         self.mixup: Mixup | None = None
         if mixup_alpha > 0 or cutmix_alpha > 0:
             self.mixup = Mixup(

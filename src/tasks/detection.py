@@ -7,7 +7,7 @@ evaluation, boxes and masks refer to the images at their original size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from typing import Any, ClassVar, Literal, cast
 
 import torch
@@ -231,8 +231,10 @@ class DetectionTask(DenseTask):
 
 def warn_if_few(trainer: Trainer) -> None:
     """Warn about training a detector from random weights with few images."""
-    count = len(trainer.train_dataloader.dataset)  # type: ignore[union-attr]
-    if count < _ENOUGH_IMAGES:
+    dataset = getattr(trainer.train_dataloader, "dataset", None)
+    if not isinstance(dataset, Sized):  # several loaders, or images without a known number
+        return
+    if (count := len(dataset)) < _ENOUGH_IMAGES:
         rank_zero_warn(
             f"The detector starts from random weights and has only {count} training images; from"
             f" scratch it needs more than {_ENOUGH_IMAGES}. Set model.weights to a published"

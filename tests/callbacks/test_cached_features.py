@@ -132,6 +132,15 @@ def test_augmented_views_are_reproducible(fit: Callable[..., int]) -> None:
     assert all(torch.equal(value, second[name]) for name, value in first.items())
 
 
+def test_its_speed_is_measured(fit: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+    """Training on features, inference on images."""
+    config = ["-c", "classification.yaml", "-c", FILE]
+    assert main(["benchmark", *config, "--warmup", "1", "--steps", "2"]) == 0
+    output = capsys.readouterr().out
+    assert "| training " in output
+    assert "| inference " in output
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -139,6 +148,7 @@ def test_augmented_views_are_reproducible(fit: Callable[..., int]) -> None:
         (("--model.mixup_alpha", "0.8"), "Set --model.mixup_alpha 0"),
         (("--data.broken_images", "skip"), "set --data.broken_images error"),
         (("--trainer.callbacks.max_gigabytes", "1e-6"), "CachedFeatures.max_gigabytes allows"),
+        (("--trainer.precision", "bf16-true"), "Set --trainer.precision to 32-true or bf16-mixed"),
         (("--trainer.callbacks.views", "-1"), "CachedFeatures.views: expected 0 or more, got -1"),
     ],
 )

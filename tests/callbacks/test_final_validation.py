@@ -21,6 +21,7 @@ EVERY, INTERVAL = "--trainer.check_val_every_n_epoch", "--trainer.val_check_inte
         ((EPOCHS, "2", INTERVAL, "2"), [2, 5, 6]),
         ((EPOCHS, "-1", STEPS, "4", EVERY, "5"), [4]),
         ((EPOCHS, "2"), [3, 6]),
+        ((EPOCHS, "2", EVERY, "2", "--trainer.max_time", '{"microseconds": 1}'), [1]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )

@@ -1,12 +1,17 @@
 """The warning about a detector that starts from random weights with few images."""
 
+import itertools
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.utils.data import DataLoader, IterableDataset
 
 from src.cli import build, main
+from src.tasks.detection import warn_if_few
 from tests.cli.tiny import write_data, write_recipe
 
 
@@ -24,3 +29,17 @@ def test_only_a_detector_from_scratch_is_warned_about(
         warnings.filterwarnings("error", message="The detector starts from random weights")
         assert main([*fit, "--model.weights", "weights.pth"]) == 0
         assert main([*fit, "--trainer.max_epochs", "2", "--ckpt_path", "last"]) == 0
+
+
+class Endless(IterableDataset):
+    """Images without a known number."""
+
+    def __iter__(self) -> Iterator[int]:
+        return itertools.count()
+
+
+@pytest.mark.parametrize("loader", [DataLoader(Endless()), [DataLoader([1]), DataLoader([2])]])
+def test_an_unknown_number_of_images_is_not_warned_about(loader: object) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_if_few(SimpleNamespace(train_dataloader=loader))

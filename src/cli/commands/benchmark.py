@@ -24,6 +24,7 @@ from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, Mode
 from src import files, ops
 from src.callbacks import DataWaiting, MonitorCheck, RunFolder
 from src.callbacks.data_waiting import MUCH_WAITING, advice, available_cores
+from src.callbacks.pace import number_of_images
 from src.callbacks.step_times import StepTimes, Waiting, now
 from src.cli.app import TrainingCLI
 from src.cli.tool_parser import ToolParser
@@ -188,7 +189,7 @@ class _Repeated:
     """A loader that gives one batch a number of times."""
 
     def __init__(self, batch: Any, count: int) -> None:
-        self.batch, self.count, self.batch_size = batch, count, len(batch["path"])
+        self.batch, self.count, self.batch_size = batch, count, number_of_images(batch)
 
     def __len__(self) -> int:
         return self.count

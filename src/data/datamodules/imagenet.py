@@ -252,6 +252,10 @@ class ImageNetDataModule(BaseDataModule):
         self._features[split] = FeatureDataset(labels)
         return self._features[split]
 
+    def use_images(self) -> None:
+        """Load images again, after `use_features`."""
+        self._features.clear()
+
     def image_source(self, split: str, *, augmented: bool) -> ImageSource:
         """The images of a split in their order, with random augmentation or as in evaluation."""
         steps: list[Callable[[Tensor], Tensor]] = [self.normalization]
