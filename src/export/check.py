@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from src import files
 from src.export.files import read_onnx
 from src.export.results import PREPARED
+from src.export.session import session
 from src.models.detection.detector import Detector
 from src.models.detection.rcnn.postprocess import paste_masks
 from src.models.graphs import ClassResult, LabelMapResult, RegionResult, Result
@@ -55,7 +56,7 @@ class ResultFile:
         if inside:
             self._session = _session_with(PREPARED, path, threads)
         else:
-            self._session = _session(path, threads)
+            self._session = session(path, threads)
         self.names = [output.name for output in self._session.get_outputs()]
         self._inputs = {x.name for x in self._session.get_inputs()}
 
@@ -70,16 +71,6 @@ class ResultFile:
         return found if self.inside else found | {PREPARED: example.prepared}
 
 
-def _session(path: Path, threads: int | None) -> Any:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors
-    if threads is not None:
-        options.intra_op_num_threads = threads
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-
-
 def _session_with(output: str, path: Path, threads: int | None) -> Any:
     """Session of a copy of a file in which an inner value is an output."""
     import onnx
@@ -91,7 +82,7 @@ def _session_with(output: str, path: Path, threads: int | None) -> Any:
     copy = path.with_name(f".{path.name}.check")  # beside its weights
     try:
         files.write_bytes(copy, model.SerializeToString(), durable=False)
-        return _session(copy, threads)
+        return session(copy, threads)
     finally:
         copy.unlink(missing_ok=True)
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from src.errors import UserError
+from src.export.session import session
 from src.models.graphs import Graph
 
 Runner = Callable[[dict[str, Tensor]], list[Tensor]]
@@ -97,20 +97,10 @@ def runner(path: Path, threads: int | None = None) -> Runner:
 
 
 def _onnx_runner(path: Path, threads: int | None) -> Runner:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise UserError(
-            'Running ONNX files needs ONNX Runtime: pip install -c constraints.txt -e ".[export]"'
-        ) from error
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors
-    if threads is not None:
-        options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    opened = session(path, threads)
 
     def run(inputs: dict[str, Tensor]) -> list[Tensor]:
-        outputs = session.run(None, {name: value.numpy() for name, value in inputs.items()})
+        outputs = opened.run(None, {name: value.numpy() for name, value in inputs.items()})
         return [torch.from_numpy(output) for output in outputs]
 
     return run

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from src.errors import UserError
+from src.export.session import session
 
 
 class Predictor:
@@ -28,23 +29,12 @@ class Predictor:
     """
 
     def __init__(self, path: str | Path, threads: int | None = None) -> None:
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise UserError(
-                "Running ONNX files needs ONNX Runtime: "
-                'pip install -c constraints.txt -e ".[export]"'
-            ) from error
         if not Path(path).is_file():
             raise UserError(f"The file {path} does not exist; write it with python -m src export.")
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3  # errors
-        if threads is not None:
-            options.intra_op_num_threads = threads
         try:
-            self._session = onnxruntime.InferenceSession(
-                path, options, providers=["CPUExecutionProvider"]
-            )
+            self._session = session(path, threads)
+        except UserError:
+            raise
         except Exception as error:  # ONNX Runtime raises several unrelated classes
             reason = str(error).splitlines()[0][:160]
             raise UserError(f"{path} is not an ONNX file that can be run: {reason}") from error

@@ -26,6 +26,7 @@ from src.data.classes.palette import distinct_palette
 from src.decoding import decode
 from src.errors import UserError, printable
 from src.export.predictor import Predictor
+from src.stopping import Interrupted
 from src.visualization import draw_classes, draw_instances, draw_label_map
 
 MAX_BYTES = 64 * 2**20
@@ -46,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"Open http://127.0.0.1:{server.server_port} and drop an image. Ctrl-C ends it.")
     try:
         server.serve_forever()
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Interrupted):
         return 0
     finally:
         server.server_close()

@@ -10,7 +10,7 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy
 import torch
@@ -55,7 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         0; 1 if a check found differences that rounding does not explain.
     """
     argv = with_settings_of_run(["export", *(sys.argv[1:] if argv is None else argv)])[1:]
-    args, recipe = _parser().parse_known_args(argv)
+    parser = _parser()
+    args, recipe = parser.parse_known_args(argv)
     if not any(part.startswith(("--config", "-c")) for part in recipe):
         raise UserError(
             "export needs --name RUN, --ckpt_path FILE, or --config FILE, the recipe that the"
@@ -65,13 +66,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(f"The folder of images for --check does not exist: {args.check}.")
     if args.check and set(args.format) == {"safetensors"}:
         raise UserError("--check needs onnx, pt2 or aoti; add one of them to --format.")
+    _refuse_options_without_effect(args, parser)
     model, data = load(recipe, args.ckpt_path)
     out = Path(args.out or Path("exported") / model.name)
     form = Form(args.dcn, args.outputs, args.preprocessing, args.masks, args.precision)
     written, passed = export(model.pretrained, out, args.format, args.check, data, form)
     for path in written:
         print(f"Wrote:   {path} ({files.readable_size(path.stat().st_size)})")
-    if args.push:
+    if args.push and passed is not False:
         print(f"Hub:     {model.pretrained.push_to_hub(args.push)}")
     if passed is not None:
         print(f"Check:   {'passed' if passed else 'FAILED: see the outputs marked ABOVE'}")
@@ -138,9 +140,26 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-class _Loaded:
-    def __init__(self, pretrained: Pretrained, name: str) -> None:
-        self.pretrained, self.name = pretrained, name
+def _refuse_options_without_effect(
+    args: argparse.Namespace, parser: argparse.ArgumentParser
+) -> None:
+    names: tuple[str, ...]
+    if "onnx" not in args.format:
+        names, reason = ("dcn", "outputs", "preprocessing", "masks", "precision"), "without onnx"
+        hint = "add onnx to --format"
+    elif args.outputs == "raw":
+        names, reason = ("preprocessing", "masks", "precision"), "with --outputs raw"
+        hint = "use --outputs result"
+    else:
+        return
+    for name in names:
+        if getattr(args, name) != parser.get_default(name):
+            raise UserError(f"--{name} has no effect {reason}; leave it out, or {hint}.")
+
+
+class _Loaded(NamedTuple):
+    pretrained: Pretrained
+    name: str
 
 
 def load(recipe: Sequence[str], checkpoint: str | None = None) -> tuple[_Loaded, Any]:
@@ -233,7 +252,8 @@ def _check(network: nn.Module, written: Written, images: Path, data: Any, form: 
     results = [(path, ResultFile(path, form.inside)) for path in written.results]
     found = Differences()
     count = 0
-    for loaded in data.predict_dataloader():
+    loader = data.predict_dataloader()
+    for loaded in loader:
         batch = data.normalise(loaded)
         count += len(batch["path"])
         for inputs in _inputs(network, batch) if graphs else ():
@@ -244,7 +264,7 @@ def _check(network: nn.Module, written: Written, images: Path, data: Any, form: 
         if written.result is None or not results:
             continue
         divisor = getattr(written.result, "divisor", 1)
-        for example in _examples(batch, getattr(data, "upright", False), divisor):
+        for example in _examples(batch, loader.dataset.upright, divisor):
             for path, file in results:
                 found.add(path, compare(network, written.result, example, file(example)))
     print(f"Largest difference from PyTorch over {count} images:")

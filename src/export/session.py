@@ -1,0 +1,31 @@
+"""Open an ONNX file with ONNX Runtime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from src.errors import UserError
+
+
+def session(path: str | Path, threads: int | None = None) -> Any:
+    """Session of ONNX Runtime on the CPU.
+
+    Args:
+        path: The file.
+        threads: Threads of ONNX Runtime; default is its own choice.
+
+    Raises:
+        UserError: If ONNX Runtime is not installed.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise UserError(
+            'Running ONNX files needs ONNX Runtime: pip install -c constraints.txt -e ".[export]"'
+        ) from error
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])

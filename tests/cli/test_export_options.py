@@ -1,0 +1,65 @@
+"""Options of ``python -m src export``, and its check of turned images."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from src.cli.commands import export
+from src.data import COCODataModule
+from src.errors import UserError
+from src.export.check import ResultFile
+from src.export.package import Form, Written
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--outputs", "raw", "--precision", "int8"], "--precision has no effect with --outputs"),
+        (["--outputs", "raw", "--masks", "image"], "--masks has no effect with --outputs raw"),
+        (["--format", "pt2", "--dcn", "gather"], "--dcn has no effect without onnx"),
+    ],
+)
+def test_options_without_effect_are_refused(given, message):
+    with pytest.raises(UserError, match=message):
+        export.main(["--config", "recipe.yaml", *given])
+
+
+class Model:
+    pushed = ""
+
+    def push_to_hub(self, name):
+        self.pushed = name
+        return name
+
+
+@pytest.mark.parametrize(("passed", "pushed"), [(None, "a/b"), (True, "a/b"), (False, "")])
+def test_a_failed_check_is_not_uploaded(passed, pushed, monkeypatch):
+    model = Model()
+    monkeypatch.setattr(export, "load", lambda *given: (export._Loaded(model, "x"), None))
+    monkeypatch.setattr(export, "export", lambda *given: ([], passed))
+    assert export.main(["--config", "recipe.yaml", "--push", "a/b"]) == (passed is False)
+    assert model.pushed == pushed
+
+
+def test_turned_images_of_a_detector_are_checked_upright(tmp_path, monkeypatch):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees
+    Image.new("RGB", (90, 60)).save(tmp_path / "photo.jpg", exif=exif)
+    data = COCODataModule(
+        root=str(tmp_path), class_names=["cat"], eval_scale=(90, 60), num_workers=0
+    )
+    found = []
+    monkeypatch.setattr(export, "ResultFile", lambda path, inside: lambda example: example)
+    monkeypatch.setattr(
+        export, "compare", lambda network, result, example, file: found.append(example) or {}
+    )
+    export._check(None, Written([], [Path("model.onnx")], object()), tmp_path, data, Form())
+    assert [(example.original, example.size) for example in found] == [((90, 60), (90, 60))]
+
+
+def test_a_check_needs_onnx_runtime(monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(UserError, match="needs ONNX Runtime"):
+        ResultFile(Path("model.onnx"), inside=False)
