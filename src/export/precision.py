@@ -21,7 +21,8 @@ _HALF = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 def write_half(path: Path) -> Path:
     """Write ``<name>.fp16.onnx``: linear layers, convolutions and their weights in float16.
 
-    Inputs, outputs, sampling locations, norms and everything around the network stay float32.
+    Inputs, outputs, norms and everything around the network stay float32. Sampling locations are
+    computed in float32 from offsets that are rounded to float16.
     ``onnxruntime.transformers.float16`` would need the same list of exceptions, and writes nodes of
     equal names where several of them read one weight.
 
@@ -29,6 +30,7 @@ def write_half(path: Path) -> Path:
         path: A float32 file.
     """
     model = _load(path)
+    import onnx
     import onnx_ir as ir
 
     converted = ir.from_proto(model)
@@ -53,6 +55,7 @@ def write_half(path: Path) -> Path:
         _cast(node)
     result = path.with_name(f"{path.stem}.fp16.onnx")
     files.write_bytes(result, ir.to_proto(converted).SerializeToString())
+    onnx.checker.check_model(result)
     return result
 
 
@@ -85,9 +88,10 @@ def write_int8(path: Path) -> Path:
         path: A float32 file.
     """
     model = _load(path)
-    del model.graph.value_info[:]  # shapes of weights that the quantisation transposes
+    import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
+    del model.graph.value_info[:]  # shapes of weights that the quantisation transposes
     result = path.with_name(f"{path.stem}.int8.onnx")
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)  # advice to prepare the file for static quantisation
@@ -102,6 +106,7 @@ def write_int8(path: Path) -> Path:
             )
     finally:
         logging.disable(level)
+    onnx.checker.check_model(result)
     return result
 
 

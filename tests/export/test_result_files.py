@@ -250,7 +250,7 @@ def test_the_description_is_enough_for_a_newcomer(name, preprocessing, tmp_path)
 
 
 @slow
-@pytest.mark.parametrize("name", ["classifier", "upernet"])
+@pytest.mark.parametrize("name", ["classifier", "upernet", "mask_rcnn"])
 def test_smaller_weights(name, tmp_path):
     network, written = exported(name, tmp_path, precisions=["float32", "float16", "int8"])
     whole, half, int8 = written.paths

@@ -11,6 +11,7 @@ from src.errors import UserError
 from src.models import InternImage
 from src.models.layers import compilation
 from src.models.layers.compilation import Compilation, check_compiler, compile_parts
+from src.models.layers.low_rank import add_low_rank
 
 TINY = {"channels": 8, "depths": [3, 2], "groups": [1, 2], "layer_scale": 1.0}
 
@@ -54,6 +55,27 @@ def test_same_step(graphs, checkpointing):
     compile_parts(model, Compilation())
     torch.testing.assert_close(step(model, images, enabled=False), eager, rtol=1e-4, atol=1e-4)
     assert list(model.state_dict()) == names
+
+
+@pytest.mark.slow
+def test_low_rank_factors(graphs):
+    model = network()
+    add_low_rank([model.levels], 4)
+    for name, parameter in model.named_parameters():
+        if name.endswith(".up"):
+            torch.nn.init.normal_(parameter, std=0.1)
+    images = torch.randn(2, 3, 64, 64)
+
+    def trained():
+        model.zero_grad()
+        loss = model(images).square().sum()
+        loss.backward()
+        return [loss.detach(), *(p.grad.clone() for p in model.parameters() if p.requires_grad)]
+
+    eager = trained()
+    compile_parts(model, Compilation())
+    torch.testing.assert_close(trained(), eager, rtol=1e-4, atol=1e-4)
+    assert graphs() > 0
 
 
 def test_blocks_share_their_graphs(graphs):
