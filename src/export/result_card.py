@@ -120,16 +120,19 @@ def _outputs(result: Result, masks: str) -> dict[str, str]:
 
 
 def _code(result: Result, settings: Any, *, inside: bool, masks: str) -> str:
+    upright = "ImageOps.exif_transpose(photo)" if settings.get("upright") else "photo"
+    opened = f'{upright}.convert("RGB")'
     lines = [
         "import json",
         "",
         "import numpy as np",
         "import onnxruntime",
-        "from PIL import Image, ImageDraw",
+        "from PIL import Image, ImageDraw, ImageOps",
         "",
         'session = onnxruntime.InferenceSession("model.onnx")',
         'names = json.loads(session.get_modelmeta().custom_metadata_map["names"])',
-        'photo = Image.open("photo.jpg").convert("RGB")',
+        'photo = Image.open("photo.jpg")',
+        f"photo = {opened}",
         *([_WHOLE] if inside else _prepared(result, settings)),
         "outputs = [output.name for output in session.get_outputs()]",
         "found = dict(zip(outputs, session.run(outputs, inputs)))",

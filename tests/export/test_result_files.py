@@ -52,7 +52,12 @@ def two_stage(kind, **limits):
 FIT = {"eval_scale": [200, 128]}
 NETWORKS = {
     "classifier": ("classification", 5, classifier, {"image_size": 96, "crop_pct": 0.9}),
-    "upernet": ("segmentation", 4, segmentor, {"image_scale": [400, 100], "size_divisor": 32}),
+    "upernet": (
+        "segmentation",
+        4,
+        segmentor,
+        {"image_scale": [400, 100], "size_divisor": 32, "upright": True},
+    ),
     "mask2former": (
         "segmentation",
         12,

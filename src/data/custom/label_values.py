@@ -148,6 +148,12 @@ class LabelReader:
                 "--snap takes the nearest class, and with --ignore the numbers of the classes are "
                 "not known; give them with --class-values."
             )
+        twice = [name for name in names or () if name.strip().lower() in UNLABELLED]
+        if twice and ignored and values is None:
+            raise UserError(
+                f"--ignore already says which values are unlabelled; remove {twice[0]!r} from "
+                "--class-names, which name the other values in their order."
+            )
         numbers = Numbers()
         for path in paths:
             pixels = read_numbers(path, max_pixels)

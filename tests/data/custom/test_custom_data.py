@@ -331,6 +331,8 @@ def test_mistakes_with_unlabelled_numbers_are_named(tmp_path, capsys):
     assert main([*given, "--ignore", "0", "--colours", "table.txt"]) == 2
     assert main([*given, "--ignore", "0", "--snap"]) == 2
     assert "give them with --class-values" in capsys.readouterr().err
+    assert main([*given, "--ignore", "0", "--class-names", "unlabelled", "tree"]) == 2
+    assert "remove 'unlabelled' from --class-names" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
