@@ -13,7 +13,7 @@ from src.errors import UserError
 from src.export.session import session
 
 
-class Predictor:
+class ExportedModel:
     """An exported file with preprocessing inside.
 
     Args:

@@ -15,7 +15,7 @@ from PIL import Image
 from src.cli import main
 from src.cli.commands import demo
 from src.cli.commands.demo import MAX_BYTES, make_server
-from src.export.predictor import Predictor
+from src.export.predictor import ExportedModel
 from tests.export.test_result_files import exported, photo
 
 
@@ -26,7 +26,7 @@ def server_of(tmp_path_factory):
 
     def start(name):
         _, written = exported(name, tmp_path_factory.mktemp(name))
-        server = make_server(Predictor(written.paths[0]), score=0.0)
+        server = make_server(ExportedModel(written.paths[0]), score=0.0)
         servers.append(server)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         return server
@@ -97,7 +97,7 @@ class InterruptedServer:
 
 
 def test_ctrl_c_ends_the_server_without_an_error(monkeypatch, capsys):
-    monkeypatch.setattr(demo, "Predictor", lambda path: None)
+    monkeypatch.setattr(demo, "ExportedModel", lambda path: None)
     monkeypatch.setattr(demo, "make_server", lambda *given: InterruptedServer())
     assert main(["demo", "--model", "model.onnx"]) == 0
     assert "Interrupted" not in capsys.readouterr().err

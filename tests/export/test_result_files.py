@@ -22,7 +22,7 @@ from src.export.check import Example, ResultFile, compare
 from src.export.compare import LIMITS, TOLERANCE
 from src.export.description import Description
 from src.export.package import Form, write
-from src.export.predictor import Predictor
+from src.export.predictor import ExportedModel
 from src.export.results.builder import Builder, new_input, set_outputs
 from src.export.results.preprocessing import prepare
 from src.models import CascadeMaskRCNN, MaskRCNN
@@ -226,7 +226,7 @@ def test_batches_names_and_metadata(tmp_path):
     assert json.loads(content["names"]) == [f"class {i}" for i in range(5)]
     assert json.loads(content["preprocessing"])["image_size"] == 96
     assert "torch" in json.loads(content["versions"])
-    predictor = Predictor(written.paths[0])
+    predictor = ExportedModel(written.paths[0])
     assert predictor.task == "classification"
     np.testing.assert_allclose(predictor(images[1])["probabilities"], second[0], atol=1e-6)
 

@@ -25,7 +25,7 @@ from src.cli.tool_parser import ToolParser
 from src.data.classes.palette import distinct_palette
 from src.decoding import decode
 from src.errors import UserError, printable
-from src.export.predictor import Predictor
+from src.export.predictor import ExportedModel
 from src.stopping import Interrupted
 from src.visualization import draw_classes, draw_instances, draw_label_map
 
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         Exit code.
     """
     args = _parser().parse_args(argv)
-    server = make_server(Predictor(args.model), args.port, args.score)
+    server = make_server(ExportedModel(args.model), args.port, args.score)
     print(f"Open http://127.0.0.1:{server.server_port} and drop an image. Ctrl-C ends it.")
     try:
         server.serve_forever()
@@ -65,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def make_server(predictor: Predictor, port: int = 0, score: float = 0.3) -> HTTPServer:
+def make_server(predictor: ExportedModel, port: int = 0, score: float = 0.3) -> HTTPServer:
     """Server of the page, on this computer only.
 
     Args:
@@ -86,7 +86,7 @@ def make_server(predictor: Predictor, port: int = 0, score: float = 0.3) -> HTTP
         raise UserError(f"The port {port} cannot be used ({error}); set another --port.") from error
 
 
-def predict(predictor: Predictor, content: bytes, score: float) -> tuple[bytes, str]:
+def predict(predictor: ExportedModel, content: bytes, score: float) -> tuple[bytes, str]:
     """Predict an image file.
 
     Args:
