@@ -38,6 +38,14 @@ class Pretrained(ModelParts):
         >>> result.plot().save("prediction.png")  # doctest: +SKIP
     """
 
+    def __repr__(self) -> str:
+        names = ", ".join(self.class_names[:3]) + (", ..." if len(self.class_names) > 3 else "")
+        parameters = sum(p.numel() for p in self.network.parameters()) / 1e6
+        return (
+            f"Pretrained({type(self.network).__name__} for {self.task}, {parameters:.1f} M"
+            f" parameters, {len(self.class_names)} classes: {names})"
+        )
+
     @classmethod
     def from_pretrained(cls, source: str | Path) -> Pretrained:
         """Read a folder, a run, a checkpoint, a hub repository, or a published file.

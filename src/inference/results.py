@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from src.errors import UserError
 from src.inference.images import ImageSource, load_image
 from src.metrics.coco_results import Result, decode_masks
 from src.visualization import draw_classes, draw_instances, draw_label_map
@@ -182,9 +183,12 @@ class Segmentation(Prediction):
             name: A class name.
 
         Raises:
-            ValueError: If the model has no such class.
+            UserError: If the model has no such class.
         """
-        return self.label_map == list(self.class_names).index(name)
+        names = list(self.class_names)
+        if name not in names:
+            raise UserError(f"There is no class {name!r}; the classes are {', '.join(names)}.")
+        return self.label_map == names.index(name)
 
     def plot(self, opacity: float = 0.55) -> Image.Image:
         """Image with every pixel coloured by its class, and a legend.

@@ -14,7 +14,7 @@ from src.cli import main
 from src.errors import UserError
 from src.hub import Pretrained
 from src.inference import Classification
-from src.inference.images import read_image
+from src.inference.images import load_image
 from src.metrics.coco_results import decode_masks
 from tests.cli.tiny import TASKS, save_image, write_data, write_recipe
 
@@ -60,7 +60,10 @@ def read(folder: Path) -> Image.Image:
 
 def test_predictions_are_those_of_the_command_line(run):
     task, runs, path = run
-    result = Pretrained.from_pretrained(runs / "version_0").predict(path)
+    model = Pretrained.from_pretrained(runs / "version_0")
+    assert f"for {task}" in repr(model)
+    assert len(repr(model).splitlines()) == 1
+    result = model.predict(path)
     written = runs / "predict_0"
     if task == "classification":
         with (written / "predictions.csv").open() as file:
@@ -86,6 +89,8 @@ def test_predictions_are_those_of_the_command_line(run):
         np.testing.assert_array_equal(result.label_map, read(written / "label_maps"))
         assert set(result.names) <= {"a", "b"}
         assert result.mask("a").sum() + result.mask("b").sum() == 7000
+        with pytest.raises(UserError, match="There is no class 'c'; the classes are a, b"):
+            result.mask("c")
         drawn, same = read(written / "overlays"), result.plot()
     np.testing.assert_array_equal(np.asarray(same), np.asarray(drawn.convert("RGB")))
 
@@ -139,12 +144,12 @@ def test_mistakes_are_one_line(run, tmp_path):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_tensors_of_any_floating_point_type_are_images(dtype):
     levels = torch.tensor([0.0, 0.25, 1.0], dtype=dtype).view(3, 1, 1).expand(3, 2, 2)
-    assert read_image(levels).getpixel((1, 1)) == (0, 64, 255)
+    assert load_image(levels).getpixel((1, 1)) == (0, 64, 255)
 
 
 def test_tensors_of_other_whole_numbers_are_refused():
     with pytest.raises(UserError, match="must be uint8 or floating-point, got int64"):
-        read_image(torch.ones(3, 2, 2, dtype=torch.int64))
+        load_image(torch.ones(3, 2, 2, dtype=torch.int64))
 
 
 def test_a_missing_run_is_not_searched_on_the_hub(run, monkeypatch):
