@@ -63,7 +63,9 @@ def find_checkpoint(source: str | Path, keyword: str = "best", runs: Path = Path
         UserError: If there is none.
     """
     path = Path(source)
-    if not path.exists() and path.name == str(source):
+    if not path.name:  # "." has no name
+        path = path.absolute()
+    if not path.exists() and path.name == str(path):
         path = runs / path
     if path.is_file() or is_sharded_checkpoint(path):
         return path

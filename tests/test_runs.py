@@ -24,6 +24,12 @@ def test_a_run_is_its_best_checkpoint(here: Path, source: str) -> None:
     assert trained_run(source, "last").checkpoint.name == "last.ckpt"
 
 
+def test_the_current_folder_is_a_run(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(here / "runs/tiny/version_0")
+    assert find_checkpoint(".").name.startswith("best-epoch=")
+    assert find_checkpoint("../version_0/").name.startswith("best-epoch=")
+
+
 def test_a_checkpoint_is_found_with_its_config(here: Path) -> None:
     last = here / "runs/tiny/version_0/checkpoints/last.ckpt"
     run = trained_run(last)

@@ -21,6 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from src.errors import UserError
+
 _PLAIN = (type(None), bool, int, float, complex, str, bytes)
 
 
@@ -30,8 +32,19 @@ def fingerprint(value: Any) -> str:
     Args:
         value: Plain values, tensors, arrays, modules, functions, other objects, and lists, tuples
             and dictionaries of them, without cycles.
+
+    Raises:
+        UserError: If a value contains itself.
     """
-    return hashlib.sha256(repr(_described(value)).encode()).hexdigest()
+    try:
+        described = _described(value)
+    except RecursionError:
+        raise UserError(
+            f"{type(value).__name__} cannot be compared with that of an earlier run, because a part"
+            " of it contains itself, such as an object with one of its own bound methods. Train"
+            " without CachedFeatures, or store what the method needs instead."
+        ) from None
+    return hashlib.sha256(repr(described).encode()).hexdigest()
 
 
 def _described(value: Any) -> Any:

@@ -94,6 +94,13 @@ def readable_time(seconds: float) -> str:
 
 
 def number_of_images(batch: Any) -> int:
-    """Images of a batch; cached features have labels instead."""
+    """Number of images of a batch of a data module.
+
+    Args:
+        batch: Its ``image`` is counted, or its ``label`` if it has cached features instead.
+
+    Returns:
+        The number; 0 for a batch of another structure, whose images cannot be counted.
+    """
     found = (batch[key] for key in ("image", "label") if isinstance(batch, dict) and key in batch)
     return len(next(found, ()))

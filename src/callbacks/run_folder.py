@@ -11,6 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_only
+from torch import nn
 
 from src import files, ops
 from src.environment import report
@@ -188,14 +189,27 @@ def _describe_device(trainer: Trainer) -> str:
     return f"{trainer.world_size} x {name}{threads}, precision {trainer.precision}"
 
 
+def describe_operators(network: nn.Module, device: str) -> str:
+    """The operators of a network and what computes them, such as ``DCNv3 compiled (AVX512)``.
+
+    Args:
+        network: The network.
+        device: Type of the device, such as ``cpu``.
+
+    Returns:
+        Separated by semicolons; empty if the network has none of them.
+    """
+    return "; ".join(
+        f"{name} {ops.backends(name.lower()).get(device, f'reference (no kernel for {device})')}"
+        for name in operators_of(network)
+    )
+
+
 def _describe_operators(task: LightningModule) -> dict[str, str]:
     """The operators of the network, if there are any."""
-    device, network = task.device.type, getattr(task, "evaluation_network", task)
-    found = []
-    for name in operators_of(network):
-        backend = ops.backends(name.lower()).get(device, f"reference (no kernel for {device})")
-        found.append(f"{name} {backend}")
-    return {"Operator": "; ".join(found)} if found else {}
+    network = getattr(task, "evaluation_network", task)
+    found = describe_operators(network, task.device.type)
+    return {"Operator": found} if found else {}
 
 
 def _announce_checkpoints(callback: ModelCheckpoint) -> None:

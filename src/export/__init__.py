@@ -1,10 +1,12 @@
 """Export of networks to ONNX and torch.export files.
 
-- ``graphs.py``: gets the graphs of a network; each becomes a file.
-- ``files.py``: writes a graph in each format.
+- ``package.py``: writes all files of a network; starts here.
+- ``graphs.py``: gets the graphs of a network; ``files.py`` writes a graph in each format.
 - ``operators/``: our operators as standard ONNX operators.
-- ``compare.py``: runs files and PyTorch on the same inputs.
-- ``card.py``: the description that is written beside the files.
+- ``results/``: joins graphs to one file from image to result; ``precision.py``: smaller weights.
+- ``card.py``, ``result_card.py``: the text of ``EXPORT.md``; ``description.py``: its facts.
+- ``compare.py``, ``check.py``: differences of raw outputs, and of results, from PyTorch.
+- ``session.py``: opens a file in ONNX Runtime; ``predictor.py``: predicts with one, for the demo.
 
 The command is ``src.cli.commands.export``. onnx, onnxruntime and onnxscript are the optional extra
 ``export``.

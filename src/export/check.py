@@ -142,18 +142,22 @@ def compare_detections(
     """
     pairs = match(expected, found)
     longest = max(len(expected.scores), len(found["scores"]))
-    mine, others = pairs.unbind(dim=1)
+    expected_index, found_index = pairs.unbind(dim=1)
     differences = {
         "unmatched": 1 - len(pairs) / longest if longest else 0.0,
-        "boxes": _largest(expected.boxes[mine], found["boxes"][others]),
-        "scores": _largest(expected.scores[mine], found["scores"][others]),
+        "boxes": _largest(expected.boxes[expected_index], found["boxes"][found_index]),
+        "scores": _largest(expected.scores[expected_index], found["scores"][found_index]),
     }
     if expected.masks is not None and "masks" in found:
-        masks = found["masks"][others]
+        masks = found["masks"][found_index]
         if masks.dtype != torch.bool:
-            masks = paste_masks(masks, found["boxes"][others], size, threshold)
-        wrong = (masks != expected.masks[mine]).sum()
-        area = (expected.boxes[mine, 2:] - expected.boxes[mine, :2]).prod(dim=1).sum()
+            masks = paste_masks(masks, found["boxes"][found_index], size, threshold)
+        wrong = (masks != expected.masks[expected_index]).sum()
+        area = (
+            (expected.boxes[expected_index, 2:] - expected.boxes[expected_index, :2])
+            .prod(dim=1)
+            .sum()
+        )
         differences["masks"] = float(wrong) / max(float(area), 1.0)
     return differences
 

@@ -25,6 +25,11 @@ class Description:
     class_names: Sequence[str]
     preprocessing: Mapping[str, Any]
 
+    @property
+    def upright(self) -> bool:
+        """Whether images are turned as their EXIF block says; detectors always do it."""
+        return self.task == "detection" or bool(self.preprocessing.get("upright"))
+
     def metadata(self, inside: bool) -> dict[str, str]:
         """Metadata of an ONNX file; ``names``, ``preprocessing`` and ``versions`` are JSON.
 
@@ -34,7 +39,9 @@ class Description:
         return {
             "task": self.task,
             "names": json.dumps(list(self.class_names), ensure_ascii=False),
-            "preprocessing": json.dumps({**self.preprocessing, "inside": inside}),
+            "preprocessing": json.dumps(
+                {**self.preprocessing, "upright": self.upright, "inside": inside}
+            ),
             "versions": json.dumps({name: _version(name) for name in PACKAGES}),
         }
 

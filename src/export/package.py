@@ -18,7 +18,7 @@ from src.export.graphs import Graph, graphs_of
 from src.export.precision import WRITERS as PRECISIONS
 from src.export.result_card import result_card
 from src.models.detection.rcnn.cascade_roi_head import STAGE_STDS
-from src.models.graphs import Result
+from src.models.graphs import RegionResult, Result
 
 _SEVERAL_PASSES = {"tta": "--data.tta false", "window_size": "--model.window_size null"}
 """Settings for several forward passes per image, and how to turn them off."""
@@ -96,12 +96,17 @@ def write(
 
     Raises:
         UserError: If predictions of the recipe take several forward passes, which one file from
-            image to result does not compute.
+            image to result does not compute, or the form of masks of a network without masks is
+            given.
     """
     whole = form.outputs == "result" and "onnx" in formats
     if whole:
         _check_single_pass(description)
     graphs = graphs_of(network)
+    if whole and form.masks != "box" and not isinstance(graphs[0].result, RegionResult):
+        raise UserError(
+            f"--masks has no effect: {type(network).__name__} predicts no masks; leave it out."
+        )
     programs = [trace(graph) for graph in graphs]
     writers: dict[str, Callable[..., Path]] = {**WRITERS, "onnx": partial(write_onnx, dcn=form.dcn)}
     single = [name for name in formats if not (whole and name == "onnx")]

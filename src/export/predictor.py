@@ -23,6 +23,7 @@ class ExportedModel:
     Attributes:
         task: ``classification``, ``detection`` or ``segmentation``.
         class_names: Names in label order.
+        upright: Whether images are turned as their EXIF block says.
 
     Raises:
         UserError: If the file is missing, is not such a file, or ONNX Runtime is not installed.
@@ -47,6 +48,7 @@ class ExportedModel:
             )
         self.task = content["task"]
         self.class_names: list[str] = json.loads(content["names"])
+        self.upright = bool(json.loads(content["preprocessing"]).get("upright"))
 
     def __call__(self, pixels: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
         """Run the file on an RGB image ``(H, W, 3)``; results of this image by name."""

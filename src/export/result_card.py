@@ -61,7 +61,7 @@ preprocessing and versions are in its metadata (`names`, `preprocessing` and `ve
 Needs `pip install onnxruntime numpy pillow`. It writes `result.png`.
 
 ```python
-{_code(result, description.preprocessing, inside=inside, masks=masks)}
+{_code(result, description, inside=inside, masks=masks)}
 ```
 
 {_tensorrt(description.preprocessing, inside)}
@@ -119,9 +119,9 @@ def _outputs(result: Result, masks: str) -> dict[str, str]:
     return _BOX_OUTPUTS
 
 
-def _code(result: Result, settings: Any, *, inside: bool, masks: str) -> str:
-    upright = "ImageOps.exif_transpose(photo)" if settings.get("upright") else "photo"
-    opened = f'{upright}.convert("RGB")'
+def _code(result: Result, description: Description, *, inside: bool, masks: str) -> str:
+    settings = description.preprocessing
+    photo = "ImageOps.exif_transpose(photo)" if description.upright else "photo"
     lines = [
         "import json",
         "",
@@ -132,7 +132,7 @@ def _code(result: Result, settings: Any, *, inside: bool, masks: str) -> str:
         'session = onnxruntime.InferenceSession("model.onnx")',
         'names = json.loads(session.get_modelmeta().custom_metadata_map["names"])',
         'photo = Image.open("photo.jpg")',
-        f"photo = {opened}",
+        f'photo = {photo}.convert("RGB")',
         *([_WHOLE] if inside else _prepared(result, settings)),
         "outputs = [output.name for output in session.get_outputs()]",
         "found = dict(zip(outputs, session.run(outputs, inputs)))",

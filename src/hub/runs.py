@@ -84,7 +84,7 @@ def load_weights(network: nn.Module, weights: Mapping[str, Tensor], path: Path) 
 def network_weights(content: Mapping[str, Any]) -> dict[str, Tensor]:
     """Weights of the network in the content of a checkpoint.
 
-    EMA weights are preferred, and low-rank updates are merged.
+    They are the EMA weights if the run has some; low-rank updates are merged.
     """
     prefix = "network."
     state = content["state_dict"]

@@ -50,7 +50,10 @@ def load_image(
     if isinstance(source, (str, Path)):
         return decode(source, upright=upright, max_pixels=max_pixels, reduce=reduce)
     if isinstance(source, Image.Image):
-        image = to_rgb(source)
+        try:
+            image = to_rgb(source)
+        except OSError as error:  # Pillow decodes a file when its pixels are needed
+            raise UserError(f"The image cannot be decoded: {error}.") from error
         return turn_upright(image, "the image") if upright else image
     if isinstance(source, Tensor):
         if source.ndim != 3 or source.shape[0] not in (1, 3):

@@ -187,7 +187,8 @@ class Segmentation(Prediction):
         """
         names = list(self.class_names)
         if name not in names:
-            raise UserError(f"There is no class {name!r}; the classes are {', '.join(names)}.")
+            shown = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+            raise UserError(f"There is no class {name!r}; the classes are {shown}.")
         return self.label_map == names.index(name)
 
     def plot(self, opacity: float = 0.55) -> Image.Image:

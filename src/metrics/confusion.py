@@ -10,8 +10,8 @@ from torchmetrics import Metric
 class ConfusionMatrix(Metric):
     """Number of images by class and predicted class, over all ranks.
 
-    The memory is that of the matrix in every mode of PyTorch. A metric that counts with
-    ``bincount`` needs ``N x K^2`` numbers with deterministic algorithms.
+    ``MulticlassConfusionMatrix`` of torchmetrics needs ``N x K^2`` numbers with deterministic
+    algorithms; this one only the matrix.
 
     Args:
         num_classes: Number of classes ``K``.
@@ -32,7 +32,9 @@ class ConfusionMatrix(Metric):
             prediction: Predicted classes in ``[0, K)``, int64, shape ``(N,)``.
             label: True classes, likewise.
         """
-        self.counts.index_put_((label, prediction), torch.ones_like(label), accumulate=True)
+        pairs = label * len(self.counts) + prediction
+        counts = torch.bincount(pairs, minlength=self.counts.numel())
+        self.counts += counts.view_as(self.counts)
 
     def compute(self) -> Tensor:
         """The counts, int64, classes by predicted classes, shape ``(K, K)``."""

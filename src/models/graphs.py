@@ -1,8 +1,9 @@
 """Graphs that a network exports: modules whose inputs and outputs are tensors.
 
 A network that can be exported has a method ``export_graphs()``, which returns one `Graph` for each
-file. ``src.export`` writes and compares them and contains no network-specific code. A network whose
-graphs have other inputs than images also has ``export_inputs()``, see `Detector.export_inputs`.
+file. ``src.export`` writes and compares them; it knows the kinds of results below, not networks. A
+network whose graphs have other inputs than images also has ``export_inputs()``, see
+`Detector.export_inputs`.
 """
 
 from __future__ import annotations

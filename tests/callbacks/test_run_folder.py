@@ -6,7 +6,8 @@ import torch
 
 from src.callbacks import RunFolder, Throughput
 from src.callbacks.progress import LogProgress, NotebookProgress, TerminalProgress, default_progress
-from src.callbacks.run_folder import next_run_folder, run_folder
+from src.callbacks.run_folder import describe_operators, next_run_folder, run_folder
+from src.models import InternImage
 
 
 def test_the_next_version_number_follows_the_highest(tmp_path: Path) -> None:
@@ -58,3 +59,12 @@ def test_throughput_counts_the_images_of_all_devices(monkeypatch: pytest.MonkeyP
     trainer.is_last_batch = True
     speed.on_train_batch_end(trainer, task, None, batch, 3)
     assert logged == [16.0, 16.0]
+
+
+@pytest.mark.parametrize("operator", ["DCNv3", "DCNv4"])
+def test_the_operators_and_what_computes_them_are_named(operator: str) -> None:
+    shape = {"channels": 32, "depths": [1, 1, 1, 1], "groups": [2, 4, 8, 16]}
+    network = InternImage(num_classes=2, core_op=operator, **shape)
+    assert describe_operators(network, "meta") == f"{operator} reference (no kernel for meta)"
+    assert describe_operators(network, "cpu").startswith(f"{operator} ")
+    assert describe_operators(torch.nn.Linear(1, 1), "cpu") == ""

@@ -13,7 +13,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from src.data.transforms.detection import DetectionEvalTransform
 from src.data.transforms.segmentation import EvalTransform
@@ -21,8 +21,10 @@ from src.errors import UserError
 from src.export.check import Example, ResultFile, compare
 from src.export.compare import LIMITS, TOLERANCE
 from src.export.description import Description
-from src.export.package import Form, write
+from src.export.graphs import graphs_of
+from src.export.package import Form, possible_names, write
 from src.export.predictor import ExportedModel
+from src.export.results.boxes import apart
 from src.export.results.builder import Builder, new_input, set_outputs
 from src.export.results.preprocessing import prepare
 from src.models import CascadeMaskRCNN, MaskRCNN
@@ -239,7 +241,9 @@ BLOCKED = "import sys; sys.modules.update(dict.fromkeys(['torch', 'torchvision',
 @pytest.mark.parametrize("name", ["classifier", "upernet", "mask_rcnn", "dino"])
 def test_the_description_is_enough_for_a_newcomer(name, preprocessing, tmp_path):
     exported(name, tmp_path, preprocessing=preprocessing)
-    Image.fromarray(photo(90, 130)).save(tmp_path / "photo.jpg")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees, as phones save photos
+    Image.fromarray(photo(90, 130)).save(tmp_path / "photo.jpg", exif=exif)
     text = (tmp_path / "EXPORT.md").read_text()
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     (tmp_path / "run.py").write_text(BLOCKED + "\n" + code)
@@ -250,6 +254,8 @@ def test_the_description_is_enough_for_a_newcomer(name, preprocessing, tmp_path)
     assert "class " in done.stdout or name == "mask_rcnn"
     drawn, given = Image.open(tmp_path / "result.png"), Image.open(tmp_path / "photo.jpg")
     if preprocessing == "inside":
+        if name != "classifier":  # whose recipe leaves images as they are
+            given = ImageOps.exif_transpose(given)
         assert drawn.size == given.size
         assert not np.array_equal(np.asarray(drawn), np.asarray(given))
 
@@ -273,7 +279,7 @@ def test_smaller_weights(name, tmp_path):
 )
 def test_several_forward_passes_are_refused(setting, change, tmp_path):
     description = Description(
-        "segmentation", ["a"], {"eval_scale": [400, 100], **COLOURS, **setting}
+        "segmentation", ["a"], {"image_scale": [400, 100], **COLOURS, **setting}
     )
     with pytest.raises(UserError, match=f"{next(iter(setting))}.* --outputs raw, or set {change}"):
         write(segmentor(), description, tmp_path, ["onnx"], Form())
@@ -299,3 +305,36 @@ def test_openvino_computes_the_same(name, dcn, tmp_path):
             assert np.mean(found != value) < 1e-3
         else:
             np.testing.assert_allclose(found, value, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_files_of_an_earlier_export_are_known_by_name(name):
+    """They are deleted by the next export."""
+    known = possible_names(["onnx"])
+    for graph in graphs_of(NETWORKS[name][2]()):
+        assert f"{graph.name}.onnx" in known
+
+
+def test_masks_of_a_network_without_masks_are_refused(tmp_path):
+    with pytest.raises(UserError, match=r"--masks has no effect: .* predicts no masks"):
+        exported("classifier", tmp_path, masks="image")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("count", [50, 12_000])
+def test_boxes_of_different_groups_do_not_suppress_each_other(count):
+    """Groups with the same boxes; from 10,000 boxes on, `grouped_nms` takes another way."""
+    corner = 50 * torch.rand(count // 2, 2, generator=torch.Generator().manual_seed(0))
+    boxes = torch.cat([corner, corner + 20], dim=1).round().repeat(2, 1)
+    groups = torch.arange(2).repeat_interleave(count // 2)
+    graph = ir.Graph([], [], nodes=[], opset_imports={"": 22})
+    op = Builder(graph)
+    given = new_input(graph, "boxes", "FLOAT", [count, 4])
+    numbers = new_input(graph, "groups", "INT64", [count])
+    shifted = apart(op, given, op.Unsqueeze(numbers, [1]), None)
+    set_outputs(op, {"shifted": (shifted, "FLOAT", [count, 4])})
+    file = ir.to_proto(ir.Model(graph, ir_version=10)).SerializeToString()
+    inputs = {"boxes": boxes.numpy(), "groups": groups.numpy()}
+    (found,) = onnxruntime.InferenceSession(file).run(None, inputs)
+    first, second = torch.from_numpy(found).split(count // 2)
+    assert second.min() > first.max()

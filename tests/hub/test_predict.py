@@ -147,6 +147,13 @@ def test_tensors_of_any_floating_point_type_are_images(dtype):
     assert load_image(levels).getpixel((1, 1)) == (0, 64, 255)
 
 
+def test_an_image_that_pillow_cannot_decode_is_refused(tmp_path):
+    save_image(tmp_path / "whole.jpg", 7, (100, 70))
+    (tmp_path / "half.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:900])
+    with pytest.raises(UserError, match="The image cannot be decoded"):
+        load_image(Image.open(tmp_path / "half.jpg"))
+
+
 def test_tensors_of_other_whole_numbers_are_refused():
     with pytest.raises(UserError, match="must be uint8 or floating-point, got int64"):
         load_image(torch.ones(3, 2, 2, dtype=torch.int64))

@@ -4,7 +4,7 @@ import copy
 
 import torch
 
-from src.optim.fused import use_fused
+from src.optim.fused import unscale_before_step, use_fused
 
 
 def trained(parameter, steps, optimizer):
@@ -37,3 +37,10 @@ def test_chosen_settings_stay():
     assert not use_fused(make(foreach=True)[1]).param_groups[0]["fused"]
     without = torch.optim.LBFGS([torch.nn.Parameter(torch.ones(1))])
     assert "fused" not in use_fused(without).param_groups[0]
+
+
+def test_gradients_of_a_fused_optimizer_are_unscaled_before_they_are_clipped():
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(2))], fused=True)
+    assert optimizer._step_supports_amp_scaling  # with which Lightning refuses to clip
+    unscale_before_step(optimizer)
+    assert not optimizer._step_supports_amp_scaling

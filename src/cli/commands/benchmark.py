@@ -21,10 +21,11 @@ import torch
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
 
-from src import files, ops
+from src import files
 from src.callbacks import DataWaiting, MonitorCheck, RunFolder
 from src.callbacks.data_waiting import MUCH_WAITING, advice, available_cores
 from src.callbacks.pace import number_of_images
+from src.callbacks.run_folder import describe_operators
 from src.callbacks.step_times import StepTimes, Waiting, now
 from src.cli.app import TrainingCLI
 from src.cli.tool_parser import ToolParser
@@ -240,7 +241,7 @@ def _facts(cli: TrainingCLI) -> dict[str, Any]:
         "precision": str(cli.trainer.precision),
         "workers": cli.datamodule.num_workers,
         "torch": package_version("torch"),
-        "operator": ops.backends()[device.type],
+        "operator": describe_operators(cli.model.training_network, device.type),
     }
 
 

@@ -103,7 +103,7 @@ def predict(predictor: ExportedModel, content: bytes, score: float) -> tuple[byt
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "image"
         files.write_bytes(path, content, durable=False)
-        image = decode(path, upright=True)
+        image = decode(path, upright=predictor.upright)
     found = predictor(np.array(image))
     drawn, text = _DRAW[predictor.task](image, found, predictor.class_names, score)
     file = io.BytesIO()

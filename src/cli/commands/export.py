@@ -75,6 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"Wrote:   {path} ({files.readable_size(path.stat().st_size)})")
     if args.push and passed is not False:
         print(f"Hub:     {model.pretrained.push_to_hub(args.push)}")
+    elif args.push:
+        print("Hub:     not uploaded, because the check failed")
     if passed is not None:
         print(f"Check:   {'passed' if passed else 'FAILED: see the outputs marked ABOVE'}")
     return 1 if passed is False else 0

@@ -41,19 +41,22 @@ def decode(
 def apart(op: Builder, boxes: ir.Value, groups: ir.Value, counted: ir.Value | None) -> ir.Value:
     """Shift the boxes of each group away from those of the others; see `grouped_nms`.
 
+    From 10,000 counted boxes on, the boxes stay where they are: there, `grouped_nms` does not shift
+    them either, and its rounding is followed. The groups must then be classes of the NMS.
+
     Args:
         op: Builder of the graph.
         boxes: ``(..., 4)``.
         groups: Number of the group, int64, broadcasts with ``boxes[..., :1]``.
-        counted: Which boxes take part, bool ``(..., 1)``; ``None`` is all.
+        counted: Which boxes take part, bool ``(..., 1)``; ``None`` is all, of any number, which are
+            always shifted.
     """
     if counted is None:
-        largest = op.ReduceMax(boxes, keepdims=0)
-        count = op.Cast(op.Size(op.column(boxes, 0)), to=FLOAT)
+        step = op.Add(op.ReduceMax(boxes, keepdims=0), 1.0)
     else:
         largest = op.ReduceMax(op.Where(counted, boxes, 0.0), keepdims=0)
         count = op.ReduceSum(op.Cast(counted, to=FLOAT), keepdims=0)
-    step = op.Where(op.Less(count, _SPLIT_FROM), op.Add(largest, 1.0), 0.0)
+        step = op.Where(op.Less(count, _SPLIT_FROM), op.Add(largest, 1.0), 0.0)
     shifted: ir.Value = op.Add(boxes, op.Mul(op.Cast(groups, to=FLOAT), step))
     return shifted
 
