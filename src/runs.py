@@ -90,8 +90,12 @@ def find_checkpoint(source: str | Path, keyword: str = "best", runs: Path = Path
 
 def is_run_or_checkpoint(path: Path) -> bool:
     """Whether a path looks like a checkpoint or the folder of a run."""
-    is_run = (path / CONFIG).is_file() or any(path.glob("version_*"))
-    return path.exists() and (path.suffix == ".ckpt" or is_run)
+    return path.exists() and (path.suffix == ".ckpt" or is_run(path))
+
+
+def is_run(path: Path) -> bool:
+    """Whether a folder is that of a run, or has versions of one."""
+    return (path / CONFIG).is_file() or any(path.glob("version_*"))
 
 
 def config_of(checkpoint: Path) -> Path:
@@ -212,5 +216,10 @@ def _from_here(path: Path) -> Path:
 def _others(runs: Path) -> str:
     """Names of the runs that have checkpoints, with a leading space, for messages."""
     parent = runs if any(runs.glob("*/version_*")) else runs.parent
-    names = sorted({path.parts[-4] for path in parent.glob("*/version_*/checkpoints/*.ckpt")})
+    names = runs_with_checkpoints(parent)
     return f" Runs with checkpoints in {parent} are {', '.join(names[:10])}." if names else ""
+
+
+def runs_with_checkpoints(runs: Path) -> list[str]:
+    """Names of the runs in a folder that have checkpoints."""
+    return sorted({path.parts[-4] for path in runs.glob("*/version_*/checkpoints/*.ckpt")})

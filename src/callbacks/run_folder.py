@@ -172,7 +172,7 @@ def _describe_data(trainer: Trainer) -> str:
     if data is None:
         return "data loaders"
     root = getattr(data, "predict_dir" if trainer.predicting else "root", None)
-    return f"{type(data).__name__}" + (f", {root}" if root is not None else "")
+    return type(data).__name__ + (f", {root}" if root is not None and str(root) != "." else "")
 
 
 def _describe_images(trainer: Trainer, verb: str) -> dict[str, str]:

@@ -27,7 +27,7 @@ def checked(args: list[str], after: int) -> list[str]:
         after: Number of leading arguments that stay in their place: 1 for a command.
 
     Raises:
-        UserError: If a setting has no value, or a configuration file is not a text file.
+        UserError: If a setting has no value, or a configuration file is of another kind.
     """
     configs: list[str] = []
     rest: list[str] = []
@@ -37,21 +37,26 @@ def checked(args: list[str], after: int) -> list[str]:
             configs += [arg, *(value for value in [next(given, None)] if value is not None)]
         else:
             (configs if arg.startswith(("--config=", "-c=")) else rest).append(arg)
-    for config in configs:
-        _check_is_text(Path(config.partition("=")[2] or config))
+    for config in (*configs, option(rest, "--data") or ""):
+        _check_is_settings(Path(config.partition("=")[2] or config))
     _check_values(rest)
     return [*args[:after], *configs, *rest]
 
 
-def _check_is_text(path: Path) -> None:
-    """Refuse a checkpoint or another binary file as configuration."""
+def _check_is_settings(path: Path) -> None:
+    """Refuse a checkpoint, another binary file or the description of a YOLO dataset."""
     if not path.is_file():
         return
     try:
-        path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         advice = f"use --ckpt_path {path}" if path.suffix == ".ckpt" else "give a .yaml file"
         raise UserError(f"{path} is not a settings file; {advice}.") from error
+    if {"train", "names"} <= {line.partition(":")[0] for line in text.splitlines()}:
+        raise UserError(
+            f"{path} describes a YOLO dataset; convert it by `python -m src prepare from-yolo"
+            f" {path.parent}` first."
+        )
 
 
 def _check_values(args: list[str]) -> None:

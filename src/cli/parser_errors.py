@@ -167,8 +167,8 @@ def _abstract_class(message: str, parser: Any) -> str | None:
     known = sorted({cls.__name__ for cls in _subclasses(base)})
     key = _join(message)
     return (
-        f"--{key}.* settings need a class: add --config FILE, the recipe or the config.yaml of a"
-        f" run, or --{key} with one of {', '.join(known[:_MAX_LIST])}."
+        f"--{key}.* settings need a class: add --name RUN for the settings of a run, --config FILE"
+        f" for those of a recipe, or --{key} with one of {', '.join(known[:_MAX_LIST])}."
     )
 
 

@@ -11,6 +11,7 @@ Nothing in a folder or a run is executed: only networks of ``src.models`` are bu
 
 from __future__ import annotations
 
+import difflib
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -23,6 +24,7 @@ from src.hub.parts import ModelParts
 from src.hub.published import read_published
 from src.hub.runs import read_run
 from src.models.weights.files import HUB_FILES, is_hub_reachable
+from src.runs import is_run, runs_with_checkpoints
 
 if TYPE_CHECKING:
     from src.inference import ImageSource, Prediction
@@ -153,7 +155,7 @@ class Pretrained(ModelParts):
 def _parts(path: Path, name: str) -> ModelParts:
     if (path / CONFIG_FILE).is_file():
         return read_folder(path)
-    if path.suffix == ".ckpt" or (path / "checkpoints").is_dir() or any(path.glob("version_*")):
+    if path.suffix == ".ckpt" or is_run(path):
         return read_run(path)
     if path.is_dir():
         raise UserError(
@@ -163,12 +165,16 @@ def _parts(path: Path, name: str) -> ModelParts:
     published = path.name.removesuffix(".pth")
     if published in HUB_FILES and (path.is_file() or path.name == name):
         return read_published(published, path if path.is_file() else None)
-    is_run = any(path.parent.glob("*/version_*"))  # a missing or misspelled one
-    if name.count("/") == 1 and not path.exists() and not is_run:
+    other_runs = runs_with_checkpoints(path.parent)
+    if name.count("/") == 1 and not path.exists() and not other_runs:
         return read_folder(_download(name))
+    close = difflib.get_close_matches(published, [*HUB_FILES, *other_runs], n=3)
+    hint = f"Did you mean {' or '.join(close)}? " if close else ""
+    if other_runs:
+        hint += f"Runs with checkpoints in {path.parent} are {', '.join(other_runs[:10])}. "
     raise UserError(
-        f"There is no model '{name}'. Give the folder of a run, a checkpoint, a folder with"
-        f" {CONFIG_FILE}, a hub repository (user/name), or one of {', '.join(HUB_FILES)}."
+        f"There is no model '{name}'. {hint}Give the folder of a run, a checkpoint, a folder with"
+        f" {CONFIG_FILE}, a hub repository (user/name), or a name of docs/model_zoo.md."
     )
 
 

@@ -302,8 +302,8 @@ def _plan(scheduler: StepSchedule, trainer: Trainer, scale: float) -> None:
     if scheduler.num_warmup_steps >= total_steps:
         rank_zero_warn(
             f"The warm-up of {scheduler.num_warmup_steps} steps is not shorter than the training of"
-            f" {int(total_steps)} steps, so the learning rate never decays. Shorten it in"
-            " model.lr_scheduler (warmup_epochs or warmup_steps)."
+            f" {int(total_steps)} steps, so the learning rate never decays. For a short trial add"
+            f" --model.lr_scheduler.warmup_steps {int(total_steps) // 10}."
         )
 
 

@@ -117,8 +117,14 @@ def test_wrong_settings(
 
 def test_settings_that_need_a_class(folder: Path, error_of: Callable[..., str]) -> None:
     text = error_of("predict", "--data.predict_dir", "photos")
-    assert "settings need a class: add --config FILE, the recipe or the config.yaml of" in text
+    assert "settings need a class: add --name RUN for the settings of a run, --config FILE" in text
     assert "ImageNetDataModule" in text
+
+
+def test_the_description_of_a_yolo_dataset(folder: Path, error_of: Callable[..., str]) -> None:
+    Path("data.yaml").write_text("train: images/train\nval: images/val\nnames: [cat]\n")
+    text = error_of("fit", "--data", "data.yaml")
+    assert "`python -m src prepare from-yolo .` first" in text
 
 
 def test_a_folder_instead_of_a_configuration(folder: Path, error_of: Callable[..., str]) -> None:
@@ -346,3 +352,22 @@ def test_traceback_on_request(
     monkeypatch.setenv("INTERNIMAGE_TRACEBACK", "1")
     assert main(["fit", "-c", "nowhere.yaml"]) == 2
     assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        '{"class_path": "WarmupCosine", "init_args": {"warmup_epochs": 1}}',
+        '{"class_path": "WarmupPoly", "init_args": {"warmup_steps": 20}}',
+        '{"class_path": "WarmupMultiStep", "init_args": {"milestones": [1], "warmup_steps": 20}}',
+    ],
+)
+def test_a_trial_shorter_than_the_warmup_names_the_option(folder: Path, schedule: str) -> None:
+    trial = ["fit", "-c", "tiny.yaml", "--trainer.max_steps", "1", "--model.lr_scheduler", schedule]
+    with pytest.warns(UserWarning, match="The warm-up of .* steps is not shorter") as caught:
+        assert main(trial) == 0
+    text = next(str(item.message) for item in caught if "warm-up" in str(item.message))
+    option = text.partition("For a short trial add ")[2].rstrip(".").split()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="The warm-up")
+        assert main([*trial, *option]) == 0

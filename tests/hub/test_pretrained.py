@@ -171,6 +171,8 @@ def test_user_errors_are_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(UserError, match="There is no model 'nothing'"):
         Pretrained.from_pretrained("nothing")
+    with pytest.raises(UserError, match=r"There is no model .* Did you mean internimage_t_1k_224"):
+        Pretrained.from_pretrained("intern_image_t_1k_224")
     with pytest.raises(UserError, match="is not a saved model"):
         Pretrained.from_pretrained(tmp_path)
     model_for("classification").save_pretrained(tmp_path)

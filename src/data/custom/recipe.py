@@ -142,9 +142,10 @@ def write(
             f"         --network {others}: fine-tunes published weights, the usual choice with "
             "few images"
         )
-    command = f"python -m src {{}} --config {shlex.quote(str(path))}"
-    print(f"Train:   {command.format('fit')}")
-    print(f"Predict: {command.format('predict')} --ckpt_path best --data.predict_dir FOLDER")
+    name = shlex.quote(path.stem)
+    print(f"Train:   python -m src fit --config {shlex.quote(str(path))}")
+    print(f"Predict: python -m src predict --name {name} --data.predict_dir FOLDER")
+    print(f"Export:  python -m src export --name {name}")
 
 
 def small_data_recipe(
