@@ -82,7 +82,7 @@ FOLDERS = {
         "datamodules": {"datasets", "samplers", "transforms", "classes", "formats"},
         "toy": set(),
         "prepare": {"classes", "formats"},
-        "verify": {"classes", "formats", "datasets"},
+        "verify": {"classes", "formats", "datasets", "datamodules"},
         "custom": {"classes", "formats", "datasets", "datamodules", "transforms", "verify"},
     },
 }

@@ -62,6 +62,8 @@ def preprocessing_of(
     """
     arguments = {**(model or {}), **data}
     given = {n: _plain(arguments[n]) for n in PREPROCESSING if arguments.get(n) is not None}
+    if "image_scale" in given and "eval_scale" in given:  # the former is then for training only
+        given["image_scale"] = given.pop("eval_scale")
     if not given.get("tta"):
         given.pop("tta_ratios", None)
     for name, values in _UNUSED.items():

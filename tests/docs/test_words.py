@@ -40,8 +40,9 @@ FORMER_NAMES = (
     "Pretrained.pictures",
     "def pictures(self)",
     "The file `trunk` of Mask R-CNN",
+    "bookshelf, picture, counter",
 )
-"""Names that users may still have in configurations, checkpoints and scripts."""
+"""Names that users may still have in configurations, checkpoints and scripts; a class of NYU."""
 
 
 def texts() -> Iterator[tuple[Path, list[str]]]:

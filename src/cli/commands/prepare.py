@@ -2,8 +2,9 @@
 
 `from-folder`, `from-coco`, `from-yolo` and `from-masks` check your own images and write a recipe
 for them (`src.data.custom`); `toy` generates the toy data; `imagenet-val` sorts the flat ImageNet
-validation images into class folders; `coco-subset` extracts a small annotation file from a large
-one. Nothing is downloaded: download ImageNet from its website, under its terms.
+validation images into class folders; `cityscapes` makes its label maps; `coco-subset` extracts a
+small annotation file from a large one. Nothing is downloaded: download ImageNet from its website,
+under its terms.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ from pathlib import Path
 
 from src.cli.tool_parser import ToolParser
 from src.data.custom import coco, folder, masks, yolo
-from src.data.prepare import coco_subset, imagenet_val
+from src.data.prepare import cityscapes, coco_subset, imagenet_val
 from src.data.toy import ade20k as toy_ade20k
 from src.data.toy import coco as toy_coco
 from src.data.toy import imagenet as toy_imagenet
+from src.data.toy import label_maps as toy_label_maps
 from src.data.toy.layout import ToySettings
 
 _COMMANDS = (
@@ -26,6 +28,7 @@ _COMMANDS = (
     ("from-yolo", yolo, "your images with YOLO label files: check, split, write a recipe"),
     ("from-masks", masks, "your images with label maps: check, split, write a recipe"),
     ("imagenet-val", imagenet_val, "sort the flat ImageNet validation images into class folders"),
+    ("cityscapes", cityscapes, "make the label maps of Cityscapes from its polygons"),
     ("coco-subset", coco_subset, "extract a small annotation file from a large one"),
 )
 """Name, module with ``add_arguments`` and ``run``, and help text."""
@@ -34,6 +37,8 @@ _TOY_LAYOUTS = {
     "ade20k": (toy_ade20k.write_toy_ade20k, toy_ade20k.describe),
     "coco": (toy_coco.write_toy_coco, toy_coco.describe),
 }
+_DEFAULT_LAYOUTS = list(_TOY_LAYOUTS)
+_TOY_LAYOUTS |= toy_label_maps.LAYOUTS
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -73,13 +78,22 @@ def _add_toy(parser: argparse.ArgumentParser) -> None:
     add("--val", type=int, default=default.val, help="images per class (%(default)s)")
     add("--predict", type=int, default=default.predict, help="unlabelled images (%(default)s)")
     add("--size", type=int, default=default.size, help="image size in pixels (%(default)s)")
+    add(
+        "--layouts",
+        nargs="+",
+        metavar="LAYOUT",
+        choices=list(_TOY_LAYOUTS),
+        default=_DEFAULT_LAYOUTS,
+        help=f"which of {', '.join(_TOY_LAYOUTS)} (default: {', '.join(_DEFAULT_LAYOUTS)})",
+    )
     add("--force", action="store_true", help="replace toy data with other settings")
     parser.set_defaults(run=_toy)
 
 
 def _toy(args: argparse.Namespace) -> None:
     settings = ToySettings(args.seed, args.train, args.val, args.predict, args.size)
-    for layout, (write, describe) in _TOY_LAYOUTS.items():
+    for layout in args.layouts:
+        write, describe = _TOY_LAYOUTS[layout]
         root = args.root / layout
         written = write(root, settings, force=args.force)
         print(f"{root}: {'wrote' if written else 'already exists:'} {describe(settings)}")

@@ -5,6 +5,10 @@ A line here registers a dataset: its data module has a short name in YAML and in
 
 from src.data.datamodules.ade20k import ADE20KDataModule as ADE20KDataModule
 from src.data.datamodules.base import BaseDataModule as BaseDataModule
+from src.data.datamodules.cityscapes import CityscapesDataModule as CityscapesDataModule
+from src.data.datamodules.cityscapes import MapillaryDataModule as MapillaryDataModule
 from src.data.datamodules.coco import COCODataModule as COCODataModule
 from src.data.datamodules.coco_stuff import COCOStuffDataModule as COCOStuffDataModule
 from src.data.datamodules.imagenet import ImageNetDataModule as ImageNetDataModule
+from src.data.datamodules.nyu_depth_v2 import NYUDepthV2DataModule as NYUDepthV2DataModule
+from src.data.datamodules.pascal_context import PascalContextDataModule as PascalContextDataModule

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from multiprocessing.pool import ThreadPool
 
 import numpy as np
@@ -63,6 +64,8 @@ def _classes_of(dataset: SegmentationTrainDataset, index: int) -> tuple[set[int]
 
 
 def _hint(dataset: SegmentationTrainDataset, ignored: bool) -> str:
+    if isinstance(dataset.class_values, Mapping):
+        return " data.class_values gives the class of each number in the files."
     if dataset.class_values is not None:
         return f" data.class_values is {list(dataset.class_values)}: the number of each class."
     if dataset.reduce_zero_label:

@@ -7,7 +7,7 @@ The defaults are the official recipe for 512 pixels; the larger models change ``
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,10 @@ from src.data.datasets.segmentation_folder import (
     SegmentationFilesDataset,
     SegmentationTrainDataset,
     find_pairs,
+    listed_pairs,
 )
 from src.data.formats.image_files import first_images, list_images
-from src.data.formats.label_maps import MAX_CLASSES
+from src.data.formats.label_maps import MAX_CLASSES, ClassValues
 from src.data.transforms.batches import Normalization, clear_padding
 from src.data.transforms.protocols import ViewsTransform
 from src.decoding import MAX_PIXELS
@@ -53,18 +54,23 @@ class ADE20KDataModule(BaseDataModule):
         val_labels: Folder of their label maps.
         test_images: Folder of images for ``test``; default is the validation images.
         test_labels: Folder of their label maps.
+        image_lists: Text files in ``root`` that list the images of ``train``, ``val`` and ``test``,
+            one name per line without suffix; default is all images of the folders. The suffix of
+            listed images is ``image_suffix``, by default ``.jpg``.
         image_suffix: Suffix of the image files, for example ``_leftImg8bit.png``; default is the
             extension of any image.
         label_suffix: What replaces it in the name of the label map.
         reduce_zero_label: Label maps count classes from 1, and 0 means unlabelled.
-        class_values: Number of each class in the label maps, in label order, for numbers with gaps;
-            default counts from 0 or, with ``reduce_zero_label``, from 1. 255 is unlabelled.
+        class_values: Number of each class in the label maps, in label order, for numbers with gaps,
+            or class of each number, such as ``{7: 0, 8: 0, 9: 255}``; default counts from 0 or,
+            with ``reduce_zero_label``, from 1. 255 is unlabelled.
         class_names: Names of the classes in label order: a list, a text file with one name per
             line, or ``"ade20k"``. Default: those of ADE20K; required if the images are not
             ADE20K's, whose file names start with ``ADE_``.
         palette: Red, green and blue of each class, 0 to 255. Default: ADE20K's for its classes,
             else generated.
         image_scale: Largest long and short side in pixels that images are scaled to.
+        eval_scale: The same in evaluation and prediction; default is ``image_scale``.
         ratio_range: Smallest and largest random factor on ``image_scale`` in training.
         crop_size: Height and width of the training crop in pixels.
         cat_max_ratio: A crop in which one class has at least this share of the labelled pixels is
@@ -103,13 +109,15 @@ class ADE20KDataModule(BaseDataModule):
         val_labels: str = "annotations/validation",
         test_images: str | None = None,
         test_labels: str | None = None,
+        image_lists: dict[str, str] | None = None,
         image_suffix: str | None = None,
         label_suffix: str = ".png",
         reduce_zero_label: bool = True,
-        class_values: list[int] | None = None,
+        class_values: list[int] | dict[int, int] | None = None,
         class_names: list[str] | str | None = None,
         palette: list[tuple[int, int, int]] | None = None,
         image_scale: tuple[int, int] = (2048, 512),
+        eval_scale: tuple[int, int] | None = None,
         ratio_range: tuple[float, float] = (0.5, 2.0),
         crop_size: tuple[int, int] = (512, 512),
         cat_max_ratio: float = 0.75,
@@ -139,7 +147,9 @@ class ADE20KDataModule(BaseDataModule):
             loading,
         )
         sides = "two positive numbers of pixels"
+        eval_scale = eval_scale or image_scale
         check(min(image_scale) >= 1, "image_scale", image_scale, sides)
+        check(min(eval_scale) >= 1, "eval_scale", eval_scale, sides)
         check(min(crop_size) >= 1, "crop_size", crop_size, sides)
         check(
             0 < ratio_range[0] <= ratio_range[1],
@@ -157,7 +167,14 @@ class ADE20KDataModule(BaseDataModule):
             class_values is None or (not reduce_zero_label and _are_values(class_values)),
             "class_values",
             class_values,
-            "different numbers from 0 to 254, with data.reduce_zero_label false",
+            "different numbers from 0 to 254, or the class or 255 of numbers from 0 to 255, with "
+            "data.reduce_zero_label false",
+        )
+        check(
+            image_lists is None or image_lists.keys() <= {"train", "val", "test"},
+            "image_lists",
+            image_lists,
+            "a text file for each of train, val and test",
         )
         check(min(std) > 0, "std", std, "three positive numbers")
         check(
@@ -172,6 +189,8 @@ class ADE20KDataModule(BaseDataModule):
             "val": (val_images, val_labels),
             "test": (test_images or val_images, test_labels or val_labels),
         }
+        lists = image_lists or {}
+        self.image_lists = {**lists, "test": lists.get("test", lists.get("val"))}
         self.suffixes = (image_suffix, label_suffix)
         self.reduce_zero_label, self.class_values = reduce_zero_label, class_values
         self.upright = upright
@@ -186,7 +205,7 @@ class ADE20KDataModule(BaseDataModule):
             "photometric": photometric,
         }
         self._eval_options = {
-            "scale": image_scale,
+            "scale": eval_scale,
             "size_divisor": size_divisor,
             "ratios": tta_ratios if tta else (1.0,),
             "flip": tta,
@@ -203,12 +222,20 @@ class ADE20KDataModule(BaseDataModule):
         most = MAX_CLASSES - self.reduce_zero_label  # 255 stays the value of unlabelled pixels
         check(len(names) <= most, "class_names", len(names), f"up to {most} names")
         values = self.class_values
-        check(
-            values is None or len(values) == len(names),
-            "class_values",
-            values,
-            f"one number for each of the {len(names)} classes",
-        )
+        if isinstance(values, Mapping):
+            check(
+                all(label < len(names) or label == IGNORE_LABEL for label in values.values()),
+                "class_values",
+                values,
+                f"classes from 0 to {len(names) - 1}, and 255 for unlabelled",
+            )
+        elif values is not None:
+            check(
+                len(values) == len(names),
+                "class_values",
+                values,
+                f"one number for each of the {len(names)} classes",
+            )
         return names
 
     def _check_is_ade20k(self) -> None:
@@ -274,19 +301,19 @@ class ADE20KDataModule(BaseDataModule):
             from src.data.transforms.segmentation import TrainTransform
 
             transform = TrainTransform(**self._train_options)  # type: ignore[arg-type]
-            pairs = self._pairs("train")
-            dataset = SegmentationTrainDataset(pairs, transform, **self._reading)
+            pairs = self.labelled_files("train")
+            dataset = SegmentationTrainDataset(pairs, transform, **self._reading("train"))
             dataset.left_out = self._without_suffix("train")
             self._datasets["train"] = dataset
             if getattr(rank_zero_only, "rank", 0) == 0:
                 self.warn_of_absent(*find_occurring_classes(dataset))
         if stage in ("fit", "validate"):
             self._datasets["val"] = SegmentationEvalDataset(
-                self._pairs("val"), self.eval_transform, **self._reading
+                self.labelled_files("val"), self.eval_transform, **self._reading("val")
             )
         if stage == "test":
             self._datasets["test"] = SegmentationEvalDataset(
-                self._pairs("test"), self.eval_transform, **self._reading
+                self.labelled_files("test"), self.eval_transform, **self._reading("test")
             )
         if stage == "predict":
             self._datasets["predict"] = self.files_to_predict(self.predict_source())
@@ -315,9 +342,21 @@ class ADE20KDataModule(BaseDataModule):
             return batch
         return {**batch, "image": clear_padding(self.normalization(batch["image"]), batch["size"])}
 
-    def _pairs(self, split: str) -> list[tuple[str, str]]:
-        images, labels = self.folders[split]
-        return find_pairs(self.root / images, self.root / labels, *self.suffixes)
+    def labelled_files(self, split: str) -> list[tuple[str, str]]:
+        """Image files of a split, each with its label map.
+
+        Raises:
+            UserError: If a folder, a list or a label map is missing.
+        """
+        images, labels = (self.root / folder for folder in self.folders[split])
+        if (names := self.image_lists.get(split)) is None:
+            return find_pairs(images, labels, *self.suffixes)
+        image_suffix, label_suffix = self.suffixes
+        return listed_pairs(self.root / names, images, labels, image_suffix or ".jpg", label_suffix)
+
+    def label_values(self, split: str) -> ClassValues | None:
+        """Number of each class in the label maps of a split, or class of each number."""
+        return self.class_values
 
     def _without_suffix(self, split: str) -> dict[str, int]:
         """Images that ``image_suffix`` leaves out, with the reason."""
@@ -326,18 +365,20 @@ class ADE20KDataModule(BaseDataModule):
         count = sum(not path.endswith(str(ending)) for path in files)
         return {f"not ending in {ending} (data.image_suffix)": count} if count else {}
 
-    @property
-    def _reading(self) -> dict[str, Any]:
+    def _reading(self, split: str) -> dict[str, Any]:
         """How image files and label maps are read."""
         return {
             "num_classes": self.num_classes,
             "reduce_zero_label": self.reduce_zero_label,
-            "class_values": self.class_values,
+            "class_values": self.label_values(split),
             "upright": self.upright,
             "broken_images": self.broken_images,
             "max_pixels": self.max_pixels,
         }
 
 
-def _are_values(values: Sequence[int]) -> bool:
+def _are_values(values: ClassValues) -> bool:
+    if isinstance(values, Mapping):
+        numbers = [*values, *values.values()]
+        return len(values) > 0 and min(numbers) >= 0 and max(numbers) <= IGNORE_LABEL
     return len(set(values)) == len(values) > 0 and min(values) >= 0 and max(values) < IGNORE_LABEL

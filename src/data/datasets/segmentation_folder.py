@@ -25,7 +25,7 @@ from src.data.datasets.readable import (
     ReadableImages,
 )
 from src.data.formats.image_files import list_images
-from src.data.formats.label_maps import read_label_map
+from src.data.formats.label_maps import ClassValues, read_label_map
 from src.data.transforms.protocols import PairTransform, ViewsTransform
 from src.decoding import MAX_PIXELS, BrokenImageError
 from src.errors import UserError
@@ -103,6 +103,57 @@ def find_pairs(
                 f"The images {owner[label]} and {path} share the label map {label}; give them "
                 "different names."
             )
+    _check_label_maps(pairs, images)
+    return pairs
+
+
+def listed_pairs(
+    names: Path, images: Path, labels: Path, image_suffix: str = ".jpg", label_suffix: str = ".png"
+) -> list[tuple[str, str]]:
+    """Match the images that a text file lists with their label maps.
+
+    Args:
+        names: Text file with one name per line, without suffix.
+        images: Folder of images.
+        labels: Folder of label maps.
+        image_suffix: Suffix of the image files.
+        label_suffix: Suffix of the label maps.
+
+    Returns:
+        Paths of images and label maps, in the order of the list.
+
+    Raises:
+        UserError: If the list, an image or a label map is missing, or the list is empty or names a
+            file outside the folder.
+    """
+    try:
+        stems = [line.strip() for line in names.read_text(encoding="utf-8-sig").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"The list of images {names} cannot be read ({error}); expected a text file with one "
+            "name per line (data.root, data.image_lists)."
+        ) from error
+    stems = [stem for stem in stems if stem]
+    if not stems:
+        raise UserError(f"The list of images {names} is empty; expected one name per line.")
+    outside = [s for s in stems if Path(s).is_absolute() or ".." in Path(s).parts]
+    if outside:
+        raise UserError(
+            f"The list of images {names} has the name {outside[0]!r}; expected names of files in "
+            f"{images}, without suffix."
+        )
+    pairs = [(str(images / (s + image_suffix)), str(labels / (s + label_suffix))) for s in stems]
+    absent = [image for image, _ in pairs if not Path(image).is_file()]
+    if absent:
+        raise UserError(
+            f"{len(absent)} of {len(pairs)} images of the list {names} do not exist; the first is "
+            f"{absent[0]}."
+        )
+    _check_label_maps(pairs, images)
+    return pairs
+
+
+def _check_label_maps(pairs: Sequence[tuple[str, str]], images: Path) -> None:
     missing = [pair for pair in pairs if not Path(pair[1]).is_file()]
     if missing:
         image, label = missing[0]
@@ -112,7 +163,6 @@ def find_pairs(
             "data.image_suffix and data.label_suffix say how the names end, such as .jpg and "
             "_mask.png."
         )
-    return pairs
 
 
 def _label_name(image: Path, image_suffix: str | None, label_suffix: str) -> Path:
@@ -129,7 +179,8 @@ class _Pairs(ReadableImages, Generic[TransformT]):
         transform: Transform of a pair, or preparation of an image.
         num_classes: Number of classes.
         reduce_zero_label: Whether the files count classes from 1.
-        class_values: Number of each class in the files, if they are not consecutive.
+        class_values: Number of each class in the files, or class of each number, if the numbers are
+            not consecutive.
         upright: Turn images as their EXIF block says.
         broken_images: See `src.data.datamodules.base.BaseDataModule`.
         max_pixels: Larger images and label maps are refused.
@@ -142,7 +193,7 @@ class _Pairs(ReadableImages, Generic[TransformT]):
         num_classes: int,
         *,
         reduce_zero_label: bool,
-        class_values: Sequence[int] | None = None,
+        class_values: ClassValues | None = None,
         upright: bool = False,
         broken_images: BrokenImages = "error",
         max_pixels: int = MAX_PIXELS,

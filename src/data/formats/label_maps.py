@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,8 @@ from src.errors import UserError
 from src.types import IGNORE_LABEL
 
 MAX_CLASSES = 255
+ClassValues = Sequence[int] | Mapping[int, int]
+"""Number of each class in label order, or the class of each number (255: unlabelled)."""
 _STRETCH = {"L;2": 85, "L;4": 17}
 
 
@@ -22,7 +24,7 @@ def read_label_map(
     num_classes: int,
     *,
     reduce_zero_label: bool = False,
-    class_values: Sequence[int] | None = None,
+    class_values: ClassValues | None = None,
     max_pixels: int = MAX_PIXELS,
 ) -> NDArray[np.uint8]:
     """Read the class of every pixel.
@@ -34,8 +36,8 @@ def read_label_map(
         path: A PNG or another lossless image.
         num_classes: Number of classes, at most 255, and 254 with ``reduce_zero_label``.
         reduce_zero_label: The file counts classes from 1, and 0 means unlabelled.
-        class_values: Number of each class in the file, if they are not consecutive; not together
-            with ``reduce_zero_label``.
+        class_values: Number of each class in the file, if they are not consecutive, or the class of
+            each number, 255 for unlabelled; not together with ``reduce_zero_label``.
         max_pixels: Larger label maps are refused.
 
     Returns:
@@ -67,14 +69,15 @@ def read_label_map(
 
 
 def _look_up(
-    stored: NDArray[np.unsignedinteger], class_values: Sequence[int], path: str | Path
+    stored: NDArray[np.unsignedinteger], class_values: ClassValues, path: str | Path
 ) -> NDArray[np.uint8]:
     """Classes of numbers that are not consecutive; see `read_label_map`."""
     no_class = -1
     table = np.full(IGNORE_LABEL + 1, no_class)
-    table[list(class_values)] = range(len(class_values))
     table[IGNORE_LABEL] = IGNORE_LABEL
-    label = table[np.minimum(stored, IGNORE_LABEL)]
+    for value, number in class_of_value(class_values).items():
+        table[value] = number
+    label: NDArray[np.int64] = table[np.minimum(stored, IGNORE_LABEL)]
     label[stored > IGNORE_LABEL] = no_class
     wrong = label == no_class
     if wrong.any():
@@ -85,6 +88,13 @@ def _look_up(
             "(unlabelled)."
         )
     return label.astype(np.uint8)
+
+
+def class_of_value(class_values: ClassValues) -> dict[int, int]:
+    """Class of each number that `ClassValues` name."""
+    if isinstance(class_values, Mapping):
+        return dict(class_values)
+    return {value: label for label, value in enumerate(class_values)}
 
 
 def stored_values(image: Image.Image) -> NDArray[np.unsignedinteger]:

@@ -52,15 +52,15 @@ def _draw_all(folder: Path, settings: ToySettings) -> None:
         if split != "predict":
             labels.mkdir(parents=True)
         for number in range(number_of_scenes(settings, split)):
-            image, label = _draw(split, number, settings)
+            image, label = draw_pair(split, number, settings)
             files.write_image(images / f"scene_{number:04d}.jpg", image, quality=92)
             if split != "predict":
                 files.write_image(labels / f"scene_{number:04d}.png", label)
     files.write_text(folder / "classes.txt", "\n".join(TOY_CLASSES) + "\n")
 
 
-def _draw(split: str, number: int, settings: ToySettings) -> tuple[Image.Image, Image.Image]:
-    """One image and its label map."""
+def draw_pair(split: str, number: int, settings: ToySettings) -> tuple[Image.Image, Image.Image]:
+    """One image and its label map, which counts `TOY_CLASSES` from 1."""
     rng = scene_generator(settings, _LAYOUT, split, number)
     scene = draw_scene(random_shapes(rng), (settings.size, settings.size), rng, _RADIUS)
     label = np.ones((settings.size, settings.size), np.uint8)

@@ -1,6 +1,14 @@
-"""Checks of dataset folders before training: a file per layout, listed in ``LAYOUTS``."""
+"""Checks of dataset folders before training: a file per kind of layout, listed in ``LAYOUTS``."""
 
-from src.data.verify import ade20k, imagenet
+from src.data.verify import ade20k, imagenet, label_maps
+from src.data.verify.report import Layout
 
-LAYOUTS = {"imagenet": imagenet, "ade20k": ade20k}
-"""Layouts of ``python -m src verify``: modules with ``TREE``, ``add_arguments`` and ``run``."""
+LAYOUTS: dict[str, Layout] = {
+    "imagenet": imagenet,
+    "ade20k": ade20k,
+    "cityscapes": label_maps.CITYSCAPES,
+    "mapillary": label_maps.MAPILLARY,
+    "pascal-context": label_maps.PASCAL_CONTEXT,
+    "nyu-depth-v2": label_maps.NYU_DEPTH_V2,
+}
+"""Layouts of ``python -m src verify``."""

@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections import Counter
-from collections.abc import Iterator
-from multiprocessing.pool import ThreadPool
 from pathlib import Path
-
-import numpy as np
 
 from src.data.classes.ade20k import ADE20K_NAMES
 from src.data.classes.class_names import read_class_names
-from src.data.formats.label_maps import read_label_map
+from src.data.verify.label_maps import PairCheck, check_pairs
 from src.data.verify.report import Report
-from src.decoding import decode
 from src.errors import UserError
-from src.types import IGNORE_LABEL
 
 TREE = "ROOT/{images,annotations}/{training,validation}/*"
 _FOLDERS = {
@@ -69,19 +62,8 @@ def run(args: argparse.Namespace) -> Report:
         except UserError as error:
             report.problems.append(str(error))
             continue
-        present: Counter[int] = Counter()
-        with ThreadPool(max(1, args.workers)) as pool:  # PIL releases the GIL while it decodes
-            check = _Check(len(names), not args.count_from_zero, args.max_pixels)
-            for classes, problem in pool.imap(check, pairs, chunksize=8):
-                present.update(classes)
-                report.problems += [problem] if problem else []
-        report.facts.append(
-            f"{args.root}/*/{split}: {len(pairs)} pairs, {len(present)} classes occur"
-        )
-        absent = [name for number, name in enumerate(names) if not present[number]]
-        if absent:
-            shown = ", ".join(absent[:5]) + (", ..." if len(absent) > 5 else "")
-            report.notes.append(f"{split} never shows {len(absent)} of {len(names)}: {shown}")
+        check = PairCheck(len(names), args.max_pixels, reduce_zero_label=not args.count_from_zero)
+        check_pairs(report, f"{args.root}/*/{split}", pairs, names, check, args)
     return report
 
 
@@ -91,34 +73,3 @@ def _pairs(root: Path, split: str) -> list[tuple[str, str]]:
 
     images, labels = _FOLDERS[split]
     return find_pairs(root / images, root / labels)
-
-
-class _Check:
-    """Reads one pair: the classes in it, and what is wrong with it."""
-
-    def __init__(self, num_classes: int, reduce_zero_label: bool, max_pixels: int) -> None:
-        self.num_classes = num_classes
-        self.reduce_zero_label = reduce_zero_label
-        self.max_pixels = max_pixels
-
-    def __call__(self, pair: tuple[str, str]) -> tuple[set[int], str]:
-        try:
-            image = decode(pair[0], max_pixels=self.max_pixels)
-            label = read_label_map(
-                pair[1],
-                self.num_classes,
-                reduce_zero_label=self.reduce_zero_label,
-                max_pixels=self.max_pixels,
-            )
-        except UserError as error:
-            return set(), str(error)
-        if (image.height, image.width) != label.shape:
-            return set(), (
-                f"The image {pair[0]} is {image.width}x{image.height} pixels, but its label map "
-                f"{pair[1]} is {label.shape[1]}x{label.shape[0]}."
-            )
-        return set(_classes(label)), ""
-
-
-def _classes(label: np.ndarray) -> Iterator[int]:
-    return (int(number) for number in np.unique(label) if number != IGNORE_LABEL)

@@ -1,8 +1,10 @@
-"""Result of a check."""
+"""A layout that can be checked, and the result of a check."""
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import dataclass, field
+from typing import Protocol
 
 
 @dataclass
@@ -18,3 +20,17 @@ class Report:
     facts: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+
+
+class Layout(Protocol):
+    """A module or object that checks one layout of a dataset."""
+
+    @property
+    def TREE(self) -> str:  # noqa: N802  a constant of modules
+        """The files, for the help text."""
+
+    def add_arguments(self, parser: argparse.ArgumentParser, /) -> None:
+        """Declare the arguments of the command."""
+
+    def run(self, args: argparse.Namespace, /) -> Report:
+        """Check a folder."""
