@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 WINDOW_SCHEMA = (
@@ -15,6 +16,16 @@ BACKWARD_SCHEMA = (
     f"(Tensor grad, Tensor input, Tensor offset, Tensor mask, {WINDOW_SCHEMA}, "
     "bool[3] output_mask) -> (Tensor, Tensor, Tensor)"
 )
+
+
+def cast_by_autocast(tensor: Tensor) -> Tensor:
+    """The tensor in the dtype of autocast, if it is on; float64 stays as it is."""
+    device_type = tensor.device.type
+    # The query raises for a device without autocast.
+    if device_type == "meta" or not torch.is_autocast_enabled(device_type):
+        return tensor
+    wide = tensor.dtype == torch.float64
+    return tensor if wide else tensor.to(torch.get_autocast_dtype(device_type))
 
 
 def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -30,6 +41,19 @@ def gradients(operator: Any, ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...
     grads = operator(grad, *tensors, *ctx.window, needed)
     needed_grads = (g if is_needed else None for g, is_needed in zip(grads, needed, strict=True))
     return *needed_grads, *(None for _ in ctx.window)
+
+
+def overload_for(operator: Any, grad: Tensor) -> Any:
+    """``deterministic`` on a GPU under ``torch.use_deterministic_algorithms``, else ``default``."""
+    is_deterministic = grad.is_cuda and torch.are_deterministic_algorithms_enabled()
+    return operator.deterministic if is_deterministic else operator.default
+
+
+def fake_gradients(grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    """Empty gradients of the tensors among ``args``; those that are not wanted have no elements."""
+    tensors = (arg for arg in args if isinstance(arg, Tensor))
+    wanted = zip(tensors, args[-1], strict=True)
+    return tuple(tensor.new_empty(tensor.shape if needed else 0) for tensor, needed in wanted)
 
 
 def double_backward(ctx: Any, *grads: Tensor) -> None:

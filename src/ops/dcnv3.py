@@ -20,8 +20,11 @@ from ._arguments import Pair, Window, as_window, check_tensors, make_window, out
 from ._autograd import (
     BACKWARD_SCHEMA,
     FORWARD_SCHEMA,
+    cast_by_autocast,
     double_backward,
+    fake_gradients,
     gradients,
+    overload_for,
     setup_context,
 )
 from ._load import LIBRARIES
@@ -91,9 +94,7 @@ def dcnv3(
         groups, kernel_size, stride, padding, dilation, offset_scale, remove_center, mask_softmax
     )
     device_type = input.device.type
-    has_autocast = device_type != "meta"  # the query raises for a device without autocast
-    if has_autocast and torch.is_autocast_enabled(device_type) and input.dtype != torch.float64:
-        input = input.to(torch.get_autocast_dtype(device_type))
+    input = cast_by_autocast(input)
     # Sizes are traced, so they must not be compared.
     if torch.jit.is_tracing():  # type: ignore[attr-defined]
         return torch.ops.internimage.dcnv3.default(input, offset, mask, *window)
@@ -163,27 +164,13 @@ def _fake(input: Tensor, offset: Tensor, mask: Tensor, *args: Any) -> Tensor:
     return input.new_empty(n, h_out, w_out, c)
 
 
-def _fake_backward(
-    grad: Tensor,
-    input: Tensor,
-    offset: Tensor,
-    mask: Tensor,
-    *args: Any,
-) -> tuple[Tensor, Tensor, Tensor]:
-    tensors = zip((input, offset, mask), args[-1], strict=True)
-    grads = [tensor.new_empty(tensor.shape if needed else 0) for tensor, needed in tensors]
-    return grads[0], grads[1], grads[2]
-
-
 for _name in _BACKWARDS:
-    torch.library.register_fake(_name, _fake_backward)
+    torch.library.register_fake(_name, fake_gradients)
 
 
 def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    operator = torch.ops.internimage.dcnv3_backward
-    if grad.is_cuda and torch.are_deterministic_algorithms_enabled():
-        return gradients(operator.deterministic, ctx, grad)
-    return gradients(operator.default, ctx, grad)
+    operator = overload_for(torch.ops.internimage.dcnv3_backward, grad)
+    return gradients(operator, ctx, grad)
 
 
 torch.library.register_autograd("internimage::dcnv3", _gradients, setup_context=setup_context)

@@ -17,7 +17,14 @@ from torch import Tensor
 from torch.autograd import Function
 
 from ._arguments import Pair, Window, as_window, check_packed, make_window, output_size, row_width
-from ._autograd import WINDOW_SCHEMA, double_backward, gradients
+from ._autograd import (
+    WINDOW_SCHEMA,
+    cast_by_autocast,
+    double_backward,
+    fake_gradients,
+    gradients,
+    overload_for,
+)
 from ._load import LIBRARIES
 from .fixed_point import fixed_point_unit, from_fixed_point
 from .packed import pack, unpack
@@ -71,10 +78,7 @@ def dcnv4(
     window = make_window(
         groups, kernel_size, stride, padding, dilation, offset_scale, remove_center, False
     )
-    device_type = input.device.type
-    has_autocast = device_type != "meta"  # the query raises for a device without autocast
-    if has_autocast and torch.is_autocast_enabled(device_type) and input.dtype != torch.float64:
-        input = input.to(torch.get_autocast_dtype(device_type))
+    input = cast_by_autocast(input)
     # Sizes are traced, so they must not be compared.
     if torch.jit.is_tracing():  # type: ignore[attr-defined]
         return torch.ops.internimage.dcnv4.default(input, offset_mask, *window[:-1])
@@ -94,6 +98,9 @@ def dcnv4_columns(groups: int, kernel_size: int | Pair = 3, remove_center: bool 
         groups: Number of channel groups.
         kernel_size: Window size.
         remove_center: Whether the centre point is omitted.
+
+    Raises:
+        ValueError: If an argument is invalid.
     """
     return row_width(make_window(groups, kernel_size, 1, 0, 1, 1.0, remove_center, False))
 
@@ -222,16 +229,8 @@ def _fake(input: Tensor, offset_mask: Tensor, *args: Any) -> Tensor:
     return input.new_empty(n, h_out, w_out, c)
 
 
-def _fake_backward(
-    grad: Tensor, input: Tensor, offset_mask: Tensor, *args: Any
-) -> tuple[Tensor, Tensor]:
-    tensors = zip((input, offset_mask), args[-1], strict=True)
-    grads = [tensor.new_empty(tensor.shape if needed else 0) for tensor, needed in tensors]
-    return grads[0], grads[1]
-
-
 for _name in _BACKWARDS:
-    torch.library.register_fake(_name, _fake_backward)
+    torch.library.register_fake(_name, fake_gradients)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -240,10 +239,8 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    operator = torch.ops.internimage.dcnv4_backward
-    if grad.is_cuda and torch.are_deterministic_algorithms_enabled():
-        return gradients(operator.deterministic, ctx, grad)
-    return gradients(operator.default, ctx, grad)
+    operator = overload_for(torch.ops.internimage.dcnv4_backward, grad)
+    return gradients(operator, ctx, grad)
 
 
 torch.library.register_autograd("internimage::dcnv4", _gradients, setup_context=_setup_context)

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ._arguments import FLOATING_DTYPES, HALF_DTYPES
+from ._autograd import cast_by_autocast
 from ._deformops import DEFORMOPS
 
 _TAGS = (torch.Tag.needs_fixed_stride_order, torch.Tag.pt2_compliant_tag)
@@ -62,10 +63,7 @@ def ms_deform_attn(
         TypeError: If a dtype is not supported.
         OpNotBuiltError: With ``INTERNIMAGE_OPS=compiled`` on a GPU without ``deformops``.
     """
-    device_type = value.device.type
-    has_autocast = device_type != "meta"  # the query raises for a device without autocast
-    if has_autocast and torch.is_autocast_enabled(device_type) and value.dtype != torch.float64:
-        value = value.to(torch.get_autocast_dtype(device_type))
+    value = cast_by_autocast(value)
     check_attention(value, spatial_shapes, locations, weights)
     if DEFORMOPS.takes(value):
         return DEFORMOPS.run(value, spatial_shapes, locations, weights)
