@@ -24,9 +24,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from src import files
-from src.export.check import Example, ResultFile, compare
-from src.export.compare import larger
+from src.export.compare_results import Example, ResultFile, compare_result
 from src.export.description import Description
+from src.export.differences import larger
 from src.export.package import Form, write
 from src.models import (
     CBDINO,
@@ -153,7 +153,8 @@ def measure(name: str, paths: list[Path], rounds: int, compared: int) -> dict:
         task, [str(i) for i in range(classes)], {**settings, "mean": MEAN, "std": STD}
     )
     with tempfile.TemporaryDirectory() as folder:
-        form = Form(preprocessing="outside", masks="image")
+        has_masks = isinstance(network, MaskRCNN | CascadeMaskRCNN)
+        form = Form(preprocessing="outside", masks="image" if has_masks else "box")
         written = write(network, description, Path(folder), ["onnx"], form)
         path, divisor = written.paths[0], getattr(written.result, "divisor", 1)
         examples = [
@@ -163,7 +164,8 @@ def measure(name: str, paths: list[Path], rounds: int, compared: int) -> dict:
         worst: dict[str, float] = {}
         file = ResultFile(path, inside=False)
         for example in examples:
-            for key, value in compare(network, written.result, example, file(example)).items():
+            found = compare_result(network, written.result, example, file(example))
+            for key, value in found.items():
                 worst[key] = larger(worst.get(key, 0.0), value)
         worst.pop("prepared")
         row = {

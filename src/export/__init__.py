@@ -4,8 +4,11 @@
 - ``graphs.py``: gets the graphs of a network; ``files.py`` writes a graph in each format.
 - ``operators/``: our operators as standard ONNX operators.
 - ``results/``: joins graphs to one file from image to result; ``precision.py``: smaller weights.
-- ``card.py``, ``result_card.py``: the text of ``EXPORT.md``; ``description.py``: its facts.
-- ``compare.py``, ``check.py``: differences of raw outputs, and of results, from PyTorch.
+- ``card.py``, ``raw_card.py``, ``result_card.py``: the text of ``EXPORT.md``; ``description.py``:
+  its facts.
+- ``compare_graphs.py``, ``compare_results.py``: compare raw outputs, and results, with PyTorch;
+  ``differences.py``: the largest differences and their limits.
+- ``packages.py``: the optional packages.
 - ``session.py``: opens a file in ONNX Runtime; ``predictor.py``: predicts with one, for the demo.
 
 The command is ``src.cli.commands.export``. onnx, onnxruntime and onnxscript are the optional extra

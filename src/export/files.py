@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import io
-import logging
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +12,20 @@ from torch.export import ExportedProgram
 from src import files
 from src.errors import UserError
 from src.export.description import Description
-from src.models.graphs import Graph
+from src.export.packages import silence
+from src.models.graphs import Graph, RegionResult
 
 OPSETS = {"deformconv": 20, "gridsample": 18, "gather": 18}
 """Form of DCNv3 in an ONNX file, see ``operators/``, and the opset that it needs."""
 RESULT_FILE = "model.onnx"
 STANDARD_DOMAINS = ("", "ai.onnx")
-_LARGEST_SINGLE_FILE = 1_900_000_000  # bytes; protobuf ends at 2 GiB
-_INSTALL = 'pip install -c constraints.txt -e ".[export]"'
+LARGEST_SINGLE_FILE = 1_900_000_000
+"""Bytes of weights that an ONNX file may hold; protobuf ends at 2 GiB."""
 
 
 def trace(graph: Graph) -> ExportedProgram:
     """Trace a graph with dynamic batch and image sizes."""
-    with torch.no_grad(), _silence():
+    with torch.no_grad(), silence():
         return torch.export.export(
             graph.module,
             (),
@@ -48,18 +45,10 @@ def to_onnx(graph: Graph, program: ExportedProgram, dcn: str = "deformconv") -> 
 
     Returns:
         A `torch.onnx.ONNXProgram`, for `save_onnx`.
-
-    Raises:
-        UserError: If onnx is not installed.
     """
-    try:
-        import onnx  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise UserError(f"ONNX files need the optional packages: {_INSTALL}") from error
     from src.export.operators import translations
 
-    with torch.no_grad(), _silence():
+    with torch.no_grad(), silence():
         return torch.onnx.export(
             program,
             dynamo=True,
@@ -85,8 +74,8 @@ def save_onnx(exported: Any, path: Path) -> Path:
 
     weights = exported.model.graph.initializers.values()
     size = sum(value.const_value.nbytes for value in weights if value.const_value is not None)
-    with _silence():
-        exported.save(path, external_data=size > _LARGEST_SINGLE_FILE)
+    with silence():
+        exported.save(path, external_data=size > LARGEST_SINGLE_FILE)
     model = read_onnx(path, weights=False)
     onnx.checker.check_model(path)
     foreign = {node.domain for node in model.graph.node} - set(STANDARD_DOMAINS)
@@ -153,13 +142,16 @@ def write_result(
         masks,
     )
     model.metadata_props.update(description.metadata(inside))
+    result = graphs[0].result
+    if isinstance(result, RegionResult):
+        model.metadata_props["mask_threshold"] = str(result.mask_threshold)
     return save_onnx(parts[graphs[0].name], folder / RESULT_FILE)
 
 
 def write_program(graph: Graph, program: ExportedProgram, folder: Path) -> Path:
     """Write ``<name>.pt2`` for `torch.export.load`; running it needs ``import src.ops``."""
     path = folder / f"{graph.name}.pt2"
-    with _silence():
+    with silence():
         files.write_with(path, lambda file: torch.export.save(program, file))
     return path
 
@@ -175,7 +167,7 @@ def write_compiled(graph: Graph, program: ExportedProgram, folder: Path) -> Path
 
     path = folder / f"{graph.name}.aoti.pt2"
     try:
-        with torch.no_grad(), _silence():
+        with torch.no_grad(), silence():
             files.write_with(
                 path, lambda file: aoti_compile_and_package(program, package_path=file)
             )
@@ -188,20 +180,3 @@ def write_compiled(graph: Graph, program: ExportedProgram, folder: Path) -> Path
 
 
 WRITERS = {"onnx": write_onnx, "pt2": write_program, "aoti": write_compiled}
-
-
-@contextmanager
-def _silence() -> Iterator[None]:
-    """Suppress progress output and warnings of the exporters; errors are still raised."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with (
-            warnings.catch_warnings(),
-            redirect_stdout(io.StringIO()),
-            redirect_stderr(io.StringIO()),
-        ):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)

@@ -11,11 +11,12 @@ from torch import nn
 
 from src import files
 from src.errors import UserError
-from src.export.card import card
 from src.export.description import Description
 from src.export.files import WRITERS, trace, write_onnx, write_result
 from src.export.graphs import Graph, graphs_of
-from src.export.precision import WRITERS as PRECISIONS
+from src.export.packages import require
+from src.export.precision import CONVERSIONS, check_convertible
+from src.export.raw_card import raw_card
 from src.export.result_card import result_card
 from src.models.detection.rcnn.cascade_roi_head import STAGE_STDS
 from src.models.graphs import RegionResult, Result
@@ -97,12 +98,17 @@ def write(
     Raises:
         UserError: If predictions of the recipe take several forward passes, which one file from
             image to result does not compute, or the form of masks of a network without masks is
-            given.
+            given, a package is missing, or the network is too large for another precision.
     """
     whole = form.outputs == "result" and "onnx" in formats
     if whole:
         _check_single_pass(description)
+    if "onnx" in formats:
+        require("ONNX files", "onnx", "onnxscript")
     graphs = graphs_of(network)
+    further = [name for name in form.precisions if name != "float32"] if whole else []
+    if further:
+        check_convertible(network)
     if whole and form.masks != "box" and not isinstance(graphs[0].result, RegionResult):
         raise UserError(
             f"--masks has no effect: {type(network).__name__} predicts no masks; leave it out."
@@ -126,7 +132,7 @@ def write(
             inside=form.inside,
             masks=form.masks,
         )
-        results = [path, *(PRECISIONS[p](path) for p in form.precisions if p != "float32")]
+        results = [path, *(CONVERSIONS[name](path) for name in further)]
     written = Written(pairs, results, graphs[0].result)
     files.write_text(folder / "EXPORT.md", _text(written, description, form, graphs))
     return written
@@ -170,6 +176,5 @@ def _text(written: Written, description: Description, form: Form, graphs: Sequen
         )
     if written.graphs:
         paths = with_weights([path for _, path in written.graphs])
-        images = description.preprocessing
-        texts.append(card(graphs, paths, description.class_names, images, description.task))
+        texts.append(raw_card(graphs, paths, description))
     return "\n".join(texts)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from src import files
 from src.errors import UserError
-from src.export.files import read_onnx
+from src.export.files import LARGEST_SINGLE_FILE, read_onnx
+from src.export.packages import require, silence
 from src.export.results.builder import PREFIX
 
 _HALF = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
@@ -29,7 +30,7 @@ def write_half(path: Path) -> Path:
     Args:
         path: A float32 file.
     """
-    model = _load(path)
+    model = read_onnx(path)
     import onnx
     import onnx_ir as ir
 
@@ -87,42 +88,42 @@ def write_int8(path: Path) -> Path:
     Args:
         path: A float32 file.
     """
-    model = _load(path)
+    model = read_onnx(path)
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     del model.graph.value_info[:]  # shapes of weights that the quantisation transposes
     result = path.with_name(f"{path.stem}.int8.onnx")
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)  # advice to prepare the file for static quantisation
-    try:
-        with files.whole_file(result) as part:
-            quantize_dynamic(
-                model,
-                part,
-                op_types_to_quantize=["MatMul", "Gemm"],
-                per_channel=True,
-                weight_type=QuantType.QInt8,
-            )
-    finally:
-        logging.disable(level)
+    # The advice to prepare the file is for static quantisation.
+    with files.whole_file(result) as part, silence():
+        quantize_dynamic(
+            model,
+            part,
+            op_types_to_quantize=["MatMul", "Gemm"],
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+        )
     onnx.checker.check_model(result)
     return result
 
 
-def _load(path: Path) -> Any:
-    try:
-        import onnxruntime  # noqa: F401
-    except ImportError as error:
+CONVERSIONS: dict[str, Callable[[Path], Path]] = {"float16": write_half, "int8": write_int8}
+"""Functions that write a copy of a float32 file, by precision."""
+
+
+def check_convertible(network: nn.Module) -> None:
+    """Check that files of other precisions can be written, which takes a long time otherwise.
+
+    Args:
+        network: The network in float32.
+
+    Raises:
+        UserError: If ONNX Runtime is missing or the network is too large.
+    """
+    require("Files of other precisions", "onnxruntime")
+    size = sum(weight.nbytes for weight in network.state_dict().values())
+    if size > LARGEST_SINGLE_FILE:
         raise UserError(
-            'Other precisions need ONNX Runtime: pip install -c constraints.txt -e ".[export]"'
-        ) from error
-    if path.with_name(f"{path.name}.data").exists():
-        raise UserError(
-            f"{path.name} has more than 1.9 GB of weights, which cannot be converted; leave "
-            "float16 and int8 out of --precision."
+            f"{type(network).__name__} has {size / 1e9:.1f} GB of weights; only up to 1.9 GB can "
+            "be converted. Leave float16 and int8 out of --precision."
         )
-    return read_onnx(path)
-
-
-WRITERS: dict[str, Callable[[Path], Path]] = {"float16": write_half, "int8": write_int8}

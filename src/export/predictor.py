@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from src.errors import UserError
 from src.export.session import session
+from src.models.detection.rcnn.postprocess import paste_masks
+from src.types import Size
 
 
 class ExportedModel:
@@ -24,6 +27,7 @@ class ExportedModel:
         task: ``classification``, ``detection`` or ``segmentation``.
         class_names: Names in label order.
         upright: Whether images are turned as their EXIF block says.
+        mask_threshold: Minimum probability of the pixels of a mask, of detectors with masks.
 
     Raises:
         UserError: If the file is missing, is not such a file, or ONNX Runtime is not installed.
@@ -48,6 +52,7 @@ class ExportedModel:
             )
         self.task = content["task"]
         self.class_names: list[str] = json.loads(content["names"])
+        self.mask_threshold = float(content.get("mask_threshold", "nan"))
         self.upright = bool(json.loads(content["preprocessing"]).get("upright"))
 
     def __call__(self, pixels: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
@@ -56,3 +61,20 @@ class ExportedModel:
         outputs = self._session.run(names, {"image": pixels[None]})
         found = dict(zip(names, outputs, strict=True))
         return found if "boxes" in found else {name: value[0] for name, value in found.items()}
+
+    def whole_masks(
+        self, masks: NDArray[Any], boxes: NDArray[np.float32], size: Size
+    ) -> NDArray[np.bool_]:
+        """Masks of the whole image from those that the file returned.
+
+        Args:
+            masks: Probabilities in the boxes, or masks of the whole image ``(D, H, W)``.
+            boxes: Their boxes ``(D, 4)``.
+            size: Height and width of the image.
+        """
+        if masks.dtype == np.bool_:
+            return masks
+        pasted = paste_masks(
+            torch.from_numpy(masks), torch.from_numpy(boxes), size, self.mask_threshold
+        )
+        return pasted.numpy()

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from src.export.card import card
 from src.export.description import Description
-from src.files import readable_size
 from src.models.graphs import ClassResult, LabelMapResult, RegionResult, Result
 
 _BOX_OUTPUTS = {
@@ -40,16 +40,10 @@ def result_card(
         inside: Whether preprocessing is part of the file.
         masks: ``box`` or ``image``, see `src.export.results.assemble`.
     """
-    listed = "\n".join(f"- `{path.name}` ({readable_size(path.stat().st_size)})" for path in files)
-    settings = "\n".join(f"- {name}: {value}" for name, value in description.preprocessing.items())
-    names = "\n".join(f"{i} {name}" for i, name in enumerate(description.class_names))
     rows = "\n".join(f"| `{k}` | out | {v} |" for k, v in _outputs(result, masks).items())
-    return f"""# InternImage for {description.task}, exported
-
-{listed}
-
-`model.onnx` takes an image and gives the result, with standard operators only. Class names,
-preprocessing and versions are in its metadata (`names`, `preprocessing` and `versions`, JSON).
+    content = f"""`model.onnx` takes an image and gives the result, with standard operators only.
+Class names, preprocessing and versions are in its metadata (`names`, `preprocessing` and
+`versions`, JSON).
 
 | name | | shape, type | meaning |
 | --- | --- | --- | --- |
@@ -64,20 +58,8 @@ Needs `pip install onnxruntime numpy pillow`. It writes `result.png`.
 {_code(result, description, inside=inside, masks=masks)}
 ```
 
-{_tensorrt(description.preprocessing, inside)}
-
-## Preprocessing
-
-{_preprocessing(inside)}
-
-{settings}
-
-## Classes
-
-```
-{names}
-```
-"""
+{_tensorrt(description.preprocessing, inside)}"""
+    return card(description, files, content, _preprocessing(inside))
 
 
 def _tensorrt(settings: Mapping[str, Any], inside: bool) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from src.errors import UserError
+from src.export.packages import require
 
 
 def session(path: str | Path, threads: int | None = None) -> Any:
@@ -18,12 +18,9 @@ def session(path: str | Path, threads: int | None = None) -> Any:
     Raises:
         UserError: If ONNX Runtime is not installed.
     """
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise UserError(
-            'Running ONNX files needs ONNX Runtime: pip install -c constraints.txt -e ".[export]"'
-        ) from error
+    require("ONNX files", "onnxruntime")
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors
     if threads is not None:

@@ -93,7 +93,9 @@ def network_weights(content: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def without_num_classes(value: Any) -> Any:
-    """A description of a network without values that the program sets."""
+    """A configuration as plain dictionaries and lists, without values that the program sets."""
+    if hasattr(value, "as_dict"):
+        value = value.as_dict()
     if isinstance(value, dict):
         return {k: without_num_classes(item) for k, item in value.items() if k != "num_classes"}
     return [without_num_classes(v) for v in value] if isinstance(value, (list, tuple)) else value

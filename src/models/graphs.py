@@ -87,6 +87,7 @@ class RegionResult:
         max_detections: Number of detections of an image.
         mask_threshold: Minimum probability of the pixels of a mask.
         divisor: Images are padded to a multiple of this many pixels.
+        anchors_per_cell: Number of anchors of a cell of a feature map.
     """
 
     pre_nms_top_n: int
@@ -98,6 +99,7 @@ class RegionResult:
     max_detections: int
     mask_threshold: float
     divisor: int
+    anchors_per_cell: int
 
 
 Result = ClassResult | LabelMapResult | QueryResult | RegionResult

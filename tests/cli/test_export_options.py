@@ -9,7 +9,7 @@ from PIL import Image
 from src.cli.commands import export
 from src.data import COCODataModule
 from src.errors import UserError
-from src.export.check import ResultFile
+from src.export.compare_results import ResultFile
 from src.export.package import Form, Written
 
 
@@ -53,7 +53,7 @@ def test_turned_images_of_a_detector_are_checked_upright(tmp_path, monkeypatch):
     found = []
     monkeypatch.setattr(export, "ResultFile", lambda path, inside: lambda example: example)
     monkeypatch.setattr(
-        export, "compare", lambda network, result, example, file: found.append(example) or {}
+        export, "compare_result", lambda network, result, example, file: found.append(example) or {}
     )
     export._check(None, Written([], [Path("model.onnx")], object()), tmp_path, data, Form())
     assert [(example.original, example.size) for example in found] == [((90, 60), (90, 60))]
@@ -61,5 +61,5 @@ def test_turned_images_of_a_detector_are_checked_upright(tmp_path, monkeypatch):
 
 def test_a_check_needs_onnx_runtime(monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(UserError, match="needs ONNX Runtime"):
+    with pytest.raises(UserError, match="need onnxruntime"):
         ResultFile(Path("model.onnx"), inside=False)

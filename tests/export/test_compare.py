@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from src.export.compare import Differences
+from src.export.differences import Differences
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "model.fp16.onnx", "model.int8.onnx"])

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from src.export.compare import TOLERANCE, differences, runner
+from src.export.compare_graphs import compare_graph, runner
+from src.export.differences import TOLERANCE
 from src.export.files import OPSETS, trace, write_compiled, write_onnx, write_program
 from src.export.graphs import Graph, graphs_of
 from src.models.detection import CascadeMaskRCNN, MaskRCNN
@@ -71,7 +72,7 @@ def test_a_classifier_at_other_batches_and_sizes(tmp_path):
     (graph,) = graphs_of(classifier())
     run = runner(written(graph, tmp_path))
     for shape in ((1, 3, 64, 64), (3, 3, 96, 40), (2, 3, 75, 133)):
-        found = differences(graph, run, images(*shape))
+        found = compare_graph(graph, run, images(*shape))
         assert found.keys() == {"logits", "probabilities"}
         assert largest(found) < TOLERANCE
 
@@ -81,7 +82,7 @@ def test_a_segmentor_at_sizes_that_pooling_does_not_divide(tmp_path):
     path = written(graph, tmp_path)
     run = runner(path)
     for shape in ((1, 3, 64, 64), (2, 3, 256, 160), (1, 3, 250, 171)):
-        found = differences(graph, run, images(*shape))
+        found = compare_graph(graph, run, images(*shape))
         assert largest(found) < TOLERANCE
         assert found["label_map"] < 1e-3  # ties may break differently
     model = onnx.load(path)
@@ -105,7 +106,7 @@ def test_a_segmentor_at_sizes_that_pooling_does_not_divide(tmp_path):
 def test_every_variant_of_the_block(changes, tmp_path):
     (graph,) = graphs_of(classifier(**changes))
     run = runner(written(graph, tmp_path))
-    assert largest(differences(graph, run, images(3, 3, 128, 64))) < TOLERANCE
+    assert largest(compare_graph(graph, run, images(3, 3, 128, 64))) < TOLERANCE
 
 
 class Operator(nn.Module):
@@ -145,7 +146,7 @@ def test_the_operator_with_any_window(window, points, out, tmp_path):
     program = trace(graph)
     for dcn in OPSETS:
         path = write_onnx(graph, program, tmp_path, dcn)
-        assert differences(graph, runner(path), inputs)["result"] < 2e-5
+        assert compare_graph(graph, runner(path), inputs)["result"] < 2e-5
         assert ("DeformConv" in operators(path)) == (dcn == "deformconv")
         assert ("GridSample" in operators(path)) == (dcn == "gridsample")
 
@@ -180,7 +181,7 @@ def test_a_detector_in_parts(kind, tmp_path):
     assert graphs.keys() == {"backbone", "masks"} | stages
     backbone = runner(written(graphs["backbone"], tmp_path))
     for shape in ((1, 3, 64, 96), (2, 3, 128, 64)):
-        found = differences(graphs["backbone"], backbone, images(*shape))
+        found = compare_graph(graphs["backbone"], backbone, images(*shape))
         assert found.keys() == {"p2", "p3", "p4", "p5", "objectness", "offsets", "anchors"}
         assert largest(found) < TOLERANCE
     maps = dict(zip(("p2", "p3", "p4", "p5"), pyramid_of(3, 256, 320), strict=True))
@@ -188,14 +189,14 @@ def test_a_detector_in_parts(kind, tmp_path):
     for name in (*sorted(stages), "masks"):
         graph = graphs[name]
         fitting = {key: inputs[key] for key in graph.inputs}
-        assert largest(differences(graph, runner(written(graph, tmp_path)), fitting)) < TOLERANCE
+        assert largest(compare_graph(graph, runner(written(graph, tmp_path)), fitting)) < TOLERANCE
 
 
 def test_a_program_of_torch_export_keeps_the_compiled_operator(tmp_path):
     (graph,) = graphs_of(classifier())
     program = trace(graph)
     run = runner(write_program(graph, program, tmp_path))
-    assert largest(differences(graph, run, images(3, 3, 80, 48))) < TOLERANCE
+    assert largest(compare_graph(graph, run, images(3, 3, 80, 48))) < TOLERANCE
     assert any("dcnv3" in str(node.target) for node in program.graph.nodes)
 
 
@@ -203,4 +204,4 @@ def test_a_program_of_torch_export_keeps_the_compiled_operator(tmp_path):
 def test_machine_code_of_aotinductor(tmp_path):
     (graph,) = graphs_of(classifier())
     run = runner(write_compiled(graph, trace(graph), tmp_path))
-    assert largest(differences(graph, run, images(3, 3, 80, 48))) < TOLERANCE
+    assert largest(compare_graph(graph, run, images(3, 3, 80, 48))) < TOLERANCE

@@ -13,10 +13,12 @@ from torch import nn
 from torch.export import Dim
 
 from src.errors import UserError
-from src.export.card import card
-from src.export.compare import TOLERANCE, differences, runner
+from src.export.compare_graphs import compare_graph, runner
+from src.export.description import Description
+from src.export.differences import TOLERANCE
 from src.export.files import OPSETS, trace, write_onnx, write_program
 from src.export.graphs import Graph, graphs_of
+from src.export.raw_card import raw_card
 from src.models import (
     CBDINO,
     DINO,
@@ -92,7 +94,7 @@ def assert_equal(graph, run):
     A label may still flip where two classes are equal up to rounding.
     """
     for shape in SIZES:
-        found = differences(graph, run, images(*shape))
+        found = compare_graph(graph, run, images(*shape))
         assert found.keys() == set(graph.outputs)
         assert found.pop("label_map", 0.0) < 1e-3
         assert found.pop("proposals", 0.0) == 0.0
@@ -163,7 +165,7 @@ def test_the_operator_at_other_batches_and_maps(tmp_path):
     for dcn in OPSETS:
         run = runner(write_onnx(graph, program, tmp_path, dcn))
         for other in (inputs, attention_inputs(3, 9, (4, 6), (7, 2))):
-            assert differences(graph, run, other)["result"] < TOLERANCE
+            assert compare_graph(graph, run, other)["result"] < TOLERANCE
 
 
 def test_a_batch_without_padding():
@@ -203,7 +205,7 @@ def test_another_choice_of_equal_proposals_is_followed():
         logits, boxes, proposals, _ = graph.module(**given, proposals=swapped)
         return [logits, boxes, proposals, own[3]]
 
-    found = differences(graph, run, inputs)
+    found = compare_graph(graph, run, inputs)
     assert found["proposals"] == pytest.approx(2 / 30)
     assert found["logits"] == found["boxes"] == found["proposal_scores"] == 0.0
     assert float((run(inputs)[0] - own[0]).abs().max()) > TOLERANCE  # hence the following
@@ -212,7 +214,7 @@ def test_another_choice_of_equal_proposals_is_followed():
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_card_describes_the_outputs(name, tmp_path):
     graph = graph_of(name)
-    text = card([graph], [], ["a"], {}, "a task")
+    text = raw_card([graph], [], Description("a task", ["a"], {}))
     for output in graph.outputs:
         assert f"| `{output}` | out |" in text
 

@@ -18,9 +18,9 @@ from PIL import Image, ImageOps
 from src.data.transforms.detection import DetectionEvalTransform
 from src.data.transforms.segmentation import EvalTransform
 from src.errors import UserError
-from src.export.check import Example, ResultFile, compare
-from src.export.compare import LIMITS, TOLERANCE
+from src.export.compare_results import Example, ResultFile, compare_result
 from src.export.description import Description
+from src.export.differences import LIMITS, TOLERANCE
 from src.export.graphs import graphs_of
 from src.export.package import Form, possible_names, write
 from src.export.predictor import ExportedModel
@@ -157,7 +157,7 @@ def test_images_of_8_bits(name, tmp_path):
     file = ResultFile(written.paths[0], inside=True)
     for size in SIZES:
         given = example(name, size)
-        assert_small(compare(network, written.result, given, file(given)))
+        assert_small(compare_result(network, written.result, given, file(given)))
     operators = {node.op_type for node in onnx.load(written.paths[0]).graph.node}
     assert "DeformConv" in operators
     assert "GridSample" not in operators
@@ -172,7 +172,7 @@ def test_prepared_images(name, tmp_path):
     is_padded = name in ("mask_rcnn", "cascade")
     for size in ((96, 128), (120, 150) if is_padded else (128, 160)):
         given = prepared(size)
-        assert_small(compare(network, written.result, given, file(given)))
+        assert_small(compare_result(network, written.result, given, file(given)))
 
 
 @slow
@@ -183,7 +183,7 @@ def test_masks_of_the_whole_image(tmp_path):
     assert found["masks"].dtype == torch.bool
     assert found["masks"].shape[1:] == SIZES[0]
     assert len(found["masks"]) > 0
-    assert_small(compare(network, written.result, given, found))
+    assert_small(compare_result(network, written.result, given, found))
 
 
 @slow
@@ -195,7 +195,7 @@ def test_an_image_without_detections(tmp_path, monkeypatch):
     found = ResultFile(written.paths[0], inside=True)(given)
     assert found["boxes"].shape == (0, 4)
     assert found["masks"].shape == (0, 28, 28)
-    assert compare(network, written.result, given, found)["unmatched"] == 0
+    assert compare_result(network, written.result, given, found)["unmatched"] == 0
 
 
 def test_preprocessing_is_that_of_pillow(tmp_path):
@@ -269,7 +269,7 @@ def test_smaller_weights(name, tmp_path):
     assert int8.stat().st_size < whole.stat().st_size
     given = example(name, SIZES[0])
     for path, limit in ((half, 1e-2), (int8, 0.1)):
-        found = compare(network, written.result, given, ResultFile(path, inside=True)(given))
+        found = compare_result(network, written.result, given, ResultFile(path, inside=True)(given))
         assert 0 < found["probabilities" if name == "classifier" else "scores"] < limit
 
 
@@ -313,6 +313,13 @@ def test_files_of_an_earlier_export_are_known_by_name(name):
     known = possible_names(["onnx"])
     for graph in graphs_of(NETWORKS[name][2]()):
         assert f"{graph.name}.onnx" in known
+
+
+def test_too_large_networks_are_refused_before_tracing(tmp_path, monkeypatch):
+    monkeypatch.setattr("src.export.precision.LARGEST_SINGLE_FILE", 1000)
+    monkeypatch.setattr("src.export.package.trace", lambda graph: pytest.fail("traced"))
+    with pytest.raises(UserError, match=r"only up to 1\.9 GB"):
+        exported("classifier", tmp_path, precisions=["float32", "int8"])
 
 
 def test_masks_of_a_network_without_masks_are_refused(tmp_path):

@@ -105,63 +105,48 @@ def predict(predictor: ExportedModel, content: bytes, score: float) -> tuple[byt
         files.write_bytes(path, content, durable=False)
         image = decode(path, upright=predictor.upright)
     found = predictor(np.array(image))
-    drawn, text = _DRAW[predictor.task](image, found, predictor.class_names, score)
+    drawn, text = _DRAW[predictor.task](image, found, predictor, score)
     file = io.BytesIO()
     drawn.save(file, "PNG")
     return file.getvalue(), text
 
 
 def _classes(
-    image: Image.Image, found: dict[str, NDArray[Any]], names: Sequence[str], _: float
+    image: Image.Image, found: dict[str, NDArray[Any]], predictor: ExportedModel, _: float
 ) -> tuple[Image.Image, str]:
     probabilities = found["probabilities"]
     best = probabilities.argsort()[::-1][:_TOP]
-    shown = [names[label] for label in best]
+    shown = [predictor.class_names[label] for label in best]
     return draw_classes(image, shown, probabilities[best].tolist()), ", ".join(shown)
 
 
 def _label_map(
-    image: Image.Image, found: dict[str, NDArray[Any]], names: Sequence[str], _: float
+    image: Image.Image, found: dict[str, NDArray[Any]], predictor: ExportedModel, _: float
 ) -> tuple[Image.Image, str]:
-    labels = found["label_map"]
+    labels, names = found["label_map"], predictor.class_names
     drawn = draw_label_map(image, labels, names, distinct_palette(len(names)))
     return drawn, ", ".join(names[label] for label in np.unique(labels))
 
 
 def _instances(
-    image: Image.Image, found: dict[str, NDArray[Any]], names: Sequence[str], score: float
+    image: Image.Image, found: dict[str, NDArray[Any]], predictor: ExportedModel, score: float
 ) -> tuple[Image.Image, str]:
     shown = found["scores"] > score
     boxes, labels = found["boxes"][shown], found["labels"][shown]
-    masks = (
-        [
-            _whole(mask, box, image.size)
-            for mask, box in zip(found["masks"][shown], boxes, strict=True)
-        ]
-        if "masks" in found
-        else []
-    )
+    masks: list[NDArray[np.bool_]] = []
+    if "masks" in found:
+        size = image.height, image.width
+        masks = list(predictor.whole_masks(found["masks"][shown], boxes, size))
+    names = [predictor.class_names[label] for label in labels]
     drawn = draw_instances(
         image,
         boxes=[[x1, y1, x2 - x1, y2 - y1] for x1, y1, x2, y2 in boxes.tolist()],
         masks=masks,
-        names=[names[label] for label in labels],
+        names=names,
         scores=found["scores"][shown].tolist(),
         classes=labels.tolist(),
     )
-    return drawn, f"{len(labels)} objects: " + ", ".join(names[label] for label in labels)
-
-
-def _whole(
-    mask: NDArray[Any], box: NDArray[np.float32], size: tuple[int, int]
-) -> NDArray[np.bool_]:
-    """Mask of the whole image from one of the image or of the box."""
-    if mask.dtype == np.bool_:
-        return mask
-    x1, y1, x2, y2 = box.round().astype(int).tolist()
-    canvas = Image.new("F", size)
-    canvas.paste(Image.fromarray(mask).resize((max(x2 - x1, 1), max(y2 - y1, 1))), (x1, y1))
-    return np.asarray(canvas) >= 0.5
+    return drawn, f"{len(labels)} objects: " + ", ".join(names)
 
 
 _DRAW = {"classification": _classes, "segmentation": _label_map, "detection": _instances}

@@ -23,12 +23,14 @@ from src.cli.checkpoints import resolve_checkpoint
 from src.cli.tool_parser import ToolParser
 from src.decoding import decode
 from src.errors import UserError
-from src.export.check import Example, ResultFile, compare
-from src.export.compare import Differences, differences, runner
+from src.export.compare_graphs import compare_graph, runner
+from src.export.compare_results import Example, ResultFile, compare_result
 from src.export.description import Description
+from src.export.differences import Differences
 from src.export.files import OPSETS, WRITERS
 from src.export.package import Form, Written, possible_names, write
 from src.hub import Pretrained, load_checkpoint, preprocessing_of, task_of
+from src.hub.runs import without_num_classes
 from src.models.layers.low_rank import merge_low_rank
 
 FORMATS = (*WRITERS, "safetensors")
@@ -197,11 +199,12 @@ def load(recipe: Sequence[str], checkpoint: str | None = None) -> tuple[_Loaded,
     settings = cli.config["model"]["init_args"]["network"]
     pretrained = Pretrained(
         network.eval(),
-        _as_dict(settings),
+        without_num_classes(settings),
         list(cli.datamodule.class_names),
         task_of(network),
         preprocessing_of(
-            _as_dict(cli.config["data"]["init_args"]), _as_dict(cli.config["model"]["init_args"])
+            without_num_classes(cli.config["data"]["init_args"]),
+            without_num_classes(cli.config["model"]["init_args"]),
         ),
     )
     return _Loaded(pretrained, cli.run_name), cli.datamodule
@@ -262,13 +265,13 @@ def _check(network: nn.Module, written: Written, images: Path, data: Any, form: 
             for graph, path, run in graphs:
                 graph_inputs = {name: inputs[name] for name in graph.inputs if name in inputs}
                 if len(graph_inputs) == len(graph.inputs):
-                    found.add(path, differences(graph, run, graph_inputs), graph.integer_outputs)
+                    found.add(path, compare_graph(graph, run, graph_inputs), graph.integer_outputs)
         if written.result is None or not results:
             continue
         divisor = getattr(written.result, "divisor", 1)
         for example in _examples(batch, loader.dataset.upright, divisor):
             for path, file in results:
-                found.add(path, compare(network, written.result, example, file(example)))
+                found.add(path, compare_result(network, written.result, example, file(example)))
     print(f"Largest difference from PyTorch over {count} images:")
     print(found.table())
     return found.passed
@@ -296,12 +299,3 @@ def _inputs(network: nn.Module, batch: Any) -> Iterator[dict[str, Tensor]]:
         yield from export_inputs(batch["image"], batch["size"])
     else:
         yield {"image": batch["image"]}
-
-
-def _as_dict(value: Any) -> Any:
-    """A configuration as plain dictionaries and lists, without values set by the program."""
-    if hasattr(value, "as_dict"):
-        value = value.as_dict()
-    if isinstance(value, dict):
-        return {key: _as_dict(item) for key, item in value.items() if key != "num_classes"}
-    return [_as_dict(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -38,7 +38,7 @@ def gather(value: Any, sides: Any, locations: Any, weights: Any) -> Any:
         op.Squeeze(op.Mul(op.Mul(axis(value, 0), ints(heads)), pixels)),
         op.Squeeze(pixels),
     )
-    spread = [
+    per_point = [
         reshape(op.Expand(reshape(x, -1, 1), ints(levels, points)), -1)
         for x in (
             starts,
@@ -46,14 +46,14 @@ def gather(value: Any, sides: Any, locations: Any, weights: Any) -> Any:
             op.Cast(heights, to=TensorProto.FLOAT),
         )
     ]
-    first = op.Add(reshape(lists, -1, 1, heads, 1), spread[0])  # (N, 1, heads, levels * P)
-    places = reshape(locations, 0, 0, 0, -1, 2)
+    first = op.Add(reshape(lists, -1, 1, heads, 1), per_point[0])  # (N, 1, heads, levels * P)
+    flat = reshape(locations, 0, 0, 0, -1, 2)
     x, y = (
-        op.Sub(op.Mul(op.Gather(places, op.Constant(value_int=i), axis=4), side), floats(0.5))
-        for i, side in enumerate(spread[1:])
+        op.Sub(op.Mul(op.Gather(flat, op.Constant(value_int=i), axis=4), side), floats(0.5))
+        for i, side in enumerate(per_point[1:])
     )
     shares = reshape(weights, 0, 0, 0, -1)
-    _, width, height = spread
+    _, width, height = per_point
     return reshape(sampled_rows(rows, first, x, y, width, height, shares), 0, 0, -1)
 
 

@@ -151,8 +151,8 @@ def gather(
     taps = _taps(kernel_size, dilation, remove_center)
     regular = _regular_grid(offset, taps, kernel_size, stride, padding, dilation, offset_scale)
     shifts = op.Mul(_by_group(offset, groups, len(taps), 2), floats(offset_scale))
-    places = op.Add(shifts, regular)  # (N, G, H', W', P, 2)
-    x, y = (op.Gather(places, op.Constant(value_int=i), axis=5) for i in (0, 1))
+    locations = op.Add(shifts, regular)  # (N, G, H', W', P, 2)
+    x, y = (op.Gather(locations, op.Constant(value_int=i), axis=5) for i in (0, 1))
     width, height = (op.Cast(axis(input, i), to=TensorProto.FLOAT) for i in (2, 1))
     # Every group of every image is an image whose pixels are rows.
     images = op.Transpose(reshape(input, 0, 0, 0, groups, -1), perm=[0, 3, 1, 2, 4])

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import onnx_ir as ir
 
 from src.export.results.builder import FLOAT, Builder
-
-_MAX_LOG_RATIO = math.log(1000 / 16)
-_SPLIT_FROM = 10_000.0
+from src.models.detection.boxes import MAX_LOG_RATIO
+from src.models.detection.nms import SPLIT_FROM
 
 
 def clip(op: Builder, boxes: ir.Value, size: ir.Value) -> ir.Value:
@@ -32,7 +30,7 @@ def decode(
     centre, extent = op.Mul(op.Add(low, high), 0.5), op.Sub(high, low)
     scaled = op.Mul(offsets, op.constant([float(value) for value in stds]))
     shift, growth = op.Split(scaled, axis=-1, num_outputs=2, outputs=2)
-    growth = op.Clip(growth, -_MAX_LOG_RATIO, _MAX_LOG_RATIO)
+    growth = op.Clip(growth, -MAX_LOG_RATIO, MAX_LOG_RATIO)
     centre = op.Add(centre, op.Mul(extent, shift))
     half = op.Mul(op.Mul(extent, op.Exp(growth)), 0.5)
     return clip(op, op.Concat(op.Sub(centre, half), op.Add(centre, half), axis=-1), size)
@@ -56,7 +54,7 @@ def apart(op: Builder, boxes: ir.Value, groups: ir.Value, counted: ir.Value | No
     else:
         largest = op.ReduceMax(op.Where(counted, boxes, 0.0), keepdims=0)
         count = op.ReduceSum(op.Cast(counted, to=FLOAT), keepdims=0)
-        step = op.Where(op.Less(count, _SPLIT_FROM), op.Add(largest, 1.0), 0.0)
+        step = op.Where(op.Less(count, float(SPLIT_FROM)), op.Add(largest, 1.0), 0.0)
     shifted: ir.Value = op.Add(boxes, op.Mul(op.Cast(groups, to=FLOAT), step))
     return shifted
 

@@ -74,9 +74,9 @@ def prepare(op: Builder, pixels: ir.Value, settings: Mapping[str, Any], divisor:
 
 
 def _normalise(op: Builder, image: ir.Value, mean: list[float], std: list[float]) -> ir.Value:
-    centre, spread = (np.asarray(x, np.float64).reshape(3, 1, 1) * 255 for x in (mean, std))
+    centre, deviation = (np.asarray(x, np.float64).reshape(3, 1, 1) * 255 for x in (mean, std))
     centred = op.Sub(image, op.constant(centre))
-    normalised: ir.Value = op.Mul(centred, op.constant(1 / spread))
+    normalised: ir.Value = op.Mul(centred, op.constant(1 / deviation))
     return normalised
 
 

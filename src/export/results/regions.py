@@ -8,10 +8,9 @@ import onnx_ir as ir
 from src.export.results.boxes import apart, best, decode, take
 from src.export.results.builder import FLOAT, Builder, append_graph
 from src.export.results.dense import Outputs
+from src.models.detection.rcnn.graphs import LEVELS
+from src.models.detection.rcnn.mask_head import MASK_SIDE
 from src.models.graphs import RegionResult
-
-LEVELS = ("p2", "p3", "p4", "p5")
-_ANCHORS_PER_CELL = 3
 
 
 def region_detections(
@@ -34,12 +33,12 @@ def region_detections(
         masks: ``box`` for probabilities in the boxes, ``image`` for masks of the whole image.
     """
     size, factor, original = frame
-    maps = {name: pyramid[name] for name in LEVELS}
+    features = {name: pyramid[name] for name in LEVELS}
     boxes = _proposals(op, pyramid, size, result)
     stages = sorted(name for name in parts if name.startswith("boxes"))
     logits = []
     for number, name in enumerate(stages):
-        given = {**maps, "rois": _with_image(op, boxes)}
+        given = {**features, "rois": _with_image(op, boxes)}
         found = append_graph(op.graph, parts[name], given, name)
         logits.append(found["logits"])
         stds = result.stds[number]
@@ -55,7 +54,7 @@ def region_detections(
         boxes = op.Div(boxes, factor)
     found_boxes, found_scores, found_labels = _select(op, boxes, scores, result)
     scaled = found_boxes if factor is None else op.Mul(found_boxes, factor)
-    given = {**maps, "rois": _with_image(op, scaled), "labels": found_labels}
+    given = {**features, "rois": _with_image(op, scaled), "labels": found_labels}
     probabilities = append_graph(op.graph, parts["masks"], given, "masks")["masks"]
     outputs: Outputs = {
         "boxes": (found_boxes, "FLOAT", ["detections", 4]),
@@ -63,7 +62,7 @@ def region_detections(
         "labels": (found_labels, "INT64", ["detections"]),
     }
     if masks == "box":
-        outputs["masks"] = (probabilities, "FLOAT", ["detections", 28, 28])
+        outputs["masks"] = (probabilities, "FLOAT", ["detections", MASK_SIDE, MASK_SIDE])
     else:
         pasted = _paste(op, probabilities, found_boxes, original, result.mask_threshold)
         outputs["masks"] = (pasted, "BOOL", ["detections", "height", "width"])
@@ -83,7 +82,7 @@ def _proposals(
     objectness, offsets = (op.Squeeze(pyramid[name], [0]) for name in ("objectness", "offsets"))
     start = op.constant([0])
     boxes, scores, levels = [], [], []
-    for level, length in enumerate(_anchors_per_level(op, pyramid)):
+    for level, length in enumerate(_anchors_per_level(op, pyramid, result.anchors_per_cell)):
         end = op.Add(start, length)
         score = op.Sigmoid(op.rows(objectness, start, end))
         values, index = best(op, score, result.pre_nms_top_n)
@@ -108,11 +107,11 @@ def _proposals(
     return take(op, box, op.column(kept, 2, axis=1))
 
 
-def _anchors_per_level(op: Builder, pyramid: dict[str, ir.Value]) -> list[ir.Value]:
+def _anchors_per_level(op: Builder, pyramid: dict[str, ir.Value], per_cell: int) -> list[ir.Value]:
     """Number of anchors of each level; the fifth has half the cells of ``p5``, rounded up."""
     shapes = [op.Shape(pyramid[name], start=2, end=4) for name in LEVELS]
     shapes.append(op.Div(op.Add(shapes[-1], [1]), [2]))
-    return [op.Mul(op.ReduceProd(shape, [0], keepdims=1), [_ANCHORS_PER_CELL]) for shape in shapes]
+    return [op.Mul(op.ReduceProd(shape, [0], keepdims=1), [per_cell]) for shape in shapes]
 
 
 def _select(
@@ -156,9 +155,10 @@ def _paste(
         pixels = op.Add(op.Cast(op.Range(0, side, 1), to=FLOAT), 0.5)
         start, end = (op.Unsqueeze(op.column(x, axis, axis=1), [1, 2]) for x in (low, high))
         shifted = op.Sub(op.Reshape(pixels, [1, -1, 1]), start)
-        position = op.Sub(op.Mul(op.Div(shifted, op.Sub(end, start)), 28.0), 0.5)
-        cells = op.constant(np.arange(28, dtype=np.float32))
-        weights.append(op.Relu(op.Sub(1.0, op.Abs(op.Sub(position, cells)))))  # (D, pixels, 28)
+        position = op.Sub(op.Mul(op.Div(shifted, op.Sub(end, start)), float(MASK_SIDE)), 0.5)
+        cells = op.constant(np.arange(MASK_SIDE, dtype=np.float32))
+        distance = op.Abs(op.Sub(position, cells))  # (D, pixels, MASK_SIDE)
+        weights.append(op.Relu(op.Sub(1.0, distance)))
     columns = op.Transpose(weights[1], perm=[0, 2, 1])
     pasted = op.MatMul(op.MatMul(weights[0], masks), columns)
     kept: ir.Value = op.GreaterOrEqual(pasted, float(threshold))

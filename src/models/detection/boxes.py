@@ -15,7 +15,8 @@ from torchvision.ops import box_area
 
 from src.types import Size
 
-_MAX_LOG_RATIO = math.log(1000 / 16)  # limit of predicted width and height offsets
+MAX_LOG_RATIO = math.log(1000 / 16)
+"""Limit of predicted width and height offsets."""
 _MIN_AREA = 1e-6
 
 
@@ -84,7 +85,7 @@ class BoxCoder:
             boxes = boxes[:, None]
         center, wh = _center_size(boxes)
         offsets = offsets * offsets.new_tensor(self.stds)
-        growth = offsets[..., 2:].clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO)
+        growth = offsets[..., 2:].clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
         new_center = center + wh * offsets[..., :2]
         half = wh * growth.exp() * 0.5
         decoded = torch.cat([new_center - half, new_center + half], dim=-1)

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torchvision.ops import nms
 
-_SPLIT_FROM = 10_000
+SPLIT_FROM = 10_000
+"""Number of boxes from which on `grouped_nms` works group by group."""
 
 
 def grouped_nms(boxes: Tensor, scores: Tensor, groups: Tensor, iou: float) -> Tensor:
@@ -27,7 +28,7 @@ def grouped_nms(boxes: Tensor, scores: Tensor, groups: Tensor, iou: float) -> Te
     """
     if not len(boxes):
         return torch.empty(0, dtype=torch.long, device=boxes.device)
-    if len(boxes) < _SPLIT_FROM:
+    if len(boxes) < SPLIT_FROM:
         apart = boxes + (groups.to(boxes) * (boxes.max() + 1))[:, None]
         return nms(apart, scores, iou)
     kept = []

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from src.export.compare import TOLERANCE, differences, runner
+from src.export.compare_graphs import compare_graph, runner
+from src.export.differences import TOLERANCE
 from src.export.files import trace, write_program
 from src.export.graphs import graphs_of
 from src.models.detection import DetectionTransformer, Detector, SetPredictionHead
@@ -94,7 +95,7 @@ def test_its_graphs_are_exported(detector, tmp_path):
     (graph,) = graphs_of(detector)
     run = runner(write_program(graph, trace(graph), tmp_path))
     image = torch.randn(3, 3, 80, 64)
-    assert differences(graph, run, {"image": image})["logits"] < TOLERANCE
+    assert compare_graph(graph, run, {"image": image})["logits"] < TOLERANCE
 
 
 @pytest.mark.parametrize("method", ["extract_features", "losses", "detect"])

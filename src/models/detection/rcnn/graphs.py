@@ -134,6 +134,7 @@ def two_stage_graphs(
         max_detections=limits.per_image,
         mask_threshold=limits.mask,
         divisor=SIZE_DIVISOR,
+        anchors_per_cell=rpn_head.anchors.num_per_cell,
     )
     graphs = [image_graph("backbone", rpn, outputs, multiples_of_32(), result=result)]
     width, box_heads = rpn_head.rpn_conv.in_channels, roi_head.box_heads

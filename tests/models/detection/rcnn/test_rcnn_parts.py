@@ -101,7 +101,7 @@ def test_sampler_limits_positives_and_fills_up_with_negatives():
 
 @pytest.mark.parametrize("split_from", [10_000, 1])
 def test_nms_only_within_groups(split_from, monkeypatch):
-    monkeypatch.setattr("src.models.detection.nms._SPLIT_FROM", split_from)
+    monkeypatch.setattr("src.models.detection.nms.SPLIT_FROM", split_from)
     boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 9], [0, 0, 10, 10], [40, 40, 50, 50]])
     kept = grouped_nms(boxes, torch.tensor([0.5, 0.9, 0.8, 0.1]), torch.tensor([0, 0, 1, 0]), 0.5)
     assert kept.tolist() == [1, 2, 3]

@@ -1,9 +1,8 @@
-"""Compare exported files with PyTorch on the same inputs."""
+"""Run exported graphs, and compare their raw outputs with those of PyTorch."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,62 +13,6 @@ from src.export.session import session
 from src.models.graphs import Graph
 
 Runner = Callable[[dict[str, Tensor]], list[Tensor]]
-
-TOLERANCE = 1e-4
-"""Largest difference of an output that rounding explains."""
-LIMITS = {"boxes": 1e-3, "label_map": 1e-3, "masks": 1e-2, "unmatched": 1e-2, "prepared": 2e-2}
-"""Limits of results that are not probabilities: pixels, fractions that ties explain, and about one
-grey level of the prepared image, because resizes round to whole grey values."""
-
-
-class Differences:
-    """Largest differences by file and output."""
-
-    def __init__(self) -> None:
-        self._worst: dict[tuple[str, str], float] = {}
-        self._units: dict[tuple[str, str], str] = {}
-
-    def add(
-        self, path: Path, found: Mapping[str, float], units: Mapping[str, str] | None = None
-    ) -> None:
-        """Add the differences of one image.
-
-        Args:
-            path: The file.
-            found: Difference by output.
-            units: Outputs whose differences are fractions that never fail, with their unit.
-        """
-        for name, value in found.items():
-            key = (path.name, name)
-            self._worst[key] = larger(self._worst.get(key, 0.0), value)
-            if units and name in units:
-                self._units[key] = f" of the {units[name]}"
-
-    def is_above(self, key: tuple[str, str]) -> bool:
-        """Whether an output of a file differs by more than rounding explains."""
-        if ".fp16." in key[0] or ".int8." in key[0]:
-            return not math.isfinite(self._worst[key])
-        if key in self._units:
-            return False
-        return not self._worst[key] <= LIMITS.get(key[1], TOLERANCE)
-
-    @property
-    def passed(self) -> bool:
-        """Whether no output is above its limit."""
-        return bool(self._worst) and not any(map(self.is_above, self._worst))
-
-    def table(self) -> str:
-        """One line per file and output."""
-        return "\n".join(
-            f"  {key[0]:<18} {key[1]:<15} {value:.1e}{self._units.get(key, '')}"
-            f"{'  ABOVE' if self.is_above(key) else ''}"
-            for key, value in self._worst.items()
-        )
-
-
-def larger(a: float, b: float) -> float:
-    """The larger one of two differences; NaN, which ``max`` may drop, if one of them is NaN."""
-    return a if math.isnan(a) or b <= a else b
 
 
 def runner(path: Path, threads: int | None = None) -> Runner:
@@ -107,7 +50,7 @@ def _onnx_runner(path: Path, threads: int | None) -> Runner:
 
 
 @torch.no_grad()
-def differences(graph: Graph, run: Runner, inputs: dict[str, Tensor]) -> dict[str, float]:
+def compare_graph(graph: Graph, run: Runner, inputs: dict[str, Tensor]) -> dict[str, float]:
     """Largest absolute difference of every output between PyTorch and a file.
 
     For integer outputs it is the fraction of values that differ. If a file selects other indices

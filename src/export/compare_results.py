@@ -88,7 +88,7 @@ def _session_with(output: str, path: Path, threads: int | None) -> Any:
 
 
 @torch.no_grad()
-def compare(
+def compare_result(
     network: nn.Module, result: Result, example: Example, found: dict[str, Tensor]
 ) -> dict[str, float]:
     """Largest differences between a file and PyTorch on the same prepared image.
@@ -130,7 +130,7 @@ def compare(
 def compare_detections(
     expected: Detections, found: dict[str, Tensor], size: Size, threshold: float
 ) -> dict[str, float]:
-    """Match detections and compare the pairs; see `compare`.
+    """Match detections and compare the pairs; see `compare_result`.
 
     A pair has the same label and corners that are at most a pixel apart.
 
