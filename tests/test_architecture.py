@@ -67,6 +67,7 @@ FOLDERS = {
         "weights": set(),
         "layers": {"weights"},
         "internimage": {"layers", "weights"},
+        "image_text": {"layers", "internimage", "weights"},
         "necks": {"layers"},
         "detection": {"layers", "internimage", "necks", "weights"},
         "segmentation": {"layers", "internimage", "weights"},

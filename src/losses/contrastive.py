@@ -6,14 +6,15 @@
 A rank compares its own pairs with those of all ranks. The mean of the results of all ranks is the
 loss of the global batch; as DDP and FSDP average gradients over ranks, its gradient is exact too.
 
-The logits of ``n`` own and ``N`` global pairs are computed in blocks of at most `max_logits` values,
-again in the backward pass (activation checkpointing). Memory therefore grows with ``N``, for the
-gathered features, and not with ``n * N``.
+The logits of ``n`` own and ``N`` global pairs are computed in blocks of at most ``max_logits``
+values, and again in the backward pass (activation checkpointing). Memory therefore grows with
+``N``, for the gathered features, and not with ``n * N``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,6 +29,26 @@ MAX_LOGITS = 2**24
 
 BlockLoss = Callable[[Tensor, Tensor, int], Tensor]
 """Sum of the losses of a block: own features, gathered features, global index of the first own."""
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Features of the pairs of this rank.
+
+    Attributes:
+        image: Image features, ``(n, D)``.
+        text: Text features, ``(n, D)``.
+        gather: Whether there are other ranks to compare with.
+    """
+
+    image: Tensor
+    text: Tensor
+    gather: bool
+
+    def every(self, features: Tensor) -> Tensor:
+        """Rows of all ranks in their order, ``(N, D)``, with gradients to all of them."""
+        gathered: Tensor = _GatherRows.apply(features) if self.gather else features
+        return gathered
 
 
 class _ContrastiveLoss(nn.Module):
@@ -46,7 +67,15 @@ class _ContrastiveLoss(nn.Module):
             raise UserError(f"model.loss.max_logits must be at least 1, got {max_logits}.")
         self.max_logits = max_logits
 
-    def forward(self, image: Tensor, text: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(
+        self,
+        image: Tensor,
+        text: Tensor,
+        scale: Tensor,
+        bias: Tensor | None = None,
+        *,
+        gather: bool = True,
+    ) -> Tensor:
         """Loss of this rank's pairs among those of all ranks.
 
         Args:
@@ -55,23 +84,23 @@ class _ContrastiveLoss(nn.Module):
             text: Normalised text features, ``(n, D)``.
             scale: Factor of the cosine similarities (inverse temperature), one value.
             bias: Added to the logits, one value, or ``None``.
+            gather: Whether to compare with the pairs of all ranks, or only with the own ones.
 
         Returns:
             Scalar; its mean over the ranks is the loss of the global batch.
         """
+        pairs = Pairs(image.float(), text.float(), gather and _ranks() > 1)
         with torch.autocast(image.device.type, enabled=False):
-            return self.pair_loss(
-                image.float(), text.float(), scale.float(), None if bias is None else bias.float()
-            )
+            return self.pair_loss(pairs, scale.float(), None if bias is None else bias.float())
 
-    def pair_loss(self, image: Tensor, text: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+    def pair_loss(self, pairs: Pairs, scale: Tensor, bias: Tensor | None) -> Tensor:
         """Loss in float32; see `forward`."""
         raise TypeError(f"{type(self).__name__} must define pair_loss()")
 
     def mean_in_blocks(self, own: Tensor, every: Tensor, loss: BlockLoss) -> Tensor:
         """Mean over the rows of ``own`` of a loss that is computed in blocks of rows."""
         rows = max(1, self.max_logits // len(every))
-        first = _rank() * len(own)
+        first = distributed.get_rank() * len(own) if len(every) > len(own) else 0
         total = own.new_zeros(())
         for start in range(0, len(own), rows):
             block = own[start : start + rows]
@@ -88,16 +117,15 @@ class CLIPLoss(_ContrastiveLoss):
         max_logits: Largest number of logits that exist at once, at least one row.
     """
 
-    def pair_loss(self, image: Tensor, text: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+    def pair_loss(self, pairs: Pairs, scale: Tensor, bias: Tensor | None) -> Tensor:
         """Mean of the two cross entropies; a bias would have no effect and is ignored."""
 
         def cross_entropy(own: Tensor, every: Tensor, first: int) -> Tensor:
             target = torch.arange(first, first + len(own), device=own.device)
             return F.cross_entropy(scale * own @ every.T, target, reduction="sum")
 
-        texts, images = gather_rows(text), gather_rows(image)
-        to_text = self.mean_in_blocks(image, texts, cross_entropy)
-        to_image = self.mean_in_blocks(text, images, cross_entropy)
+        to_text = self.mean_in_blocks(pairs.image, pairs.every(pairs.text), cross_entropy)
+        to_image = self.mean_in_blocks(pairs.text, pairs.every(pairs.image), cross_entropy)
         return (to_text + to_image) / 2
 
 
@@ -108,7 +136,7 @@ class SigLIPLoss(_ContrastiveLoss):
         max_logits: Largest number of logits that exist at once, at least one row.
     """
 
-    def pair_loss(self, image: Tensor, text: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+    def pair_loss(self, pairs: Pairs, scale: Tensor, bias: Tensor | None) -> Tensor:
         """Sum over all texts, mean over the images.
 
         Raises:
@@ -126,20 +154,7 @@ class SigLIPLoss(_ContrastiveLoss):
             sign.diagonal(first).fill_(1.0)
             return -F.logsigmoid(sign * logits).sum()
 
-        return self.mean_in_blocks(image, gather_rows(text), sigmoid)
-
-
-def gather_rows(features: Tensor) -> Tensor:
-    """Rows of all ranks in their order, ``(n, D) -> (N, D)``, with gradients to all of them.
-
-    Must be called on all ranks, with the same shape.
-    """
-    if not distributed.is_available() or not distributed.is_initialized():
-        return features
-    if distributed.get_world_size() == 1:
-        return features
-    gathered: Tensor = _GatherRows.apply(features)
-    return gathered
+        return self.mean_in_blocks(pairs.image, pairs.every(pairs.text), sigmoid)
 
 
 class _GatherRows(torch.autograd.Function):
@@ -160,6 +175,6 @@ class _GatherRows(torch.autograd.Function):
         return own
 
 
-def _rank() -> int:
+def _ranks() -> int:
     is_distributed = distributed.is_available() and distributed.is_initialized()
-    return distributed.get_rank() if is_distributed else 0
+    return distributed.get_world_size() if is_distributed else 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from src.models.detection import CBDINO, DINO, CascadeMaskRCNN, MaskRCNN
+from src.models.image_text import ImageTextModel, OpenCLIPTextTower, TextTower
 from src.models.internimage import (
     ARCHITECTURES,
     CBInternImageBackbone,
@@ -28,12 +29,15 @@ __all__ = [
     "DCNv3",
     "DCNv4",
     "FCNHead",
+    "ImageTextModel",
     "InternImage",
     "InternImageBackbone",
     "Mask2Former",
     "Mask2FormerHead",
     "MaskRCNN",
+    "OpenCLIPTextTower",
     "Segmentor",
     "SpatialMixer",
+    "TextTower",
     "UPerHead",
 ]

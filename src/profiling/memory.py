@@ -12,7 +12,7 @@ method ``dense_outputs()`` (see `Detector.dense_outputs`); its losses are left o
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -25,6 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import flop_registry
 
+from src.models.image_text import TextTower
 from src.models.internimage.blocks import Block
 from src.models.layers import precision as layer_precision
 
@@ -107,9 +108,8 @@ def measure_step(
             parameter.register_post_accumulate_grad_hook(tracker.take_gradient)
     is_mixed = precision.endswith("mixed")
     if is_mixed:
-        for block in network.modules():
-            if isinstance(block, Block):
-                block.forward = _in_autocast(block.forward)  # type: ignore[method-assign]
+        for block in _recomputed(network):
+            block.forward = _in_autocast(block.forward)
     with tracker:
         with _Autocast() if is_mixed else nullcontext():
             loss = torch.stack([out.float().sum() for out in outputs_of(network, image)]).sum()
@@ -154,6 +154,15 @@ class _Autocast(TorchFunctionMode):
         if name in dtypes:
             args, kwargs = tree_map(partial(_cast, dtype=dtypes[name]), (args, kwargs or {}))
         return func(*args, **(kwargs or {}))
+
+
+def _recomputed(network: nn.Module) -> Iterator[nn.Module]:
+    """Modules that activation checkpointing computes again."""
+    for module in network.modules():
+        if isinstance(module, Block):
+            yield module
+        elif isinstance(module, TextTower):
+            yield from module.layers
 
 
 def _in_autocast(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -201,6 +201,15 @@ def _(module: DCNv4, inputs: tuple[Any, ...], output: Any) -> Macs:
 
 
 @macs_of.register
+def _(module: nn.MultiheadAttention, inputs: tuple[Any, ...], output: Any) -> Macs:
+    # Its output layer is not called as a module.
+    query, key, value = inputs[:3]
+    width, keys = module.embed_dim, key.shape[1]
+    projections = width * (2 * query.numel() + key.numel() + value.numel())
+    return Macs(products=projections + 2 * keys * query.numel())
+
+
+@macs_of.register
 def _(module: AttentionPool, inputs: tuple[Any, ...], output: Any) -> Macs:
     projections = sum(x.numel() * x.shape[-1] for x in inputs)
     scores_and_mean = 2 * inputs[1].numel()

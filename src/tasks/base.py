@@ -28,7 +28,7 @@ class BaseTask(CheckpointHooks):
 
     Args:
         num_classes: Number of classes, taken from the data module on the command line.
-        network: Factory of the network, called with ``num_classes``.
+        network: Factory of the network, called with `network_arguments`: ``num_classes``.
         weights: Pretrained weights: a file or a hub name. ``None`` is random initialisation.
             Ignored if a checkpoint is given.
         optimizer: Factory of the optimizer, called with parameter groups. Its learning rate is for
@@ -60,7 +60,7 @@ class BaseTask(CheckpointHooks):
     def __init__(
         self,
         num_classes: int,
-        network: Callable[[int], nn.Module],
+        network: Callable[..., nn.Module],
         weights: str | None = None,
         optimizer: OptimizerFactory = lambda params: torch.optim.AdamW(
             params, lr=5e-4, weight_decay=0.05

@@ -96,8 +96,12 @@ class BuildingHooks(LightningModule):
         now = class_names_of(self._trainer)
         compare_classes(trained, now, *source, is_fitting=self._is_fitting)
 
+    def network_arguments(self) -> dict[str, Any]:
+        """Arguments that the factory of the network is called with."""
+        return {"num_classes": self.num_classes}
+
     def _make(self) -> nn.Module:
-        network = self.network_factory(num_classes=self.num_classes)
+        network = self.network_factory(**self.network_arguments())
         freeze(network, self.frozen)
         if self.compilation is not None:
             if self._trainer is not None:

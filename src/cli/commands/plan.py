@@ -19,7 +19,9 @@ from torch import nn
 
 from src.cli.app import TrainingCLI
 from src.cli.tool_parser import ToolParser
+from src.cli.training_plan import add_arguments, describe_training
 from src.errors import UserError
+from src.models.image_text import ImageTextModel
 from src.profiling.memory import PRECISIONS, StepMemory, extrapolate, measure_step, omitted_part
 from src.tasks.base import BaseTask
 from src.tasks.building import SHARDED_UNITS
@@ -250,6 +252,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(describe(plan, batch))
     print(table(plan, batch, memory))
     print(proposal(plan, memory, args.global_batch or batch * args.gpus))
+    if isinstance(plan.network, ImageTextModel):
+        epochs = recipe.config.trainer.max_epochs
+        print(describe_training(plan.network, recipe.image_size(), args, batch, epochs))
+        return 0
     if args.tflops and args.images:
         print(duration(plan, args.tflops, args.images))
     return 0
@@ -348,4 +354,5 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--num_classes", type=int, help="default: that of the public dataset")
     parser.add_argument("--tflops", type=float, help="measured throughput of a GPU")
     parser.add_argument("--images", type=int, help="images per epoch, to estimate its duration")
+    add_arguments(parser)
     return parser
