@@ -152,6 +152,8 @@ class SegmentationEvalBatch(TypedDict):
         size: Height and width of each image in its file.
         label: As in `SegmentationBatch`, at the original size, one ``(H, W)`` per image. Absent in
             prediction; only 255 in a padding batch.
+        weight: Weight of each pixel in instance-level scores, float32, one ``(H, W)`` per image;
+            0 outside of instances. Only where the dataset has instances.
         path: The file of each image.
         is_padding: Whether the batch only equalises the number of batches per rank,
             and is ignored in metrics and results. Only in evaluation and prediction.
@@ -161,5 +163,6 @@ class SegmentationEvalBatch(TypedDict):
     flipped: list[bool]
     size: list[tuple[int, int]]
     label: NotRequired[list[Tensor]]
+    weight: NotRequired[list[Tensor]]
     path: list[str]
     is_padding: NotRequired[bool]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from src.models.detection.detector import Detector
 from src.models.detection.rcnn.postprocess import paste_masks
 from src.models.graphs import ClassResult, LabelMapResult, RegionResult, Result
 from src.models.segmentation.inference import image_probabilities
+from src.models.segmentation.segmentor import Segmentor
 from src.types import Detections, Size
 
 _SAME_BOX = 1.0  # pixels
@@ -115,7 +116,8 @@ def compare_result(
         return differences | {"probabilities": _largest(expected, found["probabilities"])}
     if isinstance(result, LabelMapResult):
         probabilities = image_probabilities(network, [image], original)
-        scores, labels = probabilities.max(dim=1)
+        classes = cast(Segmentor, network).num_classes
+        scores, labels = probabilities[:, :classes].max(dim=1)
         wrong = labels != found["label_map"]
         return differences | {
             "scores": _largest(scores, found["scores"]),

@@ -45,10 +45,13 @@ def read_published(name: str, file: Path | None = None) -> ModelParts:
     recipe = _recipe_of(name)
     settings = yaml.safe_load(recipe.read_text(encoding="utf-8"))
     spec, data = settings["model"]["init_args"]["network"], settings["data"]
-    names = _data_module(data["class_path"]).official_class_names()
+    owner = _data_module(data["class_path"])
+    names = owner.official_class_names()
     network = build_network(spec, len(names))
     load_all(network, name if file is None else file)
     preprocessing = preprocessing_of(data["init_args"], settings["model"]["init_args"])
+    if palette := getattr(owner, "official_palette", lambda: None)():
+        preprocessing["palette"] = [list(colour) for colour in palette]
     return ModelParts(network.eval(), spec, names, recipe.parent.name, preprocessing)
 
 

@@ -17,6 +17,7 @@ from src.models.internimage import (
 from src.models.segmentation import Mask2Former, Segmentor
 from src.models.segmentation.fcn import FCNHead
 from src.models.segmentation.mask2former import Mask2FormerHead
+from src.models.segmentation.segformer import SegFormerHead
 from src.models.segmentation.upernet import UPerHead
 from src.models.weights import files as checkpoints  # noqa: F401  the former name of the module
 
@@ -36,6 +37,7 @@ __all__ = [
     "Mask2FormerHead",
     "MaskRCNN",
     "OpenCLIPTextTower",
+    "SegFormerHead",
     "Segmentor",
     "SpatialMixer",
     "TextTower",

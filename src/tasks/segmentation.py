@@ -20,6 +20,7 @@ from src.errors import UserError
 from src.losses.mask_set import MaskSetLoss  # noqa: F401  short name for YAML
 from src.losses.segmentation import SegmentationLoss
 from src.metrics.base import ScoreMetric
+from src.metrics.cityscapes import CityscapesMetric  # noqa: F401  short name for YAML
 from src.metrics.segmentation import SegmentationMetric
 from src.models.layers.precision import full_precision
 from src.models.segmentation import (
@@ -146,7 +147,9 @@ class SegmentationTask(DenseTask):
         losses = [torch.zeros((), device=label.device) for label in batch["label"]]
         for index, rows, probability in self._segment(network, batch):
             label = batch["label"][index][rows]
-            self.metrics_of(stage + suffix).update(_decide(probability), label)
+            weights = {"weight": batch["weight"][index][rows]} if "weight" in batch else {}
+            # Metrics without this argument do not get it.
+            self.metrics_of(stage + suffix).update(self._decide(probability), label, **weights)
             losses[index] += self._summed_loss(probability, label)
         for label, loss in zip(batch["label"], losses, strict=True):
             # With this weight the logged value is the mean over the labelled pixels of all images.
@@ -160,6 +163,16 @@ class SegmentationTask(DenseTask):
         right = probability.gather(0, label.clamp(max=self.num_classes - 1)[None])[0]
         return -right[label != IGNORE_LABEL].clamp(min=1e-12).log().sum()
 
+    def _decide(self, probability: Tensor) -> Tensor:
+        """Most probable class from ``(K, H, W)``.
+
+        It is ``num_classes`` where the best of the outputs is none of the classes, or the
+        probabilities are not finite.
+        """
+        best, classes = probability.max(0)
+        classes = classes.clamp(max=self.num_classes)
+        return classes.masked_fill(~torch.isfinite(best), self.num_classes)
+
     def predict_step(self, batch: SegmentationEvalBatch, batch_idx: int) -> dict[str, Any]:
         """Most probable class of every pixel.
 
@@ -170,8 +183,8 @@ class SegmentationTask(DenseTask):
         """
         label_maps = [torch.empty(tuple(size), dtype=torch.uint8) for size in batch["size"]]
         for index, rows, probability in self._segment(self.evaluation_network, batch):
-            classes = _decide(probability)
-            if bool((classes == len(probability)).any()):
+            classes = self._decide(probability[: self.num_classes])
+            if bool((classes == self.num_classes).any()):
                 raise UserError(not_finite(batch["path"][index]))
             label_maps[index][rows] = classes.to("cpu", torch.uint8)
         return {} if batch.get("is_padding") else {"path": batch["path"], "label_map": label_maps}
@@ -219,12 +232,6 @@ class SegmentationTask(DenseTask):
         if not suffix:
             per_class = {name: value for name, value in scores.items() if value.ndim}
             self.class_scores = {name.split("/")[1]: value for name, value in per_class.items()}
-
-
-def _decide(probability: Tensor) -> Tensor:
-    """Most probable class from ``(K, H, W)``; ``K`` where the probabilities are not finite."""
-    best, classes = probability.max(0)
-    return classes.masked_fill(~torch.isfinite(best), len(probability))
 
 
 def _alike(batch: SegmentationEvalBatch) -> dict[Any, list[int]]:

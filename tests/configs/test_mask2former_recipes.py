@@ -17,7 +17,9 @@ from src.models.weights.names import official_names
 from src.tasks import SegmentationTask
 
 ROOT = Path(__file__).parents[2]
-RECIPES = sorted((ROOT / "configs" / "segmentation").glob("mask2former_internimage_*.yaml"))
+RECIPES = sorted(
+    (ROOT / "configs" / "segmentation").glob("mask2former_internimage_*_cocostuff*.yaml")
+)
 MANIFESTS = ROOT / "tests" / "fixtures" / "state_dict_manifests.json.gz"
 PARAMETERS = {"ade20k": 1_313_496_135, "coco_stuff164k": 1_313_517_660}
 PARAMETERS["coco_stuff10k"] = PARAMETERS["coco_stuff164k"]

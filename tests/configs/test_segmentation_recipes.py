@@ -14,7 +14,7 @@ from src.models.weights.names import official_names
 from src.tasks import SegmentationTask
 
 ROOT = Path(__file__).parents[2]
-RECIPES = sorted((ROOT / "configs" / "segmentation").glob("upernet_internimage_*.yaml"))
+RECIPES = sorted((ROOT / "configs" / "segmentation").glob("upernet_internimage_*_ade20k.yaml"))
 MANIFESTS = ROOT / "tests" / "fixtures" / "state_dict_manifests.json.gz"
 PARAMETERS = {
     "t_512": 59_077_148,

@@ -30,7 +30,7 @@ from src.export.results.preprocessing import prepare
 from src.models import CascadeMaskRCNN, MaskRCNN
 from src.models.internimage.backbone import InternImageBackbone
 from src.models.internimage.dcnv3 import DCNv3
-from tests.export.test_export_files import TINY, classifier, segmentor
+from tests.export.test_export_files import TINY, classifier, segformer, segmentor
 from tests.export.test_export_sets import filled
 from tests.models.conftest import name_weight
 
@@ -60,6 +60,7 @@ NETWORKS = {
         segmentor,
         {"image_scale": [400, 100], "size_divisor": 32, "upright": True},
     ),
+    "segformer": ("segmentation", 4, segformer, {"image_scale": [200, 100], "size_divisor": 1}),
     "mask2former": (
         "segmentation",
         12,

@@ -122,7 +122,8 @@ def test_an_existing_published_file_is_used(nothing_is_downloaded, tmp_path):
 
 
 PRETRAINING = [name for name in HUB_FILES if "22k_" in name]
-DATA_SETS = {"coco": 80, "80classes": 80, "ade20k": 150, "cocostuff164k": 171, "10k": 171}
+DATA_SETS = {"cityscapes": 19, "mapillary": 19, "mapillary2cityscapes": 19, "59": 59, "nyu": 40}
+DATA_SETS |= {"coco": 80, "80classes": 80, "ade20k": 150, "cocostuff164k": 171, "10k": 171}
 
 
 def published_classes(name):
@@ -132,7 +133,8 @@ def published_classes(name):
             name = name.removesuffix(ending)
         ending = name.rsplit("_", 1)[-1].removeprefix("cocostuff2")
         count = DATA_SETS[ending]
-        return count, "wall" if count == 150 else "person"
+        first = {150: "wall", 40: "wall", 19: "road", 59: "aeroplane"}
+        return count, first.get(count, "person")
     return 1000, "tench"
 
 

@@ -268,12 +268,19 @@ class ADE20KDataModule(BaseDataModule):
             return super().official_class_names()
         return list(ADE20K_NAMES)
 
+    @classmethod
+    def official_palette(cls) -> list[Colour] | None:
+        """Colours of `official_class_names`; ``None`` if the dataset has none of its own."""
+        return ade20k_palette() if cls is ADE20KDataModule else None
+
     @cached_property
     def palette(self) -> list[Colour]:
         """Red, green and blue of each class, 0 to 255."""
         if self._given_palette is None:
-            is_ade20k = self._names == list(ADE20K_NAMES)
-            return ade20k_palette() if is_ade20k else distinct_palette(self.num_classes)
+            official = self.official_palette()
+            if official is not None and self._names == self.official_class_names():
+                return official
+            return distinct_palette(self.num_classes)
         colours = [tuple(colour) for colour in self._given_palette]
         values = [value for colour in colours for value in colour]
         if len(colours) != self.num_classes or not all(0 <= value <= 255 for value in values):
@@ -308,15 +315,17 @@ class ADE20KDataModule(BaseDataModule):
             if getattr(rank_zero_only, "rank", 0) == 0:
                 self.warn_of_absent(*find_occurring_classes(dataset))
         if stage in ("fit", "validate"):
-            self._datasets["val"] = SegmentationEvalDataset(
-                self.labelled_files("val"), self.eval_transform, **self._reading("val")
-            )
+            self._datasets["val"] = self.eval_dataset("val")
         if stage == "test":
-            self._datasets["test"] = SegmentationEvalDataset(
-                self.labelled_files("test"), self.eval_transform, **self._reading("test")
-            )
+            self._datasets["test"] = self.eval_dataset("test")
         if stage == "predict":
             self._datasets["predict"] = self.files_to_predict(self.predict_source())
+
+    def eval_dataset(self, split: str) -> SegmentationEvalDataset:
+        """Images and label maps of ``val`` or ``test``."""
+        return SegmentationEvalDataset(
+            self.labelled_files(split), self.eval_transform, **self._reading(split)
+        )
 
     def files_to_predict(self, source: str | Sequence[str]) -> SegmentationFilesDataset:
         """Images to segment."""

@@ -14,8 +14,10 @@ from src.data.classes.cityscapes import (
     CITYSCAPES_PALETTE,
     MAPILLARY_TO_CITYSCAPES,
 )
+from src.data.classes.palette import Colour
 from src.data.datamodules.ade20k import ADE20KDataModule
-from src.data.datasets.segmentation_folder import find_pairs
+from src.data.datasets.cityscapes import CityscapesEvalDataset
+from src.data.datasets.segmentation_folder import SegmentationEvalDataset, find_pairs
 from src.data.formats.label_maps import ClassValues
 from src.errors import UserError
 
@@ -34,6 +36,8 @@ class CityscapesDataModule(ADE20KDataModule):
         coarse: Also train on ``leftImg8bit/train_extra``, with the ``original`` coarse label maps
             in ``gtCoarse``, or with ``refined`` ones in ``refinement_final``, as in the official
             models.
+        instances: Read the instances in evaluation, ``*_gtFine_instanceIds.png``, for the IoU of
+            instances (``--model.metric CityscapesMetric``).
         kwargs: See `ADE20KDataModule`.
 
     Raises:
@@ -44,6 +48,7 @@ class CityscapesDataModule(ADE20KDataModule):
         self,
         root: str = "data/cityscapes",
         coarse: Literal["refined", "original"] | None = None,
+        instances: bool = False,
         train_images: str = "leftImg8bit/train",
         train_labels: str = "gtFine/train",
         val_images: str = "leftImg8bit/val",
@@ -57,8 +62,6 @@ class CityscapesDataModule(ADE20KDataModule):
         **kwargs: Any,
     ) -> None:
         official = class_names == "cityscapes"
-        if official and kwargs.get("palette") is None:
-            kwargs["palette"] = list(CITYSCAPES_PALETTE.values())
         super().__init__(
             root=root,
             train_images=train_images,
@@ -73,12 +76,25 @@ class CityscapesDataModule(ADE20KDataModule):
             crop_size=crop_size,
             **kwargs,
         )
-        self.coarse = coarse
+        self.coarse, self.instances = coarse, instances
 
     @classmethod
     def official_class_names(cls) -> list[str]:
         """Names of the 19 evaluated classes."""
         return list(CITYSCAPES_NAMES)
+
+    @classmethod
+    def official_palette(cls) -> list[Colour] | None:
+        """Colours of these classes."""
+        return list(CITYSCAPES_PALETTE.values())
+
+    def eval_dataset(self, split: str) -> SegmentationEvalDataset:
+        """Images and label maps of ``val`` or ``test``."""
+        if not self.instances:
+            return super().eval_dataset(split)
+        return CityscapesEvalDataset(
+            self.labelled_files(split), self.eval_transform, **self._reading(split)
+        )
 
     def labelled_files(self, split: str) -> list[tuple[str, str]]:
         """Image files of a split, each with its label map."""

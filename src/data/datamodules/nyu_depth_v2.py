@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from src.data.classes.nyu_depth_v2 import NYU_DEPTH_V2_NAMES, nyu_depth_v2_palette
+from src.data.classes.palette import Colour
 from src.data.datamodules.ade20k import ADE20KDataModule
 
 
@@ -42,8 +43,6 @@ class NYUDepthV2DataModule(ADE20KDataModule):
         **kwargs: Any,
     ) -> None:
         official = class_names == "nyu-depth-v2"
-        if official and kwargs.get("palette") is None:
-            kwargs["palette"] = nyu_depth_v2_palette()
         super().__init__(
             root=root,
             train_images=train_images,
@@ -63,3 +62,8 @@ class NYUDepthV2DataModule(ADE20KDataModule):
     def official_class_names(cls) -> list[str]:
         """Names of the 40 classes."""
         return list(NYU_DEPTH_V2_NAMES)
+
+    @classmethod
+    def official_palette(cls) -> list[Colour] | None:
+        """Colours of these classes."""
+        return nyu_depth_v2_palette()

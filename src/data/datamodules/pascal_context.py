@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from src.data.classes.palette import Colour
 from src.data.classes.pascal_context import PASCAL_CONTEXT_NAMES, pascal_context_palette
 from src.data.datamodules.ade20k import ADE20KDataModule
 
@@ -42,8 +43,6 @@ class PascalContextDataModule(ADE20KDataModule):
         **kwargs: Any,
     ) -> None:
         official = class_names == "pascal-context"
-        if official and kwargs.get("palette") is None:
-            kwargs["palette"] = pascal_context_palette()
         super().__init__(
             root=root,
             train_images=train_images,
@@ -67,3 +66,8 @@ class PascalContextDataModule(ADE20KDataModule):
     def official_class_names(cls) -> list[str]:
         """Names of the 59 classes."""
         return list(PASCAL_CONTEXT_NAMES)
+
+    @classmethod
+    def official_palette(cls) -> list[Colour] | None:
+        """Colours of these classes."""
+        return pascal_context_palette()

@@ -49,6 +49,7 @@ class EvalSample(TypedDict):
     views: list[Tensor]
     size: tuple[int, int]
     label: NotRequired[Tensor]
+    weight: NotRequired[Tensor]
     path: str
     is_padding: NotRequired[bool]
 

@@ -48,7 +48,7 @@ def read_label_map(
         BrokenImageError: If the file cannot be decoded.
         UserError: If it holds colours or a number that is no class.
     """
-    stored = _read_numbers(path, max_pixels)
+    stored = read_numbers(path, max_pixels)
     if class_values is not None:
         return _look_up(stored, class_values, path)
     ignored = stored == IGNORE_LABEL
@@ -111,7 +111,16 @@ def stored_values(image: Image.Image) -> NDArray[np.unsignedinteger]:
     return values if stretch == 1 else values // stretch
 
 
-def _read_numbers(path: str | Path, max_pixels: int) -> NDArray[np.unsignedinteger]:
+def read_numbers(path: str | Path, max_pixels: int) -> NDArray[np.unsignedinteger]:
+    """Read a grey or palette image of up to 32 bits as it is; errors are those of `read_label_map`.
+
+    Args:
+        path: The image.
+        max_pixels: Larger images are refused.
+
+    Returns:
+        Numbers of shape ``(H, W)``.
+    """
     with open_image(path, max_pixels, "label map") as image:
         if image.mode not in ("1", "L", "LA", "P", "PA") and not image.mode.startswith("I"):
             raise UserError(

@@ -56,7 +56,7 @@ def assemble(
     if isinstance(result, ClassResult):
         found = dense.class_probabilities(outputs, classes)
     elif isinstance(result, LabelMapResult):
-        found = dense.label_map(op, outputs, prepared)
+        found = dense.label_map(op, outputs, prepared, classes)
     elif isinstance(result, QueryResult):
         found = query_detections(op, outputs, image, prepared, result)
     elif result is not None:

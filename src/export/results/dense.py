@@ -17,13 +17,16 @@ def class_probabilities(outputs: dict[str, ir.Value], classes: int) -> Outputs:
     return {"probabilities": (outputs["probabilities"], "FLOAT", ["batch", classes])}
 
 
-def label_map(op: Builder, outputs: dict[str, ir.Value], prepared: Prepared | None) -> Outputs:
+def label_map(
+    op: Builder, outputs: dict[str, ir.Value], prepared: Prepared | None, classes: int
+) -> Outputs:
     """``label_map`` and ``scores``, ``(batch, height, width)``, at the size of the input.
 
     Args:
         op: Builder of the graph.
         outputs: ``logits`` at the size of the network's input.
         prepared: Preprocessing in the graph, if it is there.
+        classes: Number of classes; further outputs of the network only count in the softmax.
     """
     logits = outputs["logits"]
     if prepared is not None:
@@ -31,7 +34,11 @@ def label_map(op: Builder, outputs: dict[str, ir.Value], prepared: Prepared | No
         logits = op.Resize(
             logits, None, None, sizes, mode="linear", coordinate_transformation_mode="half_pixel"
         )
+    probabilities = op.Softmax(logits, axis=1)
+    if outputs["logits"].shape is None or outputs["logits"].shape[1] != classes:
+        logits = op.Slice(logits, [0], [classes], [1])
+        probabilities = op.Slice(probabilities, [0], [classes], [1])
     labels = op.ArgMax(logits, axis=1, keepdims=0)
-    scores = op.ReduceMax(op.Softmax(logits, axis=1), [1], keepdims=0)
+    scores = op.ReduceMax(probabilities, [1], keepdims=0)
     shape = ["batch", "height", "width"]
     return {"label_map": (labels, "INT64", shape), "scores": (scores, "FLOAT", shape)}

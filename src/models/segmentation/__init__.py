@@ -3,6 +3,7 @@
 - ``segmentor.py``: backbone and heads; read this first.
 - ``head.py``: the interface of the heads and what they share.
 - ``upernet.py``, ``fcn.py``: UPerNet's head and the auxiliary head.
+- ``segformer.py``: the head of SegFormer.
 - ``mask2former/``: Mask2Former.
 - ``inference.py``: inference on whole images and by sliding window.
 - ``graphs.py``: what is exported.

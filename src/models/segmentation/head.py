@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from src.models.layers.conv import ConvUnit
+from src.models.weights.match import Match
 
 
 class SegmentationHead(nn.Module):
@@ -28,6 +29,19 @@ class SegmentationHead(nn.Module):
             Logits of shape ``(N, num_classes, H_k, W_k)`` at the size of one of the feature maps.
         """
         raise TypeError(f"{type(self).__name__} must define forward()")
+
+    def adapt_checkpoint(self, prefix: str, match: Match) -> None:
+        """Ignore the head of a file if it is another kind of head, which shares only the scores."""
+        own = [f"{prefix}{name}" for name in self.state_dict()]
+        given = [name for name in own if name in match.state]
+        foreign = [name for name in match.unused if name.startswith(prefix)]
+        if foreign and all(name.startswith(f"{prefix}conv_seg.") for name in given):
+            for name in given:
+                del match.state[name]
+            match.unused = [name for name in match.unused if name not in set(foreign)]
+            match.note(
+                f"{match.source} has another kind of {prefix.removesuffix('.')}, which is not used."
+            )
 
 
 def conv_norm_relu(in_channels: int, out_channels: int, kernel_size: int) -> ConvUnit:

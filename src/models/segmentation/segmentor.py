@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor, nn
 
+from src.errors import UserError
 from src.models.graphs import Graph
 from src.models.internimage.backbone import InternImageBackbone
 from src.models.layers.precision import full_precision
@@ -34,6 +35,12 @@ class Segmentor(nn.Module):
         backbone: Makes the backbone, a module with ``feature_info`` and one feature map per stage.
         decode_head: Makes the head from ``(in_channels, num_classes)``.
         auxiliary_head: Makes a second head, used in training only; ``None`` is none.
+        num_outputs: Score maps of the heads. More than ``num_classes`` are for released weights
+            with outputs that no class uses: those for Cityscapes have 150 for 19 classes. A pixel
+            whose best output is none of the classes counts as wrong. Default: ``num_classes``.
+
+    Raises:
+        UserError: If there are fewer outputs than classes.
     """
 
     def __init__(
@@ -42,16 +49,23 @@ class Segmentor(nn.Module):
         backbone: Callable[[], InternImageBackbone] = InternImageBackbone,
         decode_head: Callable[[list[int], int], SegmentationHead] = UPerHead,
         auxiliary_head: Callable[[list[int], int], SegmentationHead] | None = FCNHead,
+        num_outputs: int | None = None,
     ) -> None:
         super().__init__()
+        outputs = num_classes if num_outputs is None else num_outputs
+        if outputs < num_classes:
+            raise UserError(
+                f"num_outputs of the segmentor is {outputs}, but there are {num_classes} classes; "
+                "expected at least as many outputs."
+            )
         self.num_classes = num_classes
         self.backbone = backbone()
         stages = self.backbone.out_indices
         widths = [int(self.backbone.feature_info[i]["num_chs"]) for i in stages]
-        self.decode_head = decode_head(in_channels=widths, num_classes=num_classes)  # type: ignore[call-arg]
+        self.decode_head = decode_head(in_channels=widths, num_classes=outputs)  # type: ignore[call-arg]
         self.auxiliary_head: SegmentationHead | None = None
         if auxiliary_head is not None:
-            self.auxiliary_head = auxiliary_head(in_channels=widths, num_classes=num_classes)  # type: ignore[call-arg]
+            self.auxiliary_head = auxiliary_head(in_channels=widths, num_classes=outputs)  # type: ignore[call-arg]
 
     def forward(self, image: Tensor) -> Outputs:
         """Score every pixel.
@@ -60,7 +74,7 @@ class Segmentor(nn.Module):
             image: Normalised images of shape ``(N, 3, H, W)``.
 
         Returns:
-            Logits of shape ``(N, num_classes, H, W)``: ``out`` of the decode head and, in training
+            Logits of shape ``(N, num_outputs, H, W)``: ``out`` of the decode head and, in training
             mode, ``aux`` of the auxiliary head.
         """
         features = self.backbone(image)

@@ -1,6 +1,7 @@
 """Cityscapes, Mapillary, Pascal Context and NYU Depth v2: layouts, numbers, names, runs."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -108,6 +109,22 @@ def test_high_mapillary_numbers_are_refused_unless_asked_for(toy, tmp_path):
         labels_of(data.MapillaryDataModule(str(tmp_path), **options), "train")
     module = data.MapillaryDataModule(str(tmp_path), high_values_are_road=True, **options)
     assert labels_of(module, "train")[0].tolist() == [[0, 0, 0]]
+
+
+def test_instances_give_weights(toy, tmp_path):
+    shutil.copytree(toy / "cityscapes", tmp_path / "set")
+    module = data.CityscapesDataModule(str(tmp_path / "set"), instances=True, **SMALL)
+    module.setup("validate")
+    with pytest.raises(UserError, match=r"_gtFine_instanceIds\.png does not exist"):
+        next(iter(module.val_dataloader()))
+    values = np.full((32, 32), 7, np.uint16)
+    values[:2, :4] = 26000  # a car of eight pixels
+    for _, label in module.labelled_files("val"):
+        Image.fromarray(values).save(label.replace("labelTrainIds", "instanceIds"))
+    weight = next(iter(module.val_dataloader()))["weight"][0]
+    assert weight.shape == (32, 32)
+    assert weight[:2, :4].tolist() == [[pytest.approx(12794.0202738185 / 8)] * 4] * 2
+    assert weight.sum() == pytest.approx(12794.0202738185, rel=1e-5)
 
 
 @every_layout
