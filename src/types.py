@@ -21,6 +21,39 @@ ImageId = int | str
 """Id of an image in an annotation file: a number in COCO, a name in some other datasets."""
 
 
+@dataclass(frozen=True)
+class ImageLabels:
+    """Classes that annotators checked in a whole image, as class indices.
+
+    In LVIS and OpenImages, an image is annotated for some of the classes only, and a detection of
+    another class is neither right nor wrong.
+
+    Attributes:
+        present: Classes known to be in the image.
+        absent: Classes known not to be in it.
+        not_exhaustive: Classes of which some instances may have no annotation.
+    """
+
+    present: tuple[int, ...] = ()
+    absent: tuple[int, ...] = ()
+    not_exhaustive: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class ClassFacts:
+    """Properties of the classes of a dataset that its metric needs.
+
+    Attributes:
+        frequencies: ``"r"``, ``"c"`` or ``"f"`` (rare, common, frequent) of each class in LVIS;
+            empty in other datasets.
+        ancestors: Indices of the more general classes of each class in OpenImages; empty in other
+            datasets.
+    """
+
+    frequencies: tuple[str, ...] = ()
+    ancestors: tuple[tuple[int, ...], ...] = ()
+
+
 class ClassificationBatch(TypedDict):
     """Images and, except in prediction, their classes.
 
@@ -92,6 +125,8 @@ class DetectionBatch(TypedDict):
         target: Ground truth of each image. Only in training.
         annotations: COCO annotations of each image as in the file, except that ``category_id`` is
             the class index. Only in evaluation.
+        image_labels: Classes that were checked in each image. Only in evaluation, and only of
+            datasets that are not annotated for all classes.
         views: Further views of the same images. Only with test-time augmentation.
         is_padding: Whether the batch only equalises the number of batches per rank,
             and is ignored in metrics and results. Only in evaluation and prediction.
@@ -104,6 +139,7 @@ class DetectionBatch(TypedDict):
     path: list[str]
     target: NotRequired[list[DetectionTarget]]
     annotations: NotRequired[list[list[dict[str, Any]]]]
+    image_labels: NotRequired[list[ImageLabels]]
     views: NotRequired[list[DetectionView]]
     is_padding: NotRequired[bool]
 

@@ -54,6 +54,7 @@ ONLY_THERE = {
     "lightning": {"cli", "tasks", "strategies", "callbacks", "data"},
     "albumentations": {"data"},
     "pycocotools": {"data", "metrics"},
+    "hotcoco": {"metrics"},
     "onnx": {"export"},
     "onnxscript": {"export"},
     "onnxruntime": {"export"},

@@ -10,7 +10,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from src.metrics.coco_results import Result
-from src.types import Detections, ImageId
+from src.types import ClassFacts, Detections, ImageId, ImageLabels
 
 
 class ScoreMetric(Metric):
@@ -33,7 +33,14 @@ class ScoreMetric(Metric):
 
 
 class DetectionMetric(ScoreMetric):
-    """Scores of detections against annotations in COCO format."""
+    """Scores of detections against annotations in COCO format.
+
+    Attributes:
+        class_facts: Properties of the classes, which the task takes from the data module before
+            `compute`.
+    """
+
+    class_facts: ClassFacts = ClassFacts()
 
     @abstractmethod
     def update(
@@ -42,6 +49,7 @@ class DetectionMetric(ScoreMetric):
         image_ids: Sequence[ImageId],
         sizes: Sequence[tuple[int, int]],
         annotations: Sequence[Sequence[dict[str, Any]]],
+        image_labels: Sequence[ImageLabels] | None = None,
     ) -> None:
         """Add images.
 
@@ -50,6 +58,8 @@ class DetectionMetric(ScoreMetric):
             image_ids: Id of each image in its annotation file.
             sizes: Height and width of each image in its file.
             annotations: COCO annotations of each image with the class index as ``category_id``.
+            image_labels: Classes that were checked in each image; the task gives it only if the
+                dataset has it.
         """
 
     @property

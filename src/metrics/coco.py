@@ -1,9 +1,4 @@
-"""Average precision of COCO for boxes and masks, computed by pycocotools.
-
-Results and annotations of all ranks are gathered as plain dictionaries. Every rank takes part in
-exactly one gather per evaluation, so no rank waits for another. An image that several ranks have
-seen (samplers may repeat some) counts once.
-"""
+"""Average precision of COCO for boxes and masks, computed by pycocotools."""
 
 from __future__ import annotations
 
@@ -14,16 +9,15 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import Tensor
 
 from src.errors import UserError
-from src.metrics.base import DetectionMetric
-from src.metrics.coco_results import Result, to_results
-from src.types import Detections, ImageId
+from src.metrics.coco_results import Result
+from src.metrics.gathered import GatheredMetric, ScoredImage
+from src.types import ImageId
 
 NUMBERS = (
     "AP",
@@ -43,10 +37,8 @@ Kind = Literal["bbox", "segm"]
 Backend = Literal["pycocotools", "faster_coco_eval"]
 
 
-class COCOMetric(DetectionMetric):
+class COCOMetric(GatheredMetric):
     """The twelve metrics of COCO for boxes and for masks, and AP of every class.
-
-    After `compute`, ``scored`` holds the images of all ranks until the next `reset`.
 
     Args:
         num_classes: Number of classes.
@@ -61,47 +53,23 @@ class COCOMetric(DetectionMetric):
         kinds: Sequence[Kind] = ("bbox", "segm"),
         backend: Backend = "pycocotools",
     ) -> None:
-        super().__init__(sync_on_compute=False)
-        self.num_classes = num_classes
+        super().__init__(num_classes)
         self.kinds = tuple(kinds)
         self.tools = _tools(backend)
-        self.images: dict[ImageId, ScoredImage] = {}
-        self.scored: dict[ImageId, ScoredImage] = {}
 
     @property
     def score_names(self) -> tuple[str, ...]:
         """``bbox_AP``, ``bbox_AP50``, ... of every kind."""
         return tuple(f"{kind}_{name}" for kind in self.kinds for name in NUMBERS)
 
-    @property
-    def results(self) -> list[Result]:
-        """COCO results of the scored images of all ranks."""
-        return [result for _, _, found in self.scored.values() for result in found]
-
-    def update(
-        self,
-        found: Sequence[Detections],
-        image_ids: Sequence[ImageId],
-        sizes: Sequence[tuple[int, int]],
-        annotations: Sequence[Sequence[dict[str, Any]]],
-    ) -> None:
-        """Add images; see `DetectionMetric.update`."""
-        for detections, number, size, truth in zip(
-            found, image_ids, sizes, annotations, strict=True
-        ):
-            height, width = size
-            results = to_results(detections, number)
-            self.images[number] = ((height, width), list(truth), results)
-
-    def compute(self) -> dict[str, Tensor]:
-        """Score all images that were added, on all ranks.
+    def score(self, images: dict[ImageId, ScoredImage]) -> dict[str, Tensor]:
+        """Score images.
 
         Returns:
             Scalars ``bbox_AP``, ``bbox_AP50``, ... and ``segm_AP``, ... in [0, 1], or -1 if there
             is nothing to score (as in pycocotools); ``bbox_class_AP`` and ``bbox_class_AP50`` of
             every class, shape ``(num_classes,)``, NaN for a class without annotations.
         """
-        images = self.scored = gather(self.images)
         scores: dict[str, Tensor] = {}
         for kind in self.kinds:
             numbers, per_class = evaluate(images, self.num_classes, kind, self.tools)
@@ -109,25 +77,6 @@ class COCOMetric(DetectionMetric):
             for name, value in found.items():
                 scores[f"{kind}_{name}"] = torch.tensor(value, dtype=torch.float64)
         return scores
-
-    def reset(self) -> None:
-        """Forget all images."""
-        super().reset()
-        self.images, self.scored = {}, {}
-
-
-ScoredImage = tuple[tuple[int, int], list[dict[str, Any]], list[Result]]
-"""Size, annotations and results of an image."""
-
-
-def gather(images: dict[ImageId, ScoredImage]) -> dict[ImageId, ScoredImage]:
-    """Images of all ranks, sorted by id."""
-    parts = [images]
-    if dist.is_available() and dist.is_initialized():
-        parts = [{} for _ in range(dist.get_world_size())]
-        dist.all_gather_object(parts, images)
-    together = {number: image for part in parts for number, image in part.items()}
-    return dict(sorted(together.items()))
 
 
 def evaluate(
@@ -149,14 +98,17 @@ def evaluate(
         return dict.fromkeys(NUMBERS, -1.0), {"AP": empty, "AP50": empty}
     annotation_class, evaluation_class = tools
     head = {
-        "images": [{"id": n, "height": s[0], "width": s[1]} for n, (s, _, _) in images.items()],
+        "images": [
+            {"id": n, "height": image.size[0], "width": image.size[1]}
+            for n, image in images.items()
+        ],
         "categories": [{"id": i, "name": str(i)} for i in range(num_classes)],
     }
-    truth = [a | {"image_id": n} for n, (_, truths, _) in images.items() for a in truths]
-    results = [_as_annotation(r, kind) for _, _, found in images.values() for r in found]
+    truth = [a | {"image_id": n} for n, image in images.items() for a in image.annotations]
+    results = [as_annotation(r, kind) for image in images.values() for r in image.results]
     with contextlib.redirect_stdout(io.StringIO()):
-        wanted = _index(annotation_class, head | {"annotations": _numbered(truth)})
-        found = _index(annotation_class, head | {"annotations": _numbered(results)})
+        wanted = _index(annotation_class, head | {"annotations": numbered(truth)})
+        found = _index(annotation_class, head | {"annotations": numbered(results)})
         evaluation = evaluation_class(wanted, found, kind)
         evaluation.evaluate()
         evaluation.accumulate()
@@ -165,7 +117,7 @@ def evaluate(
     return dict(zip(NUMBERS, numbers, strict=True)), _per_class(evaluation.eval["precision"])
 
 
-def _as_annotation(result: Result, kind: Kind) -> dict[str, Any]:
+def as_annotation(result: Result, kind: Kind) -> dict[str, Any]:
     """A result with the area, of its box or mask, that makes it small, medium or large."""
     if kind == "bbox":
         _, _, width, height = result["bbox"]
@@ -177,7 +129,8 @@ def _as_annotation(result: Result, kind: Kind) -> dict[str, Any]:
     return kept | {"area": area, "bbox": box, "iscrowd": 0}
 
 
-def _numbered(annotations: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def numbered(annotations: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The annotations with ids from 1."""
     return [annotation | {"id": i} for i, annotation in enumerate(annotations, start=1)]
 
 

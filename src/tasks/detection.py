@@ -27,7 +27,7 @@ from src.optim.param_groups import LrScale, parameter_groups
 from src.optim.steps import WarmupMultiStep
 from src.tasks.dense import DenseTask
 from src.tasks.optimization import OptimizerFactory, SchedulerFactory
-from src.types import DetectionBatch, Detections
+from src.types import ClassFacts, DetectionBatch, Detections
 
 _ENOUGH_IMAGES = 10_000
 """With fewer COCO images, training from random weights is clearly worse (He et al., "Rethinking
@@ -41,7 +41,7 @@ class DetectionTask(DenseTask):
         num_classes: Number of classes, taken from the data module on the command line.
         network: Factory of the detector, called with ``num_classes``.
         metric: Factory of the metric, called with ``num_classes`` and ``kinds`` of the detector;
-            default is `COCOMetric`, which all recipes use.
+            default is `COCOMetric`. The other metrics are in ``src/metrics``.
         coco_backend: Package that computes AP: ``pycocotools`` or ``faster_coco_eval``.
         optimizer: See :class:`BaseTask`.
         lr_scheduler: See :class:`BaseTask`.
@@ -167,7 +167,10 @@ class DetectionTask(DenseTask):
         metric = self.metrics_of(stage + suffix)
         found = self._detect(network, batch)
         if not batch.get("is_padding"):
-            metric.update(found, batch["image_id"], batch["original_size"], batch["annotations"])
+            checked = {key: batch[key] for key in ("image_labels",) if key in batch}
+            metric.update(
+                found, batch["image_id"], batch["original_size"], batch["annotations"], **checked
+            )
 
     def predict_step(self, batch: DetectionBatch, batch_idx: int) -> dict[str, Any]:
         """Detections of every image.
@@ -212,6 +215,8 @@ class DetectionTask(DenseTask):
     def log_scores(self, stage: str, suffix: str) -> None:
         """Log the scalar metrics, and store the per-class ones."""
         metrics = self.metrics_of(stage + suffix)
+        data = getattr(self.trainer, "datamodule", None)
+        self._metric(stage + suffix).class_facts = getattr(data, "class_facts", ClassFacts())
         scores: dict[str, Tensor] = metrics.compute()
         if not self._is_fitting:
             self.scored_results = self._metric(stage + suffix).results
