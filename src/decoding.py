@@ -84,6 +84,7 @@ def decode(
     upright: bool = False,
     max_pixels: int = MAX_PIXELS,
     reduce: Reduce | None = None,
+    content: bytes | None = None,
 ) -> Image.Image:
     """Read an image of any mode as 8-bit RGB.
 
@@ -99,6 +100,8 @@ def decode(
             sides divided by the factor and rounded up, which takes a fraction of the time. Files of
             other formats, and turned images whose sides the factor does not divide, are decoded at
             full size.
+        content: Bytes of the image, if it is part of a larger file; ``path`` is then its name in
+            messages.
 
     Returns:
         The decoded image, mode ``"RGB"``. Without ``upright`` it keeps its EXIF orientation tag.
@@ -108,7 +111,7 @@ def decode(
             floating-point values out of range.
         UserError: If there is not enough memory.
     """
-    with open_image(path, max_pixels) as image:
+    with open_image(path, max_pixels, content=content) as image:
         is_reducible = image.format == "JPEG"
         if reduce is not None and is_reducible:
             _reduce(image, reduce, orientation(image, path) if upright else 1)
@@ -122,7 +125,10 @@ def decode(
 
 @contextmanager
 def open_image(
-    path: str | Path, max_pixels: int = MAX_PIXELS, what: str = "image"
+    path: str | Path,
+    max_pixels: int = MAX_PIXELS,
+    what: str = "image",
+    content: bytes | None = None,
 ) -> Iterator[ImageFile.ImageFile]:
     """Open an image of one of `FORMATS`; pixels are decoded on first access.
 
@@ -130,6 +136,7 @@ def open_image(
         path: The file.
         max_pixels: Maximum number of pixels.
         what: Kind of the file, for messages.
+        content: Bytes of the image, if it is part of a larger file.
 
     Yields:
         The image with a checked header. Decoding errors within the context are converted too.
@@ -139,15 +146,12 @@ def open_image(
         UserError: If there is not enough memory.
     """
     try:
-        facts = Path(path).stat()
-        if not stat.S_ISREG(facts.st_mode):
-            raise OSError("it is not a regular file")
-        if facts.st_size > _MAX_BYTES + _MAX_BYTES_PER_PIXEL * max_pixels:
-            raise OSError(f"it has {facts.st_size} bytes, more than an image of data.max_pixels")
+        if content is None:
+            content = _content(Path(path), max_pixels)
         # Pass the content instead of the name or an open file. Given a name, Pillow memory-maps
         # uncompressed TIFF files and mixes up the rows of those that it transposes. Given an open
         # file, it allocates as many bytes as a damaged header claims.
-        file = io.BytesIO(Path(path).read_bytes())
+        file = io.BytesIO(content)
         with _opened(file, max_pixels) as image:
             _check_header(image, file, max_pixels)
             yield image
@@ -160,8 +164,17 @@ def open_image(
         ) from error
     except Exception as error:  # PIL's plugins raise OSError, SyntaxError, struct.error, ...
         raise BrokenImageError(
-            f"The {what} {path} cannot be read: {_reason(path, error, max_pixels)}."
+            f"The {what} {path} cannot be read: {_reason(path, error, max_pixels, content)}."
         ) from error
+
+
+def _content(path: Path, max_pixels: int) -> bytes:
+    facts = path.stat()
+    if not stat.S_ISREG(facts.st_mode):
+        raise OSError("it is not a regular file")
+    if facts.st_size > _MAX_BYTES + _MAX_BYTES_PER_PIXEL * max_pixels:
+        raise OSError(f"it has {facts.st_size} bytes, more than an image of data.max_pixels")
+    return path.read_bytes()
 
 
 def turn_upright(image: Image.Image, path: str | Path) -> Image.Image:
@@ -319,7 +332,9 @@ def _bytes_of_floats(values: NDArray[Any]) -> NDArray[np.uint8]:
     return np.rint(values * 255 if highest <= 1 else values).astype(np.uint8)
 
 
-def _reason(path: str | Path, error: Exception, max_pixels: int) -> str:
+def _reason(
+    path: str | Path, error: Exception, max_pixels: int, content: bytes | None = None
+) -> str:
     if isinstance(error, Image.DecompressionBombError):
         # Pillow says "Image size (200000000 pixels) exceeds ...".
         size = re.search(r"\d+(x\d+)? pixels", str(error))
@@ -327,6 +342,22 @@ def _reason(path: str | Path, error: Exception, max_pixels: int) -> str:
             f"it has {size[0] if size else 'too many pixels'}, and the limit is {max_pixels} "
             "(data.max_pixels; --max-pixels of prepare and verify)"
         )
+    if content is None and (problem := _problem_of_file(path, error)):
+        return problem
+    if content == b"":
+        return "the file is empty"
+    if isinstance(error, UnidentifiedImageError):
+        return f"its content is not {', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
+    text = _text_of(error)
+    if "truncated" in text.lower():
+        return "the file is truncated"
+    if "MAX_TEXT" in text:
+        return "its compressed text or colour profile is too large"
+    return text
+
+
+def _problem_of_file(path: str | Path, error: Exception) -> str | None:
+    """What is wrong with the file, apart from its content."""
     try:
         facts = Path(path).stat()
     except FileNotFoundError:
@@ -337,16 +368,7 @@ def _reason(path: str | Path, error: Exception, max_pixels: int) -> str:
         return "it is a folder"
     if isinstance(error, PermissionError):
         return "permission denied"
-    if stat.S_ISREG(facts.st_mode) and facts.st_size == 0:
-        return "the file is empty"
-    if isinstance(error, UnidentifiedImageError):
-        return f"its content is not {', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
-    text = _text_of(error)
-    if "truncated" in text.lower():
-        return "the file is truncated"
-    if "MAX_TEXT" in text:
-        return "its compressed text or colour profile is too large"
-    return text
+    return None
 
 
 def _text_of(error: Exception) -> str:

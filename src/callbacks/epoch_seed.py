@@ -115,9 +115,18 @@ class EpochSeed(Callback):
             f"Skipping the {num_batches} batches of epoch {trainer.current_epoch} that were already"
             " used"
         )
-        batches = _fetcher(trainer).iterator
-        for _ in range(num_batches):
-            next(batches)
+        loaders = _loaders(trainer.fit_loop._combined_loader)
+        samplers: list[Any] = [loader.sampler for loader in loaders]
+        if samplers and all(hasattr(sampler, "skip_steps") for sampler in samplers):
+            # The order of these is computed, so that nothing has to be loaded.
+            for loader, sampler in zip(loaders, samplers, strict=True):
+                sampler.skip_steps(num_batches)
+                loader._iterator = None
+            iter(_fetcher(trainer))
+        else:
+            batches = _fetcher(trainer).iterator
+            for _ in range(num_batches):
+                next(batches)
         self._seed(trainer, num_batches)
 
 

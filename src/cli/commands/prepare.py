@@ -3,8 +3,8 @@
 `from-folder`, `from-coco`, `from-yolo` and `from-masks` check your own images and write a recipe
 for them (`src.data.custom`); `toy` generates the toy data; `imagenet-val` sorts the flat ImageNet
 validation images into class folders; `cityscapes` makes its label maps; `coco-subset` extracts a
-small annotation file from a large one. Nothing is downloaded: download ImageNet from its website,
-under its terms.
+small annotation file from a large one; `index-tars` indexes image-text pairs in tars. Nothing is
+downloaded: download ImageNet from its website, under its terms.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from pathlib import Path
 
 from src.cli.tool_parser import ToolParser
 from src.data.custom import coco, folder, masks, yolo
-from src.data.prepare import cityscapes, coco_subset, imagenet_val
+from src.data.prepare import cityscapes, coco_subset, imagenet_val, index_tars
 from src.data.toy import ade20k as toy_ade20k
 from src.data.toy import coco as toy_coco
+from src.data.toy import image_text as toy_image_text
 from src.data.toy import imagenet as toy_imagenet
 from src.data.toy import label_maps as toy_label_maps
 from src.data.toy.layout import ToySettings
@@ -30,6 +31,7 @@ _COMMANDS = (
     ("imagenet-val", imagenet_val, "sort the flat ImageNet validation images into class folders"),
     ("cityscapes", cityscapes, "make the label maps of Cityscapes from its polygons"),
     ("coco-subset", coco_subset, "extract a small annotation file from a large one"),
+    ("index-tars", index_tars, "index image-text pairs in tars, for pre-training"),
 )
 """Name, module with ``add_arguments`` and ``run``, and help text."""
 _TOY_LAYOUTS = {
@@ -39,6 +41,7 @@ _TOY_LAYOUTS = {
 }
 _DEFAULT_LAYOUTS = list(_TOY_LAYOUTS)
 _TOY_LAYOUTS |= toy_label_maps.LAYOUTS
+_TOY_LAYOUTS["image_text"] = (toy_image_text.write_toy_image_text, toy_image_text.describe)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -97,3 +100,7 @@ def _toy(args: argparse.Namespace) -> None:
         root = args.root / layout
         written = write(root, settings, force=args.force)
         print(f"{root}: {'wrote' if written else 'already exists:'} {describe(settings)}")
+    if "image_text" in args.layouts:
+        for split in toy_image_text.TAR_SPLITS:
+            tars = args.root / "image_text" / split
+            index_tars.index(tars.with_name(f"{split}_index"), [str(tars)])

@@ -9,6 +9,7 @@ from src.data.datamodules.cityscapes import CityscapesDataModule as CityscapesDa
 from src.data.datamodules.cityscapes import MapillaryDataModule as MapillaryDataModule
 from src.data.datamodules.coco import COCODataModule as COCODataModule
 from src.data.datamodules.coco_stuff import COCOStuffDataModule as COCOStuffDataModule
+from src.data.datamodules.image_text import ImageTextDataModule as ImageTextDataModule
 from src.data.datamodules.imagenet import ImageNetDataModule as ImageNetDataModule
 from src.data.datamodules.nyu_depth_v2 import NYUDepthV2DataModule as NYUDepthV2DataModule
 from src.data.datamodules.pascal_context import PascalContextDataModule as PascalContextDataModule

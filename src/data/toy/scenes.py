@@ -20,6 +20,8 @@ from PIL import Image, ImageDraw, ImageFilter
 Array = NDArray[np.floating[Any]]
 Mask = NDArray[np.bool_]
 Outline = NDArray[np.float64]
+Region = tuple[float, float, float, float]
+"""Left, top, right and bottom of a part of an image, from 0 to 1."""
 
 _SUPERSAMPLING = 4
 # Radians. Shapes are nearly upright, so that a small network learns them in minutes on a laptop.
@@ -55,6 +57,8 @@ def draw_scene(
     size: tuple[int, int],
     rng: np.random.Generator,
     radius: tuple[float, float] = (0.27, 0.45),
+    hues: Sequence[float] | None = None,
+    regions: Sequence[Region] | None = None,
 ) -> Scene:
     """Draw shapes with random positions, small rotations, typical colours and random textures.
 
@@ -63,6 +67,8 @@ def draw_scene(
         size: Height and width in pixels, at least 16.
         rng: Source of all randomness; the same state gives the same scene.
         radius: Smallest and largest circumradius of an object, relative to the shorter side.
+        hues: Hue of each object, 0 to 1; default is the typical hue of its class.
+        regions: Where each object lies; default is the whole image.
 
     Returns:
         The scene, without objects that others hide completely.
@@ -72,9 +78,11 @@ def draw_scene(
     canvas = _add_clutter(canvas, ground, rng)
     light = rng.uniform(0, 2 * math.pi)
     coverages = []
-    for name in names:
-        coverage = _coverage(SHAPES[name], size, rng, radius)
-        canvas = _add_object(canvas, coverage, _object_colours(name, ground, rng), light, rng)
+    for number, name in enumerate(names):
+        region = (0.0, 0.0, 1.0, 1.0) if regions is None else regions[number]
+        coverage = _coverage(SHAPES[name], size, rng, radius, region)
+        hue = list(SHAPES).index(name) / len(SHAPES) if hues is None else hues[number]
+        canvas = _add_object(canvas, coverage, _object_colours(hue, ground, rng), light, rng)
         coverages.append(coverage)
     canvas = canvas * _lighting(size, light) + 0.015 * rng.standard_normal((*size, 3), np.float32)
     image = (np.clip(canvas, 0, 1) * 255).astype(np.uint8)
@@ -148,6 +156,7 @@ def _coverage(
     size: tuple[int, int],
     rng: np.random.Generator,
     radius: tuple[float, float],
+    region: Region,
 ) -> Array:
     """Share of each pixel covered by the shape after a random rotation, stretch, scale, shift."""
     height, width = size
@@ -156,7 +165,10 @@ def _coverage(
     stretch = np.exp(rng.uniform(-0.12, 0.12))
     turn = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
     shape = np.diag([length * stretch, length / stretch]) @ turn
-    centre = [rng.uniform(0.9 * length, side - 0.9 * length) for side in (width, height)]
+    centre = [
+        rng.uniform(low * side + 0.9 * length, high * side - 0.9 * length)
+        for side, low, high in ((width, region[0], region[2]), (height, region[1], region[3]))
+    ]
     canvas = Image.new("L", (width * _SUPERSAMPLING, height * _SUPERSAMPLING))
     pen = ImageDraw.Draw(canvas)
     for outline, value in zip(outlines, [255] + [0] * len(outlines), strict=False):
@@ -179,13 +191,13 @@ def _ground_colours(rng: np.random.Generator) -> Array:
     return _tones(rng.uniform(), rng.uniform(0.05, 0.35), rng.uniform(0.3, 0.85), rng)
 
 
-def _object_colours(name: str, ground: Array, rng: np.random.Generator) -> Array:
-    """Two tones around the typical hue of the shape, brighter or darker than the ground.
+def _object_colours(hue: float, ground: Array, rng: np.random.Generator) -> Array:
+    """Two tones around a hue, brighter or darker than the ground.
 
-    A typical colour lets a small network learn in minutes. Neighbouring hues overlap, so colour
-    alone does not determine the class.
+    A typical colour of each class lets a small network learn in minutes. Neighbouring hues overlap,
+    so colour alone does not determine the class.
     """
-    hue = list(SHAPES).index(name) / len(SHAPES) + rng.uniform(-_HUE_SPREAD, _HUE_SPREAD)
+    hue = hue + rng.uniform(-_HUE_SPREAD, _HUE_SPREAD)
     value = float(ground.max(axis=1).mean())  # of HSV
     away = value - rng.uniform(0.35, 0.5) if value > 0.6 else value + rng.uniform(0.35, 0.5)
     return _tones(hue, rng.uniform(0.55, 0.95), away, rng)

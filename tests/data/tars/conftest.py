@@ -1,0 +1,45 @@
+"""Tars of image-text pairs, as img2dataset writes them."""
+
+import io
+import json
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+Members = dict[str, bytes]
+
+
+def picture(number: int, size: tuple[int, int] = (40, 30)) -> bytes:
+    pixels = np.random.default_rng(number).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def pair(key: str, text: str | None = None, number: int = 0, **facts: Any) -> Members:
+    text = f"caption of {key}" if text is None else text
+    content = {"caption": text, "key": key, "width": 40, "height": 30, **facts}
+    return {
+        f"{key}.jpg": picture(number),
+        f"{key}.txt": text.encode(),
+        f"{key}.json": json.dumps(content).encode(),
+    }
+
+
+@pytest.fixture
+def write_tar() -> Callable[..., Path]:
+    def write(path: Path, members: Members, format: int = tarfile.GNU_FORMAT) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tarfile.open(path, "w", format=format) as archive:
+            for name, content in members.items():
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+        return path
+
+    return write
