@@ -61,6 +61,10 @@ class ClassificationBatch(TypedDict):
         image: Normalised RGB images, float32, shape ``(N, 3, H, W)``.
         label: Class indices in ``[0, num_classes)``, int64, shape ``(N,)``. Absent in prediction.
         path: The file of each image, ``N`` strings.
+        temporal: Encoded dates, float32, shape ``(N, 4)``. Only of datasets with metadata.
+        spatial: Encoded places, float32, shape ``(N, 3)``. Only of datasets with metadata.
+        candidates: Classes that the prediction is chosen from, int64, shape ``(C,)``; absent if
+            these are all. Only in evaluation.
         is_padding: Whether the batch only equalises the number of batches per rank,
             and is ignored in metrics and results. Only in evaluation and prediction.
     """
@@ -68,6 +72,9 @@ class ClassificationBatch(TypedDict):
     image: Tensor
     label: NotRequired[Tensor]
     path: list[str]
+    candidates: NotRequired[Tensor]
+    temporal: NotRequired[Tensor]
+    spatial: NotRequired[Tensor]
     is_padding: NotRequired[bool]
 
 
@@ -160,6 +167,22 @@ class Detections:
     scores: Tensor
     labels: Tensor
     masks: Tensor | None = None
+
+
+@dataclass
+class PanopticSegments:
+    """Segments of one image, no two of which share a pixel.
+
+    Attributes:
+        ids: Number of the segment of each pixel, counted from 1, int32, shape ``(height, width)``
+            of the original image; 0 without a segment.
+        labels: Class index of segment 1, 2, ...
+        scores: Probability of each class.
+    """
+
+    ids: Tensor
+    labels: list[int]
+    scores: list[float]
 
 
 class SegmentationBatch(TypedDict):

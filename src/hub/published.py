@@ -31,6 +31,13 @@ _SAME_NETWORK = {
     ),
 }
 
+# Weights of ImageNet-22k at 384 pixels without a recipe: the network of a recipe of ImageNet-1k.
+_PRETRAINED = {
+    "internimage_h_jointto22k_384": "internimage_h_22kto1k_640",
+    "internimage_g_pretrainto22k_384": "internimage_g_22kto1k_512",
+    "flash_intern_image_l_22k_384": "flash_internimage_l_22kto1k_384",
+}
+
 
 def read_published(name: str, file: Path | None = None) -> ModelParts:
     """Build the network of a published file, and load its weights.
@@ -45,6 +52,9 @@ def read_published(name: str, file: Path | None = None) -> ModelParts:
     recipe = _recipe_of(name)
     settings = yaml.safe_load(recipe.read_text(encoding="utf-8"))
     spec, data = settings["model"]["init_args"]["network"], settings["data"]
+    if name in _PRETRAINED:
+        data = {"class_path": "ImageNet22kDataModule", "init_args": data["init_args"]}
+        data["init_args"]["image_size"] = 384
     owner = _data_module(data["class_path"])
     names = owner.official_class_names()
     network = build_network(spec, len(names))
@@ -63,13 +73,7 @@ def _data_module(name: str) -> type[BaseDataModule]:
 
 
 def _recipe_of(name: str) -> Path:
-    if "22k_" in name:
-        raise UserError(
-            f"The published file {name} was pretrained on 21841 classes, for which there is no "
-            f"recipe and no class names. Fine-tune it with --model.weights {name}, or load it into "
-            "your own network with src.models.weights.load_official."
-        )
-    stem = _SAME_NETWORK.get(name, name)
+    stem = (_SAME_NETWORK | _PRETRAINED).get(name, name)
     stem += _RECIPE_SUFFIXES.get(stem, "")
     recipes = [CONFIGS / task / f"{stem}.yaml" for task in TASKS]
     found = next((path for path in recipes if path.is_file()), None)

@@ -11,6 +11,7 @@ from src.models.internimage import (
     DCNv4,
     InternImage,
     InternImageBackbone,
+    InternImageMetaFormer,
     SpatialMixer,
     registry,  # noqa: F401  registers the variants with timm
 )
@@ -33,6 +34,7 @@ __all__ = [
     "ImageTextModel",
     "InternImage",
     "InternImageBackbone",
+    "InternImageMetaFormer",
     "Mask2Former",
     "Mask2FormerHead",
     "MaskRCNN",

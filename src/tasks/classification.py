@@ -89,6 +89,21 @@ class ClassificationTask(BaseTask):
             _warn_inert("mixup_prob", mixup_prob, 1.0)
             _warn_inert("mixup_switch_prob", mixup_switch_prob, 0.5)
 
+    def build_network(self) -> nn.Module:
+        """Build the network; see `BaseTask`.
+
+        Raises:
+            UserError: If images are mixed and the network also reads metadata.
+        """
+        network = super().build_network()
+        if self.mixup is not None and getattr(network, "metadata_inputs", None):
+            raise UserError(
+                "mixup and CutMix mix images, but not their dates and places, which"
+                f" {type(network).__name__} reads. Set model.mixup_alpha and model.cutmix_alpha to"
+                " 0."
+            )
+        return network
+
     def build_loss(self) -> nn.Module:
         """Cross entropy; with mixup, the targets are already smoothed."""
         return nn.CrossEntropyLoss(label_smoothing=0.0 if self.mixup else self.label_smoothing)
@@ -138,7 +153,8 @@ class ClassificationTask(BaseTask):
         suffix: str,
     ) -> None:
         """Update and log loss, top-1 and top-5."""
-        logits, label = self._full_logits(network, batch), batch["label"]
+        label = batch["label"]
+        logits = _among(self._full_logits(network, batch), batch.get("candidates"))
         metrics = self.metrics_of(stage + suffix)
         size = 0 if batch.get("is_padding") else len(label)
         if size:
@@ -193,10 +209,20 @@ class ClassificationTask(BaseTask):
 def _logits(network: nn.Module, batch: Any) -> Tensor:
     """Logits of images, or of cached features, which only pass through the head."""
     if "features" not in batch:
-        logits: Tensor = network(batch["image"])
+        given = {n: batch[n] for n in getattr(network, "metadata_inputs", ()) if n in batch}
+        logits: Tensor = network(batch["image"], **given)
     else:
         logits = cast("InternImage", network).forward_head(batch["features"])
     return logits
+
+
+def _among(logits: Tensor, candidates: Any) -> Tensor:
+    """Logits ``(N, K)`` whose softmax is 0 outside of the classes ``candidates``, if given."""
+    if candidates is None:
+        return logits
+    others = torch.ones(logits.shape[1], dtype=torch.bool, device=logits.device)
+    others[candidates] = False
+    return logits.masked_fill(others, torch.finfo(logits.dtype).min)
 
 
 def _wrong_unless_finite(logits: Tensor, label: Tensor) -> Tensor:

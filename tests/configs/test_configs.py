@@ -11,7 +11,11 @@ from src.cli import build
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"
-RECIPES = sorted((CONFIGS / "classification").glob("*.yaml"))
+RECIPES = [
+    path
+    for path in sorted((CONFIGS / "classification").glob("*.yaml"))
+    if "class_path: ImageNetDataModule" in path.read_text()
+]
 NETWORKS = sorted((CONFIGS / "model").glob("internimage_*.yaml"))
 EVERY = sorted(CONFIGS.rglob("*.yaml"))
 # FACTS of the published models: parameters with 1000 classes.

@@ -2,9 +2,10 @@
 
 `from-folder`, `from-coco`, `from-yolo` and `from-masks` check your own images and write a recipe
 for them (`src.data.custom`); `toy` generates the toy data; `imagenet-val` sorts the flat ImageNet
-validation images into class folders; `cityscapes` makes its label maps; `coco-subset` extracts a
-small annotation file from a large one; `index-tars` indexes image-text pairs in tars. Nothing is
-downloaded: download ImageNet from its website, under its terms.
+validation images into class folders; `imagenet22k` lists the images of class folders; `cityscapes`
+makes its label maps; `coco-subset` extracts a small annotation file from a large one; `index-tars`
+indexes image-text pairs in tars. Nothing is downloaded: download ImageNet from its website, under
+its terms.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ from pathlib import Path
 
 from src.cli.tool_parser import ToolParser
 from src.data.custom import coco, folder, masks, yolo
-from src.data.prepare import cityscapes, coco_subset, imagenet_val, index_tars
+from src.data.prepare import cityscapes, coco_subset, imagenet22k, imagenet_val, index_tars
 from src.data.toy import ade20k as toy_ade20k
 from src.data.toy import coco as toy_coco
 from src.data.toy import image_text as toy_image_text
 from src.data.toy import imagenet as toy_imagenet
+from src.data.toy import inaturalist as toy_inaturalist
 from src.data.toy import label_maps as toy_label_maps
 from src.data.toy.layout import ToySettings
 
@@ -30,6 +32,7 @@ _COMMANDS = (
     ("from-masks", masks, "your images with label maps: check, split, write a recipe"),
     ("imagenet-val", imagenet_val, "sort the flat ImageNet validation images into class folders"),
     ("cityscapes", cityscapes, "make the label maps of Cityscapes from its polygons"),
+    ("imagenet22k", imagenet22k, "write the list files and label set of ImageNet-22k"),
     ("coco-subset", coco_subset, "extract a small annotation file from a large one"),
     ("index-tars", index_tars, "index image-text pairs in tars, for pre-training"),
 )
@@ -40,6 +43,10 @@ _TOY_LAYOUTS = {
     "coco": (toy_coco.write_toy_coco, toy_coco.describe),
 }
 _DEFAULT_LAYOUTS = list(_TOY_LAYOUTS)
+_TOY_LAYOUTS["inaturalist"] = (
+    toy_inaturalist.write_toy_inaturalist,
+    toy_inaturalist.describe,
+)
 _TOY_LAYOUTS |= toy_label_maps.LAYOUTS
 _TOY_LAYOUTS["image_text"] = (toy_image_text.write_toy_image_text, toy_image_text.describe)
 

@@ -11,5 +11,7 @@ from src.data.datamodules.coco import COCODataModule as COCODataModule
 from src.data.datamodules.coco_stuff import COCOStuffDataModule as COCOStuffDataModule
 from src.data.datamodules.image_text import ImageTextDataModule as ImageTextDataModule
 from src.data.datamodules.imagenet import ImageNetDataModule as ImageNetDataModule
+from src.data.datamodules.imagenet22k import ImageNet22kDataModule as ImageNet22kDataModule
+from src.data.datamodules.inaturalist import INaturalistDataModule as INaturalistDataModule
 from src.data.datamodules.nyu_depth_v2 import NYUDepthV2DataModule as NYUDepthV2DataModule
 from src.data.datamodules.pascal_context import PascalContextDataModule as PascalContextDataModule

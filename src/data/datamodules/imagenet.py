@@ -12,6 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -275,6 +277,13 @@ class ImageNetDataModule(BaseDataModule):
         """
         return class_folder_files(self.root / self.splits[split], self.classes.folders)
 
+    def metadata(self, split: str) -> dict[str, NDArray[np.float32]]:
+        """Further values of each image of a split, such as its date; default is none.
+
+        A classifier gets those that its ``metadata_inputs`` name.
+        """
+        return {}
+
     def _labelled(self, split: str, *, train: bool = False) -> LabelledImages:
         dataset = LabelledImages(
             *self.labelled_files(split),
@@ -283,6 +292,7 @@ class ImageNetDataModule(BaseDataModule):
             upright=self.upright,
             max_pixels=self.max_pixels,
             train=train,
+            metadata=self.metadata(split),
         )
         dataset.reduce = None if train else self._eval_reduction
         return dataset

@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NotRequired, TypedDict
+from typing import NotRequired, TypedDict, cast
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -31,7 +32,7 @@ Transform = Callable[[Image.Image], Tensor]
 
 
 class Sample(TypedDict):
-    """One image, uint8 ``(3, H, W)``, with its file and, if known, its class index.
+    """One image, uint8 ``(3, H, W)``, with its file and, if known, class index, date and place.
 
     ``is_padding`` marks a sample that is left out of metrics and outputs, see
     `src.data.samplers.padding`.
@@ -40,6 +41,8 @@ class Sample(TypedDict):
     image: Tensor
     path: str
     label: NotRequired[int]
+    temporal: NotRequired[NDArray[np.float32]]
+    spatial: NotRequired[NDArray[np.float32]]
     is_padding: NotRequired[bool]
 
 
@@ -56,6 +59,7 @@ class LabelledImages(ReadableImages, Dataset[Sample]):
         upright: Turn images as their EXIF block says.
         max_pixels: Larger images count as broken.
         train: Whether the images are for training.
+        metadata: Arrays with a row per image, which samples have under the same names.
     """
 
     def __init__(
@@ -68,9 +72,11 @@ class LabelledImages(ReadableImages, Dataset[Sample]):
         upright: bool = False,
         max_pixels: int = MAX_PIXELS,
         train: bool = False,
+        metadata: Mapping[str, NDArray[np.float32]] | None = None,
     ) -> None:
         super().__init__(paths, broken_images, upright=upright, max_pixels=max_pixels)
         self.labels = np.array(labels, dtype=np.int64)
+        self.metadata = dict(metadata or {})
         self.transform, self.train = transform, train
 
     def __getitem__(self, index: int) -> Sample:
@@ -110,7 +116,13 @@ class LabelledImages(ReadableImages, Dataset[Sample]):
         return None if image is None else transform(image, crops[-1])
 
     def _sample(self, index: int, image: Tensor) -> Sample:
-        return {"image": image, "label": int(self.labels[index]), "path": self.path(index)}
+        sample: Sample = {
+            "image": image,
+            "label": int(self.labels[index]),
+            "path": self.path(index),
+        }
+        sample |= cast("Sample", {name: rows[index] for name, rows in self.metadata.items()})
+        return sample
 
 
 class ImageFilesDataset(FilesToPredict, Dataset[Sample]):

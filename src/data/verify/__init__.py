@@ -1,10 +1,12 @@
 """Checks of dataset folders before training: a file per kind of layout, listed in ``LAYOUTS``."""
 
-from src.data.verify import ade20k, imagenet, label_maps
+from src.data.verify import ade20k, imagenet, imagenet22k, inaturalist, label_maps
 from src.data.verify.report import Layout
 
 LAYOUTS: dict[str, Layout] = {
     "imagenet": imagenet,
+    "imagenet22k": imagenet22k,
+    "inaturalist": inaturalist,
     "ade20k": ade20k,
     "cityscapes": label_maps.CITYSCAPES,
     "mapillary": label_maps.MAPILLARY,

@@ -5,6 +5,7 @@
 - ``blocks.py``: stem, block, downsampling and stage.
 - ``backbone.py``: the backbone, one feature map per stage.
 - ``heads.py``, ``classifier.py``: pooling heads and the classifier with timm's contract.
+- ``metaformer.py``: the classifier that also reads date and place (iNaturalist 2018).
 - ``composite.py``: two backbones combined (CBNet).
 - ``imagenet22k.py``: the classes of ImageNet-1k among those of ImageNet-22k.
 - ``architectures.py``, ``registry.py``: the named variants and their timm entries.
@@ -18,6 +19,7 @@ from src.models.internimage.classifier import InternImage
 from src.models.internimage.composite import CBInternImageBackbone
 from src.models.internimage.dcnv3 import DCNv3
 from src.models.internimage.dcnv4 import DCNv4
+from src.models.internimage.metaformer import InternImageMetaFormer
 from src.models.internimage.mixer import SpatialMixer
 
 __all__ = [
@@ -27,5 +29,6 @@ __all__ = [
     "DCNv4",
     "InternImage",
     "InternImageBackbone",
+    "InternImageMetaFormer",
     "SpatialMixer",
 ]

@@ -9,7 +9,7 @@ registration in ``registry.py``.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +31,7 @@ from src.models.internimage.heads import (
 )
 from src.models.internimage.imagenet22k import indices_22k_to_1k
 from src.models.internimage.layers import layer_norm
-from src.models.layers.linear import Linear
+from src.models.layers.linear import Init, Linear
 from src.models.layers.norm import set_float32_norms
 from src.models.weights import load_official
 from src.models.weights.match import Match
@@ -59,7 +59,14 @@ class InternImage(InternImageBackbone):
 
     Raises:
         UserError: If the arguments are inconsistent.
+
+    Attributes:
+        metadata_inputs: Further inputs of `forward` by name, and the values of each per image.
+        head_init: Initial weights of the last linear layer.
     """
+
+    metadata_inputs: ClassVar[dict[str, int]] = {}
+    head_init: ClassVar[Init] = "trunc_normal"
 
     def __init__(
         self,
@@ -124,7 +131,7 @@ class InternImage(InternImageBackbone):
         self.num_classes = num_classes
         head: nn.Module = nn.Identity()
         if num_classes > 0:
-            head = Linear(self.head_hidden_size, num_classes, init="trunc_normal")
+            head = Linear(self.head_hidden_size, num_classes, init=self.head_init)
         self.head = head.to(device=old.device, dtype=old.dtype)
 
     def _set_pooling(self, global_pool: str) -> None:

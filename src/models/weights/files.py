@@ -40,6 +40,7 @@ HUB_FILES = (
     "internimage_xl_22kto1k_384",
     "internimage_h_jointto22k_384",
     "internimage_h_22kto1k_640",
+    "internimage_h_22ktoinat18_384",
     "internimage_g_pretrainto22k_384",
     "internimage_g_22kto1k_512",
     "upernet_internimage_t_512_160k_ade20k",
