@@ -13,6 +13,7 @@ from src.callbacks.final_validation import FinalValidation
 from src.callbacks.graceful_stop import GracefulStop
 from src.callbacks.logged_images import LoggedImages
 from src.callbacks.monitors import MonitorCheck
+from src.callbacks.panoptic_writer import PanopticWriter
 from src.callbacks.run_folder import RunFolder
 from src.callbacks.segmentation_writer import LabelMapWriter
 from src.callbacks.step_boundary import StepBoundary
@@ -37,6 +38,7 @@ __all__ = [
     "LoggedImages",
     "MonitorCheck",
     "NetworkSummary",
+    "PanopticWriter",
     "RunFolder",
     "StepBoundary",
     "TaskEarlyStopping",

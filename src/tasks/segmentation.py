@@ -34,8 +34,10 @@ from src.optim.dense_layer_decay import dense_lr_scale
 from src.optim.param_groups import LrScale
 from src.optim.poly import WarmupPoly
 from src.tasks.base import not_finite
+from src.tasks.class_names import class_names_of
 from src.tasks.dense import DenseTask
 from src.tasks.optimization import OptimizerFactory, SchedulerFactory
+from src.tasks.panoptic import Panoptic, check_panoptic, kept_outputs
 from src.types import IGNORE_LABEL, SegmentationBatch, SegmentationEvalBatch
 
 
@@ -61,6 +63,7 @@ class SegmentationTask(DenseTask):
         reference_batch_size: See :class:`BaseTask`.
         layer_decay: Ratio of the learning rates of adjacent blocks of the backbone, in (0, 1];
             ``None`` is off.
+        panoptic: Also predict panoptic segments and instances, with Mask2Former on whole images.
         kwargs: See :class:`DenseTask`.
     """
 
@@ -83,6 +86,7 @@ class SegmentationTask(DenseTask):
         lr_scheduler: SchedulerFactory | None = WarmupPoly,
         reference_batch_size: int | None = 16,
         layer_decay: float | None = None,
+        panoptic: Panoptic | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(
@@ -97,6 +101,8 @@ class SegmentationTask(DenseTask):
         self.loss_factory, self.metric_factory = loss, metric
         self.loss_average, self.aux_weight = loss_average, aux_weight
         self.window = _window(window_size, window_stride)
+        self.panoptic = panoptic
+        self.hparams.pop("panoptic", None)  # an object, and only for prediction
         self.class_scores: dict[str, Tensor] = {}
 
     def build_loss(self) -> nn.Module:
@@ -178,9 +184,32 @@ class SegmentationTask(DenseTask):
 
         Returns:
             ``path`` (``N`` strings) and ``label_map``: for each image a uint8 tensor of classes
-            at the original size, ``(H, W)``, on the CPU. Empty for padding batches (see
-            `CountOnceSampler`).
+            at the original size, ``(H, W)``, on the CPU. With ``panoptic`` also ``segments`` and
+            ``instances`` of each image, and ``things``, the labels that are counted. Empty for
+            padding batches (see `CountOnceSampler`).
         """
+        if self.panoptic is not None:
+            return self._predict_panoptic(self.panoptic, batch)
+        return self._predict_label_maps(batch)
+
+    def _predict_panoptic(self, panoptic: Panoptic, batch: SegmentationEvalBatch) -> dict[str, Any]:
+        network = self.evaluation_network
+        check_panoptic(network, self.window is not None, len(batch["flipped"]))
+        things = panoptic.thing_labels(class_names_of(self._trainer), self.num_classes)
+        with kept_outputs(network) as outputs:
+            found = self._predict_label_maps(batch)
+        if not found:
+            return found
+        each: dict[int, Any] = {}
+        for output, ((size, shapes), members) in zip(outputs, _alike(batch).items(), strict=False):
+            sizes = ((shapes[0][-2], shapes[0][-1]), size)
+            for row, index in enumerate(members):
+                queries = output["class_logits"][row], output["mask_logits"][row]
+                each[index] = panoptic.segments(*queries, sizes, things)
+        segments, instances = zip(*(each[index] for index in sorted(each)), strict=True)
+        return found | {"segments": segments, "instances": instances, "things": things}
+
+    def _predict_label_maps(self, batch: SegmentationEvalBatch) -> dict[str, Any]:
         label_maps = [torch.empty(tuple(size), dtype=torch.uint8) for size in batch["size"]]
         for index, rows, probability in self._segment(self.evaluation_network, batch):
             classes = self._decide(probability[: self.num_classes])

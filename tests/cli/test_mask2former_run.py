@@ -1,6 +1,7 @@
 """Mask2Former on the command line: fit, augmented validation, prediction, unusual images."""
 
 import csv
+import json
 from pathlib import Path
 
 import numpy as np
@@ -83,3 +84,39 @@ def test_predict_accepts_the_smallest_image(folder):
     (maps,) = (folder / "runs" / "tiny").glob("predict_*/label_maps")
     sizes = {path.name: Image.open(path).size for path in maps.glob("*.png")}
     assert sizes == {"scene_0000.png": (48, 48), "tiny.png": (3, 2)}
+
+
+def test_panoptic_segments_and_instances(folder):
+    options = ["--model.panoptic.things", "[star, ring]"]
+    for threshold in ("object_threshold", "overlap_threshold"):  # it is hardly trained
+        options += [f"--model.panoptic.{threshold}", "0"]
+    before = set((folder / "runs" / "tiny").glob("predict_*"))
+    assert run(folder, "predict", "--ckpt_path", "last", *options) == 0
+    (output,) = set((folder / "runs" / "tiny").glob("predict_*")) - before
+    result = output / "panoptic.json"
+    content = json.loads(result.read_text())
+    counted = {entry["name"] for entry in content["categories"] if entry["isthing"]}
+    assert counted == {"star", "ring"}
+    assert len(content["images"]) == len(content["annotations"]) == 2
+    found = 0
+    for image, entry in zip(content["images"], content["annotations"], strict=True):
+        pixels = np.array(Image.open(result.with_suffix("") / entry["file_name"])).astype(int)
+        assert pixels.shape == (image["height"], image["width"], 3)
+        ids = pixels @ [1, 256, 65536]
+        areas = {part["id"]: part["area"] for part in entry["segments_info"]}
+        assert areas == {int(i): int((ids == i).sum()) for i in np.unique(ids) if i}
+        found += len(areas)
+    assert found
+    instances = json.loads((result.parent / "instances.json").read_text())["annotations"]
+    names = {entry["id"]: entry["name"] for entry in content["categories"]}
+    assert {names[entry["category_id"]] for entry in instances} <= {"star", "ring"}
+    assert all(0 <= entry["score"] <= 1 and entry["segmentation"] for entry in instances)
+
+
+def test_panoptic_segments_need_whole_images_and_known_classes(folder, capsys):
+    predict = ["predict", "--ckpt_path", "last", "--model.panoptic.things"]
+    assert run(folder, *predict, "[car]") == 2
+    assert "there is no class 'car'" in capsys.readouterr().err
+    window = ["--model.window_size", "[32, 32]"]
+    assert run(folder, *predict, "[star]", *window) == 2
+    assert "predicts on whole images" in capsys.readouterr().err

@@ -5,8 +5,8 @@ Source: Cheng et al., "Masked-attention Mask Transformer for Universal Image Seg
 InternImage models (mmdet 2.28 inside mmsegmentation 0.27).
 
 Scores per pixel have the resolution of the first stage: the official code upsamples the class
-scores, where the original Mask2Former upsamples the masks. There is no instance or panoptic
-inference. Losses are in ``src.losses.mask_set``.
+scores, where the original Mask2Former upsamples the masks. Panoptic segments and instances are in
+``segments.py``, losses in ``src.losses.mask_set``.
 """
 
 from __future__ import annotations

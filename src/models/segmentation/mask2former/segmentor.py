@@ -7,7 +7,7 @@ same (``inference.py``). In training it returns what the loss over sets of masks
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import cast
+from typing import ClassVar, cast
 
 from torch import Tensor
 
@@ -15,7 +15,7 @@ from src.models.graphs import Graph
 from src.models.internimage.backbone import InternImageBackbone
 from src.models.segmentation.graphs import segmentor_graph
 from src.models.segmentation.head import resize
-from src.models.segmentation.mask2former.head import Mask2FormerHead
+from src.models.segmentation.mask2former.head import Mask2FormerHead, class_map
 from src.models.segmentation.segmentor import Outputs, Segmentor
 
 
@@ -29,6 +29,8 @@ class Mask2Former(Segmentor):
         backbone: See `Segmentor`.
         decode_head: Makes the head from ``(in_channels, num_classes)``.
     """
+
+    has_queries: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -45,15 +47,17 @@ class Mask2Former(Segmentor):
             image: Normalised images of shape ``(N, 3, H, W)``.
 
         Returns:
-            In evaluation ``out``: scores of shape ``(N, num_classes, H, W)``. In training, for the
-            initial queries and after each decoder layer, ``class_logits`` of shape ``(N, Q,
-            num_classes + 1)``, no object last, and ``mask_logits`` of shape ``(N, Q, ceil(H / 4),
-            ceil(W / 4))``.
+            ``class_logits`` of shape ``(N, Q, num_classes + 1)``, no object last, and
+            ``mask_logits`` of shape ``(N, Q, ceil(H / 4), ceil(W / 4))``: in training lists, for
+            the initial queries and after each decoder layer, in evaluation of the last layer. In
+            evaluation also ``out``: scores of shape ``(N, num_classes, H, W)``.
         """
         features = self.backbone(image)
         head = cast("Mask2FormerHead", self.decode_head)
         if not self.training:
-            return {"out": resize(head(features), (image.shape[-2], image.shape[-1]))}
+            ((classes, masks),) = head.predict(features, every_layer=False)
+            scores = resize(class_map(classes, masks), (image.shape[-2], image.shape[-1]))
+            return {"out": scores, "class_logits": classes, "mask_logits": masks}
         predictions = head.predict(features)
         return {
             "class_logits": [classes for classes, _ in predictions],
