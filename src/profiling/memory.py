@@ -180,6 +180,15 @@ def _cast(value: Any, dtype: torch.dtype) -> Any:
     return value.to(dtype) if is_float else value
 
 
+def _convolution_backward(
+    gradient: Tensor, image: Tensor, weight: Tensor, *settings: Any, output_mask: Any = None
+) -> int:
+    """Operations of the gradients of a convolution; PyTorch's count ignores groups."""
+    transposed, asked = settings[4], output_mask or settings[-1]
+    positions = image if transposed else gradient
+    return 2 * int(positions.numel()) * int(weight[0].numel()) * sum(asked[:2])
+
+
 class _Tracker(TorchDispatchMode):
     """Sum of the live storages, without the ignored ones and the gradients of parameters."""
 
@@ -200,7 +209,9 @@ class _Tracker(TorchDispatchMode):
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor):
                 self._follow(leaf.untyped_storage())
-        if func._overloadpacket in flop_registry:
+        if func._overloadpacket is torch.ops.aten.convolution_backward:
+            self.operations += _convolution_backward(*args, **(kwargs or {}))
+        elif func._overloadpacket in flop_registry:
             count = flop_registry[func._overloadpacket]
             self.operations += count(*args, **(kwargs or {}), out_val=out)
         return out

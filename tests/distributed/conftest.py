@@ -21,6 +21,7 @@ import yaml
 from src.data.toy.ade20k import write_toy_ade20k
 from src.data.toy.coco import write_toy_coco
 from src.data.toy.layout import ToySettings
+from tests.pairs import image_text_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 BACKBONE = {"channels": 8, "depths": [1, 1, 2, 1], "groups": [1, 2, 4, 8], "drop_path_rate": 0.0}
@@ -29,7 +30,7 @@ TASKS = ("classification", "detection", "segmentation")
 
 @pytest.fixture(scope="session")
 def recipes(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
-    """Folder with ``<task>.yaml`` for the three tasks."""
+    """Folder with ``<task>.yaml`` for the three tasks, and ``pairs.yaml``."""
     folder = tmp_path_factory.mktemp("recipes")
     settings = ToySettings(train=2, val=2, predict=1, size=64)
     write_toy_coco(folder / "coco", settings)
@@ -46,6 +47,13 @@ def recipes(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
         recipe["data"]["init_args"] |= {"batch_size": 2, "num_workers": 0} | data
         recipe["trainer"] |= {"check_val_every_n_epoch": 100, "num_sanity_val_steps": 0}
         (folder / f"{task}.yaml").write_text(yaml.safe_dump(recipe))
+    pairs = image_text_recipe()
+    pairs["data"]["init_args"] = {"batch_size": 4}
+    # The CLIP projector has no batch norm, whose statistics would differ with the batch of a rank.
+    network = pairs["model"]["init_args"]["network"]["init_args"]
+    network["backbone"]["init_args"] = BACKBONE | {"use_clip_projector": True}
+    pairs["trainer"] |= {"check_val_every_n_epoch": 100, "num_sanity_val_steps": 0}
+    (folder / "pairs.yaml").write_text(yaml.safe_dump(pairs))
     return folder
 
 

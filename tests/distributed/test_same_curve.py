@@ -41,3 +41,14 @@ def test_low_rank_updates_have_the_same_losses_too(launch: Launcher, tmp_path: P
     one = launch(tmp_path, "segmentation", *flags, "--trainer.accumulate_grad_batches", "2")
     two = launch(tmp_path, "segmentation", *flags, "--trainer.strategy", "ddp", ranks=2)
     assert two.losses == pytest.approx(one.losses, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_a_contrastive_loss_compares_the_pairs_of_all_ranks(
+    launch: Launcher, tmp_path: Path
+) -> None:
+    alone = launch(tmp_path, "pairs", *STEPS, "--data.batch_size", "8").losses
+    assert alone[20] < alone[1]
+    for strategy in ("ddp", "fsdp2"):
+        two = launch(tmp_path, "pairs", *STEPS, "--trainer.strategy", strategy, ranks=2)
+        assert two.losses == pytest.approx(alone, abs=1e-5)

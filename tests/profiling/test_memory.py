@@ -8,6 +8,7 @@ import torch
 from src.models import DINO, InternImage, InternImageBackbone, MaskRCNN
 from src.models.detection import Detector
 from src.profiling.memory import extrapolate, measure_step, omitted_part
+from src.profiling.profile import count_macs
 from tests.allocations import peak_allocation
 
 TINY = {"channels": 16, "depths": (1, 1, 2, 1), "groups": (1, 2, 4, 8)}
@@ -90,3 +91,12 @@ def test_the_measured_peak_of_a_real_step(checkpointing: bool) -> None:
     found = peak_allocation(lambda: network(image).sum().backward())
     print(f"planned {expected / 2**20:.0f} MiB, measured {found / 2**20:.0f} MiB")
     assert found == pytest.approx(expected, rel=0.1)
+
+
+def test_operations_are_those_of_the_counted_macs() -> None:
+    network = partial(tiny)
+    found = measure_step(network, (64, 64), 2, checkpointing=False).operations
+    with torch.device("meta"):
+        macs = count_macs(network(), torch.empty(2, 3, 64, 64))
+    # The first convolution has no gradient of the images; sampling is not a matrix product.
+    assert found == pytest.approx(6 * (macs.total - macs.sampling), rel=0.05)
