@@ -47,8 +47,11 @@ def test_low_rank_updates_have_the_same_losses_too(launch: Launcher, tmp_path: P
 def test_a_contrastive_loss_compares_the_pairs_of_all_ranks(
     launch: Launcher, tmp_path: Path
 ) -> None:
-    alone = launch(tmp_path, "pairs", *STEPS, "--data.batch_size", "8").losses
+    flags = (*STEPS, "--model.optimizer.lr", "1e-3")
+    alone = launch(tmp_path, "pairs", *flags, "--data.batch_size", "8").losses
     assert alone[20] < alone[1]
     for strategy in ("ddp", "fsdp2"):
-        two = launch(tmp_path, "pairs", *STEPS, "--trainer.strategy", strategy, ranks=2)
-        assert two.losses == pytest.approx(alone, abs=1e-5)
+        two = launch(tmp_path, "pairs", *flags, "--trainer.strategy", strategy, ranks=2)
+        assert two.losses[1] == pytest.approx(alone[1], rel=1e-6)
+        # The logits are similarities times 14, so later steps amplify rounding more.
+        assert two.losses == pytest.approx(alone, rel=1e-4)
