@@ -24,9 +24,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from src import files
+from src.export.compare_graphs import runner
 from src.export.compare_results import Example, ResultFile, compare_result
 from src.export.description import Description
 from src.export.differences import larger
+from src.export.files import trace, write_compiled
+from src.export.graphs import graphs_of
 from src.export.package import Form, write
 from src.models import (
     CBDINO,
@@ -145,7 +148,7 @@ def predict(network: nn.Module, example: Example) -> Tensor | list:
     return output.softmax(dim=1)
 
 
-def measure(name: str, paths: list[Path], rounds: int, compared: int) -> dict:
+def measure(name: str, paths: list[Path], args: argparse.Namespace) -> dict:
     make, task, classes, settings = NETWORKS[name]
     torch.manual_seed(0)
     network = randomise(make())
@@ -159,7 +162,7 @@ def measure(name: str, paths: list[Path], rounds: int, compared: int) -> dict:
         path, divisor = written.paths[0], getattr(written.result, "divisor", 1)
         examples = [
             prepare(paths[i] if paths else None, i, settings, divisor)
-            for i in range(min(compared, len(paths)) if paths else compared)
+            for i in range(min(args.compared, len(paths)) if paths else args.compared)
         ]
         worst: dict[str, float] = {}
         file = ResultFile(path, inside=False)
@@ -174,13 +177,21 @@ def measure(name: str, paths: list[Path], rounds: int, compared: int) -> dict:
             "images": len(examples),
             "differences": worst,
         }
+        calls = {"PyTorch": partial(predict, network)}
+        if args.aoti:
+            calls["AOTInductor"] = compiled(network, Path(folder))
         for threads in (1, 2):
-            file = ResultFile(path, inside=False, threads=threads)
+            calls["ONNX Runtime"] = ResultFile(path, inside=False, threads=threads)
             torch.set_num_threads(threads)
-            row[str(threads)] = times(
-                {"PyTorch": partial(predict, network), "ONNX Runtime": file}, examples[0], rounds
-            )
+            row[str(threads)] = times(calls, examples[0], args.rounds)
     return row
+
+
+def compiled(network: nn.Module, folder: Path) -> Callable[[Example], list[Tensor]]:
+    """A network of one graph as machine code of AOTInductor."""
+    (graph,) = graphs_of(network)
+    run = runner(write_compiled(graph, trace(graph), folder))
+    return lambda example: run({"image": example.prepared})
 
 
 def times(calls: dict[str, Callable], example: Example, rounds: int) -> dict[str, float]:
@@ -200,13 +211,14 @@ def main() -> None:
     add("--images", type=Path, help="folder of images to compare results on")
     add("--compared", type=int, default=5, help="number of images to compare (%(default)s)")
     add("--rounds", type=int, default=5, help="timed rounds (%(default)s)")
+    add("--aoti", action="store_true", help="time AOTInductor too (networks of one graph)")
     add("--only", nargs="+", choices=tuple(NETWORKS), default=list(NETWORKS), help="networks")
     args = parser.parse_args()
     paths = sorted(args.images.rglob("*.jpg")) if args.images else []
     target = RESULTS / "export_cpu.json"
     rows = json.loads(target.read_text())["rows"] if target.exists() else {}
     for name in args.only:
-        rows[name] = measure(name, paths, args.rounds, args.compared)
+        rows[name] = measure(name, paths, args)
         machine = {
             "processor": _processor(),
             "torch": torch.__version__,
@@ -233,15 +245,17 @@ def table(machine: dict, rows: dict) -> str:
         "",
         ", ".join(f"{name} {value}" for name, value in machine.items()),
         "",
-        "| network | MB | size | 1 thread: PyTorch | ONNX Runtime | ratio | 2 threads: PyTorch | "
-        "ONNX Runtime | ratio | images | differences |",
-        "| --- | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
+        "| network | MB | size | 1 thread: PyTorch | ONNX Runtime | ratio | AOTInductor | "
+        "2 threads: PyTorch | ONNX Runtime | ratio | AOTInductor | images | differences |",
+        "| --- | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
     ]
     for name, row in rows.items():
         cells = [name, f"{row['megabytes']:.0f}", "{} x {}".format(*row["size"])]
         for threads in ("1", "2"):
             torch_time, onnx_time = row[threads]["PyTorch"], row[threads]["ONNX Runtime"]
             cells += [f"{torch_time:.1f}", f"{onnx_time:.1f}", f"{onnx_time / torch_time:.2f}"]
+            compiled_time = row[threads].get("AOTInductor")
+            cells.append("" if compiled_time is None else f"{compiled_time:.1f}")
         found = ", ".join(f"{key} {value:.1e}" for key, value in row["differences"].items())
         lines.append("| " + " | ".join([*cells, str(row["images"]), found]) + " |")
     return "\n".join(lines) + "\n"
