@@ -153,6 +153,25 @@ def test_label_maps_have_the_sizes_of_the_images(make_task, eval_batch):
         assert (one == other).float().mean() > 0.999
 
 
+def test_outputs_of_no_class_are_wrong_and_never_predicted(make_task, eval_batch):
+    """The released weights for Cityscapes have 150 outputs for 19 classes."""
+
+    def network(num_classes):
+        segmentor = TINY(num_classes, num_outputs=CLASSES + 3)
+        segmentor.decode_head.conv_seg.bias.data[CLASSES] = 1000.0  # the best of every pixel
+        return segmentor
+
+    task = make_task(network)
+    batch = {"image": torch.randn(2, 3, 64, 64), "label": torch.full((2, 64, 64), CLASSES - 1)}
+    assert task.training_step(batch, 0) > 100
+    scores = evaluate(task, eval_batch)
+    assert scores["val/aAcc"] == scores["val/mIoU"] == 0
+    for label_map in task.predict_step(eval_batch, 0)["label_map"]:
+        assert label_map.max() < CLASSES
+    with pytest.raises(UserError, match="num_outputs of the segmentor is 4, but there are 5"):
+        TINY(CLASSES, num_outputs=4)
+
+
 def test_large_images_are_scored_in_strips_with_the_same_result(make_task, eval_batch, monkeypatch):
     whole = evaluate(make_task(), eval_batch)
     in_strips = partial(probability_strips, max_values=2000)

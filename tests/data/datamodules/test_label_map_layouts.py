@@ -242,8 +242,9 @@ def test_fit_and_validate(layout, toy, tmp_path):
     backbone = {"channels": 8, "depths": [1, 1, 1, 1], "groups": [1, 2, 4, 8]}
     network = {
         "backbone": {"class_path": "InternImageBackbone", "init_args": backbone},
-        "decode_head": {"class_path": "UPerHead", "init_args": {"channels": 8}},
+        "decode_head": {"class_path": "SegFormerHead", "init_args": {"channels": 8}},
         "auxiliary_head": None,
+        "num_outputs": 70,
     }
     options = {"root": str(toy / layout), "batch_size": 2, **SMALL}
     if layout == "mapillary":
