@@ -215,6 +215,10 @@ NO_FILES = {
     ("export/files.py", "exported.save(path, external_data=size > _LARGEST_SINGLE_FILE)"),  # also
     ("cli/commands/demo.py", "drawn.save(file, 'PNG')"),  # in memory
     ("serialization/parallel.py", "torch.save(self.folder.value(key), written)"),  # in memory
+    (
+        "data/toy/image_text.py",
+        "Image.fromarray(drawn.image).save(buffer, format='JPEG', quality=92)",
+    ),  # in memory
     ("cli/app.py", "parser.dump(config, skip_none=False)"),  # returns text
 }
 

@@ -1,3 +1,6 @@
+import io
+import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -37,3 +40,19 @@ def save_image(path: Path, size=(20, 16), shade: int = 0) -> Path:
     rng = np.random.default_rng(shade)
     Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)).save(path)
     return path
+
+
+@pytest.fixture
+def write_tar() -> Callable[..., Path]:
+    """Write a tar of the given members, name by content."""
+
+    def write(path: Path, members: dict[str, bytes], format: int = tarfile.GNU_FORMAT) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tarfile.open(path, "w", format=format) as archive:
+            for name, content in members.items():
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+        return path
+
+    return write

@@ -4,6 +4,7 @@ import json
 import os
 import resource
 import signal
+import threading
 from pathlib import Path
 
 import torch
@@ -110,3 +111,31 @@ class NoProposals(Callback):
             for key, value in target.items():
                 target[key] = value[:0]
         assert all(torch.numel(target["boxes"]) == 0 for target in batch["target"])
+
+
+class RecordIds(Callback):
+    """Append the step and the sample ids of every training batch to ``<folder>/<rank>.jsonl``.
+
+    Args:
+        folder: Existing folder.
+        kill_before: Send SIGKILL to this rank before the batch of this step.
+        kill_after: Send SIGKILL to this rank after so many seconds of training, if it is the first.
+    """
+
+    def __init__(
+        self, folder: str, kill_before: int | None = None, kill_after: float | None = None
+    ) -> None:
+        self.folder, self.kill_before, self.kill_after = Path(folder), kill_before, kill_after
+
+    def on_train_start(self, trainer, *_: object) -> None:
+        if self.kill_after is not None and trainer.global_rank == 0:
+            kill = (os.getpid(), signal.SIGKILL)
+            timer = threading.Timer(self.kill_after, os.kill, kill)
+            timer.daemon = True
+            timer.start()
+
+    def on_train_batch_start(self, trainer, task, batch, batch_idx: int) -> None:
+        if trainer.global_step == self.kill_before:
+            os.kill(os.getpid(), signal.SIGKILL)
+        with (self.folder / f"{trainer.global_rank}.jsonl").open("a") as file:
+            file.write(json.dumps([trainer.global_step, batch["id"].tolist()]) + "\n")

@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from src.data.classes.class_names import ClassSet, resolve_classes
 from src.data.datamodules.base import BaseDataModule, Collate, check
@@ -192,6 +192,11 @@ class ImageTextDataModule(BaseDataModule):
         root = self.zero_shot_root
         if root is None:
             return None
+        if not root.is_dir():
+            raise UserError(
+                f"data.zero_shot_root {root} does not exist; expected one folder of images per "
+                f"class, {root}/<class>/*.jpg."
+            )
         return resolve_classes(root.parent, self._given_names, (root.name, root.name))
 
     @property
@@ -240,6 +245,15 @@ class ImageTextDataModule(BaseDataModule):
         )
         dataset.reduce = self._eval_reduction
         return dataset
+
+    def loader(
+        self, split: str, *, train: bool = False, sampler: Sampler[int] | None = None
+    ) -> DataLoader[Any]:
+        """See `BaseDataModule`; batches of pairs also name the broken images."""
+        loader = super().loader(split, train=train, sampler=sampler)
+        if split in ("train", "val"):
+            loader.collate_fn = CollateBroken(loader.collate_fn)
+        return loader
 
     def collate_fn(self, split: str) -> Collate:
         """Function that turns samples of a split into a batch."""
@@ -325,9 +339,24 @@ class ImageTextDataModule(BaseDataModule):
 
 
 def collate_pairs(samples: list[Any]) -> dict[str, Any]:
-    """Batch of pairs, with the names of broken images if there are any."""
-    names = [name for sample in samples for name in sample["broken"]]
-    batch: dict[str, Any] = default_collate(
-        [{key: sample[key] for key in ("image", "text", "id")} for sample in samples]
-    )
-    return {**batch, "broken": names} if names else batch
+    """Batch of pairs."""
+    kept = [{key: sample[key] for key in ("image", "text", "id")} for sample in samples]
+    batch: dict[str, Any] = default_collate(kept)
+    return batch
+
+
+class CollateBroken:
+    """Add the names of broken images, if there are any, to a batch.
+
+    Args:
+        collate: Makes a batch of samples; it may leave out the samples of broken images.
+    """
+
+    def __init__(self, collate: Collate) -> None:
+        self.collate = collate
+
+    def __call__(self, samples: list[Any]) -> dict[str, Any]:
+        """Batch with the entry ``broken``, which the main process takes out."""
+        names = [name for sample in samples for name in sample["broken"]]
+        batch: dict[str, Any] = self.collate(samples)
+        return {**batch, "broken": names} if names else batch

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from src.data.datasets.readable import BLANK, MAX_BROKEN_IN_A_ROW, BrokenImages
 from src.data.tars.reader import PairReader
@@ -92,7 +93,11 @@ class ImageTextPairs(Dataset[PairSample]):
         """
         if isinstance(index, tuple):
             index, seed = index
-            _seed(seed)
+            with _seeded(seed):
+                return self._read(index)
+        return self._read(index)
+
+    def _read(self, index: int) -> PairSample:
         position = index % len(self)
         source, tar, number = self.place(position)
         reader = self.sources[source]
@@ -153,8 +158,19 @@ class ImageTextPairs(Dataset[PairSample]):
 _UNNAMED = "\0"  # stands for the name of a member, which is only read for a message
 
 
-def _seed(seed: int) -> None:
-    """Seed the generators that augmentation draws from."""
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Seed the generators that augmentation draws from; those of the main process are restored."""
+    before = None
+    if get_worker_info() is None:
+        before = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
     random.seed(seed)
     np.random.seed(seed & 0xFFFFFFFF)  # noqa: NPY002  timm draws from the global generator
-    torch.manual_seed(seed >> 1)
+    torch.default_generator.manual_seed(seed >> 1)  # not those of GPUs
+    try:
+        yield
+    finally:
+        if before is not None:
+            random.setstate(before[0])
+            np.random.set_state(before[1])  # noqa: NPY002
+            torch.set_rng_state(before[2])

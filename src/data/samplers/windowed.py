@@ -29,8 +29,6 @@ from src.errors import UserError
 
 Integers = NDArray[np.int64]
 
-_PASSES_KEPT = 8  # layouts of passes, 24 bytes for each tar
-
 
 @dataclass(frozen=True)
 class SourceOrder:
@@ -108,8 +106,8 @@ class WindowedOrder:
         self._sizes = [source.sizes.astype(np.int64) for source in sources]
         self._starts = [np.cumsum(sizes) - sizes for sizes in self._sizes]
         self._first = np.cumsum([0, *self.totals])
-        self._pass = lru_cache(_PASSES_KEPT)(self._new_pass)
-        self._window = lru_cache(_PASSES_KEPT)(self._new_window)
+        self._pass = lru_cache(2 * len(sources))(self._new_pass)  # a step may touch two
+        self._window = lru_cache(2 * len(sources))(self._new_window)
 
     def __len__(self) -> int:
         """Samples of an epoch."""

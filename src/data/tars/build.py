@@ -114,7 +114,7 @@ def build(
         settings.fields.text,
         dict(left_out),
     )
-    index.save()
+    index.write()
     problems = [f"{p.name}: {problem}" for p in readable for problem in p.head["problems"]]
     return index, unreadable + problems
 

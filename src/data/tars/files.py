@@ -43,6 +43,8 @@ class TarFile(Protocol):
 class LocalTar:
     """A tar on a disk. One file descriptor serves several processes and threads."""
 
+    _descriptor = -1
+
     def __init__(self, path: str | Path) -> None:
         # Opening a pipe without the flag would block.
         self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))

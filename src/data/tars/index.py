@@ -75,7 +75,7 @@ class TarIndex:
         )
         return mapped
 
-    def save(self) -> None:
+    def write(self) -> None:
         """Write ``index.json``, after ``pairs.bin``, without which it is not valid."""
         tars = zip(self.names, self.bytes.tolist(), self.sizes.tolist(), strict=True)
         files.write_json(

@@ -35,9 +35,10 @@ def find_tars(sources: Sequence[str], out: Path) -> tuple[str, list[str]]:
         protocols = {url.partition("://")[0] for url in found}
         if len(protocols) > 1:
             raise UserError(f"index-tars got URLs with different protocols: {sorted(protocols)}.")
-        root = posixpath.commonpath([posixpath.dirname(url) for url in found])
-        root = root.replace(":/", "://", 1) if "://" not in root else root
-        return root, [url[len(root) :].lstrip("/") for url in found]
+        paths = [url.partition("://")[2] for url in found]
+        folder = posixpath.commonpath([posixpath.dirname(path) for path in paths])
+        names = [path[len(folder) :].lstrip("/") for path in paths]
+        return f"{protocols.pop()}://{folder}", names
     common = os.path.commonpath([str(Path(url).parent) for url in found])
     names = [Path(url).relative_to(common).as_posix() for url in found]
     return os.path.relpath(common, out.absolute()), names

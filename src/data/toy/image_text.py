@@ -132,7 +132,7 @@ def _captioned_file(settings: ToySettings, split: str, number: int) -> tuple[byt
 
 
 def _write_tar(path: Path, tar: int, scenes: list[tuple[bytes, str]], size: int) -> None:
-    with tarfile.open(path, "w") as archive:
+    with files.whole_file(path, durable=False) as part, tarfile.open(part, "w") as archive:
         for number, (image, caption) in enumerate(scenes):
             key = f"{tar:05d}{number:04d}"
             facts: dict[str, object] = {

@@ -1,14 +1,10 @@
-"""Tars of image-text pairs, as img2dataset writes them."""
+"""Members of tars as img2dataset writes them."""
 
 import io
 import json
-import tarfile
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 from PIL import Image
 
 Members = dict[str, bytes]
@@ -29,17 +25,3 @@ def pair(key: str, text: str | None = None, number: int = 0, **facts: Any) -> Me
         f"{key}.txt": text.encode(),
         f"{key}.json": json.dumps(content).encode(),
     }
-
-
-@pytest.fixture
-def write_tar() -> Callable[..., Path]:
-    def write(path: Path, members: Members, format: int = tarfile.GNU_FORMAT) -> Path:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tarfile.open(path, "w", format=format) as archive:
-            for name, content in members.items():
-                info = tarfile.TarInfo(name)
-                info.size = len(content)
-                archive.addfile(info, io.BytesIO(content))
-        return path
-
-    return write
