@@ -112,7 +112,7 @@ def scan_rows(folder: Path, turns: int, wids: str | None) -> list[str]:
         sys.path.insert(0, wids)
         from wids.wids import IndexedTarSamples
 
-        other = min(seconds(lambda: IndexedTarSamples(str(path))[5000]) for _ in range(turns))
+        other = min(seconds(lambda: IndexedTarSamples(path=str(path))[5000]) for _ in range(turns))
         rows.append(f"| the same with `wids` of webdataset 0.2.111 | {other * 1e3:.0f} ms |")
     return rows
 

@@ -31,7 +31,9 @@ class LossCurve(Callback):
             self.curve[trainer.global_step] = sum(self.parts) / len(self.parts)
             self.parts = []
             if trainer.global_rank == 0:
-                self.path.write_text(json.dumps(self.curve))
+                part = self.path.with_suffix(".part")  # the rank may be killed at any moment
+                part.write_text(json.dumps(self.curve))
+                part.replace(self.path)
 
 
 class KillRank(Callback):

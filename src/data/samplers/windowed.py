@@ -222,9 +222,10 @@ class WindowedSampler(DistributedSampler[Any]):
         return self.num_steps * self.batch_size
 
     def set_epoch(self, epoch: int) -> None:
-        """Begin an epoch."""
+        """Begin an epoch. Lightning repeats this after `skip_steps`, with the same epoch."""
+        if epoch != self.epoch:
+            self._first_step = 0
         super().set_epoch(epoch)
-        self._first_step = 0
 
     def skip_steps(self, number: int) -> None:
         """Begin the current epoch after its first steps, which were used before."""
