@@ -7,6 +7,7 @@ import torch
 
 from src.errors import UserError
 from src.losses.mask_set import MaskSetLoss
+from src.metrics.cityscapes import CityscapesMetric
 from src.models import (
     FCNHead,
     InternImageBackbone,
@@ -129,6 +130,18 @@ def test_padding_images_are_ignored(make_task, eval_batch):
     assert evaluate(make_task(), eval_batch) | {"val/loss": 0.0} == evaluate(
         make_task(), eval_batch, is_padding
     ) | {"val/loss": 0.0}
+
+
+def test_weights_of_instances_go_to_metrics_that_use_them(make_task, eval_batch):
+    weighted = eval_batch | {
+        "weight": [torch.ones_like(x, dtype=torch.float32) for x in eval_batch["label"]]
+    }
+    plain = evaluate(make_task(), weighted)
+    assert plain == evaluate(make_task(), eval_batch)
+    scores = evaluate(make_task(metric=CityscapesMetric), weighted)
+    # With equal weights, instances are scored like all pixels.
+    assert scores["val/iIoU"] == pytest.approx(scores["val/mIoU"])
+    assert scores["val/mIoU"] == plain["val/mIoU"]
 
 
 def test_per_class_metrics_after_an_evaluation(make_task, eval_batch):
