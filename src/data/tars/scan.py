@@ -164,7 +164,7 @@ def _facts(tar: TarFile, member: Member | None) -> dict[str, Any]:
 
 
 def _json(content: bytes) -> dict[str, Any]:
-    """A JSON object of a stranger; empty if it is none."""
+    """An untrusted JSON object; empty if it is none."""
     try:
         facts = json.loads(content)
     except (ValueError, RecursionError):
