@@ -1,8 +1,8 @@
 """List the members of a tar without unpacking it.
 
 Python's ``tarfile`` reads fewer members per second (benchmarks/image_text_data.py) and has no limit
-on the size of extended headers. Regular files with names in the ustar, GNU and pax formats are listed; folders,
-links and devices are passed over.
+on the size of extended headers. Regular files with names in the ustar, GNU and pax formats are
+listed; folders, links and devices are passed over.
 """
 
 from __future__ import annotations
