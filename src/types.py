@@ -6,7 +6,7 @@ Loaders give uint8 images; the data module normalises them on the device (`BaseD
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
+from typing import TYPE_CHECKING, Any, NamedTuple, NotRequired, TypedDict
 
 if TYPE_CHECKING:  # commands that only read files start without importing torch
     from torch import Tensor
@@ -21,8 +21,7 @@ ImageId = int | str
 """Id of an image in an annotation file: a number in COCO, a name in some other datasets."""
 
 
-@dataclass(frozen=True)
-class ImageLabels:
+class ImageLabels(NamedTuple):
     """Classes that annotators checked in a whole image, as class indices.
 
     In LVIS and OpenImages, an image is annotated for some of the classes only, and a detection of

@@ -125,7 +125,7 @@ def compare_result(
         }
     assert isinstance(network, Detector)
     (detections,) = network.detect(image, [example.size], [original])
-    threshold = result.mask_threshold if isinstance(result, RegionResult) else 0.0
+    threshold = (result.mask_threshold if isinstance(result, RegionResult) else None) or 0.0
     return differences | compare_detections(detections, found, original, threshold)
 
 

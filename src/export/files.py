@@ -143,7 +143,7 @@ def write_result(
     )
     model.metadata_props.update(description.metadata(inside))
     result = graphs[0].result
-    if isinstance(result, RegionResult):
+    if isinstance(result, RegionResult) and result.mask_threshold is not None:
         model.metadata_props["mask_threshold"] = str(result.mask_threshold)
     return save_onnx(parts[graphs[0].name], folder / RESULT_FILE)
 

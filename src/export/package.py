@@ -19,7 +19,7 @@ from src.export.precision import CONVERSIONS, check_convertible
 from src.export.raw_card import raw_card
 from src.export.result_card import result_card
 from src.models.detection.rcnn.cascade_roi_head import STAGE_STDS
-from src.models.graphs import RegionResult, Result
+from src.models.graphs import Result
 
 _SEVERAL_PASSES = {"tta": "--data.tta false", "window_size": "--model.window_size null"}
 """Settings for several forward passes per image, and how to turn them off."""
@@ -109,7 +109,7 @@ def write(
     further = [name for name in form.precisions if name != "float32"] if whole else []
     if further:
         check_convertible(network)
-    if whole and form.masks != "box" and not isinstance(graphs[0].result, RegionResult):
+    if whole and form.masks != "box" and getattr(graphs[0].result, "mask_threshold", None) is None:
         raise UserError(
             f"--masks has no effect: {type(network).__name__} predicts no masks; leave it out."
         )

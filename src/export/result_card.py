@@ -96,7 +96,7 @@ def _outputs(result: Result, masks: str) -> dict[str, str]:
         return {"probabilities": "(batch, classes) float32 | probability of each class"}
     if isinstance(result, LabelMapResult):
         return _LABEL_MAP
-    if isinstance(result, RegionResult):
+    if isinstance(result, RegionResult) and result.mask_threshold is not None:
         return _BOX_OUTPUTS | (_BOX_MASKS if masks == "box" else _IMAGE_MASKS)
     return _BOX_OUTPUTS
 
@@ -125,7 +125,7 @@ def _code(result: Result, description: Description, *, inside: bool, masks: str)
         drawn = _LABELS
     else:
         drawn = _BOXES
-        if isinstance(result, RegionResult):
+        if isinstance(result, RegionResult) and result.mask_threshold is not None:
             drawn = _MASKS[masks].format(threshold=result.mask_threshold) + drawn
     return "\n".join(lines) + "\n" + drawn + 'photo.save("result.png")'
 

@@ -20,14 +20,23 @@ _RECIPE_SUFFIXES = {
     "dino_4scale_internimage_h_objects365_coco": "_ss",
     "dino_4scale_internimage_g_objects365_coco": "_ss",
     "dino_4scale_cbinternimage_h_objects365_coco": "_ss",
+    "dino_4scale_cbinternimage_h_objects365_lvis": "_val_ss",
+    "dino_4scale_cbinternimage_h_objects365_openimages": "_ss",
     "mask2former_internimage_h_896_80k_cocostuff2ade20k": "_ss",  # _ms differs in evaluation only
 }
 """Suffix of the recipe name after the name of the published file."""
 
-# Weights before the training on COCO, which already have the 80 COCO classes.
+# Weights before the training on COCO and VOC, which already have their classes; and the weights for
+# both years of VOC.
 _SAME_NETWORK = {
     "dino_4scale_cbinternimage_h_objects365_80classes": (
         "dino_4scale_cbinternimage_h_objects365_coco"
+    ),
+    "dino_4scale_cbinternimage_h_objects365_20classes": (
+        "dino_4scale_cbinternimage_h_objects365_voc07"
+    ),
+    "dino_4scale_cbinternimage_h_objects365_voc0712": (
+        "dino_4scale_cbinternimage_h_objects365_voc07"
     ),
 }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from src.models.detection import CBDINO, DINO, CascadeMaskRCNN, MaskRCNN
+from src.models.detection import CBDINO, DINO, CascadeMaskRCNN, CascadeRCNN, MaskRCNN
 from src.models.image_text import ImageTextModel, OpenCLIPTextTower, TextTower
 from src.models.internimage import (
     ARCHITECTURES,
@@ -28,6 +28,7 @@ __all__ = [
     "DINO",
     "CBInternImageBackbone",
     "CascadeMaskRCNN",
+    "CascadeRCNN",
     "DCNv3",
     "DCNv4",
     "FCNHead",

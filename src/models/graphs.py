@@ -75,7 +75,7 @@ class QueryResult:
 
 @dataclass(frozen=True)
 class RegionResult:
-    """Result of a two-stage detector: detections with masks.
+    """Result of a two-stage detector: detections, with masks or without.
 
     Attributes:
         pre_nms_top_n: Boxes per level before NMS of the proposals.
@@ -85,7 +85,7 @@ class RegionResult:
         score: Probability that a detection must exceed.
         nms_iou: IoU above which NMS removes the lower-scoring box of a class.
         max_detections: Number of detections of an image.
-        mask_threshold: Minimum probability of the pixels of a mask.
+        mask_threshold: Minimum probability of the pixels of a mask; None without masks.
         divisor: Images are padded to a multiple of this many pixels.
         anchors_per_cell: Number of anchors of a cell of a feature map.
     """
@@ -97,7 +97,7 @@ class RegionResult:
     score: float
     nms_iou: float
     max_detections: int
-    mask_threshold: float
+    mask_threshold: float | None
     divisor: int
     anchors_per_cell: int
 

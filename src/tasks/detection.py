@@ -20,6 +20,9 @@ from src.errors import UserError
 from src.metrics.base import DetectionMetric
 from src.metrics.coco import COCOMetric
 from src.metrics.coco_results import Result, only_finite, to_results
+from src.metrics.lvis import LVISMetric  # noqa: F401  short names for YAML
+from src.metrics.open_images import OpenImagesMetric  # noqa: F401
+from src.metrics.voc import VOCMetric  # noqa: F401
 from src.models.detection import Detector, MaskRCNN, TrainingOutput
 from src.models.detection.tta import fuse, mirror
 from src.optim.dense_layer_decay import dense_lr_scale

@@ -27,7 +27,7 @@ from src.export.predictor import ExportedModel
 from src.export.results.boxes import apart
 from src.export.results.builder import Builder, new_input, set_outputs
 from src.export.results.preprocessing import prepare
-from src.models import CascadeMaskRCNN, MaskRCNN
+from src.models import CascadeMaskRCNN, CascadeRCNN, MaskRCNN
 from src.models.internimage.backbone import InternImageBackbone
 from src.models.internimage.dcnv3 import DCNv3
 from tests.export.test_export_files import TINY, classifier, segformer, segmentor
@@ -69,6 +69,7 @@ NETWORKS = {
     ),
     "mask_rcnn": ("detection", 3, partial(two_stage, MaskRCNN), FIT),
     "cascade": ("detection", 3, partial(two_stage, CascadeMaskRCNN), FIT),
+    "cascade_boxes": ("detection", 3, partial(two_stage, CascadeRCNN), FIT),
     "dino": ("detection", 5, partial(filled, "dino"), FIT),
     "cbdino": ("detection", 5, partial(filled, "cbdino"), FIT),
 }

@@ -124,6 +124,7 @@ def test_an_existing_published_file_is_used(nothing_is_downloaded, tmp_path):
 PRETRAINING = [name for name in HUB_FILES if "22k_" in name]
 DATA_SETS = {"cityscapes": 19, "mapillary": 19, "mapillary2cityscapes": 19, "59": 59, "nyu": 40}
 DATA_SETS |= {"coco": 80, "80classes": 80, "ade20k": 150, "cocostuff164k": 171, "10k": 171}
+DATA_SETS |= {"lvis": 1203, "openimages": 601, "voc0712": 20, "20classes": 20}
 
 
 def published_classes(name):
@@ -134,6 +135,7 @@ def published_classes(name):
         ending = name.rsplit("_", 1)[-1].removeprefix("cocostuff2")
         count = DATA_SETS[ending]
         first = {150: "wall", 40: "wall", 19: "road", 59: "aeroplane"}
+        first |= {1203: "aerosol_can", 601: "Tortoise", 20: "aeroplane"}
         return count, first.get(count, "person")
     if name in PRETRAINING:
         return 21841, "organism"

@@ -9,9 +9,13 @@ from src.data.datamodules.cityscapes import CityscapesDataModule as CityscapesDa
 from src.data.datamodules.cityscapes import MapillaryDataModule as MapillaryDataModule
 from src.data.datamodules.coco import COCODataModule as COCODataModule
 from src.data.datamodules.coco_stuff import COCOStuffDataModule as COCOStuffDataModule
+from src.data.datamodules.crowd_human import CrowdHumanDataModule as CrowdHumanDataModule
 from src.data.datamodules.image_text import ImageTextDataModule as ImageTextDataModule
 from src.data.datamodules.imagenet import ImageNetDataModule as ImageNetDataModule
 from src.data.datamodules.imagenet22k import ImageNet22kDataModule as ImageNet22kDataModule
 from src.data.datamodules.inaturalist import INaturalistDataModule as INaturalistDataModule
+from src.data.datamodules.lvis import LVISDataModule as LVISDataModule
 from src.data.datamodules.nyu_depth_v2 import NYUDepthV2DataModule as NYUDepthV2DataModule
+from src.data.datamodules.open_images import OpenImagesDataModule as OpenImagesDataModule
 from src.data.datamodules.pascal_context import PascalContextDataModule as PascalContextDataModule
+from src.data.datamodules.voc import VOCDataModule as VOCDataModule

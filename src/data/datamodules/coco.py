@@ -7,11 +7,12 @@ The defaults are the official 12-epoch recipe; the long schedules change ``train
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
@@ -27,12 +28,15 @@ from src.data.datasets.coco_detection import (
     collate,
 )
 from src.data.datasets.readable import BrokenImages
-from src.data.formats.coco_json import MAX_ANNOTATIONS, CocoFile
+from src.data.formats.coco_json import MAX_ANNOTATIONS, CocoFile, read_coco
+from src.data.formats.image_sizes import read_sizes
 from src.data.samplers.aspect_ratio import AspectRatioSampler
+from src.data.samplers.class_aware import ClassAwareSampler, repeat_factors
 from src.data.transforms.batches import Normalization, clear_padding
 from src.data.transforms.protocols import ImageTransform
-from src.decoding import MAX_PIXELS
+from src.decoding import MAX_PIXELS, BrokenImageError
 from src.errors import UserError
+from src.types import ClassFacts
 
 Scale = tuple[int, int]
 
@@ -57,6 +61,11 @@ class COCODataModule(BaseDataModule):
         crop_sides: Smallest and largest side of the crop in pixels.
         allow_empty_crop: Whether a crop may have no annotation; if not, another image is used.
         hflip: Probability of a horizontal flip in training.
+        repeat: How often every training image occurs in an epoch.
+        repeat_threshold: If given, images of rare classes occur more often: a class in a smaller
+            part of the images than this is repeated (`src.data.samplers.repeat_factors`; LVIS).
+        class_aware: Draw a class for every training image, all equally often, then one of its
+            images (`src.data.samplers.class_aware`; OpenImages). Batches then mix orientations.
         keep_empty: Also train on images without annotations, as examples of background.
         min_size: Training images with a shorter side are left out.
         masks: Read masks as well as boxes; false saves memory for detectors without masks (DINO)
@@ -104,6 +113,9 @@ class COCODataModule(BaseDataModule):
         crop_sides: tuple[int, int] = (384, 600),
         allow_empty_crop: bool = True,
         hflip: float = 0.5,
+        repeat: int = 1,
+        repeat_threshold: float | None = None,
+        class_aware: bool = False,
         keep_empty: bool = False,
         min_size: int = 32,
         masks: bool = True,
@@ -147,6 +159,19 @@ class COCODataModule(BaseDataModule):
             bool(tta_ratios) and min(tta_ratios) > 0, "tta_ratios", tta_ratios, "positive factors"
         )
         check(0 <= hflip <= 1, "hflip", hflip, "a probability from 0 to 1")
+        check(repeat >= 1, "repeat", repeat, "an integer of at least 1")
+        check(
+            repeat_threshold is None or 0 < repeat_threshold <= 1,
+            "repeat_threshold",
+            repeat_threshold,
+            "null (off) or a part of the images above 0 and up to 1",
+        )
+        check(
+            not class_aware or (repeat == 1 and repeat_threshold is None),
+            "class_aware",
+            class_aware,
+            "false together with data.repeat or data.repeat_threshold, which it replaces",
+        )
         check(min(std) > 0, "std", std, "three positive numbers")
         check(
             (test_images is None) == (test_annotations is None),
@@ -165,6 +190,8 @@ class COCODataModule(BaseDataModule):
         self.max_annotations = max_annotations
         self._given_names = class_names
         self._masks = masks
+        self._repeat, self._repeat_threshold = repeat, repeat_threshold
+        self._class_aware = class_aware
         self._filter = {"keep_empty": keep_empty, "min_size": min_size, "masks": masks}
         self.normalization = Normalization(mean, std)
         self._eval_scale = eval_scale
@@ -184,7 +211,7 @@ class COCODataModule(BaseDataModule):
         """Id and name of every category in label order."""
         split = next((s for s in ("train", "val", "test") if self._path(s).is_file()), None)
         if split is not None:
-            return self._file(split).categories
+            return self.annotation_file(split).categories
         if self._given_classes is None:
             raise UserError(
                 f"There is no annotation file at {self._path('train')} or {self._path('val')}, so "
@@ -220,6 +247,12 @@ class COCODataModule(BaseDataModule):
         """Category id of each class in the annotation files."""
         return list(self.categories)
 
+    @property
+    def class_facts(self) -> ClassFacts:
+        """Frequencies of the classes, if an annotation file gives them (LVIS)."""
+        found = [file.frequencies for file in self._files.values() if file.frequencies]
+        return ClassFacts(frequencies=found[0]) if found else ClassFacts()
+
     @cached_property
     def eval_transform(self) -> ImageTransform:
         """Preparation of images for evaluation and prediction."""
@@ -239,19 +272,19 @@ class COCODataModule(BaseDataModule):
 
             transform = DetectionTrainTransform(**self._train_options)  # type: ignore[arg-type]
             self._datasets["train"] = COCOTrainDataset(
-                self._file("train"),
+                self.annotation_file("train"),
                 self.root / self.splits["train"][0],
                 transform,
                 broken_images=self.broken_images,
                 max_pixels=self.max_pixels,
                 **self._filter,  # type: ignore[arg-type]
             )
-            if not any(self._file("val").num_annotations):
+            if not any(self.annotation_file("val").num_annotations):
                 rank_zero_warn(
                     f"{self._path('val')} has no annotations, so every AP will be -1 and the best "
                     "checkpoint cannot be told."
                 )
-            file = self._file("train")
+            file = self.annotation_file("train")
             self.warn_of_absent(+file.objects_of_class, f"no usable annotation of {file.path}")
         if stage in ("fit", "validate"):
             self._datasets["val"] = self._evaluated("val")
@@ -271,14 +304,17 @@ class COCODataModule(BaseDataModule):
         dataset = self._datasets["train"]
         assert isinstance(dataset, COCOTrainDataset)
         trainer = self.trainer
-        sampler = AspectRatioSampler(
-            dataset,  # type: ignore[arg-type]
-            dataset.is_wide,
-            self.batch_size,
-            trainer.world_size if trainer else 1,
-            trainer.global_rank if trainer else 0,
-            self.seed,
-        )
+        ranks = (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
+        common = (self.batch_size, *ranks, self.seed)
+        if self._class_aware:
+            by_class = ClassAwareSampler(dataset, dataset.images_of_classes, *common)
+            return self.loader("train", train=True, sampler=by_class)
+        repeats = np.full(len(dataset), self._repeat)
+        if self._repeat_threshold is not None:
+            images = dataset.images_of_classes
+            repeats *= repeat_factors(images, len(dataset), self._repeat_threshold)
+        is_wide = dataset.is_wide
+        sampler = AspectRatioSampler(dataset, is_wide, *common, repeats)  # type: ignore[arg-type]
         return self.loader("train", train=True, sampler=sampler)
 
     def collate_fn(self, split: str) -> Collate:
@@ -298,16 +334,53 @@ class COCODataModule(BaseDataModule):
     def _path(self, split: str) -> Path:
         return self.root / self.splits[split][1]
 
-    def _file(self, split: str) -> CocoFile:
+    def read_annotations(self, split: str) -> dict[str, list[Any]]:
+        """Content of the annotation file of a split as COCO json; other formats override this.
+
+        Raises:
+            UserError: If the file is missing or broken.
+        """
+        return read_coco(self._path(split))
+
+    def measured_images(self, files: Mapping[str, str], folder: str) -> list[dict[str, Any]]:
+        """Entries ``images`` of a format that does not give the sizes of the images.
+
+        Args:
+            files: File name of each image by its id.
+            folder: Folder of the images.
+
+        Raises:
+            UserError: If an image cannot be read; with ``broken_images: skip`` it is left out.
+        """
+        paths = [str(self.root / folder / name) for name in files.values()]
+        images = []
+        for (number, name), size in zip(
+            files.items(), read_sizes(paths, self.max_pixels), strict=True
+        ):
+            if isinstance(size, BrokenImageError):
+                if self.broken_images == "error":
+                    raise size
+                rank_zero_warn(f"{size} The image is left out.")
+                continue
+            height, width = size
+            images.append({"id": number, "file_name": name, "height": height, "width": width})
+        return images
+
+    def annotation_file(self, split: str) -> CocoFile:
+        """The checked annotations of a split, read once."""
         path = str(self._path(split))
         if path not in self._files:
             self._files[path] = CocoFile(
-                path, self._masks, self._given_classes, self.max_annotations
+                path,
+                self._masks,
+                self._given_classes,
+                self.max_annotations,
+                self.read_annotations(split),
             )
         return self._files[path]
 
     def _evaluated(self, split: str) -> COCOEvalDataset:
-        file, wanted = self._file(split), self.categories
+        file, wanted = self.annotation_file(split), self.categories
         if self._given_classes is not None:  # a file need not list all of them
             wanted = {number: name for number, name in wanted.items() if number in file.listed}
         if file.listed != wanted:

@@ -29,7 +29,7 @@ from src.data.formats.coco_json import (
 from src.data.transforms.protocols import ImageTransform, InstanceTransform
 from src.decoding import MAX_PIXELS, BrokenImageError, turn_upright
 from src.errors import UserError
-from src.types import DetectionTarget, ImageId
+from src.types import DetectionTarget, ImageId, ImageLabels
 
 _MAX_TRIES = 100
 _MAX_MASKS = 64  # masks of the largest accepted image that must fit in memory
@@ -45,6 +45,7 @@ class Sample(TypedDict):
     path: str
     target: NotRequired[DetectionTarget]
     annotations: NotRequired[list[Annotation]]
+    image_labels: NotRequired[ImageLabels]
     views: NotRequired[list[tuple[Tensor, bool]]]
     is_padding: NotRequired[bool]
 
@@ -73,6 +74,11 @@ class _CocoImages(ReadableImages):
         """Whether each image is wider than high."""
         sizes = np.array([self.file.images[i].size for i in self._indices])
         return np.asarray(sizes[:, 1] > sizes[:, 0])
+
+    @cached_property
+    def images_of_classes(self) -> list[NDArray[np.int64]]:
+        """Indices of the images with each class."""
+        return self.file.images_of_classes(self._indices)
 
     def entry(self, index: int) -> ImageEntry:
         """Entry of the annotation file."""
@@ -251,6 +257,8 @@ class COCOEvalDataset(_CocoImages, Dataset[Sample]):
         sample = _prepare(self.transform, found, entry.id, self.path(position))
         annotations = self.file.annotations(position)
         sample["annotations"] = [for_scoring(a, entry.size) for a in annotations]
+        if self.file.image_labels is not None:
+            sample["image_labels"] = self.file.image_labels[position]
         return {**sample, "is_padding": True} if image is None or index >= len(self) else sample
 
 

@@ -46,6 +46,7 @@ class Columns:
         area: Pixels, ``(N,)``.
         crowd: Whether ``iscrowd`` is set, ``(N,)``.
         ignore: Whether ``ignore`` is set, ``(N,)``.
+        group: Whether ``is_group_of`` is set: a box around several objects, ``(N,)``.
         has_mask: Whether there is a usable mask, ``(N,)``.
         cost: Cost of drawing the polygons, see `polygon_cost`, ``(N,)``.
         polygons: Number of polygons of each annotation, ``(N,)``.
@@ -61,6 +62,7 @@ class Columns:
     area: NDArray[np.float64]
     crowd: NDArray[np.bool_]
     ignore: NDArray[np.bool_]
+    group: NDArray[np.bool_]
     has_mask: NDArray[np.bool_]
     cost: NDArray[np.float64]
     polygons: NDArray[np.int64]
@@ -148,9 +150,14 @@ def _columns(
         box=box,
         area=area,
         crowd=np.fromiter(map(bool, crowds), bool, len(entries)),
-        ignore=np.fromiter((bool(entry.get("ignore")) for entry in entries), bool, len(entries)),
+        ignore=_flags(entries, "ignore"),
+        group=_flags(entries, "is_group_of"),
         **shapes,
     )
+
+
+def _flags(entries: Sequence[Any], key: str) -> NDArray[np.bool_]:
+    return np.fromiter((bool(entry.get(key)) for entry in entries), bool, len(entries))
 
 
 def _shapes(
@@ -277,6 +284,8 @@ class AnnotationRows:
         }
         if columns.ignore[row]:
             found["ignore"] = 1
+        if columns.group[row]:
+            found["is_group_of"] = 1
         return found
 
     def _segmentation(self, row: int) -> Any:

@@ -275,6 +275,7 @@ def check_annotation(
         "area": area,
         "segmentation": segmentation,
         "ignore": bool(entry.get("ignore")),
+        "is_group_of": bool(entry.get("is_group_of")),
     }
 
 

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
+from src.data.formats.checked_classes import read_frequencies, read_image_labels
 from src.data.formats.coco_columns import AnnotationRows, read_columns
 from src.data.formats.coco_entries import (
     MAX_POLYGON_COST,
@@ -62,6 +63,10 @@ class CocoFile:
         max_annotations: Largest number of annotations of an image.
         content: Content of the file, if `read_coco` has read it already.
 
+    Attributes:
+        image_labels: Classes that were checked in each image; None if the file does not say so.
+        frequencies: ``"r"``, ``"c"`` or ``"f"`` of each class in LVIS; otherwise empty.
+
     Raises:
         UserError: If the file is missing, not a COCO json, or inconsistent; the message names file
             and id.
@@ -84,6 +89,8 @@ class CocoFile:
                 self.categories = find_categories(self.listed, classes, self.path)
             self.images = check_images(content["images"], self.path)
             label_of = {number: label for label, number in enumerate(self.categories)}
+            self.image_labels = read_image_labels(content["images"], label_of, self.path)
+            self.frequencies = read_frequencies(content["categories"], self.categories)
             entries = content["annotations"]
             columns = read_columns(entries, self.images, label_of, self.path)
         self._rows = AnnotationRows(columns, self.images)
@@ -149,6 +156,23 @@ class CocoFile:
         for row in usable:
             found[columns.image[row]].add(int(columns.label[row]))
         return found
+
+    def images_of_classes(self, indices: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        """Which images have a class, including annotations that training leaves out.
+
+        Args:
+            indices: Images to look at.
+
+        Returns:
+            Positions in ``indices`` for each class, increasing.
+        """
+        position = np.full(len(self.images), -1)
+        position[indices] = np.arange(len(indices))
+        columns = self._rows.columns
+        where = position[columns.image]
+        pairs = np.unique(np.stack([columns.label, where])[:, where >= 0], axis=1)
+        ends = np.searchsorted(pairs[0], np.arange(1, len(self.categories)))
+        return np.split(pairs[1].astype(np.int64), ends)
 
     def _reasons(self, rows: NDArray[np.int64] | slice) -> NDArray[np.int8]:
         """Why each annotation is left out of training, as an index of `_REASONS`."""

@@ -23,6 +23,7 @@ class AspectRatioSampler(DistributedSampler[int]):
         num_replicas: Number of ranks.
         rank: Index of this rank.
         seed: Determines the order, together with the epoch.
+        repeats: How often each image occurs in an epoch, ``(N,)``; default is once.
     """
 
     def __init__(
@@ -33,9 +34,12 @@ class AspectRatioSampler(DistributedSampler[int]):
         num_replicas: int = 1,
         rank: int = 0,
         seed: int = 0,
+        repeats: NDArray[np.int64] | None = None,
     ) -> None:
         super().__init__(dataset, num_replicas, rank, seed=seed)
-        groups = (np.flatnonzero(is_wide), np.flatnonzero(~is_wide))
+        groups = [np.flatnonzero(is_wide), np.flatnonzero(~is_wide)]
+        if repeats is not None:
+            groups = [np.repeat(group, repeats[group]) for group in groups]
         self.groups = [torch.from_numpy(group) for group in groups if len(group)]
         self.batch_size = batch_size
 

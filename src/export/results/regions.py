@@ -26,7 +26,8 @@ def region_detections(
     Args:
         op: Builder of the graph.
         pyramid: Outputs of the part ``backbone``.
-        parts: The other parts: ``boxes`` or ``boxes_1``, ..., and ``masks``.
+        parts: The other parts: ``boxes`` or ``boxes_1``, ..., and ``masks`` if the
+            detector has them.
         frame: Height and width of the image without padding, the scale from the input to it
             (``None`` is 1), and height and width of the input.
         result: Limits of the network.
@@ -53,14 +54,16 @@ def region_detections(
     if factor is not None:
         boxes = op.Div(boxes, factor)
     found_boxes, found_scores, found_labels = _select(op, boxes, scores, result)
-    scaled = found_boxes if factor is None else op.Mul(found_boxes, factor)
-    given = {**features, "rois": _with_image(op, scaled), "labels": found_labels}
-    probabilities = append_graph(op.graph, parts["masks"], given, "masks")["masks"]
     outputs: Outputs = {
         "boxes": (found_boxes, "FLOAT", ["detections", 4]),
         "scores": (found_scores, "FLOAT", ["detections"]),
         "labels": (found_labels, "INT64", ["detections"]),
     }
+    if result.mask_threshold is None:
+        return outputs
+    scaled = found_boxes if factor is None else op.Mul(found_boxes, factor)
+    given = {**features, "rois": _with_image(op, scaled), "labels": found_labels}
+    probabilities = append_graph(op.graph, parts["masks"], given, "masks")["masks"]
     if masks == "box":
         outputs["masks"] = (probabilities, "FLOAT", ["detections", MASK_SIDE, MASK_SIDE])
     else:

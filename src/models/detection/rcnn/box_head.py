@@ -26,6 +26,7 @@ class BoxHead(nn.Module):
         fc_channels: Width of the fully connected layers.
         num_convs: Shared 3x3 convolutions with BatchNorm before them.
         num_fcs: Shared fully connected layers.
+        class_agnostic: Predict one box offset for all classes.
     """
 
     def __init__(
@@ -36,11 +37,16 @@ class BoxHead(nn.Module):
         *,
         num_convs: int = 0,
         num_fcs: int = 2,
+        class_agnostic: bool = False,
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
         self.fc_cls = ClassLinear(fc_channels, num_classes + 1, init=0.01)
-        self.fc_reg = ClassLinear(fc_channels, num_classes * 4, init=0.001)
+        self.fc_reg: Linear = (
+            Linear(fc_channels, 4, init=0.001)
+            if class_agnostic
+            else ClassLinear(fc_channels, num_classes * 4, init=0.001)
+        )
         self.shared_convs = nn.ModuleList(
             ConvUnit(channels, channels, 3, norm=True) for _ in range(num_convs)
         )
@@ -64,8 +70,8 @@ class BoxHead(nn.Module):
         x = x.flatten(1)
         for fc in self.shared_fcs:
             x = F.relu(fc(x))
-        offsets = full_precision(self.fc_reg(x)).view(-1, self.num_classes, 4)
-        return full_precision(self.fc_cls(x)), offsets
+        offsets = full_precision(self.fc_reg(x)).unflatten(1, (-1, 4))
+        return full_precision(self.fc_cls(x)), offsets.expand(-1, self.num_classes, 4)
 
 
 def offsets_of_class(offsets: Tensor, labels: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ The application sorts boxes and applies non-maximum suppression between them, se
 - ``backbone``: images to feature maps, and the outputs of the RPN with their anchors;
 - ``boxes``, or ``boxes_1``, ``boxes_2``, ... with several stages: class logits and box offsets of
   given boxes;
-- ``masks``: mask probabilities of given boxes and classes.
+- ``masks``: mask probabilities of given boxes and classes, if the detector has masks.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def two_stage_graphs(
         score=limits.score,
         nms_iou=limits.nms_iou,
         max_detections=limits.per_image,
-        mask_threshold=limits.mask,
+        mask_threshold=limits.mask if roi_head.mask_heads else None,
         divisor=SIZE_DIVISOR,
         anchors_per_cell=rpn_head.anchors.num_per_cell,
     )
@@ -141,8 +141,9 @@ def two_stage_graphs(
     for stage, head in enumerate(box_heads, 1):
         name = "boxes" if len(box_heads) == 1 else f"boxes_{stage}"
         graphs.append(_region_graph(name, ExportedBoxHead(head), width, ("logits", "offsets")))
-    masks = ExportedMaskHeads(roi_head.mask_heads)
-    graphs.append(_region_graph("masks", masks, width, ("masks",), labels=True))
+    if roi_head.mask_heads:
+        masks = ExportedMaskHeads(roi_head.mask_heads)
+        graphs.append(_region_graph("masks", masks, width, ("masks",), labels=True))
     return graphs
 
 
@@ -164,7 +165,7 @@ def _region_graph(
 
 
 def region_inputs(
-    pyramid: Sequence[Tensor], boxes: Sequence[Tensor], num_classes: int
+    pyramid: Sequence[Tensor], boxes: Sequence[Tensor], num_classes: int, *, masks: bool
 ) -> Iterator[dict[str, Tensor]]:
     """Inputs of the graphs ``boxes`` and ``masks``.
 
@@ -172,8 +173,10 @@ def region_inputs(
         pyramid: Feature maps ``p2..p6``.
         boxes: Boxes of each image, ``(N, 4)``.
         num_classes: Classes to take masks of, one box after the other.
+        masks: Whether the detector has masks.
     """
     levels, rois = dict(zip(LEVELS, pyramid, strict=False)), boxes_with_image(boxes)
     yield {**levels, "rois": rois}
-    some = rois[:_MASKS_COMPARED]
-    yield {**levels, "rois": some, "labels": torch.arange(len(some)) % num_classes}
+    if masks:
+        some = rois[:_MASKS_COMPARED]
+        yield {**levels, "rois": some, "labels": torch.arange(len(some)) % num_classes}

@@ -37,7 +37,7 @@ class RoIHead(nn.Module):
 
     Args:
         bbox_head: `BoxHead`, or a list of one per stage.
-        mask_head: `MaskHead`, or a list of one per stage.
+        mask_head: `MaskHead`, or a list of one per stage; None predicts boxes only.
         regions: Sampler of proposals for training, one per stage.
         stds: Scale of the box offsets, four numbers per stage; see `BoxCoder`.
         limits: Score and NMS thresholds, and the number of detections.
@@ -46,7 +46,7 @@ class RoIHead(nn.Module):
     def __init__(
         self,
         bbox_head: nn.Module,
-        mask_head: nn.Module,
+        mask_head: nn.Module | None,
         regions: Iterable[RegionSampler],
         stds: Iterable[Sequence[float]],
         limits: DetectionLimits,
@@ -65,7 +65,9 @@ class RoIHead(nn.Module):
 
     @property
     def mask_heads(self) -> list[MaskHead]:
-        """The mask head of each stage."""
+        """The mask head of each stage; empty without masks."""
+        if self.mask_head is None:
+            return []
         return cast("list[MaskHead]", _stages(self.mask_head))
 
     def box_loss(
@@ -108,13 +110,14 @@ class RoIHead(nn.Module):
             sizes: Height and width of each image without padding.
 
         Returns:
-            Of each stage, with its prefix: weighted ``loss_cls``, ``loss_bbox`` and ``loss_mask``,
-            and the metric ``acc``, the fraction of proposals with the right class.
+            Of each stage, with its prefix: weighted ``loss_cls``, ``loss_bbox`` and, if there are
+            mask heads, ``loss_mask``, and the metric ``acc``, the fraction of proposals with the
+            right class.
         """
         losses: dict[str, Tensor] = {}
         metrics: dict[str, Tensor] = {}
-        last = len(self.box_heads) - 1
-        for stage, head in enumerate(self.mask_heads):
+        mask_heads, last = self.mask_heads, len(self.box_heads) - 1
+        for stage in range(last + 1):
             samples = [
                 self.regions[stage](box, t) for box, t in zip(proposals, targets, strict=True)
             ]
@@ -123,8 +126,11 @@ class RoIHead(nn.Module):
             stage_losses = {
                 "loss_cls": class_loss(logits, labels),
                 "loss_bbox": self._box_loss(stage, samples, targets, offsets, labels),
-                "loss_mask": mask_head_loss(head, pyramid, samples, targets),
             }
+            if mask_heads:
+                stage_losses["loss_mask"] = mask_head_loss(
+                    mask_heads[stage], pyramid, samples, targets
+                )
             prefix, weight = self.loss_prefix(stage), self.loss_weight(stage)
             losses |= {f"{prefix}{name}": value * weight for name, value in stage_losses.items()}
             metrics[f"{prefix}acc"] = accuracy(logits.detach(), labels)
@@ -212,6 +218,8 @@ class RoIHead(nn.Module):
                 boxes, scores, offsets, sizes, original_sizes, strict=True
             )
         ]
+        if self.mask_head is None:
+            return [Detections(*of_image) for of_image in found]
         return add_masks(found, self.mask_heads, pyramid, sizes, original_sizes, self.limits.mask)
 
     # ------------------------------------------------------------------- parts

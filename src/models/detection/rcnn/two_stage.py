@@ -106,4 +106,5 @@ class TwoStageDetector(Detector):
         yield {"image": image}
         pyramid = self.extract_features(image)
         boxes = [p.boxes for p in self.propose(pyramid, sizes)]
-        yield from region_inputs(pyramid, boxes, self.roi_head.box_heads[0].num_classes)
+        number, masks = self.roi_head.box_heads[0].num_classes, bool(self.roi_head.mask_heads)
+        yield from region_inputs(pyramid, boxes, number, masks=masks)

@@ -9,7 +9,11 @@ import torch
 import yaml
 from jsonargparse import ArgumentParser
 
-from src.data import COCODataModule
+from src import data
+from src.data import BaseDataModule
+from src.metrics.lvis import LVISMetric
+from src.metrics.open_images import OpenImagesMetric
+from src.metrics.voc import VOCMetric
 from src.models.weights.names import official_names
 from src.tasks import DetectionTask
 
@@ -22,8 +26,15 @@ PARAMETERS = {
     "dino_4scale_internimage_h_objects365_coco_ss": 1_098_725_884,
     "dino_4scale_internimage_g_objects365_coco_ss": 3_082_611_660,
     "dino_4scale_cbinternimage_h_objects365_coco_ss": 2_178_558_124,
+    "dino_4scale_cbinternimage_h_objects365_lvis_minival_ss": 2_180_865_889,
+    "dino_4scale_cbinternimage_h_objects365_lvis_val_ss": 2_180_865_889,
+    "dino_4scale_cbinternimage_h_objects365_openimages_ss": 2_179_628_779,
+    "dino_4scale_cbinternimage_h_objects365_voc07": 2_178_434_824,
+    "dino_4scale_cbinternimage_h_objects365_voc12": 2_178_434_824,
 }
-T, L, BACKBONE_L, H, G, CB = PARAMETERS
+T, L, BACKBONE_L, H, G, CB, MINIVAL, LVIS, OPEN_IMAGES, VOC07, VOC12 = PARAMETERS
+DATASETS = ("lvis", "openimages", "voc")
+STEPS = {MINIVAL: 80_000, LVIS: 80_000, OPEN_IMAGES: 100_000}
 STEMLESS = "patch_embed."
 
 
@@ -36,7 +47,8 @@ def task_of(recipe):
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(DetectionTask, "model")
     model = read(recipe)["model"]
-    model["init_args"] |= {"num_classes": 80, "weights": None}
+    names = getattr(data, read(recipe)["data"]["class_path"]).official_class_names()
+    model["init_args"] |= {"num_classes": len(names), "weights": None}
     task = parser.instantiate_classes(parser.parse_object({"model": model})).model
     with torch.device("meta"):
         task.configure_model()
@@ -62,7 +74,8 @@ def manifest():
 
 
 def official_shapes(manifest, recipe):
-    entries, entry = manifest["detection"], manifest["detection"][f"coco/{recipe}"]
+    dataset = next((name for name in DATASETS if f"_{name}" in recipe), "coco")
+    entries, entry = manifest["detection"], manifest["detection"][f"{dataset}/{recipe}"]
     extra = entry["extra"]
     if isinstance(extra, str):
         extra = entries[extra.removeprefix("same as detection/")]["extra"]
@@ -84,6 +97,7 @@ def official_shapes(manifest, recipe):
 def test_names_shapes_and_number_of_parameters(recipe, manifest, built):
     detector = built(recipe).network
     names = official_names(detector)
+    assert len(set(names.values())) == len(names)  # a file can be read and written
     shapes = {names[key]: list(value.shape) for key, value in detector.state_dict().items()}
     assert shapes == official_shapes(manifest, recipe)
     assert sum(parameter.numel() for parameter in detector.parameters()) == PARAMETERS[recipe]
@@ -135,18 +149,39 @@ def test_schedules_limits_and_data(recipe, built):
     optimizer = task.optimization.make_optimizer([torch.nn.Parameter(torch.zeros(1))])
     schedule = task.optimization.make_scheduler(optimizer)
     is_short = recipe in (T, L, BACKBONE_L)
-    assert optimizer.defaults["lr"] == 1e-4
+    assert optimizer.defaults["lr"] == (5e-5 if recipe in (VOC07, VOC12) else 1e-4)
     assert optimizer.defaults["weight_decay"] == (0.05 if recipe == BACKBONE_L else 1e-4)
     assert schedule.milestones == ((11,) if is_short else ())
     assert task.optimization.reference_batch_size == (16 if is_short else None)
     assert config["trainer"]["gradient_clip_val"] == 0.1
-    assert config["trainer"].get("max_steps") == (None if is_short else 20000)
+    assert config["trainer"].get("max_steps") == (None if is_short else STEPS.get(recipe, 20_000))
     head = task.network.bbox_head
     assert head.max_detections == (100 if recipe == T else 300)
     assert head.denoising.num_queries == (100 if is_short else 1000)
     assert head.transformer.num_queries == 900
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(COCODataModule, "data")
-    data = parser.instantiate_classes(parser.parse_object({"data": config["data"]})).data
-    assert data.batch_size == (2 if is_short else 1)
-    assert not data._masks
+    parser.add_subclass_arguments(BaseDataModule, "data")
+    module = parser.instantiate_classes(parser.parse_object({"data": config["data"]})).data
+    assert module.batch_size == (2 if is_short else 1)
+    assert not module._masks
+
+
+@pytest.mark.parametrize(
+    ("recipe", "metric", "sampling"),
+    [
+        (MINIVAL, LVISMetric, {"_repeat_threshold": 1e-3}),
+        (LVIS, LVISMetric, {"_repeat_threshold": 1e-3}),
+        (OPEN_IMAGES, OpenImagesMetric, {"_class_aware": True}),
+        (VOC07, VOCMetric, {"_repeat": 3}),
+        (VOC12, VOCMetric, {"_repeat": 3}),
+    ],
+)
+def test_metric_and_sampling(recipe, metric, sampling, built):
+    (found,) = built(recipe).build_metrics().values()
+    assert type(found) is metric
+    assert getattr(found, "eleven_points", None) == {VOC07: True, VOC12: False}.get(recipe)
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(BaseDataModule, "data")
+    module = parser.instantiate_classes(parser.parse_object({"data": read(recipe)["data"]})).data
+    usual = {"_repeat": 1, "_repeat_threshold": None, "_class_aware": False}
+    assert {name: getattr(module, name) for name in usual} == usual | sampling

@@ -1,7 +1,8 @@
-"""The ten published recipes have the parameters of the official code, name by name."""
+"""The official recipes have the parameters of the official code, name by name."""
 
 import gzip
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 import yaml
 
 from src.models import InternImageBackbone
-from src.models.detection import CascadeMaskRCNN, MaskRCNN
+from src.models.detection import CascadeMaskRCNN, CascadeRCNN, MaskRCNN
 from src.models.weights.names import official_names
 
 ROOT = Path(__file__).parents[4]
@@ -22,7 +23,12 @@ PARAMETERS = {
     "cascade_internimage_xl": 387_448_974,
 }
 RECIPES = [f"{model}_fpn_{schedule}_coco" for model in PARAMETERS for schedule in ("1x", "3x")]
-KINDS = {"MaskRCNN": MaskRCNN, "CascadeMaskRCNN": CascadeMaskRCNN}
+CROWD_HUMAN = "cascade_internimage_xl_fpn_3x_crowd_human"
+KINDS = {
+    "MaskRCNN": MaskRCNN,
+    "CascadeMaskRCNN": CascadeMaskRCNN,
+    "CascadeRCNN": partial(CascadeRCNN, 1),
+}
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +37,8 @@ def manifest():
 
 
 def official_shapes(manifest, recipe):
-    entry = manifest["detection"][f"coco/{recipe}"]
+    dataset = "crowd_human" if recipe == CROWD_HUMAN else "coco"
+    entry = manifest["detection"][f"{dataset}/{recipe}"]
     extra = entry["extra"]
     if isinstance(extra, str):
         extra = manifest["detection"][extra.removeprefix("same as detection/")]["extra"]
@@ -39,7 +46,7 @@ def official_shapes(manifest, recipe):
     return {f"backbone.{name}": shape for name, shape in backbone.items()} | extra
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", [*RECIPES, CROWD_HUMAN])
 def test_names_shapes_and_number_of_parameters(recipe, manifest):
     config = yaml.safe_load((ROOT / "configs" / "detection" / f"{recipe}.yaml").read_text())
     network = config["model"]["init_args"]["network"]
@@ -50,7 +57,9 @@ def test_names_shapes_and_number_of_parameters(recipe, manifest):
             backbone=lambda: InternImageBackbone(**backbone), **arguments
         )
     names = official_names(detector)
+    assert len(set(names.values())) == len(names)  # a file can be read and written
     shapes = {names[key]: list(value.shape) for key, value in detector.state_dict().items()}
     assert shapes == official_shapes(manifest, recipe)
     count = sum(parameter.numel() for parameter in detector.parameters())
-    assert count == PARAMETERS[recipe.split("_fpn")[0]]
+    expected = 374_369_277 if recipe == CROWD_HUMAN else PARAMETERS[recipe.split("_fpn")[0]]
+    assert count == expected
