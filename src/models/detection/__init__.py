@@ -13,12 +13,7 @@ from __future__ import annotations
 from src.models.detection.detection_transformer import DetectionTransformer, SetPredictionHead
 from src.models.detection.detector import Detector, TrainingOutput
 from src.models.detection.dino import CBDINO, DINO
-from src.models.detection.rcnn import (
-    CascadeMaskRCNN,
-    CascadeRCNN,
-    MaskRCNN,
-    TwoStageDetector,
-)
+from src.models.detection.rcnn import CascadeMaskRCNN, CascadeRCNN, MaskRCNN, TwoStageDetector
 
 __all__ = [
     "CBDINO",
