@@ -14,7 +14,7 @@ the published numbers are from:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -86,19 +86,25 @@ def _extended(
 ) -> Iterator[tuple[Entries, Entries]]:
     """Annotations and results of each image, with general classes, of the checked classes."""
     for image in images:
-        boxes = _with_ancestors(image.annotations, ancestors)
-        checked = {box["category_id"] for box in boxes}
-        checked.update(image.labels.present, image.labels.absent)
-        found = _with_ancestors(image.results, ancestors)
-        yield boxes, [result for result in found if result["category_id"] in checked]
+        checked = {*image.labels.present, *image.labels.absent}
+        for annotation in image.annotations:
+            label = annotation["category_id"]
+            checked.update((label, *ancestors[label]))
+        yield (
+            _with_ancestors(image.annotations, ancestors, checked),
+            _with_ancestors(image.results, ancestors, checked),
+        )
 
 
-def _with_ancestors(entries: Entries, ancestors: Sequence[Sequence[int]]) -> Entries:
-    """The entries, and each of them again for every more general class."""
+def _with_ancestors(
+    entries: Entries, ancestors: Sequence[Sequence[int]], checked: Container[int]
+) -> Entries:
+    """The entries, and each of them again for every more general class, of the checked classes."""
     return [
         entry | {"category_id": label}
         for entry in entries
         for label in (entry["category_id"], *ancestors[entry["category_id"]])
+        if label in checked
     ]
 
 
