@@ -24,8 +24,8 @@ from torch.utils.checkpoint import checkpoint
 
 from src.errors import UserError
 
-MAX_LOGITS = 2**24
-"""Default size of a block of logits: 64 MiB in float32, and a few times that in the backward."""
+MAX_LOGITS = 2**20
+"""Default size of a block of logits: 4 MiB in float32, and a few times that in the backward."""
 
 BlockLoss = Callable[[Tensor, Tensor, int], Tensor]
 """Sum of the losses of a block: own features, gathered features, global index of the first own."""

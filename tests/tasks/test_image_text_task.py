@@ -9,6 +9,7 @@ import yaml
 
 from src.cli import main
 from src.errors import UserError
+from src.tasks import ImageTextTask
 from src.tasks.zero_shot import check_templates, prompts
 from tests.pairs import BACKBONE, image_text_recipe
 
@@ -118,3 +119,11 @@ def test_templates() -> None:
     for wrong in ("a photo", [], ["a photo of a dog"]):
         with pytest.raises(UserError, match="templates"):
             check_templates(wrong)
+
+
+def test_a_checkpoint_describes_its_task(pretrained: Path) -> None:
+    path = next((pretrained / "runs" / "pairs" / "version_0").rglob("last.ckpt"))
+    task = ImageTextTask.load_from_checkpoint(path)
+    assert task.templates == ["a {} square", "a photo of a {}."]
+    saved = torch.load(path, weights_only=False)["state_dict"]
+    assert torch.equal(task.network.logit_scale, saved["network.logit_scale"])
