@@ -71,7 +71,8 @@ class Squares(Dataset):
         )
         image = (torch.tensor(colour)[:, None, None] + noise).float() / 128 - 1
         extra = {"text": tokenize(f"a {name} square"), "label": label}[self.key]
-        return {"image": image, self.key: extra, "id": index}
+        sample = {"image": image, self.key: extra, "id": index}
+        return {**sample, "is_padding": True} if index >= self.count else sample
 
 
 class SquarePairs(BaseDataModule):
@@ -84,6 +85,7 @@ class SquarePairs(BaseDataModule):
         image_size: Side of the images.
         count: Number of pairs.
         labelled: Whether there are labelled images.
+        eval_batch_size: See `BaseDataModule`.
     """
 
     def __init__(
@@ -94,8 +96,9 @@ class SquarePairs(BaseDataModule):
         image_size: int = 32,
         count: int = 32,
         labelled: bool = True,
+        eval_batch_size: int | None = None,
     ) -> None:
-        super().__init__(batch_size, num_workers)
+        super().__init__(batch_size, num_workers, eval_batch_size)
         self.image_size, self.count, self.labelled = image_size, count, labelled
 
     @property

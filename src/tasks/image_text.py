@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ClassVar, cast
 
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
@@ -80,8 +81,14 @@ class ImageTextTask(BaseTask):
     def load_weights(self, network: nn.Module) -> None:
         """Load ``weights``, then ``text_weights``."""
         super().load_weights(network)
+        text = cast("ImageTextModel", network).text
         if self.text_weights is not None:
-            load_text_weights(cast("ImageTextModel", network).text, self.text_weights)
+            load_text_weights(text, self.text_weights)
+        elif text.is_frozen and self.weights is None and self._is_fitting:
+            rank_zero_warn(
+                "The frozen text tower is randomly initialised. Set model.text_weights to a file of"
+                " open_clip, or network.text.frozen to false."
+            )
 
     def build_loss(self) -> nn.Module:
         """The given loss."""

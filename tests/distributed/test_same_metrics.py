@@ -7,7 +7,7 @@ import pytest
 
 from tests.distributed.conftest import TASKS, Launcher, Run
 
-BATCH = {"classification": "5", "detection": "3", "segmentation": "3"}
+BATCH = {"classification": "5", "detection": "3", "segmentation": "3", "pairs": "4"}
 
 
 def metrics(run: Run) -> dict[str, float]:
@@ -20,7 +20,7 @@ def metrics(run: Run) -> dict[str, float]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", [*TASKS, "pairs"])
 def test_several_ranks_have_the_metrics_of_one(
     launch: Launcher, tmp_path: Path, task: str, strategy: str
 ) -> None:

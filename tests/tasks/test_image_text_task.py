@@ -9,6 +9,7 @@ import yaml
 
 from src.cli import main
 from src.errors import UserError
+from src.models import TextTower
 from src.tasks import ImageTextTask
 from src.tasks.zero_shot import check_templates, prompts
 from tests.pairs import BACKBONE, image_text_recipe
@@ -127,3 +128,18 @@ def test_a_checkpoint_describes_its_task(pretrained: Path) -> None:
     assert task.templates == ["a {} square", "a photo of a {}."]
     saved = torch.load(path, weights_only=False)["state_dict"]
     assert torch.equal(task.network.logit_scale, saved["network.logit_scale"])
+
+
+def test_a_frozen_text_tower_needs_weights(tmp_path: Path, recwarn) -> None:
+    recipe = image_text_recipe()
+    text = recipe["model"]["init_args"]["network"]["init_args"]["text"]
+    text["init_args"] = {**text["init_args"], "frozen": True}
+    recipe["trainer"] |= {"max_steps": 1, "limit_val_batches": 0}
+    (tmp_path / "pairs.yaml").write_text(yaml.safe_dump(recipe))
+    arguments = ["fit", "-c", str(tmp_path / "pairs.yaml"), *runs(tmp_path)]
+    assert main(arguments) == 0
+    assert any("frozen text tower is randomly" in str(w.message) for w in recwarn)
+    torch.save(TextTower(**text["init_args"]).encoder.state_dict(), tmp_path / "text.pt")
+    recwarn.clear()
+    assert main([*arguments, "--model.text_weights", str(tmp_path / "text.pt")]) == 0
+    assert not any("frozen text tower is randomly" in str(w.message) for w in recwarn)
