@@ -1,10 +1,13 @@
-"""Make the table of recipes in ``model_zoo.md`` from the first comments of ``configs/``.
+"""Make the tables of recipes and of published files in ``model_zoo.md``.
 
-Run ``python docs/make_recipe_table.py`` after adding a recipe; a test compares page and files.
+Recipes are described by the first comments of ``configs/``, published files by
+``tests/fixtures/published_files.json``. Run ``python docs/make_recipe_table.py`` after adding a
+recipe; a test compares the page with both.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -14,6 +17,9 @@ PAGE = DOCS / "model_zoo.md"
 _LONGEST = 200  # characters; more is cut at the first colon
 START = "<!-- recipes: made by docs/make_recipe_table.py -->\n"
 END = "<!-- end of recipes -->\n"
+FILES = DOCS.parent / "tests" / "fixtures" / "published_files.json"
+FILES_START = "<!-- files: made by docs/make_recipe_table.py -->\n"
+FILES_END = "<!-- end of files -->\n"
 
 
 def table() -> str:
@@ -49,10 +55,38 @@ def describe(text: str) -> tuple[str, str, str]:
     return what, published, weights[1] if weights else ""
 
 
+def table_of_files() -> str:
+    """The published files as Markdown, by task and dataset."""
+    entries = json.loads(FILES.read_text(encoding="utf-8"))
+    parts = []
+    for task, prefixes in (
+        ("Classification", ("internimage", "flash_intern")),
+        ("Detection", ("mask_rcnn", "cascade", "dino")),
+        ("Segmentation", ("upernet", "segformer", "mask2former")),
+    ):
+        names = [name for name in entries if name.startswith(prefixes)]
+        names.sort(key=lambda name: (entries[name]["dataset"], name))
+        lines = [
+            f"#### {task}\n",
+            "| file | tensors | parameters | dataset | published |",
+            "| --- | ---: | ---: | --- | --- |",
+            *(
+                f"| `{name}` | {entry['tensors']} | {entry['parameters']:,} | {entry['dataset']} |"
+                f" {entry['published'] or 'none'} |"
+                for name in names
+                if (entry := entries[name])
+            ),
+        ]
+        parts.append("\n".join(lines) + "\n")
+    return "\n".join(parts)
+
+
 def updated(page: str) -> str:
-    """The page with a fresh table."""
-    before, rest = page.split(START)
-    return before + START + "\n" + table() + "\n" + END + rest.split(END)[1]
+    """The page with fresh tables."""
+    for start, end, content in ((START, END, table()), (FILES_START, FILES_END, table_of_files())):
+        before, rest = page.split(start)
+        page = before + start + "\n" + content + "\n" + end + rest.split(end)[1]
+    return page
 
 
 if __name__ == "__main__":

@@ -58,6 +58,20 @@ def read_published(name: str, file: Path | None = None) -> ModelParts:
     Raises:
         UserError: If the file has no recipe, or cannot be downloaded or read.
     """
+    parts = build_published(name)
+    load_all(parts.network, name if file is None else file)
+    return parts
+
+
+def build_published(name: str) -> ModelParts:
+    """Build the network of a published file with random weights, from its recipe.
+
+    Args:
+        name: A key of `HUB_FILES`.
+
+    Raises:
+        UserError: If the file has no recipe.
+    """
     recipe = _recipe_of(name)
     settings = yaml.safe_load(recipe.read_text(encoding="utf-8"))
     spec, data = settings["model"]["init_args"]["network"], settings["data"]
@@ -67,7 +81,6 @@ def read_published(name: str, file: Path | None = None) -> ModelParts:
     owner = _data_module(data["class_path"])
     names = owner.official_class_names()
     network = build_network(spec, len(names))
-    load_all(network, name if file is None else file)
     preprocessing = preprocessing_of(data["init_args"], settings["model"]["init_args"])
     if palette := getattr(owner, "official_palette", lambda: None)():
         preprocessing["palette"] = [list(colour) for colour in palette]
