@@ -2,6 +2,7 @@
 
 import io
 import json
+import random
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -129,3 +130,17 @@ def test_ids_do_not_depend_on_kills_and_ranks(
         assert not train(launch, tmp_path, ranks, first=number == 0, kill_before=step)
     assert train(launch, tmp_path, 3, first=False)
     assert check(tmp_path, order) == len(order) // GLOBAL_BATCH * 2 >= 200
+
+
+@pytest.mark.slow
+def test_twenty_kills_at_any_moment_lose_and_repeat_nothing(
+    launch: Launcher, order: WindowedOrder, tmp_path: Path
+) -> None:
+    chance = random.Random(0)
+    endless = ("--trainer.max_epochs", "10000")
+    first = True
+    for _ in range(20):
+        ranks, moment = chance.choice([1, 1, 2, 3]), chance.uniform(0.1, 1.0)
+        assert not train(launch, tmp_path, ranks, *endless, first=first, kill_after=moment)
+        first = not list(tmp_path.glob("order/*/checkpoints/last.ckpt"))
+    assert check(tmp_path, order) > 50
