@@ -201,11 +201,10 @@ def _missing_setting(message: str, parser: Any) -> str | None:
     owner = _innermost_class(message)
     if owner is None:
         names = [name.split(".")[-1] for name in match[1].split(", ")]
-        takes_run = re.search(r"\b(validate|test|predict)\b", parser.prog)
-        run = ", or a trained run with --name RUN or --ckpt_path FILE" if takes_run else ""
         return (
             f"Missing settings: {' and '.join(sorted(names))}. Give a recipe with"
-            f" --config configs/<recipe>.yaml{run}."
+            " --config configs/<recipe>.yaml, or a trained run with --ckpt_path FILE (validate,"
+            " test and predict: or --name RUN)."
         )
     return f"{_join(message)}: {owner.__name__} needs a value for {match[1]}."
 

@@ -34,6 +34,10 @@ class ExportedModel:
     """
 
     def __init__(self, path: str | Path, threads: int | None = None) -> None:
+        inside = Path(path) / "model.onnx"
+        if Path(path).is_dir():
+            advice = f"give {inside}" if inside.is_file() else "give an .onnx file"
+            raise UserError(f"{path} is a folder; {advice}, written by python -m src export.")
         if not Path(path).is_file():
             raise UserError(f"The file {path} does not exist; write it with python -m src export.")
         try:

@@ -78,6 +78,10 @@ def test_an_image_is_answered_with_its_results(name, server_of):
 def test_user_errors_are_one_line(tmp_path, capsys):
     assert main(["demo", "--model", str(tmp_path / "none.onnx")]) == 2
     assert "does not exist" in capsys.readouterr().err
+    (tmp_path / "exported").mkdir()
+    (tmp_path / "exported/model.onnx").touch()
+    assert main(["demo", "--model", str(tmp_path / "exported")]) == 2
+    assert f"is a folder; give {tmp_path}/exported/model.onnx" in capsys.readouterr().err
     (tmp_path / "text.onnx").write_text("no file of ONNX")
     assert main(["demo", "--model", str(tmp_path / "text.onnx")]) == 2
     assert "is not an ONNX file that can be run" in capsys.readouterr().err

@@ -41,8 +41,10 @@ FORMER_NAMES = (
     "def pictures(self)",
     "The file `trunk` of Mask R-CNN",
     "bookshelf, picture, counter",
+    "truffle_(chocolate), trunk, vat",
+    "Sword, Picture frame, Sushi",
 )
-"""Names that users may still have in configurations, checkpoints and scripts; a class of NYU."""
+"""Names that users may still have in configurations, checkpoints, scripts; classes of datasets."""
 
 
 def texts() -> Iterator[tuple[Path, list[str]]]:

@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         UserError: If the variant is unknown or a size is invalid.
     """
     args = _parser().parse_args(argv)
-    names = timm.list_models("internimage*")
+    names = timm.list_models(["internimage*", "flash_internimage*"])
     if args.model not in names:
         raise UserError(f"Unknown model '{args.model}'; expected one of {', '.join(names)}.")
     if args.batch < 1 or min(args.size) < 1:

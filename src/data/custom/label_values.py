@@ -237,15 +237,15 @@ def _wrong_count(values: list[int], names: list[str], found: list[int], given: b
     count = len(values)
     if given:
         return f"--class-values gives {count} numbers, but there are {len(names)} class names."
-    hint = ""
+    hint = " If 0 means unlabelled, add --ignore 0." if values[0] == 0 else ""
     if len(names) in (len(found), len(set(found) - {IGNORE_LABEL})):
-        hint = (
+        hint += (
             f" If each name belongs to one of the numbers {_listed(found)}, give them in the same "
             "order with --class-values."
         )
     return (
         f"The classes of the label maps are the numbers {_listed(values)}, but there are "
-        f"{len(names)} class names ({', '.join(names[:5])}). Give {count}, the first one for "
+        f"{len(names)} class names ({_listed(names)}). Give {count}, the first one for "
         f"number {values[0]}.{hint}"
     )
 
@@ -280,7 +280,7 @@ def _hex(colour: Sequence[int]) -> str:
     return "#" + "".join(f"{value:02x}" for value in colour)
 
 
-def _listed(values: Sequence[int]) -> str:
+def _listed(values: Sequence[object]) -> str:
     return ", ".join(map(str, values[:_MAX_LISTED])) + (
         ", ..." if len(values) > _MAX_LISTED else ""
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import json
 import random
 import re
 import shutil
@@ -22,6 +23,8 @@ from src.errors import UserError
 from src.file_names import check_name, name_of
 
 RECORD = "prepared.json"
+_UNNAMED = ("images", "image", "imgs", "img")
+"""Folder names that say nothing of a dataset: it gets the name of the folder around them."""
 DEFAULT_PARENT = Path("data/own")
 
 
@@ -72,7 +75,9 @@ def target(args: argparse.Namespace, source: Path, *, searched: bool = True) -> 
     if not 0 < args.val_share < 1:
         raise UserError(f"--val-share accepts a share between 0 and 1, got {args.val_share}.")
     if args.name is None:
-        name = name_of([re.sub(r"\s+", "_", source.resolve().name)], "mine")
+        folder = source.resolve()
+        named = folder.parent.name if folder.name.lower() in _UNNAMED else folder.name
+        name = name_of([re.sub(r"\s+", "_", named)], "mine")
     else:
         name = check_name(args.name, "--name")
     out = Path(args.out) if args.out else DEFAULT_PARENT / name
@@ -91,6 +96,18 @@ def target(args: argparse.Namespace, source: Path, *, searched: bool = True) -> 
     return name, out
 
 
+def _made_from(out: Path) -> Path | None:
+    """The source that a folder was made from."""
+    if not (out / RECORD).is_file():
+        return None
+    try:
+        record = json.loads((out / RECORD).read_text(encoding="utf-8"))
+    except ValueError:
+        return None
+    source = record.get("source") if isinstance(record, dict) else None
+    return Path(source) if isinstance(source, str) else None
+
+
 @contextmanager
 def start_over(out: Path, parts: Sequence[str], facts: dict[str, Any]) -> Iterator[Path]:
     """Yield a folder to fill, which replaces ``parts`` of ``out`` when the block succeeds.
@@ -102,7 +119,16 @@ def start_over(out: Path, parts: Sequence[str], facts: dict[str, Any]) -> Iterat
 
     Yields:
         An empty folder.
+
+    Raises:
+        UserError: If the folder was made from other data.
     """
+    made_from = _made_from(out)
+    if made_from is not None and made_from.resolve() != Path(facts["source"]).resolve():
+        raise UserError(
+            f"{out} was made from {made_from}, so nothing was written; give another --name, or"
+            f" delete {out}."
+        )
     with files.whole_folder(out, last=[RECORD], parts=parts) as work:
         yield work
         files.write_json(work / RECORD, facts, ensure_ascii=False, indent=1)

@@ -41,6 +41,12 @@ def photos(tmp_path):
     return root
 
 
+def made(folder):
+    """The recipe that ``prepare`` has written."""
+    (path,) = folder.glob("*.yaml")
+    return path
+
+
 def recipe_of(path):
     return yaml.safe_load(path.read_text(encoding="utf-8"))
 
@@ -89,6 +95,24 @@ def test_folders_that_are_split_already_stay_where_they_are(photos, tmp_path, ca
     assert "4 training and 4 validation images" in capsys.readouterr().out
     assert recipe_of(out / "x.yaml")["data"]["init_args"]["root"] == str(root)
     assert not (out / "train").exists()
+
+
+def test_a_folder_made_from_other_data_is_not_replaced(photos, tmp_path, capsys):
+    other = tmp_path / "other" / "images"
+    shutil.copytree(photos, other)
+    out = ["--out", str(tmp_path / "out")]
+    assert main(["prepare", "from-folder", str(photos), *out]) == 0
+    before = recipe_of(tmp_path / "out" / "my_photos.yaml")
+    assert main(["prepare", "from-folder", str(other), *out]) == 2
+    assert f"was made from {photos}, so nothing was written" in capsys.readouterr().err
+    assert recipe_of(tmp_path / "out" / "my_photos.yaml") == before
+
+
+def test_a_folder_called_images_gives_its_parent_as_name(photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(photos, tmp_path / "street" / "images")
+    assert main(["prepare", "from-folder", "street/images"]) == 0
+    assert (tmp_path / "data" / "own" / "street" / "street.yaml").is_file()
 
 
 def test_a_second_time_replaces_what_was_made_and_nothing_else(photos, tmp_path):
@@ -169,7 +193,7 @@ def test_coco_files_are_split_checked_and_trainable(annotated, tmp_path, capsys)
     assert all(
         a["image_id"] in {i["id"] for i in p["images"]} for p in parts for a in p["annotations"]
     )
-    config = out / "images.yaml"
+    config = made(out)
     assert build(["--config", str(config)]).datamodule.class_names == ["roter Apfel", "梨"]
     assert run_once(config, train_scales=[[96, 72]], eval_scale=[96, 72]) == 0
 
@@ -201,7 +225,7 @@ def test_boxes_without_masks_become_a_trainable_recipe_of_dino(annotated, tmp_pa
     assert "boxes but no masks, so the recipe trains DINO" in text
     assert "DINO with InternImage-NANO, starts from scratch" in text
     assert "roter Apfel: " in text
-    config = out / "images.yaml"
+    config = made(out)
     settings = recipe_of(config)
     assert settings["model"]["init_args"]["network"]["class_path"] == "DINO"
     assert settings["data"]["init_args"]["masks"] is False
@@ -217,7 +241,7 @@ def test_dino_is_fine_tuned_in_its_published_sizes_only(annotated, tmp_path, cap
     assert "there is no DINO of this size" in capsys.readouterr().err
     assert not out.exists()
     assert main([*given, "--network", "t"]) == 0
-    weights = recipe_of(out / "images.yaml")["model"]["init_args"]["weights"]
+    weights = recipe_of(made(out))["model"]["init_args"]["weights"]
     assert weights == "dino_4scale_internimage_t_1x_coco_layer_wise_lr"
 
 
@@ -288,7 +312,7 @@ def test_label_maps_become_class_numbers(mode, tmp_path, capsys):
     maps = [np.asarray(Image.open(p)) for p in (tmp_path / "out").glob("annotations/*/*.png")]
     assert len(maps) == 4
     assert all(set(np.unique(m)) == {0, 1} for m in maps)
-    settings = recipe_of(tmp_path / "out" / "images.yaml")["data"]["init_args"]
+    settings = recipe_of(made(tmp_path / "out"))["data"]["init_args"]
     assert settings["class_names"] == names
     assert settings["upright"] is True
     if mode in ("colour", "palette"):
@@ -316,7 +340,7 @@ def test_numbers_of_unlabelled_pixels_are_ignored(options, tmp_path, capsys):
     assert "unlabelled, besides 255: 0" in text
     assert "tree: 3 + 1" in text
     assert all(set(np.unique(labels)) == {0, 255} for labels in maps_of(out))
-    assert recipe_of(out / "images.yaml")["data"]["init_args"]["class_names"] == ["tree"]
+    assert recipe_of(made(out))["data"]["init_args"]["class_names"] == ["tree"]
 
 
 def test_mistakes_with_unlabelled_numbers_are_named(tmp_path, capsys):
@@ -336,6 +360,18 @@ def test_mistakes_with_unlabelled_numbers_are_named(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+def test_one_name_too_few_may_mean_that_zero_is_unlabelled(tmp_path, capsys):
+    given = [
+        "prepare",
+        "from-masks",
+        *write_masks(tmp_path, "numbers"),
+        "--out",
+        str(tmp_path / "o"),
+    ]
+    assert main([*given, "--class-names", "tree"]) == 2
+    assert "If 0 means unlabelled, add --ignore 0." in capsys.readouterr().err
+
+
 def test_names_count_from_the_first_number_that_is_a_class(tmp_path, capsys):
     images, masks = tmp_path / "images", tmp_path / "masks"
     for folder in (images, masks):
@@ -349,6 +385,7 @@ def test_names_count_from_the_first_number_that_is_a_class(tmp_path, capsys):
     assert main(given) == 2
     error = capsys.readouterr().err
     assert "are the numbers 1, 2, 3, but there are 2 class names (road, car)" in error
+    assert "--ignore 0" not in error
     assert "Give 3, the first one for number 1." in error
 
 
@@ -369,7 +406,7 @@ def test_label_maps_are_split_so_that_every_class_is_validated(tmp_path, capsys)
 def test_prepared_label_maps_of_rotated_images_can_be_trained_on(tmp_path):
     given = ["prepare", "from-masks", *write_masks(tmp_path, "numbers")]
     assert main([*given, "--out", str(tmp_path / "out")]) == 0
-    config = tmp_path / "out" / "images.yaml"
+    config = made(tmp_path / "out")
     assert run_once(config, image_scale=[96, 64], crop_size=[64, 64]) == 0
 
 
