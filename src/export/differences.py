@@ -8,9 +8,10 @@ from pathlib import Path
 
 TOLERANCE = 1e-4
 """Largest difference of an output that rounding explains."""
-LIMITS = {"boxes": 1e-3, "label_map": 1e-3, "masks": 1e-2, "unmatched": 1e-2, "prepared": 2e-2}
+LIMITS = {"boxes": 1e-2, "label_map": 1e-3, "masks": 1e-2, "unmatched": 1e-2, "prepared": 2e-2}
 """Limits of results that are not probabilities: pixels, fractions that ties explain, and about one
-grey level of the prepared image, because resizes round to whole grey values."""
+grey level of the prepared image, because resizes round to whole grey values. Boxes of DINO differ
+by 1.5e-3 pixels between float32 and float64 in PyTorch alone, on images of 640 pixels."""
 
 
 class Differences:

@@ -37,6 +37,8 @@ from tests.models.conftest import name_weight
 slow = pytest.mark.slow
 COLOURS = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 SIZES = ((90, 130), (151, 97))
+BOUNDS = LIMITS | {"boxes": 1e-3}
+"""The images here are small, and rounding of boxes grows with the image."""
 
 
 def two_stage(kind, **limits):
@@ -116,7 +118,7 @@ def prepared(size, divisor=32):
 def assert_small(differences):
     for name, value in differences.items():
         if name != "prepared":
-            assert value <= LIMITS.get(name, TOLERANCE), differences
+            assert value <= BOUNDS.get(name, TOLERANCE), differences
 
 
 @pytest.mark.parametrize("size", SIZES)
