@@ -159,8 +159,8 @@ def _parts(path: Path, name: str) -> ModelParts:
         return read_run(path)
     if path.is_dir():
         raise UserError(
-            f"{path} is not a saved model: expected {CONFIG_FILE} and {WEIGHT_FILE}, or the folder"
-            " of a run with a checkpoint."
+            f"{path} is not a saved model: expected {CONFIG_FILE} and {WEIGHT_FILE} (export with"
+            " --format safetensors), or the folder of a run with a checkpoint."
         )
     published = path.name.removesuffix(".pth")
     if published in HUB_FILES and (path.is_file() or path.name == name):

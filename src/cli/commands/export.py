@@ -71,6 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _refuse_options_without_effect(args, parser)
     model, data = load(recipe, args.ckpt_path)
     out = Path(args.out or Path("exported") / model.name)
+    print(f"Export:  {model.name} to {out}", flush=True)
     form = Form(args.dcn, args.outputs, args.preprocessing, args.masks, args.precision)
     written, passed = export(model.pretrained, out, args.format, args.check, data, form)
     for path in written:
