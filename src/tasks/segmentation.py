@@ -155,7 +155,9 @@ class SegmentationTask(DenseTask):
             label = batch["label"][index][rows]
             weights = {"weight": batch["weight"][index][rows]} if "weight" in batch else {}
             # Metrics without this argument do not get it.
-            self.metrics_of(stage + suffix).update(self._decide(probability), label, **weights)
+            self.metrics_of(stage + suffix).update(
+                _decide(probability, self.num_classes), label, **weights
+            )
             losses[index] += self._summed_loss(probability, label)
         for label, loss in zip(batch["label"], losses, strict=True):
             # With this weight the logged value is the mean over the labelled pixels of all images.
@@ -168,16 +170,6 @@ class SegmentationTask(DenseTask):
         """Cross entropy of probabilities ``(K, H, W)``, summed over the labelled pixels."""
         right = probability.gather(0, label.clamp(max=self.num_classes - 1)[None])[0]
         return -right[label != IGNORE_LABEL].clamp(min=1e-12).log().sum()
-
-    def _decide(self, probability: Tensor) -> Tensor:
-        """Most probable class from ``(K, H, W)``.
-
-        It is ``num_classes`` where the best of the outputs is none of the classes, or the
-        probabilities are not finite.
-        """
-        best, classes = probability.max(0)
-        classes = classes.clamp(max=self.num_classes)
-        return classes.masked_fill(~torch.isfinite(best), self.num_classes)
 
     def predict_step(self, batch: SegmentationEvalBatch, batch_idx: int) -> dict[str, Any]:
         """Most probable class of every pixel.
@@ -212,7 +204,7 @@ class SegmentationTask(DenseTask):
     def _predict_label_maps(self, batch: SegmentationEvalBatch) -> dict[str, Any]:
         label_maps = [torch.empty(tuple(size), dtype=torch.uint8) for size in batch["size"]]
         for index, rows, probability in self._segment(self.evaluation_network, batch):
-            classes = self._decide(probability[: self.num_classes])
+            classes = _decide(probability[: self.num_classes], self.num_classes)
             if bool((classes == self.num_classes).any()):
                 raise UserError(not_finite(batch["path"][index]))
             label_maps[index][rows] = classes.to("cpu", torch.uint8)
@@ -261,6 +253,16 @@ class SegmentationTask(DenseTask):
         if not suffix:
             per_class = {name: value for name, value in scores.items() if value.ndim}
             self.class_scores = {name.split("/")[1]: value for name, value in per_class.items()}
+
+
+def _decide(probability: Tensor, num_classes: int) -> Tensor:
+    """Most probable class from ``(K, H, W)``.
+
+    It is ``num_classes`` where the best of the outputs is none of the classes, or the probabilities
+    are not finite.
+    """
+    best, classes = probability.max(0)
+    return classes.clamp(max=num_classes).masked_fill(~torch.isfinite(best), num_classes)
 
 
 def _alike(batch: SegmentationEvalBatch) -> dict[Any, list[int]]:

@@ -54,7 +54,7 @@ def test_masks_go_with_their_boxes() -> None:
 
 def test_pixels_without_a_class_are_wrong() -> None:
     probability = torch.tensor([[0.9, 0.1, NAN, 0.9], [0.1, 0.9, 0.5, INF]]).view(2, 1, 4)
-    classes = _decide(probability)
+    classes = _decide(probability, 2)
     assert classes.tolist() == [[0, 1, 2, 2]]
     metric = SegmentationMetric(2)
     metric.update(classes, torch.tensor([[0, 1, 0, 1]]))
