@@ -94,6 +94,8 @@ def draw_label_map(
 ) -> Image.Image:
     """Image with every pixel coloured by its class, and a legend of classes of at least 0.5 %.
 
+    Coloured pixels are grey beneath, so that colours are those of the legend.
+
     Args:
         image: Image of any mode.
         label_map: Class of every pixel, shape ``(H, W)`` of the image; classes without a name
@@ -116,7 +118,10 @@ def draw_label_map(
         )
     known = label_map < len(names)
     colours = np.asarray(palette, dtype=np.float32)[np.where(known, label_map, 0)]
-    pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
+    colour, grey = (
+        np.asarray(image.convert(mode).convert("RGB"), np.float32) for mode in ("RGB", "L")
+    )
+    pixels = np.where(known[..., None], grey, colour)
     weight = np.where(known, opacity, 0.0)[..., None]
     mixed = np.rint(pixels * (1 - weight) + colours * weight).astype(np.uint8)
     counts = np.bincount(label_map[known].ravel(), minlength=len(names))
