@@ -34,11 +34,14 @@ def label_map(
         logits = op.Resize(
             logits, None, None, sizes, mode="linear", coordinate_transformation_mode="half_pixel"
         )
-    probabilities = op.Softmax(logits, axis=1)
+    # The maximum of a softmax without the softmax, which takes ONNX Runtime three times as long on
+    # this axis.
+    largest = op.ReduceMax(logits, [1], keepdims=1)
+    total = op.ReduceSum(op.Exp(op.Sub(logits, largest)), [1], keepdims=0)
     if outputs["logits"].shape is None or outputs["logits"].shape[1] != classes:
         logits = op.Slice(logits, [0], [classes], [1])
-        probabilities = op.Slice(probabilities, [0], [classes], [1])
     labels = op.ArgMax(logits, axis=1, keepdims=0)
-    scores = op.ReduceMax(probabilities, [1], keepdims=0)
+    best = op.ReduceMax(logits, [1], keepdims=0)
+    scores = op.Div(op.Exp(op.Sub(best, op.Squeeze(largest, [1]))), total)
     shape = ["batch", "height", "width"]
     return {"label_map": (labels, "INT64", shape), "scores": (scores, "FLOAT", shape)}
