@@ -2,26 +2,35 @@
 
 ``python benchmarks/export_cpu.py --images FOLDER`` exports each network with random weights,
 compares its results on the images of a folder (random images without one), times both in turn with
-one and two threads, and writes ``results/export_cpu.{json,md}``.
+one and two threads, and writes ``results/export_cpu.{json,md}``. Every network has a process of its
+own, and its row is written when it is measured: ``--resume`` continues an interrupted run.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
+import os
 import platform
+import resource
+import signal
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch._inductor import config as inductor
 
 from src import files
 from src.export.compare_graphs import runner
@@ -32,6 +41,7 @@ from src.export.files import trace, write_compiled
 from src.export.graphs import graphs_of
 from src.export.package import Form, write
 from src.models import (
+    ARCHITECTURES,
     CBDINO,
     DINO,
     CascadeMaskRCNN,
@@ -40,12 +50,14 @@ from src.models import (
     Mask2Former,
     Mask2FormerHead,
     MaskRCNN,
+    SegFormerHead,
     Segmentor,
 )
 from src.models import CBInternImageBackbone as CompositeBackbone
 from src.models.detection import Detector
 from src.models.detection.rcnn.box_head import BoxHead
 from src.models.internimage.dcnv3 import DCNv3
+from src.models.internimage.dcnv4 import DCNv4
 from src.models.layers.deformable_attention import MultiScaleDeformableAttention
 from src.models.segmentation.fcn import FCNHead
 from src.models.segmentation.upernet import UPerHead
@@ -73,11 +85,23 @@ COCO = {"eval_scale": [640, 480]}
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], str, int, dict]] = {
     "InternImage-T": (InternImage, "classification", 1000, IMAGENET),
     "InternImage-nano": (partial(InternImage, **NANO), "classification", 1000, IMAGENET),
+    "FlashInternImage-T": (
+        partial(InternImage, **ARCHITECTURES["flash_internimage_t"]),
+        "classification",
+        1000,
+        IMAGENET,
+    ),
     "UPerNet-T": (Segmentor, "segmentation", 150, ADE),
     "UPerNet-nano": (
         partial(
             Segmentor, 150, nano, partial(UPerHead, channels=64), partial(FCNHead, channels=32)
         ),
+        "segmentation",
+        150,
+        ADE,
+    ),
+    "SegFormer-nano": (
+        partial(Segmentor, 150, nano, partial(SegFormerHead, channels=64), None),
         "segmentation",
         150,
         ADE,
@@ -107,6 +131,8 @@ def randomise(network: nn.Module) -> nn.Module:
         if isinstance(module, DCNv3):
             nn.init.normal_(module.offset.weight, std=0.05)
             nn.init.normal_(module.mask.weight, std=0.05)
+        elif isinstance(module, DCNv4):
+            nn.init.normal_(module.offset_mask.weight, std=0.05)
         elif isinstance(module, MultiScaleDeformableAttention):
             nn.init.normal_(module.sampling_offsets.weight, std=0.05)
             nn.init.normal_(module.attention_weights.weight, std=0.05)
@@ -148,10 +174,16 @@ def predict(network: nn.Module, example: Example) -> Tensor | list:
     return output.softmax(dim=1)
 
 
-def measure(name: str, paths: list[Path], args: argparse.Namespace) -> dict:
-    make, task, classes, settings = NETWORKS[name]
+def network_of(name: str) -> nn.Module:
+    """A network of the table, the same in every process."""
     torch.manual_seed(0)
-    network = randomise(make())
+    return randomise(NETWORKS[name][0]())
+
+
+def measure(name: str, paths: list[Path], rounds: int, compared: int, package: Path | None) -> dict:
+    """A row of the table; ``package`` is the network compiled by `compile_network`."""
+    _, task, classes, settings = NETWORKS[name]
+    network = network_of(name)
     description = Description(
         task, [str(i) for i in range(classes)], {**settings, "mean": MEAN, "std": STD}
     )
@@ -162,7 +194,7 @@ def measure(name: str, paths: list[Path], args: argparse.Namespace) -> dict:
         path, divisor = written.paths[0], getattr(written.result, "divisor", 1)
         examples = [
             prepare(paths[i] if paths else None, i, settings, divisor)
-            for i in range(min(args.compared, len(paths)) if paths else args.compared)
+            for i in range(min(compared, len(paths)) if paths else compared)
         ]
         worst: dict[str, float] = {}
         file = ResultFile(path, inside=False)
@@ -177,21 +209,52 @@ def measure(name: str, paths: list[Path], args: argparse.Namespace) -> dict:
             "images": len(examples),
             "differences": worst,
         }
-        calls = {"PyTorch": partial(predict, network)}
-        if args.aoti:
-            calls["AOTInductor"] = compiled(network, Path(folder))
+        calls: dict[str, Callable] = {"PyTorch": partial(predict, network)}
+        if package is not None:
+            run = runner(package)
+            calls["AOTInductor"] = lambda example: run({"image": example.prepared})
         for threads in (1, 2):
             calls["ONNX Runtime"] = ResultFile(path, inside=False, threads=threads)
             torch.set_num_threads(threads)
-            row[str(threads)] = times(calls, examples[0], args.rounds)
-    return row
+            row[str(threads)] = times(calls, examples[0], rounds)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
+    return row | {"peak_gigabytes": peak / 1e9}
 
 
-def compiled(network: nn.Module, folder: Path) -> Callable[[Example], list[Tensor]]:
-    """A network of one graph as machine code of AOTInductor."""
-    (graph,) = graphs_of(network)
-    run = runner(write_compiled(graph, trace(graph), folder))
-    return lambda example: run({"image": example.prepared})
+def compile_network(name: str, folder: Path) -> Path | None:
+    """Compile a network with AOTInductor; ``None`` if it has several graphs."""
+    # Otherwise the number of threads is that of this process.
+    inductor.cpp.dynamic_threads = True
+    graphs = graphs_of(network_of(name))
+    return None if len(graphs) > 1 else write_compiled(graphs[0], trace(graphs[0]), folder)
+
+
+def in_process(seconds: float | None, function: Callable, *arguments: Any) -> Any:
+    """Result of a function in a process of its own, whose memory is free afterwards.
+
+    Raises:
+        TimeoutError: After ``seconds``; compilers that it started are ended too.
+        EOFError: If the function failed; its error is printed.
+    """
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_answer, args=(sender, function, arguments))
+    process.start()
+    sender.close()
+    try:
+        if not receiver.poll(seconds):
+            raise TimeoutError
+        return receiver.recv()
+    finally:
+        with suppress(ProcessLookupError):
+            assert process.pid is not None
+            os.killpg(process.pid, signal.SIGKILL)
+        process.join()
+
+
+def _answer(sender: Any, function: Callable, arguments: tuple) -> None:
+    os.setsid()  # a group of its own, so that all of it can be ended
+    sender.send(function(*arguments))
 
 
 def times(calls: dict[str, Callable], example: Example, rounds: int) -> dict[str, float]:
@@ -205,6 +268,20 @@ def times(calls: dict[str, Callable], example: Example, rounds: int) -> dict[str
     return {name: 1e3 * statistics.median(values[1:]) for name, values in found.items()}
 
 
+def row_of(name: str, paths: list[Path], args: argparse.Namespace) -> dict:
+    """Measure a network in processes of its own."""
+    given = (name, paths, args.rounds, args.compared)
+    if not args.aoti:
+        return in_process(None, measure, *given, None)
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            package = in_process(60 * args.minutes, compile_network, name, Path(folder))
+            state = "several graphs" if package is None else "compiled"
+        except TimeoutError:
+            package, state = None, f"> {args.minutes} min"
+        return in_process(None, measure, *given, package) | {"aoti": state}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
@@ -212,23 +289,36 @@ def main() -> None:
     add("--compared", type=int, default=5, help="number of images to compare (%(default)s)")
     add("--rounds", type=int, default=5, help="timed rounds (%(default)s)")
     add("--aoti", action="store_true", help="time AOTInductor too (networks of one graph)")
+    add("--minutes", type=int, default=10, help="longest time to compile (%(default)s)")
     add("--only", nargs="+", choices=tuple(NETWORKS), default=list(NETWORKS), help="networks")
+    add("--out", type=Path, default=RESULTS, help="where results are written (%(default)s)")
+    add("--resume", action="store_true", help="leave out networks that have a row")
     args = parser.parse_args()
     paths = sorted(args.images.rglob("*.jpg")) if args.images else []
-    target = RESULTS / "export_cpu.json"
-    rows = json.loads(target.read_text())["rows"] if target.exists() else {}
+    target = args.out / "export_cpu.json"
+    machine = {
+        "processor": _processor(),
+        "torch": torch.__version__,
+        "onnxruntime": onnxruntime.__version__,
+    }
+    content = json.loads(target.read_text()) if target.exists() else {}
+    rows = content["rows"] if content.get("machine") == machine else {}
+    failed = []
     for name in args.only:
-        rows[name] = measure(name, paths, args)
-        machine = {
-            "processor": _processor(),
-            "torch": torch.__version__,
-            "onnxruntime": onnxruntime.__version__,
-        }
+        if args.resume and ("aoti" if args.aoti else "size") in rows.get(name, {}):
+            continue
+        try:
+            rows[name] = row_of(name, paths, args)
+        except EOFError:
+            failed.append(name)
+            continue
         ordered = {key: rows[key] for key in NETWORKS if key in rows}
         content = {"machine": machine, "rows": ordered}
         files.write_text(target, json.dumps(content, indent=1) + "\n")
-        files.write_text(RESULTS / "export_cpu.md", table(machine, ordered))
+        files.write_text(args.out / "export_cpu.md", table(machine, ordered))
         print(name, rows[name], flush=True)
+    if failed:
+        sys.exit(f"error: not measured: {', '.join(failed)}")
 
 
 def table(machine: dict, rows: dict) -> str:
@@ -239,15 +329,19 @@ def table(machine: dict, rows: dict) -> str:
         "probabilities), one image, median in milliseconds, in turn. PyTorch uses the compiled "
         "operator, ONNX Runtime the default file (`--dcn deformconv`). Random weights. Command: "
         "`python benchmarks/export_cpu.py --images FOLDER`. Other programs running change the "
-        "times: compare ratios only.",
+        "times: compare ratios only. AOTInductor computes raw outputs, without the last steps of a "
+        "detector; it cannot run networks of several graphs.",
+        "",
         "Differences are the largest of all compared images: boxes in pixels, label maps and masks "
-        "as fractions of pixels, `unmatched` as a fraction of detections.",
+        "as fractions of pixels, `unmatched` as a fraction of detections. Memory is the peak of "
+        "the process that exports, compares and times a network.",
         "",
         ", ".join(f"{name} {value}" for name, value in machine.items()),
         "",
         "| network | MB | size | 1 thread: PyTorch | ONNX Runtime | ratio | AOTInductor | "
-        "2 threads: PyTorch | ONNX Runtime | ratio | AOTInductor | images | differences |",
-        "| --- | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
+        "2 threads: PyTorch | ONNX Runtime | ratio | AOTInductor | GB of memory | images | "
+        "differences |",
+        "| --- | ---: | --- |" + " ---: |" * 10 + " --- |",
     ]
     for name, row in rows.items():
         cells = [name, f"{row['megabytes']:.0f}", "{} x {}".format(*row["size"])]
@@ -255,7 +349,10 @@ def table(machine: dict, rows: dict) -> str:
             torch_time, onnx_time = row[threads]["PyTorch"], row[threads]["ONNX Runtime"]
             cells += [f"{torch_time:.1f}", f"{onnx_time:.1f}", f"{onnx_time / torch_time:.2f}"]
             compiled_time = row[threads].get("AOTInductor")
-            cells.append("" if compiled_time is None else f"{compiled_time:.1f}")
+            state = row.get("aoti", "")
+            cells.append(state if compiled_time is None else f"{compiled_time:.1f}")
+        memory = row.get("peak_gigabytes")
+        cells.append("" if memory is None else f"{memory:.1f}")
         found = ", ".join(f"{key} {value:.1e}" for key, value in row["differences"].items())
         lines.append("| " + " | ".join([*cells, str(row["images"]), found]) + " |")
     return "\n".join(lines) + "\n"

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from src.errors import UserError
+from src.export.files import RESULT_FILE
 from src.export.session import session
 from src.models.detection.rcnn.postprocess import paste_masks
 from src.types import Size
@@ -34,7 +35,7 @@ class ExportedModel:
     """
 
     def __init__(self, path: str | Path, threads: int | None = None) -> None:
-        inside = Path(path) / "model.onnx"
+        inside = Path(path) / RESULT_FILE
         if Path(path).is_dir():
             advice = f"give {inside}" if inside.is_file() else "give an .onnx file"
             raise UserError(f"{path} is a folder; {advice}, written by python -m src export.")

@@ -52,7 +52,7 @@ Class names, preprocessing and versions are in its metadata (`names`, `preproces
 
 ## Running it
 
-Needs `pip install onnxruntime numpy pillow`. It writes `result.png`.
+Needs `pip install onnxruntime numpy pillow`. It reads `photo.jpg` and writes `result.png`.
 
 ```python
 {_code(result, description, inside=inside, masks=masks)}
@@ -109,7 +109,7 @@ def _code(result: Result, description: Description, *, inside: bool, masks: str)
         "",
         "import numpy as np",
         "import onnxruntime",
-        "from PIL import Image, ImageDraw, ImageOps",
+        "from PIL import Image, ImageColor, ImageDraw, ImageFont, ImageOps",
         "",
         'session = onnxruntime.InferenceSession("model.onnx")',
         'names = json.loads(session.get_modelmeta().custom_metadata_map["names"])',
@@ -124,10 +124,11 @@ def _code(result: Result, description: Description, *, inside: bool, masks: str)
     elif isinstance(result, LabelMapResult):
         drawn = _LABELS
     else:
-        drawn = _BOXES
+        masked = ""
         if isinstance(result, RegionResult) and result.mask_threshold is not None:
-            drawn = _MASKS[masks].format(threshold=result.mask_threshold) + drawn
-    return "\n".join(lines) + "\n" + drawn + 'photo.save("result.png")'
+            masked = _MASKS[masks].replace("THRESHOLD", str(result.mask_threshold))
+        drawn = _SHOWN + masked + _BOXES
+    return "\n".join(lines) + "\n" + drawn + 'result.save("result.png")'
 
 
 def _prepared(result: Result, settings: Any) -> list[str]:
@@ -172,35 +173,65 @@ _WHOLE = 'inputs = {"image": np.asarray(photo)[None]}'
 _CLASSES = """\
 probabilities = found["probabilities"][0]
 best = probabilities.argsort()[::-1][:5]
-lines = [f"{names[label]} {probabilities[label]:.3f}" for label in best]
-print("\\n".join(lines))
-ImageDraw.Draw(photo).multiline_text((4, 4), "\\n".join(lines), fill="red")
+text = "\\n".join(f"{names[label]} {probabilities[label]:.1%}" for label in best)
+print(text)
+font = ImageFont.load_default(photo.width // 40 + 10)
+_, _, right, bottom = map(round, ImageDraw.Draw(photo).textbbox((8, 8), text, font))
+size = max(photo.width, right + 8), photo.height + bottom + 8
+result = Image.new("RGB", size, "white")
+result.paste(photo)
+ImageDraw.Draw(result).text((8, photo.height + 8), text, "black", font)
 """
 _LABELS = """\
 labels = found["label_map"][0]
-print(", ".join(names[label] for label in np.unique(labels)))
-palette = np.random.default_rng(0).integers(0, 256, (len(names), 3), np.uint8)
-photo = Image.blend(photo, Image.fromarray(palette[labels]), 0.5)
+shown, counts = np.unique(labels, return_counts=True)
+shown = shown[counts.argsort()[::-1]]  # largest area first
+print(", ".join(names[label] for label in shown))
+colours = [f"hsl({i * 222 % 360}, 90%, {60 - i % 3 * 15}%)" for i in range(len(shown))]
+palette = np.zeros((len(names), 3), np.uint8)
+palette[shown] = [ImageColor.getrgb(colour) for colour in colours]
+grey = photo.convert("L").convert("RGB")  # so that colours are those of the legend
+photo = Image.blend(grey, Image.fromarray(palette[labels]), 0.6)
+side = photo.height // 60 + 10  # of a field in the legend
+height = max(photo.height, (len(shown) + 1) * 3 * side // 2)
+result = Image.new("RGB", (photo.width + 14 * side, height), "white")
+result.paste(photo)
+draw, font = ImageDraw.Draw(result), ImageFont.load_default(side)
+for i, (label, colour) in enumerate(zip(shown, colours)):
+    x, y = photo.width + side // 2, side // 2 + i * 3 * side // 2
+    draw.rectangle((x, y, x + side, y + side), colour)
+    draw.text((x + 3 * side // 2, y), names[label], "black", font)
+"""
+_SHOWN = """\
+shown = np.flatnonzero(found["scores"] > 0.3)  # best first
+colours = [f"hsl({i * 222 % 360}, 100%, 70%)" for i in shown]
+result, side = photo.copy(), max(photo.size) // 60 + 10
 """
 _BOXES = """\
-draw = ImageDraw.Draw(photo)
-for box, score, label in zip(found["boxes"], found["scores"], found["labels"]):
-    if score > 0.3:
-        draw.rectangle(box.tolist(), outline="red", width=2)
-        draw.text(box[:2].tolist(), f"{names[label]} {score:.2f}", fill="red")
-        print(names[label], f"{score:.3f}", box.round(1).tolist())
+draw, font = ImageDraw.Draw(result), ImageFont.load_default(side)
+for i in shown[::-1]:  # the best ones on top
+    draw.rectangle(found["boxes"][i].tolist(), outline="black", width=side // 4)
+    draw.rectangle(found["boxes"][i].tolist(), outline=colours[i], width=side // 6)
+for i in shown[::-1]:
+    x, y = found["boxes"][i, 0], max(found["boxes"][i, 1] - 1.3 * side, 0)
+    text = f"{names[found['labels'][i]]} {found['scores'][i]:.0%}"
+    draw.rectangle(draw.textbbox((x, y), text, font), "black")
+    draw.text((x, y), text, colours[i], font)
+for i in shown:
+    print(names[found["labels"][i]], f"{found['scores'][i]:.3f}", found["boxes"][i].round(1))
 """
 _MASKS = {
     "box": """\
-for mask, box, score in zip(found["masks"], found["boxes"].round().astype(int), found["scores"]):
-    if score > 0.3:  # masks have the size of their box
-        sides = [max(side, 1) for side in box[2:] - box[:2]]
-        whole = np.asarray(Image.fromarray(mask).resize(sides, Image.BILINEAR)) > {threshold}
-        photo.paste("red", tuple(box[:2].tolist()), Image.fromarray(whole.astype(np.uint8) * 128))
+for i in shown[::-1]:  # masks have the size of their box
+    left, top, right, bottom = found["boxes"][i].round().astype(int).tolist()
+    size = max(right - left, 1), max(bottom - top, 1)
+    mask = np.asarray(Image.fromarray(found["masks"][i]).resize(size, Image.BILINEAR))
+    mask = Image.fromarray(((mask > THRESHOLD) * 128).astype(np.uint8))
+    result.paste(colours[i], (left, top), mask)
 """,
     "image": """\
-for mask, score in zip(found["masks"], found["scores"]):
-    if score > 0.3:
-        photo.paste("red", (0, 0), Image.fromarray(mask.astype(np.uint8) * 128))
+for i in shown[::-1]:
+    mask = Image.fromarray((found["masks"][i] * 128).astype(np.uint8))
+    result.paste(colours[i], (0, 0), mask)
 """,
 }

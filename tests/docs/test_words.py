@@ -38,6 +38,7 @@ FORMER_NAMES = (
     '"pictures"',
     "pictures_per_batch",
     "Pretrained.pictures",
+    "def pictures(self)",
     "The file `trunk` of Mask R-CNN",
     "bookshelf, picture, counter",
     "truffle_(chocolate), trunk, vat",

@@ -31,7 +31,7 @@ def test_the_script_prepares_images_as_the_recipe(filter_, tmp_path):
 def test_masks_have_the_threshold_of_the_network(tmp_path):
     result = RegionResult(1000, 1000, 0.7, ((0.1, 0.1, 0.2, 0.2),), 0.05, 0.5, 100, 0.4, 32, 3)
     text = card(result, {"image_scale": [200, 128]}, tmp_path, inside=True)
-    assert "Image.BILINEAR)) > 0.4" in text
+    assert "mask > 0.4" in text
     assert "trtexec" not in text
     assert "--preprocessing outside" in text
 

@@ -6,8 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from src.data.formats.coco_entries import shown
-from src.errors import MALFORMED_CONTENT, UserError
+from src.errors import UserError
 
 Body = Literal["fbox", "vbox", "hbox"]
 
@@ -16,7 +15,7 @@ def read_odgt(path: Path, body: Body) -> dict[str, list[dict[str, Any]]]:
     """Persons of each image as COCO annotations without ``image_id``.
 
     Boxes that are no person (``tag`` ``mask``: crowds, reflections) or are marked ``ignore`` get
-    ``ignore`` and ``iscrowd``: COCO's evaluation looks at ``iscrowd`` alone.
+    ``ignore``.
 
     Args:
         path: The file.
@@ -26,7 +25,7 @@ def read_odgt(path: Path, body: Body) -> dict[str, list[dict[str, Any]]]:
         By image id.
 
     Raises:
-        UserError: If the file is missing or malformed, or has an image twice.
+        UserError: If the file is missing or malformed.
     """
     if not path.is_file():
         raise UserError(
@@ -34,22 +33,18 @@ def read_odgt(path: Path, body: Body) -> dict[str, list[dict[str, Any]]]:
             "annotation files (data.train_annotations, data.val_annotations)."
         )
     found: dict[str, list[dict[str, Any]]] = {}
-    with path.open("rb") as lines:
+    with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
             try:
                 entry = json.loads(line)
-                name = str(entry["ID"])
-                persons = [_annotation(box, body) for box in entry["gtboxes"]]
-            except MALFORMED_CONTENT as error:
+                found[str(entry["ID"])] = [_annotation(box, body) for box in entry["gtboxes"]]
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise UserError(
-                    f"{path}, line {number} is not an image of CrowdHuman: {shown(error)}; "
-                    "expected an object with 'ID' and 'gtboxes'."
+                    f"{path}, line {number} is not an image of CrowdHuman: {error!r}; expected an "
+                    "object with 'ID' and 'gtboxes'."
                 ) from error
-            if name in found:
-                raise UserError(f"{path}, line {number} is a second line of the image {name!r}.")
-            found[name] = persons
     return found
 
 
@@ -61,6 +56,6 @@ def _annotation(box: dict[str, Any], body: Body) -> dict[str, Any]:
     return {
         "category_id": 1,
         "bbox": [x, y, width, height],
-        "iscrowd": int(is_ignored),
+        "iscrowd": 0,
         "ignore": int(is_ignored),
     }

@@ -10,7 +10,6 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -97,7 +96,7 @@ def scene_generator(
 
     Args:
         settings: Seed of the data.
-        layout: Part of the seed, so that layouts with other numbers have other scenes.
+        layout: Number of the layout, so that no two layouts have the same scenes.
         split: One of `SPLITS`.
         number: Which scene of the split.
     """
@@ -110,14 +109,6 @@ def random_shapes(rng: np.random.Generator) -> list[str]:
     return [str(name) for name in rng.choice(list(SHAPES), count)]
 
 
-def _read(path: Path) -> Any:
-    """Content of a record; None if it is damaged, which fits no settings."""
-    try:
-        return json.loads(path.read_bytes())
-    except (ValueError, RecursionError):
-        return None
-
-
 def _is_there(folder: Path, record: dict[str, int], force: bool) -> bool:
     """Whether a folder already holds the requested data; only toy data may be replaced."""
     if all(files.is_leftover(entry) for entry in folder.iterdir()):
@@ -128,7 +119,7 @@ def _is_there(folder: Path, record: dict[str, int], force: bool) -> bool:
             f"{folder} exists and is not toy data (it has no {_RECORD}), so nothing was written. "
             "Choose another --root."
         )
-    if _read(path) == record:
+    if json.loads(path.read_text()) == record:
         return True
     if force:
         return False

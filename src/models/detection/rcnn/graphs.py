@@ -12,6 +12,7 @@ The application sorts boxes and applies non-maximum suppression between them, se
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import reduce
 from typing import Any
 
 import torch
@@ -109,7 +110,7 @@ def align(pyramid: tuple[Tensor, ...], rois: Tensor, side: int) -> Tensor:
         here = (level == i).to(rois.dtype)[:, None]
         boxes = torch.cat([rois[:, :1], rois[:, 1:] * here], dim=1)
         parts.append(roi_align(pyramid[i], boxes, (side, side), 1 / stride, aligned=True))
-    return torch.stack(parts).sum(dim=0)
+    return reduce(torch.add, parts)
 
 
 def two_stage_graphs(
