@@ -3,12 +3,12 @@
 Usage: ``python benchmarks/traffic.py [--model internimage_t --batch 128 --drop_path 0.1]``. To
 compare with another version of the project, check it out and run ``--root FOLDER`` with this file.
 
-The step is forward pass, backward pass and fused AdamW under bfloat16 autocast, eager. It runs on
-the meta device, whose tensors have shapes and no data, with the rules of autocast on CUDA (the
-autograd engine refuses fake CUDA tensors where there is no driver). Every operator that is not a
-view reads its inputs and writes its outputs once, which is the least that it can move; `launches`
-states what is counted for operators of several kernels. Real kernels move more where caches are
-missed; the ratio of two versions is what this is for. The result is one JSON line.
+The step is forward pass, backward pass and fused AdamW under bfloat16 autocast, eager, on a GPU
+with Triton. It runs on the meta device, whose tensors have shapes and no data, with the rules of
+autocast on CUDA (the autograd engine refuses fake CUDA tensors where there is no driver). Every
+operator that is not a view reads its inputs and writes its outputs once, which is the least that it
+can move; `launches` states what is counted for operators of several kernels. Real kernels move more
+where caches are missed; the ratio of two versions is what this is for. The result is one JSON line.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import argparse
 import json
 import sys
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 DTYPE = torch.bfloat16
+FILLS = ("new_ones", "new_zeros", "new_full", "ones_like", "zeros_like", "full_like")
+"""Operators that only write; their argument gives shape and dtype."""
+CONVOLUTIONS = {"convolution": 0, "convolution_backward": 1}
+"""Operators whose first result has the layout of this argument."""
+COPIES = ("copy_", "_foreach_copy_")
+"""Operators that do not read their first argument, which they overwrite."""
 
 
 def launches(name: str, args: tuple[Any, ...]) -> int:
@@ -63,8 +70,11 @@ class Traffic(TorchDispatchMode):
     ) -> Any:
         out = func(*args, **(kwargs or {}))
         name = func._overloadpacket.__name__
+        if name in CONVOLUTIONS:
+            out = _in_layout_of(args[CONVOLUTIONS[name]], out)
         if self._has_kernel(func, name, args, out):
-            inputs = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+            read = () if name in FILLS else args[1:] if name in COPIES else (args, kwargs)
+            inputs = [t for t in tree_leaves(read) if isinstance(t, Tensor)]
             outputs = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
             written = outputs or [t for t in tree_leaves(args[0]) if isinstance(t, Tensor)]
             self.bytes[name] += sum(map(size, inputs)) + sum(map(size, written))
@@ -80,6 +90,16 @@ class Traffic(TorchDispatchMode):
         returns = func._schema.returns
         is_view = any(r.alias_info is not None and not r.alias_info.is_write for r in returns)
         return not is_view
+
+
+def _in_layout_of(images: Tensor, results: Any) -> Any:
+    """Result of a convolution as cuDNN writes it; the meta device has contiguous NCHW results."""
+    if not images.is_contiguous(memory_format=torch.channels_last):
+        return results
+    if isinstance(results, Tensor):
+        return results.contiguous(memory_format=torch.channels_last)
+    grad = results[0]
+    return None if grad is None else _in_layout_of(images, grad), *results[1:]
 
 
 class Autocast(TorchFunctionMode):
@@ -124,6 +144,10 @@ def count(model: str, batch: int, image_size: int, drop_path: float) -> Traffic:
     from src.models.layers import precision
 
     precision.autocast_dtype_of_meta = DTYPE  # earlier versions do not read it
+    with suppress(ImportError):  # earlier versions do not have it
+        from src.ops import fused
+
+        fused.is_available_on_meta = True
     with torch.device("meta"):
         network = timm.create_model(model, drop_path_rate=drop_path).train()
         images = torch.empty(batch, 3, image_size, image_size)

@@ -5,7 +5,7 @@ from triton import compile as compile_source
 from triton.compiler import ASTSource
 
 from src.ops._arguments import make_window
-from src.ops.triton import input_gradient, kernels, launch
+from src.ops.triton import fused, input_gradient, kernels, launch
 
 NAMES = {
     torch.bfloat16: "bf16",
@@ -30,6 +30,24 @@ def compile_kernel(direction, target, dtype, *, wide=False, deterministic=False,
     types = _pointers(dtype, deterministic) | {"count": "i64" if wide else "i32"}
     if constants.get("OWNS"):
         types["grad_input"] = types["grad"]
+    warps = launch.product_warps(dtype) if is_product else 4
+    return _compile(kernel, target, constants, types, warps)
+
+
+def compile_fused(name, target, dtype, channels, gelu):
+    """Code of one kernel of ``fused.py``; norms have GELU or the gradient of a residual."""
+    x = torch.empty(2, channels, dtype=dtype, device="meta")
+    is_norm = name.startswith("layer_norm")
+    constants = fused.norm_constants(x, 1e-6, gelu) if is_norm else fused.gelu_constants(x)
+    kernel, warps = fused.KERNELS[name], constants.pop("num_warps", 4)
+    if name == "layer_norm_backward" and gelu:
+        constants["residual"] = None
+    types = dict.fromkeys(kernel.arg_names, f"*{NAMES[dtype]}")
+    types |= {"rows": "i32", "sums": "*fp64" if dtype == torch.float64 else "*fp32"}
+    return _compile(kernel, target, constants, types, warps)
+
+
+def _compile(kernel, target, constants, types, warps):
     signature = {
         name: "constexpr" if name in constants else types.get(name, "i32")
         for name in kernel.arg_names
@@ -40,7 +58,6 @@ def compile_kernel(direction, target, dtype, *, wide=False, deterministic=False,
         if signature[name].startswith("*")
     }
     source = ASTSource(kernel, signature, constexprs=constants, attrs=aligned)
-    warps = launch.product_warps(dtype) if is_product else 4
     return compile_source(source, target=target, options={"num_warps": warps}).asm
 
 

@@ -112,16 +112,17 @@ def check_additions(side, groups, channels, std, corners, least):
     assert count // 4 * least <= corners
 
 
-def main():
+def main(functions):
+    """Answer until the input ends."""
     for line in sys.stdin:
         name, arguments = json.loads(line)
         answer = None
         try:
-            globals()[name](*arguments)
+            functions[name](*arguments)
         except Exception:
             answer = traceback.format_exc()
         print(json.dumps(answer), flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    main(globals())

@@ -18,6 +18,7 @@ from src.errors import UserError
 from src.models.internimage.layers import MLP, add_branch, layer_norm
 from src.models.layers.channels_last import conv_nhwc
 from src.models.layers.compilation import RepeatedPart
+from src.models.layers.norm import norm_fork, norm_gelu
 from src.models.layers.precision import autocast_dtype, parameters_cast
 from src.models.weights.match import Match
 
@@ -54,7 +55,7 @@ class Stem(nn.Module):
             )
         # Copying three channels here keeps every later feature map channels-last without a copy.
         x = image.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)  # (N, H, W, 3)
-        x = self.act(self.norm1(conv_nhwc(self.conv1, x)))
+        x = norm_gelu(self.norm1, self.act, conv_nhwc(self.conv1, x))
         out: Tensor = self.norm2(conv_nhwc(self.conv2, x))
         return out
 
@@ -174,16 +175,20 @@ class Block(RepeatedPart):
 
     def compute(self, x: Tensor, keep1: Tensor | None, keep2: Tensor | None) -> Tensor:
         """Run both branches; ``keep`` is the factor of drop path per sample, ``(N, 1, 1, 1)``."""
-        out = self._branch(x, self.norm1, self.dcn, self.res_post_norm1)
+        x, out = self._branch(x, self.norm1, self.dcn, self.res_post_norm1)
         x = add_branch(x, out, self.gamma1, keep1)
-        out = self._branch(x, self.norm2, self.mlp, self.res_post_norm2)
+        x, out = self._branch(x, self.norm2, self.mlp, self.res_post_norm2)
         return add_branch(x, out, self.gamma2, keep2)
 
     def _branch(
         self, x: Tensor, norm: nn.Module, layer: nn.Module, res_post_norm: nn.Module | None
-    ) -> Tensor:
-        out: Tensor = norm(layer(x)) if self.post_norm else layer(norm(x))
-        return out if res_post_norm is None else res_post_norm(out)
+    ) -> tuple[Tensor, Tensor]:
+        """``x`` and its branch."""
+        if self.post_norm:
+            return x, norm(layer(x))
+        normed, x = norm_fork(norm, x)
+        out: Tensor = layer(normed)
+        return x, out if res_post_norm is None else res_post_norm(out)
 
     def _draw_keep(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Factors of drop path for both branches, drawn outside the compiled function.

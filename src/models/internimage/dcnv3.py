@@ -18,6 +18,7 @@ from src.models.internimage.layers import layer_norm
 from src.models.internimage.mixer import SpatialMixer
 from src.models.layers.channels_last import conv_nhwc
 from src.models.layers.linear import Linear
+from src.models.layers.norm import norm_gelu
 from src.models.weights.match import Match, Renames
 from src.ops import dcnv3
 
@@ -101,7 +102,7 @@ class DCNv3(SpatialMixer):
     def forward(self, x: Tensor) -> Tensor:
         """``(N, H, W, C) -> (N, H, W, C)``."""
         values = self.input_proj(x)
-        guide = self.act(self.dw_norm(conv_nhwc(self.dw_conv, x)))
+        guide = norm_gelu(self.dw_norm, self.act, conv_nhwc(self.dw_conv, x))
         offset, mask_logits = self._offset_and_mask(guide)
         out = dcnv3(
             values,

@@ -8,10 +8,12 @@ maps are channels-last, ``(N, H, W, C)``.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from src.models.layers.linear import Linear
 from src.models.layers.norm import LayerNorm
+from src.ops import fused
 
 LAYER_NORM_EPS = 1e-6
 
@@ -59,5 +61,12 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(..., C) -> (..., C)``."""
-        out: Tensor = self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
+        out: Tensor = self.drop(self.fc2(self.drop(self._hidden(x))))
+        return out
+
+    def _hidden(self, x: Tensor) -> Tensor:
+        """``(..., C) -> (..., hidden_channels)``; on a GPU, bias and GELU are one kernel."""
+        if isinstance(self.fc1, Linear) and fused.is_available(x):
+            return fused.bias_gelu(F.linear(x, self.fc1.weight), self.fc1.bias)
+        out: Tensor = self.act(self.fc1(x))
         return out

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from src.models.layers.precision import autocast_dtype, without_autocast
+from src.ops import fused
 
 
 class LayerNorm(nn.LayerNorm):
@@ -45,6 +46,39 @@ class LayerNorm(nn.LayerNorm):
             return torch.native_layer_norm(
                 x.to(dtype), self.normalized_shape, weight, bias, self.eps
             )[0]
+
+
+def norm_gelu(norm: nn.Module, act: nn.Module, x: Tensor) -> Tensor:
+    """``act(norm(x))``; an eager LayerNorm and GELU on a GPU are one kernel of `src.ops.fused`.
+
+    The two modules are then not called, so their forward hooks do not run.
+    """
+    is_gelu = type(act) is nn.GELU and act.approximate == "none"
+    if is_gelu and _is_fused(norm, x):
+        return fused.layer_norm_gelu(x, norm.weight, norm.bias, norm.eps)
+    out: Tensor = act(norm(x))
+    return out
+
+
+def norm_fork(norm: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """``norm(x)`` and ``x``, for a residual branch that starts with a norm.
+
+    On a GPU, the backward pass of an eager LayerNorm adds the gradients of both results. The module
+    is then not called, so its forward hooks do not run.
+    """
+    if _is_fused(norm, x):
+        return fused.layer_norm_fork(x, norm.weight, norm.bias, norm.eps)
+    return norm(x), x
+
+
+def _is_fused(norm: nn.Module, x: Tensor) -> TypeGuard[LayerNorm]:
+    """Whether a norm reads and writes one dtype and there is a kernel for it."""
+    if not (isinstance(norm, LayerNorm) and fused.is_available(x)):
+        return False
+    dtype = autocast_dtype(x.device.type)
+    return (
+        dtype is None or x.dtype == torch.float64 or (dtype == x.dtype and not norm.float32_output)
+    )
 
 
 class _CpuNorm(Function):

@@ -1,0 +1,184 @@
+"""LayerNorm and GELU with what surrounds them, for eager training on a GPU.
+
+An eager step spends most of its time on reading and writing feature maps. These functions leave out
+feature maps that PyTorch's own layers write only to be read once by the next layer: between a
+LayerNorm and a GELU, and, in the backward pass, between a LayerNorm and the sum of gradients in
+front of it, and between a GELU and the sum for the gradient of a bias. The compiler of
+``torch.compile`` fuses such passes itself, so that compiled code uses PyTorch's layers.
+
+They need Triton and a GPU, see :func:`is_available`. They have no second derivative.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from ._load import LIBRARIES
+
+is_available_on_meta = False
+"""Whether the meta device stands for a GPU with Triton; set to count memory and traffic."""
+
+MAX_PROGRAMS = 1024
+"""Most partial sums of a gradient."""
+
+ROWS_OF_PROGRAM = 32
+"""Fewest rows of which there is a partial sum, so that these are a small part of all bytes."""
+
+_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
+def is_available(x: Tensor) -> bool:
+    """Whether the functions of this module can process ``x``: eager, on a GPU with Triton."""
+    device_type = x.device.type
+    if device_type == "cpu":
+        return False
+    if device_type == "cuda":
+        is_eager = not (torch.compiler.is_compiling() or torch.jit.is_tracing())  # type: ignore[attr-defined]
+        is_supported = LIBRARIES.no_triton is None and x.dtype in _DTYPES
+        return is_supported and is_eager and not torch._C._are_functorch_transforms_active()
+    return device_type == "meta" and is_available_on_meta
+
+
+def layer_norm_gelu(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """Exact GELU of the LayerNorm over the last axis, ``(..., C) -> (..., C)``, in one pass.
+
+    Args:
+        x: Feature map of shape ``(..., C)``; the result has its dtype. Everything inside is float32
+            (float64 for float64).
+        weight: Scale ``(C,)``, of any dtype.
+        bias: Shift ``(C,)``, of the dtype of ``weight``.
+        eps: Added to the variance.
+    """
+    out: Tensor = _LayerNorm.apply(x.contiguous(), weight, bias, eps, True)[0]
+    return out
+
+
+def layer_norm_fork(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """LayerNorm over the last axis, and ``x`` itself for the residual connection around it.
+
+    The backward pass of the norm adds the gradient of the residual connection, which autograd would
+    do in a pass of its own. Arguments as in :func:`layer_norm_gelu`.
+    """
+    normed, residual = _LayerNorm.apply(x.contiguous(), weight, bias, eps, False)
+    return normed, residual
+
+
+def bias_gelu(x: Tensor, bias: Tensor) -> Tensor:
+    """Exact GELU of ``x + bias`` in one pass; the backward pass also sums the gradient of ``bias``.
+
+    Args:
+        x: Feature map of shape ``(..., C)``; the result has its dtype.
+        bias: Bias ``(C,)``, of any dtype.
+    """
+    out: Tensor = _BiasGelu.apply(x.contiguous(), bias)
+    return out
+
+
+_TAGS = (torch.Tag.needs_fixed_stride_order, torch.Tag.pt2_compliant_tag)
+# The second results of the backward operators are partial sums over rows, which the caller adds up:
+# (programs, 2, C) of weight and bias, and (programs, C) of the bias.
+_SCHEMAS = {
+    "layer_norm": "(Tensor x, Tensor weight, Tensor bias, float eps, bool gelu) -> Tensor",
+    "layer_norm_backward": "(Tensor grad, Tensor? residual, Tensor x, Tensor weight, Tensor bias,"
+    " float eps, bool gelu) -> (Tensor, Tensor)",
+    "bias_gelu": "(Tensor x, Tensor bias) -> Tensor",
+    "bias_gelu_backward": "(Tensor grad, Tensor x, Tensor bias) -> (Tensor, Tensor)",
+}
+
+
+def _empty(x: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(x)
+
+
+def _empty_norm_gradients(grad: Tensor, residual: Any, x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x), _empty_sums(x, 2, x.shape[-1])
+
+
+def _empty_gelu_gradients(grad: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x), _empty_sums(x, x.shape[-1])
+
+
+def _empty_sums(x: Tensor, *shape: int) -> Tensor:
+    rows = x.numel() // x.shape[-1]
+    programs = min(MAX_PROGRAMS, -(-rows // ROWS_OF_PROGRAM))
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    return x.new_empty(programs, *shape, dtype=dtype)
+
+
+EMPTY: dict[str, Callable[..., Any]] = {
+    "layer_norm": _empty,
+    "layer_norm_backward": _empty_norm_gradients,
+    "bias_gelu": _empty,
+    "bias_gelu_backward": _empty_gelu_gradients,
+}
+"""Makes the results of each operator, which the kernels fill."""
+
+
+def run(name: str, *args: Any) -> Any:
+    """Run the Triton kernel of an operator."""
+    from .triton import fused
+
+    results = EMPTY[name](*args)
+    fused.launch(name, args, results if isinstance(results, tuple) else (results,))
+    return results
+
+
+def _register(name: str) -> None:
+    def on_gpu(*args: Any) -> Any:
+        with torch.cuda.device_of(args[0]):
+            return run(name, *args)
+
+    torch.library.define(f"internimage::{name}", _SCHEMAS[name], tags=_TAGS)
+    torch.library.register_fake(f"internimage::{name}", EMPTY[name])
+    torch.library.impl(f"internimage::{name}", "CUDA", on_gpu)
+
+
+for _name in _SCHEMAS:
+    _register(_name)
+
+
+class _LayerNorm(Function):
+    """LayerNorm, and its input once more."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, gelu: bool
+    ) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(x, weight, bias)
+        ctx.options = eps, gelu
+        ctx.set_materialize_grads(False)
+        return torch.ops.internimage.layer_norm.default(x, weight, bias, eps, gelu), x
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor | None, residual: Tensor | None) -> Any:
+        if grad is None:
+            return residual, None, None, None, None
+        x, weight, bias = ctx.saved_tensors
+        residual = None if residual is None else residual.contiguous()
+        grad_x, sums = torch.ops.internimage.layer_norm_backward.default(
+            grad.contiguous(), residual, x, weight, bias, *ctx.options
+        )
+        grad_weight, grad_bias = sums.sum(0).to(weight.dtype)
+        return grad_x, grad_weight, grad_bias, None, None
+
+
+class _BiasGelu(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, bias)
+        out: Tensor = torch.ops.internimage.bias_gelu.default(x, bias)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        x, bias = ctx.saved_tensors
+        grad_x, sums = torch.ops.internimage.bias_gelu_backward.default(grad.contiguous(), x, bias)
+        return grad_x, sums.sum(0).to(bias.dtype)
