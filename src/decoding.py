@@ -165,7 +165,7 @@ def open_image(
     except Exception as error:  # PIL's plugins raise OSError, SyntaxError, struct.error, ...
         raise BrokenImageError(
             f"The {what} {path} cannot be read: {_reason(path, error, max_pixels, content)}."
-        ) from error
+        ) from None
 
 
 def _content(path: Path, max_pixels: int) -> bytes:

@@ -128,7 +128,7 @@ def read_settings(path: Path) -> dict[str, Any]:
         if isinstance(error, UserError):
             raise
         reason = shown(" ".join(str(error).split()), 160)
-        raise UserError(f"The configuration {path} cannot be read: {reason}.") from error
+        raise UserError(f"The configuration {path} cannot be read: {reason}.") from None
     if not isinstance(settings, dict):
         raise UserError(f"{path} is not the configuration of a run.")
     return settings

@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import (
     BackboneFinetuning,
     EarlyStopping,
+    LearningRateFinder,
     ModelCheckpoint,
     ModelPruning,
     StochasticWeightAveraging,
@@ -49,6 +50,8 @@ _UNSUITABLE = {
         " model.freeze, or layer_decay."
     ),
 }
+_MIN_RATES = 13
+"""Rates that LearningRateFinder needs: it drops the first ten and the last, and needs two."""
 
 
 def check_callbacks(callbacks: Iterable[Callback]) -> None:
@@ -64,7 +67,7 @@ def check_callbacks(callbacks: Iterable[Callback]) -> None:
 
 
 class MonitorCheck(Callback):
-    """Raise an error if a monitored metric is not logged.
+    """Raise an error if a monitored metric is not logged, or the run is too short for a finder.
 
     The validation metrics of a task are known before training. Training losses and the metrics of
     other callbacks are known after the first validation or epoch.
@@ -74,13 +77,16 @@ class MonitorCheck(Callback):
         self._seen: set[str] = set()  # metrics that were logged
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Compare with the validation metrics of the task.
+        """Compare with the validation metrics of the task, and finders with the number of steps.
 
         Raises:
-            UserError: If a monitored metric is not logged.
+            UserError: If a monitored metric is not logged, or a finder needs more steps.
         """
         self._seen = set()
-        if is_dry_run(trainer) or not isinstance(pl_module, BaseTask):
+        if is_dry_run(trainer):
+            return
+        _check_finders(trainer)
+        if not isinstance(pl_module, BaseTask):
             return
         known = pl_module.validation_names()
         for monitor in _monitors(trainer):
@@ -123,6 +129,22 @@ def _monitors(trainer: Trainer) -> Iterator[Monitor]:
     for config in trainer.lr_scheduler_configs:
         if isinstance(config.scheduler, ReduceLROnPlateau):
             yield Monitor("ReduceLROnPlateau.monitor", str(config.monitor), config.scheduler.mode)
+
+
+def _check_finders(trainer: Trainer) -> None:
+    """Refuse a ``LearningRateFinder`` that tries too few rates, or more than the run has steps."""
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    for callback in callbacks:
+        if not isinstance(callback, LearningRateFinder):
+            continue
+        tried, steps = callback._num_training_steps, trainer.estimated_stepping_batches
+        if not _MIN_RATES <= tried <= steps:
+            raise UserError(
+                f"LearningRateFinder tries {tried} learning rates (num_training_steps), one per"
+                f" step, and the run has {steps} steps. Set num_training_steps to at least"
+                f" {_MIN_RATES} and at most the number of steps; a larger trainer.max_epochs gives"
+                " more of them."
+            )
 
 
 def _is_closed(trainer: Trainer, task: BaseTask, name: str) -> bool:

@@ -102,21 +102,12 @@ class RunFolder(Callback):
     ) -> None:
         """Unmark a training run that ends before its first step, so that its folder is deleted."""
         has_stepped = self._has_trained and trainer.global_step > self._first_step
-        if trainer.state.fn == "fit" and not has_stepped:
-            self._unmark(trainer)
-
-    def _unmark(self, trainer: Trainer) -> None:
-        """Remove the file that marks a run as started; the command then deletes the folder."""
-        if trainer.is_global_zero:
-            (self.path / CONFIG).unlink(missing_ok=True)
+        if trainer.state.fn == "fit" and not has_stepped and trainer.is_global_zero:
+            (self.path / CONFIG).unlink(missing_ok=True)  # the command then deletes the folder
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Print the output folder and the checkpoints."""
         if is_dry_run(trainer):
-            return
-        if stage == "fit" and self.resumed_from and not self._has_trained:
-            tell(f"\nNothing was trained: {self.resumed_from} has finished {_finished(trainer)}.")
-            self._unmark(trainer)
             return
         tell(f"\nResults:     {self.path}")
         for callback in trainer.checkpoint_callbacks if stage == "fit" else ():
@@ -145,15 +136,6 @@ class RunFolder(Callback):
         files.write_text(self.path / ENVIRONMENT, f"{origin}{report()}\n")
         # Written last, because it marks the run as started.
         files.write_text(self.path / CONFIG, self.config)
-
-
-def _finished(trainer: Trainer) -> str:
-    """What a checkpoint has finished that leaves nothing to train."""
-    steps, epochs = trainer.global_step, trainer.current_epoch
-    if 0 <= trainer.max_steps <= steps:
-        return f"{steps} steps; trainer.max_steps must be larger, and it is {trainer.max_steps}"
-    count = "1 epoch" if epochs == 1 else f"{epochs} epochs"
-    return f"{count}; trainer.max_epochs must be larger, and it is {trainer.max_epochs}"
 
 
 def _describe_task(task: LightningModule) -> str:

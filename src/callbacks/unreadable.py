@@ -8,7 +8,10 @@ import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
+from src.callbacks.run_folder import run_folder
 from src.decoding import MAX_PIXELS, BrokenImageError, decode
+from src.errors import UserError
+from src.runs import CONFIG
 
 _MAX_NAMED = 10
 
@@ -32,23 +35,36 @@ class UnreadableImages(Callback):
         self.paths = []
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Gather the files of all ranks."""
+        """Gather the files of all ranks.
+
+        Raises:
+            UserError: If no image could be read, on all ranks; the run then leaves no folder.
+        """
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         self._max_pixels = getattr(data, "max_pixels", MAX_PIXELS)
         self.paths = sorted(set(gather(list(getattr(data, "unreadable", [])))))
+        images = getattr(getattr(trainer.predict_dataloaders, "dataset", None), "paths", ())
+        if self.paths and len(self.paths) == len(set(images)):
+            if trainer.is_global_zero:
+                (run_folder(trainer) / CONFIG).unlink(missing_ok=True)  # see RunFolder
+            raise UserError(f"Nothing was predicted: {self._reasons('no image could be read')}")
 
     def message(self) -> str:
         """Which images could not be read, and why."""
+        count = len(self.paths)
+        subject = "1 image" if count == 1 else f"{count} images"
+        return self._reasons(
+            f"{subject} could not be read and {'has' if count == 1 else 'have'} no prediction; all"
+            " other predictions have been written. Replace or remove these files, or use "
+            "--data.broken_images skip"
+        )
+
+    def _reasons(self, text: str) -> str:
+        """The text and the first files, each with its reason."""
         lines = [_reason(path, self._max_pixels) for path in self.paths[:_MAX_NAMED]]
         more = len(self.paths) - _MAX_NAMED
         lines += [f"and {more} more"] if more > 0 else []
-        count = len(self.paths)
-        subject = "1 image" if count == 1 else f"{count} images"
-        return (
-            f"{subject} could not be read and {'has' if count == 1 else 'have'} no prediction; all"
-            " other predictions have been written. Replace or remove these files, or use "
-            "--data.broken_images skip:\n  " + "\n  ".join(lines)
-        )
+        return f"{text}:\n  " + "\n  ".join(lines)
 
 
 def is_predicting(trainer: Trainer) -> bool:

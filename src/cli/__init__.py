@@ -16,6 +16,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from src.cli.arguments import check_files, checked
 from src.cli.process_failures import explanation, stop_with_parent
 from src.cli.short_help import short_help
 from src.config_files import find_configs
@@ -79,7 +80,9 @@ def _main(given: list[str], stops: StopSignals) -> int:
         print(_OVERVIEW)
         return 0
     try:
-        return _command(given[0])(find_configs(given[1:]))
+        args = find_configs(given[1:])
+        check_files(args)
+        return _command(given[0])(args)
     except (Interrupted, KeyboardInterrupt) as stop:
         return _interrupted(str(stop))
     except Exception as error:
@@ -143,13 +146,16 @@ def _train(args: list[str]) -> int:
     if {"-h", "--help"} & set(args):
         print(short_help(args[0]))
         return 0
-    from src.cli.app import TrainingCLI
-    from src.cli.arguments import with_settings_of_run
-
     args = ["--help" if arg == "--help_all" else arg for arg in args]
+    args = checked(args, after=1)  # before the imports, of which Lightning takes seconds
+    from src.cli.run_settings import with_settings_of_run
+
+    args = with_settings_of_run(args)
+    from src.cli.app import TrainingCLI
+
     stop_with_parent()
     try:
-        TrainingCLI.create(with_settings_of_run(args), run=True)
+        TrainingCLI.create(args, run=True)
     except SystemExit as stop:  # --help and --print_config
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     return 0

@@ -56,7 +56,7 @@ from src.cli.parser_errors import explain
 from src.cli.process_failures import explanation
 from src.cli.slurm import checkpoint_of_requeued_job, requeue
 from src.cli.third_party_warnings import quieten
-from src.cli.trainer_errors import explain_trainer
+from src.cli.trainer_errors import explain_trainer, warn_about_precision
 from src.data.datamodules import BaseDataModule
 from src.errors import UserError
 from src.file_names import check_name, name_of
@@ -242,6 +242,7 @@ class TrainingCLI(LightningCLI):
             if reserve:
                 _discard_unless_started(folder)
             raise UserError(explain_trainer(error)) from error
+        warn_about_precision(config.precision, trainer)
         # After Lightning's own callbacks, of which the timer of max_time may stop the training.
         trainer.callbacks.append(FinalValidation())  # type: ignore[attr-defined]
         GracefulStop.install(trainer)

@@ -1,22 +1,32 @@
-"""Complete and check the arguments of a command before they are parsed."""
+"""Order and check the arguments of a command before they are parsed.
+
+This module does not import PyTorch or Lightning, so that these mistakes are reported at once.
+"""
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from src.cli.other_names import no_such_option
 from src.errors import UserError
-from src.runs import (
-    KEYWORDS,
-    TrainedRun,
-    init_arguments,
-    is_run_or_checkpoint,
-    read_settings,
-    trained_run,
-)
-from src.serialization import read_checkpoint, read_rest
+
+_GROUPS = ("model", "data", "trainer", "checkpoint")
+"""Options that a class or a file can be given for, also if other libraries use these names."""
+
+
+def check_files(args: Sequence[str]) -> None:
+    """Refuse configuration files that do not exist.
+
+    Raises:
+        UserError: If there is one.
+    """
+    for arg, following in zip(args, [*args[1:], ""], strict=False):
+        name, _, value = arg.partition("=")
+        path = Path(value or following)
+        if name in ("--config", "-c") and path.suffix in (".yaml", ".yml") and not path.exists():
+            raise UserError(f"The configuration file {path} does not exist.")
 
 
 def checked(args: list[str], after: int) -> list[str]:
@@ -27,7 +37,8 @@ def checked(args: list[str], after: int) -> list[str]:
         after: Number of leading arguments that stay in their place: 1 for a command.
 
     Raises:
-        UserError: If a setting has no value, or a configuration file is of another kind.
+        UserError: If a setting has no value or the name that another library gives it, or a
+            configuration file is of another kind.
     """
     configs: list[str] = []
     rest: list[str] = []
@@ -60,65 +71,18 @@ def _check_is_settings(path: Path) -> None:
 
 
 def _check_values(args: list[str]) -> None:
-    """Refuse a setting without a value, which the parser would report as its parent."""
+    """Refuse options of other libraries.
+
+    A setting without a value is refused as well; the parser would report it as its parent.
+    """
     for arg, following in zip(args, [*args[1:], "--"], strict=False):
+        name = arg.partition("=")[0]
+        is_option = name.startswith("-") and "." not in name and name.lstrip("-") not in _GROUPS
+        if is_option and (message := no_such_option(name)) is not None:
+            raise UserError(message)
         found = re.fullmatch(r"(--\w+(?:\.\w+)+)(=?)", arg)
         if found and (found[2] or following.startswith("--")):
             raise UserError(f"{found[1]} needs a value.")
-
-
-def with_settings_of_run(args: list[str]) -> list[str]:
-    """Arguments, completed by the configuration and the checkpoint of a run if it is named.
-
-    If ``--config`` is missing, ``--ckpt_path FILE`` adds the configuration of the run that wrote
-    the file, and ``--name RUN`` that of the newest run of this name, with its best checkpoint
-    unless ``--ckpt_path last`` is given. Training needs ``--ckpt_path``, because ``--name`` alone
-    is the name of a new run.
-
-    For ``predict`` and ``export``, the class names come from the checkpoint if the dataset of the
-    run is not on this machine.
-
-    Args:
-        args: The command and its arguments.
-
-    Raises:
-        UserError: If the run or its checkpoint is missing.
-    """
-    for arg in args[1:2]:
-        if not arg.startswith("-") and is_run_or_checkpoint(Path(arg)):
-            raise UserError(f"Unexpected argument {arg!r}; use --ckpt_path {arg}.")
-    if any(arg.split("=")[0] in ("--config", "-c") for arg in args):
-        return args
-    given, name = option(args, "--ckpt_path"), option(args, "--name")
-    runs = Path(option(args, "--trainer.default_root_dir") or "runs")
-    if given and given not in KEYWORDS:
-        run = trained_run(given, runs=runs)
-    elif name and (given or args[0] != "fit"):
-        run = trained_run(runs / name, given or "best", runs)
-    elif given:
-        raise UserError(
-            f"--ckpt_path {given} needs the name of the run, --name RUN, or its recipe, --config"
-            " FILE."
-        )
-    else:
-        return args
-    names = _class_names(run) if args[0] in ("predict", "export") else []
-    config = ["--config", str(run.config)]
-    return [args[0], *config, *names, *args[1:], f"--ckpt_path={run.checkpoint}"]
-
-
-def _class_names(run: TrainedRun) -> list[str]:
-    """Option with the class names of the checkpoint, if the dataset of the run is not here."""
-    data = init_arguments(read_settings(run.config), "data")
-    root = data.get("root")
-    if not isinstance(root, str) or data.get("class_names") is not None:
-        return []
-    # With paths of the annotation files, the root may be a folder that always exists, such as ".".
-    if (Path(root) / str(data.get("train_annotations") or "")).exists():
-        return []
-    read = read_rest if run.checkpoint.is_dir() else read_checkpoint
-    names = read(run.checkpoint).get("class_names")
-    return [f"--data.class_names={json.dumps(names)}"] if names else []
 
 
 def option(args: Sequence[str], name: str) -> str | None:

@@ -100,3 +100,15 @@ def answer_for(option: str) -> str | None:
         option: Its name, with or without leading hyphens, for example ``--batch-size``.
     """
     return _ANSWERS.get(option.lstrip("-").lower().replace("-", "_"))
+
+
+def no_such_option(option: str) -> str | None:
+    """Message about an option of another library, or ``None`` if it is not known.
+
+    Args:
+        option: Its name as it was given, for example ``--batch-size`` or ``--trainer.gpus``.
+    """
+    name = option.lstrip("-")
+    answer = answer_for(name) or answer_for(name.split(".")[-1])
+    kind = "option" if option.startswith("-") else "setting"
+    return None if answer is None else f"There is no {kind} {option}. Use {answer}."

@@ -14,7 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from src.cli.other_names import answer_for
+from src.cli.other_names import answer_for, no_such_option
 from src.cli.suggestions import suggest
 from src.runs import is_run_or_checkpoint
 
@@ -23,6 +23,7 @@ _CLASS_PATH = re.compile(r"class_path '([\w.]+)'|class_path='([\w.]+)'")
 _PLAIN = {"NoneType": "null", "str": "text", "int": "an integer", "float": "a number"}
 _MAX_LENGTH = 400
 _MAX_LIST = 20
+_MAX_OWNERS = 3
 _BASES = {"BaseTask", "DenseTask"}
 _EXPECTED = {
     "trainer.precision": "32-true, bf16-mixed, 16-mixed, bf16-true, 16-true or 64-true",
@@ -68,10 +69,26 @@ def _unknown_setting(message: str, parser: Any) -> str | None:
     name, owner = match[1], _innermost_class(message)
     known = sorted(setting_names(owner)) if owner is not None else []
     subject = owner.__name__ if owner is not None else "This class"
-    if name not in known and (answer := answer_for(name)) is not None:
+    answer = answer_for(name)
+    if name not in known and answer and answer.split()[0] != f"--{_join(message, name)}":
         return f"{subject} has no setting {_join(message, name)!r}. Use {answer}."
+    if owner is not None and (others := _classes_with(name, owner)):
+        return (
+            f"{subject} has no setting {_join(message, name)!r}; it is a setting of"
+            f" {', '.join(others[:_MAX_OWNERS])}{', ...' if len(others) > _MAX_OWNERS else '.'}"
+        )
     accepts = f" Its settings are {', '.join(known)}." if known else ""
     return f"{subject} has no setting {_join(message, name)!r}.{suggest(name, known)}{accepts}"
+
+
+def _classes_with(name: str, owner: type) -> list[str]:
+    """Other data modules or tasks that have a setting."""
+    from src.data.datamodules import BaseDataModule
+    from src.tasks import BaseTask
+
+    base = next((base for base in (BaseDataModule, BaseTask) if issubclass(owner, base)), None)
+    siblings = () if base is None else _subclasses(base)
+    return sorted({cls.__name__ for cls in siblings if name in setting_names(cls)} - _BASES)
 
 
 def _unknown_option(message: str, parser: Any) -> str | None:
@@ -82,10 +99,9 @@ def _unknown_option(message: str, parser: Any) -> str | None:
     match = match or re.search(r"unrecognized arguments: (-*[\w.]+[\w.-]*)", message)
     if not match:
         return None
+    if (answer := no_such_option(match[1])) is not None:
+        return answer
     name = match[1].lstrip("-")
-    if (answer := answer_for(name) or answer_for(name.split(".")[-1])) is not None:
-        kind = "option" if match[1].startswith("-") else "setting"
-        return f"There is no {kind} {match[1]}. Use {answer}."
     known = [key for key in vars(parser.get_defaults().as_flat()) if key != "help"]
     groups = sorted({key.split(".")[0] for key in known})
     inside = [key for key in known if key.startswith(f"{name.split('.')[0]}.")]

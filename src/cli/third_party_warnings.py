@@ -24,6 +24,8 @@ _HIDDEN_WARNINGS = (
     r"This DataLoader will create .* worker processes in total.*",
     # pycocotools 2.0.11 with numpy 2; does not affect results.
     r"__array__ implementation doesn't accept a copy keyword.*",
+    # The command line says it in a sentence of its own (warn_about_precision).
+    r".*AMP with fp16 is not supported on CPU.*",
     # Each run has its own folder, which other callbacks write to first.
     r"Checkpoint directory .* exists and is not empty.*",
 )

@@ -1,9 +1,12 @@
-"""Clear messages for settings that Lightning's Trainer refuses."""
+"""Clear messages for settings that Lightning's Trainer refuses or replaces."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 
 _NO_GPU = "PyTorch sees no GPU; use --trainer.accelerator auto."
 _EXPLANATIONS: tuple[tuple[str, Callable[[re.Match[str]], str]], ...] = (
@@ -25,13 +28,6 @@ _EXPLANATIONS: tuple[tuple[str, Callable[[re.Match[str]], str]], ...] = (
             "Lightning's strategy fsdp needs a GPU. --trainer.strategy fsdp2 also runs on CPUs."
         ),
     ),
-    (
-        r"current_epoch=(\d+).*max_epochs=(\d+)",
-        lambda match: (
-            f"The checkpoint has finished {int(match[1]) + 1} epochs; trainer.max_epochs must be"
-            f" larger, and it is {match[2]}."
-        ),
-    ),
 )
 
 
@@ -42,3 +38,14 @@ def explain_trainer(error: BaseException) -> str:
         if match := re.search(pattern, text):
             return explanation(match)
     return f"The settings in `trainer` are incompatible: {text}"
+
+
+def warn_about_precision(asked: object, trainer: Trainer) -> None:
+    """Warn if the Trainer has replaced the precision 16-mixed, which CPUs do not have.
+
+    Args:
+        asked: ``trainer.precision`` of the configuration.
+        trainer: The Trainer made with it.
+    """
+    if str(asked) in ("16-mixed", "16") and trainer.precision == "bf16-mixed":
+        rank_zero_warn("CPUs do not have the precision 16-mixed; bf16-mixed is used instead.")

@@ -148,7 +148,7 @@ class Pretrained(ModelParts):
                 f"Cannot upload the model to {repository} ({type(error).__name__}: "
                 f"{str(error).splitlines()[0][:160]}). Log in with `hf auth login` and check the "
                 "name."
-            ) from error
+            ) from None
         return url
 
 
@@ -189,4 +189,4 @@ def _download(repository: str) -> Path:
         raise UserError(
             f"The model {repository} is not cached and could not be downloaded from "
             f"https://huggingface.co/{repository} ({type(error).__name__})."
-        ) from error
+        ) from None  # without the chain of the client's errors

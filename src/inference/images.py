@@ -53,7 +53,7 @@ def load_image(
         try:
             image = to_rgb(source)
         except OSError as error:  # Pillow decodes a file when its pixels are needed
-            raise UserError(f"The image cannot be decoded: {error}.") from error
+            raise UserError(f"The image cannot be decoded: {error}.") from None
         return turn_upright(image, "the image") if upright else image
     if isinstance(source, Tensor):
         if source.ndim != 3 or source.shape[0] not in (1, 3):

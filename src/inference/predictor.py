@@ -93,7 +93,7 @@ class Predictor:
             self.task.to(device)
         except (AssertionError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[0]
-            raise UserError(f"The device {str(device)!r} cannot be used: {reason}") from error
+            raise UserError(f"The device {str(device)!r} cannot be used: {reason}") from None
         found: list[Prediction] = []
         for start in range(0, len(images), batch_size):
             found += self._predict(images[start : start + batch_size], start, device)

@@ -55,7 +55,7 @@ def make_factory(spec: Any, base: type, where: str) -> Callable[..., Any]:
     try:
         return _factory(spec, base, where, 0)
     except Refusal as error:
-        raise UserError(f"{error}.") from error
+        raise UserError(f"{error}.") from None
 
 
 def check_arguments(owner: type, given: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -67,7 +67,7 @@ def check_arguments(owner: type, given: Mapping[str, Any], where: str) -> dict[s
     try:
         return _arguments(owner, given, where, 0)
     except Refusal as error:
-        raise UserError(f"{error}.") from error
+        raise UserError(f"{error}.") from None
 
 
 def find_class(path: Any, base: type) -> type | None:

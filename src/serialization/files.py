@@ -39,9 +39,9 @@ def as_user_error(
     except UserError:
         raise
     except Refusal as error:
-        raise UserError(f"The {kind} {path} is refused: {error}.") from error
+        raise UserError(f"The {kind} {path} is refused: {error}.") from None
     except Damaged as error:
-        raise UserError(_damaged(kind, path, str(error), advice)) from error
+        raise UserError(_damaged(kind, path, str(error), advice)) from None
     except (Exception, RecursionError, MemoryError) as error:  # not covered by the checks
         reason = shown(str(error).strip() or type(error).__name__, 160)
         raise UserError(_damaged(kind, path, reason, advice)) from error

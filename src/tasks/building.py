@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torchmetrics import MetricCollection
@@ -120,7 +120,8 @@ def load_weights(network: nn.Module, source: str, trainer: Trainer | None) -> Lo
     Args:
         network: Loaded in place.
         source: File or hub name.
-        trainer: In evaluation, missing weights are reported with a warning.
+        trainer: If given, complete weights are reported with a line, and in evaluation missing ones
+            with a warning.
 
     Returns:
         Report of what was loaded.
@@ -129,6 +130,8 @@ def load_weights(network: nn.Module, source: str, trainer: Trainer | None) -> Lo
         UserError: If the file cannot be found or read, or does not match.
     """
     report = load_official(network, source)
+    if trainer is not None and not (report.fresh or report.unused or report.notes):
+        rank_zero_only(print)(f"Weights:     {source}, all {len(report.loaded)} tensors fit")
     random = random_weights(report)
     if random and trainer and trainer.state.fn not in (None, TrainerFn.FITTING):
         rank_zero_warn(

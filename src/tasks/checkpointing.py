@@ -40,6 +40,8 @@ class CheckpointHooks(TrainingHooks, EvaluationHooks):
         if "state_dict" in checkpoint:  # otherwise a sharding strategy has checked and loaded it
             self._check_file(checkpoint)
         if self._is_fitting:
+            if self.trainer.ckpt_path is not None:  # not a checkpoint of a finder
+                resume.check_is_unfinished(checkpoint, self.trainer)
             resume.keep_settings_of_callbacks(checkpoint, self.trainer.callbacks)  # type: ignore[attr-defined]
             self._resumed = resume.Resumed(checkpoint)
             for state in checkpoint.get("optimizer_states", []):

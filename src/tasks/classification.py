@@ -109,13 +109,15 @@ class ClassificationTask(BaseTask):
         return nn.CrossEntropyLoss(label_smoothing=0.0 if self.mixup else self.label_smoothing)
 
     def build_metrics(self) -> MetricCollection:
-        """Top-1 and top-5 accuracy in [0, 1] over all images."""
+        """Top-1 accuracy and, with more than five classes, top-5 accuracy in [0, 1].
+
+        With at most five classes, the top-5 accuracy of any network is 1.
+        """
         return MetricCollection(
             {
-                f"top{k}": MulticlassAccuracy(
-                    self.num_classes, top_k=min(k, self.num_classes), average="micro"
-                )
+                f"top{k}": MulticlassAccuracy(self.num_classes, top_k=k, average="micro")
                 for k in (1, 5)
+                if k < self.num_classes
             }
         )
 

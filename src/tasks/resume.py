@@ -136,6 +136,25 @@ def check_continues(checkpoint: Mapping[str, Any]) -> None:
         )
 
 
+def check_is_unfinished(checkpoint: Mapping[str, Any], trainer: Trainer) -> None:
+    """Refuse a checkpoint after which nothing is left to train.
+
+    Raises:
+        UserError: If it has finished as many epochs or steps as the trainer is to train.
+    """
+    loop = checkpoint.get("loops", {}).get("fit_loop", {})
+    # Lightning increases `processed` before it saves the checkpoint at the end of an epoch.
+    epochs = loop.get("epoch_progress", {}).get("current", {}).get("processed", 0)
+    for kind, finished in (("epoch", epochs), ("step", checkpoint.get("global_step", 0))):
+        limit = getattr(trainer, f"max_{kind}s")
+        if limit is not None and 0 <= limit <= finished:
+            raise UserError(
+                f"Nothing is left to train: {trainer.ckpt_path} has finished {finished}"
+                f" {kind}{'s' * (finished != 1)}; trainer.max_{kind}s must be larger, and it is"
+                f" {limit}."
+            )
+
+
 def check_moments(states: Sequence[Mapping[str, Any]], groups: Sequence[Mapping[str, Any]]) -> None:
     """Refuse optimizer state whose tensors do not have the shapes of the parameters.
 

@@ -79,7 +79,10 @@ def test_all_images_are_unreadable(
         (tmp_path / "all" / f"{number}.jpg").parent.mkdir(exist_ok=True)
         (tmp_path / "all" / f"{number}.jpg").write_bytes(b"nothing")
     assert predict(tmp_path, task, tmp_path / "all") == 2
-    assert "error: 3 images could not be read" in capsys.readouterr().err
+    shown = capsys.readouterr()
+    assert "error: Nothing was predicted: no image could be read:\n  " in shown.err
+    assert "other predictions" not in shown.err
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize(("fault", "status"), [("false", 130), ("true", 1)])

@@ -1,6 +1,7 @@
 """User errors: one line on stderr, exit code 2, and no files left behind."""
 
 import json
+import re
 import shutil
 import warnings
 from collections.abc import Callable
@@ -62,6 +63,7 @@ def error_of(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
         ("--model.num_classes", "7", "model.num_classes cannot be set"),
         ("--model", "ClasificationTask", "Did you mean 'ClassificationTask'?"),
         ("--data.rot", "x", "ImageNetDataModule has no setting 'data.rot'. Did you mean 'root'?"),
+        ("--data.tta", "true", "it is a setting of ADE20KDataModule"),
         ("--data.batch_size", "x", "data.batch_size must be an integer, got 'x'."),
         ("--data.batch_size", "0", "data.batch_size accepts an integer of at least 1, got 0."),
         ("--data.crop_scale", "3", "data.crop_scale must be [a number, a number], got '3'."),
@@ -115,6 +117,14 @@ def test_wrong_settings(
     assert not Path("runs").exists()
 
 
+def test_16_mixed_on_a_cpu(folder: Path) -> None:
+    with pytest.warns(UserWarning, match="CPUs do not have the precision 16-mixed; bf16-mixed is"):
+        assert main(["fit", "-c", "tiny.yaml", "--trainer.precision", "16-mixed"]) == 0
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*16-mixed")
+        assert main(["validate", "--name", "tiny", "--trainer.precision", "bf16-mixed"]) == 0
+
+
 def test_settings_that_need_a_class(folder: Path, error_of: Callable[..., str]) -> None:
     text = error_of("predict", "--data.predict_dir", "photos")
     assert "settings need a class: add --name RUN for the settings of a run, --config FILE" in text
@@ -141,18 +151,25 @@ def test_options_without_a_value(folder: Path, error_of: Callable[..., str]) -> 
     assert text == "--data.batch_size needs a value."
 
 
-def test_a_checkpoint_that_has_finished_more_epochs(
+@pytest.mark.parametrize(
+    ("option", "given", "finished"),
+    [("epochs", 0, "2 epochs"), ("epochs", 2, "2 epochs"), ("steps", 6, "6 steps")],
+)
+def test_a_checkpoint_that_has_finished(
     folder: Path,
     trained: Path,
     error_of: Callable[..., str],
-    capsys: pytest.CaptureFixture[str],
+    option: str,
+    given: int,
+    finished: str,
 ) -> None:
     checkpoint = trained / "runs/tiny/version_0/checkpoints/last.ckpt"  # of two epochs
-    given = ["-c", "tiny.yaml", "--ckpt_path", str(checkpoint), "--trainer.max_epochs"]
-    text = "has finished 2 epochs; trainer.max_epochs must be larger, and it is"
-    assert error_of("fit", *given, "0") == f"The checkpoint {text} 0."
-    assert main(["fit", *given, "2"]) == 0
-    assert f"Nothing was trained: {checkpoint} {text} 2." in capsys.readouterr().out
+    flags = ["--ckpt_path", str(checkpoint), "--trainer.max_epochs", "3"]
+    text = error_of("fit", "-c", "tiny.yaml", *flags, f"--trainer.max_{option}", str(given))
+    assert text == (
+        f"Nothing is left to train: {checkpoint} has finished {finished}; trainer.max_{option}"
+        f" must be larger, and it is {given}."
+    )
     assert not Path("runs").exists()
 
 
@@ -202,6 +219,10 @@ def test_commands_of_other_libraries(folder: Path, error_of: Callable[..., str])
         (
             "fit -c runs/tiny/version_0/checkpoints/last.ckpt",
             "last.ckpt is not a settings file; use",
+        ),
+        (
+            "prepare from-masks",
+            "needs a folder with images and label maps, or --images and --masks.",
         ),
         ("prepare from-folders photos", "got 'from-folders'. Did you mean 'from-folder'?"),
         ("verify imagenet --rot x", "does not accept '--rot x'"),
@@ -285,6 +306,23 @@ def test_checkpoint_of_another_variant(
     assert text.startswith("The checkpoint does not match this network:")
     # The first filter of the stem has half as many channels as the network.
     assert "expected (8, 3, 3, 3), got (4, 3, 3, 3)" in text
+
+
+def test_weights_that_fit_are_reported(
+    folder: Path, trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = trained / "runs/tiny/version_0/checkpoints/last.ckpt"
+    flags = ["fit", "-c", "tiny.yaml", "--trainer.max_steps", "1", "--model.weights"]
+    assert main([*flags, str(checkpoint)]) == 0
+    line = f"Weights:     {checkpoint}, all (\\d+) tensors fit"
+    found = re.search(line, capsys.readouterr().out)
+    state = torch.load(checkpoint, weights_only=True)["state_dict"]
+    assert found
+    assert int(found[1]) == sum(name.startswith("network.") for name in state)
+    content = {name: value for name, value in state.items() if ".head." not in name}
+    torch.save({"state_dict": content}, "headless.pth")
+    assert main([*flags, "headless.pth"]) == 0
+    assert "tensors fit" not in capsys.readouterr().out
 
 
 def test_weights_of_another_variant(

@@ -204,11 +204,11 @@ def test_message_if_training_is_already_complete(
     config: Path, straight: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     checkpoint = ["--ckpt_path", str(straight / "checkpoints" / "last.ckpt")]
-    assert fit(config, tmp_path, *checkpoint, *EPOCHS) == 0
-    assert "Nothing was trained" in capsys.readouterr().out
-    assert fit(config, tmp_path, *checkpoint, "--trainer.max_epochs", "2") == 2
-    text = capsys.readouterr().err
-    assert "finished 4 epochs; trainer.max_epochs must be larger, and it is 2." in text
+    assert fit(config, tmp_path, *checkpoint, *EPOCHS) == 2
+    shown = capsys.readouterr()
+    assert "finished 4 epochs; trainer.max_epochs must be larger, and it is 4." in shown.err
+    assert "Results:" not in shown.out  # no new folder is announced
+    assert not (tmp_path / "tiny").exists()
 
 
 def test_weights_without_optimizer_state_cannot_be_resumed(

@@ -155,9 +155,10 @@ def test_reduce_lr_on_plateau_resumes(fit: Callable[..., int]) -> None:
 def test_early_stopping_patience_comes_from_the_configuration(
     fit: Callable[..., int],
 ) -> None:
-    stop = ["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor", "val/top5"]
+    stop = ["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor", "val/top1"]
+    stop += ["--trainer.callbacks.min_delta", "1"]  # never improves after the first epoch
     stop += ["--trainer.callbacks.mode", "max", "--trainer.callbacks.patience"]
-    assert fit(*stop, "10", "--trainer.max_epochs", "1") == 0  # top-5 of three classes is 1
+    assert fit(*stop, "10", "--trainer.max_epochs", "1") == 0
     assert fit(*stop, "2", "--trainer.max_epochs", "9", "--ckpt_path", "last") == 0
     assert last(version=1)["epoch"] == 2
 

@@ -9,17 +9,14 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import tempfile
 from collections.abc import Sequence
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from src import files
 from src.cli.demo_page import PAGE
 from src.cli.tool_parser import ToolParser
 from src.data.classes.palette import distinct_palette
@@ -100,10 +97,7 @@ def predict(predictor: ExportedModel, content: bytes, score: float) -> tuple[byt
     Raises:
         UserError: If the image cannot be read.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "image"
-        files.write_bytes(path, content, durable=False)
-        image = decode(path, upright=predictor.upright)
+    image = decode("file", upright=predictor.upright, content=content)
     found = predictor(np.array(image))
     drawn, text = _DRAW[predictor.task](image, found, predictor, score)
     file = io.BytesIO()

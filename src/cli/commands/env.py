@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from src.environment import report
 from src.errors import UserError
 
 
@@ -25,5 +24,7 @@ def main(args: Sequence[str] | None = None) -> int:
         return 0
     if args:
         raise UserError(f"env takes no arguments, got {' '.join(args)!r}.")
+    from src.environment import report  # imports PyTorch, which takes seconds
+
     print(report())
     return 0

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from src import files
-from src.cli.arguments import with_settings_of_run
 from src.cli.checkpoints import resolve_checkpoint
+from src.cli.run_settings import with_settings_of_run
 from src.cli.tool_parser import ToolParser
 from src.decoding import decode
 from src.errors import UserError

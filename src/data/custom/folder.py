@@ -46,12 +46,11 @@ def run(args: argparse.Namespace) -> None:
     splits = layout.splits
     classes = _classes(splits.get("train", layout.root))
     folders = splits.values() or [layout.root]
-    found = survey([path for folder in folders for path in list_images(folder)], args.max_pixels)
+    paths = [path for folder in folders for path in list_images(folder)]
+    found = survey(paths, args.max_pixels, _problems(layout))
     is_split = "val" in splits
     facts: dict[str, object] = {"source": str(source)}
-    if is_split:
-        _check(layout)
-    else:
+    if not is_split:
         facts = {"source": str(splits.get("train", layout.root))}
         facts |= {"val_share": args.val_share, "seed": args.seed}
     with split.start_over(out, () if is_split else SPLITS, facts) as work:
@@ -116,28 +115,28 @@ def _other_files(source: Path) -> Iterator[Path]:
     return (p for p in files if not is_image(p) and not p.name.startswith("."))
 
 
-def _check(layout: Layout) -> None:
+def _problems(layout: Layout) -> list[str]:
+    """Class folders that are empty, have too few images to divide, or are in one split only."""
+    divided = "val" not in layout.splits
     names = [folder.name for folder in layout.splits.values()]
-    problems = verify_imagenet(layout.root, names).problems
-    if problems:
-        raise UserError("\n  ".join(problems))
+    compared = names if len(names) > 1 else []
+    problems = verify_imagenet(layout.root, compared).problems
+    source = layout.splits.get("train", layout.root)
+    for label in list_class_folders(source) if divided else ():
+        number = len(list_images(source / label))
+        if number == 1 or (number == 0 and not compared):
+            problems.append(
+                f"The class {label!r} in {source} has {'one image' if number else 'no images'}; at"
+                " least two are needed, one for training and one for validation."
+            )
+    return problems
 
 
 def _divide(layout: Layout, work: Path, args: argparse.Namespace) -> None:
     """Use a part of the training images for validation, and keep a test split."""
     source = layout.splits.get("train", layout.root)
-    if "test" in layout.splits:
-        _check(layout)
-    parts = {}
     for label in list_class_folders(source):
-        images = list_images(source / label)
-        if len(images) < 2:
-            raise UserError(
-                f"The class {label!r} in {source} has {len(images)} images; at least two are "
-                "needed, one for training and one for validation."
-            )
-        parts[label] = split.split(images, args.val_share, args.seed)
-    for label, divided in parts.items():
+        divided = split.split(list_images(source / label), args.val_share, args.seed)
         for part, images in zip(SPLITS, divided, strict=False):
             for image in map(Path, images):
                 inside = image.relative_to(source / label)

@@ -1,9 +1,9 @@
 """``prepare from-masks``: images and their label maps, in two folders or side by side.
 
 Label maps may hold class numbers (from 0, or those of ``--class-values``) or colours that a table
-translates (``--colours``). Black and white masks (0 and 255) become the classes 0 and 1, because
-255 means unlabelled everywhere else; so do the numbers of ``--ignore`` and a class that is named
-``unlabelled``. Folders such as ``train`` and ``valid`` are splits.
+translates (``--colours``). Unlabelled are 255, the numbers of ``--ignore``, for example 0, and a
+class that is named ``unlabelled``. Black and white masks (0 and 255) become the classes 0 and 1.
+Folders such as ``train`` and ``valid`` are splits.
 """
 
 from __future__ import annotations
@@ -34,8 +34,9 @@ _FOLDERS = {"train": "training", "val": "validation", "test": "test"}
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     add = parser.add_argument
-    add("--images", type=Path, required=True, help="folder of images, searched at any depth")
-    add("--masks", type=Path, required=True, help="folder of label maps; may be the same")
+    add("folder", type=Path, nargs="?", help="holds images and label maps, or two folders of them")
+    add("--images", type=Path, help="folder of images, searched at any depth (default: FOLDER)")
+    add("--masks", type=Path, help="folder of label maps, may be the same (default: FOLDER)")
     add("--image-suffix", help="suffix of image files, e.g. _leftImg8bit.png")
     add("--mask-suffix", help="suffix of label maps, e.g. _mask.png (default: detected)")
     add("--class-names", nargs="+", help="names in label order, or a text file with one per line")
@@ -58,6 +59,11 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         UserError: If files are missing or broken, sizes differ, or a value is no class.
     """
+    args.images, args.masks = args.images or args.folder, args.masks or args.folder
+    if args.images is None or args.masks is None:
+        raise UserError(
+            "prepare from-masks needs a folder with images and label maps, or --images and --masks."
+        )
     name, out = split.target(args, args.images)
     pairs, notes = match_label_maps(args.images, args.masks, args.image_suffix, args.mask_suffix)
     if len(pairs) < 3:

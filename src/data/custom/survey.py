@@ -46,18 +46,22 @@ class Survey:
         return f"all {self.count} images can be read" + (f" ({unusual})" if unusual else "")
 
 
-def survey(paths: Sequence[str], max_pixels: int = MAX_PIXELS) -> Survey:
+def survey(
+    paths: Sequence[str], max_pixels: int = MAX_PIXELS, problems: Sequence[str] = ()
+) -> Survey:
     """Decode every image, on all cores.
 
     Args:
         paths: The files.
         max_pixels: Larger images count as broken.
+        problems: Other problems of the dataset, which are reported together with broken images.
 
     Returns:
         The survey; no file in it is broken.
 
     Raises:
-        UserError: If files cannot be read; the message names up to ten of them.
+        UserError: If there are problems, or files cannot be read; the message names up to ten of
+            them.
     """
     found = Survey(len(paths))
     with ThreadPool(os.cpu_count() or 1) as pool:  # PIL releases the GIL while it decodes
@@ -69,14 +73,17 @@ def survey(paths: Sequence[str], max_pixels: int = MAX_PIXELS) -> Survey:
                 found.broken.append(problem)
             else:
                 found.sizes[path] = size
+    problems = list(problems)
     if found.broken:
         shown = "\n  ".join(found.broken[:_MAX_NAMED])
         more = len(found.broken) - _MAX_NAMED
         tail = f"\n  and {more} more" if more > 0 else ""
-        raise UserError(
+        problems.append(
             f"{len(found.broken)} of {len(paths)} images cannot be read; replace or remove them:"
             f"\n  {shown}{tail}"
         )
+    if problems:
+        raise UserError("\n".join(problems))
     return found
 
 

@@ -288,30 +288,33 @@ def is_hub_reachable(seconds: float = 3.0) -> bool:
     return True
 
 
+class _AbsentFileError(UserError):
+    """The hub has the repository, but not the file."""
+
+
 def _download(repo: str, filename: str) -> Path:
     from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     try:
         return Path(hf_hub_download(repo, filename, local_files_only=not is_hub_reachable()))
     except Exception as error:  # the hub client raises several unrelated classes
-        raise UserError(
+        is_absent = isinstance(error, EntryNotFoundError)
+        is_absent &= not isinstance(error, LocalEntryNotFoundError)  # not cached
+        # Without the chain of the client's errors, of which the last one is named.
+        raise (_AbsentFileError if is_absent else UserError)(
             f"{filename} is not on this machine and could not be downloaded from "
             f"https://huggingface.co/{repo} ({type(error).__name__}). Fetch "
             f"https://huggingface.co/{repo}/resolve/main/{filename} where there is a connection "
             f"and give the path of the file instead."
-        ) from error
+        ) from None
 
 
 def _download_repository(repo: str) -> Path:
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-
     try:
         return _download(repo, "model.safetensors")
-    except UserError as error:
-        absent = isinstance(error.__cause__, EntryNotFoundError)
-        if not absent or isinstance(error.__cause__, LocalEntryNotFoundError):
-            raise
-    index = _download(repo, "model.safetensors.index.json")
+    except _AbsentFileError:
+        index = _download(repo, "model.safetensors.index.json")
     for shard in shard_names(index):
         _download(repo, shard)
     return index

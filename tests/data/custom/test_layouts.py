@@ -80,6 +80,23 @@ def test_a_class_may_have_the_name_of_a_split(folders: tuple[str, ...], tmp_path
     assert sorted(p.name for p in (Path(data["root"]) / "train").iterdir()) == sorted(folders)
 
 
+@pytest.mark.parametrize("splits", [("",), ("train", "test"), ("train", "val")])
+def test_small_classes_and_broken_images_are_reported_together(
+    splits: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = draw(tmp_path / "in", *(str(Path(split, name)) for split in splits for name in "abc"))
+    first = source / splits[0]
+    (first / "a" / "0.jpg").write_text("no image")
+    for image in (first / "b").iterdir():
+        image.unlink()
+    assert from_folder(source, tmp_path)[0] == 2
+    error = capsys.readouterr().err
+    assert error.count("error: ") == error.count("no images") == 1
+    assert "1 of" in error
+    assert "a/0.jpg cannot be read" in error
+    assert not (tmp_path / "out").exists()
+
+
 def test_test_images_without_classes_are_left_out(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -127,8 +144,10 @@ def test_a_recipe_by_hand_is_told_the_name_of_the_split(
 
 
 def from_masks(tmp_path: Path, images: Path, masks: Path, *flags: str) -> int:
-    given = ["--images", str(images), "--masks", str(masks), "--out", str(tmp_path / "out")]
-    return main(["prepare", "from-masks", *given, "--name", "x", *flags])
+    given = ["--images", str(images), "--masks", str(masks)]
+    given = [str(images)] if images == masks else given
+    out = ["--out", str(tmp_path / "out"), "--name", "x"]
+    return main(["prepare", "from-masks", *given, *out, *flags])
 
 
 def label_maps(tmp_path: Path) -> list[str]:

@@ -1,0 +1,72 @@
+"""Complete the arguments of a command by the configuration and the checkpoint of a run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from src.cli.arguments import option
+from src.errors import UserError
+from src.runs import (
+    KEYWORDS,
+    TrainedRun,
+    init_arguments,
+    is_run_or_checkpoint,
+    read_settings,
+    trained_run,
+)
+from src.serialization import read_checkpoint, read_rest
+
+
+def with_settings_of_run(args: list[str]) -> list[str]:
+    """Arguments, completed by the configuration and the checkpoint of a run if it is named.
+
+    If ``--config`` is missing, ``--ckpt_path FILE`` adds the configuration of the run that wrote
+    the file, and ``--name RUN`` that of the newest run of this name, with its best checkpoint
+    unless ``--ckpt_path last`` is given. Training needs ``--ckpt_path``, because ``--name`` alone
+    is the name of a new run.
+
+    For ``predict`` and ``export``, the class names come from the checkpoint if the dataset of the
+    run is not on this machine.
+
+    Args:
+        args: The command and its arguments.
+
+    Raises:
+        UserError: If the run or its checkpoint is missing.
+    """
+    for arg in args[1:2]:
+        if not arg.startswith("-") and is_run_or_checkpoint(Path(arg)):
+            raise UserError(f"Unexpected argument {arg!r}; use --ckpt_path {arg}.")
+    if any(arg.split("=")[0] in ("--config", "-c") for arg in args):
+        return args
+    given, name = option(args, "--ckpt_path"), option(args, "--name")
+    runs = Path(option(args, "--trainer.default_root_dir") or "runs")
+    if given and given not in KEYWORDS:
+        run = trained_run(given, runs=runs)
+    elif name and (given or args[0] != "fit"):
+        run = trained_run(runs / name, given or "best", runs)
+    elif given:
+        raise UserError(
+            f"--ckpt_path {given} needs the name of the run, --name RUN, or its recipe, --config"
+            " FILE."
+        )
+    else:
+        return args
+    names = _class_names(run) if args[0] in ("predict", "export") else []
+    config = ["--config", str(run.config)]
+    return [args[0], *config, *names, *args[1:], f"--ckpt_path={run.checkpoint}"]
+
+
+def _class_names(run: TrainedRun) -> list[str]:
+    """Option with the class names of the checkpoint, if the dataset of the run is not here."""
+    data = init_arguments(read_settings(run.config), "data")
+    root = data.get("root")
+    if not isinstance(root, str) or data.get("class_names") is not None:
+        return []
+    # With paths of the annotation files, the root may be a folder that always exists, such as ".".
+    if (Path(root) / str(data.get("train_annotations") or "")).exists():
+        return []
+    read = read_rest if run.checkpoint.is_dir() else read_checkpoint
+    names = read(run.checkpoint).get("class_names")
+    return [f"--data.class_names={json.dumps(names)}"] if names else []

@@ -1,0 +1,57 @@
+"""Mistakes in Python end in one short traceback with a sentence."""
+
+import traceback
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from src.errors import UserError
+from src.hub import Pretrained
+from tests.hub.test_pretrained import model_for
+
+
+@pytest.fixture(autouse=True)
+def _offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+
+
+def assert_is_short(error: UserError) -> None:
+    text = "".join(traceback.format_exception(error))
+    assert text.count("Traceback") == 1
+    assert len(text.splitlines()) < 30
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("me/flowers", "The model me/flowers is not cached and could not be downloaded"),
+        ("internimage_t_1k_224", "internimage_t_1k_224.pth is not on this machine"),
+        ("saved", "The weight file saved/model.safetensors .* cannot be read: it is damaged"),
+        ("described", "The description described/config.json .* cannot be read"),
+        ("nowhere", "There is no model 'nowhere'"),
+    ],
+)
+def test_a_model_that_cannot_be_loaded(source: str, message: str) -> None:
+    model_for("classification").save_pretrained("saved")
+    model_for("classification").save_pretrained("described")
+    Path("saved/model.safetensors").write_bytes(b"nothing" * 10**5)
+    Path("described/config.json").write_text("{")
+    with pytest.raises(UserError, match=message) as caught:
+        Pretrained.from_pretrained(source)
+    assert_is_short(caught.value)
+
+
+def test_an_image_that_cannot_be_read(tmp_path: Path) -> None:
+    model = model_for("classification")
+    Path("text.jpg").write_text("no image")
+    Image.new("RGB", (8, 8)).save("good.png")
+    for image, message in (("gone.jpg", "no such file"), ("text.jpg", "its content is not JPEG")):
+        with pytest.raises(UserError, match=message) as caught:
+            model.predict(["good.png", image])
+        assert_is_short(caught.value)
+    with pytest.raises(UserError, match="The device 'tpu' cannot be used") as caught:
+        model.predict("good.png", device="tpu")
+    assert_is_short(caught.value)
