@@ -245,10 +245,12 @@ def in_process(seconds: float | None, function: Callable, *arguments: Any) -> An
         if not receiver.poll(seconds):
             raise TimeoutError
         return receiver.recv()
-    finally:
+    except BaseException:
         with suppress(ProcessLookupError):
             assert process.pid is not None
             os.killpg(process.pid, signal.SIGKILL)
+        raise
+    finally:
         process.join()
 
 

@@ -162,9 +162,12 @@ def test_images_of_8_bits(name, tmp_path):
     for size in SIZES:
         given = example(name, size)
         assert_small(compare_result(network, written.result, given, file(given)))
-    operators = {node.op_type for node in onnx.load(written.paths[0]).graph.node}
+    graph = onnx.load(written.paths[0]).graph
+    operators = {node.op_type for node in graph.node}
     assert "DeformConv" in operators
     assert "GridSample" not in operators
+    used = {x for node in graph.node for x in node.input} | {x.name for x in graph.output}
+    assert all(used.intersection(node.output) for node in graph.node)
 
 
 @slow

@@ -140,7 +140,8 @@ def _instances(
         scores=found["scores"][shown].tolist(),
         classes=labels.tolist(),
     )
-    return drawn, f"{len(labels)} objects: " + ", ".join(names)
+    count = "1 object" if len(names) == 1 else f"{len(names)} objects"
+    return drawn, f"{count}: {', '.join(names)}" if names else count
 
 
 _DRAW = {"classification": _classes, "segmentation": _label_map, "detection": _instances}

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes.common import NameFixPass
+from onnx_ir.passes.common import NameFixPass, RemoveUnusedNodesPass
 
 FLOAT, INT64, DOUBLE, UINT8 = (
     int(ir.DataType[name]) for name in ("FLOAT", "INT64", "DOUBLE", "UINT8")
@@ -133,11 +133,13 @@ def append_graph(
 
 
 def finish(model: ir.Model) -> None:
-    """Sort the nodes of a model, and make all names unique.
+    """Remove unused nodes of a model, sort the others, and make all names unique.
 
+    ONNX Runtime computes unused nodes, such as the label map at the size of the network's input.
     Shapes of inner values are removed: axes of different parts may have the same name, which
     runtimes would take for the same length.
     """
+    RemoveUnusedNodesPass()(model)
     for node in model.graph:
         for value in node.outputs:
             if not value.is_graph_output():
