@@ -8,6 +8,16 @@ from __future__ import annotations
 
 import re
 
+MALFORMED_CONTENT = (
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+)
+"""What can be raised while values are taken from a json file whose content is not known."""
+
 
 class UserError(ValueError):
     """Invalid input: a path, a file or a value.

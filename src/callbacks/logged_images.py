@@ -111,7 +111,7 @@ def _pairs(
                 draw_results(path, predicted["results"][i], names, score, limit),
             )
             continue
-        image = decode(path, upright=getattr(data, "upright", False), max_pixels=limit)
+        image = decode(path, upright=data.upright, max_pixels=limit)
         if "label_map" in predicted:
             true, found = (m[i].cpu().numpy() for m in (batch["label"], predicted["label_map"]))
             palette = list(data.palette)

@@ -65,8 +65,7 @@ class LabelMapWriter(Callback):
             if self.max_overlays < 0 or self._count < self.max_overlays:
                 try:
                     # The same orientation as in the input of the network.
-                    upright = getattr(data, "upright", False)
-                    image = decode(source, upright=upright, max_pixels=max_pixels(trainer))
+                    image = decode(source, upright=data.upright, max_pixels=max_pixels(trainer))
                 except BrokenImageError as error:  # the file was changed after it was loaded
                     rank_zero_warn(f"Cannot draw an overlay: {error}")
                 else:

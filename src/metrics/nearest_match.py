@@ -105,7 +105,12 @@ def areas(boxes: Boxes, extra: float = 0.0) -> NDArray[np.float64]:
 def ious(a: Boxes, b: Boxes, extra: float = 0.0) -> NDArray[np.float64]:
     """Intersection over union, ``(N, M)``; see `areas` for ``extra``."""
     shared = intersections(a, b, extra)
-    return np.asarray(shared / (areas(a, extra)[:, None] + areas(b, extra) - shared))
+    return shares(shared, areas(a, extra)[:, None] + areas(b, extra) - shared)
+
+
+def shares(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Part by whole; 0 where the whole is empty, as for boxes without area."""
+    return np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)
 
 
 def average_precision(right: Flags, number: int, eleven_points: bool) -> float:

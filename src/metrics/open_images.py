@@ -33,6 +33,7 @@ from src.metrics.nearest_match import (
     ious,
     is_first,
     score_classes,
+    shares,
 )
 from src.types import ImageId
 
@@ -110,7 +111,8 @@ def _with_ancestors(
 
 def _match(found: Boxes, scores: NDArray[np.float64], truth: Boxes, is_group: Flags) -> Hits:
     right = is_first(assign_nearest(ious(found, truth[~is_group])))
-    inside = intersections(found, truth[is_group]) / areas(found)[:, None]
+    shared = intersections(found, truth[is_group])
+    inside = shares(shared, np.broadcast_to(areas(found)[:, None], shared.shape))
     group = np.where(right, -1, assign_nearest(inside))
     is_best = is_first(group)
     counted = (group < 0) | is_best

@@ -151,14 +151,17 @@ class ImageTextTask(BaseTask):
             return
         found: ImageTextFeatures = network(batch["image"], batch["text"])
         self._seen.add("retrieval")
-        if not is_padding:
-            metrics["retrieval"].update(found.image, found.text, batch["text"])
+        assert found.image is not None
+        assert found.text is not None
+        # Zero pairs, and not no update, because ranks can only gather features of the same kind.
+        count = 0 if is_padding else len(batch["text"])
+        metrics["retrieval"].update(found.image[:count], found.text[:count], batch["text"][:count])
         # Among the pairs of this batch, because batches of different ranks may differ in size.
         loss = self.criterion(*found, gather=False)
         self.log(
             f"{stage}/loss{suffix}",
             loss,
-            batch_size=0 if is_padding else len(batch["text"]),
+            batch_size=count,
             sync_dist=True,
             prog_bar=True,
             add_dataloader_idx=False,

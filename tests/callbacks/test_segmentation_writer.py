@@ -28,7 +28,9 @@ def write(writer, images):
     paths = list_images(images)
     label_map = torch.zeros(30, 40, dtype=torch.uint8)
     label_map[:10] = 2
-    data = SimpleNamespace(class_names=NAMES, palette=PALETTE, predict_dir=str(images))
+    data = SimpleNamespace(
+        class_names=NAMES, palette=PALETTE, upright=False, predict_dir=str(images)
+    )
     loader = SimpleNamespace(dataset=SimpleNamespace(paths=paths))
     trainer = SimpleNamespace(datamodule=data, predict_dataloaders=loader)
     writer.on_predict_start(trainer, None)

@@ -34,3 +34,11 @@ def test_several_ranks_have_the_metrics_of_one(
         # The loss is summed in another order; counts are equal.
         tolerance = 1e-5 if "loss" in name else 0.0
         assert several[name] == pytest.approx(value, abs=tolerance, nan_ok=True), name
+
+
+@pytest.mark.slow
+def test_a_rank_without_pairs_changes_nothing(launch: Launcher, tmp_path: Path) -> None:
+    flags = ("--data.eval_batch_size", "16")  # more than there are
+    alone = metrics(launch(tmp_path, "pairs", *flags, command="validate"))
+    several = metrics(launch(tmp_path, "pairs", *flags, command="validate", ranks=2, timeout=120))
+    assert several == pytest.approx(alone, abs=1e-5)

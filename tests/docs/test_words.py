@@ -38,7 +38,6 @@ FORMER_NAMES = (
     '"pictures"',
     "pictures_per_batch",
     "Pretrained.pictures",
-    "def pictures(self)",
     "The file `trunk` of Mask R-CNN",
     "bookshelf, picture, counter",
     "truffle_(chocolate), trunk, vat",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from statistics import mean
 
 import pytest
@@ -74,3 +75,16 @@ def test_a_hierarchy_of_other_classes_is_refused() -> None:
 
 def test_nothing_seen_scores_minus_one() -> None:
     assert float(OpenImagesMetric(2).compute()["bbox_AP"]) == -1
+
+
+def test_boxes_without_area_are_wrong_without_a_warning() -> None:
+    truth = [
+        {"category_id": 0, "bbox": [5, 5, 0, 4], "is_group_of": 1},
+        {"category_id": 0, "bbox": [1, 1, 0, 0]},
+        {"category_id": 0, "bbox": [10, 10, 20, 20]},
+    ]
+    found = [([10, 10, 20, 20], 0.9, 0), ([40, 40, 0, 0], 0.8, 0), ([5, 5, 0, 4], 0.7, 0)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = score(OpenImagesMetric(1), [Scene(truth, found)])
+    assert float(found["bbox_AP"]) == pytest.approx(1 / 3)

@@ -105,7 +105,7 @@ def readable_synsets(synsets: Sequence[str]) -> list[str]:
 def _from_json(path: Path, text: str) -> list[str]:
     try:
         content = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not a json file: {str(error)[:120]}.") from error
     is_map = isinstance(content, dict) and all(type(label) is int for label in content.values())
     if not is_map or sorted(content.values()) != list(range(len(content))):

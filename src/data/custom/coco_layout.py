@@ -12,7 +12,7 @@ from pathlib import Path
 
 from src.data.formats.coco_entries import file_name
 from src.data.formats.splits import SPLITS, split_of
-from src.errors import UserError
+from src.errors import MALFORMED_CONTENT, UserError
 
 _DEPTH = 3
 _USUAL = ("_annotations.coco.json", "instances_")
@@ -71,7 +71,7 @@ def find_images(annotations: Path, root: Path) -> Path:
         first = file_name(json.loads(annotations.read_bytes())["images"][0])
         if not isinstance(first, str):
             raise TypeError("no file name")
-    except (ValueError, LookupError, TypeError) as error:
+    except MALFORMED_CONTENT as error:
         raise UserError(
             f"{annotations} is not a COCO annotation file with images: it has no list 'images' of "
             "objects with 'file_name' or 'coco_url'."

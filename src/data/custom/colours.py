@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from src.data.formats.label_maps import MAX_CLASSES, stored_values
+from src.data.formats.label_maps import MAX_CLASSES, refuse_floats, stored_values
 from src.decoding import MAX_PIXELS, open_image
 from src.errors import UserError
 from src.types import IGNORE_LABEL
@@ -140,8 +140,10 @@ def read_pixels(
 
     Raises:
         BrokenImageError: If the file cannot be decoded.
+        UserError: If it holds floating-point numbers.
     """
     with open_image(path, max_pixels, "label map") as image:
+        refuse_floats(image, path)
         if image.mode == "1":
             return np.asarray(image.convert("L"))
         has_numbers = image.mode in ("L", "LA") or image.mode.startswith("I")

@@ -23,6 +23,7 @@ from src.types import IGNORE_LABEL
 _LOSSY = ("JPEG", "MPO")
 _MAX_EDGE_SHARE = 0.1
 _MAX_LISTED = 20
+_MAX_NUMBER = 65535
 _SAVE = "Save label maps as PNG, without loss and without soft edges"
 
 
@@ -170,6 +171,11 @@ class LabelReader:
             self.values = [0, 255]
         else:
             highest = max(found - {IGNORE_LABEL, *ignored}, default=0)
+            if highest > _MAX_NUMBER:
+                raise UserError(
+                    f"The label maps hold the number {highest}; expected class numbers up to "
+                    f"{_MAX_NUMBER}."
+                )
             self.values = [n for n in range(highest + 1) if n not in self.ignored]
         if not snap:
             self._check_values(found, given=values is not None, named=names is not None)
@@ -302,9 +308,11 @@ def check_numbers(values: list[int] | None, ignored: list[int]) -> None:
         UserError: If a number is out of range or occurs twice.
     """
     for option, given in (("--class-values", values), ("--ignore", ignored)):
-        if given and (len(set(given)) < len(given) or not all(0 <= v < 2**16 for v in given)):
+        if given and (
+            len(set(given)) < len(given) or not all(0 <= v <= _MAX_NUMBER for v in given)
+        ):
             raise UserError(
-                f"{option} accepts different numbers from 0 to 65535, got {_listed(given)}."
+                f"{option} accepts different numbers from 0 to {_MAX_NUMBER}, got {_listed(given)}."
             )
     if values is None:
         return

@@ -19,7 +19,7 @@ from typing import Any
 
 from src import files
 from src.decoding import MAX_PIXELS
-from src.errors import UserError
+from src.errors import MALFORMED_CONTENT, UserError
 from src.file_names import check_name, name_of
 
 RECORD = "prepared.json"
@@ -97,15 +97,20 @@ def target(args: argparse.Namespace, source: Path, *, searched: bool = True) -> 
 
 
 def _made_from(out: Path) -> Path | None:
-    """The source that a folder was made from."""
+    """The source that a folder was made from; None if there is no such folder.
+
+    Raises:
+        UserError: If the record in the folder is damaged.
+    """
     if not (out / RECORD).is_file():
         return None
     try:
-        record = json.loads((out / RECORD).read_text(encoding="utf-8"))
-    except ValueError:
-        return None
-    source = record.get("source") if isinstance(record, dict) else None
-    return Path(source) if isinstance(source, str) else None
+        return Path(json.loads((out / RECORD).read_bytes())["source"])
+    except MALFORMED_CONTENT as error:
+        raise UserError(
+            f"{out / RECORD}, which says what {out} was made from, is damaged, so nothing was "
+            f"written; give another --name, or delete {out}."
+        ) from error
 
 
 @contextmanager
@@ -121,7 +126,7 @@ def start_over(out: Path, parts: Sequence[str], facts: dict[str, Any]) -> Iterat
         An empty folder.
 
     Raises:
-        UserError: If the folder was made from other data.
+        UserError: If the folder was made from other data, or its record is damaged.
     """
     made_from = _made_from(out)
     if made_from is not None and made_from.resolve() != Path(facts["source"]).resolve():

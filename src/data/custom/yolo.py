@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,12 @@ def run(args: argparse.Namespace) -> None:
     dataset = find_dataset(args.dataset, args.class_names)
     name, out = split.target(args, dataset.root)
     images = [path for part in dataset.splits.values() for path in part]
+    if len({path.is_absolute() for path in images}) > 1:  # data.yaml has paths of both kinds
+        splits = {
+            part: [path.absolute() for path in paths] for part, paths in dataset.splits.items()
+        }
+        dataset = replace(dataset, splits=splits)
+        images = [path for part in dataset.splits.values() for path in part]
     folder = Path(os.path.commonpath([path.parent for path in images]))
     labels = {path: _labels(path, dataset) for path in images}
     boxes = [box for found in labels.values() for box in found or ()]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
 from src.errors import UserError
 
+_MAX_CLASS = 100_000  # if the number of classes is not known
 _TOLERANCE = 0.01  # beyond the image, from rounding; clipped
 _EXPECTED = (
     "expected `class x y width height` (centre and size, relative to the image, 0 to 1) or "
@@ -35,7 +35,7 @@ def read_labels(path: Path, classes: int | None, has_polygons: bool = True) -> l
 
     Args:
         path: The file.
-        classes: Number of classes; None accepts any.
+        classes: Number of classes; None if it is not known.
         has_polygons: Whether more than five numbers in a line are a polygon; otherwise they are
             key points after a box, which are left out.
 
@@ -64,9 +64,9 @@ def _box(fields: list[str], where: str, classes: int | None, has_polygons: bool)
         values = values[:4]
     if not is_polygon and len(values) != 4:
         raise UserError(f"{where} has {len(fields)} numbers: {shown!r}; {_EXPECTED}.")
-    if not label.is_integer() or not 0 <= label < (math.inf if classes is None else classes):
-        most = f" from 0 to {classes - 1}" if classes else ""
-        raise UserError(f"{where} has the class {fields[0]}; expected an integer{most}.")
+    most = _MAX_CLASS if classes is None else classes - 1
+    if not label.is_integer() or not 0 <= label <= most:
+        raise UserError(f"{where} has the class {fields[0]}; expected an integer from 0 to {most}.")
     if is_polygon:
         corners = (min(values[::2]), min(values[1::2]), max(values[::2]), max(values[1::2]))
     else:

@@ -124,7 +124,7 @@ def _checked(splits: dict[str, list[Path]], source: Path) -> dict[str, list[Path
 def _load(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # such as the date 2026-13-01
         raise UserError(f"{path} is not a yaml file; {_EXPECTED}.") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} is not the yaml file of a dataset; {_EXPECTED}.")
@@ -133,9 +133,10 @@ def _load(path: Path) -> dict[str, Any]:
 
 def _names(content: dict[str, Any], path: Path) -> list[str]:
     names = content.get("names")
-    if isinstance(names, dict) and sorted(names) == list(range(len(names))):
+    if isinstance(names, dict) and names.keys() == set(range(len(names))):
         names = [names[label] for label in range(len(names))]
-    if not isinstance(names, list) or not names:
+    # Aliases of YAML can nest a short file into lists that take hours to print.
+    if not isinstance(names, list) or not names or {list, dict} & set(map(type, names)):
         raise UserError(f"{path} has no list `names` of the classes from 0; {_EXPECTED}.")
     names = [str(name) for name in names]
     if len(set(names)) < len(names):
@@ -159,7 +160,10 @@ def _images(place: object, root: Path, source: Path, key: str) -> list[Path]:
         return [Path(path) for path in list_images(found)]
     if is_image(found):
         return [found]
-    lines = found.read_text(encoding="utf-8-sig").splitlines()
+    try:
+        lines = found.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{found} is neither an image nor UTF-8 text; {_EXPECTED}.") from error
     images = [found.parent / line.strip() for line in lines if line.strip()]
     missing = next((path for path in images if not path.is_file()), None)
     if missing is not None:

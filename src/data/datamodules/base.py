@@ -58,6 +58,8 @@ class BaseDataModule(LightningDataModule, ABC):
 
     image_channels: ClassVar[int] = 3
     """Channels of the images in a batch."""
+    upright: bool = False
+    """Whether images for classification and segmentation are turned as their EXIF block says."""
     normalization: Normalization | None = None
     """Turns uint8 images into the network's input, on the device; None leaves them as they are."""
 

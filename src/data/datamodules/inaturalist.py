@@ -69,10 +69,16 @@ class INaturalistDataModule(ImageNetDataModule):
     def labelled_files(self, split: str) -> tuple[list[str], list[int]]:
         """Image files of a split, and the label of each."""
         content = self._content(split)
+        path = self._path("train" if split == "train" else "val", 0)
         if len(content.class_names) != len(self.class_names):
             raise UserError(
-                f"{self._path(split, 0)} has {len(content.class_names)} categories, but the dataset"
-                f" has {len(self.class_names)} classes."
+                f"{path} has {len(content.class_names)} categories, but the dataset has"
+                f" {len(self.class_names)} classes."
+            )
+        if self._given_names is None and content.class_names != self.class_names:
+            raise UserError(
+                f"{path} has other categories than {self._path('train', 0)}, or has them in another"
+                " order, so its labels would mean other classes."
             )
         return [str(self.root / file) for file in content.files], content.labels
 

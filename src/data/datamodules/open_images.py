@@ -32,7 +32,8 @@ class OpenImagesDataModule(COCODataModule):
         class_file: Machine id and name of each class in label order.
         hierarchy: More general classes of each class, for `OpenImagesMetric`; null for none.
         val_image_labels: Labels of whole validation images, for `OpenImagesMetric`; null for none.
-        test_image_labels: The same of the images for ``test``; default is that of validation.
+        test_image_labels: The same of the images for ``test`` if ``test_annotations`` is given;
+            otherwise ``test`` uses those of validation.
         kwargs: See `COCODataModule`; there are no masks.
     """
 
@@ -67,11 +68,18 @@ class OpenImagesDataModule(COCODataModule):
             self._given_names,
             f"null if there is {self.class_file}, which lists the classes",
         )
+        has_test = kwargs.get("test_annotations") is not None
+        check(
+            has_test or test_image_labels is None,
+            "test_image_labels",
+            test_image_labels,
+            "a file together with data.test_annotations, or null",
+        )
         self.hierarchy = None if hierarchy is None else Path(root) / hierarchy
         self.image_labels = {
             "train": None,
             "val": val_image_labels,
-            "test": test_image_labels or val_image_labels,
+            "test": test_image_labels if has_test else val_image_labels,
         }
 
     @classmethod

@@ -12,6 +12,7 @@ from src.data.datasets.segmentation_folder import EvalSample, SegmentationEvalDa
 from src.data.formats.label_maps import read_numbers
 from src.errors import UserError
 
+_LABELS, _INSTANCES = "_labelTrainIds.png", "_instanceIds.png"
 _INSTANCES_PER_LABEL = 1000
 AVERAGE_INSTANCE_SIZES: dict[int, float] = {
     24: 3462.4756337644,  # person
@@ -42,7 +43,7 @@ class CityscapesEvalDataset(SegmentationEvalDataset):
         sample = super().__getitem__(index)
         if sample.get("is_padding"):
             return {**sample, "weight": torch.zeros(sample["size"])}
-        path = self.label_path(index).replace("_labelTrainIds.png", "_instanceIds.png")
+        path = self.label_path(index).removesuffix(_LABELS) + _INSTANCES
         if not Path(path).is_file():
             raise UserError(f"{path} does not exist; set data.instances to false without it.")
         weight = instance_weights(read_numbers(path, self.max_pixels))

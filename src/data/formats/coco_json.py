@@ -26,7 +26,6 @@ from src.data.formats.coco_columns import AnnotationRows, read_columns
 from src.data.formats.coco_entries import (
     MAX_POLYGON_COST,
     Annotation,
-    ImageEntry,
     check_categories,
     check_images,
     find_categories,
@@ -101,11 +100,6 @@ class CocoFile:
         self.num_usable = int(counts.sum())
         self.objects_of_class = Counter(dict(enumerate(counts.tolist())))
         self.left_out = self._report(reasons, entries)
-
-    @property
-    def pictures(self) -> list[ImageEntry]:
-        """Former name of ``images``."""
-        return self.images
 
     @property
     def class_names(self) -> list[str]:
@@ -222,12 +216,14 @@ class CocoFile:
             if not len(rows):
                 continue
             found[_REASONS[code]] = len(rows)
-            ids = ", ".join(shown(entries[row].get("id")) for row in rows[:5])
+            key, what = ("id", "ids") if "id" in entries[rows[0]] else ("image_id", "of the images")
+            ids = ", ".join(shown(entries[row].get(key)) for row in rows[:5])
             _log.warning(
-                "%s: %d annotations are left out of training because of %s (ids %s)",
+                "%s: %d annotations are left out of training because of %s (%s %s)",
                 self.path,
                 len(rows),
                 _REASONS[code],
+                what,
                 ids + (", ..." if len(rows) > 5 else ""),
             )
         return found

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from src.errors import UserError
+from src.data.formats.coco_entries import shown
+from src.errors import MALFORMED_CONTENT, UserError
 
 Body = Literal["fbox", "vbox", "hbox"]
 
@@ -15,7 +16,7 @@ def read_odgt(path: Path, body: Body) -> dict[str, list[dict[str, Any]]]:
     """Persons of each image as COCO annotations without ``image_id``.
 
     Boxes that are no person (``tag`` ``mask``: crowds, reflections) or are marked ``ignore`` get
-    ``ignore``.
+    ``ignore`` and ``iscrowd``: COCO's evaluation looks at ``iscrowd`` alone.
 
     Args:
         path: The file.
@@ -25,7 +26,7 @@ def read_odgt(path: Path, body: Body) -> dict[str, list[dict[str, Any]]]:
         By image id.
 
     Raises:
-        UserError: If the file is missing or malformed.
+        UserError: If the file is missing or malformed, or has an image twice.
     """
     if not path.is_file():
         raise UserError(
@@ -33,18 +34,22 @@ def read_odgt(path: Path, body: Body) -> dict[str, list[dict[str, Any]]]:
             "annotation files (data.train_annotations, data.val_annotations)."
         )
     found: dict[str, list[dict[str, Any]]] = {}
-    with path.open(encoding="utf-8") as lines:
+    with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
             try:
                 entry = json.loads(line)
-                found[str(entry["ID"])] = [_annotation(box, body) for box in entry["gtboxes"]]
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                name = str(entry["ID"])
+                persons = [_annotation(box, body) for box in entry["gtboxes"]]
+            except MALFORMED_CONTENT as error:
                 raise UserError(
-                    f"{path}, line {number} is not an image of CrowdHuman: {error!r}; expected an "
-                    "object with 'ID' and 'gtboxes'."
+                    f"{path}, line {number} is not an image of CrowdHuman: {shown(error)}; "
+                    "expected an object with 'ID' and 'gtboxes'."
                 ) from error
+            if name in found:
+                raise UserError(f"{path}, line {number} is a second line of the image {name!r}.")
+            found[name] = persons
     return found
 
 
@@ -56,6 +61,6 @@ def _annotation(box: dict[str, Any], body: Body) -> dict[str, Any]:
     return {
         "category_id": 1,
         "bbox": [x, y, width, height],
-        "iscrowd": 0,
+        "iscrowd": int(is_ignored),
         "ignore": int(is_ignored),
     }

@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from src.errors import UserError
 
 NUM_CLASSES = 8142
-_DATE = re.compile(r"(\d+)-(\d+)-(\d+)")
+_DATE = re.compile(r"\d+-0*(\d{1,2})-\d")
+_MAX_DEGREES = 1e6
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def encode_date(date: Any) -> tuple[float, float, float, float]:
         date: Text that starts with year-month-day. Anything else is an unknown date, four zeros.
     """
     found = _DATE.match(date) if isinstance(date, str) else None
-    month = int(found[2]) if found else 0
+    month = int(found[1]) if found else 0
     if not 1 <= month <= 12:
         return 0.0, 0.0, 0.0, 0.0
     angle = 2 * math.pi * month / 12
@@ -75,8 +76,8 @@ def encode_place(latitude: Any, longitude: Any) -> tuple[float, float, float]:
     As in the official code, a latitude or longitude of exactly 0 counts as unknown.
 
     Args:
-        latitude: Degrees to the north. ``None`` or another value that is no finite number is an
-            unknown place, three zeros.
+        latitude: Degrees to the north. ``None`` or another value that is no number up to a million
+            is an unknown place, three zeros.
         longitude: Degrees to the east.
     """
     if not (_is_number(latitude) and _is_number(longitude) and latitude and longitude):
@@ -105,6 +106,8 @@ def read_split(annotations: Path, locations: Path | None) -> INaturalistSplit:
             " annotation per image, in the same order."
         )
     label_of = {_value(entry, "id", annotations): label for label, entry in enumerate(categories)}
+    if len(label_of) < len(categories):
+        raise UserError(f"{annotations} has several categories with the same id.")
     labels = [
         _label(label_of, _value(entry, "category_id", annotations), annotations) for entry in boxes
     ]
@@ -135,7 +138,7 @@ def read_split(annotations: Path, locations: Path | None) -> INaturalistSplit:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+    return isinstance(value, int | float) and abs(value) <= _MAX_DEGREES  # NaN is not
 
 
 def _read_json(path: Path, kind: type) -> Any:

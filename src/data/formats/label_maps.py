@@ -97,6 +97,19 @@ def class_of_value(class_values: ClassValues) -> dict[int, int]:
     return {value: label for label, value in enumerate(class_values)}
 
 
+def refuse_floats(image: Image.Image, path: str | Path) -> None:
+    """Refuse a floating-point label map; rounding could give another class.
+
+    Raises:
+        UserError: If it is one.
+    """
+    if image.mode == "F":
+        raise UserError(
+            f"The label map {path} holds floating-point numbers; save class numbers as integers, "
+            "for example in a PNG."
+        )
+
+
 def stored_values(image: Image.Image) -> NDArray[np.unsignedinteger]:
     """Values of an image as its file has them, ``(H, W)`` of grey and palette images.
 
@@ -122,6 +135,7 @@ def read_numbers(path: str | Path, max_pixels: int) -> NDArray[np.unsignedintege
         Numbers of shape ``(H, W)``.
     """
     with open_image(path, max_pixels, "label map") as image:
+        refuse_floats(image, path)
         if image.mode not in ("1", "L", "LA", "P", "PA") and not image.mode.startswith("I"):
             raise UserError(
                 f"The label map {path} holds colours (mode {image.mode}); expected a grey or "

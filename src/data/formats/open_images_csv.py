@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from src.errors import UserError
+from src.data.formats.coco_entries import shown
+from src.errors import MALFORMED_CONTENT, UserError
 
 _BOX = ("ImageID", "LabelName", "XMin", "YMin", "XMax", "YMax", "IsGroupOf")
 _LABEL = ("ImageID", "LabelName", "Confidence")
@@ -18,15 +21,21 @@ def read_classes(path: Path) -> dict[str, str]:
     """Machine id and name of each class in label order, from ``class-descriptions-boxable.csv``.
 
     Raises:
-        UserError: If the file is missing or malformed.
+        UserError: If the file is missing or malformed, or has a class twice.
     """
     with _opened(path) as lines:
         rows = [row for row in lines if row]
+    if rows and rows[0][0] == "LabelName":  # the files of V7 have a header
+        del rows[0]
     if not rows or any(len(row) < 2 for row in rows):
         raise UserError(
             f"{path} is not a list of classes; expected lines such as /m/011k07,Tortoise."
         )
-    return {row[0]: row[1] for row in rows}
+    names = {row[0]: row[1] for row in rows}
+    if len(names) < len(rows):
+        twice, _ = Counter(row[0] for row in rows).most_common(1)[0]
+        raise UserError(f"{path} lists the class {twice!r} more than once.")
+    return names
 
 
 def read_boxes(path: Path, label_of: Mapping[str, int]) -> dict[str, list[dict[str, Any]]]:
@@ -68,11 +77,13 @@ def read_image_level_labels(
     found: dict[str, tuple[list[int], list[int]]] = {}
     for line, (image, label, confidence) in _rows(path, _LABEL):
         try:
-            is_absent = float(confidence) == 0
+            value = float(confidence)
         except ValueError as error:
             raise UserError(f"{path}, line {line}: {error}.") from error
+        if not 0 <= value <= 1:
+            raise UserError(f"{path}, line {line}: the confidence is {value}; expected 0 to 1.")
         lists = found.setdefault(image, ([], []))
-        lists[is_absent].append(_label(label, label_of, path, line))
+        lists[value == 0].append(_label(label, label_of, path, line))
     return found
 
 
@@ -94,10 +105,10 @@ def read_ancestors(path: Path, label_of: Mapping[str, int]) -> tuple[tuple[int, 
     found: list[set[int]] = [set() for _ in label_of]
     try:
         _walk(json.loads(path.read_text(encoding="utf-8")), (), label_of, found)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except MALFORMED_CONTENT as error:
         raise UserError(
-            f"{path} is not a hierarchy of the classes: {error!r}; expected nested objects with "
-            "LabelName and Subcategory."
+            f"{path} is not a hierarchy of the classes: {shown(error)}; expected nested objects "
+            "with LabelName and Subcategory."
         ) from error
     return tuple(tuple(sorted(general)) for general in found)
 
@@ -141,16 +152,17 @@ def _rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, list[str]]]
             yield lines.line_num, [row[place] for place in places]
 
 
-class _opened:  # noqa: N801  a context manager
-    """Lines of a csv file."""
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """Lines of a csv file.
 
-    def __init__(self, path: Path) -> None:
-        if not path.is_file():
-            raise UserError(f"The file {path} does not exist; check data.root and its name.")
-        self.file = path.open(encoding="utf-8", newline="")
-
-    def __enter__(self) -> Any:
-        return csv.reader(self.file)
-
-    def __exit__(self, *error: object) -> None:
-        self.file.close()
+    Raises:
+        UserError: If the file is missing or is not csv in UTF-8.
+    """
+    if not path.is_file():
+        raise UserError(f"The file {path} does not exist; check data.root and its name.")
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            yield csv.reader(file)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} is not a csv file in UTF-8: {error}.") from error

@@ -19,7 +19,7 @@ _SPLIT_OF = {name: split for split, names in _NAMES.items() for name in names}
 
 def split_of(name: str) -> str | None:
     """The split that a folder name stands for; case and a year are ignored. None for others."""
-    return _SPLIT_OF.get(re.sub(r"[-_ ]|(?<=[a-z])[-_ ]?20\d\d$", "", name.lower()))
+    return _SPLIT_OF.get(re.sub(r"(?<=[a-z])[-_ ]?20\d\d$|[-_ ]", "", name.lower()))
 
 
 def assign(folders: Iterable[Path], found: str) -> dict[str, Path]:

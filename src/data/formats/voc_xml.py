@@ -57,7 +57,10 @@ def _names(path: Path) -> list[str]:
             "(data.train_splits, data.val_splits), which are a year and a list such as "
             "VOC2007/trainval."
         )
-    return path.read_text(encoding="utf-8").split()
+    try:
+        return path.read_text(encoding="utf-8-sig").split()
+    except UnicodeDecodeError as error:
+        raise UserError(f"The list of images {path} is not UTF-8 text.") from error
 
 
 def _size_of_image(path: Path, max_pixels: int) -> tuple[int, int]:
@@ -85,7 +88,7 @@ def _read(path: Path, ids: Mapping[str, int]) -> tuple[tuple[int, int], list[dic
                     "ignore": int(item.findtext("difficult") or 0),
                 }
             )
-    except (ElementTree.ParseError, ValueError) as error:
+    except (ElementTree.ParseError, LookupError, ValueError) as error:  # unknown encodings, too
         raise UserError(f"The annotation file {path} cannot be read: {error}.") from error
     return size, found
 

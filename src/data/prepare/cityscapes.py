@@ -22,7 +22,7 @@ from src.data.classes.cityscapes import (
     CITYSCAPES_NOT_DRAWN,
 )
 from src.decoding import MAX_PIXELS
-from src.errors import UserError
+from src.errors import MALFORMED_CONTENT, UserError
 from src.types import IGNORE_LABEL
 
 _POLYGONS, _LABELS = "_polygons.json", "_labelTrainIds.png"
@@ -59,11 +59,15 @@ def run(args: argparse.Namespace) -> None:
         )
     missing = [path for path in found if args.force or not label_map_of(path).is_file()]
     with ThreadPool(max(1, args.workers)) as pool:
-        for path, image in zip(missing, pool.imap(draw_label_map, missing), strict=True):
-            files.write_image(label_map_of(path), image)
+        for _ in pool.imap(_write, missing):
+            pass  # iterating over the results raises errors of the threads
     print(
         f"{args.root}: wrote {len(missing)} label maps, {len(found) - len(missing)} already exist"
     )
+
+
+def _write(polygons: Path) -> None:
+    files.write_image(label_map_of(polygons), draw_label_map(polygons))
 
 
 def label_map_of(polygons: Path) -> Path:
@@ -81,7 +85,7 @@ def draw_label_map(path: Path) -> Image.Image:
         content = json.loads(path.read_bytes())
         size = int(content["imgWidth"]), int(content["imgHeight"])
         objects = [_object(entry) for entry in content["objects"] if not entry.get("deleted")]
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, *MALFORMED_CONTENT) as error:
         raise UserError(
             f"{path} is not a file of Cityscapes polygons ({type(error).__name__}: {error}); "
             "expected imgWidth, imgHeight, and objects with label and polygon."

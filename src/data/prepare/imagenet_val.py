@@ -71,12 +71,14 @@ def read_val_labels(path: Path) -> dict[str, str]:
     """
     if not path.is_file():
         raise UserError(f"The label file {path} does not exist; {_FORMATS}.")
-    lines = [
-        line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()
-    ]
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"The label file {path} is not UTF-8 text; {_FORMATS}.") from error
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:
         raise UserError(f"The label file {path} is empty; {_FORMATS}.")
-    if all(line.isdigit() for line in lines):
+    if all(line.isdecimal() for line in lines):
         return _devkit_labels(path, [int(line) for line in lines])
     synsets = imagenet_synsets()
     return dict(
@@ -95,7 +97,7 @@ def _label(path: Path, number: int, line: str, synsets: Sequence[str]) -> tuple[
     fields = line.replace(",", " ").split()
     if len(fields) >= 2:
         stem, label = Path(fields[0]).stem, fields[1]
-        if label.isdigit() and int(label) < len(synsets):
+        if label.isdecimal() and int(label) < len(synsets):
             return stem, synsets[int(label)]
         if _SYNSET.fullmatch(label):
             return stem, label
@@ -116,8 +118,14 @@ def _devkit_labels(path: Path, numbers: list[int]) -> dict[str, str]:
         )
     from scipy.io import loadmat  # here, because only the devkit's file needs it
 
-    rows = loadmat(str(meta), squeeze_me=True)["synsets"]
-    synset_of = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in rows}
+    try:
+        rows = loadmat(str(meta), squeeze_me=True)["synsets"]
+        synset_of = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in rows}
+    except Exception as error:  # scipy raises many kinds for a damaged file
+        raise UserError(
+            f"{meta} is not the devkit's meta.mat ({type(error).__name__}: {error}); take it from "
+            "ILSVRC2012_devkit_t12/data."
+        ) from error
     unknown = next((number for number in numbers if number not in synset_of), None)
     if unknown is not None:
         raise UserError(

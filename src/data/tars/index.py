@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from src import files
 from src.data.tars.files import is_remote
 from src.data.tars.scan import POSITIONS
-from src.errors import UserError
+from src.errors import MALFORMED_CONTENT, UserError
 
 INDEX, PAIRS = "index.json", "pairs.bin"
 _VERSION = 1
@@ -110,7 +110,7 @@ def read_index(folder: str | Path, root: str | None = None) -> TarIndex:
     try:
         index = _parsed(folder, path)
         size = (folder / PAIRS).stat().st_size
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+    except (OSError, *MALFORMED_CONTENT) as error:
         raise _damaged(folder) from error
     if size != len(index) * np.dtype(POSITIONS).itemsize:
         raise _damaged(folder)

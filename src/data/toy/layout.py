@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -96,7 +97,7 @@ def scene_generator(
 
     Args:
         settings: Seed of the data.
-        layout: Number of the layout, so that no two layouts have the same scenes.
+        layout: Part of the seed, so that layouts with other numbers have other scenes.
         split: One of `SPLITS`.
         number: Which scene of the split.
     """
@@ -109,6 +110,14 @@ def random_shapes(rng: np.random.Generator) -> list[str]:
     return [str(name) for name in rng.choice(list(SHAPES), count)]
 
 
+def _read(path: Path) -> Any:
+    """Content of a record; None if it is damaged, which fits no settings."""
+    try:
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        return None
+
+
 def _is_there(folder: Path, record: dict[str, int], force: bool) -> bool:
     """Whether a folder already holds the requested data; only toy data may be replaced."""
     if all(files.is_leftover(entry) for entry in folder.iterdir()):
@@ -119,7 +128,7 @@ def _is_there(folder: Path, record: dict[str, int], force: bool) -> bool:
             f"{folder} exists and is not toy data (it has no {_RECORD}), so nothing was written. "
             "Choose another --root."
         )
-    if json.loads(path.read_text()) == record:
+    if _read(path) == record:
         return True
     if force:
         return False

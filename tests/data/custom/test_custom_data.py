@@ -106,6 +106,9 @@ def test_a_folder_made_from_other_data_is_not_replaced(photos, tmp_path, capsys)
     assert main(["prepare", "from-folder", str(other), *out]) == 2
     assert f"was made from {photos}, so nothing was written" in capsys.readouterr().err
     assert recipe_of(tmp_path / "out" / "my_photos.yaml") == before
+    (tmp_path / "out" / "prepared.json").write_text('{"source": ')
+    assert main(["prepare", "from-folder", str(photos), *out]) == 2
+    assert "prepared.json, which says what" in capsys.readouterr().err
 
 
 def test_a_folder_called_images_gives_its_parent_as_name(photos, tmp_path, monkeypatch):

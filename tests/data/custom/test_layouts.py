@@ -16,7 +16,8 @@ from tests.cli.tiny import save_image, save_mask
     ("name", "split"),
     [
         ("train", "train"), ("Training", "train"), ("TRAIN", "train"), ("train2017", "train"),
-        ("valid", "val"), ("Validation", "val"), ("val", "val"), ("dev", "val"), ("test", "test"),
+        ("val_2017", "val"), ("train-2019", "train"), ("2017", None), ("valid", "val"),
+        ("Validation", "val"), ("val", "val"), ("dev", "val"), ("test", "test"),
         ("Testing", "test"), ("test_set", "test"), ("trains", None), ("value", None), ("cat", None),
     ],
 )  # fmt: skip

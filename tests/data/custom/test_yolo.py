@@ -98,6 +98,15 @@ def test_lists_of_images_are_read(dataset, tmp_path, capsys):
     assert "2 training and 4 validation images" in capsys.readouterr().out
 
 
+def test_absolute_and_relative_paths_can_be_mixed(dataset, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    content = yaml.safe_load((dataset / "data.yaml").read_text())
+    content["train"] = str(dataset / "images" / "train")
+    (dataset / "data.yaml").write_text(yaml.safe_dump(content))
+    assert prepare("pets", "out") == 0
+    assert "8 training and 4 validation images" in capsys.readouterr().out
+
+
 def test_a_folder_without_a_yaml_file_is_split_by_class(tmp_path, capsys):
     root = tmp_path / "plain"
     write(root, "images", 10)

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from src import data
 from src.cli.commands.verify import main as verify
@@ -11,7 +12,8 @@ from src.data.classes.lvis import LVIS_NAMES
 from src.data.classes.open_images import OPEN_IMAGES_NAMES
 from src.data.classes.voc import VOC_NAMES
 from src.errors import UserError
-from src.types import ClassFacts, ImageLabels
+from src.metrics.coco import COCOMetric
+from src.types import ClassFacts, Detections, ImageLabels
 from tests.data.detection_trees import DATA_MODULES, SIZE, WRITERS, voc_xml
 
 
@@ -84,7 +86,35 @@ def test_crowd_human(tmp_path: Path, body: str, used: int) -> None:
     assert person["bbox"] == {"fbox": [4, -2, 24, 40], "vbox": [4, 0, 24, 30]}.get(
         body, [8, 0, 8, 8]
     )
-    assert crowd["ignore"] == 1
+    assert crowd["ignore"] == crowd["iscrowd"] == 1
+
+
+def test_crowds_of_crowd_human_need_not_be_found(tmp_path: Path) -> None:
+    module = make("crowdhuman", tmp_path)
+    metric = COCOMetric(1, kinds=("bbox",))
+    for batch in module.val_dataloader():
+        box = torch.tensor([[4.0, -2, 28, 38], [40, 20, 60, 40]])  # the person, and somewhere else
+        found = Detections(box, torch.tensor([0.9, 0.1]), torch.zeros(2, dtype=torch.int64))
+        crowd = batch["annotations"][0][1]
+        crowd["bbox"] = [30, 10, 34, 38]
+        metric.update([found], batch["image_id"], batch["original_size"], batch["annotations"])
+    assert float(metric.compute()["bbox_AP"]) == pytest.approx(1)
+
+
+def test_labels_of_whole_test_images_belong_to_their_boxes(tmp_path: Path) -> None:
+    boxes = "annotations/oidv6-train-annotations-bbox.csv"
+    module = make("openimages", tmp_path, test_images="train", test_annotations=boxes)
+    module.setup("test")
+    assert "image_labels" not in next(iter(module.test_dataloader()))
+    with pytest.raises(UserError, match=r"data\.test_image_labels accepts a file together with"):
+        make("openimages", tmp_path, test_image_labels="annotations/labels.csv")
+
+
+def test_images_are_named_where_annotations_have_no_id(tmp_path: Path, caplog) -> None:
+    WRITERS["voc"](tmp_path)
+    (tmp_path / "VOC2007/Annotations/test0.xml").write_text(voc_xml(False).replace("29<", "5<"))
+    data.VOCDataModule(root=str(tmp_path)).annotation_file("val")
+    assert "because of no area (of the images 'VOC2007/test0')" in caplog.text
 
 
 @pytest.mark.parametrize("name", WRITERS)

@@ -58,9 +58,11 @@ def test_encoding():
     half = math.sqrt(3) / 2
     assert encode_date("2018-04-01 10:00") == pytest.approx((half, -0.5, 0, 0))
     assert encode_place(30, 90) == pytest.approx((0, half, 0.5))
-    for unknown in (None, "", "yesterday", 2018, "2018-13-01"):
+    assert encode_date("2018-004-01") == encode_date("2018-4-1")
+    for unknown in (None, "", "yesterday", 2018, "2018-13-01", f"2018-{'9' * 5000}-01"):
         assert encode_date(unknown) == (0, 0, 0, 0)
-    for unknown in ((None, 5.0), (0.0, 5.0), (5.0, 0), (math.nan, 1.0), ("1", "2")):
+    unknowns = [(None, 5.0), (0.0, 5.0), (5.0, 0), (math.nan, 1.0), ("1", "2"), (10**400, 1.0)]
+    for unknown in unknowns:
         assert encode_place(*unknown) == (0, 0, 0)
 
 
@@ -93,6 +95,16 @@ def test_without_locations_everything_is_unknown(root):
             "category 77",
         ),
         ("val2018.json", lambda content: content["images"][2].pop("file_name"), "'file_name'"),
+        (
+            "val2018.json",
+            lambda content: content["categories"][1].update(content["categories"][0]),
+            "several categories with the same id",
+        ),
+        (
+            "val2018.json",
+            lambda content: content["categories"].reverse(),
+            "has other categories than .*train2018.json, or has them in another order",
+        ),
     ],
 )
 def test_files_that_do_not_fit_are_refused(root, file, change, message):

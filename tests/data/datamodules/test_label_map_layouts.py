@@ -2,17 +2,19 @@
 
 import json
 import shutil
+import time
 
 import numpy as np
 import pytest
 import yaml
 from PIL import Image
 
-from src import data
+from src import data, files
 from src.cli import main
 from src.cli.commands.prepare import main as prepare
 from src.cli.commands.verify import main as verify
 from src.data.classes.cityscapes import CITYSCAPES_NAMES, MAPILLARY_TO_CITYSCAPES
+from src.data.prepare import cityscapes
 from src.errors import UserError
 
 LAYOUTS = {
@@ -127,6 +129,18 @@ def test_instances_give_weights(toy, tmp_path):
     assert weight.sum() == pytest.approx(12794.0202738185, rel=1e-5)
 
 
+def test_instances_are_not_read_from_label_maps_of_another_name(toy, tmp_path):
+    shutil.copytree(toy / "cityscapes", tmp_path / "set")
+    for path in (tmp_path / "set").rglob("*_labelTrainIds.png"):
+        path.rename(path.with_name(path.name.replace("labelTrainIds", "classes")))
+    suffix = "_gtFine_classes.png"
+    root = str(tmp_path / "set")
+    module = data.CityscapesDataModule(root, instances=True, label_suffix=suffix, **SMALL)
+    module.setup("validate")
+    with pytest.raises(UserError, match=r"_instanceIds\.png does not exist"):
+        next(iter(module.val_dataloader()))
+
+
 @every_layout
 def test_verify(layout, toy, capsys):
     command = [layout.replace("_", "-"), "--root", str(toy / layout)]
@@ -216,6 +230,29 @@ def test_damaged_polygons(content, message, tmp_path):
     write_polygons(tmp_path, content)
     with pytest.raises(UserError, match=message):
         prepare(["cityscapes", "--root", str(tmp_path)])
+
+
+def test_label_maps_do_not_wait_in_memory_to_be_written(tmp_path, monkeypatch):
+    (tmp_path / "gtFine/train/ulm").mkdir(parents=True)
+    for number in range(20):
+        path = tmp_path / f"gtFine/train/ulm/ulm_{number}_gtFine_polygons.json"
+        path.write_text(json.dumps(POLYGONS))
+    waiting, draw, write = [0, 0], cityscapes.draw_label_map, files.write_image
+
+    def counted_draw(path):
+        waiting[0] += 1
+        waiting[1] = max(waiting)
+        return draw(path)
+
+    def slow_write(path, image):
+        time.sleep(0.02)
+        write(path, image)
+        waiting[0] -= 1
+
+    monkeypatch.setattr(cityscapes, "draw_label_map", counted_draw)
+    monkeypatch.setattr(cityscapes.files, "write_image", slow_write)
+    assert prepare(["cityscapes", "--root", str(tmp_path), "--workers", "2"]) == 0
+    assert waiting[1] <= 2
 
 
 def test_missing_polygons(tmp_path):

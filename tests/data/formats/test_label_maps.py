@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from src.data.custom.colours import read_pixels
 from src.data.formats.label_maps import read_label_map
 from src.decoding import BrokenImageError
 from src.errors import UserError
@@ -99,6 +100,14 @@ def test_colours_are_refused(tmp_path):
     path = save(tmp_path / "rgb.png", np.zeros((2, 2, 3), np.uint8))
     with pytest.raises(UserError, match=r"rgb\.png holds colours"):
         read_label_map(path, 4)
+
+
+def test_floating_point_numbers_are_refused(tmp_path):
+    path = tmp_path / "float.tif"
+    Image.fromarray(np.full((4, 4), 300.5, np.float32)).save(path)
+    for read in (lambda: read_label_map(path, 3), lambda: read_pixels(str(path))):
+        with pytest.raises(UserError, match="holds floating-point numbers"):
+            read()
 
 
 def test_broken_file(tmp_path):

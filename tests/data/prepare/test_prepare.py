@@ -82,6 +82,9 @@ def test_other_settings_are_refused_unless_forced(tmp_path):
         toy(tmp_path, "--seed", "1")
     toy(tmp_path, "--seed", "1", "--force")
     assert '"seed": 1' in (tmp_path / "imagenet" / "toy.json").read_text()
+    (tmp_path / "imagenet" / "toy.json").write_text("{")
+    with pytest.raises(UserError, match=r"other settings.*--force"):
+        toy(tmp_path, "--seed", "1")
 
 
 def test_folders_with_other_content_are_left_alone(tmp_path):
