@@ -11,6 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from src.ops import dcnv4
+from src.ops._arguments import make_window
+from src.ops.packed import pack
+
 ROOT = Path(__file__).resolve().parents[2]
 FLOAT32 = {"rtol": 1e-4, "atol": 1e-4}
 """Of float32 where maps have some 10 pixels a side: the official operator is up to 5e-6 off
@@ -83,6 +87,20 @@ def make_problem(
             **kwargs,
         },
     )
+
+
+def dcnv4_of_two_tensors(input, offset, mask, *, mask_softmax=False, **kwargs):
+    """``dcnv4`` with the arguments of ``dcnv3``, and NaN in the columns that are not used."""
+    assert not mask_softmax
+    names = ("stride", "padding", "dilation", "offset_scale", "remove_center")
+    defaults = (1, 1, 1, 1.0, False)
+    window = make_window(
+        kwargs["groups"],
+        kwargs.get("kernel_size", 3),
+        *(kwargs.get(name, value) for name, value in zip(names, defaults, strict=True)),
+        False,
+    )
+    return dcnv4(input, pack(offset, mask, window, fill=float("nan")), **kwargs)
 
 
 def grad_like(output):

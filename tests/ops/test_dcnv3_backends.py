@@ -187,17 +187,20 @@ def test_instruction_sets(name):
         pytest.skip(f"this processor has no {SETS[name]}")
     code = f"""
 import torch
-from dcnv3_cases import FLOAT32, assert_same, make_problem
+from dcnv3_cases import FLOAT32, assert_same, dcnv4_of_two_tensors, make_problem
 from src.ops import backends, dcnv3, dcnv3_reference
 assert backends()["cpu"] == "compiled ({SETS[name]})", backends()
 for channels in (1, 7, 8, 16, 20, 32, 64, 80):
     for window in ({{}}, {{"kernel_size": 1, "padding": 0}}, {{"kernel_size": 5}},
     {{"remove_center": True}}):
-        problem = make_problem(n=1, group_channels=channels, mask_softmax=True, **window)
-        want = problem.run(dcnv3_reference)
-        assert_same(problem.run(dcnv3), want, rtol=1e-10, atol=1e-10)
-        single = [t.double() for t in problem.run(dcnv3, torch.float32)]
-        assert_same(single, want, **FLOAT32)
+        for operator, is_softmax in ((dcnv3, True), (dcnv4_of_two_tensors, False)):
+            problem = make_problem(
+                n=1, groups=3, group_channels=channels, mask_softmax=is_softmax, **window
+            )
+            want = problem.run(dcnv3_reference)
+            assert_same(problem.run(operator), want, rtol=1e-10, atol=1e-10)
+            single = [t.double() for t in problem.run(operator, torch.float32)]
+            assert_same(single, want, **FLOAT32)
 """
     result = run_python(code, ATEN_CPU_CAPABILITY=name, INTERNIMAGE_OPS="compiled")
     assert result.returncode == 0, result.stderr

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from dcnv3_cases import run_python
+from dcnv3_cases import FLOAT32, assert_same, dcnv4_of_two_tensors, make_problem, run_python
 
-from src.ops import dcnv3, dcnv4, dcnv4_columns, dcnv4_reference
+from src.ops import dcnv3, dcnv3_reference, dcnv4, dcnv4_columns, dcnv4_reference
 from tests.models.conftest import name_noise
 from tests.official import OfficialNumbers
 
@@ -87,6 +87,34 @@ def test_a_row_holds_offsets_and_weights_of_one_group_after_the_other():
     offset, mask = grouped[..., :18].flatten(-2), grouped[..., 18:].flatten(-2)
     expected = dcnv3(input, offset, mask, **arguments)
     torch.testing.assert_close(dcnv4(input, rows, **arguments), expected)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 5, 130])
+@pytest.mark.parametrize(
+    "window",
+    [
+        {},
+        {"kernel_size": 1, "padding": 0},
+        {"kernel_size": 5, "padding": 2},
+        {"remove_center": True, "offset_scale": 0.5},
+        {"stride": 2, "group_channels": 16},
+    ],
+)
+def test_rows_of_any_length(groups, window):
+    """A vector holds points of one group or of several, and a tile all groups or a part of them."""
+    problem = make_problem(n=2, height=4, width=3, groups=groups, **window)
+    expected = problem.run(dcnv3_reference)
+    assert_same(problem.run(dcnv4_of_two_tensors), expected, rtol=1e-10, atol=1e-10)
+    single = [x.double() for x in problem.run(dcnv4_of_two_tensors, torch.float32)]
+    assert_same(single, expected, **FLOAT32)
+
+
+def test_large_feature_maps():
+    """Bands of rows are summed."""
+    problem = make_problem(n=1, height=96, width=90, groups=2, group_channels=4)
+    assert_same(
+        problem.run(dcnv4_of_two_tensors), problem.run(dcnv3_reference), rtol=1e-10, atol=1e-10
+    )
 
 
 @pytest.mark.parametrize("window", [{}, {"remove_center": True, "offset_scale": 0.5}])

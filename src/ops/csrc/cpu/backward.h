@@ -157,6 +157,21 @@ inline void finish_points(const Grid<T>& grid, GradTile<T>& tile, int64_t at, in
   }
 }
 
+// Copies the gradients of the points of an output pixel to its packed row.
+template <typename T, int kPoints>
+inline void store_row(const T* offset, const T* mask, int64_t points, int64_t groups, T* row) {
+  const int64_t count = kPoints > 0 ? kPoints : points;
+  const auto copy = [](const T* from, int64_t size, T* to) INTERNIMAGE_INLINE {
+    for_each_vector<T>(size, [&](int64_t q, int64_t part) INTERNIMAGE_INLINE {
+      Vec<T>::loadu(from + q, part).store(to + q, part);
+    });
+  };
+  for (int64_t g = 0; g < groups; ++g) {
+    copy(offset + g * 2 * count, 2 * count, row + g * 3 * count);
+    copy(mask + g * count, count, row + g * 3 * count + 2 * count);
+  }
+}
+
 // prob = exp / sum per row. Whole vectors are written; values beyond the end of a row are
 // overwritten by the next row.
 template <typename T>
@@ -188,16 +203,17 @@ void backward_region(const Backward<T>& call, const Region& region, T* grad_imag
     const int64_t tile_pixels = std::max<int64_t>(1, kBackwardPoints / n);
     for (; span.first < end; span.first += span.pixels) {
       span.pixels = std::min(tile_pixels, end - span.first);
-      const Rows<T> rows = load_rows<T, kPoints>(call.points, span, points, tile.offset, tile.prob);
-      if (p.mask_softmax) {
-        exponentiate<T>(grid, rows, span, tile);
-        normalise<T>(tile, span.pixels * n, points);
-      } else if (!call.points.is_packed) {
-        for (int64_t i = 0; i < span.pixels; ++i) {
-          std::copy_n(rows.mask + i * rows.mask_stride, n, tile.prob + i * n);
+      if (call.points.is_packed) {
+        locate<T>(grid, PackedRows<T, kPoints>(call.points, span, points), span, tile);
+      } else {
+        SeparateRows<T> rows(call.points, span, points);
+        if (p.mask_softmax) {
+          exponentiate<T>(grid, rows, span, tile);
+          normalise<T>(tile, span.pixels * n, points);
+          rows = with_weights<T>(rows, tile.prob);
         }
+        locate<T>(grid, rows, span, tile);
       }
-      locate<T>(grid, rows.offset, rows.offset_stride, tile.prob, n, span, tile);
       for (int64_t i = 0; i < span.pixels; ++i) {
         const int64_t ahead =
             (span.first - begin + region.pixel_begin + i + kPrefetchRows * p.width) * p.channels +
@@ -215,10 +231,13 @@ void backward_region(const Backward<T>& call, const Region& region, T* grad_imag
       if (!want_dots) continue;
       if (call.grad_rows != nullptr) {
         for (int64_t i = 0; i < span.pixels; ++i) {
-          finish_points<T>(grid, tile, i * n, n, false, tile.offset, tile.exp);
+          finish_points<T>(grid, tile, i * n, n, false, tile.grad_offset + 2 * i * n,
+                           tile.grad_mask + i * n);
+        }
+        for (int64_t i = 0; i < span.pixels; ++i) {
           T* row = call.grad_rows + (span.first + i) * call.row_width;
-          store_row<T, kPoints>(tile.offset, tile.exp, points, span.groups,
-                                row + group * points * 3);
+          store_row<T, kPoints>(tile.grad_offset + 2 * i * n, tile.grad_mask + i * n, points,
+                                span.groups, row + group * points * 3);
           if (group + span.groups == p.groups) {
             std::fill(row + p.groups * points * 3, row + call.row_width, T(0));
           }
@@ -257,23 +276,27 @@ void sampled_rows(const Backward<T>& call, const Region& region, int64_t* first,
   const Problem& p = call.problem;
   const Grid<T> grid(p, region.group_end - region.group_begin);
   const V size(static_cast<T>(p.height)), scale(static_cast<T>(p.offset_scale));
-  Tile<T> copy;
   V low = size, high(-2);
   for (int64_t pixel = region.pixel_begin; pixel < region.pixel_end; ++pixel) {
     const V centre(static_cast<T>(pixel / p.out_width * p.stride_h - p.pad_h + p.half_h()));
     for (int64_t group = region.group_begin; group < region.group_end; group += grid.groups) {
       const Span span{region.image * p.out_pixels() + pixel, 1, group,
                       std::min(grid.groups, region.group_end - group)};
-      const Rows<T> rows =
-          load_rows<T, 0>(call.points, span, grid.points, copy.offset, copy.exp);
-      for_each_vector<T>(span.groups * grid.points, [&](int64_t q, int64_t count)
-                             INTERNIMAGE_INLINE {
-        const V dy = load_pairs(rows.offset + 2 * q, count).second;
-        const V y = at::vec::fmadd(dy, scale, V::loadu(grid.tap_y + q) + centre);
-        const V counts = (y > V(-1)) & (y < size);
-        low = at::vec::minimum(low, V::blendv(size, y, counts));
-        high = at::vec::maximum(high, V::blendv(V(-2), y, counts));
-      });
+      const auto widen = [&](const auto& rows) {
+        for_each_vector<T>(
+            span.groups * grid.points, [&](int64_t q, int64_t count) INTERNIMAGE_INLINE {
+              const V dy = rows.offsets(0, q, count).second;
+              const V y = at::vec::fmadd(dy, scale, V::loadu(grid.tap_y + q) + centre);
+              const V counts = (y > V(-1)) & (y < size);
+              low = at::vec::minimum(low, V::blendv(size, y, counts));
+              high = at::vec::maximum(high, V::blendv(V(-2), y, counts));
+            });
+      };
+      if (call.points.is_packed) {
+        widen(PackedRows<T, 0>(call.points, span, grid.points));
+      } else {
+        widen(SeparateRows<T>(call.points, span, grid.points));
+      }
     }
   }
   T lows[kLanes<T>], highs[kLanes<T>];

@@ -87,10 +87,16 @@ void forward_pixels(const Forward<T>& call, int64_t begin, int64_t end) {
     const int64_t tile_pixels = std::max<int64_t>(1, kForwardPoints / n);
     for (; span.first < end; span.first += span.pixels) {
       span.pixels = std::min(tile_pixels, end - span.first);
-      const Rows<T> rows = load_rows<T, kPoints>(call.points, span, points, tile.offset, tile.exp);
-      if (p.mask_softmax) exponentiate<T>(grid, rows, span, tile);
-      locate<T>(grid, rows.offset, rows.offset_stride, p.mask_softmax ? tile.exp : rows.mask,
-                p.mask_softmax ? n : rows.mask_stride, span, tile);
+      if (call.points.is_packed) {
+        locate<T>(grid, PackedRows<T, kPoints>(call.points, span, points), span, tile);
+      } else {
+        SeparateRows<T> rows(call.points, span, points);
+        if (p.mask_softmax) {
+          exponentiate<T>(grid, rows, span, tile);
+          rows = with_weights<T>(rows, tile.exp);
+        }
+        locate<T>(grid, rows, span, tile);
+      }
       for (int64_t i = 0; i < span.pixels; ++i) {
         const int64_t image = (span.first + i) / p.out_pixels();
         const T* base = call.input + image * p.height * p.width * p.channels;

@@ -12,18 +12,10 @@
 
 #include <algorithm>
 #include <cstdlib>
-#include <cstring>
 #include <limits>
 #include <new>
 
-#include "kernels.h"
-#include "vec.h"
-
-#ifdef _MSC_VER
-#define INTERNIMAGE_INLINE [[msvc::forceinline]]
-#else
-#define INTERNIMAGE_INLINE __attribute__((always_inline))
-#endif
+#include "points.h"
 
 namespace internimage::cpu::CPU_CAPABILITY {
 
@@ -35,19 +27,19 @@ struct Tile {
   IntOf<T> element[kTableSize];  // of the top left corner's pixel in its image, -1: no contribution
   IntOf<T> step_x[kTableSize], step_y[kTableSize];  // elements to the right and lower corner, or 0
   T edge[kTableSize];                               // zero if all four corners are inside
-  T exp[kTableSize];                                // mask, or exp of the shifted logit
-  T offset[2 * kTableSize];                         // copy of packed rows, or their gradient
+  T exp[kTableSize];                                // of the shifted logit
   T weight[4][kTableSize];                          // bilinear weight * mask of the four corners
 };
 
 // Additional tables for the gradients.
 template <typename T>
 struct GradTile : Tile<T> {
-  T prob[kTableSize];                                // mask, normalised
+  T prob[kTableSize];                                // mask, after the softmax
   T value_x[2][kTableSize], value_y[2][kTableSize];  // bilinear weights of the two sides
   T slope_x[2][kTableSize], slope_y[2][kTableSize];  // their derivatives
   T dot[4 * kTableSize];  // <corner, grad> of the four corners of each point
   T product[kTableSize];  // prob * d(mask)
+  T grad_offset[2 * kTableSize], grad_mask[kTableSize];  // of packed rows
 };
 
 // Constants of a call, and the positions of the taps relative to the window centre for a few
@@ -92,25 +84,6 @@ struct Array {
   T* const data;
 };
 
-// Output pixels [first, first + pixels) of the batch, a few groups from `group` on.
-struct Span {
-  int64_t first, pixels, group, groups;
-};
-
-// Because of the offsets, the hardware cannot predict the first access to an input pixel, but the
-// window moves down row by row. So each output pixel prefetches the input pixel this many rows
-// further down, and the offsets and logits of a later output pixel. A prefetch beyond the end of
-// the memory has no effect.
-constexpr int64_t kPrefetchRows = 4, kPrefetchPixels = 4;
-
-template <typename T>
-INTERNIMAGE_INLINE inline void prefetch(const T* from, int64_t count) {
-#ifndef _MSC_VER
-  constexpr int64_t line = 64 / sizeof(T);
-  for (int64_t i = 0; i < count; i += line) __builtin_prefetch(from + i, 0, 3);
-#endif
-}
-
 // `base` plus `element`, or `other` for element -1, without a branch, because it cannot be
 // predicted which points are outside.
 template <typename T>
@@ -133,23 +106,6 @@ INTERNIMAGE_INLINE inline void for_each_vector(int64_t n, const Body& body) {
   for (int64_t q = 0; q < n; q += lanes) body(std::min(q, n - lanes), lanes);
 }
 
-// Two vectors of (x, y) pairs as a vector of x and one of y; `count` pairs are read.
-template <typename T>
-INTERNIMAGE_INLINE inline std::pair<Vec<T>, Vec<T>> load_pairs(const T* pairs, int64_t count) {
-  constexpr int64_t lanes = kLanes<T>;
-  return at::vec::deinterleave2(
-      Vec<T>::loadu(pairs, std::min(lanes, 2 * count)),
-      Vec<T>::loadu(pairs + lanes, std::max<int64_t>(0, 2 * count - lanes)));
-}
-
-// Values of the points of one output pixel after the other; `*_stride` is the distance of pixels.
-template <typename T>
-struct Rows {
-  const T* offset;
-  const T* mask;
-  int64_t offset_stride, mask_stride;
-};
-
 template <typename T>
 inline void exponentiate_slowly(const T* logits, int64_t n, int64_t points, T* out) {
   for (int64_t row = 0; row < n; row += points) {
@@ -169,7 +125,7 @@ inline void exponentiate_slowly(const T* logits, int64_t n, int64_t points, T* o
 // only if it contains a large value. This depends only on the row, so results do not depend on the
 // tile that contains it.
 template <typename T>
-inline void exponentiate(const Grid<T>& grid, const Rows<T>& rows, const Span& span,
+inline void exponentiate(const Grid<T>& grid, const SeparateRows<T>& rows, const Span& span,
                          Tile<T>& tile) {
   using V = Vec<T>;
   const int64_t n = span.groups * grid.points;
@@ -244,49 +200,9 @@ struct Axis {
   }
 };
 
-// The offsets and masks of a span, packed rows copied to `offset` and `mask`.
-template <typename T, int kPoints>
-INTERNIMAGE_INLINE inline Rows<T> load_rows(const Points<T>& from, const Span& span, int64_t points,
-                                            T* offset, T* mask) {
-  const int64_t n = span.groups * points;
-  const int64_t values = from.is_packed ? 3 : 2;
-  const T* row = from.offset + span.first * from.offset_stride + span.group * points * values;
-  if (!from.is_packed) {
-    for (int64_t i = 0; i < span.pixels; ++i) {
-      prefetch(row + (i + kPrefetchPixels) * from.offset_stride, 2 * n);
-    }
-    return {row, from.mask + span.first * from.mask_stride + span.group * points,
-            from.offset_stride, from.mask_stride};
-  }
-  const int64_t count = kPoints > 0 ? kPoints : points;
-  const Rows<T> rows{offset, mask, 2 * n, n};
-  for (int64_t i = 0; i < span.pixels; ++i, row += from.offset_stride) {
-    prefetch(row + kPrefetchPixels * from.offset_stride, 3 * n);
-    for (const T* group = row; group < row + 3 * n; group += 3 * count) {
-      std::memcpy(offset, group, 2 * count * sizeof(T));
-      std::memcpy(mask, group + 2 * count, count * sizeof(T));
-      offset += 2 * count;
-      mask += count;
-    }
-  }
-  return rows;
-}
-
-// Writes the gradients of the points of an output pixel to its packed row from `group` on.
-template <typename T, int kPoints>
-INTERNIMAGE_INLINE inline void store_row(const T* offset, const T* mask, int64_t points,
-                                         int64_t groups, T* group) {
-  const int64_t count = kPoints > 0 ? kPoints : points;
-  for (int64_t g = 0; g < groups; ++g, group += 3 * count) {
-    std::memcpy(group, offset + g * 2 * count, 2 * count * sizeof(T));
-    std::memcpy(group + 2 * count, mask + g * count, count * sizeof(T));
-  }
-}
-
-// Fills the tables of a tile for a span from its offsets and `mask`.
-template <typename T, typename TileType>
-inline void locate(const Grid<T>& grid, const T* offset, int64_t offset_stride, const T* mask,
-                   int64_t mask_stride, const Span& span, TileType& tile) {
+// Fills the tables of a tile for a span.
+template <typename T, typename Rows, typename TileType>
+inline void locate(const Grid<T>& grid, const Rows& rows, const Span& span, TileType& tile) {
   using V = Vec<T>;
   using I = IntVec<T>;
   const Problem& p = grid.problem;
@@ -297,10 +213,11 @@ inline void locate(const Grid<T>& grid, const T* offset, int64_t offset_stride, 
   const I width(p.width), channels(p.channels), row_elements(p.width * p.channels);
   int64_t out_x = span.first % p.out_width, out_y = span.first / p.out_width % p.out_height;
   for (int64_t i = 0; i < span.pixels; ++i) {
+    rows.prefetch_pixel(i + kPrefetchPixels);
     const V centre_x(static_cast<T>(out_x * p.stride_w - p.pad_w + p.half_w()));
     const V centre_y(static_cast<T>(out_y * p.stride_h - p.pad_h + p.half_h()));
     for_each_vector<T>(n, [&](int64_t q, int64_t count) INTERNIMAGE_INLINE {
-      const auto [dx, dy] = load_pairs(offset + 2 * q, count);
+      const auto [dx, dy] = rows.offsets(i, q, count);
       V x = at::vec::fmadd(dx, scale, V::loadu(grid.tap_x + q) + centre_x);
       V y = at::vec::fmadd(dy, scale, V::loadu(grid.tap_y + q) + centre_y);
       const V counts = (x > V(-1)) & (x < size_x) & (y > V(-1)) & (y < size_y);  // false for NaN
@@ -315,13 +232,15 @@ inline void locate(const Grid<T>& grid, const T* offset, int64_t offset_stride, 
       (as_int<T>(both_x) & channels).store(tile.step_x + t);
       (as_int<T>(both_y) & row_elements).store(tile.step_y + t);
       V::blendv(V(1), V(0), both_x & both_y).store(tile.edge + t);
-      const V m = V::loadu(mask + q, count) & counts;
+      const V weight = rows.weights(i, q, count);
+      const V m = weight & counts;
       const V upper = ay.value[0] * m, lower = ay.value[1] * m;
       (ax.value[0] * upper).store(tile.weight[0] + t);
       (ax.value[1] * upper).store(tile.weight[1] + t);
       (ax.value[0] * lower).store(tile.weight[2] + t);
       (ax.value[1] * lower).store(tile.weight[3] + t);
       if constexpr (std::is_same_v<TileType, GradTile<T>>) {
+        weight.store(tile.prob + t, count);  // it may be the same table
         for (int side = 0; side < 2; ++side) {
           ax.value[side].store(tile.value_x[side] + t);
           ay.value[side].store(tile.value_y[side] + t);
@@ -330,13 +249,19 @@ inline void locate(const Grid<T>& grid, const T* offset, int64_t offset_stride, 
         ay.store_slopes(tile.slope_y[0] + t, tile.slope_y[1] + t);
       }
     });
-    offset += offset_stride;
-    mask += mask_stride;
     if (++out_x == p.out_width) {
       out_x = 0;
       if (++out_y == p.out_height) out_y = 0;
     }
   }
+}
+
+// Offsets and weights of DCNv3 where the weights are the softmax in a table of the tile.
+template <typename T>
+SeparateRows<T> with_weights(SeparateRows<T> rows, const T* table) {
+  rows.mask = table;
+  rows.mask_stride = rows.points;
+  return rows;
 }
 
 }  // namespace internimage::cpu::CPU_CAPABILITY

@@ -6,6 +6,7 @@
 
 #include <ATen/cpu/vec/vec.h>
 
+#include <array>
 #include <cmath>
 #include <cstdint>
 
@@ -33,6 +34,18 @@ inline T lane_sum(const Vec<T>& v) {
   T sum = 0;
   for (int64_t i = 0; i < kLanes<T>; ++i) sum += lanes[i];
   return sum;
+}
+
+// The lanes of `low` before `first`, which may be from 0 to all of them, and those of `high` from
+// it on.
+template <typename T>
+inline Vec<T> merge(const Vec<T>& low, const Vec<T>& high, int64_t first) {
+  static constexpr auto window = [] {
+    std::array<IntOf<T>, 2 * kLanes<T>> lanes{};
+    for (int64_t i = kLanes<T>; i < 2 * kLanes<T>; ++i) lanes[i] = -1;
+    return lanes;
+  }();
+  return Vec<T>::blendv(low, high, Vec<T>::loadu(window.data() + kLanes<T> - first));
 }
 
 // out[0..3] = lane sums of four vectors.
@@ -79,6 +92,11 @@ inline void lane_sums<float>(const Vec<float>& a, const Vec<float>& b, const Vec
 }
 
 #elif defined(CPU_CAPABILITY_AVX512)
+
+template <>
+inline Vec<float> merge<float>(const Vec<float>& low, const Vec<float>& high, int64_t first) {
+  return _mm512_mask_blend_ps(static_cast<__mmask16>(0xFFFF << first), low, high);
+}
 
 inline __m256 fold_512(__m512 v) {
   return _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
