@@ -1,15 +1,16 @@
 """Speed of the compiled DCNv3 or DCNv4 on the CPU compared with `grid_sample`.
 
-    python benchmarks/op_cpu.py [--operator dcnv4]
+    python benchmarks/op_cpu.py [--operator dcnv3 dcnv4 --shapes T]
 
 Shapes are the four stages of InternImage-T and stages 1 and 3 of InternImage-H at 224 pixels, or
-the four stages of FlashInternImage-T and -L for DCNv4; float32, with offsets from a normal
-distribution with a standard deviation of one pixel. DCNv3 includes the softmax of the mask. Both
+the four stages of FlashInternImage-T and two of -L for DCNv4; float32, with offsets from a normal
+distribution with a standard deviation of one pixel. DCNv3 includes the softmax of the mask. All
 implementations are called through their public functions; "forward + backward" computes all
 gradients with autograd. Before timing, outputs and gradients of both are
 compared with the float64 reference. Calls are interleaved and the minimum time of each is reported,
-which makes results comparable on a busy machine. Results are written to
-benchmarks/results/op_cpu.{json,md}, or op_cpu_dcnv4.{json,md}.
+which makes results comparable on a busy machine, also those of two operators in the same run.
+Results are written to benchmarks/results/op_cpu.{json,md} for DCNv3, or to
+op_cpu_<operators>.{json,md}.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import date
 from functools import partial
+from itertools import product
 from pathlib import Path
+from typing import TypeVar
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -131,7 +134,11 @@ def check(operator: Operator, name: str) -> dict[str, float]:
     return errors
 
 
-def shortest_times(calls: dict[str, Callable[[], object]], seconds: float) -> dict[str, float]:
+PASSES = (forward, forward_backward)
+Key = TypeVar("Key")
+
+
+def shortest_times(calls: dict[Key, Callable[[], object]], seconds: float) -> dict[Key, float]:
     """Minimum time of each call in seconds, measured alternately for `seconds` in total."""
     best = {}
     for key, call in calls.items():
@@ -153,25 +160,37 @@ def shortest_times(calls: dict[str, Callable[[], object]], seconds: float) -> di
 
 
 def selected(args: argparse.Namespace) -> list[str]:
-    """Names of the shapes to time."""
-    return [name for name in OPERATORS[args.operator].shapes if name.startswith(args.shapes)]
+    """Names of the shapes to time, which all operators have."""
+    shapes = [OPERATORS[operator].shapes for operator in args.operator]
+    return [
+        name
+        for name in shapes[0]
+        if name.startswith(args.shapes) and all(name in other for other in shapes)
+    ]
 
 
 def measure(args: argparse.Namespace) -> Iterator[dict[str, object]]:
-    operator = OPERATORS[args.operator]
-    for name in selected(args):
-        size, channels, groups = operator.shapes[name]
-        for batch in args.batch:
-            tensors = operator.make_tensors(batch, size, channels, groups)
-            for threads in args.threads:
-                torch.set_num_threads(threads)
-                calls = {
-                    f"{what.__name__} {path_name}": partial(what, path, tensors, groups)
-                    for what in (forward, forward_backward)
-                    for path_name, path in operator.paths.items()
-                }
-                best = shortest_times(calls, args.seconds)
+    operators = [OPERATORS[name] for name in args.operator]
+    for name, batch in product(selected(args), args.batch):
+        tensors = {
+            operator.name: operator.make_tensors(batch, *operator.shapes[name])
+            for operator in operators
+        }
+        for threads in args.threads:
+            torch.set_num_threads(threads)
+            calls = {
+                (operator.name, what.__name__, path_name): partial(
+                    what, path, tensors[operator.name], operator.shapes[name][2]
+                )
+                for operator in operators
+                for what in PASSES
+                for path_name, path in operator.paths.items()
+            }
+            best = shortest_times(calls, args.seconds * len(operators))
+            for operator in operators:
+                size, channels, groups = operator.shapes[name]
                 row: dict[str, object] = {
+                    "operator": operator.name,
                     "shape": name,
                     "size": size,
                     "channels": channels,
@@ -179,18 +198,28 @@ def measure(args: argparse.Namespace) -> Iterator[dict[str, object]]:
                     "batch": batch,
                     "threads": threads,
                 }
-                for what in ("forward", "forward_backward"):
-                    compiled, baseline = (best[f"{what} {path}"] * 1e3 for path in operator.paths)
+                for what in PASSES:
+                    compiled, baseline = (
+                        best[operator.name, what.__name__, path] * 1e3 for path in operator.paths
+                    )
                     row |= {
-                        f"{what}_ms": compiled,
-                        f"{what}_plain_ms": baseline,
-                        f"{what}_ratio": baseline / compiled,
+                        f"{what.__name__}_ms": compiled,
+                        f"{what.__name__}_plain_ms": baseline,
+                        f"{what.__name__}_ratio": baseline / compiled,
                     }
                 yield row
 
 
 def geometric_mean(values: list[float]) -> float:
     return math.exp(sum(map(math.log, values)) / len(values))
+
+
+def mean_row(name: str, rows: list[dict[str, object]]) -> dict[str, object]:
+    """Geometric means over all rows of an operator."""
+    keys = [f"{what.__name__}_{kind}" for what in PASSES for kind in ("plain_ms", "ms", "ratio")]
+    mine = [row for row in rows if row["operator"] == name]
+    means = {key: geometric_mean([row[key] for row in mine]) for key in keys}
+    return {"operator": name, "cases": len(mine), **means}
 
 
 def machine(operator: str) -> dict[str, object]:
@@ -215,20 +244,29 @@ def machine(operator: str) -> dict[str, object]:
     }
 
 
-def line(row: dict[str, object]) -> str:
-    times = " | ".join(
-        f"{row[f'{what}_plain_ms']:.3f} | {row[f'{what}_ms']:.3f} | {row[f'{what}_ratio']:.1f}x"
-        for what in ("forward", "forward_backward")
+def times(row: dict[str, object]) -> str:
+    return " | ".join(
+        f"{row[f'{what.__name__}_plain_ms']:.3f} | {row[f'{what.__name__}_ms']:.3f} "
+        f"| {row[f'{what.__name__}_ratio']:.1f}x"
+        for what in PASSES
     )
+
+
+def line(row: dict[str, object]) -> str:
     shape = f"{row['shape']}, {row['size']}² C{row['channels']} G{row['groups']}"
-    return f"| {shape} | {row['batch']} | {row['threads']} | {times} |"
+    return f"| {row['operator']} | {shape} | {row['batch']} | {row['threads']} | {times(row)} |"
 
 
-HEADER = (
-    "| shape | N | threads | forward: grid_sample ms | compiled ms | ratio "
-    "| forward + backward: grid_sample ms | compiled ms | ratio |\n"
-    "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
-)
+def header(*columns: str) -> str:
+    names = [
+        *columns,
+        *("forward: grid_sample ms", "compiled ms", "ratio"),
+        *("forward + backward: grid_sample ms", "compiled ms", "ratio"),
+    ]
+    return f"| {' | '.join(names)} |\n|{' --- |' * len(names)}"
+
+
+HEADER = header("operator", "shape", "N", "threads")
 
 
 def report(result: dict[str, object]) -> str:
@@ -236,21 +274,25 @@ def report(result: dict[str, object]) -> str:
         f"- {key.replace('_', ' ')}: {value}" for key, value in result["machine"].items()
     )
     rows = "\n".join(line(row) for row in result["rows"])
-    means = result["geometric_mean"]
+    means = "\n".join(
+        f"| {row['operator']} | {row['cases']} | {times(row)} |" for row in result["geometric_mean"]
+    )
     errors = "\n".join(
         f"| {name} | {error['compiled']:.1e} | {error['grid_sample']:.1e} |"
         for name, error in result["max_error"].items()
     )
-    return f"""# {result["name"]} on the CPU: compiled kernel and `grid_sample`
+    names = " and ".join(row["operator"] for row in result["geometric_mean"])
+    return f"""# {names} on the CPU: compiled kernels and `grid_sample`
 
-Written by `{result["command"]}`. {
-        "Including the softmax of the mask, float32" if result["name"] == "DCNv3" else "float32"
-    }, minimum of interleaved calls.
+Written by `{result["command"]}`. float32, minimum of interleaved
+calls; DCNv3 includes the softmax of the mask.
 
 {facts}
 
-**Geometric mean: forward {means["forward"]:.1f}x, forward + backward
-{means["forward_backward"]:.1f}x.**
+Geometric means:
+
+{header("operator", "cases")}
+{means}
 
 {HEADER}
 {rows}
@@ -267,7 +309,13 @@ of an integer, where the offset gradient is discontinuous.
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--operator", choices=OPERATORS, default="dcnv3", help="default: dcnv3")
+    parser.add_argument(
+        "--operator",
+        nargs="+",
+        choices=OPERATORS,
+        default=["dcnv3"],
+        help="operators whose calls alternate (default: dcnv3)",
+    )
     parser.add_argument("--shapes", default="", help="only shapes that start so, such as T")
     parser.add_argument("--seconds", type=float, default=8.0, help="time per row (default: 8)")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8], help="batch sizes")
@@ -280,14 +328,18 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_arguments()
-    operator, found = OPERATORS[args.operator], backends(args.operator)["cpu"]
-    if not found.startswith("compiled"):
-        sys.exit(f"The operator is not compiled: {found}.")
+    for name in args.operator:
+        found = backends(name)["cpu"]
+        if not found.startswith("compiled"):
+            sys.exit(f"{name} is not compiled: {found}.")
     result: dict[str, object] = {
-        "name": operator.name,
         "command": " ".join(["python", "benchmarks/op_cpu.py", *sys.argv[1:]]),
-        "machine": machine(args.operator),
-        "max_error": {name: check(operator, name) for name in selected(args)},
+        "machine": machine(args.operator[0]),
+        "max_error": {
+            f"{OPERATORS[name].name} {shape}": check(OPERATORS[name], shape)
+            for shape in selected(args)
+            for name in args.operator
+        },
     }
     print(HEADER, flush=True)
     rows = []
@@ -295,19 +347,13 @@ def main() -> None:
         print(line(row), flush=True)
         rows.append(row)
     result["rows"] = rows
-    result["geometric_mean"] = {
-        what: geometric_mean([row[f"{what}_ratio"] for row in rows])
-        for what in ("forward", "forward_backward")
-    }
+    result["geometric_mean"] = [mean_row(OPERATORS[name].name, rows) for name in args.operator]
     args.out.mkdir(parents=True, exist_ok=True)
-    stem = "op_cpu" if args.operator == "dcnv3" else f"op_cpu_{args.operator}"
+    stem = "_".join(["op_cpu", *(args.operator if args.operator != ["dcnv3"] else [])])
     files.write_text(args.out / f"{stem}.json", json.dumps(result, indent=1) + "\n")
     files.write_text(args.out / f"{stem}.md", report(result))
-    means = result["geometric_mean"]
-    print(
-        f"\nGeometric mean: forward {means['forward']:.1f}x, "
-        f"forward + backward {means['forward_backward']:.1f}x"
-    )
+    for row in result["geometric_mean"]:
+        print(f"geometric mean: | {row['operator']} | {times(row)} |")
     print(f"Written to {args.out / stem}.md and {stem}.json")
 
 
