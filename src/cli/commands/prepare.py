@@ -18,6 +18,7 @@ from src.cli.tool_parser import ToolParser
 from src.data.custom import coco, folder, masks, yolo
 from src.data.prepare import cityscapes, coco_subset, imagenet22k, imagenet_val, index_tars
 from src.data.toy import ade20k as toy_ade20k
+from src.data.toy import boxes as toy_boxes
 from src.data.toy import coco as toy_coco
 from src.data.toy import image_text as toy_image_text
 from src.data.toy import imagenet as toy_imagenet
@@ -47,7 +48,7 @@ _TOY_LAYOUTS["inaturalist"] = (
     toy_inaturalist.write_toy_inaturalist,
     toy_inaturalist.describe,
 )
-_TOY_LAYOUTS |= toy_label_maps.LAYOUTS
+_TOY_LAYOUTS |= toy_label_maps.LAYOUTS | toy_boxes.LAYOUTS
 _TOY_LAYOUTS["image_text"] = (toy_image_text.write_toy_image_text, toy_image_text.describe)
 
 

@@ -49,13 +49,13 @@ def _draw_all(folder: Path, settings: ToySettings) -> None:
     for split, name in _FOLDERS.items():
         (folder / name).mkdir()
         images, annotations = [], []
-        for number, scene in enumerate(_scenes(split, settings), start=1):
+        for number, scene in enumerate(draw_scenes(split, settings), start=1):
             file_name = f"{number:012d}.jpg"
             image = Image.fromarray(scene.image)
             files.write_image(folder / name / file_name, image, quality=92)
             height, width = scene.image.shape[:2]
             images.append({"id": number, "file_name": file_name, "height": height, "width": width})
-            annotations += [_annotation(item, number) for item in scene.objects]
+            annotations += [annotation(item, number) for item in scene.objects]
         if split != "predict":
             content = {
                 "images": images,
@@ -66,7 +66,8 @@ def _draw_all(folder: Path, settings: ToySettings) -> None:
             files.write_json(path, content)
 
 
-def _scenes(split: str, settings: ToySettings) -> Iterator[Scene]:
+def draw_scenes(split: str, settings: ToySettings) -> Iterator[Scene]:
+    """Scenes of one to three shapes, landscape or portrait."""
     short, long = (settings.size * side // max(_SIDES) for side in _SIDES)
     for number in range(number_of_scenes(settings, split)):
         rng = scene_generator(settings, _LAYOUT, split, number)
@@ -75,7 +76,8 @@ def _scenes(split: str, settings: ToySettings) -> Iterator[Scene]:
         yield draw_scene(names, size, rng, _RADIUS)
 
 
-def _annotation(item: SceneObject, image_id: int) -> dict[str, Any]:
+def annotation(item: SceneObject, image_id: int) -> dict[str, Any]:
+    """An object in the format of COCO, without an id."""
     x1, y1, x2, y2 = item.box
     return {
         "image_id": image_id,
