@@ -12,7 +12,8 @@ from benchmarks.gpu.session import Section
 RESULTS = ROOT / "benchmarks" / "results" / "gpu"
 WORK = ROOT / "runs" / "benchmark_gpu"
 SAMPLE = 60
-GPU_TESTS, CPU_TESTS = "tests/ops/test_dcnv3_gpu.py", "tests/ops/test_dcnv3_errors.py"
+GPU_TESTS = ["tests/ops/test_fused.py", "tests/ops/test_dcnv3_gpu.py"]
+CPU_TESTS = ["tests/ops/test_dcnv3_errors.py"]
 NO_TESTS = 5
 """Exit code of pytest where all tests have results already."""
 
@@ -45,7 +46,7 @@ def all_sections(args: argparse.Namespace) -> list[Section]:
 
     is_gpu = args.device == "cuda"
     return [
-        _tests("correctness", args, 75, [GPU_TESTS if is_gpu else CPU_TESTS], SAMPLE),
+        _tests("correctness", args, 75, GPU_TESTS if is_gpu else CPU_TESTS, SAMPLE),
         Section("operator", program("operator_speed"), 120),
         Section("network", program("network_speed", "eager"), 75),
         Section("compiled", program("network_speed", "compiled"), 90),
@@ -54,7 +55,7 @@ def all_sections(args: argparse.Namespace) -> list[Section]:
         Section("first run", program("first_run", "lines"), 240),
         *([Section("files", program("first_run", "files"), 120)] if args.data else []),
         Section("large", program("network_speed", "large"), 75),
-        _tests("suite", args, 600, ["tests"] if is_gpu else [CPU_TESTS], 0),
+        _tests("suite", args, 600, ["tests"] if is_gpu else CPU_TESTS, 0),
     ]
 
 

@@ -214,6 +214,23 @@ def check_network(name, wrapper=None, dtype="float64", device="cpu"):
         assert error <= accepted + 3 * usual, (key, error, accepted, usual)
 
 
+def check_hooks(device="cpu"):
+    """Modules with hooks are called."""
+    block = make_network(OPTIONS["internimage_t"], device).levels[0].blocks[0]
+    x = torch.randn(1, 4, 4, 16, device=device)
+    modules = [block.norm1, block.dcn.dw_norm, block.dcn.act, block.norm2, block.mlp.fc1]
+    with switched(True) as ran:
+        out = block(x)
+    assert {"layer_norm", "bias_gelu"} <= ran
+    called = []
+    for module in modules:
+        module.register_forward_hook(lambda module, *_: called.append(module))
+    with switched(True) as ran:
+        torch.testing.assert_close(block(x), out)
+    assert not set(fused.EMPTY) & ran
+    assert called == modules
+
+
 def with_checkpointing(network):
     network.set_grad_checkpointing(True)
     return network

@@ -78,6 +78,10 @@ def test_programs_with_several_tiles(interpreter):
     interpreter("check_several_tiles_of_a_program")
 
 
+def test_hooks(check):
+    check("check_hooks")
+
+
 @pytest.mark.slow
 def test_schemas(check):
     check("check_schemas")

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from src.models.layers.linear import Linear
-from src.models.layers.norm import LayerNorm
+from src.models.layers.norm import LayerNorm, has_hooks
 from src.ops import fused
 
 LAYER_NORM_EPS = 1e-6
@@ -66,7 +66,8 @@ class MLP(nn.Module):
 
     def _hidden(self, x: Tensor) -> Tensor:
         """``(..., C) -> (..., hidden_channels)``; on a GPU, bias and GELU are one kernel."""
-        if isinstance(self.fc1, Linear) and fused.is_available(x):
-            return fused.bias_gelu(F.linear(x, self.fc1.weight), self.fc1.bias)
-        out: Tensor = self.act(self.fc1(x))
+        fc1, act = self.fc1, self.act
+        if fused.is_available(x) and isinstance(fc1, Linear) and not has_hooks(fc1, act):
+            return fused.bias_gelu(F.linear(x, fc1.weight), fc1.bias)
+        out: Tensor = act(fc1(x))
         return out

@@ -51,10 +51,10 @@ class LayerNorm(nn.LayerNorm):
 def norm_gelu(norm: nn.Module, act: nn.Module, x: Tensor) -> Tensor:
     """``act(norm(x))``; an eager LayerNorm and GELU on a GPU are one kernel of `src.ops.fused`.
 
-    The two modules are then not called, so their forward hooks do not run.
+    Modules with hooks are called.
     """
     is_gelu = type(act) is nn.GELU and act.approximate == "none"
-    if is_gelu and _is_fused(norm, x):
+    if is_gelu and _is_fused(norm, x) and not has_hooks(act):
         return fused.layer_norm_gelu(x, norm.weight, norm.bias, norm.eps)
     out: Tensor = act(norm(x))
     return out
@@ -63,17 +63,25 @@ def norm_gelu(norm: nn.Module, act: nn.Module, x: Tensor) -> Tensor:
 def norm_fork(norm: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     """``norm(x)`` and ``x``, for a residual branch that starts with a norm.
 
-    On a GPU, the backward pass of an eager LayerNorm adds the gradients of both results. The module
-    is then not called, so its forward hooks do not run.
+    On a GPU, the backward pass of an eager LayerNorm adds the gradients of both results. A module
+    with hooks is called.
     """
     if _is_fused(norm, x):
         return fused.layer_norm_fork(x, norm.weight, norm.bias, norm.eps)
     return norm(x), x
 
 
+def has_hooks(*modules: nn.Module) -> bool:
+    """Whether one of some modules must be called because it has hooks."""
+    return any(
+        m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks
+        for m in modules
+    )
+
+
 def _is_fused(norm: nn.Module, x: Tensor) -> TypeGuard[LayerNorm]:
     """Whether a norm reads and writes one dtype and there is a kernel for it."""
-    if not (isinstance(norm, LayerNorm) and fused.is_available(x)):
+    if not (isinstance(norm, LayerNorm) and fused.is_available(x)) or has_hooks(norm):
         return False
     dtype = autocast_dtype(x.device.type)
     return (
