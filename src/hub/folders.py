@@ -11,11 +11,10 @@ from src.hub.card import model_card
 from src.hub.parts import PREPROCESSING, TASKS, ModelParts, load_all, task_of
 from src.models.building import build_within
 from src.models.weights import to_official
-from src.serialization import NAME_LENGTH, read_json, shown
+from src.serialization import NAME_LENGTH, read_json, shown_repr
 
 CONFIG_FILE = "config.json"
 WEIGHT_FILE = "model.safetensors"
-_FORMAT = "internimage-lightning"
 _MAX_CLASSES = 256  # of a palette
 
 
@@ -38,7 +37,7 @@ def read_folder(folder: Path) -> ModelParts:
         )
     if task not in TASKS:
         raise UserError(
-            f"{path}: expected task to be one of {', '.join(TASKS)}, got {shown(repr(task))}."
+            f"{path}: expected task to be one of {', '.join(TASKS)}, got {shown_repr(task)}."
         )
     preprocessing = {} if preprocessing is None else _checked_preprocessing(preprocessing, path)
     spec: Any = content.get("network")
@@ -58,7 +57,6 @@ def write_folder(model: ModelParts, folder: str | Path) -> Path:
     folder = Path(folder)
     tensors = {name: t.cpu().contiguous().clone() for name, t in to_official(model.network).items()}
     content = {
-        "format": _FORMAT,
         "task": model.task,
         "network": model.spec,
         "class_names": model.class_names,

@@ -13,12 +13,13 @@ from src.serialization.checkpoint import (
     check_optimizer_state,
     flat_state,
     read_checkpoint,
+    read_entries,
     read_rest,
     refuse_not_finite,
 )
 from src.serialization.files import read_json, read_weights, shard_names
 from src.serialization.folders import Folder
-from src.serialization.limits import NAME_LENGTH, shown
+from src.serialization.limits import NAME_LENGTH, shown, shown_repr
 from src.serialization.tensors import Odd, first_not_finite, odd_kind
 
 __all__ = [
@@ -34,10 +35,12 @@ __all__ = [
     "flat_state",
     "odd_kind",
     "read_checkpoint",
+    "read_entries",
     "read_json",
     "read_rest",
     "read_weights",
     "refuse_not_finite",
     "shard_names",
     "shown",
+    "shown_repr",
 ]

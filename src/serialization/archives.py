@@ -352,7 +352,8 @@ def _legacy_storages(
     region: Region, start: int, keys: Any, sizes: dict[str, int]
 ) -> dict[str, UntypedStorage]:
     """Read consecutive storages, each of which starts with its number of elements."""
-    if type(keys) is not list or {str(key) for key in keys} != set(sizes):
+    is_list = type(keys) is list and all(isinstance(key, (str, int)) for key in keys)
+    if not is_list or {str(key) for key in keys} != set(sizes):
         raise Damaged("its list of storages is damaged")
     values: dict[str, UntypedStorage] = {}
     with region.open() as file:

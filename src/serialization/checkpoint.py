@@ -57,6 +57,15 @@ def read_rest(folder: Path) -> dict[str, Any]:
     return checked
 
 
+def read_entries(path: Path) -> dict[str, Any]:
+    """Read the entries of a checkpoint file or folder, of a folder without the sharded ones.
+
+    Raises:
+        UserError: As in `read_checkpoint`.
+    """
+    return read_rest(path) if path.is_dir() else read_checkpoint(path)
+
+
 def check_checkpoint(content: Any, path: Path, *, has_weights: bool = True) -> None:
     """Check that a content is a training checkpoint with entries of the expected types.
 
@@ -284,7 +293,7 @@ def _is_group(group: Any) -> bool:
 
 def _is_moments(entry: dict[Any, Any]) -> bool:
     return all(
-        isinstance(name, str)
+        _is_name(name)
         and (
             isinstance(value, (int, float, type(None)))
             or (isinstance(value, Tensor) and odd_kind(value) is None)
@@ -311,7 +320,46 @@ def _is_settings(value: Any) -> bool:
 
 
 def _is_texts(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(text, str) for text in value)
+    """Whether a value is a list of class names."""
+    return isinstance(value, list) and all(
+        isinstance(text, str) and len(text) <= NAME_LENGTH for text in value
+    )
+
+
+def _is_description(value: Any) -> bool:
+    """Whether a value describes an optimizer and a schedule, as ``src.tasks.resume`` writes it."""
+    if not isinstance(value, dict) or not set(value) <= set(_DESCRIPTION):
+        return False
+    return all(_DESCRIPTION[key](entry) for key, entry in value.items())
+
+
+def _is_rates(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        _is_number(rate) and math.isfinite(float(rate)) for rate in value
+    )
+
+
+def _is_optional_text(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and len(value) <= NAME_LENGTH)
+
+
+def _is_groups_of_names(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(group, list) and all(map(_is_optional_text, group)) for group in value
+    )
+
+
+_DESCRIPTION: dict[str, Callable[[Any], bool]] = {
+    "optimizer": _is_optional_text,
+    "lr": _is_rates,
+    "current_lr": _is_rates,
+    "parameters": _is_groups_of_names,
+    "lr_scheduler": _is_optional_text,
+    "monitor": _is_optional_text,
+    "mode": _is_optional_text,
+    "monitored": lambda value: value is None or _is_number(value),
+}
+"""Entries of the description of an optimizer."""
 
 
 def _is_average(value: Any) -> bool:
@@ -351,6 +399,7 @@ _CHECKS: dict[str, Callable[[Any], bool]] = {
     "datamodule_hyper_parameters": _is_settings,
     "averaging_state": _is_average,
     "class_names": _is_texts,
+    "optimization": _is_description,
     "group_sizes": _is_sizes,
     "MixedPrecision": _is_scaler,
     "native_amp_scaling_state": _is_scaler,

@@ -17,7 +17,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from src.errors import UserError
 from src.serialization.former_names import with_present_names
-from src.serialization.limits import Refusal, shown
+from src.serialization.limits import Refusal, shown, shown_repr
 
 PREFIXES = ("src.models.", "src.losses.", "src.metrics.", "src.optim.", "torch.optim.")
 """Modules whose classes a file may name."""
@@ -35,6 +35,7 @@ _BOUNDS = {
     "encoder_layers": 100,
     "decoder_layers": 100,
     "num_convs": 100,
+    "pool_scales": 100,
     "in_chans": 1024,
     "ffn_parts": 100,
 }
@@ -95,7 +96,7 @@ def _factory(spec: Any, base: type, where: str, depth: int) -> Callable[..., Any
     found = find_class(path, base)
     if found is None:
         raise Refusal(
-            f"{where} is {shown(repr(path))}, and there is no such class in this project;"
+            f"{where} is {shown_repr(path)}, and there is no such class in this project;"
             " expected a class of src.models"
         )
     if not isinstance(given, Mapping | None):
@@ -158,7 +159,7 @@ def _value(annotation: Any, value: Any, where: str, depth: int) -> Any:
     if origin is Literal:
         if any(value == part and type(value) is type(part) for part in parts):
             return value
-        raise Refusal(f"{where}: expected one of {parts}, got {shown(repr(value))}")
+        raise Refusal(f"{where}: expected one of {parts}, got {shown_repr(value)}")
     if annotation is None or annotation is type(None):
         if value is None:
             return None
@@ -179,7 +180,7 @@ def _value(annotation: Any, value: Any, where: str, depth: int) -> Any:
         expected = (int, float) if annotation is float else annotation
         if isinstance(value, expected) and (annotation is bool or not isinstance(value, bool)):
             return _scalar(float(value) if annotation is float else value, where)
-    raise Refusal(f"{where}: expected {_readable(annotation)}, got {shown(repr(value))}")
+    raise Refusal(f"{where}: expected {_readable(annotation)}, got {shown_repr(value)}")
 
 
 def _one_of(options: tuple[Any, ...], value: Any, where: str, depth: int) -> Any:
@@ -215,7 +216,7 @@ def _scalar(value: Any, where: str) -> Any:
         return value
     if isinstance(value, str) and len(value) <= _TEXT and value.isprintable():
         return value
-    raise Refusal(f"{where} is {shown(repr(value))}, which exceeds the limits")
+    raise Refusal(f"{where} is {shown_repr(value)}, which exceeds the limits")
 
 
 def _readable(annotation: Any) -> str:

@@ -20,7 +20,15 @@ from torch import Size, Tensor
 from src.serialization import archives, pickles
 from src.serialization.archives import Region
 from src.serialization.files import as_user_error
-from src.serialization.limits import COMPARISONS, DIMENSIONS, PICKLE_BYTES, Damaged, Refusal, shown
+from src.serialization.limits import (
+    COMPARISONS,
+    DIMENSIONS,
+    PICKLE_BYTES,
+    Damaged,
+    Refusal,
+    shown,
+    shown_repr,
+)
 from src.serialization.pickles import Foreign, Name
 from src.serialization.tensors import Meaning
 
@@ -201,7 +209,7 @@ class Folder:
 
     def _entry(self, key: Any, value: Any, path: Any, locations: Mapping[Any, Any]) -> Entry:
         if not isinstance(key, str) or not key or not key.isprintable():
-            raise Damaged(f"its {METADATA} has the entry {shown(repr(key))}")
+            raise Damaged(f"its {METADATA} has the entry {shown_repr(key)}")
         if type(path) is not tuple or not 0 < len(path) <= _PATH_LENGTH:
             raise Damaged(f"{shown(key)} has an invalid path")
         if any(not isinstance(k, str) and not (_is_count(k) and k < _LIST_LENGTH) for k in path):

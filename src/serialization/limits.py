@@ -6,6 +6,9 @@ needs, and low enough that reading any file takes seconds and little more memory
 
 from __future__ import annotations
 
+import reprlib
+from typing import Any
+
 MEBI = 2**20
 
 PICKLE_BYTES = 64 * MEBI
@@ -16,6 +19,12 @@ NESTING = 100
 """Maximum nesting depth of containers."""
 ITEMS = 2_000_000
 """Maximum number of values in all containers, counted once per reference."""
+COPIED_BYTES = 64 * MEBI
+"""Maximum size of what the calls in a pickle copy; an item of a container counts as 64 bytes."""
+TUPLE_KEYS = 1000
+"""Maximum number of dictionary keys that are tuples, whose hashes a file can make equal."""
+GLOBAL_LENGTH = 1024
+"""Maximum length of the name of a class or function in a pickle."""
 INTEGER_BYTES = 32
 """Maximum size of an integer; 8 for keys."""
 KEY_LENGTH = 16
@@ -48,6 +57,43 @@ class Damaged(Exception):  # noqa: N818
 
 
 def shown(text: object, limit: int = 80) -> str:
-    """Text from a file for a message: one line, no control characters, limited length."""
-    plain = "".join(c if c.isprintable() else "?" for c in str(text)[: limit + 1])
+    """Text from a file for a message: one line, no control characters, limited length.
+
+    Args:
+        text: Text, or another value. Containers can be small and have an endless text, because
+            their items may be references to the same value; only the first items are used.
+        limit: Maximum number of characters.
+    """
+    is_container = isinstance(text, (list, tuple, dict, set))
+    return _one_line(_BRIEF.repr(text) if is_container else str(text), limit)
+
+
+def shown_repr(value: object, limit: int = 80) -> str:
+    """Like `shown`, with quotes if the value is text."""
+    return _one_line(_BRIEF.repr(value), limit)
+
+
+def _one_line(text: str, limit: int) -> str:
+    plain = "".join(c if c.isprintable() else "?" for c in text[: limit + 1])
     return plain if len(plain) <= limit else plain[:limit] + "..."
+
+
+class _Brief(reprlib.Repr):
+    """`repr` with limits on the number of items, their length and their nesting."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlist = self.maxtuple = self.maxset = self.maxdict = 20
+        self.maxstring = self.maxlong = self.maxother = 1000
+        self.maxlevel = 4
+
+    def repr_bytes(self, value: bytes, level: int) -> str:
+        return repr(value[: self.maxstring])
+
+    def repr_OrderedDict(self, value: dict[Any, Any], level: int) -> str:  # noqa: N802
+        return self.repr_dict(value, level)
+
+    repr_Counter = repr_OrderedDict  # noqa: N815
+
+
+_BRIEF = _Brief()

@@ -12,14 +12,17 @@ from __future__ import annotations
 
 import struct
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from src.serialization.limits import (
+    COPIED_BYTES,
+    GLOBAL_LENGTH,
     INTEGER_BYTES,
     KEY_LENGTH,
     PICKLE_STEPS,
+    TUPLE_KEYS,
     Damaged,
     Refusal,
     shown,
@@ -60,6 +63,7 @@ class Foreign:
 _MARK = object()
 _SCALARS = (str, int, float, bool, bytes, type(None))
 _HIGHEST_PROTOCOL = 5
+_ITEM_BYTES = 64
 
 
 def load(
@@ -87,8 +91,28 @@ def load(
         raise Damaged(f"its pickle is damaged at byte {machine.position}") from error
 
 
-def check_key(key: Any) -> None:
-    """Allow only dictionary keys that are cheap to hash: scalars and short tuples of scalars."""
+def check_keys(keys: Sequence[Any], tuples: int = 0) -> int:
+    """Allow only dictionary keys that are cheap to hash: scalars and short tuples of scalars.
+
+    Args:
+        keys: The keys.
+        tuples: Number of earlier keys that are tuples.
+
+    Returns:
+        Number of all keys that are tuples.
+
+    Raises:
+        Refusal: If a key is of another type, or there are too many tuples.
+    """
+    tuples += sum(type(key) is tuple for key in keys)
+    if tuples > TUPLE_KEYS:
+        raise Refusal(f"more than {TUPLE_KEYS:,} keys of its dictionaries are tuples")
+    for key in keys:
+        _check_key(key)
+    return tuples
+
+
+def _check_key(key: Any) -> None:
     if type(key) is tuple and len(key) <= KEY_LENGTH:
         for part in key:
             if type(part) not in _SCALARS:
@@ -119,6 +143,7 @@ class _Machine:
         self.resolve, self.persistent = resolve, persistent
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
+        self.tuple_keys = self.copied = 0
 
     def run(self) -> Any:
         data, size, steps = self.data, len(self.data), 0
@@ -154,7 +179,7 @@ class _Machine:
         return struct.unpack(form, self._take(struct.calcsize(form)))[0]
 
     def _line(self) -> str:
-        rest = self.data[self.position : self.position + 1024].tobytes()
+        rest = self.data[self.position : self.position + GLOBAL_LENGTH].tobytes()
         length = rest.find(b"\n")
         if length < 0:
             raise Damaged("a name in its pickle is too long")
@@ -238,9 +263,8 @@ class _Machine:
         entries = target.entries if isinstance(target, Foreign) else target
         if not isinstance(entries, dict) or len(flat) % 2:
             raise Refusal(f"it fills a {type(target).__name__} like a dictionary")
-        for key, value in zip(flat[::2], flat[1::2], strict=True):
-            check_key(key)
-            entries[key] = value
+        self.tuple_keys = check_keys(flat[::2], self.tuple_keys)
+        entries.update(zip(flat[::2], flat[1::2], strict=True))
 
     def append_all(self, items: list[Any]) -> None:
         target = self._top()
@@ -253,13 +277,14 @@ class _Machine:
         target = self._top()
         if type(target) is not set:
             raise Refusal(f"it fills a {type(target).__name__} like a set")
-        for item in items:
-            check_key(item)
+        self.tuple_keys = check_keys(items, self.tuple_keys)
         target.update(items)
 
     def name(self, module: Any, name: Any) -> None:
         if not isinstance(module, str) or not isinstance(name, str):
             raise Damaged("a name in its pickle is not a string")
+        if len(module) + len(name) > GLOBAL_LENGTH:
+            raise Damaged("a name in its pickle is too long")
         self.stack.append(self.resolve(f"{module}.{name}"))
 
     def global_name(self) -> None:
@@ -274,12 +299,22 @@ class _Machine:
         arguments, made = self._pop(), self._pop()
         if type(arguments) is not tuple:
             raise Damaged("the arguments of a call in its pickle are not a tuple")
+        self._count_copy(arguments[0] if arguments else None)
         if isinstance(made, Name):
             self.stack.append(made.make(arguments))
         elif isinstance(made, Foreign):
             self.stack.append(Foreign(made.name))
         else:
             raise Refusal(f"it calls a {type(made).__name__}")
+
+    def _count_copy(self, argument: Any) -> None:
+        """Limit the size of copies: dictionaries, sets and bytes copy their first argument."""
+        if isinstance(argument, (str, bytes)):
+            self.copied += len(argument)
+        elif isinstance(argument, (list, tuple, dict, set)):
+            self.copied += len(argument) * _ITEM_BYTES
+        if self.copied > COPIED_BYTES:
+            raise Refusal("its pickle copies the same values too often")
 
     def call_with_names(self) -> None:
         named = self._pop()

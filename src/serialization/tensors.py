@@ -21,7 +21,7 @@ from src.serialization.limits import (
     Refusal,
     shown,
 )
-from src.serialization.pickles import Foreign, Name, check_key
+from src.serialization.pickles import Foreign, Name, check_keys
 
 _STORAGES = {
     "DoubleStorage": torch.float64,
@@ -132,7 +132,7 @@ class Meaning:
 
     def __init__(self, storages: Storages) -> None:
         self.storages = storages
-        self._stored: dict[tuple[str, torch.dtype], Stored] = {}
+        self._memory: dict[str, UntypedStorage] = {}
         self._bytes = 0
 
     def resolve(self, name: str) -> Any:
@@ -160,18 +160,17 @@ class Meaning:
         if len(reference) == 6 and reference[5] is not None:
             raise Refusal("it has views of storages, a format of PyTorch before 0.4")
         name = kind.name if isinstance(kind, Name) else kind
-        dtype = _STORAGES.get(str(name).rpartition(".")[2])
+        dtype = _STORAGES.get(name.rpartition(".")[2]) if isinstance(name, str) else None
         if dtype is None:
             raise Refusal(f"it has a storage of the kind {shown(name)}")
         if not isinstance(key, (str, int)) or not _is_count(count):
             raise Damaged("a reference to a storage is malformed")
-        location = (str(key), dtype)
-        if location not in self._stored:
-            memory = self.storages.get(str(key), count * dtype.itemsize)
-            self._stored[location] = Stored(memory, dtype)
-        if self._stored[location].memory.nbytes() != count * dtype.itemsize:
+        key = str(key)
+        if key not in self._memory:
+            self._memory[key] = self.storages.get(key, count * dtype.itemsize)
+        if self._memory[key].nbytes() != count * dtype.itemsize:
             raise Damaged(f"the storage {shown(key)} has inconsistent sizes")
-        return self._stored[location]
+        return Stored(self._memory[key], dtype)
 
     # ------------------------------------------------------------------ tensors
 
@@ -244,21 +243,18 @@ def _refuse_call(_: tuple[Any, ...]) -> Any:
 
 
 def _ordered(arguments: tuple[Any, ...]) -> Any:
-    made: OrderedDict[Any, Any] = OrderedDict()
-    for pair in arguments[0] if arguments and isinstance(arguments[0], (list, tuple)) else ():
-        if not isinstance(pair, (list, tuple)) or len(pair) != 2:
-            raise Damaged("a dictionary is malformed")
-        check_key(pair[0])
-        made[pair[0]] = pair[1]
-    return made
+    pairs = arguments[0] if arguments and isinstance(arguments[0], (list, tuple)) else ()
+    if not all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in pairs):
+        raise Damaged("a dictionary is malformed")
+    check_keys([pair[0] for pair in pairs])
+    return OrderedDict(pairs)
 
 
 def _set(arguments: tuple[Any, ...]) -> Any:
     items = arguments[0] if arguments else []
     if type(items) not in (list, tuple):
         raise Damaged("a set is malformed")
-    for item in items:
-        check_key(item)
+    check_keys(items)
     return set(items)
 
 

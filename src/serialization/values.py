@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from src.serialization.limits import ITEMS, NESTING, Refusal, shown
+from src.serialization.limits import ITEMS, NAME_LENGTH, NESTING, Refusal, shown
 from src.serialization.pickles import Foreign, Name
 from src.serialization.tensors import Odd, Stored
 
@@ -125,4 +125,5 @@ class _Walk:
         return Stub(value.name), 1
 
     def _where(self) -> str:
-        return shown(".".join(self.path)) if self.path else "the whole content"
+        names = [name[:NAME_LENGTH] for name in self.path]
+        return shown(".".join(names)) if names else "the whole content"

@@ -10,7 +10,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 from src.errors import UserError
-from src.serialization import shown
+from src.serialization import shown, shown_repr
 from src.serialization.classes import check_arguments
 
 Task = TypeVar("Task")
@@ -133,6 +133,6 @@ def _find(cls: type[Task], name: Any, path: Path) -> type[Task]:
             return known
         waiting += type.__subclasses__(known)
     raise UserError(
-        f"The checkpoint {path} is of the class {shown(repr(name))}, and there is no such"
+        f"The checkpoint {path} is of the class {shown_repr(name)}, and there is no such"
         f" {cls.__name__}; import the module that defines it first."
     )

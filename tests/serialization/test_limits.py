@@ -84,6 +84,36 @@ def doubling(make: bytes, levels: int) -> bytes:
     return body
 
 
+LONG = text("a" * 2**20) + b"q\x000"
+"""A long text with the number 0 in the memo, of which copies are made."""
+COPIES = {
+    "bytes of text": LONG + b"c_codecs\nencode\nq\x010" + b"h\x01(h\x00tR" * 5000,
+    "dictionaries of pairs": (
+        b"]q\x00(" + b"".join(b"J" + struct.pack("<i", i) + b"N\x86" for i in range(20_000))
+        + b"e0" + b"ccollections\nOrderedDict\nq\x010" + b"h\x01(h\x00tR" * 2000
+    ),
+    "sets of a list": (
+        b"]q\x00(" + b"".join(b"J" + struct.pack("<i", i) for i in range(20_000)) + b"e0"
+        + b"cbuiltins\nset\nq\x010" + b"h\x01(h\x00tR" * 2000
+    ),
+    "names of classes": LONG + b"h\x00h\x00\x93" * 5000,
+}  # fmt: skip
+"""Values that a pickle makes again and again from the same text or list."""
+
+
+def pair_with_the_hash(value: int, first: int) -> tuple[int, int] | None:
+    """Pair of integers with a given hash (algorithm of CPython 3.8 to 3.14), if there is one."""
+    one, two, five, mask = (
+        11400714785074694791, 14029467366897019727, 2870177450012600261, 2**64 - 1,
+    )  # fmt: skip
+    rotate = lambda x, by: (x << by | x >> (64 - by)) & mask  # noqa: E731
+    state = rotate((five + first * two) & mask, 31) * one & mask
+    before = rotate((value - (2 ^ five ^ 3527539)) * pow(one, -1, 2**64) & mask, 33)
+    second = (before - state) * pow(two, -1, 2**64) & mask
+    return (first, second) if second < 2**61 - 1 else None
+
+
+PAIRS = [pair for first in range(30_000) if (pair := pair_with_the_hash(12345, first))]
 SAME_HASHES = b"".join(
     b"\x8a\x10" + (number * (2**61 - 1)).to_bytes(16, "little") + b"N" for number in range(9, 5000)
 )
@@ -100,6 +130,18 @@ NESTED = {
         b"\x80\x02}K\x01\x8b" + struct.pack("<I", 2**20) + b"\x01" * 2**20 + b"s."
     ),
     "many instructions": b"\x80\x02}(" + b"N" * 5_000_000 + b"u.",
+    "pairs with the same hash": (
+        b"\x80\x02}(" + b"".join(integer(a) + integer(b) + b"\x86N" for a, b in PAIRS) + b"u."
+    ),
+    "a storage of an endless kind": (
+        b"\x80\x02" + doubling(b"\x86", 40) + b"(" + text("storage") + b"h\x28" + text("0")
+        + text("cpu") + b"K\x01tQ."
+    ),
+    "a long key at every level": (
+        b"\x80\x02" + text("k" * 2**24) + b"q\x000}" + b"h\x00}" * 90 + b"h\x00h\x00" + b"s" * 91
+        + b"}q\x01h\x00h\x01s."
+    ),
+    **{name: b"\x80\x02" + made + b"." for name, made in COPIES.items()},
     "keys with the same hash": b"\x80\x02}(" + SAME_HASHES + b"u.",
     "text of protocol 0": b"(dp0\nI1\nI2\ns.",
     "an instruction for extensions": b"\x80\x02\x82\x01.",
@@ -121,6 +163,30 @@ def test_exponential_structures(kind, form, archive, refused, tmp_path):
                 pickle.dump(part, file, protocol=2)
             file.write(NESTED[kind])
     refused(path, "is refused|cannot be read")
+
+
+def test_the_pairs_have_the_same_hash():
+    assert len(PAIRS) > 2000
+    assert {hash(pair) for pair in PAIRS} == {12345}
+
+
+def test_a_list_of_endless_storage_names(tmp_path, refused):
+    path = tmp_path / "file.pth"
+    with path.open("wb") as file:
+        for part in (torch.serialization.MAGIC_NUMBER, 1001, {"little_endian": True}, {}):
+            pickle.dump(part, file, protocol=2)
+        file.write(b"\x80\x02]q\x64" + doubling(b"\x86", 40) + b"0" * 40 + b"h\x64h\x28a.")
+    refused(path, "list of storages is damaged")
+
+
+def test_a_storage_is_decompressed_once(archive):
+    parts = [tensor((4,), (1,), kind=f"torch {name}Storage") for name in ("Float", "Int")]
+    bodies = [part[3 + len(text("w")) : -2] for part in parts]
+    pickled = b"\x80\x02}(" + text("a") + bodies[0] + text("b") + bodies[1] + b"u."
+    path = archive(pickled, s0=torch.arange(4.0).numpy().tobytes())
+    content = read_weights(recompressed(path, zipfile.ZIP_DEFLATED))
+    assert content["a"].tolist() == [0, 1, 2, 3]
+    assert content["a"].data_ptr() == content["b"].data_ptr()
 
 
 def test_a_large_memo_index_needs_no_memory(archive):

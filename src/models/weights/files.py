@@ -26,6 +26,7 @@ from src.serialization import (
     read_weights,
     shard_names,
     shown,
+    shown_repr,
 )
 
 HUB_REPO = "OpenGVLab/InternImage"
@@ -211,7 +212,7 @@ def tensors_of(
                 f"The tensor {name} of {source} is {kind}; expected a dense real tensor."
             )
         if not name.isprintable() or len(name) > NAME_LENGTH:
-            raise UserError(f"{source} holds a tensor with the name {shown(repr(name))}.")
+            raise UserError(f"{source} holds a tensor with the name {shown_repr(name)}.")
     return merged_state(tensors)
 
 
