@@ -14,7 +14,7 @@ import yaml
 
 from src.distributed.checkpoints import is_sharded_checkpoint
 from src.errors import UserError
-from src.serialization import REST, read_checkpoint, read_rest, shown
+from src.serialization import REST, read_entries, shown
 
 KEYWORDS = ("last", "best")
 CONFIG = "config.yaml"
@@ -123,7 +123,11 @@ def read_settings(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > _MAX_CONFIG:
             raise UserError(f"{path} has more than {_MAX_CONFIG:,} bytes.")
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        # With references to lists of references, a few lines describe endless settings.
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
+            raise UserError(f"{path} has references (*name); write out what they refer to.")
+        settings = yaml.safe_load(text)
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         if isinstance(error, UserError):
             raise
@@ -197,13 +201,23 @@ def _best_of_run(checkpoint: Path) -> Path:
 
     With ``save_top_k`` above 1, the newest ``best*`` checkpoint is not always the best one, but it
     records the path of the best one.
+
+    Raises:
+        UserError: If that is not in a folder of the same run.
     """
-    content = read_rest(checkpoint) if checkpoint.is_dir() else read_checkpoint(checkpoint)
+    content = read_entries(checkpoint)
     states = content.get("callbacks", {}).values()
     named = [state.get("best_model_path") for state in states if isinstance(state, dict)]
     known = [Path(path) for path in named if isinstance(path, str) and Path(path).name]
     moved = [checkpoint.with_name(path.name) for path in known]
     found = next((path for path in (*moved, *known) if path.exists()), checkpoint)
+    # The run may have been resumed from an earlier version. A file must not refer to other folders,
+    # because their config.yaml is used as well.
+    if checkpoint.parent.resolve().parents[1] not in found.resolve().parents:
+        raise UserError(
+            f"The best checkpoint of the run of {checkpoint} is {shown(found, 300)}, which is not"
+            " in a folder of this run. To use it, give it with --ckpt_path."
+        )
     return found if checkpoint.is_absolute() else _from_here(found)
 
 

@@ -1,11 +1,14 @@
 """The checkpoint and the configuration of a run, found by path or name."""
 
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from src.errors import UserError
-from src.runs import find_checkpoint, trained_run
+from src.runs import find_checkpoint, read_settings, trained_run
+from src.serialization import read_checkpoint
 
 
 @pytest.fixture
@@ -44,3 +47,30 @@ def test_what_is_missing_is_named(here: Path, tmp_path: Path) -> None:
     (tmp_path / "alone.ckpt").write_bytes(b"")
     with pytest.raises(UserError, match=r"no config\.yaml of the run .*with --config FILE"):
         trained_run(tmp_path / "alone.ckpt")
+
+
+def test_a_checkpoint_cannot_refer_to_the_run_of_another_folder(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("mine", "other"):
+        shutil.copytree(trained / "runs/tiny/version_0", f"runs/{name}/version_0")
+    best = next(Path("runs/mine/version_0/checkpoints").glob("best*.ckpt"))
+    elsewhere = tmp_path / "runs/other/version_0/checkpoints/last.ckpt"
+    elsewhere.rename(elsewhere.with_name("elsewhere.ckpt"))
+    content = read_checkpoint(best)
+    for state in content["callbacks"].values():
+        if "best_model_path" in state:
+            state["best_model_path"] = str(elsewhere.with_name("elsewhere.ckpt"))
+    torch.save(content, "changed.ckpt")  # not in place, because its tensors are memory-mapped
+    Path("changed.ckpt").replace(best)
+    with pytest.raises(UserError, match=r"elsewhere\.ckpt, which is not in a folder of this run"):
+        trained_run("mine")
+
+
+def test_a_configuration_has_no_endless_references(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    lines = ["a0: &a0 [1, 1]"] + [f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, 40)]
+    path.write_text("\n".join(lines))
+    with pytest.raises(UserError, match=r"config\.yaml has references \(\*name\)"):
+        read_settings(path)

@@ -15,7 +15,7 @@ from src.runs import (
     read_settings,
     trained_run,
 )
-from src.serialization import read_checkpoint, read_rest
+from src.serialization import read_entries
 
 
 def with_settings_of_run(args: list[str]) -> list[str]:
@@ -67,6 +67,5 @@ def _class_names(run: TrainedRun) -> list[str]:
     # With paths of the annotation files, the root may be a folder that always exists, such as ".".
     if (Path(root) / str(data.get("train_annotations") or "")).exists():
         return []
-    read = read_rest if run.checkpoint.is_dir() else read_checkpoint
-    names = read(run.checkpoint).get("class_names")
+    names = read_entries(run.checkpoint).get("class_names")
     return [f"--data.class_names={json.dumps(names)}"] if names else []
