@@ -59,8 +59,9 @@ class Tokenizer:
         if self.name == "clip":
             return open_clip.SimpleTokenizer(context_length=self.context_length)
         try:
-            # For an unknown name, open_clip would return the tokenizer of CLIP.
-            if ":" not in self.name and self.name not in open_clip.list_models():
+            # For an unknown name, open_clip would return the tokenizer of CLIP. For a repository
+            # ("hf-hub:...") or a folder, it would pass on settings in it, which can run code.
+            if self.name not in open_clip.list_models():
                 raise ValueError("open_clip has no such model")
             return open_clip.get_tokenizer(self.name, context_length=self.context_length)
         except Exception as error:  # unknown names, missing packages, failed downloads

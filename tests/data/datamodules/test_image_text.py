@@ -1,7 +1,10 @@
 """Image-text pairs: batches, loaders, broken images, mistakes."""
 
+import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -157,3 +160,18 @@ def test_evaluation_needs_data(toy: Path) -> None:
         data.setup("validate")
     with pytest.raises(UserError, match="a positive number"):
         PairSource("x", weight=0)
+
+
+def test_a_folder_cannot_bring_a_tokenizer_that_runs_code(tmp_path, monkeypatch):
+    pytest.importorskip("open_clip")  # before it sees the stand-in for transformers
+    used = []
+    tokenizers = SimpleNamespace(
+        AutoTokenizer=SimpleNamespace(from_pretrained=lambda *_, **settings: used.append(settings))
+    )
+    monkeypatch.setitem(sys.modules, "transformers", tokenizers)
+    settings = {"hf_tokenizer_name": "any", "tokenizer_kwargs": {"trust_remote_code": True}}
+    config = {"model_cfg": {"text_cfg": settings}}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"data\.tokenizer accepts .*\(open_clip has no such"):
+        Tokenizer(f"local-dir:{tmp_path}", 16).check()
+    assert used == []
