@@ -27,7 +27,8 @@ class Panoptic:
     Attributes:
         things: Names of the classes whose instances are separate; null is all classes.
         object_threshold: Probability that the class of a panoptic segment must exceed.
-        overlap_threshold: Smallest share of its mask that a panoptic segment must keep.
+        overlap_threshold: Smallest ratio of the pixels in which a query is the most probable one to
+            the pixels of its mask.
         max_instances: Largest number of instances in an image.
     """
 

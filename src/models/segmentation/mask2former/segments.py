@@ -42,7 +42,8 @@ def panoptic_segments(
         sizes: Size of the network's input and of the image, to which masks are resized in turn.
         things: Classes that are counted; all segments of another class are one.
         object_threshold: Probability that the class of a query must exceed.
-        overlap_threshold: Smallest share of a mask that its query must keep.
+        overlap_threshold: Smallest ratio of the pixels in which a query is the most probable one,
+            also outside of its mask, to the pixels of its mask.
     """
     probabilities, labels = full_precision(class_logits).softmax(-1).max(-1)
     nothing = class_logits.shape[-1] - 1
@@ -55,10 +56,9 @@ def panoptic_segments(
     owner = (masks * probabilities[kept, None, None]).argmax(0)
     number_of: dict[int, int] = {}  # of the segment of a class that is not counted
     for index, query in enumerate(kept.tolist()):
-        inside = masks[index] >= 0.5
-        own = inside & (owner == index)
-        area = int(own.sum())
-        if not area or area < overlap_threshold * int(inside.sum()):
+        inside, owned = masks[index] >= 0.5, owner == index
+        own = inside & owned
+        if not bool(own.any()) or int(owned.sum()) < overlap_threshold * int(inside.sum()):
             continue
         label, score = int(labels[query]), float(probabilities[query])
         number = number_of.get(label, len(found.labels) + 1)
@@ -111,7 +111,7 @@ def instances(
 
 def _at_size(logits: Tensor, sizes: tuple[Size, Size]) -> Tensor:
     """Mask logits ``(Q, h, w)`` at the size of the image, ``(Q, H, W)``."""
-    resized = full_precision(logits)[None]
+    resized = full_precision(logits)[:, None]  # queries as batch, which may be empty
     for size in sizes:
         resized = resize(resized, size)
-    return resized[0]
+    return resized[:, 0]

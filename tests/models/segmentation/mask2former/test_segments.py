@@ -53,6 +53,16 @@ def test_a_mask_that_loses_too_many_pixels_is_dropped():
     assert found.ids[:, 0].tolist() == [1, 1, 1, 1, 2, 2, 2, 2]
 
 
+def test_pixels_outside_of_all_masks_count_for_the_query_that_is_nearest():
+    # As in the code of Mask2Former: the first mask keeps one of its two pixels, and is the most
+    # probable one in the two pixels that belong to no mask.
+    classes = torch.tensor([[0.9, 0.05, 0.05], [0.05, 0.9, 0.05]]).log()
+    masks = torch.tensor([[[1.0, 1.0, -1.0, -1.0]], [[-9.0, 2.0, -9.0, -9.0]]])
+    found = panoptic_segments(classes, masks, ((1, 4), (1, 4)), things={0, 1})
+    assert found.labels == [0, 1]
+    assert found.ids.tolist() == [[1, 2, 0, 0]]
+
+
 def test_instances_are_the_best_pairs():
     given = queries((0, 0.6, slice(0, 2)), (1, 0.9, slice(2, 8)), (2, 0.97, slice(0, 1)))
     found = instances(*given, SIZES, things={0, 1}, max_instances=3)
@@ -61,7 +71,16 @@ def test_instances_are_the_best_pairs():
     assert found.boxes.tolist() == [[0, 2, 8, 8], [0, 0, 8, 2]]
     assert found.masks is not None
     assert found.masks.sum((1, 2)).tolist() == [48, 16]
-    assert len(instances(*given, SIZES, things=set()).labels) == 0
+
+
+@pytest.mark.parametrize("sizes", [SIZES, ((32, 32), (20, 30))])
+def test_there_are_no_instances_without_counted_classes(sizes):
+    given = queries((0, 0.6, slice(0, 2)), (1, 0.9, slice(2, 8)))
+    found = instances(*given, sizes, things=set())
+    assert found.labels.tolist() == []
+    assert found.boxes.shape == (0, 4)
+    assert found.masks is not None
+    assert found.masks.shape == (0, *sizes[1])
 
 
 def test_scores_fall_with_uncertain_masks():
