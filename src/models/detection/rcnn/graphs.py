@@ -12,7 +12,6 @@ The application sorts boxes and applies non-maximum suppression between them, se
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import reduce
 from typing import Any
 
 import torch
@@ -102,15 +101,20 @@ def align(pyramid: tuple[Tensor, ...], rois: Tensor, side: int) -> Tensor:
     """Features ``(R, C, side, side)``, as `align_on_pyramid`, without sizes that depend on values.
 
     All boxes are pooled from every level, but those that belong to another level are shrunk to a
-    point there, from which adaptive RoIAlign takes no samples: their part is exactly 0.
+    point there, from which adaptive RoIAlign takes no samples. That part is 0 in ONNX Runtime and
+    NaN in OpenVINO, so parts are selected instead of added.
     """
     level = pyramid_level(rois)
-    parts = []
+    features: Tensor | None = None
     for i, stride in enumerate(STRIDES):
-        here = (level == i).to(rois.dtype)[:, None]
-        boxes = torch.cat([rois[:, :1], rois[:, 1:] * here], dim=1)
-        parts.append(roi_align(pyramid[i], boxes, (side, side), 1 / stride, aligned=True))
-    return reduce(torch.add, parts)
+        here = level == i
+        boxes = torch.cat([rois[:, :1], rois[:, 1:] * here[:, None]], dim=1)
+        part = roi_align(pyramid[i], boxes, (side, side), 1 / stride, aligned=True)
+        features = (
+            part if features is None else torch.where(here[:, None, None, None], part, features)
+        )
+    assert features is not None
+    return features
 
 
 def two_stage_graphs(
