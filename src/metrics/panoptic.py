@@ -30,10 +30,12 @@ def panoptic_quality(
 
     Returns:
         Fractions by name: ``PQ``, ``SQ`` (mean IoU of matches) and ``RQ`` (F1 of matching), the
-        same of the counted classes with ``_th`` and of the others with ``_st``.
+        same of the counted classes with ``_th`` and of the others with ``_st``; -1 if none of these
+        classes has a segment.
 
     Raises:
-        UserError: If a file is missing or damaged, or hotcoco is not installed.
+        UserError: If a file is missing or damaged, the truth has no segments, or hotcoco is not
+            installed.
     """
     try:
         from hotcoco.panoptic import PanopticEval
@@ -57,6 +59,11 @@ def panoptic_quality(
     except (ValueError, KeyError, OSError, RuntimeError) as error:
         raise UserError(f"{predictions} cannot be compared with {truth}: {error}") from error
     found = evaluation.results()
+    if found["All"]["pq"] < 0:
+        raise UserError(
+            f"{truth} has no segments, so there is nothing to compare with; expected annotations "
+            "in COCO's panoptic format, such as panoptic_val2017.json."
+        )
     return {
         f"{name.upper()}{ending}": float(found[group][name])
         for group, ending in (("All", ""), ("Things", "_th"), ("Stuff", "_st"))

@@ -120,6 +120,15 @@ def test_a_missed_segment_counts_although_it_has_no_prediction(tmp_path):
     assert found["PQ"] == pytest.approx(1 / 1.5)
 
 
+@pytest.mark.parametrize("truth", [[], {}, {"images": [], "annotations": [], "categories": []}])
+def test_a_truth_without_segments_is_refused(tmp_path, truth):
+    found = write(tmp_path / "found.json", [random_segments(np.random.default_rng(0))])
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    (tmp_path / "truth").mkdir()
+    with pytest.raises(UserError, match=r"truth\.json has no segments"):
+        panoptic_quality(found, tmp_path / "truth.json")
+
+
 def test_missing_files_are_named(tmp_path):
     path = write(tmp_path / "truth.json", [random_segments(np.random.default_rng(0))])
     with pytest.raises(UserError, match=r"absent.json \(predictions\) does not exist"):
