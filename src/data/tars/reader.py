@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
@@ -14,6 +15,8 @@ from src.data.tars.index import TarIndex
 from src.data.tars.scan import JSON_FLAG, MAX_TEXT_BYTES, text_of
 from src.errors import UserError
 from src.files import on_one_line
+
+_TRIES = 3
 
 
 class Pair(NamedTuple):
@@ -72,7 +75,7 @@ class PairReader:
             return self._open[tar]
         url, size = self.index.url(tar), int(self.index.bytes[tar])
         try:
-            file = LocalTar(self._local(url, size))
+            file = self._file(url, size)
         except OSError as error:
             raise unreadable(url, error) from error
         if file.size != size:
@@ -86,6 +89,12 @@ class PairReader:
         while len(self._open) > self.max_open:
             self._open.popitem(last=False)[1][0].close()
         return self._open[tar]
+
+    def _file(self, url: str, size: int) -> LocalTar:
+        for _ in range(_TRIES - 1):
+            with suppress(FileNotFoundError):  # another process may delete a copy to make room
+                return LocalTar(self._local(url, size))
+        return LocalTar(self._local(url, size))
 
     def _local(self, url: str, size: int) -> str:
         if not is_remote(url):

@@ -8,6 +8,7 @@ import pytest
 
 from src.cli import main
 from src.data.tars import build
+from src.data.tars.cache import TarCache
 from src.data.tars.filters import Filters, repeated
 from src.data.tars.index import read_index
 from src.data.tars.reader import PairReader
@@ -56,6 +57,25 @@ def test_patterns_and_urls(tars: Path, tmp_path: Path) -> None:
     assert len(index) == 9
     with pytest.raises(UserError, match=r"is remote; set data\.cache_dir"):
         PairReader(index, 2).read(0, 0)
+
+
+def test_a_copy_that_another_process_deletes_is_made_again(
+    tars: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert index_tars(f"file://{tars}", tmp_path / "index") == 0
+    local, deleted = TarCache.local, []
+
+    def deleted_once(cache: TarCache, url: str, size: int) -> Path:
+        path = local(cache, url, size)
+        if not deleted:
+            path.unlink()
+            deleted.append(path)
+        return path
+
+    monkeypatch.setattr(TarCache, "local", deleted_once)
+    reader = PairReader(read_index(tmp_path / "index"), 2, TarCache(tmp_path / "cache", 10**9))
+    assert reader.read(0, 0).text
+    assert deleted
 
 
 def test_the_index_moves_with_its_tars(tars: Path, tmp_path: Path) -> None:
