@@ -18,7 +18,6 @@ from xml.etree import ElementTree
 from PIL import Image
 
 from src import files
-from src.data.classes.voc import VOC_NAMES
 from src.data.toy.coco import annotation, draw_scenes
 from src.data.toy.layout import ToySettings, number_of_scenes, write_layout
 from src.data.toy.scenes import SHAPES, Scene, SceneObject
@@ -29,6 +28,18 @@ _CHECKED = {"f": 1, "c": 2, "r": 3}  # one of so many images is checked for a cl
 _KINDS = {"curved": ("circle", "crescent", "heart", "ring")}  # the other shapes are angular
 _OTHER_KIND = "angular"
 _MANY = 5  # in one of so many scenes, something is not annotated precisely
+_VOC_NAMES = [
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+]
 _DIFFICULT_AREA = 0.02  # of the image; smaller objects are difficult in VOC
 Box = tuple[int, int, int, int]
 
@@ -154,7 +165,7 @@ def _xml(scene: Scene) -> str:
     _add(root, "size", {"width": width, "height": height, "depth": 3})
     for item in scene.objects:
         is_difficult = int(item.mask.mean() < _DIFFICULT_AREA)
-        entry = _add(root, "object", {"name": VOC_NAMES[_LABELS[item.name]]})
+        entry = _add(root, "object", {"name": _VOC_NAMES[_LABELS[item.name]]})
         ElementTree.SubElement(entry, "difficult").text = str(is_difficult)
         corners = zip(("xmin", "ymin", "xmax", "ymax"), item.box, strict=True)
         _add(entry, "bndbox", {name: side + 1 for name, side in corners})
