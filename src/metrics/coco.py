@@ -99,13 +99,15 @@ def evaluate(
     annotation_class, evaluation_class = tools
     head = {
         "images": [
-            {"id": n, "height": image.size[0], "width": image.size[1]}
-            for n, image in images.items()
+            {"id": index, "height": image.size[0], "width": image.size[1]}
+            for index, image in enumerate(images.values())
         ],
         "categories": [{"id": i, "name": str(i)} for i in range(num_classes)],
     }
-    truth = [a | {"image_id": n} for n, image in images.items() for a in image.annotations]
-    results = [as_annotation(r, kind) for image in images.values() for r in image.results]
+    truth, results = [], []
+    for index, image in enumerate(images.values()):  # faster_coco_eval needs integers as ids
+        truth += [a | {"image_id": index} for a in image.annotations]
+        results += [as_annotation(r, kind) | {"image_id": index} for r in image.results]
     with contextlib.redirect_stdout(io.StringIO()):
         wanted = _index(annotation_class, head | {"annotations": numbered(truth)})
         found = _index(annotation_class, head | {"annotations": numbered(results)})
