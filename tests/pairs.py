@@ -71,7 +71,7 @@ class Squares(Dataset):
         )
         image = (torch.tensor(colour)[:, None, None] + noise).float() / 128 - 1
         extra = {"text": tokenize(f"a {name} square"), "label": label}[self.key]
-        sample = {"image": image, self.key: extra, "id": index}
+        sample = {"image": image, self.key: extra, "id": index, "path": f"{index}.png"}
         return {**sample, "is_padding": True} if index >= self.count else sample
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger
 from PIL import Image
@@ -58,7 +59,8 @@ class LoggedImages(Callback):
 
     def _record(self, _: Any, arguments: tuple[Any, ...]) -> None:
         if self._input is None:
-            self._input = arguments[0][: self.number].detach().float()
+            image = arguments[0][: self.number].detach()
+            self._input = image.float() if image.is_floating_point() else image
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -69,7 +71,7 @@ class LoggedImages(Callback):
         self._hook.remove()
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         if self._input is not None and trainer.is_global_zero:
-            grid = make_grid(data.denormalise(self._input).cpu(), padding=2)
+            grid = make_grid(_bytes(data.denormalise(self._input)).cpu(), padding=2)
             image = Image.fromarray(grid.permute(1, 2, 0).numpy())
             _log(trainer, "train/batch", image)
         self._hook = self._input = None
@@ -87,13 +89,22 @@ class LoggedImages(Callback):
         """Predict the first batch of a validation and log its first images."""
         self._is_due = True
         is_first = batch_idx == 0 and not trainer.sanity_checking
-        if not is_first or "path" not in batch or not isinstance(pl_module, BaseTask):
+        can_predict = isinstance(pl_module, BaseTask) and pl_module.predicts and "path" in batch
+        if not is_first or not can_predict:
             return
         predicted = pl_module.predict_step(batch, 0)  # on all ranks, which may share the weights
         if trainer.is_global_zero and predicted:
             pairs = _pairs(trainer, batch, predicted, self.number, self.score)
             for number, (truth, prediction) in enumerate(pairs):
                 _log(trainer, f"val/image_{number}", _beside(truth, prediction))
+
+
+def _bytes(images: Tensor) -> Tensor:
+    """Images as uint8; the range of values of a data module without normalisation is stretched."""
+    if not images.is_floating_point():
+        return images
+    low, high = images.aminmax()
+    return ((images - low) * (255 / (high - low).clamp(min=1e-6))).round().to(torch.uint8)
 
 
 def _pairs(

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 from src.cli.suggestions import suggest
 from src.errors import UserError
 
-_KINDS = {"int": "an integer", "float": "a number"}
+_KINDS = {"int": "an integer", "float": "a number", "_count": "a number such as 427M"}
 
 
 class ToolParser(argparse.ArgumentParser):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 
 from src.errors import UserError
 from src.models.image_text import ImageTextModel
@@ -44,7 +45,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _count(text: str) -> int:
     """A number such as ``427M``, ``15e6`` or ``1000000``."""
     factor = {"K": 1e3, "M": 1e6, "B": 1e9}.get(text[-1:].upper(), 1.0)
-    return round(float(text[:-1] if factor > 1 else text) * factor)
+    value = float(text[:-1] if factor > 1 else text) * factor
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is not a number of pairs")
+    return round(value)
 
 
 def describe_training(

@@ -36,10 +36,11 @@ def read_run(path: Path) -> ModelParts:
     model, data = init_arguments(settings, "model"), init_arguments(settings, "data")
     content = _read(run.checkpoint)
     names = content.get("class_names") or data.get("class_names")
-    if not isinstance(names, list) or not names:
+    if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
         raise UserError(
             f"The checkpoint {run.checkpoint} has no class names; add a list data.init_args"
-            f".class_names to {run.config}."
+            f".class_names to {run.config}. A pre-trained image tower has no classes before it is"
+            " fine-tuned."
         )
     spec = without_num_classes(model.get("network"))
     weights = network_weights(content)

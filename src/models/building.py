@@ -11,6 +11,7 @@ from torch import nn
 import src.models.detection
 import src.models.segmentation  # noqa: F401  the classes that a file may name
 from src.errors import UserError
+from src.models.image_text import ImageTextModel
 from src.serialization.classes import LARGEST, make_factory
 
 
@@ -25,7 +26,12 @@ def build_network(spec: Any, num_classes: Any, source: str = "the network") -> n
     Raises:
         UserError: If a class is not one of ``src.models``, or an argument is wrong.
     """
-    factory = make_factory(spec, nn.Module, source)
+    factory: Any = make_factory(spec, nn.Module, source)
+    if issubclass(factory.func, ImageTextModel):
+        raise UserError(
+            f"{source}: {factory.func.__name__} has no classes. Fine-tune its image tower, with"
+            " --model.weights set to the checkpoint (docs/pretraining.md)."
+        )
     if type(num_classes) is not int or not 0 <= num_classes <= LARGEST:
         raise UserError(f"{source}: the number of classes is {str(num_classes)[:40]!r}.")
     try:

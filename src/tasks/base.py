@@ -54,6 +54,8 @@ class BaseTask(CheckpointHooks):
     monitor: ClassVar[str] = "val/loss"
     """Logged metric that decides which checkpoint is best."""
     monitor_mode: ClassVar[str] = "min"
+    predicts: ClassVar[bool] = True
+    """Whether the task defines `predict_step`."""
     compiles_all_sizes: ClassVar[bool] = True
     """Whether ``compile`` compiles for all image sizes at once, because they vary."""
 

@@ -44,6 +44,7 @@ class ImageTextTask(BaseTask):
 
     monitor: ClassVar[str] = "val/image_to_text_recall1"
     monitor_mode: ClassVar[str] = "max"
+    predicts: ClassVar[bool] = False
     compiles_all_sizes: ClassVar[bool] = False
 
     def __init__(

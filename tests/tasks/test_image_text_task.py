@@ -9,6 +9,7 @@ import yaml
 
 from src.cli import main
 from src.errors import UserError
+from src.hub import Pretrained
 from src.models import TextTower
 from src.tasks import ImageTextTask
 from src.tasks.zero_shot import check_templates, prompts
@@ -63,6 +64,17 @@ def test_a_run_is_resumed(pretrained: Path) -> None:
     assert len(logged(newest)["val/loss"]) == 1
 
 
+def test_callbacks_and_benchmark_do_without_predictions(pretrained: Path, capsys) -> None:
+    config = str(pretrained / "pairs.yaml")
+    one = ["--trainer.max_epochs", "1", *runs(pretrained)]
+    assert main(["fit", "-c", config, "-c", "configs/callbacks/images.yaml", *one]) == 0
+    capsys.readouterr()
+    assert main(["benchmark", "-c", config, "--warmup", "1", "--steps", "1", *one]) == 0
+    table = capsys.readouterr().out
+    assert "| training |" in table
+    assert "| inference |" not in table
+
+
 @pytest.mark.parametrize("loss", ["CLIPLoss", "SigLIPLoss"])
 def test_pairs_without_classes_suffice(loss: str, tmp_path: Path) -> None:
     recipe = image_text_recipe()
@@ -81,6 +93,21 @@ def test_pairs_without_classes_suffice(loss: str, tmp_path: Path) -> None:
 def test_predict_is_refused_with_the_way_on(pretrained: Path, images: Path, capsys) -> None:
     assert main(["predict", "--name", "pairs", *runs(pretrained)]) == 2
     assert "--model.weights" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["export", "consolidate", "from_pretrained"])
+def test_commands_that_need_classes_say_so(command: str, pretrained: Path, capsys) -> None:
+    checkpoint = next((pretrained / "runs" / "pairs" / "version_0").rglob("last.ckpt"))
+    if command == "from_pretrained":
+        with pytest.raises(UserError, match="no classes before it is fine-tuned"):
+            Pretrained.from_pretrained(checkpoint)
+        return
+    if command == "export":
+        arguments = ["export", "--name", "pairs", "--format", "safetensors", *runs(pretrained)]
+    else:
+        arguments = ["consolidate", str(checkpoint), "--official"]
+    assert main(arguments) == 2
+    assert "--model.weights set to the checkpoint" in capsys.readouterr().err
 
 
 def test_the_image_tower_is_fine_tuned_as_a_classifier(

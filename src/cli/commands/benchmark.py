@@ -94,10 +94,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"benchmark measures one device, got {cli.trainer.world_size}; set --trainer.devices 1."
             " configs/callbacks/throughput.yaml measures a run on several."
         )
-    speeds = {
-        "training": measure_training(cli, args.warmup, args.steps, args.one_batch),
-        "inference": measure_inference(cli, args.warmup, args.steps, args.one_batch),
-    }
+    speeds = {"training": measure_training(cli, args.warmup, args.steps, args.one_batch)}
+    if cli.model.predicts:
+        speeds["inference"] = measure_inference(cli, args.warmup, args.steps, args.one_batch)
     facts = _facts(cli) | {"one batch": args.one_batch}
     print(table(facts, speeds))
     if speeds["training"].waiting > MUCH_WAITING:
@@ -246,7 +245,7 @@ def _facts(cli: TrainingCLI) -> dict[str, Any]:
 
 
 def table(facts: dict[str, Any], speeds: dict[str, Speed]) -> str:
-    """Markdown: a row for training and one for inference."""
+    """Markdown: a row for training and, unless the task does not predict, one for inference."""
     names = ("recipe", "", "device", "precision", "N", "images/s", "p50 [ms]", "p95 [ms]")
     lines = ["| " + " | ".join([*names, "waiting", "peak [GiB]"]) + " |", "| --- " * 10 + "|"]
     for what, speed in speeds.items():

@@ -184,6 +184,12 @@ def load(recipe: Sequence[str], checkpoint: str | None = None) -> tuple[_Loaded,
 
     given = [*recipe, "--model.init_args.weights=null"] if checkpoint else list(recipe)
     cli = build([*given, *_ONE_CPU])
+    if not cli.model.predicts:
+        raise UserError(
+            f"export is for networks that predict, which a run of {type(cli.model).__name__} does"
+            " not train. Fine-tune its image tower first, with --model.weights set to the"
+            " checkpoint (docs/pretraining.md)."
+        )
     network = cli.model.training_network
     merge_low_rank(network)
     if checkpoint:
