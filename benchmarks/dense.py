@@ -26,7 +26,7 @@ def arguments(description: str, root: str, size: int) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--root", type=Path, default=Path(root))
     parser.add_argument(
-        "--pictures", type=int, default=32, help="images per repeat for the data pipeline"
+        "--images", type=int, default=32, help="images per repeat for the data pipeline"
     )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--models", nargs="+", default=["nano", "t"], choices=["nano", "t"])

@@ -58,7 +58,7 @@ def main() -> None:
     lines = [
         "| training pipeline | ms per image | images per second |",
         "| --- | --- | --- |",
-        *pipeline_rows(data, args.pictures, args.repeats),
+        *pipeline_rows(data, args.images, args.repeats),
         "",
         f"| Mask R-CNN | {STEP_HEADER[0]}",
         STEP_HEADER[1],

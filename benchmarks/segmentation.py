@@ -76,7 +76,7 @@ def main() -> None:
     lines = [
         "| crop | sample | ms per image | images per second |",
         "| --- | --- | --- | --- |",
-        *pipeline_rows(args.root, args.pictures, args.repeats),
+        *pipeline_rows(args.root, args.images, args.repeats),
         "",
         f"| UPerNet | {STEP_HEADER[0]}",
         STEP_HEADER[1],

@@ -30,7 +30,8 @@ def machine(device: str) -> dict[str, str]:
 
     facts = {"device": device_name(device), "python": platform.python_version()}
     facts |= {name: package_version(name) for name in PACKAGES}
-    facts |= {"cuda": str(torch.version.cuda), "operator": backends()[device]}
+    facts |= {"cuda": str(torch.version.cuda)}
+    facts |= {name: backends(name)[device] for name in ("dcnv3", "dcnv4", "ms_deform_attn")}
     facts |= {"source": f"{revision()}, {fingerprint(ROOT / 'src')}"}
     return {"state": hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:8], **facts}
 

@@ -28,6 +28,12 @@ def test_an_invalid_memory_size_is_refused():
         read_bytes("much")
 
 
+@pytest.mark.parametrize("pairs", ["many", "inf"])
+def test_an_invalid_number_of_pairs_is_refused(pairs, capsys):
+    assert main(["plan", "--config", "configs/pretraining/toy.yaml", "--pairs", pairs]) == 2
+    assert f"--pairs: expected a number such as 427M, got '{pairs}'" in capsys.readouterr().err
+
+
 def row(output, name):
     (line,) = [line for line in output.splitlines() if line.startswith(name)]
     return [float(word) for word in line.removeprefix(name).split()[:5]], line
