@@ -69,6 +69,8 @@ def read(path: Path, *, weights_only: bool = False) -> dict[str, Any]:
 def official(content: dict[str, Any], *, raw: bool = False) -> dict[str, dict[str, Tensor]]:
     """State dict of the network in a checkpoint, with the official parameter names.
 
+    Low-rank updates (``model.lora``) are merged.
+
     Args:
         content: Content of a checkpoint written by the command line, which contains its settings.
         raw: Use the raw weights instead of the EMA weights.
@@ -78,16 +80,19 @@ def official(content: dict[str, Any], *, raw: bool = False) -> dict[str, dict[st
         ``state_dict`` for detectors and segmentors.
     """
     from src.models import InternImage
+    from src.models.weights.merging import merged_state
     from src.models.weights.names import official_names
 
     entry = "current_model_state" if raw and "current_model_state" in content else "state_dict"
     network = _network_of(content)
     names = official_names(network)
-    state = {
-        name.removeprefix(_PREFIX): tensor
-        for name, tensor in content[entry].items()
-        if name.startswith(_PREFIX)
-    }
+    state = merged_state(
+        {
+            name.removeprefix(_PREFIX): tensor
+            for name, tensor in content[entry].items()
+            if name.startswith(_PREFIX)
+        }
+    )
     mismatch = describe_mismatch(shapes_of(state), shapes_of(network.state_dict()))
     if mismatch:
         raise UserError(
