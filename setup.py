@@ -236,8 +236,11 @@ def cpu_library(torch: Path) -> Library:
         )
         for name, flags in sets.items()
     ]
-    binding = Unit(CSRC / "cpu/binding.cpp", "binding", [*BINDING_FLAGS, *defines])
-    return Library(f"{PACKAGE}._C", [*kernels, binding], torch, optional=IS_WINDOWS)
+    bindings = [
+        Unit(CSRC / f"cpu/{name}.cpp", "binding", [*BINDING_FLAGS, *defines])
+        for name in ("binding", "norm")
+    ]
+    return Library(f"{PACKAGE}._C", [*kernels, *bindings], torch, optional=IS_WINDOWS)
 
 
 def cuda_library(torch: Path) -> Library | None:

@@ -13,6 +13,7 @@ from src.models.internimage import (
     InternImageBackbone,
     InternImageMetaFormer,
     SpatialMixer,
+    prepare_for_inference,
     registry,  # noqa: F401  registers the variants with timm
 )
 from src.models.segmentation import Mask2Former, Segmentor
@@ -45,4 +46,5 @@ __all__ = [
     "SpatialMixer",
     "TextTower",
     "UPerHead",
+    "prepare_for_inference",
 ]

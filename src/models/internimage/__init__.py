@@ -4,6 +4,7 @@
 - ``dcnv3.py``, ``dcnv4.py``: the mixers, which call the operators in ``src.ops``.
 - ``blocks.py``: stem, block, downsampling and stage.
 - ``backbone.py``: the backbone, one feature map per stage.
+- ``inference.py``: copies for inference on a CPU, with packed weights.
 - ``heads.py``, ``classifier.py``: pooling heads and the classifier with timm's contract.
 - ``metaformer.py``: the classifier that also reads date and place (iNaturalist 2018).
 - ``composite.py``: two backbones combined (CBNet).
@@ -19,6 +20,7 @@ from src.models.internimage.classifier import InternImage
 from src.models.internimage.composite import CBInternImageBackbone
 from src.models.internimage.dcnv3 import DCNv3
 from src.models.internimage.dcnv4 import DCNv4
+from src.models.internimage.inference import prepare_for_inference
 from src.models.internimage.metaformer import InternImageMetaFormer
 from src.models.internimage.mixer import SpatialMixer
 
@@ -31,4 +33,5 @@ __all__ = [
     "InternImageBackbone",
     "InternImageMetaFormer",
     "SpatialMixer",
+    "prepare_for_inference",
 ]

@@ -47,17 +47,22 @@ class Stem(nn.Module):
         Raises:
             UserError: If the image has another number of channels.
         """
-        is_traced = torch.jit.is_tracing()  # type: ignore[attr-defined]
-        if not is_traced and image.shape[1] != self.conv1.in_channels:
-            raise UserError(
-                f"The network expects {self.conv1.in_channels} image channels (in_chans), got"
-                f" {image.shape[1]}; set in_chans to the channels of the images."
-            )
+        check_channels(image, self.conv1.in_channels)
         # Copying three channels here keeps every later feature map channels-last without a copy.
         x = image.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)  # (N, H, W, 3)
         x = norm_gelu(self.norm1, self.act, conv_nhwc(self.conv1, x))
         out: Tensor = self.norm2(conv_nhwc(self.conv2, x))
         return out
+
+
+def check_channels(image: Tensor, expected: int) -> None:
+    """Raise `UserError` if an image ``(N, C, H, W)`` has another number of channels."""
+    is_traced = torch.jit.is_tracing()  # type: ignore[attr-defined]
+    if not is_traced and image.shape[1] != expected:
+        raise UserError(
+            f"The network expects {expected} image channels (in_chans), got {image.shape[1]};"
+            " set in_chans to the channels of the images."
+        )
 
 
 class Downsample(nn.Module):

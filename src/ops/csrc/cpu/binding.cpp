@@ -38,10 +38,14 @@ const Kernels& choose_kernels() {
   return DEFAULT::kernels;
 }
 
+}  // namespace
+
 const Kernels& active_kernels() {
   static const Kernels& kernels = choose_kernels();
   return kernels;
 }
+
+namespace {
 
 template <typename T>
 const KernelsFor<T>& kernels_for() {

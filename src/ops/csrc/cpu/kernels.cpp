@@ -3,6 +3,7 @@
 // the stable ABI is a separate translation unit.
 #include "backward.h"
 #include "forward.h"
+#include "norm.h"
 
 #define INTERNIMAGE_STRING(x) #x
 #define INTERNIMAGE_NAME(x) INTERNIMAGE_STRING(x)
@@ -13,6 +14,8 @@ const Kernels kernels = {
     INTERNIMAGE_NAME(CPU_CAPABILITY),
     {forward<float>, backward<float>, sampled_rows<float>},
     {forward<double>, backward<double>, sampled_rows<double>},
+    {norm_rows<float>, depthwise_norm_gelu<float>},
+    {norm_rows<uint16_t>, depthwise_norm_gelu<uint16_t>},
 };
 
 }  // namespace internimage::cpu::CPU_CAPABILITY

@@ -57,10 +57,39 @@ struct KernelsFor {
   void (*sampled_rows)(const Backward<T>&, const Region&, int64_t* first, int64_t* last);
 };
 
+// LayerNorm over the channels.
+struct Norm {
+  int64_t channels;
+  const float* weight;
+  const float* bias;
+  float eps;
+};
+
+// Depthwise convolution of stride 1 that keeps the size, LayerNorm and GELU.
+template <typename S>
+struct Depthwise {
+  int64_t height, width, kernel;
+  const S* input;
+  const float* weight;  // [kernel row][kernel column][channel]
+  const float* bias;
+  Norm norm;
+  S* output;
+};
+
+// S: float, or uint16_t for bfloat16.
+template <typename S>
+struct NormKernels {
+  void (*norm)(const Norm&, const S* in, S* out, int64_t rows, bool gelu);
+  // Pixels [begin, end), counted over the whole batch.
+  void (*depthwise)(const Depthwise<S>&, int64_t begin, int64_t end);
+};
+
 struct Kernels {
   const char* name;
   KernelsFor<float> f32;
   KernelsFor<double> f64;
+  NormKernels<float> norm_f32;
+  NormKernels<uint16_t> norm_bf16;
 };
 
 namespace DEFAULT {
@@ -74,5 +103,8 @@ namespace AVX512 {
 extern const Kernels kernels;
 }
 #endif
+
+// Those of the best instruction set of this processor.
+const Kernels& active_kernels();
 
 }  // namespace internimage::cpu

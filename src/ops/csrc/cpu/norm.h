@@ -1,0 +1,169 @@
+// LayerNorm, and depthwise convolution with LayerNorm and GELU, of channels-last feature maps, for
+// inference. Values are float32, or bfloat16 stored as uint16_t; everything is computed in float32.
+#pragma once
+
+#include "tile.h"
+
+namespace internimage::cpu::CPU_CAPABILITY {
+
+using Float = Vec<float>;
+
+INTERNIMAGE_INLINE inline Float load(const float* from, int64_t count) {
+  return Float::loadu(from, count);
+}
+
+INTERNIMAGE_INLINE inline void store(const Float& value, float* to, int64_t count) {
+  value.store(to, count);
+}
+
+INTERNIMAGE_INLINE inline Float load(const uint16_t* from, int64_t count) {
+#if defined(CPU_CAPABILITY_AVX512)
+  if (count == kLanes<float>) {
+    const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+    return Float(_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16)));
+  }
+#elif defined(CPU_CAPABILITY_AVX2)
+  if (count == kLanes<float>) {
+    const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+    return Float(_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16)));
+  }
+#endif
+  uint32_t bits[kLanes<float>] = {};
+  for (int64_t i = 0; i < count; ++i) bits[i] = static_cast<uint32_t>(from[i]) << 16;
+  float lanes[kLanes<float>];
+  std::memcpy(lanes, bits, sizeof(lanes));
+  return Float::loadu(lanes);
+}
+
+// Rounds to the nearest, ties to even; NaN stays NaN.
+INTERNIMAGE_INLINE inline void store(const Float& value, uint16_t* to, int64_t count) {
+#if defined(CPU_CAPABILITY_AVX512)
+  if (count == kLanes<float>) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), at::vec::cvtfp32_bf16(value));
+    return;
+  }
+#elif defined(CPU_CAPABILITY_AVX2)
+  if (count == kLanes<float>) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), at::vec::cvtfp32_bf16(value));
+    return;
+  }
+#endif
+  float lanes[kLanes<float>];
+  uint32_t bits[kLanes<float>];
+  value.store(lanes);
+  std::memcpy(bits, lanes, sizeof(lanes));
+  for (int64_t i = 0; i < count; ++i) {
+    const bool is_nan = (bits[i] & 0x7fffffff) > 0x7f800000;
+    const uint32_t rounded = bits[i] + 0x7fff + ((bits[i] >> 16) & 1);
+    to[i] = is_nan ? 0x7fc0 : static_cast<uint16_t>(rounded >> 16);
+  }
+}
+
+// GELU with the error function of Abramowitz and Stegun, 7.1.26, whose error is below 1.5e-7.
+INTERNIMAGE_INLINE inline Float gelu(const Float& x) {
+  const Float z = x.abs() * Float(0.70710678f);
+  const Float t = Float(1) / at::vec::fmadd(z, Float(0.3275911f), Float(1));
+  Float p = at::vec::fmadd(t, Float(1.061405429f), Float(-1.453152027f));
+  p = at::vec::fmadd(t, p, Float(1.421413741f));
+  p = at::vec::fmadd(t, p, Float(-0.284496736f));
+  p = at::vec::fmadd(t, p, Float(0.254829592f));
+  const Float exponent = at::vec::minimum(z * z, Float(kExpLimit<float>));  // keeps NaN
+  const Float tail = p * t * exp_limited<float>(exponent.neg());  // 1 - erf(|z|)
+  const Float half = Float(0.5f) * x;
+  // x > 0: half * (2 - tail); otherwise half * tail.
+  return half * Float::blendv(Float(2) - tail, tail, x < Float(0));
+}
+
+// Calls body(c, count) for each vector of channels.
+template <typename Body>
+INTERNIMAGE_INLINE inline void for_channels(int64_t channels, const Body& body) {
+  constexpr int64_t lanes = kLanes<float>;
+  int64_t c = 0;
+  for (; c + lanes <= channels; c += lanes) body(c, lanes);
+  if (c < channels) body(c, channels - c);
+}
+
+// Normalises the `row`, whose sum over channels is given; kGelu: and activates the result.
+template <typename S, bool kGelu, typename Row>
+INTERNIMAGE_INLINE inline void normalise_row(const Norm& norm, const Row* row, float sum, S* out) {
+  const auto channels = static_cast<float>(norm.channels);
+  const Float mean(sum / channels);
+  Float squares(0);
+  for_channels(norm.channels, [&](int64_t c, int64_t count) INTERNIMAGE_INLINE {
+    const Float centred = Float::set(Float(0), load(row + c, count) - mean, count);
+    squares = at::vec::fmadd(centred, centred, squares);
+  });
+  const float variance = lane_sum<float>(squares) / channels;
+  const Float scale(1 / std::sqrt(variance + norm.eps));
+  const Float shift = mean * scale;
+  for_channels(norm.channels, [&](int64_t c, int64_t count) INTERNIMAGE_INLINE {
+    const Float value = load(row + c, count) * scale - shift;
+    const Float result =
+        at::vec::fmadd(value, load(norm.weight + c, count), load(norm.bias + c, count));
+    store(kGelu ? gelu(result) : result, out + c, count);
+  });
+}
+
+template <typename S>
+void norm_rows(const Norm& norm, const S* in, S* out, int64_t rows, bool gelu) {
+  for (int64_t i = 0; i < rows; ++i, in += norm.channels, out += norm.channels) {
+    Float sums(0);
+    for_channels(norm.channels,
+                 [&](int64_t c, int64_t count) INTERNIMAGE_INLINE { sums += load(in + c, count); });
+    const float sum = lane_sum<float>(sums);
+    gelu ? normalise_row<S, true>(norm, in, sum, out) : normalise_row<S, false>(norm, in, sum, out);
+  }
+}
+
+// kVecs vectors of channels of one output pixel; the last may have fewer lanes.
+template <int kVecs, typename S>
+INTERNIMAGE_INLINE inline Float convolve(const Depthwise<S>& call, const S* centre, int64_t c,
+                                         int64_t count, const int64_t* y, const int64_t* x,
+                                         float* row) {
+  constexpr int64_t lanes = kLanes<float>;
+  const int64_t channels = call.norm.channels, half = call.kernel / 2;
+  Float sum[kVecs];
+  for (int v = 0; v < kVecs; ++v) sum[v] = load(call.bias + c + v * lanes, count);
+  for (int64_t i = y[0]; i <= y[1]; ++i) {
+    for (int64_t j = x[0]; j <= x[1]; ++j) {
+      const S* from = centre + (i * call.width + j) * channels + c;
+      const float* weight =
+          call.weight + ((i + half) * call.kernel + j + half) * channels + c;
+      for (int v = 0; v < kVecs; ++v) {
+        sum[v] = at::vec::fmadd(load(from + v * lanes, count), load(weight + v * lanes, count),
+                                sum[v]);
+      }
+    }
+  }
+  Float total(0);
+  for (int v = 0; v < kVecs; ++v) {
+    sum[v].store(row + c + v * lanes, count);
+    total += Float::set(Float(0), sum[v], count);
+  }
+  return total;
+}
+
+template <typename S>
+void depthwise_norm_gelu(const Depthwise<S>& call, int64_t begin, int64_t end) {
+  constexpr int64_t lanes = kLanes<float>;
+  const int64_t channels = call.norm.channels, half = call.kernel / 2;
+  const Array<float> row(channels);
+  for (int64_t pixel = begin; pixel < end; ++pixel) {
+    const int64_t px = pixel % call.width, py = pixel / call.width % call.height;
+    const int64_t x[2] = {-std::min(half, px), std::min(half, call.width - 1 - px)};
+    const int64_t y[2] = {-std::min(half, py), std::min(half, call.height - 1 - py)};
+    const S* centre = call.input + pixel * channels;
+    Float sums(0);
+    int64_t c = 0;
+    for (; c + 4 * lanes <= channels; c += 4 * lanes) {
+      sums += convolve<4>(call, centre, c, lanes, y, x, row.data);
+    }
+    for (; c < channels; c += lanes) {
+      sums += convolve<1>(call, centre, c, std::min(lanes, channels - c), y, x, row.data);
+    }
+    normalise_row<S, true>(call.norm, row.data, lane_sum<float>(sums),
+                           call.output + pixel * channels);
+  }
+}
+
+}  // namespace internimage::cpu::CPU_CAPABILITY

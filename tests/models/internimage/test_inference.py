@@ -1,0 +1,110 @@
+"""Copies of networks for inference with packed weights."""
+
+import pytest
+import torch
+from torch import nn
+
+from src.errors import UserError
+from src.models import InternImage, prepare_for_inference
+from src.models.internimage import inference
+
+SMALL = {"channels": 16, "depths": [1, 1, 1, 1], "groups": [1, 2, 4, 8]}
+VARIANTS = [
+    {},
+    {"layer_scale": 0.5},
+    {"layer_scale": 0.5, "post_norm": True},
+    {"post_norm": True},
+    {"res_post_norm": True, "center_feature_scale": True, "dw_kernel_size": 5},
+    {"level2_post_norm_block_ids": (0,), "remove_center": True, "offset_scale": 2.0},
+]
+
+
+def make(**options):
+    """A network whose offsets, masks and gates are not zero."""
+    torch.manual_seed(0)
+    network = InternImage(10, **SMALL, **options).eval()
+    for parameter in network.parameters():
+        nn.init.normal_(parameter.data, float(parameter.mean() == 1), 0.2)
+    return network
+
+
+@pytest.fixture
+def images():
+    torch.manual_seed(1)
+    return torch.randn(3, 3, 64, 96)
+
+
+@pytest.mark.parametrize("part", [1, 2**22])
+@pytest.mark.parametrize("options", VARIANTS, ids=str)
+@torch.no_grad()
+def test_same_values(options, part, images, monkeypatch):
+    monkeypatch.setattr(inference, "PART", part)
+    network = make(**options)
+    expected = network.forward_intermediates(images, intermediates_only=True)
+    features = prepare_for_inference(network).forward_intermediates(images, intermediates_only=True)
+    for have, want in zip(features, expected, strict=True):
+        torch.testing.assert_close(have, want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("options", VARIANTS, ids=str)
+@torch.no_grad()
+def test_bfloat16_is_as_accurate_as_autocast(options, images):
+    network = make(**options)
+    exact = network(images)
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = network(images).float()
+        prepared = prepare_for_inference(network, torch.bfloat16)(images).float()
+    assert (prepared - exact).norm() <= 1.5 * (cast - exact).norm()
+
+
+@torch.no_grad()
+def test_without_packed_products(images, monkeypatch):
+    monkeypatch.setattr(inference, "_can_pack", lambda dtype: False)
+    network = make()
+    out = prepare_for_inference(network)(images)
+    torch.testing.assert_close(out, network(images), rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_copy_keeps_its_weights(images):
+    network = make()
+    prepared = prepare_for_inference(network)
+    before = prepared(images)
+    for parameter in network.parameters():
+        parameter.data.zero_()
+    assert torch.equal(prepared(images), before)
+    assert not torch.equal(network(images), before)
+
+
+@pytest.mark.parametrize(
+    ("use", "message"),
+    [
+        (lambda network, images: network.train(), "cannot be trained"),
+        (lambda network, images: network.half(), "cannot be moved to another device or dtype"),
+        (lambda network, images: network.state_dict(), "cannot be saved"),
+        (lambda network, images: network(images), r"torch\.no_grad"),
+        (lambda network, images: network(images[:, :2]), "expects 3 image channels"),
+    ],
+)
+def test_what_a_copy_refuses(use, message, images):
+    prepared = prepare_for_inference(make())
+    with torch.set_grad_enabled("no_grad" in message), pytest.raises(UserError, match=message):
+        use(prepared, images)
+
+
+@torch.no_grad()
+def test_another_precision(images):
+    prepared = prepare_for_inference(make(), torch.bfloat16)
+    with pytest.raises(UserError, match=r"prepared for inference in torch\.bfloat16"):
+        prepared(images)
+
+
+def test_what_cannot_be_prepared():
+    with pytest.raises(UserError, match="call eval"):
+        prepare_for_inference(make().train())
+    with pytest.raises(UserError, match="float32 parameters"):
+        prepare_for_inference(make().double())
+    with pytest.raises(UserError, match="no stage of an InternImage with DCNv3"):
+        prepare_for_inference(nn.Linear(2, 2).eval())
+    with pytest.raises(UserError, match=r"float32 and bfloat16, got torch\.float16"):
+        prepare_for_inference(make(), torch.float16)
