@@ -1,6 +1,6 @@
 """Order and check the arguments of a command before they are parsed.
 
-This module does not import PyTorch or Lightning, so that these mistakes are reported at once.
+This module does not import PyTorch or Lightning, so that these errors are reported at once.
 """
 
 from __future__ import annotations

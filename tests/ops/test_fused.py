@@ -151,7 +151,8 @@ def test_compiled_for_nvidia(tmp_path, monkeypatch, dtype, arch):
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
     target = GPUTarget("cuda", arch, 32)
-    widest = 1024 if dtype == "float64" else 4096  # 4096 is the last stage of InternImage-G
+    # 4096 is the last stage of InternImage-G. Wide rows of float64 do not fit into the registers.
+    widest = 512 if dtype == "float64" else 4096
     for name in fused_cases.fused.EMPTY:
         for channels, gelu in ((64, True), (80, True), (512, False), (widest, False)):
             code = compile_fused(name, target, getattr(torch, dtype), channels, gelu)
