@@ -25,4 +25,6 @@ def session(path: str | Path, threads: int | None = None) -> Any:
     options.log_severity_level = 3  # errors
     if threads is not None:
         options.intra_op_num_threads = threads
+    # Idle threads would otherwise take a core from whatever else the process computes.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
