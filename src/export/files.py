@@ -21,6 +21,8 @@ RESULT_FILE = "model.onnx"
 STANDARD_DOMAINS = ("", "ai.onnx")
 LARGEST_SINGLE_FILE = 1_900_000_000
 """Bytes of weights that an ONNX file may hold; protobuf ends at 2 GiB."""
+_STACK_TRACE = "pkg.torch.onnx.stack_trace"
+"""Metadata of nodes with the paths of source files on the machine that exports."""
 
 
 def trace(graph: Graph) -> ExportedProgram:
@@ -72,6 +74,8 @@ def save_onnx(exported: Any, path: Path) -> Path:
     """
     import onnx
 
+    for node in exported.model.graph.all_nodes():
+        node.metadata_props.pop(_STACK_TRACE, None)
     weights = exported.model.graph.initializers.values()
     size = sum(value.const_value.nbytes for value in weights if value.const_value is not None)
     with silence():

@@ -242,6 +242,8 @@ def test_batches_names_and_metadata(tmp_path):
     assert json.loads(content["names"]) == [f"class {i}" for i in range(5)]
     assert json.loads(content["preprocessing"])["image_size"] == 96
     assert "torch" in json.loads(content["versions"])
+    project = Path(__file__).parents[2]
+    assert str(project).encode() not in written.paths[0].read_bytes()  # no paths of this machine
     predictor = ExportedModel(written.paths[0])
     assert predictor.task == "classification"
     np.testing.assert_allclose(predictor(images[1])["probabilities"], second[0], atol=1e-6)
