@@ -12,7 +12,7 @@ from benchmarks.gpu.session import Section
 RESULTS = ROOT / "benchmarks" / "results" / "gpu"
 WORK = ROOT / "runs" / "benchmark_gpu"
 SAMPLE = 60
-GPU_TESTS = ["tests/ops/test_fused.py", "tests/ops/test_dcnv3_gpu.py"]
+GPU_TESTS = ["tests/ops/test_fused_layers.py", "tests/ops/test_dcnv3_gpu.py"]
 CPU_TESTS = ["tests/ops/test_dcnv3_errors.py"]
 NO_TESTS = 5
 """Exit code of pytest where all tests have results already."""

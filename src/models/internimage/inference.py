@@ -24,7 +24,7 @@ from src.models.internimage.layers import add_branch
 from src.models.layers.low_rank import LowRank
 from src.models.layers.norm import LayerNorm
 from src.models.layers.precision import autocast_dtype, without_autocast
-from src.ops.norm import depthwise_norm_gelu, layer_norm
+from src.ops.cpu_norm import depthwise_norm_gelu, layer_norm
 
 PART = 2**22
 """Bytes of the largest intermediate feature map of the images that run at a time."""

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from src.ops.norm import depthwise_norm_gelu, layer_norm
+from src.ops.cpu_norm import depthwise_norm_gelu, layer_norm
 
 SHAPES = [(2, 5, 3, 20), (1, 7, 7, 64), (1, 1, 2, 7), (1, 9, 4, 200), (0, 3, 3, 16)]
 TOLERANCE = {torch.float32: 3e-6, torch.bfloat16: 2e-2}
