@@ -15,6 +15,8 @@ from typing import Any, Protocol
 from src.errors import UserError
 from src.files import on_one_line, reason
 
+PROTOCOLS = ("file", "http", "https", "s3", "gs", "gcs", "az", "abfs", "hf")
+"""Protocols of URLs that are opened; other protocols of fsspec unpack or combine files."""
 _BLOCK = 2**22  # bytes that a remote file reads ahead
 
 
@@ -114,14 +116,28 @@ def is_remote(url: str) -> bool:
     return "://" in url
 
 
+def check_url(url: str) -> None:
+    """Refuse a URL of another protocol, and chains of protocols of fsspec (``zip://a::s3://b``).
+
+    Raises:
+        UserError: If the URL is refused.
+    """
+    if url.partition("://")[0] not in PROTOCOLS or "::" in url:
+        raise UserError(
+            f"{on_one_line(url[:200])} cannot be opened: expected a URL with one of the protocols"
+            f" {', '.join(PROTOCOLS)}, without '::'."
+        )
+
+
 def filesystem_of(url: str) -> tuple[Any, str]:
     """Fsspec's file system of a URL, and the path in it.
 
     Raises:
-        UserError: If the protocol is unknown or its package is missing.
+        UserError: If the URL is refused by `check_url`, or the package of its protocol is missing.
     """
     from fsspec.core import url_to_fs
 
+    check_url(url)
     try:
         filesystem, path = url_to_fs(url)
     except (ImportError, ValueError) as error:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from src import files
-from src.data.tars.files import is_remote
+from src.data.tars.files import check_url, is_remote
 from src.data.tars.scan import POSITIONS
 from src.errors import MALFORMED_CONTENT, UserError
 
@@ -98,7 +98,7 @@ def read_index(folder: str | Path, root: str | None = None) -> TarIndex:
         root: Folder or URL of the tars, if they have moved.
 
     Raises:
-        UserError: If it is missing or damaged.
+        UserError: If it is missing or damaged, or its root is a URL that is not opened.
     """
     folder = Path(folder)
     path = folder / INDEX
@@ -116,6 +116,8 @@ def read_index(folder: str | Path, root: str | None = None) -> TarIndex:
         raise _damaged(folder)
     if root is not None:
         index.root = root if is_remote(root) else str(Path(root).absolute())
+    if is_remote(index.root):
+        check_url(index.root)
     return index
 
 

@@ -185,7 +185,10 @@ def test_unreadable_tars_are_reported(
         (["{tars}/{{1..", "--out", "i"], "braces of"),
         (["nowhere/*.tar", "--out", "i"], "There are no tars at nowhere/*.tar"),
         (["{tars}", "s3x://bucket/0.tar", "--out", "i"], "paths and URLs"),
-        (["s3x://bucket/0.tar", "--out", "i"], "cannot be opened"),
+        (
+            ["s3x://bucket/0.tar", "--out", "i"],
+            "expected a URL with one of the protocols file, http",
+        ),
         (["{tars}", "--out", "i", "--min-side", "-1"], "--min-side accepts 0"),
         (["{tars}", "--out", "i", "--min-score", "0.3"], "--min-score needs --score"),
         (["{tars}", "--out", "i", "--workers", "0"], "--workers accepts"),
@@ -215,3 +218,35 @@ def test_a_missing_or_damaged_index_is_one_sentence(tars: Path, tmp_path: Path) 
         (out / "index.json").write_text(json.dumps(content | change))
         with pytest.raises(UserError, match="is damaged or of another version"):
             read_index(out)
+
+
+@pytest.mark.parametrize(
+    "root",
+    ["zip://inner::https://host/a.zip", "simplecache::s3://bucket", "memory://a", "../x://a"],
+)
+def test_an_index_opens_only_urls_of_known_protocols(tars: Path, tmp_path: Path, root: str) -> None:
+    out = tmp_path / "index"
+    assert index_tars(tars, out) == 0
+    content = json.loads((out / "index.json").read_text())
+    (out / "index.json").write_text(json.dumps(content | {"root": root}))
+    with pytest.raises(UserError, match=r"cannot be opened: expected a URL .* without '::'"):
+        read_index(out)
+    assert len(read_index(out, root=str(tars))) == 9
+
+
+def test_a_name_in_an_index_cannot_chain_protocols(tars: Path, tmp_path: Path) -> None:
+    out = tmp_path / "index"
+    assert index_tars(f"file://{tars}", out) == 0
+    content = json.loads((out / "index.json").read_text())
+    content["tars"][0][0] = "a::zip:/b.tar"
+    (out / "index.json").write_text(json.dumps(content))
+    reader = PairReader(read_index(out), 2, TarCache(tmp_path / "cache", 10**9))
+    with pytest.raises(UserError, match="without '::'"):
+        reader.read(0, 0)
+
+
+def test_a_cache_that_cannot_be_used_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "cache"):
+        with pytest.raises(UserError, match=r"data\.cache_dir .* cannot be used"):
+            TarCache(folder, 1).local("file:///tar", 1)
