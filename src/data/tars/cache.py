@@ -7,12 +7,12 @@ that were opened least recently are deleted; processes that still read one keep 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
+
+from filelock import FileLock
 
 from src import files
 from src.data.tars.files import filesystem_of, unreadable
@@ -73,17 +73,11 @@ class TarCache:
             total -= freed
 
 
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def _locked(path: Path) -> AbstractContextManager[object]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        return FileLock(path).acquire()
     except OSError as error:
         raise UserError(
             f"data.cache_dir {path.parent} cannot be used: {files.reason(error)}."
         ) from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
