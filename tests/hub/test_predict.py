@@ -141,6 +141,31 @@ def test_mistakes_are_one_line(run, tmp_path):
     assert model.predict([]) == []
 
 
+def test_absurd_sizes_are_one_line(run):
+    task, runs, path = run
+    model = Pretrained.from_pretrained(runs)
+    settings = {
+        "classification": [
+            ({"image_size": 2**20}, r"data\.image_size accepts 1 to 8192 pixels, got 1048576"),
+            ({"crop_pct": 1e-6}, r"data\.crop_pct accepts a ratio from 0\.1 to 1"),
+        ],
+        "detection": [
+            ({"eval_scale": [2**20, 2**20]}, r"to fit 1048576 x 1048576; expected at most 2684"),
+            ({"tta": True, "tta_ratios": [1e6]}, "expected at most 268435456 pixels"),
+        ],
+        "segmentation": [
+            ({"image_scale": [2**20, 2**20]}, "expected at most 268435456 pixels"),
+            ({"tta": True, "tta_ratios": [1e6]}, "expected at most 268435456 pixels"),
+            ({"size_divisor": 2**20}, r"data\.size_divisor accepts an integer from 1 to 1024"),
+        ],
+    }
+    given = dict(model.preprocessing)
+    for change, message in settings[task]:
+        model.preprocessing = given | change
+        with pytest.raises(UserError, match=message):
+            model.predict(path)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_tensors_of_any_floating_point_type_are_images(dtype):
     levels = torch.tensor([0.0, 0.25, 1.0], dtype=dtype).view(3, 1, 1).expand(3, 2, 2)

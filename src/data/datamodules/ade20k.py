@@ -19,7 +19,7 @@ from src.data.classes.ade20k import ADE20K_NAMES, ade20k_palette
 from src.data.classes.class_names import read_class_names
 from src.data.classes.palette import Colour, distinct_palette
 from src.data.datamodules.absent_classes import find_occurring_classes
-from src.data.datamodules.base import BaseDataModule, Collate, check
+from src.data.datamodules.base import MAX_SIDE, BaseDataModule, Collate, check
 from src.data.datamodules.loaders import LOADING, LoaderOptions
 from src.data.datasets.readable import BrokenImages
 from src.data.datasets.segmentation_folder import (
@@ -150,7 +150,12 @@ class ADE20KDataModule(BaseDataModule):
         eval_scale = eval_scale or image_scale
         check(min(image_scale) >= 1, "image_scale", image_scale, sides)
         check(min(eval_scale) >= 1, "eval_scale", eval_scale, sides)
-        check(min(crop_size) >= 1, "crop_size", crop_size, sides)
+        check(
+            1 <= min(crop_size) and max(crop_size) <= MAX_SIDE,
+            "crop_size",
+            crop_size,
+            f"a height and a width from 1 to {MAX_SIDE} pixels",
+        )
         check(
             0 < ratio_range[0] <= ratio_range[1],
             "ratio_range",
@@ -159,7 +164,7 @@ class ADE20KDataModule(BaseDataModule):
         )
         check(0 < cat_max_ratio <= 1, "cat_max_ratio", cat_max_ratio, "a share in (0, 1]")
         check(0 <= hflip <= 1, "hflip", hflip, "a probability from 0 to 1")
-        check(size_divisor >= 1, "size_divisor", size_divisor, "an integer of at least 1")
+        check(1 <= size_divisor <= 1024, "size_divisor", size_divisor, "an integer from 1 to 1024")
         check(
             bool(tta_ratios) and min(tta_ratios) > 0, "tta_ratios", tta_ratios, "positive factors"
         )

@@ -27,6 +27,10 @@ from src.data.transforms.batches import Normalization
 from src.decoding import MAX_PIXELS
 from src.errors import UserError
 
+MAX_SIDE = 8192
+"""Maximum height and width of the input of a classifier and of crops, in pixels; recipes use up to
+1280. Much larger values, for example in a model from a hub, would exhaust the memory."""
+
 Collate = Callable[[list[Any]], Any]
 
 _log = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ from typing import Any, Literal, cast
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from src.data.classes.class_names import ClassSet, resolve_classes
-from src.data.datamodules.base import BaseDataModule, Collate, check
+from src.data.datamodules.base import MAX_SIDE, BaseDataModule, Collate, check
 from src.data.datamodules.imagenet import IMAGENET_MEAN, IMAGENET_STD
 from src.data.datamodules.loaders import LOADING, LoaderOptions
 from src.data.datasets.image_folder import ImageFilesDataset, LabelledImages, class_folder_files
@@ -145,12 +145,12 @@ class ImageTextDataModule(BaseDataModule):
             loading,
         )
         check(len(sources) >= 1, "sources", sources, "a list of at least one index of tars")
-        check(image_size >= 1, "image_size", image_size, "a positive number of pixels")
+        check(1 <= image_size <= MAX_SIDE, "image_size", image_size, f"1 to {MAX_SIDE} pixels")
         check(context_length >= 2, "context_length", context_length, "an integer of at least 2")
         check(shuffle_tars >= 1, "shuffle_tars", shuffle_tars, "an integer of at least 1")
         check(cache_gigabytes > 0, "cache_gigabytes", cache_gigabytes, "a positive number")
         check(0 <= hflip <= 1, "hflip", hflip, "a probability from 0 to 1")
-        check(0 < crop_pct <= 1, "crop_pct", crop_pct, "a ratio above 0 and up to 1")
+        check(0.1 <= crop_pct <= 1, "crop_pct", crop_pct, "a ratio from 0.1 to 1")
         check(min(std) > 0, "std", std, "three positive numbers")
         for name, pair, most in (("crop_scale", crop_scale, 1), ("crop_ratio", crop_ratio, 1e3)):
             accepts = f"two numbers above 0 and up to {most:g}, the smaller one first"

@@ -23,7 +23,7 @@ from src.data.classes.class_names import (
     readable_names,
     resolve_classes,
 )
-from src.data.datamodules.base import BaseDataModule, check
+from src.data.datamodules.base import MAX_SIDE, BaseDataModule, check
 from src.data.datamodules.image_source import ImageSource
 from src.data.datamodules.loaders import LOADING, LoaderOptions
 from src.data.datasets.features import FeatureDataset
@@ -137,8 +137,8 @@ class ImageNetDataModule(BaseDataModule):
             predict_dir,
             loading,
         )
-        check(image_size >= 1, "image_size", image_size, "a positive number of pixels")
-        check(0 < crop_pct <= 1, "crop_pct", crop_pct, "a ratio above 0 and up to 1")
+        check(1 <= image_size <= MAX_SIDE, "image_size", image_size, f"1 to {MAX_SIDE} pixels")
+        check(0.1 <= crop_pct <= 1, "crop_pct", crop_pct, "a ratio from 0.1 to 1")
         check(
             0 < crop_scale[0] <= crop_scale[1] <= 1,
             "crop_scale",

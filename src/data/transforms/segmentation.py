@@ -28,9 +28,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from src.errors import UserError
 from src.types import IGNORE_LABEL
 
 Array = NDArray[Any]
+
+MAX_RESIZED = 2**28
+"""Maximum number of pixels of a resized image, 768 MiB as 8-bit RGB."""
 
 # The loader's workers use all cores already; OpenCV's threads would compete with them.
 cv2.setNumThreads(0)
@@ -45,10 +49,20 @@ def fit_size(size: tuple[int, int], scale: tuple[int, int]) -> tuple[int, int]:
 
     Returns:
         Height and width, at least 1, rounded half up.
+
+    Raises:
+        UserError: If the result has more than `MAX_RESIZED` pixels.
     """
     height, width = size
     factor = min(max(scale) / max(size), min(scale) / min(size))
-    return max(1, int(height * factor + 0.5)), max(1, int(width * factor + 0.5))
+    fitted = max(1, int(height * factor + 0.5)), max(1, int(width * factor + 0.5))
+    if math.prod(fitted) > MAX_RESIZED:
+        raise UserError(
+            f"An image of {width} x {height} pixels would be resized to {fitted[1]} x {fitted[0]}"
+            f" to fit {max(scale)} x {min(scale)}; expected at most {MAX_RESIZED} pixels. Lower the"
+            " scale of the recipe (eval_scale or image_scale of data, tta_ratios, train_scales)."
+        )
+    return fitted
 
 
 def resize(image: Array, size: tuple[int, int], interpolation: int = cv2.INTER_LINEAR) -> Array:

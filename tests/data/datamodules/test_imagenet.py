@@ -141,11 +141,11 @@ def test_prediction_without_images_says_what_to_give(toy_imagenet, tmp_path):
 @pytest.mark.parametrize(
     ("option", "value", "accepted"),
     [
-        ("image_size", 0, "positive number of pixels"),
+        ("image_size", 0, "accepts 1 to 8192 pixels"),
         ("batch_size", 0, "at least 1"),
         ("eval_batch_size", 0, "at least 1"),
         ("num_workers", -1, "0 .no extra process. or more"),
-        ("crop_pct", 1.5, "above 0 and up to 1"),
+        ("crop_pct", 1.5, "from 0.1 to 1"),
         ("crop_scale", (0.5, 0.2), "the smaller one first"),
         ("crop_ratio", (0.0, 1.0), "two positive ratios"),
         ("hflip", 2.0, "probability"),
