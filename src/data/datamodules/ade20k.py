@@ -151,7 +151,7 @@ class ADE20KDataModule(BaseDataModule):
         check(min(image_scale) >= 1, "image_scale", image_scale, sides)
         check(min(eval_scale) >= 1, "eval_scale", eval_scale, sides)
         check(
-            1 <= min(crop_size) and max(crop_size) <= MAX_SIDE,
+            min(crop_size) >= 1 and max(crop_size) <= MAX_SIDE,
             "crop_size",
             crop_size,
             f"a height and a width from 1 to {MAX_SIDE} pixels",

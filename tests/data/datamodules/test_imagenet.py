@@ -141,7 +141,7 @@ def test_prediction_without_images_says_what_to_give(toy_imagenet, tmp_path):
 @pytest.mark.parametrize(
     ("option", "value", "accepted"),
     [
-        ("image_size", 0, "accepts 1 to 8192 pixels"),
+        ("image_size", 0, "1 to 8192 pixels"),
         ("batch_size", 0, "at least 1"),
         ("eval_batch_size", 0, "at least 1"),
         ("num_workers", -1, "0 .no extra process. or more"),
