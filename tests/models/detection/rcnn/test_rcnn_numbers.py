@@ -141,7 +141,8 @@ def check_training(official, exact, sampling, share=None):
         choose_first(network, sampling)
     official.network.zero_grad()
     found = in_steps(losses, official, exact, share)
-    official.numbers.check_losses(found.losses | found.metrics, f"loss_{sampling}/")
+    percent = {name: 100 * fraction for name, fraction in found.metrics.items()}
+    official.numbers.check_losses(found.losses | percent, f"loss_{sampling}/")
     sum(value.sum() for value in found.losses.values()).backward()
     names = official_names(official.network)
     gradients = {names[key]: p.grad for key, p in official.network.named_parameters()}
