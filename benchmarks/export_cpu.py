@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from torch._inductor import config as inductor
 
 from src import files
+from src.data.formats.image_files import find_images
 from src.export.compare_graphs import runner
 from src.export.compare_results import Example, ResultFile, compare_result
 from src.export.description import Description
@@ -55,6 +56,7 @@ from src.models import (
 )
 from src.models import CBInternImageBackbone as CompositeBackbone
 from src.models.detection import Detector
+from src.models.detection.dino.head import DINOHead
 from src.models.detection.rcnn.box_head import BoxHead
 from src.models.internimage.dcnv3 import DCNv3
 from src.models.internimage.dcnv4 import DCNv4
@@ -126,7 +128,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], str, int, dict]] = {
 
 
 def randomise(network: nn.Module) -> nn.Module:
-    """Random offsets, so that sampling is irregular as in a trained network, and varied scores."""
+    """Random offsets, so that sampling is irregular as in a trained network; varied results."""
     for module in network.modules():
         if isinstance(module, DCNv3):
             nn.init.normal_(module.offset.weight, std=0.05)
@@ -139,6 +141,9 @@ def randomise(network: nn.Module) -> nn.Module:
         elif isinstance(module, BoxHead):
             nn.init.normal_(module.fc_cls.weight, std=0.5)
             nn.init.normal_(module.fc_reg.weight, std=0.05)
+        elif isinstance(module, DINOHead):
+            for branch in module.reg_branches:
+                nn.init.normal_(branch[-1].weight, std=0.05)
     return network.eval()
 
 
@@ -296,7 +301,7 @@ def main() -> None:
     add("--out", type=Path, default=RESULTS, help="where results are written (%(default)s)")
     add("--resume", action="store_true", help="leave out networks that have a row")
     args = parser.parse_args()
-    paths = sorted(args.images.rglob("*.jpg")) if args.images else []
+    paths = [Path(name) for name in find_images(args.images)] if args.images else []
     target = args.out / "export_cpu.json"
     machine = {
         "processor": _processor(),
@@ -336,7 +341,10 @@ def table(machine: dict, rows: dict) -> str:
         "",
         "Differences are the largest of all compared images: boxes in pixels, label maps and masks "
         "as fractions of pixels, `unmatched` as a fraction of detections. Memory is the peak of "
-        "the process that exports, compares and times a network.",
+        "the process that exports, compares and times a network. Proposals of DINO whose "
+        "scores are equal up to rounding may change places, so PyTorch takes those of the file: "
+        "`proposals` is the fraction that is not its own choice, and `proposal_scores` the largest "
+        "difference of their logits.",
         "",
         ", ".join(f"{name} {value}" for name, value in machine.items()),
         "",

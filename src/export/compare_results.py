@@ -11,16 +11,21 @@ from torch import Tensor, nn
 
 from src import files
 from src.export.files import read_onnx
-from src.export.results import PREPARED
+from src.export.graphs import graphs_of
+from src.export.packages import require
+from src.export.results import NETWORK, PREPARED
 from src.export.session import session
 from src.models.detection.detector import Detector
 from src.models.detection.rcnn.postprocess import paste_masks
-from src.models.graphs import ClassResult, LabelMapResult, RegionResult, Result
+from src.models.graphs import ClassResult, LabelMapResult, QueryResult, RegionResult, Result
 from src.models.segmentation.inference import image_probabilities
 from src.models.segmentation.segmentor import Segmentor
 from src.types import Detections, Size
 
 _SAME_BOX = 1.0  # pixels
+PROPOSALS, PROPOSAL_SCORES = "proposals", "proposal_scores"
+"""Outputs of the graph of DINO: the pixels that its queries are initialised from."""
+_CHOSEN = f"{NETWORK}{PROPOSALS}"
 
 
 @dataclass(frozen=True)
@@ -54,15 +59,12 @@ class ResultFile:
 
     def __init__(self, path: Path, inside: bool, threads: int | None = None) -> None:
         self.inside = inside
-        if inside:
-            self._session = _session_with(PREPARED, path, threads)
-        else:
-            self._session = session(path, threads)
+        self._session = _session_with({PREPARED: "FLOAT", _CHOSEN: "INT64"}, path, threads)
         self.names = [output.name for output in self._session.get_outputs()]
         self._inputs = {x.name for x in self._session.get_inputs()}
 
     def __call__(self, example: Example) -> dict[str, Tensor]:
-        """Outputs by name, ``prepared`` among them if preprocessing is part of the file."""
+        """Outputs by name, with the prepared image and the proposals of DINO."""
         given = {"image": example.pixels[None] if self.inside else example.prepared}
         if "size" in self._inputs:
             given["size"] = torch.tensor(example.size)
@@ -72,14 +74,19 @@ class ResultFile:
         return found if self.inside else found | {PREPARED: example.prepared}
 
 
-def _session_with(output: str, path: Path, threads: int | None) -> Any:
-    """Session of a copy of a file in which an inner value is an output."""
+def _session_with(inner: dict[str, str], path: Path, threads: int | None) -> Any:
+    """Session of a copy of a file in which those of these inner values that it has are outputs."""
+    require("ONNX files", "onnx", "onnxruntime")
     import onnx
 
     model = read_onnx(path, weights=False)
-    shape = [None] * 4
-    value = onnx.helper.make_tensor_value_info(output, onnx.TensorProto.FLOAT, shape)
-    model.graph.output.append(value)
+    computed = {name for node in model.graph.node for name in node.output}
+    found = computed & inner.keys()
+    if not found:
+        return session(path, threads)
+    for name in found:
+        kind = onnx.TensorProto.DataType.Value(inner[name])
+        model.graph.output.append(onnx.helper.make_tensor_value_info(name, kind, None))
     copy = path.with_name(f".{path.name}.check")  # beside its weights
     try:
         files.write_bytes(copy, model.SerializeToString(), durable=False)
@@ -106,7 +113,7 @@ def compare_result(
         of a classifier ``probabilities``; of a segmentor ``scores`` and ``label_map``, the fraction
         of pixels that differ; of a detector ``boxes`` in pixels of the image, ``scores``, ``masks``
         (the fraction of the pixels of the boxes that differ) and ``unmatched``, the fraction of
-        detections without a counterpart.
+        detections without a counterpart. Of DINO also what `_detect_from` returns.
     """
     image = found[PREPARED]
     differences = {PREPARED: _shift(image, example)}
@@ -124,9 +131,45 @@ def compare_result(
             "label_map": float(wrong.double().mean()),
         }
     assert isinstance(network, Detector)
+    if isinstance(result, QueryResult):
+        detections, choice = _detect_from(found[_CHOSEN], network, image, example.size, original)
+        return differences | choice | compare_detections(detections, found, original, 0.0)
     (detections,) = network.detect(image, [example.size], [original])
     threshold = (result.mask_threshold if isinstance(result, RegionResult) else None) or 0.0
     return differences | compare_detections(detections, found, original, threshold)
+
+
+def _detect_from(
+    chosen: Tensor, network: Detector, image: Tensor, size: Size, original: Size
+) -> tuple[Detections, dict[str, float]]:
+    """Detections of DINO in PyTorch with the proposals of a file, and how these differ.
+
+    The learned content of a query depends on the rank of its proposal. Two proposals whose scores
+    differ by less than rounding may change places, and become other, equally good detections.
+
+    Args:
+        chosen: Proposals of the file, ``(1, Q)``.
+        network: DINO or CB-DINO.
+        image: The prepared image, ``(1, 3, H, W)``.
+        size: Its height and width.
+        original: Height and width that the boxes of the detections refer to.
+
+    Returns:
+        The detections; ``proposals``, the fraction of queries that PyTorch initialises from another
+        pixel, and ``proposal_scores``, the largest difference, in PyTorch, between the scores of
+        the two pixels.
+    """
+    (graph,) = graphs_of(network)
+    own = dict(zip(graph.outputs, graph.module(image), strict=True))
+    given = own
+    if not torch.equal(own[PROPOSALS], chosen):
+        given = dict(zip(graph.outputs, graph.module(image, chosen), strict=True))
+    assert isinstance(graph.result, QueryResult)
+    detections = graph.result.best_pairs(given["logits"][0], given["boxes"][0], size, original)
+    return detections, {
+        PROPOSALS: float((own[PROPOSALS] != chosen).double().mean()),
+        PROPOSAL_SCORES: _largest(own[PROPOSAL_SCORES], given[PROPOSAL_SCORES]),
+    }
 
 
 def compare_detections(

@@ -8,7 +8,7 @@ network whose graphs have other inputs than images also has ``export_inputs()``,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from src.types import Size
+from src.types import Detections, Size
 
 SMALLEST_SIDE = 33
 """Up to 32 pixels the last feature map has a single cell, which tracing takes for a fixed size."""
@@ -68,9 +68,11 @@ class QueryResult:
 
     Attributes:
         max_detections: Number of detections of an image.
+        best_pairs: Detections of one image in PyTorch, see `DINOHead.best_pairs`.
     """
 
     max_detections: int
+    best_pairs: Callable[[Tensor, Tensor, Size, Size], Detections]
 
 
 @dataclass(frozen=True)

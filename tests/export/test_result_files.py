@@ -189,6 +189,36 @@ def test_prepared_images(name, tmp_path):
         assert_small(compare_result(network, written.result, given, file(given)))
 
 
+def test_proposals_that_change_places_are_told_apart_from_other_differences():
+    """Detections differ with them; only their scores must be equal up to rounding."""
+    network = filled("dino").eval()
+    given = prepared((128, 160))
+    (graph,) = graphs_of(network)
+    with torch.no_grad():
+        _, _, proposals, scores = graph.module(given.prepared)
+        changed = proposals.clone()
+        changed[0, [3, 4]] = proposals[0, [4, 3]]
+        logits, boxes, _, _ = graph.module(given.prepared, changed)
+    detections = network.bbox_head.best_pairs(logits[0], boxes[0], given.size, given.size)
+    found = {
+        "prepared": given.prepared,
+        "network.proposals": changed,
+        **{name: getattr(detections, name) for name in BOX_OUTPUTS},
+    }
+    differences = compare_result(network, graph.result, given, found)
+    gap = float(scores[0, 3] - scores[0, 4])
+    assert differences == {
+        "prepared": 0,
+        "proposals": pytest.approx(2 / proposals.numel()),
+        "proposal_scores": pytest.approx(gap),
+        "unmatched": 0,
+        "boxes": 0,
+        "scores": 0,
+    }
+    assert not torch.equal(network.detect(given.prepared, [given.size])[0].boxes, detections.boxes)
+    assert gap > TOLERANCE  # so that a check would fail
+
+
 @slow
 def test_masks_of_the_whole_image(tmp_path):
     network, written = exported("mask_rcnn", tmp_path, masks="image")

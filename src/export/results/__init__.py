@@ -22,6 +22,8 @@ from src.models.graphs import ClassResult, Graph, LabelMapResult, QueryResult
 
 PREPARED = "prepared"
 """Name of the normalised image in a graph with preprocessing."""
+NETWORK = "network."
+"""Begins the names of the values in a graph that are outputs of the network."""
 
 
 def assemble(
@@ -48,7 +50,7 @@ def assemble(
     model = models[graphs[0].name]
     graph, outputs = model.graph, _named(model.graph.outputs)
     for name, value in outputs.items():  # results may have the same names
-        value.name = f"network.{name}"
+        value.name = f"{NETWORK}{name}"
     op = Builder(graph)
     batch: int | str = "batch" if isinstance(result, ClassResult | LabelMapResult) else 1
     divisor = getattr(result, "divisor", 1)

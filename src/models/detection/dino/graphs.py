@@ -56,6 +56,7 @@ def dino_graph(network: Detector) -> Graph:
     Args:
         network: DINO or CB-DINO in evaluation mode.
     """
+    head = cast("DINOHead", network.bbox_head)
     outputs = {
         "logits": "scores of each query before the sigmoid, (N, Q, classes)",
         "boxes": "centre x, centre y, width, height of each query's box over the size of the image",
@@ -72,5 +73,5 @@ def dino_graph(network: Detector) -> Graph:
         # Two pixels whose scores differ by less than rounding may change places, and with them the
         # learned content of their queries.
         selections={"proposals": "proposal_scores"},
-        result=QueryResult(cast("DINOHead", network.bbox_head).max_detections),
+        result=QueryResult(head.max_detections, head.best_pairs),
     )

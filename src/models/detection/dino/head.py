@@ -234,16 +234,27 @@ class DINOHead(SetPredictionHead):
 
         There is neither a threshold nor NMS.
         """
-        found = []
-        for logits, boxes, size, original in zip(
-            predictions.logits[-1], predictions.boxes[-1], sizes, original_sizes, strict=True
-        ):
-            probability = logits.sigmoid().flatten()
-            scores, index = probability.topk(min(self.max_detections, len(probability)))
-            corners = clip(pixel_boxes(boxes[index // self.num_classes], size), size)
-            corners = corners / resize_factor(size, original, corners)
-            found.append(Detections(corners, scores, index % self.num_classes))
-        return found
+        return [
+            self.best_pairs(*image)
+            for image in zip(
+                predictions.logits[-1], predictions.boxes[-1], sizes, original_sizes, strict=True
+            )
+        ]
+
+    def best_pairs(self, logits: Tensor, boxes: Tensor, size: Size, original: Size) -> Detections:
+        """The best pairs of query and class of one image.
+
+        Args:
+            logits: Class logits of the queries, ``(Q, classes)``.
+            boxes: Their boxes, ``(Q, 4)``.
+            size: Height and width of the image without padding.
+            original: Height and width that the boxes of the detections refer to.
+        """
+        probability = logits.sigmoid().flatten()
+        scores, index = probability.topk(min(self.max_detections, len(probability)))
+        corners = clip(pixel_boxes(boxes[index // self.num_classes], size), size)
+        corners = corners / resize_factor(size, original, corners)
+        return Detections(corners, scores, index % self.num_classes)
 
 
 def _layers(predictions: Predictions) -> list[tuple[str, Tensor, Tensor]]:
