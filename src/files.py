@@ -225,8 +225,10 @@ def write_tensors(path: Path | str, tensors: dict[str, Any], metadata: dict[str,
     from safetensors.torch import save_file
 
     with whole_file(path) as part:
+        mode = stat.S_IMODE(part.stat().st_mode)
         try:
             save_file(tensors, part, metadata)
+            part.chmod(mode)  # safetensors replaces the file by one that only its owner can read
         except SafetensorError as error:  # contains the error of the system as text
             code = re.search(r"os error (\d+)|Os \{ code: (\d+)", str(error))
             if code is None:

@@ -71,6 +71,16 @@ def test_permissions_and_links_are_kept(tmp_path: Path) -> None:
     assert stat.S_IMODE(path.stat().st_mode) == 0o640
 
 
+def test_a_tensor_file_has_the_permissions_of_other_files(tmp_path: Path) -> None:
+    files.write_text(tmp_path / "text", "a")
+    files.write_tensors(tmp_path / "new", {"a": torch.zeros(1)}, {})
+    modes = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("text", "new")]
+    assert modes[0] == modes[1]
+    (tmp_path / "new").chmod(0o640)
+    files.write_tensors(tmp_path / "new", {"a": torch.zeros(1)}, {})
+    assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o640
+
+
 def fail_in_file(path: Path, error: type[BaseException]) -> None:
     with files.whole_file(path) as part:
         part.write_text("half")

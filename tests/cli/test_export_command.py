@@ -46,9 +46,9 @@ def test_a_run_is_exported_and_checked_on_images(trained, images, tmp_path, caps
         exec(block, {})
 
 
-def test_raw_outputs(trained, tmp_path):
+def test_raw_outputs(trained, tmp_path, capsys):
     stale = ["model.onnx.data", "model.fp16.onnx", "model.int8.onnx", "boxes_3.onnx"]
-    kept = ["model.pt2", "photo.onnx"]  # another format, another name
+    kept = ["photo.onnx"]  # another name
     for name in stale + kept:
         (tmp_path / name).touch()
     size = ["--data.image_size", "64", "--ckpt_path", "best"]
@@ -57,6 +57,30 @@ def test_raw_outputs(trained, tmp_path):
     assert "| `logits` | out |" in card
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"model.onnx", "EXPORT.md", *kept}
+    assert "Deleted: model.onnx.data, " in capsys.readouterr().out
+
+
+def test_the_checkpoint_is_named_and_formats_of_other_weights_are_not_mixed(
+    trained, tmp_path, capsys
+):
+    out = tmp_path / "exported"
+    given = command(trained, out, "--ckpt_path", "best", "--format")
+    assert main([*given, "safetensors"]) == 0
+    text = capsys.readouterr().out
+    assert f"Weights: {trained}/runs/tiny/version_0/checkpoints/best-epoch=" in text
+    written = {path.name for path in out.iterdir()}
+    assert {line.split()[1] for line in text.splitlines() if line.startswith("Wrote:")} == {
+        str(out / name) for name in written
+    }
+    assert main([*given, "pt2"]) == 2
+    error = capsys.readouterr().err
+    assert "other formats (model.safetensors)" in error
+    assert "--format pt2 safetensors" in error
+    assert {path.name for path in out.iterdir()} == written
+    assert main([*given, "pt2", "safetensors"]) == 0
+    assert "Deleted" not in capsys.readouterr().out
+    assert main([*given, "safetensors"]) == 2
+    assert "other formats (model.pt2)" in capsys.readouterr().err
 
 
 @pytest.mark.slow

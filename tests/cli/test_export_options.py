@@ -37,7 +37,8 @@ class Model:
 @pytest.mark.parametrize(("passed", "pushed"), [(None, "a/b"), (True, "a/b"), (False, "")])
 def test_a_failed_check_is_not_uploaded(passed, pushed, monkeypatch):
     model = Model()
-    monkeypatch.setattr(export, "load", lambda *given: (export._Loaded(model, "x"), None))
+    loaded = export._Loaded(model, "x", "last.ckpt")
+    monkeypatch.setattr(export, "load", lambda *given: (loaded, None))
     monkeypatch.setattr(export, "export", lambda *given: ([], passed))
     assert export.main(["--config", "recipe.yaml", "--push", "a/b"]) == (passed is False)
     assert model.pushed == pushed

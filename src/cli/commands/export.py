@@ -30,6 +30,7 @@ from src.export.differences import Differences
 from src.export.files import OPSETS, WRITERS
 from src.export.package import Form, Written, possible_names, write
 from src.hub import Pretrained, load_checkpoint, preprocessing_of, task_of
+from src.hub.folders import CONFIG_FILE, WEIGHT_FILE
 from src.hub.runs import without_num_classes
 from src.models.layers.low_rank import merge_low_rank
 
@@ -71,9 +72,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     _refuse_options_without_effect(args, parser)
     model, data = load(recipe, args.ckpt_path)
     out = Path(args.out or Path("exported") / model.name)
-    print(f"Export:  {model.name} to {out}", flush=True)
+    _refuse_mixture(out, args.format)
+    print(f"Export:  {model.name} to {out}")
+    print(f"Weights: {model.source}", flush=True)
     form = Form(args.dcn, args.outputs, args.preprocessing, args.masks, args.precision)
+    former = [path for name in args.format for path in _files_of(name, out)]
     written, passed = export(model.pretrained, out, args.format, args.check, data, form)
+    deleted = [path.name for path in former if not path.exists()]
+    if deleted:
+        print(f"Deleted: {', '.join(deleted)} in {out} (of an earlier export)")
     for path in written:
         print(f"Wrote:   {path} ({files.readable_size(path.stat().st_size)})")
     if args.push and passed is not False:
@@ -162,9 +169,29 @@ def _refuse_options_without_effect(
             raise UserError(f"--{name} has no effect {reason}; leave it out, or {hint}.")
 
 
+def _refuse_mixture(out: Path, formats: Sequence[str]) -> None:
+    """Refuse a folder with files in other formats, which may be of another network."""
+    others = {name: _files_of(name, out) for name in FORMATS if name not in formats}
+    found = [path.name for paths in others.values() for path in paths]
+    if found:
+        together = [name for name in FORMATS if name in formats or others[name]]
+        raise UserError(
+            f"{out} has files of an earlier export in other formats ({', '.join(found)}), which may"
+            f" be of other weights. Write all formats together, --format {' '.join(together)},"
+            " choose another folder with --out, or delete these files."
+        )
+
+
+def _files_of(name: str, folder: Path) -> list[Path]:
+    """Files in a format that an export to this folder has written."""
+    names = [WEIGHT_FILE] if name == "safetensors" else possible_names([name])
+    return [folder / file for file in names if (folder / file).exists()]
+
+
 class _Loaded(NamedTuple):
     pretrained: Pretrained
     name: str
+    source: str
 
 
 def load(recipe: Sequence[str], checkpoint: str | None = None) -> tuple[_Loaded, Any]:
@@ -175,7 +202,7 @@ def load(recipe: Sequence[str], checkpoint: str | None = None) -> tuple[_Loaded,
         checkpoint: ``best``, ``last`` or a path; ``None`` uses ``model.weights`` of the recipe.
 
     Returns:
-        The network with its classes and its name, and the data module.
+        The network with its classes, its name and the source of its weights, and the data module.
 
     Raises:
         UserError: If there are no weights, or they do not match the network.
@@ -192,8 +219,11 @@ def load(recipe: Sequence[str], checkpoint: str | None = None) -> tuple[_Loaded,
         )
     network = cli.model.training_network
     merge_low_rank(network)
+    source = str(cli.model.weights)
     if checkpoint:
-        load_checkpoint(network, resolve_checkpoint(checkpoint, cli.runs))
+        path = resolve_checkpoint(checkpoint, cli.runs)
+        load_checkpoint(network, path)
+        source = str(path)
     elif cli.model.weights is None:
         raise UserError("export needs weights: set --ckpt_path best or --model.weights FILE.")
     elif cli.model.random_weights:
@@ -214,7 +244,7 @@ def load(recipe: Sequence[str], checkpoint: str | None = None) -> tuple[_Loaded,
             without_num_classes(cli.config["model"]["init_args"]),
         ),
     )
-    return _Loaded(pretrained, cli.run_name), cli.datamodule
+    return _Loaded(pretrained, cli.run_name, source), cli.datamodule
 
 
 def export(
@@ -245,7 +275,7 @@ def export(
     with files.whole_folder(out, last=["EXPORT.md"], parts=possible_names(chosen)) as folder:
         if "safetensors" in formats:
             model.save_pretrained(folder)
-            names += ["model.safetensors", "config.json"]
+            names += [WEIGHT_FILE, CONFIG_FILE, "README.md"]
         if chosen:
             description = Description(model.task, model.class_names, model.preprocessing)
             written = write(model.network, description, folder, chosen, form)

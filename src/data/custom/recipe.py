@@ -145,7 +145,7 @@ def write(
     name = shlex.quote(path.stem)
     print(f"Train:   python -m src fit --config {shlex.quote(str(path))}")
     print(f"Predict: python -m src predict --name {name} --data.predict_dir FOLDER")
-    print(f"Export:  python -m src export --name {name}")
+    print(f"Export:  python -m src export --name {name} --check FOLDER")
 
 
 def small_data_recipe(
