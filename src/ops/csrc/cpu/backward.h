@@ -208,9 +208,9 @@ void backward_region(const Backward<T>& call, const Region& region, T* grad_imag
       } else {
         SeparateRows<T> rows(call.points, span, points);
         if (p.mask_softmax) {
-          exponentiate<T>(grid, rows, span, tile);
+          exponentiate(grid, rows, span, tile);
           normalise<T>(tile, span.pixels * n, points);
-          rows = with_weights<T>(rows, tile.prob);
+          rows.table = tile.prob;
         }
         locate<T>(grid, rows, span, tile);
       }

@@ -1,7 +1,7 @@
 // internimage::dcnv3, internimage::dcnv4 and their backward on the CPU, on the LibTorch stable ABI.
 //
-// Selects the instruction set, converts 16-bit tensors, and divides the work so that results do not
-// depend on the number of threads.
+// Selects the instruction set, converts 16-bit tensors except for the forward pass in bfloat16, and
+// divides the work so that results do not depend on the number of threads.
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
@@ -71,9 +71,14 @@ Tensor rows_as(const Tensor& t, ScalarType dtype, int64_t* stride) {
   return dense_as(t, dtype);
 }
 
+int32_t shim_dtype(ScalarType dtype) {
+  if (dtype == ScalarType::Double) return aoti_torch_dtype_float64();
+  return dtype == ScalarType::BFloat16 ? aoti_torch_dtype_bfloat16() : aoti_torch_dtype_float32();
+}
+
 // Uses the C shim, which takes less than half the time of new_empty through the dispatcher; this
 // matters for small feature maps.
-Tensor empty(torch::headeronly::IntHeaderOnlyArrayRef sizes, bool is_double) {
+Tensor empty(torch::headeronly::IntHeaderOnlyArrayRef sizes, ScalarType dtype) {
   int64_t strides[4];
   int64_t step = 1;
   for (int64_t axis = static_cast<int64_t>(sizes.size()) - 1; axis >= 0; --axis) {
@@ -83,8 +88,7 @@ Tensor empty(torch::headeronly::IntHeaderOnlyArrayRef sizes, bool is_double) {
   AtenTensorHandle handle;
   STABLE_TORCH_ERROR_CODE_CHECK(
       aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides,
-                               is_double ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32(),
-                               aoti_torch_device_type_cpu(), 0, &handle));
+                               shim_dtype(dtype), aoti_torch_device_type_cpu(), 0, &handle));
   return Tensor(handle);
 }
 
@@ -95,50 +99,74 @@ auto by_dtype(const Tensor& input, const Run& run) {
                                                    : run(float{0}, ScalarType::Float);
 }
 
+// As above, with uint16_t where all tensors are bfloat16, whose forward kernel converts the values
+// itself.
+template <typename Run>
+auto by_storage(const Tensor& input, const Tensor& offset, const Tensor& mask, const Run& run) {
+  for (const Tensor* t : {&input, &offset, &mask}) {
+    if (t->scalar_type() != ScalarType::BFloat16) return by_dtype(input, run);
+  }
+  return run(uint16_t{0}, ScalarType::BFloat16);
+}
+
 Tensor back_to(Tensor result, ScalarType dtype) {
   return result.scalar_type() == dtype ? std::move(result) : torch::stable::to(result, dtype);
 }
 
-// Offsets and masks of a call in the computing dtype, and the tensors that own their memory.
-template <typename T>
+// Offsets and masks of a call as values of type S, and the tensors that own their memory.
+template <typename S>
 struct OwnedPoints {
   Tensor offset, mask;
-  Points<T> points;
+  Points<S> points;
 };
 
-template <typename T>
-OwnedPoints<T> separate(const Tensor& offset, const Tensor& mask, ScalarType dtype) {
-  Points<T> points{};
+// Not const_data_ptr<S>(), which has no uint16_t for bfloat16.
+template <typename S>
+const S* values_of(const Tensor& t) {
+  return static_cast<const S*>(t.const_data_ptr());
+}
+
+template <typename S>
+OwnedPoints<S> separate(const Tensor& offset, const Tensor& mask, ScalarType dtype) {
+  Points<S> points{};
   const Tensor o = rows_as(offset, dtype, &points.offset_stride);
   const Tensor m = rows_as(mask, dtype, &points.mask_stride);
-  points.offset = o.const_data_ptr<T>();
-  points.mask = m.const_data_ptr<T>();
+  points.offset = values_of<S>(o);
+  points.mask = values_of<S>(m);
   return {o, m, points};
 }
 
-template <typename T>
-OwnedPoints<T> packed(const Problem& p, const Tensor& offset_mask, ScalarType dtype) {
-  Points<T> points{};
+template <typename S>
+OwnedPoints<S> packed(const Problem& p, const Tensor& offset_mask, ScalarType dtype) {
+  Points<S> points{};
   const Tensor rows = rows_as(offset_mask, dtype, &points.offset_stride);
   points.mask_stride = points.offset_stride;
-  points.offset = rows.const_data_ptr<T>();
+  points.offset = values_of<S>(rows);
   points.mask = points.offset + 2 * p.points();
   points.is_packed = true;
   return {rows, rows, points};
 }
 
-template <typename T>
-Tensor run_forward(const Problem& p, const Tensor& input, const OwnedPoints<T>& owned,
+template <typename S>
+auto forward_kernel() {
+  if constexpr (std::is_same_v<S, uint16_t>) {
+    return active_kernels().forward_bf16;
+  } else {
+    return kernels_for<S>().forward;
+  }
+}
+
+template <typename S>
+Tensor run_forward(const Problem& p, const Tensor& input, const OwnedPoints<S>& owned,
                    ScalarType dtype) {
-  Forward<T> call{};
+  Forward<S> call{};
   call.problem = p;
   const Tensor x = dense_as(input, dtype);
-  Tensor output =
-      empty({p.batch, p.out_height, p.out_width, p.channels}, std::is_same_v<T, double>);
-  call.input = x.const_data_ptr<T>();
+  Tensor output = empty({p.batch, p.out_height, p.out_width, p.channels}, dtype);
+  call.input = values_of<S>(x);
   call.points = owned.points;
-  call.output = output.mutable_data_ptr<T>();
-  const auto run = kernels_for<T>().forward;
+  call.output = static_cast<S*>(output.mutable_data_ptr());
+  const auto run = forward_kernel<S>();
   const int64_t grain = std::max<int64_t>(1, kForwardRows / p.groups);
   torch::stable::parallel_for(0, p.batch * p.out_pixels(), grain,
                               [&](int64_t begin, int64_t end) { run(call, begin, end); });
@@ -150,7 +178,7 @@ Tensor dcnv3(const Tensor input, const Tensor offset, const Tensor mask, int64_t
              bool remove_center, bool mask_softmax) {
   const Problem p = make_problem(input, offset, mask, groups, kernel_size, stride, padding,
                                  dilation, offset_scale, remove_center, mask_softmax);
-  return by_dtype(input, [&](auto zero, ScalarType dtype) {
+  return by_storage(input, offset, mask, [&](auto zero, ScalarType dtype) {
     using T = decltype(zero);
     return run_forward<T>(p, input, separate<T>(offset, mask, dtype), dtype);
   });
@@ -160,7 +188,7 @@ Tensor dcnv4(const Tensor input, const Tensor offset_mask, int64_t groups, Pair 
              Pair stride, Pair padding, Pair dilation, double offset_scale, bool remove_center) {
   const Problem p = make_packed_problem(input, offset_mask, groups, kernel_size, stride, padding,
                                         dilation, offset_scale, remove_center);
-  return by_dtype(input, [&](auto zero, ScalarType dtype) {
+  return by_storage(input, offset_mask, offset_mask, [&](auto zero, ScalarType dtype) {
     using T = decltype(zero);
     return run_forward<T>(p, input, packed<T>(p, offset_mask, dtype), dtype);
   });
@@ -254,10 +282,10 @@ int64_t choose_bands(const Problem& p) {
 }
 
 // An empty gradient of a tensor, of no elements if it is not wanted.
-Tensor gradient_of(const Tensor& like, bool is_wanted, bool is_double) {
+Tensor gradient_of(const Tensor& like, bool is_wanted, ScalarType dtype) {
   const int64_t none[] = {0};
   return empty(is_wanted ? like.sizes() : torch::headeronly::IntHeaderOnlyArrayRef(none, 1),
-               is_double);
+               dtype);
 }
 
 template <typename T>
@@ -293,12 +321,11 @@ std::tuple<Tensor, Tensor, Tensor> dcnv3_backward(const Tensor grad, const Tenso
   STD_TORCH_CHECK(output_mask.size() == 3, "output_mask must have three entries");
   return by_dtype(input, [&](auto zero, ScalarType dtype) {
     using T = decltype(zero);
-    constexpr bool is_double = std::is_same_v<T, double>;
     const Tensor g = dense_as(grad, dtype), x = dense_as(input, dtype);
     const OwnedPoints<T> owned = separate<T>(offset, mask, dtype);
-    Tensor grad_input = gradient_of(input, output_mask[0], is_double);
-    Tensor grad_offset = gradient_of(offset, output_mask[1], is_double);
-    Tensor grad_mask = gradient_of(mask, output_mask[2], is_double);
+    Tensor grad_input = gradient_of(input, output_mask[0], dtype);
+    Tensor grad_offset = gradient_of(offset, output_mask[1], dtype);
+    Tensor grad_mask = gradient_of(mask, output_mask[2], dtype);
     Backward<T> call{};
     call.problem = p;
     call.grad = g.template const_data_ptr<T>();
@@ -325,11 +352,10 @@ std::tuple<Tensor, Tensor> dcnv4_backward(const Tensor grad, const Tensor input,
   STD_TORCH_CHECK(output_mask.size() == 2, "output_mask must have two entries");
   return by_dtype(input, [&](auto zero, ScalarType dtype) {
     using T = decltype(zero);
-    constexpr bool is_double = std::is_same_v<T, double>;
     const Tensor g = dense_as(grad, dtype), x = dense_as(input, dtype);
     const OwnedPoints<T> owned = packed<T>(p, offset_mask, dtype);
-    Tensor grad_input = gradient_of(input, output_mask[0], is_double);
-    Tensor grad_rows = gradient_of(offset_mask, output_mask[1], is_double);
+    Tensor grad_input = gradient_of(input, output_mask[0], dtype);
+    Tensor grad_rows = gradient_of(offset_mask, output_mask[1], dtype);
     Backward<T> call{};
     call.problem = p;
     call.grad = g.template const_data_ptr<T>();

@@ -9,10 +9,10 @@ namespace internimage::cpu::CPU_CAPABILITY {
 constexpr int64_t kForwardPoints = 288;
 
 // kVecs vectors of channels (the first `count` lanes of each) of one (pixel, group) row.
-template <typename T, int kVecs, int kPoints, bool kInterior>
-INTERNIMAGE_INLINE inline void sample_channels(const T* base, const Problem& problem,
-                                               const T* zeros, const Tile<T>& tile, int64_t t,
-                                               int64_t points, T scale, T* out, int64_t count) {
+template <typename S, int kVecs, int kPoints, bool kInterior, typename T = Computing<S>>
+INTERNIMAGE_INLINE inline void sample_channels(const S* base, const Problem& problem,
+                                               const S* zeros, const Tile<T>& tile, int64_t t,
+                                               int64_t points, T scale, S* out, int64_t count) {
   using V = Vec<T>;
   // Four accumulators per vector hide the latency of the multiply-add; fewer if registers are
   // scarce.
@@ -26,7 +26,7 @@ INTERNIMAGE_INLINE inline void sample_channels(const T* base, const Problem& pro
 #pragma GCC unroll 9
   for (int64_t k = 0; k < n; ++k) {
     const int64_t p = t + k;
-    const T* corner[4];
+    const S* corner[4];
     corner[0] = kInterior ? base + tile.element[p] : select(base, zeros, tile.element[p]);
     corner[1] = corner[0] + (kInterior ? step_x : tile.step_x[p]);
     corner[2] = corner[0] + (kInterior ? step_y : tile.step_y[p]);
@@ -35,51 +35,52 @@ INTERNIMAGE_INLINE inline void sample_channels(const T* base, const Problem& pro
       const V weight(tile.weight[i][p]);
       for (int v = 0; v < kVecs; ++v) {
         V& target = sum[i % kChains][v];
-        target = at::vec::fmadd(weight, V::loadu(corner[i] + v * kLanes<T>, count), target);
+        target = at::vec::fmadd(weight, load(corner[i] + v * kLanes<T>, count), target);
       }
     }
   }
   for (int v = 0; v < kVecs; ++v) {
     V total = sum[0][v] + sum[1][v];
     if constexpr (kChains == 4) total = total + (sum[2][v] + sum[3][v]);
-    (total * V(scale)).store(out + v * kLanes<T>, count);
+    store(total * V(scale), out + v * kLanes<T>, count);
   }
 }
 
 // All channels of a row. kVecs > 0: the group has exactly kVecs vectors of channels.
-template <typename T, int kVecs, int kPoints>
-INTERNIMAGE_INLINE inline void sample_row(const T* base, const Problem& p, const T* zeros,
+template <typename S, int kVecs, int kPoints, typename T = Computing<S>>
+INTERNIMAGE_INLINE inline void sample_row(const S* base, const Problem& p, const S* zeros,
                                           const Tile<T>& tile, int64_t t, int64_t points, T scale,
-                                          T* out) {
+                                          S* out) {
   constexpr int64_t lanes = kLanes<T>;
   if constexpr (kVecs > 0) {
     if (is_interior(tile.edge + t, points)) {
-      sample_channels<T, kVecs, kPoints, true>(base, p, zeros, tile, t, points, scale, out, lanes);
+      sample_channels<S, kVecs, kPoints, true>(base, p, zeros, tile, t, points, scale, out, lanes);
     } else {
-      sample_channels<T, kVecs, kPoints, false>(base, p, zeros, tile, t, points, scale, out, lanes);
+      sample_channels<S, kVecs, kPoints, false>(base, p, zeros, tile, t, points, scale, out, lanes);
     }
   } else {
     const int64_t channels = p.group_channels();
     int64_t c = 0;
     for (; c + 4 * lanes <= channels; c += 4 * lanes) {
-      sample_channels<T, 4, kPoints, false>(base + c, p, zeros, tile, t, points, scale, out + c,
+      sample_channels<S, 4, kPoints, false>(base + c, p, zeros, tile, t, points, scale, out + c,
                                             lanes);
     }
     for (; c < channels; c += lanes) {
       const int64_t count = std::min(lanes, channels - c);
-      sample_channels<T, 1, kPoints, false>(base + c, p, zeros, tile, t, points, scale, out + c,
+      sample_channels<S, 1, kPoints, false>(base + c, p, zeros, tile, t, points, scale, out + c,
                                             count);
     }
   }
 }
 
-template <typename T, int kVecs, int kPoints>
-void forward_pixels(const Forward<T>& call, int64_t begin, int64_t end) {
+template <typename S, int kVecs, int kPoints>
+void forward_pixels(const Forward<S>& call, int64_t begin, int64_t end) {
+  using T = Computing<S>;
   const Problem& p = call.problem;
   const int64_t points = kPoints > 0 ? kPoints : p.points();
   const int64_t group_channels = p.group_channels();
   const Grid<T> grid(p, p.groups);
-  const Array<T> zeros(group_channels);
+  const Array<S> zeros(group_channels);
   Tile<T> tile;
   for (int64_t group = 0; group < p.groups; group += grid.groups) {
     Span span{begin, 0, group, std::min(grid.groups, p.groups - group)};
@@ -88,43 +89,44 @@ void forward_pixels(const Forward<T>& call, int64_t begin, int64_t end) {
     for (; span.first < end; span.first += span.pixels) {
       span.pixels = std::min(tile_pixels, end - span.first);
       if (call.points.is_packed) {
-        locate<T>(grid, PackedRows<T, kPoints>(call.points, span, points), span, tile);
+        locate<T>(grid, PackedRows<S, kPoints>(call.points, span, points), span, tile);
       } else {
-        SeparateRows<T> rows(call.points, span, points);
+        SeparateRows<S> rows(call.points, span, points);
         if (p.mask_softmax) {
-          exponentiate<T>(grid, rows, span, tile);
-          rows = with_weights<T>(rows, tile.exp);
+          exponentiate(grid, rows, span, tile);
+          rows.table = tile.exp;
         }
         locate<T>(grid, rows, span, tile);
       }
       for (int64_t i = 0; i < span.pixels; ++i) {
         const int64_t image = (span.first + i) / p.out_pixels();
-        const T* base = call.input + image * p.height * p.width * p.channels;
-        T* out = call.output + (span.first + i) * p.channels;
+        const S* base = call.input + image * p.height * p.width * p.channels;
+        S* out = call.output + (span.first + i) * p.channels;
         prefetch(call.input + (span.first + i + kPrefetchRows * p.width) * p.channels, p.channels);
         for (int64_t g = 0; g < span.groups; ++g) {
           const int64_t t = i * n + g * points;
           const int64_t c = (group + g) * group_channels;
           const T scale = p.mask_softmax ? T(1) / row_sum<T>(tile.exp + t, points) : T(1);
-          sample_row<T, kVecs, kPoints>(base + c, p, zeros.data, tile, t, points, scale, out + c);
+          sample_row<S, kVecs, kPoints>(base + c, p, zeros.data, tile, t, points, scale, out + c);
         }
       }
     }
   }
 }
 
-// float32 has loops of constant length for the sizes that released models use.
-template <typename T>
-void forward(const Forward<T>& call, int64_t begin, int64_t end) {
-  if constexpr (std::is_same_v<T, float>) {
+// There are loops of constant length for the sizes that released models use, except in float64.
+template <typename S>
+void forward(const Forward<S>& call, int64_t begin, int64_t end) {
+  if constexpr (!std::is_same_v<S, double>) {
+    constexpr int64_t lanes = kLanes<float>;
     if (call.problem.points() == 9) {
       const int64_t channels = call.problem.group_channels();
-      if (channels == kLanes<T>) return forward_pixels<T, 1, 9>(call, begin, end);
-      if (channels == 2 * kLanes<T>) return forward_pixels<T, 2, 9>(call, begin, end);
-      if (channels == 4 * kLanes<T>) return forward_pixels<T, 4, 9>(call, begin, end);
+      if (channels == lanes) return forward_pixels<S, 1, 9>(call, begin, end);
+      if (channels == 2 * lanes) return forward_pixels<S, 2, 9>(call, begin, end);
+      if (channels == 4 * lanes) return forward_pixels<S, 4, 9>(call, begin, end);
     }
   }
-  return forward_pixels<T, 0, 0>(call, begin, end);
+  return forward_pixels<S, 0, 0>(call, begin, end);
 }
 
 }  // namespace internimage::cpu::CPU_CAPABILITY

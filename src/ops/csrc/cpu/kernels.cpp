@@ -14,6 +14,7 @@ const Kernels kernels = {
     INTERNIMAGE_NAME(CPU_CAPABILITY),
     {forward<float>, backward<float>, sampled_rows<float>},
     {forward<double>, backward<double>, sampled_rows<double>},
+    forward<uint16_t>,
     {norm_rows<float>, depthwise_norm_gelu<float>},
     {norm_rows<uint16_t>, depthwise_norm_gelu<uint16_t>},
 };

@@ -10,20 +10,21 @@ namespace internimage::cpu {
 // consecutive pixels. The last dimension of their tensors is dense, and may be a slice of a wider
 // row. Values of DCNv3 are two tensors. DCNv4 has packed rows: 2P offsets and P weights of a group,
 // then those of the next group; both strides are then the same.
-template <typename T>
+template <typename S>
 struct Points {
-  const T* offset;
-  const T* mask;
+  const S* offset;
+  const S* mask;
   int64_t offset_stride, mask_stride;
   bool is_packed;
 };
 
-template <typename T>
+// S: float, double, or uint16_t for bfloat16, which is computed in float32.
+template <typename S>
 struct Forward {
   Problem problem;
-  const T* input;
-  Points<T> points;
-  T* output;
+  const S* input;
+  Points<S> points;
+  S* output;
 };
 
 template <typename T>
@@ -88,6 +89,7 @@ struct Kernels {
   const char* name;
   KernelsFor<float> f32;
   KernelsFor<double> f64;
+  void (*forward_bf16)(const Forward<uint16_t>&, int64_t begin, int64_t end);
   NormKernels<float> norm_f32;
   NormKernels<uint16_t> norm_bf16;
 };

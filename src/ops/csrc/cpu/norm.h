@@ -6,59 +6,6 @@
 
 namespace internimage::cpu::CPU_CAPABILITY {
 
-using Float = Vec<float>;
-
-INTERNIMAGE_INLINE inline Float load(const float* from, int64_t count) {
-  return Float::loadu(from, count);
-}
-
-INTERNIMAGE_INLINE inline void store(const Float& value, float* to, int64_t count) {
-  value.store(to, count);
-}
-
-INTERNIMAGE_INLINE inline Float load(const uint16_t* from, int64_t count) {
-#if defined(CPU_CAPABILITY_AVX512)
-  if (count == kLanes<float>) {
-    const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
-    return Float(_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16)));
-  }
-#elif defined(CPU_CAPABILITY_AVX2)
-  if (count == kLanes<float>) {
-    const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
-    return Float(_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16)));
-  }
-#endif
-  uint32_t bits[kLanes<float>] = {};
-  for (int64_t i = 0; i < count; ++i) bits[i] = static_cast<uint32_t>(from[i]) << 16;
-  float lanes[kLanes<float>];
-  std::memcpy(lanes, bits, sizeof(lanes));
-  return Float::loadu(lanes);
-}
-
-// Rounds to the nearest, ties to even; NaN stays NaN.
-INTERNIMAGE_INLINE inline void store(const Float& value, uint16_t* to, int64_t count) {
-#if defined(CPU_CAPABILITY_AVX512)
-  if (count == kLanes<float>) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), at::vec::cvtfp32_bf16(value));
-    return;
-  }
-#elif defined(CPU_CAPABILITY_AVX2)
-  if (count == kLanes<float>) {
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), at::vec::cvtfp32_bf16(value));
-    return;
-  }
-#endif
-  float lanes[kLanes<float>];
-  uint32_t bits[kLanes<float>];
-  value.store(lanes);
-  std::memcpy(bits, lanes, sizeof(lanes));
-  for (int64_t i = 0; i < count; ++i) {
-    const bool is_nan = (bits[i] & 0x7fffffff) > 0x7f800000;
-    const uint32_t rounded = bits[i] + 0x7fff + ((bits[i] >> 16) & 1);
-    to[i] = is_nan ? 0x7fc0 : static_cast<uint16_t>(rounded >> 16);
-  }
-}
-
 // GELU with the error function of Abramowitz and Stegun, 7.1.26, whose error is below 1.5e-7.
 INTERNIMAGE_INLINE inline Float gelu(const Float& x) {
   const Float z = x.abs() * Float(0.70710678f);

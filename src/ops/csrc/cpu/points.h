@@ -7,13 +7,7 @@
 #include <utility>
 
 #include "kernels.h"
-#include "vec.h"
-
-#ifdef _MSC_VER
-#define INTERNIMAGE_INLINE [[msvc::forceinline]]
-#else
-#define INTERNIMAGE_INLINE __attribute__((always_inline))
-#endif
+#include "storage.h"
 
 namespace internimage::cpu::CPU_CAPABILITY {
 
@@ -47,14 +41,17 @@ INTERNIMAGE_INLINE inline std::pair<Vec<T>, Vec<T>> load_pairs(int64_t q, int64_
                                 rest > 0 ? load(2 * q + lanes, rest) : Vec<T>(0));
 }
 
-// DCNv3: two tensors.
-template <typename T>
+// DCNv3: two tensors. `table`, if not null, has the weights instead, those of a pixel after those of
+// the previous one.
+template <typename S>
 struct SeparateRows {
-  const T* offset;
-  const T* mask;
+  using T = Computing<S>;
+  const S* offset;
+  const S* mask;
   int64_t offset_stride, mask_stride, points;  // points of all groups of the span
+  const T* table = nullptr;
 
-  SeparateRows(const Points<T>& from, const Span& span, int64_t group_points)
+  SeparateRows(const Points<S>& from, const Span& span, int64_t group_points)
       : offset(from.offset + span.first * from.offset_stride + span.group * group_points * 2),
         mask(from.mask + span.first * from.mask_stride + span.group * group_points),
         offset_stride(from.offset_stride),
@@ -63,14 +60,15 @@ struct SeparateRows {
 
   INTERNIMAGE_INLINE std::pair<Vec<T>, Vec<T>> offsets(int64_t pixel, int64_t q,
                                                        int64_t count) const {
-    const T* row = offset + pixel * offset_stride;
+    const S* row = offset + pixel * offset_stride;
     return load_pairs<T>(q, count, [row](int64_t first, int64_t n) INTERNIMAGE_INLINE {
-      return Vec<T>::loadu(row + first, n);
+      return load(row + first, n);
     });
   }
 
   INTERNIMAGE_INLINE Vec<T> weights(int64_t pixel, int64_t q, int64_t count) const {
-    return Vec<T>::loadu(mask + pixel * mask_stride + q, count);
+    if (table != nullptr) return load(table + pixel * points + q, count);
+    return load(mask + pixel * mask_stride + q, count);
   }
 
   INTERNIMAGE_INLINE void prefetch_pixel(int64_t pixel) const {
@@ -79,12 +77,13 @@ struct SeparateRows {
 };
 
 // DCNv4: of each group, the offsets and then the weights. kPoints is their number, or 0.
-template <typename T, int kPoints>
+template <typename S, int kPoints>
 struct PackedRows {
-  const T* row;
+  using T = Computing<S>;
+  const S* row;
   int64_t stride, groups, group_points;
 
-  PackedRows(const Points<T>& from, const Span& span, int64_t points)
+  PackedRows(const Points<S>& from, const Span& span, int64_t points)
       : row(from.offset + span.first * from.offset_stride + span.group * points * 3),
         stride(from.offset_stride),
         groups(span.groups),
@@ -93,15 +92,15 @@ struct PackedRows {
   INTERNIMAGE_INLINE std::pair<Vec<T>, Vec<T>> offsets(int64_t pixel, int64_t q,
                                                        int64_t count) const {
     const int64_t points = kPoints > 0 ? kPoints : group_points;
-    const T* from = row + pixel * stride;
+    const S* from = row + pixel * stride;
     return load_pairs<T>(q, count, [=, this](int64_t first, int64_t n) INTERNIMAGE_INLINE {
-      return load<2 * kPoints>(from, first, n, 2 * points, points);
+      return gather<2 * kPoints>(from, first, n, 2 * points, points);
     });
   }
 
   INTERNIMAGE_INLINE Vec<T> weights(int64_t pixel, int64_t q, int64_t count) const {
     const int64_t points = kPoints > 0 ? kPoints : group_points;
-    return load<kPoints>(row + pixel * stride + 2 * points, q, count, points, 2 * points);
+    return gather<kPoints>(row + pixel * stride + 2 * points, q, count, points, 2 * points);
   }
 
   INTERNIMAGE_INLINE void prefetch_pixel(int64_t pixel) const {
@@ -113,13 +112,13 @@ struct PackedRows {
   // (kLength, if it is known) and a gap. The values of each group that a vector holds are one load;
   // a load starts at most at the last group's values, so that it ends with them.
   template <int kLength>
-  INTERNIMAGE_INLINE Vec<T> load(const T* from, int64_t first, int64_t count, int64_t length,
-                                 int64_t gap) const {
+  INTERNIMAGE_INLINE Vec<T> gather(const S* from, int64_t first, int64_t count, int64_t length,
+                                   int64_t gap) const {
     constexpr int64_t lanes = kLanes<T>;
     const int64_t group = first / length, last = groups - 1;
-    Vec<T> values = Vec<T>::loadu(from + first + group * gap, count);
+    Vec<T> values = load(from + first + group * gap, count);
     const auto add = [&](int64_t g) INTERNIMAGE_INLINE {
-      const Vec<T> other = Vec<T>::loadu(from + first + std::min(g, last) * gap, count);
+      const Vec<T> other = load(from + first + std::min(g, last) * gap, count);
       values = merge<T>(values, other, std::min(lanes, g * length - first));
     };
     if constexpr (kLength > 0) {

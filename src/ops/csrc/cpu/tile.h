@@ -106,36 +106,36 @@ INTERNIMAGE_INLINE inline void for_each_vector(int64_t n, const Body& body) {
   for (int64_t q = 0; q < n; q += lanes) body(std::min(q, n - lanes), lanes);
 }
 
-template <typename T>
-inline void exponentiate_slowly(const T* logits, int64_t n, int64_t points, T* out) {
+template <typename T, typename S>
+inline void exponentiate_slowly(const S* logits, int64_t n, int64_t points, T* out) {
   for (int64_t row = 0; row < n; row += points) {
     T largest = -std::numeric_limits<T>::infinity();
     bool is_small = true;
     for (int64_t p = 0; p < points; ++p) {
-      const T x = logits[row + p];
+      const T x = value_of(logits[row + p]);
       is_small &= std::abs(x) < kExpLimit<T>;
       largest = std::max(largest, x);
     }
     if (is_small) continue;
-    for (int64_t p = 0; p < points; ++p) out[row + p] = std::exp(logits[row + p] - largest);
+    for (int64_t p = 0; p < points; ++p) out[row + p] = std::exp(value_of(logits[row + p]) - largest);
   }
 }
 
 // Writes exp of the logits of a span to tile.exp, not normalised. A row is shifted by its maximum
 // only if it contains a large value. This depends only on the row, so results do not depend on the
 // tile that contains it.
-template <typename T>
-inline void exponentiate(const Grid<T>& grid, const SeparateRows<T>& rows, const Span& span,
+template <typename T, typename S>
+inline void exponentiate(const Grid<T>& grid, const SeparateRows<S>& rows, const Span& span,
                          Tile<T>& tile) {
   using V = Vec<T>;
   const int64_t n = span.groups * grid.points;
-  const T* logits = rows.mask;
+  const S* logits = rows.mask;
   const int64_t stride = rows.mask_stride;
   V largest(0);
   for (int64_t i = 0; i < span.pixels; ++i) {
     prefetch(logits + (i + kPrefetchPixels) * stride, n);
     for_each_vector<T>(n, [&](int64_t q, int64_t count) INTERNIMAGE_INLINE {
-      const V x = V::loadu(logits + i * stride + q, count);
+      const V x = load(logits + i * stride + q, count);
       largest = at::vec::maximum(largest, x.abs());
       exp_limited<T>(x).store(tile.exp + i * n + q);
     });
@@ -254,14 +254,6 @@ inline void locate(const Grid<T>& grid, const Rows& rows, const Span& span, Tile
       if (++out_y == p.out_height) out_y = 0;
     }
   }
-}
-
-// Offsets and weights of DCNv3 where the weights are the softmax in a table of the tile.
-template <typename T>
-SeparateRows<T> with_weights(SeparateRows<T> rows, const T* table) {
-  rows.mask = table;
-  rows.mask_stride = rows.points;
-  return rows;
 }
 
 }  // namespace internimage::cpu::CPU_CAPABILITY

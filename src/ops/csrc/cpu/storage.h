@@ -1,0 +1,89 @@
+// Reading and writing tensors: values are computed in their own type, except bfloat16, which is
+// stored as uint16_t and computed in float32. Only the first `count` lanes of a vector are used.
+#pragma once
+
+#include <cstring>
+#include <type_traits>
+
+#include "vec.h"
+
+#ifdef _MSC_VER
+#define INTERNIMAGE_INLINE [[msvc::forceinline]]
+#else
+#define INTERNIMAGE_INLINE __attribute__((always_inline))
+#endif
+
+namespace internimage::cpu::CPU_CAPABILITY {
+
+using Float = Vec<float>;
+
+// The type that computes values stored as S.
+template <typename S>
+using Computing = std::conditional_t<std::is_same_v<S, uint16_t>, float, S>;
+
+template <typename T>
+inline T value_of(T stored) {
+  return stored;
+}
+
+inline float value_of(uint16_t stored) {
+  const uint32_t bits = static_cast<uint32_t>(stored) << 16;
+  float value;
+  std::memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+
+template <typename T>
+INTERNIMAGE_INLINE inline Vec<T> load(const T* from, int64_t count) {
+  return Vec<T>::loadu(from, count);
+}
+
+template <typename T>
+INTERNIMAGE_INLINE inline void store(const Vec<T>& value, T* to, int64_t count) {
+  value.store(to, count);
+}
+
+INTERNIMAGE_INLINE inline Float load(const uint16_t* from, int64_t count) {
+#if defined(CPU_CAPABILITY_AVX512)
+  if (count == kLanes<float>) {
+    const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+    return Float(_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16)));
+  }
+#elif defined(CPU_CAPABILITY_AVX2)
+  if (count == kLanes<float>) {
+    const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+    return Float(_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16)));
+  }
+#endif
+  uint32_t bits[kLanes<float>] = {};
+  for (int64_t i = 0; i < count; ++i) bits[i] = static_cast<uint32_t>(from[i]) << 16;
+  float lanes[kLanes<float>];
+  std::memcpy(lanes, bits, sizeof(lanes));
+  return Float::loadu(lanes);
+}
+
+// Rounds to the nearest, ties to even; NaN stays NaN.
+INTERNIMAGE_INLINE inline void store(const Float& value, uint16_t* to, int64_t count) {
+#if defined(CPU_CAPABILITY_AVX512)
+  if (count == kLanes<float>) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), at::vec::cvtfp32_bf16(value));
+    return;
+  }
+#elif defined(CPU_CAPABILITY_AVX2)
+  if (count == kLanes<float>) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), at::vec::cvtfp32_bf16(value));
+    return;
+  }
+#endif
+  float lanes[kLanes<float>];
+  uint32_t bits[kLanes<float>];
+  value.store(lanes);
+  std::memcpy(bits, lanes, sizeof(lanes));
+  for (int64_t i = 0; i < count; ++i) {
+    const bool is_nan = (bits[i] & 0x7fffffff) > 0x7f800000;
+    const uint32_t rounded = bits[i] + 0x7fff + ((bits[i] >> 16) & 1);
+    to[i] = is_nan ? 0x7fc0 : static_cast<uint16_t>(rounded >> 16);
+  }
+}
+
+}  // namespace internimage::cpu::CPU_CAPABILITY
