@@ -31,11 +31,11 @@ class ClassPredictionWriter(Callback):
 
     Args:
         folder: Output folder; default is the run folder.
-        max_pictures: Maximum number of annotated images; -1 for all, 0 for none.
+        max_images: Maximum number of annotated images; -1 for all, 0 for none.
     """
 
-    def __init__(self, folder: str | None = None, max_pictures: int = 200) -> None:
-        self.folder, self.max_pictures = folder, max_pictures
+    def __init__(self, folder: str | None = None, max_images: int = 200) -> None:
+        self.folder, self.max_images = folder, max_images
         self._rows: list[Row] = []
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -86,7 +86,7 @@ class ClassPredictionWriter(Callback):
         table = self._write(trainer, rows, "predictions.csv")
         folder = table.parent
         tell(f"Predictions: {table} ({len(rows)} files)")
-        chosen = rows if self.max_pictures < 0 else rows[: self.max_pictures]
+        chosen = rows if self.max_images < 0 else rows[: self.max_images]
         if chosen:
             root = getattr(trainer.datamodule, "predict_dir", None)  # type: ignore[attr-defined]
             names = OutputNames([row.path for row in rows], root)

@@ -11,6 +11,7 @@ import contextlib
 import re
 import shutil
 import sys
+import warnings
 from enum import Enum
 from pathlib import Path
 from typing import Any, NoReturn, Self
@@ -83,6 +84,8 @@ _DEFAULT_CALLBACKS = {
     "data_waiting": DataWaiting,
 }
 
+_FORMER_SETTINGS = {"max_pictures": "max_images"}
+
 
 class Parser(LightningArgumentParser):
     """Parser with one-line error messages.
@@ -106,6 +109,17 @@ class Parser(LightningArgumentParser):
             values = vars(obj) if isinstance(obj, Namespace) else obj
             obj = Namespace(with_present_names(self._class, values))
         return super().parse_object(obj, *args, **kwargs)
+
+    def parse_string(self, content: str, *args: Any, **kwargs: Any) -> Namespace:
+        """Parse the text of a file, which may have former names of the settings of callbacks."""
+        for former, present in _FORMER_SETTINGS.items():
+            renamed = re.sub(rf"\b{former}(?=\s*:)", present, content)
+            if renamed != content:
+                content = renamed
+                warnings.warn(
+                    f"The setting {former} was renamed to {present}.", FutureWarning, stacklevel=2
+                )
+        return super().parse_string(content, *args, **kwargs)
 
     def parse_args(self, args: Any = None, *more: Any, **kwargs: Any) -> Namespace:  # type: ignore[override]
         """Parse options, which for the arguments of a class have the form ``--name=value``."""

@@ -64,7 +64,7 @@ def test_equal_names_do_not_overwrite_each_other(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("limit", "drawn"), [(-1, 3), (2, 2), (0, 0)])
 def test_number_of_images(tmp_path: Path, limit: int, drawn: int) -> None:
     paths = [image(tmp_path / f"{i}.png") for i in range(3)]
-    predict(ClassPredictionWriter(str(tmp_path / "out"), max_pictures=limit), paths)
+    predict(ClassPredictionWriter(str(tmp_path / "out"), max_images=limit), paths)
     assert len(list(tmp_path.glob("out/images/*.png"))) == drawn
 
 

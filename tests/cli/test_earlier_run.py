@@ -31,9 +31,18 @@ def test_it_resumes(earlier: list[str], tmp_path: Path) -> None:
 
 
 def test_it_predicts(earlier: list[str], images: Path, tmp_path: Path) -> None:
-    assert main(["predict", *earlier, "--data.predict_dir", str(images / "val" / "red")]) == 0
+    options = ["--data.predict_dir", str(images / "val" / "red")]
+    with pytest.warns(FutureWarning, match="max_pictures was renamed to max_images"):
+        assert main(["predict", *earlier, *options]) == 0
     table = tmp_path / "runs" / "tiny" / "predict_0" / "predictions.csv"
     assert len(table.read_text().splitlines()) == 1 + 4
+
+
+def test_a_former_option_names_the_present_one(
+    earlier: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["predict", *earlier, "--predictions.max_pictures", "4"]) == 2
+    assert "Did you mean --predictions.max_images?" in capsys.readouterr().err
 
 
 def test_it_is_exported(earlier: list[str], tmp_path: Path) -> None:

@@ -105,7 +105,7 @@ def test_predict_writes_table_and_images(trained: Path, images: Path) -> None:
     config = trained / "runs" / "tiny" / "version_0" / "config.yaml"
     photos = str(images / "val")
     arguments = ["-c", str(config), "--ckpt_path", "last", "--data.predict_dir", photos]
-    assert run(trained, "predict", *arguments, "--predictions.max_pictures", "5") == 0
+    assert run(trained, "predict", *arguments, "--predictions.max_images", "5") == 0
     folder = trained / "runs" / "tiny" / "predict_0"
     with (folder / "predictions.csv").open() as file:
         rows = list(csv.DictReader(file))

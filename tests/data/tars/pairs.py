@@ -10,7 +10,7 @@ from PIL import Image
 Members = dict[str, bytes]
 
 
-def picture(number: int, size: tuple[int, int] = (40, 30)) -> bytes:
+def jpeg(number: int, size: tuple[int, int] = (40, 30)) -> bytes:
     pixels = np.random.default_rng(number).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "JPEG")
@@ -21,7 +21,7 @@ def pair(key: str, text: str | None = None, number: int = 0, **facts: Any) -> Me
     text = f"caption of {key}" if text is None else text
     content = {"caption": text, "key": key, "width": 40, "height": 30, **facts}
     return {
-        f"{key}.jpg": picture(number),
+        f"{key}.jpg": jpeg(number),
         f"{key}.txt": text.encode(),
         f"{key}.json": json.dumps(content).encode(),
     }
