@@ -246,7 +246,8 @@ class TrainingCLI(LightningCLI):
         kwargs = {"default_root_dir": self.runs, "callbacks": callbacks, **kwargs}
         if config.logger is not False:
             given = [] if config.logger is True else _as_list(config.logger)
-            kwargs["logger"] = [*default_loggers(folder, given), *given]
+            defaults = [] if self.subcommand == "predict" else default_loggers(folder, given)
+            kwargs["logger"] = [*defaults, *given]
         plugins = _as_list(config.plugins)
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             kwargs["plugins"] = [*plugins, AtomicCheckpointIO()]

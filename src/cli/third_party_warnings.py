@@ -42,6 +42,7 @@ _HIDDEN_MESSAGES = (
     "Loaded model weights from the checkpoint",
     "Found current_model_state in the checkpoint",  # the EMA callback restores its weights
     "`weights_only` was not set",
+    "Seed set to",  # config.yaml has the seed
 )
 
 
@@ -51,8 +52,12 @@ def quieten() -> None:
     threading.excepthook = _report_thread
     for pattern in _HIDDEN_WARNINGS:
         warnings.filterwarnings("ignore", message=pattern)
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
-        log = logging.getLogger(name)
+    for name in (
+        "pytorch.utilities.rank_zero",
+        "fabric.utilities.rank_zero",
+        "fabric.utilities.seed",
+    ):
+        log = logging.getLogger(f"lightning.{name}")
         if _is_worth_showing not in log.filters:
             log.addFilter(_is_worth_showing)
 

@@ -101,7 +101,9 @@ def test_warning_if_evaluated_weights_have_other_classes(
     assert any("the results are meaningless" in str(warning.message) for warning in recwarn)
 
 
-def test_predict_writes_table_and_images(trained: Path, images: Path) -> None:
+def test_predict_writes_table_and_images(
+    trained: Path, images: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     config = trained / "runs" / "tiny" / "version_0" / "config.yaml"
     photos = str(images / "val")
     arguments = ["-c", str(config), "--ckpt_path", "last", "--data.predict_dir", photos]
@@ -119,6 +121,9 @@ def test_predict_writes_table_and_images(trained: Path, images: Path) -> None:
         assert probabilities == sorted(probabilities, reverse=True)
     drawn = sorted((folder / "images").rglob("*.png"))
     assert len(drawn) == 5
+    written = {"config.yaml", "env.txt", "predictions.csv", "images"}
+    assert {path.name for path in folder.iterdir()} == written
+    assert "Seed set" not in capfd.readouterr().err
     with Image.open(drawn[0]) as image:
         assert image.width >= 360
 
