@@ -16,7 +16,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from src.cli.arguments import check_files, checked
+from src.cli.arguments import check_files, check_recipe, check_trainer_settings, checked
 from src.cli.process_failures import explanation, stop_with_parent
 from src.cli.short_help import short_help
 from src.config_files import find_configs
@@ -82,6 +82,7 @@ def _main(given: list[str], stops: StopSignals) -> int:
     try:
         args = find_configs(given[1:])
         check_files(args)
+        check_trainer_settings(args)
         return _command(given[0])(args)
     except (Interrupted, KeyboardInterrupt) as stop:
         return _interrupted(str(stop))
@@ -129,8 +130,7 @@ def _command(name: str) -> Callable[[list[str]], int]:
     if name in TRAINER_COMMANDS:
         return lambda args: _train([name, *args])
     if name in TOOLS:
-        run: Callable[[list[str]], int | None] = import_module(TOOLS[name]).main
-        return lambda args: run(args) or 0
+        return lambda args: _run_tool(name, args)
     from src.cli.other_names import OTHER_COMMANDS
     from src.cli.suggestions import suggest
 
@@ -142,12 +142,19 @@ def _command(name: str) -> Callable[[list[str]], int]:
     )
 
 
+def _run_tool(name: str, args: list[str]) -> int:
+    check_recipe(name, args)
+    run: Callable[[list[str]], int | None] = import_module(TOOLS[name]).main
+    return run(args) or 0
+
+
 def _train(args: list[str]) -> int:
     if {"-h", "--help"} & set(args):
         print(short_help(args[0]))
         return 0
     args = ["--help" if arg == "--help_all" else arg for arg in args]
     args = checked(args, after=1)  # before the imports, of which Lightning takes seconds
+    check_recipe(args[0], args[1:])
     from src.cli.run_settings import with_settings_of_run
 
     args = with_settings_of_run(args)

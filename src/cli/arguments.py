@@ -5,15 +5,74 @@ This module does not import PyTorch or Lightning, so that these errors are repor
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from src.cli.other_names import no_such_option
+from src.cli.suggestions import suggest
 from src.errors import UserError
 
 _GROUPS = ("model", "data", "trainer", "checkpoint")
 """Options that a class or a file can be given for, also if other libraries use these names."""
+
+GIVE_RECIPE = (
+    "Give a recipe with --config configs/<recipe>.yaml, or a trained run with --ckpt_path FILE"
+    " (validate, test and predict: or --name RUN)."
+)
+_RECIPE = ("--config", "-c", "--name", "--ckpt_path")
+_PARTS = ("--model", "--data", "--help", "-h", "--print_config")
+"""Options without which a command needs a recipe."""
+
+
+def check_recipe(command: str, args: Sequence[str]) -> None:
+    """Refuse a command without a recipe, a run, or settings in place of them.
+
+    Raises:
+        UserError: If there is none.
+    """
+    if args and not args[0].startswith("-"):
+        return  # reported later, with the option to use
+    if command == "export" and not any(arg.startswith((*_RECIPE, "--help", "-h")) for arg in args):
+        raise UserError(
+            "export needs --name RUN, --ckpt_path FILE, or --config FILE, the recipe that the"
+            " network was trained with."
+        )
+    is_without = not any(arg.startswith((*_RECIPE, *_PARTS)) for arg in args)
+    if command in ("fit", "validate", "test", "predict", "plan", "benchmark") and is_without:
+        raise UserError(f"Missing settings: data and model. {GIVE_RECIPE}")
+
+
+def check_trainer_settings(args: Sequence[str]) -> None:
+    """Refuse settings that Lightning's trainer does not have, before Lightning is imported.
+
+    Raises:
+        UserError: If there is one.
+    """
+    given = [match for arg in args if (match := re.match(r"--(trainer\.(\w+)[\w.]*)", arg))]
+    known = _trainer_settings() if given else set()
+    for match in given if known else ():
+        if match[2] not in known:
+            hint = suggest(match[2], [f"trainer.{name}" for name in known], option=True)
+            raise UserError(
+                no_such_option(f"--{match[1]}")
+                or f"There is no setting {match[1]!r}.{hint or ' See --help.'}"
+            )
+
+
+def _trainer_settings() -> set[str]:
+    """Arguments of Lightning's trainer from its source code; empty if it is not where expected."""
+    spec = find_spec("lightning")  # which does not import it
+    folder = Path(spec.origin if spec and spec.origin else "").parent
+    path = folder / "pytorch" / "trainer" / "trainer.py"
+    if not path.is_file():
+        return set()
+    parts = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    trainer = next(p for p in parts if isinstance(p, ast.ClassDef) and p.name == "Trainer")
+    (start,) = (p for p in trainer.body if isinstance(p, ast.FunctionDef) and p.name == "__init__")
+    return {argument.arg for argument in (*start.args.args, *start.args.kwonlyargs)}
 
 
 def check_files(args: Sequence[str]) -> None:

@@ -14,6 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from src.cli.arguments import GIVE_RECIPE
 from src.cli.other_names import answer_for, no_such_option
 from src.cli.suggestions import suggest
 from src.runs import is_run_or_checkpoint
@@ -217,11 +218,7 @@ def _missing_setting(message: str, parser: Any) -> str | None:
     owner = _innermost_class(message)
     if owner is None:
         names = [name.split(".")[-1] for name in match[1].split(", ")]
-        return (
-            f"Missing settings: {' and '.join(sorted(names))}. Give a recipe with"
-            " --config configs/<recipe>.yaml, or a trained run with --ckpt_path FILE (validate,"
-            " test and predict: or --name RUN)."
-        )
+        return f"Missing settings: {' and '.join(sorted(names))}. {GIVE_RECIPE}"
     return f"{_join(message)}: {owner.__name__} needs a value for {match[1]}."
 
 

@@ -70,6 +70,11 @@ def test_options_of_the_parser_are_not_taken_for_those_of_other_libraries(
         ("plan -c=gone.yaml --gpus 8", "The configuration file gone.yaml does not exist."),
         ("fit --lr 0.1", "There is no option --lr. Use --model.optimizer.lr."),
         ("predict --data.predict_dir", "--data.predict_dir needs a value."),
+        ("fit --trainer.max_epoch 3", "'trainer.max_epoch'. Did you mean --trainer.max_epochs?"),
+        ("export --name a --trainer.gpus 1", "There is no option --trainer.gpus. Use"),
+        ("fit", "Missing settings: data and model. Give a recipe"),
+        ("plan --gpus 8", "Missing settings: data and model. Give a recipe"),
+        ("export --format onnx", "export needs --name RUN, --ckpt_path FILE, or --config FILE"),
         ("env --foo", "env takes no arguments, got '--foo'."),
     ],
 )

@@ -60,11 +60,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = with_settings_of_run(["export", *(sys.argv[1:] if argv is None else argv)])[1:]
     parser = _parser()
     args, recipe = parser.parse_known_args(argv)
-    if not any(part.startswith(("--config", "-c")) for part in recipe):
-        raise UserError(
-            "export needs --name RUN, --ckpt_path FILE, or --config FILE, the recipe that the"
-            " network was trained with."
-        )
     if args.check and not args.check.exists():
         raise UserError(f"The folder of images for --check does not exist: {args.check}.")
     if args.check and set(args.format) == {"safetensors"}:
