@@ -10,6 +10,7 @@ LAYOUTS: dict[str, Layout] = {
     "ade20k": ade20k,
     "cityscapes": label_maps.CITYSCAPES,
     "mapillary": label_maps.MAPILLARY,
+    "coco-stuff": label_maps.COCO_STUFF,
     "pascal-context": label_maps.PASCAL_CONTEXT,
     "nyu-depth-v2": label_maps.NYU_DEPTH_V2,
     "coco": boxes.COCO,

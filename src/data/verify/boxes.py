@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from src.data.formats.image_sizes import read_sizes
+from src.data.verify.layout import DataModuleLayout
 from src.data.verify.report import Report
 from src.errors import UserError
 
@@ -15,57 +14,16 @@ if TYPE_CHECKING:
     from src.data.formats.coco_json import CocoFile
 
 
-@dataclass(frozen=True)
-class BoxLayout:
-    """A layout of ``python -m src verify`` that a data module of boxes reads.
+class BoxLayout(DataModuleLayout):
+    """A layout of boxes: annotations are read, and the size of every image."""
 
-    Attributes:
-        TREE: The files, for the help text.
-        data_module: Name of the data module.
-        root: Default folder.
-        options: Further arguments of the data module that are options of the command, with those of
-            ``argparse``.
-        fixed: Further arguments of the data module.
-    """
-
-    TREE: str
-    data_module: str
-    root: str
-    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    fixed: Mapping[str, Any] = field(default_factory=dict)
-
-    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Declare the arguments."""
-        add = parser.add_argument
-        add("--root", default=self.root, help="data folder (%(default)s)")
-        splits = ["train", "val"]
-        add("--splits", nargs="+", default=splits, choices=splits, help="default: both")
-        for name, settings in self.options.items():
-            add(f"--{name.replace('_', '-')}", **settings)
-
-    def run(self, args: argparse.Namespace) -> Report:
-        """Read the annotations, and the size of every image.
-
-        Args:
-            args: What `add_arguments` declares, ``workers`` and ``max_pixels``.
-        """
-        from src import data  # imported here, because data modules import Lightning, which is slow
-
-        given = {name: getattr(args, name) for name in self.options}
-        options = {name: value for name, value in given.items() if value is not None}
-        module = getattr(data, self.data_module)(
-            root=args.root, max_pixels=args.max_pixels, **self.fixed, **options
-        )
-        report = Report()
-        for split in args.splits:
-            try:
-                file: CocoFile = module.annotation_file(split)
-            except UserError as error:
-                report.problems.append(str(error))
-                continue
-            _describe(report, file)
-            _check_images(report, file, module, split, args.max_pixels)
-        return report
+    def check_split(
+        self, report: Report, module: Any, split: str, args: argparse.Namespace
+    ) -> None:
+        """Check the annotations and the sizes of the images of a split."""
+        file: CocoFile = module.annotation_file(split)
+        _describe(report, file)
+        _check_images(report, file, module, split, args.max_pixels)
 
 
 def _describe(report: Report, file: CocoFile) -> None:

@@ -4,71 +4,35 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from multiprocessing.pool import ThreadPool
 from typing import Any
 
 import numpy as np
 
 from src.data.formats.label_maps import read_label_map
+from src.data.verify.layout import DataModuleLayout
 from src.data.verify.report import Report
 from src.decoding import decode
 from src.errors import UserError
 from src.types import IGNORE_LABEL
 
 
-@dataclass(frozen=True)
-class LabelMapLayout:
-    """A layout of ``python -m src verify`` that a data module of label maps reads.
+class LabelMapLayout(DataModuleLayout):
+    """A layout of label maps: every pair of files is read."""
 
-    Attributes:
-        TREE: The files, for the help text.
-        data_module: Name of the data module.
-        root: Default folder.
-        options: Further arguments of the data module that are options of the command, with those of
-            ``argparse``.
-    """
-
-    TREE: str
-    data_module: str
-    root: str
-    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-
-    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Declare the arguments."""
-        add = parser.add_argument
-        add("--root", default=self.root, help="data folder (%(default)s)")
-        splits = ["train", "val"]
-        add("--splits", nargs="+", default=splits, choices=splits, help="default: both")
-        for name, settings in self.options.items():
-            add(f"--{name.replace('_', '-')}", **settings)
-
-    def run(self, args: argparse.Namespace) -> Report:
-        """Read every pair of files.
-
-        Args:
-            args: What `add_arguments` declares, ``workers`` and ``max_pixels``.
-        """
-        from src import data  # imported here, because data modules import Lightning, which is slow
-
-        options = {name: getattr(args, name) for name in self.options}
-        module = getattr(data, self.data_module)(root=args.root, **options)
-        report = Report()
-        for split in args.splits:
-            try:
-                pairs = module.labelled_files(split)
-            except UserError as error:
-                report.problems.append(str(error))
-                continue
-            check = PairCheck(
-                len(module.class_names),
-                args.max_pixels,
-                reduce_zero_label=module.reduce_zero_label,
-                class_values=module.label_values(split),
-            )
-            check_pairs(report, f"{args.root}, {split}", pairs, module.class_names, check, args)
-        return report
+    def check_split(
+        self, report: Report, module: Any, split: str, args: argparse.Namespace
+    ) -> None:
+        """Read every pair of files of a split."""
+        pairs = module.labelled_files(split)
+        check = PairCheck(
+            len(module.class_names),
+            args.max_pixels,
+            reduce_zero_label=module.reduce_zero_label,
+            class_values=module.label_values(split),
+        )
+        check_pairs(report, f"{args.root}, {split}", pairs, module.class_names, check, args)
 
 
 def check_pairs(
@@ -152,6 +116,12 @@ MAPILLARY = LabelMapLayout(
         },
         "high_values_are_road": {"action": "store_true", "help": "accept numbers above 65"},
     },
+)
+COCO_STUFF = LabelMapLayout(
+    "ROOT/{images,annotations}/{train2017,val2017}/*",
+    "COCOStuffDataModule",
+    "data/coco_stuff164k",
+    {"train_ids": {"action": "store_true", "help": "label maps are *_labelTrainIds.png"}},
 )
 PASCAL_CONTEXT = LabelMapLayout(
     "ROOT/{JPEGImages,SegmentationClassContext}/*, ROOT/ImageSets/SegmentationContext/*.txt",

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from src.cli import main
 from src.data import ADE20KDataModule, COCOStuffDataModule
 from src.data.classes.coco_stuff import COCO_STUFF_CATEGORIES, COCO_STUFF_VALUES
 from src.errors import UserError
@@ -72,6 +73,17 @@ def test_a_number_of_no_class_is_named(tmp_path):
     data = COCOStuffDataModule(root=str(tmp_path), **SMALL)
     with pytest.raises(UserError, match=r"000000000009\.png has the value 11 in 2 pixels"):
         stored_labels(data)
+
+
+def test_verify(tmp_path, capsys):
+    command = ["verify", "coco-stuff", "--root", str(tmp_path), "--splits", "val"]
+    write_pair(tmp_path, "val2017", [[0, 10, 181]])
+    assert main(command) == 0
+    assert "val: 1 pairs, 3 classes occur" in capsys.readouterr().out
+    assert main([*command, "--train-ids"]) == 1
+    write_pair(tmp_path, "val2017", [[0, 11, 181]])
+    assert main(command) == 1
+    assert "has the value 11 in 1 pixel" in capsys.readouterr().out
 
 
 def test_any_numbering_can_be_given(tmp_path):
