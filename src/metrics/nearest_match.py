@@ -31,7 +31,7 @@ def score_classes(
     images: Iterable[tuple[Sequence[dict[str, Any]], Sequence[dict[str, Any]]]],
     num_classes: int,
     match: Match,
-    flag: str,
+    flags: Sequence[str],
     *,
     counts_flagged: bool,
     eleven_points: bool = False,
@@ -42,7 +42,7 @@ def score_classes(
         images: COCO annotations and COCO results of each image, with class indices.
         num_classes: Number of classes.
         match: Compares the detections of an image and a class with its annotations.
-        flag: Key of the annotations that ``match`` needs.
+        flags: Keys of the annotations, of which one must be set for the flag that ``match`` needs.
         counts_flagged: Whether annotations with the flag must be found.
         eleven_points: See `average_precision`.
 
@@ -55,11 +55,12 @@ def score_classes(
     for of_image, results in images:
         truth, found = _by_class(of_image), _by_class(results)
         for label in truth.keys() | found.keys():
-            flags = np.array([bool(a.get(flag)) for a in truth[label]], dtype=bool)
-            number[label] += len(flags) if counts_flagged else (~flags).sum()
+            is_set = [any(annotation.get(flag) for flag in flags) for annotation in truth[label]]
+            flagged = np.array(is_set, dtype=bool)
+            number[label] += len(flagged) if counts_flagged else (~flagged).sum()
             best_first = sorted(found[label], key=lambda result: -float(result["score"]))
             scores = np.array([result["score"] for result in best_first], dtype=float)
-            hits[label].append(match(_corners(best_first), scores, _corners(truth[label]), flags))
+            hits[label].append(match(_corners(best_first), scores, _corners(truth[label]), flagged))
     per_class = [
         _of_class(hits[label], int(number[label]), eleven_points) for label in range(num_classes)
     ]

@@ -7,7 +7,8 @@ the published numbers are from:
 - Detections of a class count only in images with a box of it, or with a label of the whole image
   that says whether the class is present. Labels of whole images are not extended to more general
   classes.
-- A box around a group counts as one object. Of the detections that find no other box and lie in it
+- A box around a group (``is_group_of``, or ``iscrowd`` in annotation files that were converted to
+  COCO's format) counts as one object. Of the detections that find no other box and lie in it
   by half of their area, the best one is right, and the others are left out.
 - AP is the area under the interpolated precision-recall curve; the mean is over classes with boxes.
 """
@@ -77,7 +78,7 @@ class OpenImagesMetric(GatheredMetric):
             _extended(images.values(), ancestors),
             self.num_classes,
             _match,
-            "is_group_of",
+            ("is_group_of", "iscrowd"),
             counts_flagged=True,
         )
 

@@ -30,7 +30,8 @@ class VOCMetric(GatheredMetric):
 
     A detection is right if the annotation of its class that it overlaps most has an IoU of at least
     0.5 and no better detection has taken it. Annotations with ``ignore`` (difficult ones) need not
-    be found, and detections of them are left out.
+    be found, and detections of them are left out. The same holds for ``iscrowd``, which annotation
+    files of COCO's format may have instead.
 
     Args:
         num_classes: Number of classes.
@@ -61,7 +62,7 @@ class VOCMetric(GatheredMetric):
             ((image.annotations, image.results) for image in images.values()),
             self.num_classes,
             _match,
-            "ignore",
+            ("ignore", "iscrowd"),
             counts_flagged=False,
             eleven_points=self.eleven_points,
         )

@@ -88,3 +88,11 @@ def test_boxes_without_area_are_wrong_without_a_warning() -> None:
         warnings.simplefilter("error")
         found = score(OpenImagesMetric(1), [Scene(truth, found)])
     assert float(found["bbox_AP"]) == pytest.approx(1 / 3)
+
+
+def test_crowds_are_groups() -> None:
+    ap = [
+        float(score(OpenImagesMetric(CLASSES), random_scenes(3, CLASSES, flag))["bbox_AP"])
+        for flag in ("is_group_of", "iscrowd", None)
+    ]
+    assert ap[0] == ap[1] != ap[2]

@@ -78,3 +78,11 @@ def test_boxes_include_their_last_pixel() -> None:
 
 def test_nothing_seen_scores_minus_one() -> None:
     assert float(VOCMetric(2).compute()["bbox_AP"]) == -1
+
+
+def test_crowds_need_not_be_found_either() -> None:
+    ap = [
+        float(score(VOCMetric(CLASSES), random_scenes(3, CLASSES, flag))["bbox_AP"])
+        for flag in ("ignore", "iscrowd", None)
+    ]
+    assert ap[0] == ap[1] != ap[2]
