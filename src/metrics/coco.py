@@ -132,8 +132,10 @@ def as_annotation(result: Result, kind: Kind) -> dict[str, Any]:
 
 
 def numbered(annotations: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The annotations with ids from 1."""
-    return [annotation | {"id": i} for i, annotation in enumerate(annotations, start=1)]
+    """The annotations, to which ids from 1 are added; copies would need gigabytes."""
+    for number, annotation in enumerate(annotations, start=1):
+        annotation["id"] = number
+    return annotations
 
 
 def _index(annotation_class: Any, dataset: dict[str, Any]) -> Any:

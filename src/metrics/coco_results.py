@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -47,18 +48,54 @@ def to_results(found: Detections, image_id: ImageId) -> list[Result]:
         height``, ``score`` and, if there are masks, ``segmentation`` as compressed run-length
         code.
     """
-    found = only_finite(found)
-    boxes = found.boxes.double().cpu()
-    corner_and_size = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
-    rows = zip(corner_and_size.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True)
-    results: list[Result] = [
-        {"image_id": image_id, "category_id": label, "bbox": box, "score": score}
-        for box, score, label in rows
-    ]
-    if found.masks is not None:
-        for result, code in zip(results, encode_masks(found.masks), strict=True):
-            result["segmentation"] = code
-    return results
+    return PackedResults.of(found).unpacked(image_id)
+
+
+@dataclass(frozen=True)
+class PackedResults:
+    """COCO results of one image as arrays.
+
+    A box needs 48 bytes; as a dictionary it needs about 460, which is 2.7 GB for 300 detections in
+    each of 20,000 images, on every rank.
+
+    Attributes:
+        boxes: ``x, y, width, height``, ``(D, 4)``.
+        scores: ``(D,)``.
+        labels: Class indices, ``(D,)``.
+        size: Height and width of the masks.
+        codes: Compressed run-length code of each mask; ``None`` for a detector without masks.
+    """
+
+    boxes: NDArray[np.float64]
+    scores: NDArray[np.float64]
+    labels: NDArray[np.int64]
+    size: tuple[int, int] = (0, 0)
+    codes: list[str] | None = None
+
+    @classmethod
+    def of(cls, found: Detections) -> PackedResults:
+        """Pack the finite detections of an image."""
+        found = only_finite(found)
+        boxes = found.boxes.double().cpu().numpy()
+        corner_and_size = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
+        scores, labels = found.scores.double().cpu().numpy(), found.labels.cpu().numpy()
+        if found.masks is None:
+            return cls(corner_and_size, scores, labels)
+        height, width = found.masks.shape[1:]
+        codes = [code["counts"] for code in encode_masks(found.masks)]
+        return cls(corner_and_size, scores, labels, (height, width), codes)
+
+    def unpacked(self, image_id: ImageId) -> list[Result]:
+        """The results as dictionaries, see `to_results`."""
+        rows = zip(self.boxes.tolist(), self.scores.tolist(), self.labels.tolist(), strict=True)
+        results: list[Result] = [
+            {"image_id": image_id, "category_id": label, "bbox": box, "score": score}
+            for box, score, label in rows
+        ]
+        if self.codes is not None:
+            for result, counts in zip(results, self.codes, strict=True):
+                result["segmentation"] = {"size": list(self.size), "counts": counts}
+        return results
 
 
 def encode_masks(masks: Tensor) -> list[dict[str, Any]]:

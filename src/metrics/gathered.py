@@ -1,6 +1,6 @@
 """Detection metrics that score all images of all ranks together.
 
-Results and annotations of all ranks are gathered as plain dictionaries. Every rank takes part in
+Results (as arrays) and annotations of all ranks are gathered. Every rank takes part in
 exactly one gather per evaluation, so no rank waits for another. An image that several ranks have
 seen (samplers may repeat some) counts once.
 """
@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from src.metrics.base import DetectionMetric
-from src.metrics.coco_results import Result, to_results
+from src.metrics.coco_results import PackedResults, Result
 from src.types import Detections, ImageId, ImageLabels
 
 
@@ -27,14 +27,21 @@ class ScoredImage:
     Attributes:
         size: Height and width in its file.
         annotations: COCO annotations with the class index as ``category_id``.
-        results: COCO results with the class index as ``category_id``.
+        found: Results, with the class index as ``category_id``.
+        id: Id of the image in its annotation file.
         labels: Classes that were checked in the image.
     """
 
     size: tuple[int, int]
     annotations: list[dict[str, Any]]
-    results: list[Result]
+    found: PackedResults
+    id: ImageId
     labels: ImageLabels = field(default_factory=ImageLabels)
+
+    @property
+    def results(self) -> list[Result]:
+        """COCO results, made for each use."""
+        return self.found.unpacked(self.id)
 
 
 class GatheredMetric(DetectionMetric):
@@ -74,8 +81,9 @@ class GatheredMetric(DetectionMetric):
         for detections, number, (height, width), truth, checked in zip(
             found, image_ids, sizes, annotations, labels, strict=True
         ):
-            results = to_results(detections, number)
-            self.images[number] = ScoredImage((height, width), list(truth), results, checked)
+            self.images[number] = ScoredImage(
+                (height, width), list(truth), PackedResults.of(detections), number, checked
+            )
 
     def compute(self) -> dict[str, Tensor]:
         """Score all images that were added, on all ranks."""

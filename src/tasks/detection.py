@@ -98,7 +98,7 @@ class DetectionTask(DenseTask):
         self.offset_lr_scale = offset_lr_scale
         self.backbone_lr_scale = backbone_lr_scale
         self.class_scores: dict[str, Tensor] = {}
-        self.scored_results: list[Result] | None = None  # of the last `validate` or `test`
+        self.scored_results: list[Result] | None = None  # of `validate` or `test`, on rank 0
 
     def build_loss(self) -> nn.Module:
         """Placeholder, because the network computes its losses."""
@@ -221,7 +221,7 @@ class DetectionTask(DenseTask):
         data = getattr(self.trainer, "datamodule", None)
         self._metric(stage + suffix).class_facts = getattr(data, "class_facts", ClassFacts())
         scores: dict[str, Tensor] = metrics.compute()
-        if not self._is_fitting:
+        if not self._is_fitting and self.trainer.is_global_zero:
             self.scored_results = self._metric(stage + suffix).results
         metrics.reset()
         scalars = {name: value.float() for name, value in scores.items() if value.ndim == 0}
