@@ -73,7 +73,7 @@ class ClassPredictionWriter(Callback):
                 rank_zero_warn(f"Cannot write the predictions so far: {error}.")
 
     def _write(self, trainer: Trainer, rows: list[Row], name: str) -> Path:
-        folder = Path(self.folder) if self.folder else run_folder(trainer)
+        folder = run_folder(trainer, self.folder)
         write_table(rows, folder / name)
         return folder / name
 

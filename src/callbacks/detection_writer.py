@@ -69,7 +69,7 @@ class DetectionWriter(Callback):
             self._found.append((image, results))
 
     def _draw(self, trainer: Trainer, path: str, results: list[Result], names: list[str]) -> None:
-        target = self._folder(trainer) / "overlays" / self._names(path)
+        target = run_folder(trainer, self.folder) / "overlays" / self._names(path)
         try:
             drawn = draw_results(path, results, names, self.score, max_pixels(trainer))
         except BrokenImageError as error:  # the file was changed after it was loaded
@@ -112,7 +112,7 @@ class DetectionWriter(Callback):
             "annotations": with_category_ids([r for part in results for r in part], ids),
             "categories": [{"id": i, "name": n} for i, n in zip(ids, names, strict=True)],
         }
-        path = self._folder(trainer) / name
+        path = run_folder(trainer, self.folder) / name
         files.write_json(path, content, allow_nan=False)
         return path
 
@@ -129,13 +129,10 @@ class DetectionWriter(Callback):
         results = getattr(pl_module, "scored_results", None)
         if results is None or not trainer.is_global_zero or is_dry_run(trainer):
             return  # not a detector, or a validation of `fit`
-        path = self._folder(trainer) / f"results_{split}.json"
+        path = run_folder(trainer, self.folder) / f"results_{split}.json"
         content = with_category_ids(results, category_ids(trainer))
         files.write_json(path, content, allow_nan=False)
         tell(f"COCO results: {path}")
-
-    def _folder(self, trainer: Trainer) -> Path:
-        return Path(self.folder) if self.folder else run_folder(trainer)
 
 
 def draw_results(

@@ -59,7 +59,7 @@ class PanopticWriter(Callback):
             ids = segments.ids.numpy().astype(np.uint32)
             colours = np.stack([ids % 256, ids // 256 % 256, ids // 65536], axis=-1)
             image = Image.fromarray(colours.astype(np.uint8))
-            files.write_image(self._folder(trainer) / "panoptic" / name, image)
+            files.write_image(run_folder(trainer, self.folder) / "panoptic" / name, image)
             self._found.append(
                 {
                     "path": str(path),
@@ -102,16 +102,13 @@ class PanopticWriter(Callback):
             for label, (category, name) in enumerate(zip(ids, class_names(trainer), strict=True))
         ]
         head = {"images": images, "categories": categories}
-        folder = self._folder(trainer)
+        folder = run_folder(trainer, self.folder)
         panoptic, results = folder / "panoptic.json", folder / "instances.json"
         files.write_json(panoptic, head | {"annotations": annotations}, allow_nan=False)
         annotated = head | {"annotations": with_category_ids(instances, ids)}
         files.write_json(results, annotated, allow_nan=False)
         tell(f"Panoptic:    {panoptic} ({len(images)} images)")
         tell(f"Instances:   {results}")
-
-    def _folder(self, trainer: Trainer) -> Path:
-        return Path(self.folder) if self.folder else run_folder(trainer)
 
 
 def segment_entries(segments: PanopticSegments) -> list[dict[str, Any]]:

@@ -38,8 +38,10 @@ def next_run_folder(parent: Path, prefix: str) -> Path:
     return parent / f"{prefix}_{max((int(m[1]) for m in found if m), default=-1) + 1}"
 
 
-def run_folder(trainer: Trainer) -> Path:
-    """Output folder: that of the `RunFolder` callback, else that of the logger or trainer."""
+def run_folder(trainer: Trainer, given: str | None = None) -> Path:
+    """Output folder: the given one, else that of `RunFolder`, or of the logger or trainer."""
+    if given:
+        return Path(given)
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, RunFolder):
             return callback.path

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -57,7 +56,7 @@ class LabelMapWriter(Callback):
             return  # not a segmentor
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         names, palette = class_names(trainer), list(data.palette)
-        folder = Path(self.folder) if self.folder else run_folder(trainer)
+        folder = run_folder(trainer, self.folder)
         for source, label_map in zip(outputs["path"], outputs["label_map"], strict=True):
             name = self._names(source)
             values = label_map.numpy()
@@ -76,7 +75,7 @@ class LabelMapWriter(Callback):
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the output folders."""
         if self._count:
-            folder = Path(self.folder) if self.folder else run_folder(trainer)
+            folder = run_folder(trainer, self.folder)
             tell(f"Label maps:  {folder / 'label_maps'}")
             if self.max_overlays:
                 tell(f"Overlays:    {folder / 'overlays'}")
