@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from heapq import nlargest
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from src.errors import UserError
 from src.metrics.coco import Kind, as_annotation, numbered
-from src.metrics.coco_results import Result
 from src.metrics.gathered import GatheredMetric, ScoredImage
 from src.types import ImageId
 
@@ -96,7 +97,7 @@ class LVISMetric(GatheredMetric):
     def _score(
         self, images: dict[ImageId, ScoredImage], kind: Kind, frequencies: Sequence[str]
     ) -> dict[str, Tensor]:
-        entries, truth, found = [], [], []
+        entries, truth = [], []
         for index, image in enumerate(images.values()):
             entries.append(
                 {
@@ -108,19 +109,18 @@ class LVISMetric(GatheredMetric):
                 }
             )
             truth += [a | {"image_id": index} for a in image.annotations]
-            best = best_results(image.results, self.max_detections)
-            found += [as_annotation(r, kind) | {"image_id": index} for r in best]
         categories = [
             {"id": label, "name": str(label), "frequency": frequency}
             for label, frequency in enumerate(frequencies)
         ]
         head = {"images": entries, "categories": categories}
-        evaluation = _evaluate(
-            head | {"annotations": numbered(truth)},
-            head | {"annotations": numbered(found)},
-            kind,
-            self.max_detections,
-        )
+        found: dict[str, Any] | NDArray[np.float64]
+        if kind == "bbox":
+            found = found_boxes(images.values(), self.max_detections)
+        else:
+            found = head | {"annotations": found_masks(images.values(), self.max_detections)}
+        annotated = head | {"annotations": numbered(truth)}
+        evaluation = _evaluate(annotated, found, kind, self.max_detections)
         results = evaluation.get_results()
         scores = {
             name: torch.tensor(results[key], dtype=torch.float64) for name, key in _NAMES.items()
@@ -133,8 +133,12 @@ class LVISMetric(GatheredMetric):
         return scores
 
 
-def _evaluate(truth: dict[str, Any], found: dict[str, Any], kind: Kind, limit: int) -> Any:
-    """``hotcoco.COCOeval`` of two COCO files; it accepts only integers as ids of images.
+def _evaluate(
+    truth: dict[str, Any], found: dict[str, Any] | NDArray[np.float64], kind: Kind, limit: int
+) -> Any:
+    """``hotcoco.COCOeval`` of a COCO file, and another one or the rows of `found_boxes`.
+
+    It accepts only integers as ids of images.
 
     Raises:
         UserError: If hotcoco is not installed.
@@ -146,13 +150,34 @@ def _evaluate(truth: dict[str, Any], found: dict[str, Any], kind: Kind, limit: i
             "The metric of LVIS needs hotcoco. Install it with `pip install hotcoco`, or use the "
             "metric of COCO (leave model.metric out)."
         ) from error
-    evaluation = hotcoco.COCOeval(hotcoco.COCO(truth), hotcoco.COCO(found), kind, lvis_style=True)
+    annotated = hotcoco.COCO(truth)
+    results = hotcoco.COCO(found) if isinstance(found, dict) else annotated.load_res(found)
+    evaluation = hotcoco.COCOeval(annotated, results, kind, lvis_style=True)
     evaluation.params.max_dets = [limit]
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation.run()
     return evaluation
 
 
-def best_results(results: Sequence[Result], number: int) -> list[Result]:
-    """The results of an image with the highest scores, best first."""
-    return nlargest(number, results, key=lambda result: float(result["score"]))
+def found_boxes(images: Iterable[ScoredImage], number: int) -> NDArray[np.float64]:
+    """The ``number`` best boxes of each image, as rows, which need less memory than dictionaries.
+
+    Returns:
+        Position of the image, ``x, y, width, height``, score and class, ``(D, 7)``.
+    """
+    rows = [np.zeros((0, 7))]
+    for index, image in enumerate(images):
+        found = image.found
+        best = np.argsort(-found.scores, kind="stable")[:number]
+        columns = found.boxes[best], found.scores[best], found.labels[best]
+        rows.append(np.column_stack([np.full(len(best), float(index)), *columns]))
+    return np.concatenate(rows)
+
+
+def found_masks(images: Iterable[ScoredImage], number: int) -> list[dict[str, Any]]:
+    """The ``number`` best masks of each image, as annotations of a COCO file."""
+    found = []
+    for index, image in enumerate(images):
+        best = nlargest(number, image.results, key=lambda result: float(result["score"]))
+        found += [as_annotation(result, "segm") | {"image_id": index} for result in best]
+    return numbered(found)
