@@ -204,6 +204,7 @@ for i, (label, colour) in enumerate(zip(shown, colours)):
 """
 _SHOWN = """\
 shown = np.flatnonzero(found["scores"] > 0.3)  # best first
+print(f"{len(shown)} of {len(found['scores'])} detections have a score above 0.3")
 colours = [f"hsl({i * 222 % 360}, 100%, 70%)" for i in shown]
 result, side = photo.copy(), max(photo.size) // 60 + 10
 """

@@ -297,6 +297,7 @@ def test_the_description_is_enough_for_a_newcomer(name, preprocessing, tmp_path)
         [sys.executable, "-P", "run.py"], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+    assert ("above 0.3" in done.stdout) == (name in ("mask_rcnn", "dino"))
     assert "class " in done.stdout or name == "mask_rcnn"
     drawn, given = Image.open(tmp_path / "result.png"), Image.open(tmp_path / "photo.jpg")
     if preprocessing == "inside":
