@@ -78,28 +78,39 @@ def find_padding(image_size: Size, sizes: Sequence[Size], features: Sequence[Ten
     return Padding(shapes, masks, torch.stack(ratios, dim=1))
 
 
-def no_padding(features: Sequence[Tensor]) -> Padding:
-    """Result of `find_padding` if every image fills the batch, from the feature maps alone.
+def same_padding(image_size: Size, size: Size, features: Sequence[Tensor]) -> Padding:
+    """Result of `find_padding` if all images have one size, which may be symbolic.
 
     Args:
+        image_size: Height and width of the batch.
+        size: Height and width of every image without padding.
         features: Feature maps ``(N, C, H, W)``, whose sizes stay free where a graph is recorded.
     """
     like = features[0]
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-    return Padding(
-        [(level.shape[2], level.shape[3]) for level in features],
-        [torch.zeros_like(level[:, 0], dtype=torch.bool) for level in features],
-        torch.ones(like.shape[0], len(features), 2, dtype=dtype, device=like.device),
-    )
+    shapes = [(level.shape[2], level.shape[3]) for level in features]
+    masks, ratios = [], []
+    for shape in shapes:
+        rows, columns = (
+            _corners(image_size, shape, axis, like.device) < size[axis] for axis in range(2)
+        )
+        masks.append((~(rows[:, None] & columns)).expand(like.shape[0], -1, -1))
+        ratios.append(torch.stack([columns.to(dtype).mean(), rows.to(dtype).mean()]))
+    return Padding(shapes, masks, torch.stack(ratios).expand(like.shape[0], -1, -1))
 
 
 def _mask(image_size: Size, sizes: Sequence[Size], shape: Size, device: torch.device) -> Tensor:
     inside = []
     for axis in range(2):
-        corners = torch.arange(shape[axis], device=device) * image_size[axis] // shape[axis]
+        corners = _corners(image_size, shape, axis, device)
         ends = torch.tensor([size[axis] for size in sizes], device=device)
         inside.append(corners < ends[:, None])  # (N, H) and (N, W)
     return ~(inside[0][:, :, None] & inside[1][:, None])
+
+
+def _corners(image_size: Size, shape: Size, axis: int, device: torch.device) -> Tensor:
+    """Row or column of the image at the upper left corner of each pixel of a feature map."""
+    return torch.arange(shape[axis], device=device) * image_size[axis] // shape[axis]
 
 
 def _centers(shape: Size, like: Tensor) -> Tensor:
