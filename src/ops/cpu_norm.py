@@ -10,19 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_SCHEMAS = {
-    "cpu_layer_norm": "(Tensor x, Tensor weight, Tensor bias, float eps, bool gelu) -> Tensor",
-    "cpu_depthwise_norm_gelu": (
-        "(Tensor x, Tensor weight, Tensor bias, Tensor norm_weight, Tensor norm_bias, float eps)"
-        " -> Tensor"
-    ),
-}
-for _name, _schema in _SCHEMAS.items():
-    torch.library.define(
-        f"internimage::{_name}",
-        _schema,
-        tags=(torch.Tag.needs_fixed_stride_order, torch.Tag.pt2_compliant_tag),
-    )
+from . import fused  # noqa: F401  defines internimage::layer_norm
+
+torch.library.define(
+    "internimage::cpu_depthwise_norm_gelu",
+    "(Tensor x, Tensor weight, Tensor bias, Tensor norm_weight, Tensor norm_bias, float eps)"
+    " -> Tensor",
+    tags=(torch.Tag.needs_fixed_stride_order, torch.Tag.pt2_compliant_tag),
+)
 
 
 def layer_norm(
@@ -40,7 +35,7 @@ def layer_norm(
     Returns:
         Tensor of the shape and dtype of ``x``.
     """
-    out: Tensor = torch.ops.internimage.cpu_layer_norm.default(x, weight, bias, eps, gelu)
+    out: Tensor = torch.ops.internimage.layer_norm.default(x, weight, bias, eps, gelu)
     return out
 
 
@@ -68,7 +63,7 @@ def depthwise_norm_gelu(
     return out
 
 
-@torch.library.register_kernel("internimage::cpu_layer_norm", None)
+@torch.library.register_kernel("internimage::layer_norm", None)
 def _layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, gelu: bool) -> Tensor:
     out = F.layer_norm(x.float(), weight.shape, weight, bias, eps)
     return (F.gelu(out) if gelu else out).to(x.dtype)
@@ -87,8 +82,6 @@ def _depthwise_norm_gelu(
     return out.to(x.dtype).contiguous()
 
 
-for _name in _SCHEMAS:
-
-    @torch.library.register_fake(f"internimage::{_name}")
-    def _fake(x: Tensor, *args: Tensor | float) -> Tensor:
-        return torch.empty_like(x)
+@torch.library.register_fake("internimage::cpu_depthwise_norm_gelu")
+def _fake(x: Tensor, *args: Tensor | float) -> Tensor:
+    return torch.empty_like(x)

@@ -1,4 +1,4 @@
-"""LayerNorm and GELU with what surrounds them, for eager training on a GPU.
+"""LayerNorm and GELU with what surrounds them, for eager passes.
 
 An eager step spends most of its time on reading and writing feature maps. These functions leave out
 feature maps that PyTorch's own layers write only to be read once by the next layer: between a
@@ -6,7 +6,8 @@ LayerNorm and a GELU, and, in the backward pass, between a LayerNorm and the sum
 front of it, and between a GELU and the sum for the gradient of a bias. The compiler of
 ``torch.compile`` fuses such passes itself, so that compiled code uses PyTorch's layers.
 
-They need Triton and a GPU, see :func:`is_available`. They have no second derivative.
+They need Triton and a GPU, or the compiled library on a CPU, see :func:`is_available`. They have no
+second derivative.
 """
 
 from __future__ import annotations
@@ -31,18 +32,33 @@ ROWS_OF_PROGRAM = 32
 """Fewest rows of which there is a partial sum, so that these are a small part of all bytes."""
 
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+_CPU_DTYPES = (torch.float32, torch.bfloat16)
 
 
 def is_available(x: Tensor) -> bool:
-    """Whether the functions of this module can process ``x``: eager, on a GPU with Triton."""
+    """Whether the functions of this module can process ``x``.
+
+    That is an eager pass on a GPU with Triton, or on a CPU, in float32 or bfloat16, with the
+    compiled library.
+    """
     device_type = x.device.type
     if device_type == "cpu":
-        return False
+        return _HAS_CPU_KERNELS and x.dtype in _CPU_DTYPES and is_eager()
     if device_type == "cuda":
-        is_eager = not (torch.compiler.is_compiling() or torch.jit.is_tracing())  # type: ignore[attr-defined]
-        is_supported = LIBRARIES.no_triton is None and x.dtype in _DTYPES
-        return is_supported and is_eager and not torch._C._are_functorch_transforms_active()
+        return LIBRARIES.no_triton is None and x.dtype in _DTYPES and is_eager()
     return device_type == "meta" and is_available_on_meta
+
+
+def is_eager() -> bool:
+    """Whether this code is neither compiled, traced nor transformed (``torch.func``)."""
+    is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
+    return not (is_traced or torch._C._are_functorch_transforms_active())
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """LayerNorm over the last axis, with arguments as in :func:`layer_norm_gelu`."""
+    out: Tensor = _LayerNorm.apply(x.contiguous(), weight, bias, eps, False)[0]
+    return out
 
 
 def layer_norm_gelu(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
@@ -141,6 +157,12 @@ def _register(name: str) -> None:
 
 for _name in _SCHEMAS:
     _register(_name)
+
+# A library built from earlier sources has none.
+_HAS_CPU_KERNELS = all(
+    torch._C._dispatch_has_kernel_for_dispatch_key(f"internimage::{name}", "CPU")
+    for name in _SCHEMAS
+)
 
 
 class _LayerNorm(Function):

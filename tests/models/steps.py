@@ -6,6 +6,9 @@ gradients, or which boxes are found, by far more than rounding, and which value 
 processor. So the result of every layer of the float32 run is replaced by that of the float64 run,
 rounded to float32, before the next layer sees it; gradients pass unchanged. Both runs then decide
 alike, and each layer is compared by itself, forward and backward.
+
+Layers are calls of PyTorch's functions. Kernels that replace these in float32 are not used;
+``tests/ops/test_cpu_norm.py`` compares networks with and without them.
 """
 
 from __future__ import annotations
@@ -15,11 +18,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+
+from src.ops import fused
 
 LAYERS = {
     F.linear,
@@ -54,7 +60,7 @@ def steps_of(network: nn.Module) -> Iterator[Steps]:
         made.samples.append(region(*given))
         return made.samples[-1]
 
-    with _each_sample(network, choose), _EachLayer(keep):
+    with _each_sample(network, choose), _pytorch_functions(), _EachLayer(keep):
         yield made
 
 
@@ -82,7 +88,7 @@ def from_steps(network: nn.Module, steps: Steps, share: float) -> Iterator[None]
         sample = next(samples)
         return replace(sample, boxes=sample.boxes.to(proposals))
 
-    with _each_sample(network, choose), _EachLayer(follow):
+    with _each_sample(network, choose), _pytorch_functions(), _EachLayer(follow):
         yield
     assert next(results, None) is None, "fewer layers than steps"
     assert next(samples, None) is None, "fewer samples than steps"
@@ -115,6 +121,10 @@ class _Replace(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return grad, None
+
+
+def _pytorch_functions() -> Any:
+    return patch.object(fused, "is_eager", lambda: False)
 
 
 @contextmanager

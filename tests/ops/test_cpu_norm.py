@@ -1,13 +1,15 @@
-"""LayerNorm and depthwise convolution with LayerNorm and GELU, for inference on the CPU."""
+"""LayerNorm, GELU, and depthwise convolution with both, on the CPU."""
 
 import os
 import subprocess
 import sys
 
+import fused_cases
 import pytest
 import torch
 import torch.nn.functional as F
 
+from src.ops import fused
 from src.ops.cpu_norm import depthwise_norm_gelu, layer_norm
 
 SHAPES = [(2, 5, 3, 20), (1, 7, 7, 64), (1, 1, 2, 7), (1, 9, 4, 200), (0, 3, 3, 16)]
@@ -71,6 +73,63 @@ def test_special_values():
 def test_unsupported_values(x):
     with pytest.raises(RuntimeError):
         layer_norm(x, torch.ones(3), torch.zeros(3), 1e-6)
+
+
+needs_kernels = pytest.mark.skipif(
+    not fused.is_available(torch.ones(1)), reason="without the library, PyTorch's layers are used"
+)
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("shape", [*SHAPES, (301, 72), (5,)], ids=str)
+def test_gradients(shape, dtype):
+    fused_cases.check_norm(shape, dtype)
+    fused_cases.check_bias_gelu(shape, dtype)
+
+
+@needs_kernels
+def test_slope_of_gelu_far_from_zero():
+    x = torch.tensor([[1e20, -1e20, 9.0, -9.0, 0.0, float("nan")]], requires_grad=True)
+    fused.bias_gelu(x, torch.zeros(6)).sum().backward()
+    expected = torch.tensor([[1.0, 0.0, 1.0, 0.0, 0.5, float("nan")]])
+    torch.testing.assert_close(x.grad, expected, equal_nan=True)
+
+
+@needs_kernels
+def test_gradients_do_not_depend_on_threads():
+    grads = []
+    threads = torch.get_num_threads()
+    for count in (1, 3):
+        x = torch.randn(2, 40, 40, 48, generator=torch.Generator().manual_seed(0))
+        weight, bias = torch.ones(48, requires_grad=True), torch.zeros(48, requires_grad=True)
+        torch.set_num_threads(count)
+        try:
+            out = fused.layer_norm_gelu(x, weight, bias, 1e-6)
+            grads.append(torch.autograd.grad(out.square().sum(), [weight, bias]))
+        finally:
+            torch.set_num_threads(threads)
+    assert all(torch.equal(one, several) for one, several in zip(*grads, strict=True))
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", fused_cases.OPTIONS)
+def test_step_of_a_network(name, dtype):
+    fused_cases.check_network(name, dtype=dtype)
+
+
+@needs_kernels
+def test_schemas():
+    fused_cases.check_schemas()
+
+
+def test_other_dtypes_and_compiled_code_use_pytorch():
+    assert not fused.is_available(torch.ones(1, dtype=torch.float64))
+    assert not fused.is_available(torch.ones(1, dtype=torch.float16))
+    seen = []
+    torch.compile(lambda x: seen.append(fused.is_available(x)) or x, backend="eager")(torch.ones(1))
+    assert seen == [False]
 
 
 @pytest.mark.slow

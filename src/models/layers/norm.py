@@ -27,29 +27,30 @@ class LayerNorm(nn.LayerNorm):
     def forward(self, x: Tensor) -> Tensor:
         """``(..., C) -> (..., C)``."""
         device_type = x.device.type
-        dtype = autocast_dtype(device_type)
-        if dtype is None or x.dtype == torch.float64:
-            return super().forward(x)
-        if self.float32_output:
+        autocast = None if x.dtype == torch.float64 else autocast_dtype(device_type)
+        dtype = x.dtype if autocast is None else autocast
+        if autocast is not None and self.float32_output:
             dtype = torch.float32
+        x = x.to(dtype)
         weight: Tensor = self.weight
         bias: Tensor = self.bias
+        if device_type == "cpu" and fused.is_available(x):
+            return fused.layer_norm(x, weight, bias, self.eps)
+        if autocast is None:
+            return super().forward(x)
         if device_type != "cpu" or weight.dtype != torch.float32:
             # Only the CPU's kernel takes float32 parameters beside 16-bit values.
             weight, bias = weight.to(dtype), bias.to(dtype)
-        is_transformed = torch._C._are_functorch_transforms_active()  # `_CpuNorm` has no rules
-        is_eager = torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        if device_type == "cpu" and dtype != torch.float32 and is_eager and not is_transformed:
-            out: Tensor = _CpuNorm.apply(x.to(dtype), weight, bias, self.eps)
+        is_trained = torch.is_grad_enabled() and fused.is_eager()  # `_CpuNorm` has no other rules
+        if device_type == "cpu" and dtype != torch.float32 and is_trained:
+            out: Tensor = _CpuNorm.apply(x, weight, bias, self.eps)
             return out
         with without_autocast(device_type):
-            return torch.native_layer_norm(
-                x.to(dtype), self.normalized_shape, weight, bias, self.eps
-            )[0]
+            return torch.native_layer_norm(x, self.normalized_shape, weight, bias, self.eps)[0]
 
 
 def norm_gelu(norm: nn.Module, act: nn.Module, x: Tensor) -> Tensor:
-    """``act(norm(x))``; an eager LayerNorm and GELU on a GPU are one kernel of `src.ops.fused`.
+    """``act(norm(x))``; an eager LayerNorm and GELU are one kernel of `src.ops.fused`.
 
     Modules with hooks are called.
     """
@@ -63,8 +64,8 @@ def norm_gelu(norm: nn.Module, act: nn.Module, x: Tensor) -> Tensor:
 def norm_fork(norm: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     """``norm(x)`` and ``x``, for a residual branch that starts with a norm.
 
-    On a GPU, the backward pass of an eager LayerNorm adds the gradients of both results. A module
-    with hooks is called.
+    The backward pass of an eager LayerNorm of `src.ops.fused` adds the gradients of both results. A
+    module with hooks is called.
     """
     if _is_fused(norm, x):
         return fused.layer_norm_fork(x, norm.weight, norm.bias, norm.eps)
@@ -90,7 +91,7 @@ def _is_fused(norm: nn.Module, x: Tensor) -> TypeGuard[LayerNorm]:
 
 
 class _CpuNorm(Function):
-    """PyTorch's kernel, and a backward pass that sums in float32.
+    """PyTorch's kernel on a CPU without ours, and a backward pass that sums in float32.
 
     PyTorch's backward kernel on the CPU adds up the gradients of weight and bias in the dtype of
     the input. A sum of 16-bit numbers stops growing after a few hundred rows.

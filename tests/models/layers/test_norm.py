@@ -26,7 +26,7 @@ def test_equals_torch_without_autocast(norm, dtype):
     x = torch.randn(2, 3, 32, dtype=dtype)
     norm = norm.to(dtype)
     expected = torch.nn.functional.layer_norm(x, (32,), norm.weight, norm.bias, norm.eps)
-    assert torch.equal(norm(x), expected)
+    torch.testing.assert_close(norm(x), expected, rtol=2e-6, atol=2e-6)
 
 
 def test_writes_16_bits_and_computes_in_32(norm):

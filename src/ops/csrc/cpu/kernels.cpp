@@ -3,7 +3,7 @@
 // the stable ABI is a separate translation unit.
 #include "backward.h"
 #include "forward.h"
-#include "norm.h"
+#include "norm_backward.h"
 
 #define INTERNIMAGE_STRING(x) #x
 #define INTERNIMAGE_NAME(x) INTERNIMAGE_STRING(x)
@@ -15,8 +15,10 @@ const Kernels kernels = {
     {forward<float>, backward<float>, sampled_rows<float>},
     {forward<double>, backward<double>, sampled_rows<double>},
     forward<uint16_t>,
-    {norm_rows<float>, depthwise_norm_gelu<float>},
-    {norm_rows<uint16_t>, depthwise_norm_gelu<uint16_t>},
+    {norm_rows<float>, depthwise_norm_gelu<float>, bias_gelu<float>, bias_gelu_backward<float>,
+     norm_backward<float>},
+    {norm_rows<uint16_t>, depthwise_norm_gelu<uint16_t>, bias_gelu<uint16_t>,
+     bias_gelu_backward<uint16_t>, norm_backward<uint16_t>},
 };
 
 }  // namespace internimage::cpu::CPU_CAPABILITY

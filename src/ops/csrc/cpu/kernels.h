@@ -77,12 +77,37 @@ struct Depthwise {
   S* output;
 };
 
-// S: float, or uint16_t for bfloat16.
+// GELU of `input` plus a bias.
+template <typename S>
+struct Gelu {
+  int64_t channels;
+  const S* grad;  // of the result; null in the forward pass
+  const S* input;
+  const float* bias;
+  S* output;  // the result, or the gradient of `input`
+};
+
+// Gradients of LayerNorm, and of a GELU that follows.
+template <typename S>
+struct NormBackward {
+  Norm norm;
+  bool gelu;
+  const S* grad;
+  const S* residual;  // another gradient of `input` that is added, or null
+  const S* input;
+  S* output;  // the gradient of `input`
+};
+
+// S: float, or uint16_t for bfloat16. Kernels with `begin` and `end` process these rows; those with
+// `sums` add gradients of the parameters to it.
 template <typename S>
 struct NormKernels {
   void (*norm)(const Norm&, const S* in, S* out, int64_t rows, bool gelu);
   // Pixels [begin, end), counted over the whole batch.
   void (*depthwise)(const Depthwise<S>&, int64_t begin, int64_t end);
+  void (*bias_gelu)(const Gelu<S>&, int64_t begin, int64_t end);
+  void (*bias_gelu_backward)(const Gelu<S>&, int64_t begin, int64_t end, float* sums);
+  void (*norm_backward)(const NormBackward<S>&, int64_t begin, int64_t end, float* sums);
 };
 
 struct Kernels {

@@ -1,24 +1,44 @@
-// LayerNorm, and depthwise convolution with LayerNorm and GELU, of channels-last feature maps, for
-// inference. Values are float32, or bfloat16 stored as uint16_t; everything is computed in float32.
+// LayerNorm, and depthwise convolution with LayerNorm and GELU, of channels-last feature maps.
+// Values are float32, or bfloat16 stored as uint16_t; everything is computed in float32.
 #pragma once
 
 #include "tile.h"
 
 namespace internimage::cpu::CPU_CAPABILITY {
 
-// GELU with the error function of Abramowitz and Stegun, 7.1.26, whose error is below 1.5e-7.
+// 2 - 2 cdf(|x|) with the distribution function of the standard normal distribution, by the error
+// function of Abramowitz and Stegun, 7.1.26, whose error is below 1.5e-7; and exp(-x * x / 2).
+struct Tail {
+  Float tail, exponential;
+
+  INTERNIMAGE_INLINE explicit Tail(const Float& x) {
+    const Float z = x.abs() * Float(0.70710678f);
+    const Float t = Float(1) / at::vec::fmadd(z, Float(0.3275911f), Float(1));
+    Float p = at::vec::fmadd(t, Float(1.061405429f), Float(-1.453152027f));
+    p = at::vec::fmadd(t, p, Float(1.421413741f));
+    p = at::vec::fmadd(t, p, Float(-0.284496736f));
+    p = at::vec::fmadd(t, p, Float(0.254829592f));
+    const Float exponent = at::vec::minimum(z * z, Float(kExpLimit<float>));  // keeps NaN
+    exponential = exp_limited<float>(exponent.neg());
+    tail = p * t * exponential;
+  }
+};
+
 INTERNIMAGE_INLINE inline Float gelu(const Float& x) {
-  const Float z = x.abs() * Float(0.70710678f);
-  const Float t = Float(1) / at::vec::fmadd(z, Float(0.3275911f), Float(1));
-  Float p = at::vec::fmadd(t, Float(1.061405429f), Float(-1.453152027f));
-  p = at::vec::fmadd(t, p, Float(1.421413741f));
-  p = at::vec::fmadd(t, p, Float(-0.284496736f));
-  p = at::vec::fmadd(t, p, Float(0.254829592f));
-  const Float exponent = at::vec::minimum(z * z, Float(kExpLimit<float>));  // keeps NaN
-  const Float tail = p * t * exp_limited<float>(exponent.neg());  // 1 - erf(|z|)
+  const Float tail = Tail(x).tail;
   const Float half = Float(0.5f) * x;
   // x > 0: half * (2 - tail); otherwise half * tail.
   return half * Float::blendv(Float(2) - tail, tail, x < Float(0));
+}
+
+// Derivative of GELU: cdf(x) + x * density(x).
+INTERNIMAGE_INLINE inline Float gelu_slope(const Float& x) {
+  const Tail of(x);
+  const Float cdf =
+      Float(0.5f) * Float::blendv(Float(2) - of.tail, of.tail, x < Float(0));
+  // Beyond 8, where the exponential is limited, the density is 0 in float32.
+  const Float near = at::vec::maximum(at::vec::minimum(x, Float(8)), Float(-8));
+  return at::vec::fmadd(near * of.exponential, Float(0.39894228f), cdf);
 }
 
 // Calls body(c, count) for each vector of channels.
@@ -30,36 +50,73 @@ INTERNIMAGE_INLINE inline void for_channels(int64_t channels, const Body& body) 
   if (c < channels) body(c, channels - c);
 }
 
-// Normalises the `row`, whose sum over channels is given; kGelu: and activates the result.
-template <typename S, bool kGelu, typename Row>
-INTERNIMAGE_INLINE inline void normalise_row(const Norm& norm, const Row* row, float sum, S* out) {
-  const auto channels = static_cast<float>(norm.channels);
-  const Float mean(sum / channels);
+// Sum over the channels of a row.
+template <typename S>
+INTERNIMAGE_INLINE inline float channel_sum(const S* row, int64_t channels) {
+  Float sum(0);
+  for_channels(channels,
+               [&](int64_t c, int64_t count) INTERNIMAGE_INLINE { sum += load(row + c, count); });
+  return lane_sum<float>(sum);
+}
+
+// Inverse of the standard deviation of a row.
+template <typename S>
+INTERNIMAGE_INLINE inline float row_scale(const Norm& norm, const S* row, float mean) {
   Float squares(0);
   for_channels(norm.channels, [&](int64_t c, int64_t count) INTERNIMAGE_INLINE {
-    const Float centred = Float::set(Float(0), load(row + c, count) - mean, count);
+    const Float centred = Float::set(Float(0), load(row + c, count) - Float(mean), count);
     squares = at::vec::fmadd(centred, centred, squares);
   });
-  const float variance = lane_sum<float>(squares) / channels;
-  const Float scale(1 / std::sqrt(variance + norm.eps));
-  const Float shift = mean * scale;
+  const float variance = lane_sum<float>(squares) / static_cast<float>(norm.channels);
+  return 1 / std::sqrt(variance + norm.eps);
+}
+
+// Writes the norm of a row; kGelu: and activates the result.
+template <typename S, bool kGelu, typename Row>
+INTERNIMAGE_INLINE inline void normalise_row(const Norm& norm, const Row* row, float mean,
+                                             float scale, S* out) {
+  const Float shift(mean * scale);
   for_channels(norm.channels, [&](int64_t c, int64_t count) INTERNIMAGE_INLINE {
-    const Float value = load(row + c, count) * scale - shift;
+    const Float value = load(row + c, count) * Float(scale) - shift;
     const Float result =
         at::vec::fmadd(value, load(norm.weight + c, count), load(norm.bias + c, count));
     store(kGelu ? gelu(result) : result, out + c, count);
   });
 }
 
+// Rows whose sums are computed one after the other before any is used, since each has a latency.
+constexpr int64_t kRows = 8;
+
+struct Rows {
+  float mean[kRows], scale[kRows];
+
+  template <typename S>
+  INTERNIMAGE_INLINE Rows(const Norm& norm, const S* in, int64_t count) {
+    const auto size = static_cast<float>(norm.channels);
+    for (int64_t r = 0; r < count; ++r) {
+      mean[r] = channel_sum(in + r * norm.channels, norm.channels) / size;
+    }
+    for (int64_t r = 0; r < count; ++r) {
+      scale[r] = row_scale(norm, in + r * norm.channels, mean[r]);
+    }
+  }
+};
+
+template <typename S, bool kGelu>
+void norm_all_rows(const Norm& norm, const S* in, S* out, int64_t rows) {
+  for (int64_t first = 0; first < rows; first += kRows) {
+    const int64_t count = std::min(kRows, rows - first), begin = first * norm.channels;
+    const Rows of(norm, in + begin, count);
+    for (int64_t r = 0; r < count; ++r) {
+      const int64_t at = begin + r * norm.channels;
+      normalise_row<S, kGelu>(norm, in + at, of.mean[r], of.scale[r], out + at);
+    }
+  }
+}
+
 template <typename S>
 void norm_rows(const Norm& norm, const S* in, S* out, int64_t rows, bool gelu) {
-  for (int64_t i = 0; i < rows; ++i, in += norm.channels, out += norm.channels) {
-    Float sums(0);
-    for_channels(norm.channels,
-                 [&](int64_t c, int64_t count) INTERNIMAGE_INLINE { sums += load(in + c, count); });
-    const float sum = lane_sum<float>(sums);
-    gelu ? normalise_row<S, true>(norm, in, sum, out) : normalise_row<S, false>(norm, in, sum, out);
-  }
+  gelu ? norm_all_rows<S, true>(norm, in, out, rows) : norm_all_rows<S, false>(norm, in, out, rows);
 }
 
 // kVecs vectors of channels of one output pixel; the last may have fewer lanes.
@@ -108,7 +165,8 @@ void depthwise_norm_gelu(const Depthwise<S>& call, int64_t begin, int64_t end) {
     for (; c < channels; c += lanes) {
       sums += convolve<1>(call, centre, c, std::min(lanes, channels - c), y, x, row.data);
     }
-    normalise_row<S, true>(call.norm, row.data, lane_sum<float>(sums),
+    const float mean = lane_sum<float>(sums) / static_cast<float>(channels);
+    normalise_row<S, true>(call.norm, row.data, mean, row_scale(call.norm, row.data, mean),
                            call.output + pixel * channels);
   }
 }
