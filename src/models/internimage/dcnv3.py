@@ -17,7 +17,7 @@ from src.errors import UserError
 from src.models.internimage.layers import layer_norm
 from src.models.internimage.mixer import SpatialMixer
 from src.models.layers.channels_last import conv_nhwc
-from src.models.layers.linear import Linear
+from src.models.layers.linear import Linear, linear
 from src.models.layers.norm import norm_gelu
 from src.models.weights.match import Match, Renames
 from src.ops import dcnv3
@@ -123,7 +123,7 @@ class DCNv3(SpatialMixer):
     def _offset_and_mask(self, guide: Tensor) -> tuple[Tensor, Tensor]:
         weight = torch.cat([self.offset.weight, self.mask.weight])
         bias = torch.cat([self.offset.bias, self.mask.bias])
-        offset, mask_logits = F.linear(guide, weight, bias).split(
+        offset, mask_logits = linear(guide, weight, bias).split(
             [self.offset.out_features, self.mask.out_features], dim=-1
         )
         return offset, mask_logits

@@ -8,10 +8,9 @@ maps are channels-last, ``(N, H, W, C)``.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from src.models.layers.linear import Linear
+from src.models.layers.linear import Linear, linear, linear_gelu, uses_onednn
 from src.models.layers.norm import LayerNorm, has_hooks
 from src.ops import fused
 
@@ -65,9 +64,12 @@ class MLP(nn.Module):
         return out
 
     def _hidden(self, x: Tensor) -> Tensor:
-        """``(..., C) -> (..., hidden_channels)``; on a GPU, bias and GELU are one kernel."""
+        """``(..., C) -> (..., hidden_channels)``; GELU is fused where there is a kernel for it."""
         fc1, act = self.fc1, self.act
-        if fused.is_available(x) and isinstance(fc1, Linear) and not has_hooks(fc1, act):
-            return fused.bias_gelu(F.linear(x, fc1.weight), fc1.bias)
+        if isinstance(fc1, Linear) and not has_hooks(fc1, act):
+            if not torch.is_grad_enabled() and uses_onednn(x):
+                return linear_gelu(x, fc1.weight, fc1.bias)
+            if fused.is_available(x):
+                return fused.bias_gelu(linear(x, fc1.weight), fc1.bias)
         out: Tensor = act(fc1(x))
         return out
