@@ -161,6 +161,9 @@ def check_schemas(device="cpu"):
         torch.library.opcheck(operator.default, args, test_utils=tests)
 
 
+SHARES = {torch.float64: 1e-9, torch.float32: 1e-5, torch.bfloat16: 0.05}
+"""Accepted difference of a gradient relative to its length, beside that of PyTorch's layers."""
+
 OPTIONS = {
     "internimage_t": {"drop_path_rate": 0.5},
     "internimage_s": {"layer_scale": 0.5, "post_norm": True},
@@ -209,7 +212,7 @@ def check_network(name, wrapper=None, dtype="float64", device="cpu"):
     least = 1e-4 * max(grad.norm() for grad in exact.values())
     for key, want in exact.items():
         # In front of a BatchNorm, the gradient of a bias is zero up to rounding.
-        accepted = (0.05 if dtype == torch.bfloat16 else 1e-9) * want.norm().clamp(min=least)
+        accepted = SHARES[dtype] * want.norm().clamp(min=least)
         error, usual = ((grads[key] - want).norm() for grads in (got, plain))
         assert error <= accepted + 3 * usual, (key, error, accepted, usual)
 

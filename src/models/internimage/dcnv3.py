@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from src.errors import UserError
@@ -131,7 +130,7 @@ class DCNv3(SpatialMixer):
     def _blend_center(self, out: Tensor, values: Tensor, guide: Tensor) -> Tensor:
         weight, bias = self.center_feature_scale_proj_weight, self.center_feature_scale_proj_bias
         assert weight is not None
-        gate = F.linear(guide, weight, bias).sigmoid()  # (N, H, W, G)
+        gate = linear(guide, weight, bias).sigmoid()  # (N, H, W, G)
         grouped = (*out.shape[:3], self.groups, self.channels // self.groups)
         blended = torch.lerp(
             out.view(grouped), values.view(grouped), gate.unsqueeze(-1).to(out.dtype)

@@ -75,9 +75,8 @@ INTERNIMAGE_INLINE inline float row_scale(const Norm& norm, const S* row, float 
 template <typename S, bool kGelu, typename Row>
 INTERNIMAGE_INLINE inline void normalise_row(const Norm& norm, const Row* row, float mean,
                                              float scale, S* out) {
-  const Float shift(mean * scale);
   for_channels(norm.channels, [&](int64_t c, int64_t count) INTERNIMAGE_INLINE {
-    const Float value = load(row + c, count) * Float(scale) - shift;
+    const Float value = (load(row + c, count) - Float(mean)) * Float(scale);
     const Float result =
         at::vec::fmadd(value, load(norm.weight + c, count), load(norm.bias + c, count));
     store(kGelu ? gelu(result) : result, out + c, count);
