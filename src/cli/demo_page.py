@@ -1,10 +1,24 @@
 """The page of ``python -m src demo``."""
 
-PAGE = """<!doctype html>
+from html import escape
+
+
+def render_page(task: str, classes: int) -> str:
+    """The page as HTML.
+
+    Args:
+        task: Task of the network.
+        classes: Number of its classes.
+    """
+    title = f"InternImage: {task}, {classes} {'class' if classes == 1 else 'classes'}"
+    return _PAGE.replace("TITLE", escape(title))
+
+
+_PAGE = """<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
-<title>InternImage</title>
+<title>TITLE</title>
 <style>
 body { font: 16px sans-serif; max-width: 64rem; margin: 2rem auto; padding: 0 1rem; }
 #drop { border: 3px dashed #999; border-radius: 8px; padding: 3rem; text-align: center; }
@@ -13,7 +27,7 @@ body { font: 16px sans-serif; max-width: 64rem; margin: 2rem auto; padding: 0 1r
 </style>
 </head>
 <body>
-<h1>InternImage</h1>
+<h1>TITLE</h1>
 <label id="drop">Drop an image here, or click to choose one.
 <input id="file" type="file" accept="image/*" hidden></label>
 <p id="text" role="status"></p>
@@ -28,12 +42,19 @@ async function send(file) {
   const start = performance.now();
   try {
     const answer = await fetch("/predict", { method: "POST", body: file });
-    if (!answer.ok) { text.textContent = await answer.text(); return; }
+    if (!answer.ok) {
+      result.hidden = true;
+      text.textContent = await answer.text();
+      return;
+    }
     const seconds = ((performance.now() - start) / 1000).toFixed(1);
     text.textContent = JSON.parse(answer.headers.get("X-Result")) + " (" + seconds + " s)";
     result.src = URL.createObjectURL(await answer.blob());
     result.hidden = false;
-  } catch (error) { text.textContent = "The server does not answer."; }
+  } catch (error) {
+    result.hidden = true;
+    text.textContent = "The server does not answer.";
+  }
 }
 document.getElementById("file").onchange = event => send(event.target.files[0]);
 drop.ondragover = event => { event.preventDefault(); drop.className = "over"; };

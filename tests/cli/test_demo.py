@@ -27,6 +27,7 @@ def server_of(tmp_path_factory):
     def start(name):
         _, written = exported(name, tmp_path_factory.mktemp(name))
         server = make_server(ExportedModel(written.paths[0]), score=0.0)
+        server.model = written.paths[0]
         servers.append(server)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         return server
@@ -59,10 +60,15 @@ def test_an_image_is_answered_with_its_results(name, server_of):
     answer, page = ask(server, "GET", "/")
     assert answer.status == 200
     assert b"Drop an image here" in page
+    network = ExportedModel(server.model)
+    title = f"InternImage: {network.task}, {len(network.class_names)} classes"
+    assert page.decode().count(title) == 2
     assert b"http" not in page.lower()  # nothing from elsewhere
     answer, content = ask(server, "POST", "/predict", jpeg())
     assert answer.status == 200, content
-    assert "class " in json.loads(answer.headers["X-Result"])
+    text = json.loads(answer.headers["X-Result"])
+    assert "class " in text
+    assert (" %" in text) == (network.task == "classification")
     drawn = Image.open(io.BytesIO(content))
     assert drawn.format == "PNG"
     given = np.asarray(Image.open(io.BytesIO(jpeg())))
@@ -71,6 +77,8 @@ def test_an_image_is_answered_with_its_results(name, server_of):
     assert answer.status == 400
     assert text.startswith(b"The image file cannot be read: its content")
     assert ask(server, "GET", "/etc/passwd")[0].status == 404
+    answer, text = ask(server, "POST", "/predict")
+    assert (answer.status, text[:8]) == (400, b"no image")
     too_long = {"Content-Length": str(MAX_BYTES + 1)}
     assert ask(server, "POST", "/predict", b"", too_long)[0].status == 413
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from src.cli.demo_page import PAGE
+from src.cli.demo_page import render_page
 from src.cli.tool_parser import ToolParser
 from src.data.classes.palette import distinct_palette
 from src.decoding import decode
@@ -76,6 +76,7 @@ def make_server(predictor: ExportedModel, port: int = 0, score: float = 0.3) -> 
 
     class Handler(_Handler):
         predict = staticmethod(lambda content: predict(predictor, content, score))
+        page = render_page(predictor.task, len(predictor.class_names))
 
     try:
         return HTTPServer(("127.0.0.1", port), Handler)
@@ -111,7 +112,9 @@ def _classes(
     probabilities = found["probabilities"]
     best = probabilities.argsort()[::-1][:_TOP]
     shown = [predictor.class_names[label] for label in best]
-    return draw_classes(image, shown, probabilities[best].tolist()), ", ".join(shown)
+    drawn = draw_classes(image, shown, probabilities[best].tolist())
+    shares = zip(shown, probabilities[best], strict=True)
+    return drawn, ", ".join(f"{name} {100 * share:.1f} %" for name, share in shares)
 
 
 def _label_map(
@@ -151,11 +154,12 @@ class _Handler(BaseHTTPRequestHandler):
     """``GET /``: the page. ``POST /predict``: an image file; the answer is a PNG file."""
 
     predict: Any
+    page: str
 
     def do_GET(self) -> None:
         """Send the page."""
         if self.path == "/":
-            self._send(200, "text/html; charset=utf-8", PAGE.encode())
+            self._send(200, "text/html; charset=utf-8", self.page.encode())
         else:
             self._send(404, "text/plain", b"not found")
 
@@ -165,7 +169,11 @@ class _Handler(BaseHTTPRequestHandler):
         if self.path != "/predict":
             self._send(404, "text/plain", b"not found")
             return
-        if not length.isdecimal() or int(length) > MAX_BYTES:
+        if not length.isdecimal() or int(length) == 0:
+            self._send(400, "text/plain", b"no image: send an image file with its Content-Length")
+            self.close_connection = True
+            return
+        if int(length) > MAX_BYTES:
             self._send(413, "text/plain", f"at most {MAX_BYTES} bytes".encode())
             self.close_connection = True
             return
