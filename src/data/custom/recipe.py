@@ -8,6 +8,7 @@ that there are enough steps. The new file is complete and meant to be edited.
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import shlex
 from pathlib import Path
@@ -130,10 +131,13 @@ def write(
     )
     text = yaml.safe_dump(recipe, allow_unicode=True, sort_keys=False, default_flow_style=None)
     files.write_text(folder / path.name, comment + text)
+    kept = _keep_edited(path, comment + text, folder)
     head = recipe["model"]["init_args"]["network"]["class_path"].rpartition(".")[2]
     network = f"InternImage-{args.network.upper()}"
     if task != "classification":
         network = f"{_NETWORKS.get(head, head)} with {network}"
+    if kept is not None:
+        print(f"Kept:    {kept}: the recipe that was there, with other content")
     print(f"Recipe:  {path}: {network}, {start}")
     print(f"         {facts[0]} epochs, batches of {facts[1]}")
     if not weights:
@@ -146,6 +150,25 @@ def write(
     print(f"Train:   python -m src fit --config {shlex.quote(str(path))}")
     print(f"Predict: python -m src predict --name {name} --data.predict_dir FOLDER")
     print(f"Export:  python -m src export --name {name} --check FOLDER")
+
+
+def _keep_edited(path: Path, text: str, folder: Path) -> Path | None:
+    """Copy a recipe that differs from the new one, because the user may have edited it.
+
+    Args:
+        path: The recipe that will be replaced.
+        text: Content of the new one.
+        folder: Where the copy is written; its content moves to the folder of ``path``.
+
+    Returns:
+        Where the copy will be; ``None`` if there is no other recipe.
+    """
+    if not path.is_file() or path.read_bytes() == text.encode():
+        return None
+    names = (path.with_name(f"{path.name}.bak{number or ''}") for number in itertools.count())
+    kept = next(name for name in names if not name.exists())
+    files.write_bytes(folder / kept.name, path.read_bytes())
+    return kept
 
 
 def small_data_recipe(

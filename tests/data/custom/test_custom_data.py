@@ -128,6 +128,22 @@ def test_a_second_time_replaces_what_was_made_and_nothing_else(photos, tmp_path)
     assert main(["prepare", "from-folder", str(photos), "--out", str(photos.parent)]) == 2
 
 
+def test_an_edited_recipe_is_kept(photos, tmp_path, capsys):
+    out = tmp_path / "out"
+    command = ["prepare", "from-folder", str(photos), "--out", str(out)]
+    for _ in range(2):  # the second time with the same content
+        assert main(command) == 0
+    written = made(out).read_text(encoding="utf-8")
+    assert list(out.glob("*.bak*")) == []
+    for number, edit in enumerate(("# größer\n", "# even greater\n")):
+        made(out).write_text(written + edit, encoding="utf-8")
+        assert main(command) == 0
+        kept = out / f"my_photos.yaml.bak{number or ''}"
+        assert f"Kept:    {kept}: " in capsys.readouterr().out
+        assert kept.read_text(encoding="utf-8") == written + edit
+        assert made(out).read_text(encoding="utf-8") == written
+
+
 @pytest.mark.parametrize(
     ("files", "message"),
     [
