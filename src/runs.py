@@ -83,9 +83,10 @@ def find_checkpoint(source: str | Path, keyword: str = "best", runs: Path = Path
             f"The checkpoint {source} does not exist. Give a .ckpt file, or 'last' or 'best' for"
             f" the newest one in {runs}."
         )
+    others = other_versions(path) or _others(runs)
     if path.exists():
-        raise UserError(f"{path} is not the folder of a run.{_others(runs)}")
-    raise UserError(f"There is no run {path}.{_others(runs)}")
+        raise UserError(f"{path} is not the folder of a run.{others}")
+    raise UserError(f"There is no run {path}.{others}")
 
 
 def is_run_or_checkpoint(path: Path) -> bool:
@@ -232,6 +233,18 @@ def _others(runs: Path) -> str:
     parent = runs if any(runs.glob("*/version_*")) else runs.parent
     names = runs_with_checkpoints(parent)
     return f" Runs with checkpoints in {parent} are {', '.join(names[:10])}." if names else ""
+
+
+def other_versions(path: Path) -> str:
+    """Versions of the run that ``path`` would be one of, with a leading space, for messages."""
+    found = ", ".join(versions_with_checkpoints(path.parent)[-10:])
+    return f" Versions with checkpoints in {path.parent} are {found}." if found else ""
+
+
+def versions_with_checkpoints(runs: Path) -> list[str]:
+    """Names of the versions of a run that have checkpoints, oldest first."""
+    found = {path.parts[-3]: path for path in runs.glob("version_*/checkpoints/*.ckpt")}
+    return sorted(found, key=lambda name: age(found[name])[0])
 
 
 def runs_with_checkpoints(runs: Path) -> list[str]:

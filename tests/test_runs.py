@@ -42,6 +42,8 @@ def test_a_checkpoint_is_found_with_its_config(here: Path) -> None:
 def test_what_is_missing_is_named(here: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no run runs/tyni\. Runs with .* are tiny"):
         find_checkpoint("tyni")
+    with pytest.raises(UserError, match=r"version_9\. Versions .* in runs/tiny are version_0\."):
+        find_checkpoint("runs/tiny/version_9")
     with pytest.raises(UserError, match="is not the folder of a run"):
         find_checkpoint(tmp_path)
     (tmp_path / "alone.ckpt").write_bytes(b"")

@@ -15,7 +15,7 @@ from torch import nn
 
 from src import files, ops
 from src.environment import report
-from src.runs import CONFIG, ENVIRONMENT
+from src.runs import CONFIG, ENVIRONMENT, versions_with_checkpoints
 from src.tasks import BaseTask
 from src.tasks.operators import operators_of
 
@@ -108,11 +108,11 @@ class RunFolder(Callback):
             (self.path / CONFIG).unlink(missing_ok=True)  # the command then deletes the folder
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Print the output folder and the checkpoints."""
-        if is_dry_run(trainer):
+        """Print the output folder and the checkpoints of a training run."""
+        if is_dry_run(trainer) or stage != "fit":
             return
         tell(f"\nResults:     {self.path}")
-        for callback in trainer.checkpoint_callbacks if stage == "fit" else ():
+        for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, ModelCheckpoint):
                 _announce_checkpoints(callback)
 
@@ -129,6 +129,8 @@ class RunFolder(Callback):
         }
         if self.resumed_from:
             rows["Checkpoint"] = self.resumed_from
+        elif verb == "Training" and not is_dry_run(trainer):
+            rows |= _describe_earlier_versions(self.path)
         text = "\n".join(f"{name + ':':<12} {value}" for name, value in rows.items())
         tell(f"\n{text}\n")
 
@@ -163,6 +165,17 @@ def _describe_images(trainer: Trainer, verb: str) -> dict[str, str]:
     """Number of training images, if known."""
     images = getattr(trainer.datamodule, "images_in_use", "")  # type: ignore[attr-defined]
     return {"Images": images} if verb == "Training" and images else {}
+
+
+def _describe_earlier_versions(folder: Path) -> dict[str, str]:
+    """A note that this run replaces earlier ones of the same name, if there are any."""
+    runs = folder.parent
+    if versions := [name for name in versions_with_checkpoints(runs) if name != folder.name]:
+        return {
+            "Note": f"{runs} has earlier versions; --name {runs.name} means this one from now on,"
+            f" --ckpt_path {runs / versions[-1]} the previous one"
+        }
+    return {}
 
 
 def _describe_device(trainer: Trainer) -> str:

@@ -24,7 +24,7 @@ from src.hub.parts import ModelParts
 from src.hub.published import read_published
 from src.hub.runs import read_run
 from src.models.weights.files import HUB_FILES, is_hub_reachable
-from src.runs import is_run, runs_with_checkpoints
+from src.runs import is_run, other_versions, runs_with_checkpoints
 
 if TYPE_CHECKING:
     from src.inference import ImageSource, Prediction
@@ -165,6 +165,8 @@ def _parts(path: Path, name: str) -> ModelParts:
     published = path.name.removesuffix(".pth")
     if published in HUB_FILES and (path.is_file() or path.name == name):
         return read_published(published, path if path.is_file() else None)
+    if path.is_file():
+        raise UserError(_not_a_model(path))
     other_runs = runs_with_checkpoints(path.parent)
     if name.count("/") == 1 and not path.exists() and not other_runs:
         return read_folder(_download(name))
@@ -172,9 +174,23 @@ def _parts(path: Path, name: str) -> ModelParts:
     hint = f"Did you mean {' or '.join(close)}? " if close else ""
     if other_runs:
         hint += f"Runs with checkpoints in {path.parent} are {', '.join(other_runs[:10])}. "
+    hint += f"{other_versions(path)} ".lstrip()
     raise UserError(
         f"There is no model '{name}'. {hint}Give the folder of a run, a checkpoint, a folder with"
         f" {CONFIG_FILE}, a hub repository (user/name), or a name of docs/model_zoo.md."
+    )
+
+
+def _not_a_model(path: Path) -> str:
+    """Message about a file that `Pretrained.from_pretrained` does not read."""
+    is_onnx = path.suffix == ".onnx"
+    runner = f" Run it with `python -m src demo --model {path}`, or with onnxruntime." * is_onnx
+    has_folder = (path.parent / CONFIG_FILE).is_file()
+    return (
+        f"from_pretrained does not read the file {path}.{runner} "
+        + (f"Give its folder, {path.parent}" if has_folder else "Give the folder of a run")
+        + f", a checkpoint (.ckpt), or a folder with {CONFIG_FILE} and {WEIGHT_FILE} (export with"
+        " --format safetensors)."
     )
 
 

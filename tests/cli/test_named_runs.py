@@ -36,7 +36,9 @@ def test_the_checkpoint_of_a_run_is_validated(
     here: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], checkpoint: str
 ) -> None:
     assert main(["validate", *arguments]) == 0
-    assert f"Checkpoint:  runs/tiny/version_0/checkpoints/{checkpoint}" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert f"Checkpoint:  runs/tiny/version_0/checkpoints/{checkpoint}" in text
+    assert text.count("Results:") == 1
 
 
 def test_images_are_predicted_by_a_named_run(here: Path, images: Path) -> None:
@@ -93,6 +95,20 @@ def test_training_is_resumed_from_a_file(
     flags = ["--trainer.max_epochs", "3", "--trainer.default_root_dir", str(tmp_path)]
     assert main(["fit", "--ckpt_path", LAST, *flags]) == 0
     assert "Resuming at epoch 2" in capsys.readouterr().out
+
+
+def test_a_new_version_of_a_run_is_announced(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    note = (
+        "runs/tiny has earlier versions; --name tiny means this one from now on, --ckpt_path"
+        " runs/tiny/version_0 the previous one"
+    )
+    short = ["--trainer.max_epochs", "1", "--model.lr_scheduler.warmup_epochs", "0"]
+    assert main(["fit", "-c", "tiny.yaml", *short]) == 0
+    assert note in capsys.readouterr().out
+    assert main(["fit", "-c", "tiny.yaml", *short, "--name", "other"]) == 0
+    assert "earlier versions" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", ["validate", "predict", "export"])

@@ -44,6 +44,31 @@ def test_a_model_that_cannot_be_loaded(source: str, message: str) -> None:
     assert_is_short(caught.value)
 
 
+def test_exported_files_lead_to_a_folder() -> None:
+    model_for("classification").save_pretrained("saved")
+    Path("alone").mkdir()
+    for name, advice in (
+        ("saved/model.onnx", "python -m src demo --model saved/model.onnx.*Give its folder, saved"),
+        ("saved/model.safetensors", "model.safetensors. Give its folder, saved"),
+        ("alone/model.onnx", "Give the folder of a run, a checkpoint"),
+    ):
+        Path(name).touch()
+        with pytest.raises(UserError, match=advice) as caught:
+            Pretrained.from_pretrained(name)
+        assert_is_short(caught.value)
+
+
+def test_a_missing_version_leads_to_the_others() -> None:
+    for version in ("version_10", "version_2"):
+        checkpoint = Path("runs/mine", version, "checkpoints/last.ckpt")
+        checkpoint.parent.mkdir(parents=True)
+        checkpoint.touch()
+    message = "Versions with checkpoints in runs/mine are version_2, version_10"
+    with pytest.raises(UserError, match=message) as caught:
+        Pretrained.from_pretrained("runs/mine/version_9")
+    assert_is_short(caught.value)
+
+
 def test_an_image_that_cannot_be_read(tmp_path: Path) -> None:
     model = model_for("classification")
     Path("text.jpg").write_text("no image")
