@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "metrics": {"types"},
     "optim": {"types"},
     "serialization": set(),
-    "models": {"ops", "types", "losses", "distributed", "serialization"},
+    "models": {"ops", "types", "losses", "distributed", "serialization", "runs"},
     "data": {"types", "decoding"},
     "decoding": set(),
     "visualization": {"types"},

@@ -4,6 +4,7 @@ import re
 import shlex
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,6 +38,11 @@ def commands(page: Path) -> list[list[str]]:
     return [shlex.split(rest, comments=True) for rest in found]
 
 
+def python_blocks(page: Path) -> list[str]:
+    """Python code blocks of a page."""
+    return re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.M | re.S)
+
+
 ALL = [
     pytest.param(args, id=f"{page.name}: {' '.join(args)[:80]}")
     for page in PAGES
@@ -67,6 +73,21 @@ def test_links_between_pages_lead_somewhere() -> None:
         for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
             if "://" not in target:
                 assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_first_examples_of_the_operator_and_the_backbone_run() -> None:
+    page = ROOT / "docs" / "ops.md"
+    operator: dict[str, Any] = {}
+    exec(python_blocks(page)[0], operator)
+    assert operator["y"].shape == operator["x"].shape
+    backbone: dict[str, Any] = {}
+    exec(next(block for block in python_blocks(ROOT / "README.md") if "timm" in block), backbone)
+    assert [tuple(feature.shape[2:]) for feature in backbone["features"]] == [
+        (56, 56),
+        (28, 28),
+        (14, 14),
+        (7, 7),
+    ]
 
 
 @pytest.mark.parametrize("args", [p for p in ALL if p.values[0][0] in PARSERS])

@@ -2,7 +2,7 @@
 
 These are ``.pth`` files (plain, or training checkpoints with a configuration object inside),
 ``.safetensors`` files, sharded safetensors with their index, folders that hold one of these, and
-the names of published files on the Hugging Face hub.
+the names of published files on the Hugging Face hub; and the checkpoints and folders of runs.
 
 Nothing in a file is executed: ``src.serialization`` reads it. ``fit.py`` interprets the tensors.
 """
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from src.errors import UserError
 from src.models.weights.merging import merged_state
+from src.runs import find_checkpoint, is_run
 from src.serialization import (
     NAME_LENGTH,
     Odd,
@@ -131,8 +132,9 @@ def resolve(source: str | Path) -> Path:
     An existing path has priority over a hub name of the same spelling.
 
     Args:
-        source: Local file or folder; a published file (``"internimage_t_1k_224"``, with or without
-            ``.pth``); or a hub repository (``"OpenGVLab/internimage_t_1k_224"``).
+        source: Local file or folder; the folder of a run, whose best checkpoint is used; a
+            published file (``"internimage_t_1k_224"``, with or without ``.pth``); or a hub
+            repository (``"OpenGVLab/internimage_t_1k_224"``).
 
     Returns:
         Path of a file that `read` understands.
@@ -155,8 +157,8 @@ def resolve(source: str | Path) -> Path:
     hint = f" Published names like it: {', '.join(close)}." if close else ""
     raise UserError(
         f"There is no weight file '{source}'.{hint} Give a .pth or .safetensors file, a folder "
-        "with model.safetensors, a hub repository such as OpenGVLab/internimage_t_1k_224, or a "
-        "name of docs/model_zoo.md."
+        "with model.safetensors, the folder of a run, a hub repository such as "
+        "OpenGVLab/internimage_t_1k_224, or a name of docs/model_zoo.md."
     )
 
 
@@ -265,11 +267,23 @@ def _file_in_folder(folder: Path) -> Path:
     files = sorted(p for p in folder.iterdir() if p.suffix in {".pth", ".safetensors"})
     if len(files) == 1:
         return files[0]
+    if not files and is_run(folder):
+        return _checkpoint_of_run(folder)
     raise UserError(
         f"The folder {folder} holds {len(files)} weight files ({_shorten(p.name for p in files)}) "
         f"where model.safetensors, its index, or exactly one .pth or .safetensors is expected; "
         f"name the file itself."
     )
+
+
+def _checkpoint_of_run(folder: Path) -> Path:
+    path = find_checkpoint(folder)
+    if path.is_dir():
+        raise UserError(
+            f"The best checkpoint of {folder}, {path}, is sharded; merge it with `python -m src"
+            f" consolidate {path}`, and give the new file."
+        )
+    return path
 
 
 def is_hub_reachable(seconds: float = 3.0) -> bool:

@@ -477,6 +477,18 @@ def test_folder_without_a_clear_file(tmp_path):
         load_official(target(), tmp_path)
 
 
+def test_a_run_is_its_best_checkpoint(trained):
+    sizes = {"channels": 8, "depths": (1, 1, 1, 1), "groups": (1, 2, 4, 8)}
+    network, backbone = InternImage(3, **sizes), InternImageBackbone(**sizes)
+    report = load_official(network, trained / "runs" / "tiny")
+    assert "runs/tiny/version_0/checkpoints/best-epoch=" in report.source
+    assert report.class_names == ("blue", "green", "red")
+    assert not report.fresh
+    load_official(backbone, trained / "runs" / "tiny" / "version_0")
+    expected = network.state_dict()
+    assert all(torch.equal(x, expected[name]) for name, x in backbone.state_dict().items())
+
+
 def test_meta_network_is_refused(source):
     with torch.device("meta"):
         network = target()
