@@ -104,21 +104,29 @@ def test_at_predictions(
     assert not [path for path in contents(folder) if path.endswith(".part")]
 
 
-@pytest.mark.parametrize("kind", ["onnx", "pt2", "safetensors"])
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        ("onnx", ["model.onnx", "EXPORT.md"]),
+        ("pt2", ["model.pt2", "EXPORT.md"]),
+        ("safetensors", ["model.safetensors", "config.json"]),
+    ],
+)
 def test_at_an_export(
-    folder: Path, error_of: Callable[..., str], largest_file: Limit, kind: str
+    folder: Path, error_of: Callable[..., str], largest_file: Limit, kind: str, names: list[str]
 ) -> None:
     if kind == "onnx":
         pytest.importorskip("onnxscript")
     out = folder / "out"
     out.mkdir()
-    for name in ("model.onnx", "model.pt2", "model.safetensors", "config.json", "EXPORT.md"):
+    for name in names:
         (out / name).write_text("earlier")
     before = contents(out)
     arguments = ["-c", "tiny.yaml", "--ckpt_path=last", f"--out={out}", "--format", kind]
     with largest_file(3000):
         text = error_of("export", *arguments)
     assert f"error: {out}" in text
+    assert "earlier export" not in text  # the files are replaced, not refused
     assert ".part" not in text
     assert contents(out) == before
     assert not [path for path in out.iterdir() if path.is_dir()]
