@@ -16,6 +16,8 @@ from src.data.formats.image_files import list_class_folders
 from src.errors import UserError
 
 _SYNSET = re.compile(r"n\d{8}")
+_NUMBERED = re.compile(r"\d+(?:\s*[,;:=|.)]\s*(?=\D)|\s+)(.+)")
+_NUMBER_HEADERS = ("#", "id", "idx", "index", "label", "no", "number", "value")
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,8 @@ def read_class_names(class_names: Sequence[str] | str, keyword: str = "") -> lis
         keyword: Name of a dataset that the caller accepts in place of a file, for the error.
 
     Raises:
-        UserError: If the file is missing or unreadable, there are no names, or a name occurs twice.
+        UserError: If the file is missing or unreadable, there are no names, a name occurs twice, or
+            the file is a table of numbers and names.
     """
     if isinstance(class_names, str):
         path = Path(class_names)
@@ -104,10 +107,14 @@ def read_class_names(class_names: Sequence[str] | str, keyword: str = "") -> lis
             raise UserError(
                 f"The class names file {path} is not UTF-8 text; write one name per line."
             ) from error
-        names, origin = (
-            [line.strip() for line in lines if line.strip()],
-            f"The class names file {path}",
-        )
+        origin = f"The class names file {path}"
+        numbered = [(n, line.strip()) for n, line in enumerate(lines, 1) if line.strip()]
+        if table := _line_of_table(numbered):
+            raise UserError(
+                f"{origin} is a table: line {table[0]} is {table[1]!r}. Expected one name per line "
+                "in label order, without numbers, other columns or a header."
+            )
+        names = [line for _, line in numbered]
     else:
         names, origin = [str(name) for name in class_names], "class_names"
     if not names:
@@ -118,6 +125,24 @@ def read_class_names(class_names: Sequence[str] | str, keyword: str = "") -> lis
             f"{origin} holds the name {twice[0]!r} more than once; every class needs its own name."
         )
     return names
+
+
+def _line_of_table(lines: Sequence[tuple[int, str]]) -> tuple[int, str] | None:
+    """The first line that is a row of a table instead of a name, with its number.
+
+    Lines with a tab are rows, and so are all lines if each begins with a number and another name
+    follows (``1 sky``, ``2: road``); the first line may be a header. ``1 euro`` and ``2 euro`` are
+    names.
+    """
+    for line in lines:
+        if "\t" in line[1]:
+            return line
+    first_word = re.split(r"[\s,;:|]", lines[0][1].lower(), maxsplit=1)[0] if lines else ""
+    rows = lines[1:] if first_word in _NUMBER_HEADERS else lines
+    found = [_NUMBERED.fullmatch(text) for _, text in rows]
+    rest = [match[1] for match in found if match]
+    is_table = len(rest) == len(rows) > 1 and len(set(rest)) == len(rest)
+    return lines[0] if is_table else None
 
 
 def readable_names(folders: Sequence[str]) -> tuple[str, ...]:

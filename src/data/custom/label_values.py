@@ -183,7 +183,8 @@ class LabelReader:
             binary = ["background", "foreground"]
             names = binary if is_binary else [f"class {number}" for number in self.values]
         count = len(self.values)
-        if len(names) < count or (values is not None and len(names) > count):
+        is_complete = values is not None or is_binary  # otherwise the last classes may not occur
+        if len(names) < count or (is_complete and len(names) > count):
             raise UserError(_wrong_count(self.values, names, sorted(found), values is not None))
         self._leave_out_unlabelled(names)
 

@@ -73,6 +73,30 @@ def test_a_binary_names_file_is_refused(tmp_path):
         resolve_classes(tmp_path, str(tmp_path / "names.txt"))
 
 
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("Idx\tName\n1\tsky\n2\troad\n", r"line 1 is 'Idx\\tName'"),
+        ("sky\n\nroad\tgrey\n", r"line 3 is 'road\\tgrey'"),
+        ("0 sky\n1 2 door car\n7 road\n", "line 1 is '0 sky'"),
+        ("\nid,name\n0,sky\n1,road\n", "line 2 is 'id,name'"),
+    ],
+)
+def test_a_table_of_numbers_and_names_is_refused(tmp_path, text, line):
+    (tmp_path / "names.txt").write_text(text)
+    with pytest.raises(UserError, match=rf"names.txt is a table: {line}. Expected one name per"):
+        resolve_classes(tmp_path, str(tmp_path / "names.txt"))
+
+
+@pytest.mark.parametrize(
+    "names",
+    [["2 door car", "bus"], ["0", "1", "2"], ["1 euro", "2 euro"], ["1st", "3d printer"], ["7 up"]],
+)
+def test_names_may_begin_with_numbers(tmp_path, names):
+    (tmp_path / "names.txt").write_text("\n".join(names))
+    assert resolve_classes(tmp_path, str(tmp_path / "names.txt")).names == tuple(names)
+
+
 def test_without_classes_the_folder_is_named_with_what_it_holds(make_tree, tmp_path):
     with pytest.raises(UserError, match=r"absent does not exist.*prepare toy"):
         resolve_classes(tmp_path / "absent")
