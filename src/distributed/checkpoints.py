@@ -8,7 +8,7 @@ the content of an ordinary checkpoint file.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from src.serialization import (
 
 _WEIGHTS = {"state_dict": "state_dict", "model": "state_dict"}  # names of FSDP2 and FSDP1
 _RAW = "current_model_state"
+_MAX_LISTED = 10
 
 
 def is_sharded_checkpoint(path: Path) -> bool:
@@ -150,12 +151,30 @@ def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, Size]:
     return {name: tensor.shape for name, tensor in tensors.items()}
 
 
-def describe_mismatch(saved: Mapping[str, Size], expected: Mapping[str, Size]) -> str:
-    """Differences of two sets of weights in names and shapes; empty if there are none."""
+def describe_mismatch(
+    saved: Mapping[str, Size],
+    expected: Mapping[str, Size],
+    trained: Sequence[str] = (),
+    now: Sequence[str] = (),
+) -> str:
+    """Differences of two sets of weights in names and shapes; empty if there are none.
+
+    Args:
+        saved: Shape of every saved weight by name.
+        expected: Shape of every weight of the network.
+        trained: Class names of the saved weights, if known.
+        now: Class names of the data, if known. If their number is another one and only shapes
+            differ, the classes are described instead.
+    """
     missing = [name for name in expected if name not in saved]
     unknown = [name for name in saved if name not in expected]
     reshaped = [name for name in expected if name in saved and expected[name] != saved[name]]
     parts = []
+    if reshaped and not missing and not unknown and trained and now and len(trained) != len(now):
+        return (
+            f"it has {len(trained)} classes ({_listed(trained)}), but the data have {len(now)}"
+            f" ({_listed(now)})"
+        )
     if missing:
         parts.append(f"{len(missing)} missing weights (first: {missing[0]})")
     if unknown:
@@ -165,3 +184,7 @@ def describe_mismatch(saved: Mapping[str, Size], expected: Mapping[str, Size]) -
         shapes = f"expected {tuple(expected[name])}, got {tuple(saved[name])}"
         parts.append(f"{len(reshaped)} weights with another shape (first: {name}, {shapes})")
     return ", ".join(parts)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:_MAX_LISTED]) + (", ..." if len(names) > _MAX_LISTED else "")

@@ -6,7 +6,7 @@ plain values, and only networks of ``src.models`` are built from it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,32 +51,44 @@ def read_run(path: Path) -> ModelParts:
     return ModelParts(network.eval(), spec, names, task_of(network), preprocessing)
 
 
-def load_checkpoint(network: nn.Module, path: Path) -> None:
+def load_checkpoint(network: nn.Module, path: Path, class_names: Sequence[str] = ()) -> None:
     """Load the weights of a checkpoint into a network.
 
     Args:
         network: Loaded in place.
         path: A checkpoint file, or the folder of a sharded checkpoint.
+        class_names: Classes of the data, for the error about another number of classes.
 
     Raises:
         UserError: If it cannot be read, or does not match the network.
     """
-    load_weights(network, network_weights(_read(path)), path)
+    content = _read(path)
+    trained = content.get("class_names", [])
+    load_weights(network, network_weights(content), path, trained, class_names)
 
 
-def load_weights(network: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
+def load_weights(
+    network: nn.Module,
+    weights: Mapping[str, Tensor],
+    path: Path,
+    trained: Sequence[str] = (),
+    now: Sequence[str] = (),
+) -> None:
     """Load weights by the names of the network.
 
     Args:
         network: Loaded in place.
         weights: From `network_weights`.
         path: The checkpoint, for messages.
+        trained: Class names of the weights, for messages.
+        now: Class names of the data, for messages.
 
     Raises:
         UserError: If they are not finite, or do not match the network.
     """
     refuse_not_finite(weights, f"The checkpoint {path}")
-    mismatch = describe_mismatch(shapes_of(dict(weights)), shapes_of(network.state_dict()))
+    saved, expected = shapes_of(dict(weights)), shapes_of(network.state_dict())
+    mismatch = describe_mismatch(saved, expected, trained, now)
     if mismatch:
         raise UserError(f"The checkpoint {path} does not match this network: {mismatch}.")
     network.load_state_dict(weights)

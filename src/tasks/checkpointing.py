@@ -51,7 +51,12 @@ class CheckpointHooks(TrainingHooks, EvaluationHooks):
         if "current_model_state" in checkpoint and self._is_fitting and not self.is_averaging:
             resume.warn_about_dropped_ema()
             checkpoint["state_dict"] = checkpoint["current_model_state"]
-        resume.check_weights(shapes_of(checkpoint["state_dict"]), shapes_of(self.state_dict()))
+        resume.check_weights(
+            shapes_of(checkpoint["state_dict"]),
+            shapes_of(self.state_dict()),
+            checkpoint.get("class_names", []),
+            class_names_of(self._trainer),
+        )
         if self._is_fitting:
             resume.check_continues(checkpoint)
             state, groups = checkpoint["optimizer_states"][0], self.parameter_groups()

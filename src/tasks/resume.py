@@ -181,18 +181,29 @@ def check_moments(states: Sequence[Mapping[str, Any]], groups: Sequence[Mapping[
                 )
 
 
-def check_weights(saved: Mapping[str, Size], expected: Mapping[str, Size]) -> None:
+def check_weights(
+    saved: Mapping[str, Size],
+    expected: Mapping[str, Size],
+    trained: Sequence[str] = (),
+    now: Sequence[str] = (),
+) -> None:
     """Refuse weights whose names or shapes are not those of the network.
+
+    Args:
+        saved: Shape of every saved weight by name.
+        expected: Shape of every weight of the network.
+        trained: Class names of the saved weights, if known.
+        now: Class names of the data, if known.
 
     Raises:
         UserError: If they differ; the message says how.
     """
-    mismatch = describe_mismatch(saved, expected)
+    mismatch = describe_mismatch(saved, expected, trained, now)
     if mismatch:
         raise UserError(
-            f"The checkpoint does not match this network: {mismatch}. Use the config.yaml of the"
-            " run that wrote it. To initialise another network with pretrained weights, use"
-            " model.init_args.weights."
+            f"The checkpoint does not match this network: {mismatch}. Use the config.yaml and the"
+            " data of the run that wrote it. To initialise another network with pretrained weights,"
+            " use model.init_args.weights."
         )
 
 

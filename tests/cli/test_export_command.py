@@ -101,6 +101,10 @@ def test_a_recipe_of_mask2former(images, tmp_path, capsys):
     [
         ([], "export needs weights"),
         (["--ckpt_path", "nowhere.ckpt"], "nowhere.ckpt does not exist"),
+        (
+            ["--ckpt_path", "last", "--data.class_names=[blue,green,red,violet]"],
+            "it has 3 classes (blue, green, red), but the data have 4 (blue, green, red, violet)",
+        ),
         (["--ckpt_path", "last", "--check", "nowhere"], "for --check does not exist"),
         (["--check", ".", "--format", "safetensors"], "--check needs onnx, pt2 or aoti"),
     ],

@@ -308,6 +308,17 @@ def test_checkpoint_of_another_variant(
     assert "expected (8, 3, 3, 3), got (4, 3, 3, 3)" in text
 
 
+def test_checkpoint_of_another_number_of_classes(
+    folder: Path, trained: Path, error_of: Callable[..., str]
+) -> None:
+    checkpoint = trained / "runs/tiny/version_0/checkpoints/last.ckpt"
+    flags = ["--ckpt_path", str(checkpoint), "--data.class_names", "[blue,green,red,violet]"]
+    text = error_of("validate", "-c", "tiny.yaml", *flags)
+    classes = "it has 3 classes (blue, green, red), but the data have 4 (blue, green, red, violet)."
+    assert text.startswith(f"The checkpoint does not match this network: {classes}")
+    assert "Use the config.yaml and the data of the run" in text
+
+
 def test_weights_that_fit_are_reported(
     folder: Path, trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -217,7 +217,7 @@ def load(recipe: Sequence[str], checkpoint: str | None = None) -> tuple[_Loaded,
     source = str(cli.model.weights)
     if checkpoint:
         path = resolve_checkpoint(checkpoint, cli.runs)
-        load_checkpoint(network, path)
+        load_checkpoint(network, path, cli.datamodule.class_names)
         source = str(path)
     elif cli.model.weights is None:
         raise UserError("export needs weights: set --ckpt_path best or --model.weights FILE.")
