@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,12 +21,28 @@ class ToolParser(argparse.ArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})
 
+    def parse_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> argparse.Namespace:
+        """Parse the arguments; a subcommand reports those that it does not accept."""
+        args = sys.argv[1:] if args is None else args
+        found, rest = self.parse_known_args(args, namespace)
+        if rest:
+            of_name: dict[str, ToolParser] = {}
+            for action in self._actions:
+                if isinstance(action, argparse._SubParsersAction):
+                    of_name = action.choices
+            chosen = next((of_name[given] for given in args if given in of_name), self)
+            chosen.error(f"unrecognized arguments: {' '.join(rest)}")
+        return found
+
     def error(self, message: str) -> NoReturn:
         """Raise a `UserError` with a short explanation of the message."""
-        raise UserError(_explain(message, self.prog))
+        known = (name for action in self._actions for name in action.option_strings)
+        raise UserError(_explain(message, self.prog, (name.lstrip("-") for name in known)))
 
 
-def _explain(message: str, prog: str) -> str:
+def _explain(message: str, prog: str, options: Iterable[str]) -> str:
     command = prog.removeprefix("python -m src ")
     see = f"See python -m src {command} --help."
     if match := re.search(r"argument (.+?): invalid choice: '(.*)' \(choose from (.+)\)", message):
@@ -41,7 +59,9 @@ def _explain(message: str, prog: str) -> str:
     if match := re.search(r"the following arguments are required: (.+)", message):
         return f"{command} needs {match[1]}. {see}"
     if match := re.search(r"unrecognized arguments: (.+)", message):
-        return f"{command} does not accept {match[1]!r}. {see}"
+        name = re.split(r"[ =]", match[1])[0]
+        hint = suggest(name.lstrip("-"), options, option=True) if name.startswith("--") else ""
+        return f"{command} does not accept {match[1]!r}.{hint} {see}"
     return f"{command}: {message}. {see}"
 
 

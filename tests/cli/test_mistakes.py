@@ -225,7 +225,13 @@ def test_commands_of_other_libraries(folder: Path, error_of: Callable[..., str])
             "needs a folder with images and label maps, or --images and --masks.",
         ),
         ("prepare from-folders photos", "got 'from-folders'. Did you mean 'from-folder'?"),
-        ("verify imagenet --rot x", "does not accept '--rot x'"),
+        (
+            "verify imagenet --rot x",
+            "verify imagenet does not accept '--rot x'. Did you mean --root? See python -m src "
+            "verify imagenet --help.",
+        ),
+        ("prepare from-coco a.json --image=x", "'--image=x'. Did you mean --images? See python -m"),
+        ("profile --model internimage_t x", "profile does not accept 'x'. See python -m src prof"),
         ("plan", "Missing settings: data and model. Give a recipe with --config configs/<recipe>"),
     ],
 )
