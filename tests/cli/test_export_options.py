@@ -44,7 +44,7 @@ def test_a_failed_check_is_not_uploaded(passed, pushed, monkeypatch):
     assert model.pushed == pushed
 
 
-def test_turned_images_of_a_detector_are_checked_upright(tmp_path, monkeypatch):
+def test_turned_images_of_a_detector_are_checked_upright(tmp_path, monkeypatch, capsys):
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by 90 degrees
     Image.new("RGB", (90, 60)).save(tmp_path / "photo.jpg", exif=exif)
@@ -58,6 +58,7 @@ def test_turned_images_of_a_detector_are_checked_upright(tmp_path, monkeypatch):
     )
     export._check(None, Written([], [Path("model.onnx")], object()), tmp_path, data, Form())
     assert [(example.original, example.size) for example in found] == [((90, 60), (90, 60))]
+    assert f"Checking 1 images from {tmp_path}" in capsys.readouterr().out
 
 
 def test_a_check_needs_onnx_runtime(monkeypatch):

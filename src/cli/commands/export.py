@@ -285,11 +285,12 @@ def _check(network: nn.Module, written: Written, images: Path, data: Any, form: 
     """Run the files on images and print the differences from PyTorch."""
     data.predict_dir, data.num_workers = str(images), 0
     data.setup("predict")
+    loader = data.predict_dataloader()
+    print(f"Checking {len(loader.dataset)} images from {images}", flush=True)
     graphs = [(graph, path, runner(path)) for graph, path in written.graphs]
     results = [(path, ResultFile(path, form.inside)) for path in written.results]
     found = Differences()
     count = 0
-    loader = data.predict_dataloader()
     for loaded in loader:
         batch = data.normalise(loaded)
         count += len(batch["path"])
