@@ -14,6 +14,10 @@ if TYPE_CHECKING:  # commands that only read files start without importing torch
 IGNORE_LABEL = 255
 """Label of pixels that are ignored in losses and metrics."""
 
+ENOUGH_IMAGES = 10_000
+"""With fewer COCO images, a detector that starts from random weights is clearly worse (He et al.,
+"Rethinking ImageNet Pre-training", ICCV 2019, section 5)."""
+
 Size = tuple[int, int]
 """Height and width in pixels."""
 

@@ -30,11 +30,7 @@ from src.optim.param_groups import LrScale, parameter_groups
 from src.optim.steps import WarmupMultiStep
 from src.tasks.dense import DenseTask
 from src.tasks.optimization import OptimizerFactory, SchedulerFactory
-from src.types import ClassFacts, DetectionBatch, Detections
-
-_ENOUGH_IMAGES = 10_000
-"""With fewer COCO images, training from random weights is clearly worse (He et al., "Rethinking
-ImageNet Pre-training", ICCV 2019, section 5)."""
+from src.types import ENOUGH_IMAGES, ClassFacts, DetectionBatch, Detections
 
 
 class DetectionTask(DenseTask):
@@ -242,9 +238,9 @@ def warn_if_few(trainer: Trainer) -> None:
     dataset = getattr(trainer.train_dataloader, "dataset", None)
     if not isinstance(dataset, Sized):  # several loaders, or images without a known number
         return
-    if (count := len(dataset)) < _ENOUGH_IMAGES:
+    if (count := len(dataset)) < ENOUGH_IMAGES:
         rank_zero_warn(
             f"The detector starts from random weights and has only {count} training images; from"
-            f" scratch it needs more than {_ENOUGH_IMAGES}. Set model.weights to a published"
+            f" scratch it needs more than {ENOUGH_IMAGES}. Set model.weights to a published"
             " detector, or to a classifier for its backbone (docs/model_zoo.md)."
         )

@@ -87,26 +87,25 @@ def prepare(
     order = [part for part in SPLITS if part in parts]
     learned = {part: parts[part].file.count_training_annotations(indices[part]) for part in order}
     tested = f", {len(indices['test'])} test" if "test" in parts else ""
-    print(
-        f"{out}: {len(kept)} training and {len(indices['val'])} validation{tested} images; objects:"
-    )
-    for label, class_name in enumerate(train.class_names):
-        print(f"  {class_name}: " + " + ".join(str(learned[part][label]) for part in order))
-    for reason, count in left_out.items():
-        print(f"note: {count} of {len(chosen)} training images are left out: {reason}")
-    if never := _without_objects(train.class_names, learned["train"]):
-        print(f"note: no training annotation of {never}: it cannot be learned")
-    if unseen := _without_objects(train.class_names, learned["val"]):
-        print(f"note: no validation annotation of {unseen}: the metrics leave it out")
-    for note in notes:
-        print(f"note: {note}")
-    print(f"Checked: {surveys}")
     data: dict[str, Any] = {"root": "."}
     for part in order:
         path = out / "annotations" / f"{part}.json" if part in new else parts[part].file.path
         data |= {f"{part}_images": str(parts[part].images), f"{part}_annotations": str(path)}
     facts = {"source": str(source), "val_share": args.val_share, "seed": args.seed}
     with split.start_over(out, ("annotations",), facts) as work:
+        numbers = f"{len(kept)} training and {len(indices['val'])} validation{tested}"
+        print(f"{out}: {numbers} images; objects:")
+        for label, class_name in enumerate(train.class_names):
+            print(f"  {class_name}: " + " + ".join(str(learned[part][label]) for part in order))
+        for reason, count in left_out.items():
+            print(f"note: {count} of {len(chosen)} training images are left out: {reason}")
+        if never := _without_objects(train.class_names, learned["train"]):
+            print(f"note: no training annotation of {never}: it cannot be learned")
+        if unseen := _without_objects(train.class_names, learned["val"]):
+            print(f"note: no validation annotation of {unseen}: the metrics leave it out")
+        for note in notes:
+            print(f"note: {note}")
+        print(f"Checked: {surveys}")
         for part, written in new.items():
             files.write_json(work / "annotations" / f"{part}.json", written)
         task = "detection" if train.masks else "boxes"

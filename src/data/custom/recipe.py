@@ -19,6 +19,7 @@ import yaml
 from src import files
 from src.config_files import CONFIGS
 from src.errors import UserError
+from src.types import ENOUGH_IMAGES
 
 RECIPES = {
     "classification": {
@@ -57,6 +58,7 @@ RECIPES = {
 """
 
 _FOLDERS = {"boxes": "detection"}  # of configs/; others have the name of the task
+_DETECTORS = ("detection", "boxes")
 _NETWORKS = {
     "MaskRCNN": "Mask R-CNN",
     "CascadeMaskRCNN": "Cascade Mask R-CNN",
@@ -140,8 +142,13 @@ def write(
         print(f"Kept:    {kept}: the recipe that was there, with other content")
     print(f"Recipe:  {path}: {network}, {start}")
     print(f"         {facts[0]} epochs, batches of {facts[1]}")
-    if not weights:
-        others = ", ".join(name for name in RECIPES[task] if name != "nano")
+    others = ", ".join(name for name in RECIPES[task] if name != "nano")
+    if not weights and task in _DETECTORS and images < ENOUGH_IMAGES:
+        print(
+            f"note: {images} training images are few for a detector from scratch, which needs more "
+            f"than {ENOUGH_IMAGES}; --network {others}: fine-tunes published weights"
+        )
+    elif not weights:
         print(
             f"         --network {others}: fine-tunes published weights, the usual choice with "
             "few images"

@@ -206,6 +206,7 @@ def test_coco_files_are_split_checked_and_trainable(annotated, tmp_path, capsys)
     assert main(given) == 0
     text = capsys.readouterr().out
     assert "5 training and 1 validation images" in text
+    assert "note: 5 training images are few for a detector from scratch" in text
     assert "梨: " in text
     parts = [json.loads((out / "annotations" / f"{p}.json").read_text()) for p in ("train", "val")]
     assert sorted(i["id"] for part in parts for i in part["images"]) == [1, 2, 3, 4, 5, 6]
@@ -215,6 +216,18 @@ def test_coco_files_are_split_checked_and_trainable(annotated, tmp_path, capsys)
     config = made(out)
     assert build(["--config", str(config)]).datamodule.class_names == ["roter Apfel", "梨"]
     assert run_once(config, train_scales=[[96, 72]], eval_scale=[96, 72]) == 0
+
+
+def test_a_refused_annotation_file_is_not_reported_as_prepared(annotated, tmp_path, capsys):
+    images, path = annotated
+    given = ["--images", str(images), "--out", str(tmp_path / "out")]
+    assert main(["prepare", "from-coco", str(path), *given]) == 0
+    other = shutil.copy(path, tmp_path / "other.json")
+    capsys.readouterr()
+    assert main(["prepare", "from-coco", str(other), *given]) == 2
+    output = capsys.readouterr()
+    assert f"was made from {path}, so nothing was written" in output.err
+    assert not output.out
 
 
 def test_mistakes_in_coco_files_are_named(annotated, tmp_path, capsys):
@@ -262,6 +275,7 @@ def test_dino_is_fine_tuned_in_its_published_sizes_only(annotated, tmp_path, cap
     assert main([*given, "--network", "t"]) == 0
     weights = recipe_of(made(out))["model"]["init_args"]["weights"]
     assert weights == "dino_4scale_internimage_t_1x_coco_layer_wise_lr"
+    assert "starts from scratch" not in capsys.readouterr().out
 
 
 def test_a_file_without_usable_boxes_is_refused(annotated, tmp_path, capsys):
