@@ -122,7 +122,8 @@ def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def uses_onednn(x: Tensor) -> bool:
     """Whether products of ``x`` are eager, on a CPU with oneDNN, in float32 or bfloat16."""
-    if x.device.type != "cpu" or not fused.is_eager() or not torch.backends.mkldnn.enabled:
+    has_onednn = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
+    if x.device.type != "cpu" or not has_onednn or not fused.is_eager():
         return False
     dtype = autocast_dtype("cpu") or x.dtype
     return x.numel() > 0 and (
