@@ -91,7 +91,7 @@ def _is_fused(norm: nn.Module, x: Tensor) -> TypeGuard[LayerNorm]:
 
 
 class _CpuNorm(Function):
-    """PyTorch's kernel on a CPU without ours, and a backward pass that sums in float32.
+    """PyTorch's kernel on a CPU without the compiled one, and a backward pass that sums in float32.
 
     PyTorch's backward kernel on the CPU adds up the gradients of weight and bias in the dtype of
     the input. A sum of 16-bit numbers stops growing after a few hundred rows.
