@@ -34,6 +34,7 @@ class Architecture(MixerOptions):
     post_norm: NotRequired[bool]
     res_post_norm: NotRequired[bool]
     level2_post_norm_block_ids: NotRequired[tuple[int, ...] | None]
+    norm_layer: NotRequired[Literal["LN", "BN"]]
 
 
 class ClassifierArchitecture(Architecture):
@@ -52,6 +53,7 @@ DEFAULTS: ClassifierArchitecture = {
     "post_norm": False,
     "res_post_norm": False,
     "level2_post_norm_block_ids": None,
+    "norm_layer": "LN",
     "core_op": "DCNv3",
     "kernel_size": 3,
     "dw_kernel_size": None,

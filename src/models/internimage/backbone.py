@@ -31,6 +31,7 @@ from src.models.internimage.architectures import (
 from src.models.internimage.blocks import Block, BlockOptions, Stage, Stem
 from src.models.internimage.dcnv3 import DCNv3
 from src.models.internimage.dcnv4 import DCNv4
+from src.models.internimage.layers import replace_layer_norms
 from src.models.internimage.mixer import MixerFactory
 from src.models.layers.low_rank import add_low_rank
 from src.models.layers.norm import set_float32_norms
@@ -70,6 +71,8 @@ class InternImageBackbone(PretrainedBackbone):
         res_post_norm: Second norm after each branch; without effect if ``post_norm`` or
             ``layer_scale`` is given.
         level2_post_norm_block_ids: Blocks of the third stage (index 2) followed by a norm.
+        norm_layer: ``LN`` (default), or ``BN`` for batch norm in place of every LayerNorm of the
+            backbone.
         core_op: The spatial mixer: ``DCNv3`` (default) or ``DCNv4``.
         kernel_size: Odd side of the sampling grid of the mixer (default: 3).
         dw_kernel_size: Odd side of its depthwise convolution; ``None`` means ``kernel_size`` for
@@ -161,6 +164,10 @@ class InternImageBackbone(PretrainedBackbone):
                 downsample=i < len(depths) - 1,
             )
             self.levels.append(stage)
+        if arch["norm_layer"] == "BN":
+            replace_layer_norms(self)
+        elif arch["norm_layer"] != "LN":
+            raise UserError(f"norm_layer must be 'LN' or 'BN', got {arch['norm_layer']!r}.")
         self.levels[:frozen_stages].requires_grad_(False)
         self.set_grad_checkpointing(grad_checkpointing)
         self.float32_norms = float32_norms
@@ -287,8 +294,8 @@ class InternImageBackbone(PretrainedBackbone):
             return "Set layer_scale to null, or to 1.0 for initial scales of the same function."
         return (
             "Compare variant, channels, depths, groups, post_norm, res_post_norm, layer_scale,"
-            " dw_kernel_size, level2_post_norm_block_ids, center_feature_scale, core_op,"
-            " dcn_output_bias and mlp_fc2_bias with the configuration of the file."
+            " dw_kernel_size, level2_post_norm_block_ids, center_feature_scale, norm_layer,"
+            " core_op, dcn_output_bias and mlp_fc2_bias with the configuration of the file."
         )
 
     def forward_stages(self, image: Tensor, last: int | None = None) -> list[Tensor]:

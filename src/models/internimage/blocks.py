@@ -15,7 +15,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from src.errors import UserError
-from src.models.internimage.layers import MLP, add_branch, layer_norm
+from src.models.internimage.layers import (
+    MLP,
+    ChannelsLastBatchNorm,
+    add_branch,
+    layer_norm,
+)
 from src.models.layers.channels_last import conv_nhwc
 from src.models.layers.compilation import RepeatedPart
 from src.models.layers.norm import norm_fork, norm_gelu
@@ -156,10 +161,12 @@ class Block(RepeatedPart):
 
     def adapt_checkpoint(self, prefix: str, match: Match) -> None:
         """Fill layer scales of 1.0 where a file has none: the same function."""
-        if self.layer_scale != 1.0 or any(k.endswith((".gamma1", ".gamma2")) for k in match.given):
+        if self.gamma1 is None or self.layer_scale != 1.0:
+            return
+        if any(k.endswith((".gamma1", ".gamma2")) for k in match.given):
             return
         for gamma in ("gamma1", "gamma2"):
-            match.state[prefix + gamma] = torch.ones(self.norm1.normalized_shape)
+            match.state[prefix + gamma] = torch.ones(self.gamma1.shape)
         match.note(f"{match.source} has no layer scale; it is 1.0 initially, the same function.")
 
     def forward(self, x: Tensor) -> Tensor:
@@ -175,8 +182,10 @@ class Block(RepeatedPart):
         """Whether to cast all parameters by one kernel.
 
         One kernel saves launches on a GPU; a CPU has none, and a compiled block fuses the casts.
+        Batch norm keeps its float32 parameters.
         """
-        return device_type != "cpu" and self.compilation is None
+        has_batch_norm = isinstance(self.norm1, ChannelsLastBatchNorm)
+        return device_type != "cpu" and self.compilation is None and not has_batch_norm
 
     def compute(self, x: Tensor, keep1: Tensor | None, keep2: Tensor | None) -> Tensor:
         """Run both branches; ``keep`` is the factor of drop path per sample, ``(N, 1, 1, 1)``."""

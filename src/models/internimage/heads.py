@@ -12,7 +12,7 @@ from timm.layers.adaptive_avgmax_pool import SelectAdaptivePool2d
 from torch import Tensor, nn
 
 from src.errors import UserError
-from src.models.internimage.layers import layer_norm
+from src.models.internimage.layers import check_batch_norm, layer_norm
 from src.models.layers.linear import Linear
 
 CLIP_WIDTH = 1024
@@ -65,20 +65,6 @@ def pooling(global_pool: str) -> nn.Module:
         )
     name = global_pool and f"fast{global_pool.removeprefix('fast')}"
     return SelectAdaptivePool2d(pool_type=name, flatten=bool(name))
-
-
-def check_batch_norm(x: Tensor) -> None:
-    """Refuse a feature map ``(N, C, h, w)`` that batch norm cannot normalise in training.
-
-    Raises:
-        UserError: If there is a single value per channel.
-    """
-    if x.numel() == x.shape[1]:
-        raise UserError(
-            "Batch norm cannot train on a single value per channel: the step has one image whose"
-            " last feature map is 1 x 1. Set data.batch_size to 2 or more, or use larger images"
-            " (data.image_size)."
-        )
 
 
 class AttentionPool(nn.Module):

@@ -33,9 +33,10 @@ PART = 2**22
 def prepare_for_inference(network: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Module:
     """Copy a network for inference on a CPU.
 
-    The stem and the stages of every InternImage with `DCNv3` in the network are replaced by faster
-    ones; the rest is copied. The copy has the weights of this moment: later changes of the network
-    do not reach it. It cannot be trained, saved, exported or moved to another device or dtype.
+    The stem and the stages of every InternImage with `DCNv3` and LayerNorm in the network are
+    replaced by faster ones; the rest is copied. The copy has the weights of this moment: later
+    changes of the network do not reach it. It cannot be trained, saved, exported or moved to
+    another device or dtype.
 
     Args:
         network: Network in evaluation mode on the CPU, with float32 parameters.
@@ -58,25 +59,27 @@ def prepare_for_inference(network: nn.Module, dtype: torch.dtype = torch.float32
     prepared: dict[int, Any] = {}
     with torch.no_grad(), without_autocast("cpu"):
         for module in network.modules():
-            if isinstance(module, Stem):
+            if isinstance(module, Stem) and isinstance(module.norm1, LayerNorm):
                 prepared[id(module)] = _Stem(module, dtype)
             elif isinstance(module, Stage) and _can_prepare(module, dtype):
                 prepared[id(module)] = _Stage(module, dtype)
     if not prepared:
         raise UserError(
             f"Nothing in {type(network).__name__} can be prepared for inference in {dtype}: it has"
-            " no stage of an InternImage with DCNv3."
+            " no stage of an InternImage with DCNv3 and LayerNorm."
         )
     return copy.deepcopy(network, prepared)  # takes what is in the second argument as copies
 
 
 def _can_prepare(stage: Stage, dtype: torch.dtype) -> bool:
     blocks = [block for block in stage.blocks if isinstance(block, Block)]
+    has_layer_norm = all(isinstance(block.norm1, LayerNorm) for block in blocks)
     is_plain = not any(isinstance(m, LowRank) for m in stage.modules())
     is_wide = any(isinstance(m, LayerNorm) and m.float32_output for m in stage.modules())
     return (
         all(isinstance(block.dcn, DCNv3) for block in blocks)
         and is_plain
+        and has_layer_norm
         and (dtype == torch.float32 or not is_wide)
     )
 

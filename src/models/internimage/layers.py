@@ -1,4 +1,4 @@
-"""Layers of InternImage: LayerNorm, channels-last convolution, MLP.
+"""Layers of InternImage: norms, residual connection, MLP.
 
 Source: Wang et al., "InternImage: Exploring Large-Scale Vision Foundation Models with Deformable
 Convolutions", CVPR 2023 (arXiv 2211.05778); initial values are those of the official code. Feature
@@ -10,8 +10,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from src.errors import UserError
 from src.models.layers.linear import Linear, linear, linear_gelu, uses_onednn
 from src.models.layers.norm import LayerNorm, has_hooks
+from src.models.layers.precision import autocast_dtype, without_autocast
 from src.ops import fused
 
 LAYER_NORM_EPS = 1e-6
@@ -20,6 +22,54 @@ LAYER_NORM_EPS = 1e-6
 def layer_norm(channels: int) -> LayerNorm:
     """LayerNorm over the last axis with the epsilon of every InternImage norm, 1e-6."""
     return LayerNorm(channels, eps=LAYER_NORM_EPS)
+
+
+def check_batch_norm(x: Tensor) -> None:
+    """Refuse a feature map ``(N, C, h, w)`` that batch norm cannot normalise in training.
+
+    Raises:
+        UserError: If there is a single value per channel.
+    """
+    if x.numel() == x.shape[1]:
+        raise UserError(
+            "Batch norm cannot train on a single value per channel: the step has one image whose"
+            " last feature map is 1 x 1. Set data.batch_size to 2 or more, or use larger images"
+            " (data.image_size)."
+        )
+
+
+class ChannelsLastBatchNorm(nn.Module):
+    """Batch norm of feature maps ``(N, H, W, C)``, computed in the dtype of its parameters.
+
+    The layer ``bn`` is PyTorch's own, so that Lightning's ``sync_batchnorm`` can replace it.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.bn = nn.BatchNorm2d(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, H, W, C) -> (N, H, W, C)``; under autocast in the autocast dtype.
+
+        Raises:
+            UserError: In training, if there is one value per channel.
+        """
+        dtype = autocast_dtype(x.device.type) or x.dtype
+        image_like = x.to(self.bn.weight.dtype).permute(0, 3, 1, 2)  # (N, C, H, W)
+        is_traced = torch.jit.is_tracing()  # type: ignore[attr-defined]
+        if self.training and type(self.bn) is nn.BatchNorm2d and not is_traced:
+            check_batch_norm(image_like)
+        with without_autocast(x.device.type):
+            out: Tensor = self.bn(image_like)
+        return out.permute(0, 2, 3, 1).to(dtype)
+
+
+def replace_layer_norms(module: nn.Module) -> None:
+    """Replace every `LayerNorm` of a module by a `ChannelsLastBatchNorm` of the same width."""
+    for parent in list(module.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, LayerNorm):
+                setattr(parent, name, ChannelsLastBatchNorm(child.normalized_shape[0]))
 
 
 def add_branch(
