@@ -122,8 +122,9 @@ def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def uses_onednn(x: Tensor) -> bool:
     """Whether products of ``x`` are eager, on a CPU with oneDNN, in float32 or bfloat16."""
-    has_onednn = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
-    if x.device.type != "cpu" or not has_onednn or not fused.is_eager():
+    if x.device.type != "cpu" or not fused.is_eager():  # the compiler cannot trace the next line
+        return False
+    if not (torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled):
         return False
     dtype = autocast_dtype("cpu") or x.dtype
     return x.numel() > 0 and (
