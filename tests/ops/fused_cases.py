@@ -230,7 +230,8 @@ def check_hooks(device="cpu"):
         module.register_forward_hook(lambda module, *_: called.append(module))
     with switched(True) as ran:
         torch.testing.assert_close(block(x), out)
-    assert not set(fused.EMPTY) & ran
+    of_modules = {"layer_norm"} if device == "cpu" else set()  # a norm uses the kernel itself
+    assert not (set(fused.EMPTY) - of_modules) & ran
     assert called == modules
 
 
