@@ -4,11 +4,12 @@
 
 Shapes are the four stages of InternImage-T and stages 1 and 3 of InternImage-H at 224 pixels, or
 the four stages of FlashInternImage-T and two of -L for DCNv4; float32, with offsets from a normal
-distribution with a standard deviation of one pixel. DCNv3 includes the softmax of the mask. All
-implementations are called through their public functions; "forward + backward" computes all
-gradients with autograd. Before timing, outputs and gradients of both are
-compared with the float64 reference. Calls are interleaved and the minimum time of each is reported,
-which makes results comparable on a busy machine, also those of two operators in the same run.
+distribution with a standard deviation of one pixel. DCNv3 includes the softmax of the mask;
+dcnv3_without_softmax gets the normalised mask, as the official operator does, and computes what
+DCNv4 computes. All implementations are called through their public functions; "forward + backward"
+computes all gradients with autograd. Before timing, outputs and gradients of both are compared with
+the float64 reference. Calls are interleaved and the minimum time of each is reported, which makes
+results comparable on a busy machine, also those of two operators in the same run.
 Results are written to benchmarks/results/op_cpu.{json,md} for DCNv3, or to
 op_cpu_<operators>.{json,md}.
 """
@@ -65,21 +66,26 @@ class Operator:
     paths: dict[str, Callable[..., Tensor]]
     exact: Callable[..., Tensor]
     shapes: dict[str, Shape]
+    normalised: bool = False  # the mask sums to one, instead of logits
 
     def make_tensors(self, batch: int, size: int, channels: int, groups: int) -> list[Tensor]:
-        """Input, offset and mask logits (one tensor for DCNv4), and output gradient."""
+        """Input, offset and mask (one tensor for DCNv4), and output gradient."""
         generator = torch.Generator().manual_seed(0)
         points = (dcnv4_columns(groups),) if self.name == "DCNv4" else (groups * 18, groups * 9)
         widths = (channels, *points, channels)
-        return [torch.randn(batch, size, size, width, generator=generator) for width in widths]
+        tensors = [torch.randn(batch, size, size, width, generator=generator) for width in widths]
+        if self.normalised:
+            tensors[2] = tensors[2].unflatten(-1, (groups, 9)).softmax(-1).flatten(-2)
+        return tensors
 
 
-TINY = {
+TINY: dict[str, Shape] = {
     "T stage 1": (56, 64, 4),
     "T stage 2": (28, 128, 8),
     "T stage 3": (14, 256, 16),
     "T stage 4": (7, 512, 32),
 }
+HUGE: dict[str, Shape] = {"H stage 1": (56, 320, 10), "H stage 3": (14, 1280, 40)}
 OPERATORS = {
     "dcnv3": Operator(
         "DCNv3",
@@ -88,7 +94,14 @@ OPERATORS = {
             "grid_sample": partial(dcnv3_grid_sample, mask_softmax=True),
         },
         partial(dcnv3_reference, mask_softmax=True),
-        TINY | {"H stage 1": (56, 320, 10), "H stage 3": (14, 1280, 40)},
+        TINY | HUGE,
+    ),
+    "dcnv3_without_softmax": Operator(
+        "DCNv3 without softmax",
+        {"compiled": dcnv3, "grid_sample": dcnv3_grid_sample},
+        dcnv3_reference,
+        TINY | HUGE,
+        normalised=True,
     ),
     "dcnv4": Operator(
         "DCNv4",
@@ -281,11 +294,11 @@ def report(result: dict[str, object]) -> str:
         f"| {name} | {error['compiled']:.1e} | {error['grid_sample']:.1e} |"
         for name, error in result["max_error"].items()
     )
-    names = " and ".join(row["operator"] for row in result["geometric_mean"])
+    names = ", ".join(row["operator"] for row in result["geometric_mean"])
     return f"""# {names} on the CPU: compiled kernels and `grid_sample`
 
 Written by `{result["command"]}`. float32, minimum of interleaved
-calls; DCNv3 includes the softmax of the mask.
+calls; DCNv3 includes the softmax of the mask unless it says without.
 
 {facts}
 
@@ -329,12 +342,12 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     args = parse_arguments()
     for name in args.operator:
-        found = backends(name)["cpu"]
+        found = backends(name.partition("_")[0])["cpu"]
         if not found.startswith("compiled"):
             sys.exit(f"{name} is not compiled: {found}.")
     result: dict[str, object] = {
         "command": " ".join(["python", "benchmarks/op_cpu.py", *sys.argv[1:]]),
-        "machine": machine(args.operator[0]),
+        "machine": machine(args.operator[0].partition("_")[0]),
         "max_error": {
             f"{OPERATORS[name].name} {shape}": check(OPERATORS[name], shape)
             for shape in selected(args)
