@@ -343,7 +343,9 @@ def test_several_forward_passes_are_refused(setting, change, tmp_path):
 
 @slow
 @pytest.mark.parametrize("dcn", ["gridsample", "gather"])
-@pytest.mark.parametrize("name", ["classifier", "upernet", "mask_rcnn", "dino"])
+@pytest.mark.parametrize(
+    "name", ["classifier", "upernet", "segformer", "mask2former", "mask_rcnn", "dino"]
+)
 def test_openvino_computes_the_same(name, dcn, tmp_path):
     openvino = pytest.importorskip("openvino")
     _, written = exported(name, tmp_path, preprocessing="outside", dcn=dcn)

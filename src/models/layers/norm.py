@@ -1,4 +1,4 @@
-"""LayerNorm that reads and writes the autocast dtype."""
+"""LayerNorm in the autocast dtype, and GroupNorm of channels-last feature maps."""
 
 from __future__ import annotations
 
@@ -47,6 +47,20 @@ class LayerNorm(nn.LayerNorm):
             return out
         with without_autocast(device_type):
             return torch.native_layer_norm(x, self.normalized_shape, weight, bias, self.eps)[0]
+
+
+class GroupNorm(nn.GroupNorm):
+    """GroupNorm that is as precise for channels-last feature maps as for contiguous ones.
+
+    PyTorch's kernel for channels-last float32 values on the CPU subtracts the squared mean from the
+    mean of squares. If the means of a feature map are ten times its standard deviations, results
+    differ from float64 by 6e-4, those for contiguous values by 7e-7. On a GPU, PyTorch itself makes
+    the values contiguous.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, C, H, W) -> (N, C, H, W)``, contiguous."""
+        return super().forward(x.contiguous())
 
 
 def norm_gelu(norm: nn.Module, act: nn.Module, x: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from src.errors import UserError
+from src.models.layers.norm import GroupNorm
 
 NORM_GROUPS = 32
 
@@ -33,7 +34,7 @@ class ConvGroupNorm(nn.Module):
         self.conv = _XavierConv2d(
             in_channels, out_channels, kernel_size, stride, kernel_size // 2, bias=False
         )
-        self.gn = nn.GroupNorm(NORM_GROUPS, out_channels)
+        self.gn = GroupNorm(NORM_GROUPS, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, C, H, W) -> (N, C', H / stride, W / stride)``."""

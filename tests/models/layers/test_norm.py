@@ -1,10 +1,10 @@
-"""LayerNorm in the autocast dtype."""
+"""LayerNorm in the autocast dtype, and GroupNorm of channels-last feature maps."""
 
 import pytest
 import torch
 
 from src.models import InternImage
-from src.models.layers.norm import LayerNorm
+from src.models.layers.norm import GroupNorm, LayerNorm
 from src.models.layers.precision import parameters_cast
 
 
@@ -100,3 +100,13 @@ def test_transforms_of_functions(norm):
     leaf = x.clone().requires_grad_()
     loss(leaf).backward()
     torch.testing.assert_close(torch.func.grad(loss)(x), leaf.grad, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_group_norm_of_large_means_is_precise(memory_format):
+    torch.manual_seed(0)
+    x = torch.randn(1, 64, 60, 80) + 10 * torch.randn(1, 64, 1, 1)
+    norm = GroupNorm(32, 64)
+    exact = torch.nn.functional.group_norm(x.double(), 32)
+    found = norm(x.to(memory_format=memory_format)).double()
+    torch.testing.assert_close(found, exact, rtol=0, atol=5e-6)

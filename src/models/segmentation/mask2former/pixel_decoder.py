@@ -17,6 +17,7 @@ from src.errors import UserError
 from src.models.layers.conv import Conv2d
 from src.models.layers.deformable_encoder import Encoder, LayerSizes
 from src.models.layers.linear import Init
+from src.models.layers.norm import GroupNorm
 from src.models.layers.transformer import sine_positions
 from src.models.segmentation.head import resize
 from src.types import Size
@@ -48,7 +49,7 @@ class NormedConv(nn.Module):
     ) -> None:
         super().__init__()
         self.conv = Conv2d(in_channels, out_channels, kernel_size, init, bias=bias)
-        self.gn = nn.GroupNorm(groups, out_channels)
+        self.gn = GroupNorm(groups, out_channels)
         self.act = nn.ReLU(inplace=True) if relu else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
