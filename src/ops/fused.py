@@ -4,7 +4,8 @@ An eager step spends most of its time on reading and writing feature maps. These
 feature maps that PyTorch's own layers write only to be read once by the next layer: between a
 LayerNorm and a GELU, and, in the backward pass, between a LayerNorm and the sum of gradients in
 front of it, and between a GELU and the sum for the gradient of a bias. The compiler of
-``torch.compile`` fuses such passes itself, so that compiled code uses PyTorch's layers.
+``torch.compile`` fuses such passes itself, so that compiled code on a GPU uses PyTorch's layers; on
+a CPU its loops are slower than these kernels, and compiled code calls them too.
 
 They need Triton and a GPU, or the compiled library on a CPU, see :func:`is_available`. They have no
 second derivative.
@@ -20,6 +21,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from ._compiled import define, is_compiled
 from ._load import LIBRARIES
 
 is_available_on_meta = False
@@ -38,12 +40,13 @@ _CPU_DTYPES = (torch.float32, torch.bfloat16)
 def is_available(x: Tensor) -> bool:
     """Whether the functions of this module can process ``x``.
 
-    That is an eager pass on a GPU with Triton, or on a CPU, in float32 or bfloat16, with the
-    compiled library.
+    That is an eager pass on a GPU with Triton, or an eager or compiled pass on a CPU, in float32 or
+    bfloat16, with the compiled library.
     """
     device_type = x.device.type
     if device_type == "cpu":
-        return _HAS_CPU_KERNELS and x.dtype in _CPU_DTYPES and is_eager()
+        is_possible = _HAS_CPU_KERNELS and x.dtype in _CPU_DTYPES
+        return is_possible and (is_compiled() or is_eager())
     if device_type == "cuda":
         return LIBRARIES.no_triton is None and x.dtype in _DTYPES and is_eager()
     return device_type == "meta" and is_available_on_meta
@@ -57,6 +60,9 @@ def is_eager() -> bool:
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """LayerNorm over the last axis, with arguments as in :func:`layer_norm_gelu`."""
+    if is_compiled():
+        compiled: Tensor = _OPERATORS.compiled_layer_norm.default(x, weight, bias, eps, False)
+        return compiled
     out: Tensor = _LayerNorm.apply(x.contiguous(), weight, bias, eps, False)[0]
     return out
 
@@ -71,6 +77,9 @@ def layer_norm_gelu(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tens
         bias: Shift ``(C,)``, of the dtype of ``weight``.
         eps: Added to the variance.
     """
+    if is_compiled():
+        compiled: Tensor = _OPERATORS.compiled_layer_norm.default(x, weight, bias, eps, True)
+        return compiled
     out: Tensor = _LayerNorm.apply(x.contiguous(), weight, bias, eps, True)[0]
     return out
 
@@ -81,6 +90,8 @@ def layer_norm_fork(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tupl
     The backward pass of the norm adds the gradient of the residual connection, which autograd would
     do in a pass of its own. Arguments as in :func:`layer_norm_gelu`.
     """
+    if is_compiled():  # the compiler adds the two gradients in one of its passes
+        return layer_norm(x, weight, bias, eps), x
     normed, residual = _LayerNorm.apply(x.contiguous(), weight, bias, eps, False)
     return normed, residual
 
@@ -92,10 +103,14 @@ def bias_gelu(x: Tensor, bias: Tensor) -> Tensor:
         x: Feature map of shape ``(..., C)``; the result has its dtype.
         bias: Bias ``(C,)``, of any dtype.
     """
+    if is_compiled():
+        compiled: Tensor = _OPERATORS.compiled_bias_gelu.default(x, bias)
+        return compiled
     out: Tensor = _BiasGelu.apply(x.contiguous(), bias)
     return out
 
 
+_OPERATORS = torch.ops.internimage
 _TAGS = (torch.Tag.needs_fixed_stride_order, torch.Tag.pt2_compliant_tag)
 # The second results of the backward operators are partial sums over rows, which the caller adds up:
 # (programs, 2, C) of weight and bias, and (programs, C) of the bias.
@@ -165,6 +180,19 @@ _HAS_CPU_KERNELS = all(
 )
 
 
+def _norm_gradients(
+    grad: Tensor, residual: Tensor | None, x: Tensor, weight: Tensor, bias: Tensor, *options: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    grad_x, sums = _OPERATORS.layer_norm_backward.default(grad, residual, x, weight, bias, *options)
+    grad_weight, grad_bias = sums.sum(0).to(weight.dtype)
+    return grad_x, grad_weight, grad_bias
+
+
+def _gelu_gradients(grad: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    grad_x, sums = _OPERATORS.bias_gelu_backward.default(grad, x, bias)
+    return grad_x, sums.sum(0).to(bias.dtype)
+
+
 class _LayerNorm(Function):
     """LayerNorm, and its input once more."""
 
@@ -184,11 +212,8 @@ class _LayerNorm(Function):
             return residual, None, None, None, None
         x, weight, bias = ctx.saved_tensors
         residual = None if residual is None else residual.contiguous()
-        grad_x, sums = torch.ops.internimage.layer_norm_backward.default(
-            grad.contiguous(), residual, x, weight, bias, *ctx.options
-        )
-        grad_weight, grad_bias = sums.sum(0).to(weight.dtype)
-        return grad_x, grad_weight, grad_bias, None, None
+        tensors = grad.contiguous(), residual, x, weight, bias
+        return *_norm_gradients(*tensors, *ctx.options), None, None
 
 
 class _BiasGelu(Function):
@@ -202,5 +227,18 @@ class _BiasGelu(Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         x, bias = ctx.saved_tensors
-        grad_x, sums = torch.ops.internimage.bias_gelu_backward.default(grad.contiguous(), x, bias)
-        return grad_x, sums.sum(0).to(bias.dtype)
+        return _gelu_gradients(grad.contiguous(), x, bias)
+
+
+define(
+    "compiled_layer_norm",
+    "Tensor x, Tensor weight, Tensor bias, float eps, bool gelu",
+    _OPERATORS.layer_norm.default,
+    lambda grad, *args: _norm_gradients(grad, None, *args[:-1]),
+)
+define(
+    "compiled_bias_gelu",
+    "Tensor x, Tensor bias",
+    _OPERATORS.bias_gelu.default,
+    lambda grad, x, bias, _: _gelu_gradients(grad, x, bias),
+)

@@ -8,6 +8,7 @@ import fused_cases
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.library import opcheck
 
 from src.ops import fused
 from src.ops.cpu_norm import depthwise_norm_gelu, layer_norm
@@ -124,12 +125,51 @@ def test_schemas():
     fused_cases.check_schemas()
 
 
-def test_other_dtypes_and_compiled_code_use_pytorch():
+@needs_kernels
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("shape", [(2, 5, 6, 40), (5,)], ids=str)
+def test_gradients_of_compiled_code(shape, dtype, monkeypatch):
+    """The same checks as of eager functions, with the operators that compiled code calls."""
+    torch._dynamo.reset()
+    for name in ("layer_norm_gelu", "layer_norm_fork", "bias_gelu"):
+        compiled = torch.compile(getattr(fused, name), backend="aot_eager", fullgraph=True)
+        monkeypatch.setattr(fused, name, compiled)
+    fused_cases.check_norm(shape, dtype)
+    fused_cases.check_bias_gelu(shape, dtype)
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_operators_of_compiled_code(dtype):
+    x = torch.randn(3, 4, 8, dtype=dtype, requires_grad=True)
+    weight, bias = (torch.randn(8, requires_grad=True) for _ in range(2))
+    opcheck(torch.ops.internimage.compiled_layer_norm.default, (x, weight, bias, 1e-6, True))
+    opcheck(torch.ops.internimage.compiled_bias_gelu.default, (x, bias))
+
+
+def seen_by(transform):
+    """What `is_available` returns within transformed code."""
+    seen = []
+
+    def function(x):
+        seen.append(fused.is_available(x))
+        return x + 1
+
+    transform(function)(torch.ones(1))
+    return seen
+
+
+def test_other_dtypes_and_exported_code_use_pytorch():
     assert not fused.is_available(torch.ones(1, dtype=torch.float64))
     assert not fused.is_available(torch.ones(1, dtype=torch.float16))
-    seen = []
-    torch.compile(lambda x: seen.append(fused.is_available(x)) or x, backend="eager")(torch.ones(1))
-    assert seen == [False]
+    assert seen_by(torch.func.vmap) == [False]
+
+    class Module(torch.nn.Module):
+        def forward(self, x):
+            return x + 1 if fused.is_available(x) else x + 2
+
+    program = torch.export.export(Module(), (torch.ones(1),), strict=True)
+    assert program.module()(torch.ones(1)) == 3
 
 
 @pytest.mark.slow

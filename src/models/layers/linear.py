@@ -6,6 +6,7 @@ meta device has the same initial values after ``to_empty`` as one made on a real
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -15,6 +16,7 @@ from torch.autograd import Function
 
 from src.models.layers.precision import autocast_dtype
 from src.ops import fused
+from src.ops._compiled import define, is_compiled
 
 Init = Literal["kaiming", "xavier", "lecun", "trunc_normal", "zeros"] | float
 """Initial weights: Kaiming normal for ReLU (fan out), Xavier uniform, LeCun uniform, a truncated
@@ -90,7 +92,7 @@ class XavierLinear(nn.Linear):
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``F.linear``, whose eager products in float32 on a CPU are those of oneDNN.
+    """``F.linear``, whose products in float32 on a CPU are those of oneDNN, eager and compiled.
 
     They are faster than those of MKL that PyTorch uses, above all for feature maps of many pixels
     and few channels. In bfloat16, PyTorch uses oneDNN itself.
@@ -104,10 +106,14 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         Tensor of shape ``(..., out)``.
     """
     is_float32 = x.dtype == weight.dtype == torch.float32 and autocast_dtype(x.device.type) is None
-    if not is_float32 or not uses_onednn(x):
-        return F.linear(x, weight, bias)
-    out: Tensor = _Product.apply(x, weight, bias)
-    return out
+    if is_float32 and x.device.type == "cpu":
+        if is_compiled() and _has_onednn():
+            compiled: Tensor = torch.ops.internimage.onednn_linear.default(x, weight, bias)
+            return compiled
+        if uses_onednn(x):
+            out: Tensor = _Product.apply(x, weight, bias)
+            return out
+    return F.linear(x, weight, bias)
 
 
 def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -122,9 +128,7 @@ def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def uses_onednn(x: Tensor) -> bool:
     """Whether products of ``x`` are eager, on a CPU with oneDNN, in float32 or bfloat16."""
-    if x.device.type != "cpu" or not fused.is_eager():  # the compiler cannot trace the next line
-        return False
-    if not (torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled):
+    if x.device.type != "cpu" or not fused.is_eager() or not _has_onednn():
         return False
     dtype = autocast_dtype("cpu") or x.dtype
     return x.numel() > 0 and (
@@ -133,10 +137,34 @@ def uses_onednn(x: Tensor) -> bool:
     )
 
 
+def _has_onednn() -> bool:
+    return torch.backends.mkldnn.is_available() and bool(torch.backends.mkldnn.enabled)
+
+
+# The compiler cannot trace this function. `torch.compiler.assume_constant_result` would import the
+# compiler: a second for everyone who imports this package.
+_has_onednn._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None, *act: str) -> Tensor:
     name, variant = act or ("none", "")
     out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, name, [], variant)
     return out
+
+
+def _gradients(
+    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, needed: Sequence[bool]
+) -> tuple[Tensor | None, ...]:
+    """Gradients of a product; products for the gradient of the weight stay with PyTorch."""
+    rows = grad.reshape(-1, grad.shape[-1])
+    # With create_graph=True, by operators that can be differentiated again.
+    is_final = grad.numel() > 0 and not torch.is_grad_enabled()
+    grad_x = _product if is_final else F.linear
+    return (
+        grad_x(grad, weight.t(), None) if needed[0] else None,
+        rows.t() @ x.reshape(-1, x.shape[-1]) if needed[1] else None,
+        rows.sum(0) if needed[2] else None,
+    )
 
 
 class _Product(Function):
@@ -147,15 +175,11 @@ class _Product(Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
-        grad_x = grad_weight = grad_bias = None
-        if needs_x:  # with create_graph=True, by operators that can be differentiated again
-            is_final = not torch.is_grad_enabled()
-            grad_x = _product(grad, weight.t(), None) if is_final else grad @ weight
-        rows = grad.reshape(-1, grad.shape[-1])
-        if needs_weight:
-            grad_weight = rows.t() @ x.reshape(-1, x.shape[-1])
-        if needs_bias:
-            grad_bias = rows.sum(0)
-        return grad_x, grad_weight, grad_bias
+        return _gradients(grad, *ctx.saved_tensors, None, ctx.needs_input_grad)
+
+
+def _compiled_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return _product(x, weight, bias) if x.numel() else F.linear(x, weight, bias)
+
+
+define("onednn_linear", "Tensor x, Tensor weight, Tensor? bias", _compiled_product, _gradients)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.library import opcheck
 
 from src.models.layers.linear import Linear, linear, linear_gelu, uses_onednn
 
@@ -79,10 +80,38 @@ def test_gelu_under_autocast():
     torch.testing.assert_close(out.float(), expected, rtol=2**-8, atol=1e-4)
 
 
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_compiled(shape, has_bias):
+    torch._dynamo.reset()
+    x, weight, bias = tensors(shape, 24)
+    inputs = [x, weight, bias] if has_bias else [x, weight]
+    upstream = torch.randn(*shape[:-1], 24)
+    compiled = torch.compile(linear, backend="aot_eager", fullgraph=True)
+    got, want = (gradients(f, inputs, upstream) for f in (compiled, F.linear))
+    for result, expected in zip(got, want, strict=True):
+        torch.testing.assert_close(result, expected)
+        assert result.stride() == expected.stride()
+
+
+def test_operator_of_compiled_code():
+    operator = torch.ops.internimage.onednn_linear.default
+    x, weight, bias = tensors((3, 4, 8), 5)
+    opcheck(operator, (x, weight, bias))
+    opcheck(operator, (x.detach().transpose(0, 1), weight, None))
+
+
+def test_exported_code_has_no_operator():
+    program = torch.export.export(Linear(8, 4, init="xavier"), (torch.randn(3, 8),), strict=True)
+    assert "internimage" not in str(program.graph)
+
+
 def test_other_precisions_and_transforms_use_pytorch():
     x, weight, bias = tensors((3, 8), 4)
     with torch.autocast("cpu", torch.bfloat16):
         assert linear(x, weight, bias).dtype == torch.bfloat16
+        compiled = torch.compile(linear, backend="aot_eager", fullgraph=True)
+        assert compiled(x, weight, bias).dtype == torch.bfloat16
     assert linear(x.double(), weight.double()).dtype == torch.float64
     rows = torch.func.vmap(lambda row: linear(row, weight, bias))(x)
     torch.testing.assert_close(rows, F.linear(x, weight, bias))
