@@ -230,11 +230,16 @@ class _BiasGelu(Function):
         return _gelu_gradients(grad.contiguous(), x, bias)
 
 
+def _compiled_norm_gradients(grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    grad_x, *rows = _norm_gradients(grad, None, *args[:-1])
+    return grad_x, *(row.clone() for row in rows)  # results of an operator share no memory
+
+
 define(
     "compiled_layer_norm",
     "Tensor x, Tensor weight, Tensor bias, float eps, bool gelu",
     _OPERATORS.layer_norm.default,
-    lambda grad, *args: _norm_gradients(grad, None, *args[:-1]),
+    _compiled_norm_gradients,
 )
 define(
     "compiled_bias_gelu",
