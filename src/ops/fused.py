@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from ._compiled import define, is_compiled
 from ._load import LIBRARIES
+from .compiled import define, is_compiled
 
 is_available_on_meta = False
 """Whether the meta device stands for a GPU with Triton; set to count memory and traffic."""

@@ -16,7 +16,7 @@ from torch.autograd import Function
 
 from src.models.layers.precision import autocast_dtype
 from src.ops import fused
-from src.ops._compiled import define, is_compiled
+from src.ops.compiled import define, is_compiled
 
 Init = Literal["kaiming", "xavier", "lecun", "trunc_normal", "zeros"] | float
 """Initial weights: Kaiming normal for ReLU (fan out), Xavier uniform, LeCun uniform, a truncated
