@@ -51,8 +51,12 @@ def define(
         wanted = zip(grads, args[-1], strict=True)
         return tuple(grad.contiguous() if needed else x.new_empty(0) for grad, needed in wanted)
 
-    kernels = {name: lambda x, *args: forward(x.contiguous(), *args)}
-    kernels[f"{name}_backward"] = backward_kernel
+    def forward_kernel(x: Tensor, *args: Any) -> Tensor:
+        return forward(x.contiguous(), *args)
+
+    kernels: dict[str, Callable[..., Any]]
+    fakes: dict[str, Callable[..., Any]]
+    kernels = {name: forward_kernel, f"{name}_backward": backward_kernel}
     fakes = {name: _fake, f"{name}_backward": _fake_gradients}
     for key in schemas:
         torch.library.impl(f"internimage::{key}", "CPU", kernels[key])

@@ -175,7 +175,8 @@ class _Product(Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return _gradients(grad, *ctx.saved_tensors, None, ctx.needs_input_grad)
+        x, weight = ctx.saved_tensors
+        return _gradients(grad, x, weight, None, ctx.needs_input_grad)
 
 
 def _compiled_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
