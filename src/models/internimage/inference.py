@@ -2,9 +2,10 @@
 
 Between two forward passes, a trainable network keeps its weights as parameters: every pass casts
 them under autocast, concatenates those of offset and mask, and reorders them for the matrix
-products. A copy made by `prepare_for_inference` has done this once. It also fuses GELU and the
-residual connection with the products, and runs a few images at a time where feature maps are
-large, so that intermediate values stay in the cache.
+products. A copy made by `prepare_for_inference` has done this once. Where the CPU has a kernel for
+it, each block is one operator (`fused_block`); elsewhere, GELU and the residual connection are
+fused with the products. A few images run at a time where feature maps are large, so that
+intermediate values stay in the cache.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from src.errors import UserError
 from src.models.internimage.blocks import Block, Stage, Stem, check_channels
 from src.models.internimage.dcnv3 import DCNv3
+from src.models.internimage.fused_block import FusedBlock, can_fuse
 from src.models.internimage.layers import add_branch
 from src.models.layers.low_rank import LowRank
 from src.models.layers.norm import LayerNorm
@@ -306,7 +308,10 @@ class _Stage(_Prepared):
 
     def __init__(self, stage: Stage, dtype: torch.dtype) -> None:
         super().__init__(dtype)
-        self.blocks = [_Block(block, dtype) for block in cast("Iterable[Block]", stage.blocks)]
+        self.blocks = [
+            FusedBlock(block, dtype) if can_fuse(block, dtype) else _Block(block, dtype)
+            for block in cast("Iterable[Block]", stage.blocks)
+        ]
         norms = cast("Iterable[LayerNorm]", stage.post_norms)
         self.post_norms = dict(zip(stage.post_norm_block_ids, map(_Norm, norms), strict=True))
         self.norm = None if stage.norm is None else _Norm(stage.norm)

@@ -34,6 +34,14 @@ def images():
     return torch.randn(3, 3, 64, 96)
 
 
+@pytest.fixture(params=[True, False], ids=["fused", "layers"])
+def fused(request, monkeypatch):
+    """Whether blocks run as one operator, where there is one, or layer by layer."""
+    if not request.param:
+        monkeypatch.setattr(inference, "can_fuse", lambda block, dtype: False)
+
+
+@pytest.mark.usefixtures("fused")
 @pytest.mark.parametrize("part", [1, 2**22])
 @pytest.mark.parametrize("options", VARIANTS, ids=str)
 @torch.no_grad()
@@ -46,6 +54,7 @@ def test_same_values(options, part, images, monkeypatch):
         torch.testing.assert_close(have, want, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.usefixtures("fused")
 @pytest.mark.parametrize("options", VARIANTS, ids=str)
 @torch.no_grad()
 def test_bfloat16_is_as_accurate_as_autocast(options, images):
@@ -60,6 +69,7 @@ def test_bfloat16_is_as_accurate_as_autocast(options, images):
 @torch.no_grad()
 def test_without_packed_products(images, monkeypatch):
     monkeypatch.setattr(inference, "_can_pack", lambda dtype: False)
+    monkeypatch.setattr(inference, "can_fuse", lambda block, dtype: False)
     network = make()
     out = prepare_for_inference(network)(images)
     torch.testing.assert_close(out, network(images), rtol=1e-4, atol=1e-4)

@@ -2,6 +2,7 @@
 // compiler flags. The at::vec headers cannot be used with TORCH_TARGET_VERSION, so the binding with
 // the stable ABI is a separate translation unit.
 #include "backward.h"
+#include "block.h"
 #include "forward.h"
 #include "norm_backward.h"
 
@@ -19,6 +20,13 @@ const Kernels kernels = {
      norm_backward<float>},
     {norm_rows<uint16_t>, depthwise_norm_gelu<uint16_t>, bias_gelu<uint16_t>,
      bias_gelu_backward<uint16_t>, norm_backward<uint16_t>},
+#if defined(CPU_CAPABILITY_AVX512)
+    {project_block<float>, finish_block<float>},
+    {project_block<uint16_t>, finish_block<uint16_t>},
+#else
+    {},
+    {},
+#endif
 };
 
 }  // namespace internimage::cpu::CPU_CAPABILITY

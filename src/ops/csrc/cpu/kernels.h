@@ -110,6 +110,41 @@ struct NormKernels {
   void (*norm_backward)(const NormBackward<S>&, int64_t begin, int64_t end, float* sums);
 };
 
+// Columns that packed weights have together (product.h).
+constexpr int64_t kPanelColumns = 32;
+
+// rows x weight + bias. `inner` is even for bfloat16. Weight and bias have zeros up to a multiple of
+// kPanelColumns. Those columns are not stored, except up to a multiple of 16.
+template <typename S>
+struct Product {
+  int64_t inner, columns;
+  const S* weight;
+  const float* bias;
+};
+
+// A block of InternImage for inference. The weight of a norm that it does not have is null.
+template <typename S>
+struct Block {
+  int64_t channels;
+  bool has_gate;
+  Norm norm1, last1, norm2, last2;  // before and after each branch
+  Depthwise<S> depthwise;           // without input and output
+  Problem sampling;
+  Product<S> input_proj, points, output_proj, fc1, fc2;  // points: offsets, masks, gates
+  const S* input;
+  S* normed;  // not used without norm1
+  S* values;
+  S* output;
+};
+
+// Null if the processor does not have the instructions. Both process rows [begin, end) of the
+// feature map; `finish` needs all rows of `project`.
+template <typename S>
+struct BlockKernels {
+  void (*project)(const Block<S>&, int64_t begin, int64_t end);
+  void (*finish)(const Block<S>&, int64_t begin, int64_t end);
+};
+
 struct Kernels {
   const char* name;
   KernelsFor<float> f32;
@@ -117,6 +152,8 @@ struct Kernels {
   void (*forward_bf16)(const Forward<uint16_t>&, int64_t begin, int64_t end);
   NormKernels<float> norm_f32;
   NormKernels<uint16_t> norm_bf16;
+  BlockKernels<float> block_f32;
+  BlockKernels<uint16_t> block_bf16;
 };
 
 namespace DEFAULT {

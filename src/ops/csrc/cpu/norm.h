@@ -31,6 +31,29 @@ INTERNIMAGE_INLINE inline Float gelu(const Float& x) {
   return half * Float::blendv(Float(2) - tail, tail, x < Float(0));
 }
 
+// GELU whose absolute error is below 1e-4, which bfloat16 does not resolve: x * cdf(x), and the
+// distribution function is 0.5 plus an odd polynomial up to 4.2, fitted with the smallest largest
+// error of x * cdf(x) among those that end at 0 and 1.
+INTERNIMAGE_INLINE inline Float quick_gelu(const Float& x) {
+  // minimum() and maximum() keep NaN.
+  const Float near = at::vec::maximum(at::vec::minimum(x, Float(4.2f)), Float(-4.2f));
+  const Float square = near * near;
+  Float p = at::vec::fmadd(square, Float(-9.017534496891244e-10f), Float(7.941341806372293e-08f));
+  p = at::vec::fmadd(p, square, Float(-3.0379328563867602e-06f));
+  p = at::vec::fmadd(p, square, Float(6.6890730522573e-05f));
+  p = at::vec::fmadd(p, square, Float(-0.000950658053625375f));
+  p = at::vec::fmadd(p, square, Float(0.009298233315348625f));
+  p = at::vec::fmadd(p, square, Float(-0.06552822142839432f));
+  p = at::vec::fmadd(p, square, Float(0.3984659016132355f));
+  return x * at::vec::fmadd(near, p, Float(0.5f));
+}
+
+// GELU of a result that is stored as S.
+template <typename S>
+INTERNIMAGE_INLINE inline Float activate(const Float& x) {
+  return std::is_same_v<S, uint16_t> ? quick_gelu(x) : gelu(x);
+}
+
 // Derivative of GELU: cdf(x) + x * density(x).
 INTERNIMAGE_INLINE inline Float gelu_slope(const Float& x) {
   const Tail of(x);
@@ -79,7 +102,7 @@ INTERNIMAGE_INLINE inline void normalise_row(const Norm& norm, const Row* row, f
     const Float value = (load(row + c, count) - Float(mean)) * Float(scale);
     const Float result =
         at::vec::fmadd(value, load(norm.weight + c, count), load(norm.bias + c, count));
-    store(kGelu ? gelu(result) : result, out + c, count);
+    store(kGelu ? activate<S>(result) : result, out + c, count);
   });
 }
 

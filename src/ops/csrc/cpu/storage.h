@@ -46,8 +46,13 @@ INTERNIMAGE_INLINE inline void store(const Vec<T>& value, T* to, int64_t count) 
 INTERNIMAGE_INLINE inline Float load(const uint16_t* from, int64_t count) {
 #if defined(CPU_CAPABILITY_AVX512)
   if (count == kLanes<float>) {
-    const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
-    return Float(_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16)));
+    // Each value to the upper half of its lane by one instruction; the lower half is zero.
+    const __m512i index = _mm512_slli_epi32(
+        _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15), 16);
+    const __m512i bits = _mm512_castsi256_si512(
+        _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+    return Float(
+        _mm512_castsi512_ps(_mm512_maskz_permutexvar_epi16(0xAAAAAAAA, index, bits)));
   }
 #elif defined(CPU_CAPABILITY_AVX2)
   if (count == kLanes<float>) {
