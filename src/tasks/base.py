@@ -19,6 +19,7 @@ from src.models.layers.compilation import Compilation, Mode
 from src.optim.param_groups import LrScale, parameter_groups
 from src.optim.schedules import WarmupCosine
 from src.tasks.checkpointing import CheckpointHooks
+from src.tasks.inference_copy import InferenceCopy
 from src.tasks.optimization import Optimization, OptimizerFactory, SchedulerFactory, scale_by_depth
 from src.tasks.partial_training import adapt
 
@@ -99,6 +100,7 @@ class BaseTask(CheckpointHooks):
         self.network = None
         self.random_weights = ()
         self._averaged = ()
+        self._inference_copy = InferenceCopy()
         self._resumed = None
         self._save_plain_hyperparameters()
 

@@ -198,7 +198,7 @@ class ClassificationTask(BaseTask):
             with ``k`` = 5 or the number of classes if that is smaller. Empty for padding batches
             (see `CountOnceSampler`).
         """
-        probabilities = self._full_logits(self.evaluation_network, batch).softmax(dim=-1)
+        probabilities = self._full_logits(self.inference_network, batch).softmax(dim=-1)
         if batch.get("is_padding"):
             return {}
         finite = torch.isfinite(probabilities).all(-1).tolist()

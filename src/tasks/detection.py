@@ -179,7 +179,7 @@ class DetectionTask(DenseTask):
             each image) and ``results``: COCO results of each image with class indices. Empty
             for padding batches (see `CountOnceSampler`).
         """
-        found = self._detect(self.evaluation_network, batch)
+        found = self._detect(self.inference_network, batch)
         if batch.get("is_padding"):
             return {}
         return {

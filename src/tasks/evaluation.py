@@ -8,6 +8,7 @@ from torch import nn
 from torchmetrics import MetricCollection
 
 from src.tasks.building import BuildingHooks
+from src.tasks.inference_copy import InferenceCopy
 
 
 class EvaluationStep(Protocol):
@@ -22,12 +23,49 @@ class EvaluationHooks(BuildingHooks):
 
     _averaged: tuple[nn.Module, ...]  # a tuple, so that it is not a submodule
 
+    _inference_copy: InferenceCopy
+
+    has_many_images: bool = False
+    """Whether a copy for inference pays off without a trainer."""
+
     evaluation_step: EvaluationStep
 
     @property
     def evaluation_network(self) -> nn.Module:
         """The network with EMA weights if there are any, else with the raw weights."""
         return self._averaged[0] if self._averaged else self.training_network
+
+    @property
+    def inference_network(self) -> nn.Module:
+        """`evaluation_network`, or its faster copy in an evaluation on a CPU after training."""
+        is_long = self.has_many_images if self._trainer is None else not self._is_fitting
+        if not is_long or self.compilation is not None:
+            return self.evaluation_network
+        return self._inference_copy.of(self.evaluation_network)
+
+    def on_validation_start(self) -> None:
+        """Free the copy of an evaluation that did not come to its end."""
+        self._inference_copy.forget()
+
+    def on_test_start(self) -> None:
+        """See `on_validation_start`."""
+        self._inference_copy.forget()
+
+    def on_predict_start(self) -> None:
+        """See `on_validation_start`."""
+        self._inference_copy.forget()
+
+    def on_validation_end(self) -> None:
+        """Free the copy, because weights may change."""
+        self._inference_copy.forget()
+
+    def on_test_end(self) -> None:
+        """See `on_validation_end`."""
+        self._inference_copy.forget()
+
+    def on_predict_end(self) -> None:
+        """See `on_validation_end`."""
+        self._inference_copy.forget()
 
     @property
     def is_averaging(self) -> bool:
@@ -44,13 +82,13 @@ class EvaluationHooks(BuildingHooks):
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Evaluate the EMA weights, if there are any, and the raw weights."""
-        self.evaluation_step(self.evaluation_network, batch, "val", "")
+        self.evaluation_step(self.inference_network, batch, "val", "")
         if self._averaged:
             self.evaluation_step(self.training_network, batch, "val", "_raw")
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
         """Evaluate on the test split."""
-        self.evaluation_step(self.evaluation_network, batch, "test", "")
+        self.evaluation_step(self.inference_network, batch, "test", "")
 
     def loss_names(self) -> set[str]:
         """Names of the losses that a validation logs, without ``_raw``."""

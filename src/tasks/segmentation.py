@@ -185,7 +185,7 @@ class SegmentationTask(DenseTask):
         return self._predict_label_maps(batch)
 
     def _predict_panoptic(self, panoptic: Panoptic, batch: SegmentationEvalBatch) -> dict[str, Any]:
-        network = self.evaluation_network
+        network = self.inference_network
         check_panoptic(network, self.window is not None, len(batch["flipped"]))
         things = panoptic.thing_labels(class_names_of(self._trainer), self.num_classes)
         with kept_outputs(network) as outputs:
@@ -203,7 +203,7 @@ class SegmentationTask(DenseTask):
 
     def _predict_label_maps(self, batch: SegmentationEvalBatch) -> dict[str, Any]:
         label_maps = [torch.empty(tuple(size), dtype=torch.uint8) for size in batch["size"]]
-        for index, rows, probability in self._segment(self.evaluation_network, batch):
+        for index, rows, probability in self._segment(self.inference_network, batch):
             classes = _decide(probability[: self.num_classes], self.num_classes)
             if bool((classes == self.num_classes).any()):
                 raise UserError(not_finite(batch["path"][index]))

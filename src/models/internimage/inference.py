@@ -24,7 +24,7 @@ from src.models.internimage.dcnv3 import DCNv3
 from src.models.internimage.fused_block import FusedBlock, can_fuse
 from src.models.internimage.layers import add_branch
 from src.models.layers.low_rank import LowRank
-from src.models.layers.norm import LayerNorm
+from src.models.layers.norm import LayerNorm, has_hooks
 from src.models.layers.precision import autocast_dtype, without_autocast
 from src.ops.cpu_norm import depthwise_norm_gelu, layer_norm
 
@@ -71,6 +71,24 @@ def prepare_for_inference(network: nn.Module, dtype: torch.dtype = torch.float32
             " no stage of an InternImage with DCNv3 and LayerNorm."
         )
     return copy.deepcopy(network, prepared)  # takes what is in the second argument as copies
+
+
+def can_run_fused(network: nn.Module) -> bool:
+    """Whether all blocks of InternImage in a network run as one operator in a float32 copy.
+
+    False without such blocks, in training mode, on other devices and in other dtypes, and if a
+    module has a hook, which a copy might not call.
+    """
+    stages = [module for module in network.modules() if isinstance(module, Stage)]
+    if not stages or network.training or has_hooks(*network.modules()):
+        return False
+    if any(p.device.type != "cpu" or p.dtype != torch.float32 for p in network.parameters()):
+        return False
+    return all(
+        _can_prepare(stage, torch.float32)
+        and all(can_fuse(cast("Block", block), torch.float32) for block in stage.blocks)
+        for stage in stages
+    )
 
 
 def _can_prepare(stage: Stage, dtype: torch.dtype) -> bool:
