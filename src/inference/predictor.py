@@ -38,9 +38,6 @@ _TASKS: dict[str, type[BaseTask]] = {
 }
 _OF_TASK = ("window_size", "window_stride")  # settings of a task, not of its data module
 
-MANY_IMAGES = 16
-"""Images from which on a faster copy of the network is worth the time to make it, on a CPU."""
-
 
 class Predictor:
     """A network that predicts on images.
@@ -97,7 +94,7 @@ class Predictor:
         except (AssertionError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[0]
             raise UserError(f"The device {str(device)!r} cannot be used: {reason}") from None
-        self.task.has_many_images = len(images) >= MANY_IMAGES
+        self.task.image_count = len(images)
         found: list[Prediction] = []
         for start in range(0, len(images), batch_size):
             found += self._predict(images[start : start + batch_size], start, device)

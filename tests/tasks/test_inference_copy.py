@@ -2,6 +2,7 @@
 
 import copy
 import csv
+import shutil
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from src.hub import Pretrained
 from src.models import InternImage
 from src.models.internimage.fused_block import FusedBlock
 from src.ops.cpu_block import is_available
+from src.tasks.evaluation import MANY_IMAGES
 from src.tasks.inference_copy import InferenceCopy
 
 SMALL = {"channels": 16, "depths": [1, 1, 1, 1], "groups": [1, 2, 4, 8]}
@@ -70,7 +72,7 @@ def test_not_made_where_results_or_hooks_would_change(network):
 
 
 @needs_kernel
-@pytest.mark.parametrize(("count", "is_fused"), [(1, False), (16, True)])
+@pytest.mark.parametrize(("count", "is_fused"), [(1, False), (MANY_IMAGES, True)])
 def test_pretrained(network, count, is_fused, calls):
     model = Pretrained(network, {}, [f"class {i}" for i in range(10)], "classification")
     images = list(torch.rand(count, 3, 64, 64))
@@ -101,6 +103,12 @@ def test_commands(recipe, write_recipe, images, tmp_path, calls):
     expected = last_value(runs / "version_0" / "metrics.csv", "val/loss")
     found = last_value(runs / "validate_0" / "metrics.csv", "val/loss")
     assert found == pytest.approx(expected, rel=1e-4)
-    calls.clear()
-    assert main(["predict", *given, "--data.predict_dir", str(images / "val")]) == 0
-    assert calls
+    for count in (MANY_IMAGES - 1, MANY_IMAGES):
+        calls.clear()
+        folder = tmp_path / f"{count} images"
+        folder.mkdir()
+        source = next((images / "val").rglob("*.png"))
+        for i in range(count):
+            shutil.copy(source, folder / f"{i}.png")
+        assert main(["predict", *given, "--data.predict_dir", str(folder)]) == 0
+        assert bool(calls) == (count == MANY_IMAGES)
