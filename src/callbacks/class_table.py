@@ -58,7 +58,8 @@ class ClassTable(Callback):
         length = len(next(iter(scores.values()))) if scores else 0
         names = class_names(trainer) or [str(index) for index in range(length)]
         if trainer.state.fn != "fit" and self._is_printing:
-            tell("\n".join(summary(trainer.callback_metrics, task, split)))
+            shown = "val" if split == "test" and not _has_test_images(trainer) else split
+            tell("\n".join(summary(trainer.callback_metrics, task, split, shown)))
             if 0 < length <= _MAX_ROWS:
                 images = None if counts is None else counts.sum(1).tolist()
                 tell("\n".join(class_rows(names, scores, images)))
@@ -73,13 +74,22 @@ class ClassTable(Callback):
             files.write_csv(folder / f"confusion_{split}.csv", [("class", *names), *matrix])
 
 
-def summary(metrics: Mapping[str, Any], task: Any, split: str) -> list[str]:
+def _has_test_images(trainer: Trainer) -> bool:
+    """Whether the data have a test split, or ``test`` reads the validation images."""
+    splits = getattr(getattr(trainer, "datamodule", None), "splits", {})
+    return "test" not in splits or splits["test"] != splits.get("val")
+
+
+def summary(
+    metrics: Mapping[str, Any], task: Any, split: str, images: str | None = None
+) -> list[str]:
     """Lines with the mean metrics of a split: scores in percent, losses as they are logged.
 
     Args:
         metrics: Logged metrics by name.
         task: The task that logged them.
         split: ``val`` or ``test``.
+        images: The split that the images are from, if it is another one.
     """
     scores = {name.partition("/")[2] for name in task.score_names()}
     found = {
@@ -93,7 +103,10 @@ def summary(metrics: Mapping[str, Any], task: Any, split: str) -> list[str]:
     columns = ["", "_raw"] if any(name.endswith("_raw") for name in found) else [""]
     width = max(map(len, plain), default=0)
     head = f"{'':<{width}}  {'EMA':>7}  {'raw':>7}" if len(columns) > 1 else ""
-    lines = [f"\nResults of the {_SPLITS[split]} images (percent)", *([head] if head else [])]
+    title = f"\nResults of the {_SPLITS[images or split]} images"
+    if images not in (None, split):
+        title += f", as there are no {_SPLITS[split]} images"
+    lines = [f"{title} (percent)", *([head] if head else [])]
     for name in plain:
         values = (found.get(name + suffix, float("nan")) for suffix in columns)
         shown = (_percent(value) if name in scores else f"{value:.4f}" for value in values)

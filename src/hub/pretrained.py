@@ -167,6 +167,8 @@ def _parts(path: Path, name: str) -> ModelParts:
         return read_published(published, path if path.is_file() else None)
     if path.is_file():
         raise UserError(_not_a_model(path))
+    if path.suffix == ".pth" and path.name != name:
+        raise UserError(f"There is no file {path}.")
     other_runs = runs_with_checkpoints(path.parent)
     if name.count("/") == 1 and not path.exists() and not other_runs:
         return read_folder(_download(name))

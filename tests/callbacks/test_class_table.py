@@ -29,6 +29,12 @@ def test_means_are_in_percent_and_losses_as_logged() -> None:
     ]
 
 
+def test_says_that_test_images_are_those_of_validation() -> None:
+    task = SimpleNamespace(score_names=lambda: {"test/top1"})
+    title, _ = summary({"test/top1": torch.tensor(0.5)}, task, "test", "val")
+    assert title == "\nResults of the validation images, as there are no test images (percent)"
+
+
 def test_classes_that_do_not_occur_have_no_percentage() -> None:
     scores = {"IoU": torch.tensor([0.5, math.nan]), "Acc": torch.tensor([1.0, math.nan])}
     head, *rows = (line.split() for line in class_rows(["sky", "sea"], scores, [3, 0]))
