@@ -171,11 +171,16 @@ def newest_checkpoint(keyword: str, runs: Path, version: str = "version_*") -> P
     if not found:
         other = KEYWORDS[keyword == "last"]
         has_other = any(runs.glob(f"{version}/checkpoints/{other}*.ckpt"))
-        hint = f" There is a {other!r} one: --ckpt_path {other}." if has_other else _others(runs)
+        reason = "; it is written after a validation" if keyword == "best" else ""
+        if has_other:
+            advice = f"There is a {other!r} one: add --ckpt_path {other}."
+        else:
+            advice = (
+                f"{_others(runs)} Give a file, set --name to the name of the run, or omit"
+                " --ckpt_path to start from the beginning."
+            ).lstrip()
         raise UserError(
-            f"There is no {keyword!r} checkpoint in {runs}/{version}/checkpoints.{hint} Give a"
-            " file, set --name to the name of the run, or omit --ckpt_path to start from the"
-            " beginning."
+            f"There is no {keyword!r} checkpoint in {runs}/{version}/checkpoints{reason}. {advice}"
         )
     newest = max(found, key=age)
     return newest if keyword == "last" else _best_of_run(newest)
