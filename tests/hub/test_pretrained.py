@@ -117,7 +117,7 @@ def test_an_existing_published_file_is_used(nothing_is_downloaded, tmp_path):
     file.touch()
     assert len(Pretrained.from_pretrained(file).class_names) == 1000
     assert nothing_is_downloaded == [file]
-    with pytest.raises(UserError, match="There is no model"):
+    with pytest.raises(UserError, match="There is no file"):
         Pretrained.from_pretrained(tmp_path / "elsewhere" / "internimage_t_1k_224.pth")
 
 
