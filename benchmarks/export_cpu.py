@@ -139,7 +139,8 @@ def randomise(network: nn.Module) -> nn.Module:
             nn.init.normal_(module.sampling_offsets.weight, std=0.05)
             nn.init.normal_(module.attention_weights.weight, std=0.05)
         elif isinstance(module, BoxHead):
-            nn.init.normal_(module.fc_cls.weight, std=0.5)
+            # Scores that are varied and not all near 1, for any width.
+            nn.init.normal_(module.fc_cls.weight, std=4 / module.fc_cls.in_features**0.5)
             nn.init.normal_(module.fc_reg.weight, std=0.05)
         elif isinstance(module, DINOHead):
             for branch in module.reg_branches:
