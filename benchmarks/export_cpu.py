@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from torch._inductor import config as inductor
 
 from src import files
+from src.data.classes.palette import distinct_palette
 from src.data.formats.image_files import find_images
 from src.export.compare_graphs import runner
 from src.export.compare_results import Example, ResultFile, compare_result
@@ -190,9 +191,9 @@ def measure(name: str, paths: list[Path], rounds: int, compared: int, package: P
     """A row of the table; ``package`` is the network compiled by `compile_network`."""
     _, task, classes, settings = NETWORKS[name]
     network = network_of(name)
-    description = Description(
-        task, [str(i) for i in range(classes)], {**settings, "mean": MEAN, "std": STD}
-    )
+    names, palette = [str(i) for i in range(classes)], distinct_palette(classes)
+    colours = {"mean": MEAN, "std": STD, "palette": palette}
+    description = Description(task, names, {**settings, **colours})
     with tempfile.TemporaryDirectory() as folder:
         has_masks = isinstance(network, MaskRCNN | CascadeMaskRCNN)
         form = Form(preprocessing="outside", masks="image" if has_masks else "box")

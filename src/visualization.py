@@ -18,8 +18,11 @@ _MAX_SIDE = 1024  # pixels; maximum size of enlarged images, which then get a wi
 _FONT_SIZES = (13, 40)  # minimum and maximum in pixels
 _TEXT, _MUTED, _BACKGROUND, _BAR = (20, 20, 20), (90, 90, 90), (255, 255, 255), (178, 208, 244)
 _BLACK = (0, 0, 0)
-_SHADES = ((0.9, 1.0), (0.5, 1.0), (0.95, 0.65), (0.3, 1.0), (0.7, 0.8), (1.0, 0.45))
+HUE_STEP = 0.618034  # turns; the golden angle
+"""Difference of the hues of consecutive classes."""
+SHADES = ((0.9, 1.0), (0.5, 1.0), (0.95, 0.65), (0.3, 1.0), (0.7, 0.8), (1.0, 0.45))
 """Saturation and value of the instances of one class."""
+LABEL_MAP_OPACITY, INSTANCE_OPACITY = 0.55, 0.45
 _MAX_LINES = 6  # how far a label may be from its place, in labels
 
 
@@ -89,7 +92,7 @@ def draw_label_map(
     label_map: NDArray[np.integer[Any]],
     names: Sequence[str],
     palette: Sequence[tuple[int, int, int]],
-    opacity: float = 0.55,
+    opacity: float = LABEL_MAP_OPACITY,
     max_classes: int = 24,
 ) -> Image.Image:
     """Image with every pixel coloured by its class, and a legend of classes of at least 0.5 %.
@@ -158,7 +161,7 @@ def draw_instances(
     names: Sequence[str],
     scores: Sequence[float],
     classes: Sequence[int],
-    opacity: float = 0.45,
+    opacity: float = INSTANCE_OPACITY,
 ) -> Image.Image:
     """Image with masks, boxes, class names and scores; higher scores are drawn on top.
 
@@ -290,9 +293,8 @@ def _instance_colours(
     seen = Counter[int]()
     colours = {}
     for i in order:
-        # Hues of consecutive classes differ by the golden angle.
-        saturation, value = _SHADES[seen[classes[i]] % len(_SHADES)]
+        saturation, value = SHADES[seen[classes[i]] % len(SHADES)]
         seen[classes[i]] += 1
-        rgb = colorsys.hsv_to_rgb(classes[i] * 0.618034 % 1, saturation, value)
+        rgb = colorsys.hsv_to_rgb(classes[i] * HUE_STEP % 1, saturation, value)
         colours[i] = (round(255 * rgb[0]), round(255 * rgb[1]), round(255 * rgb[2]))
     return colours

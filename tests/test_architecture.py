@@ -17,6 +17,7 @@ MAY_IMPORT = {
     "files": set(),
     "config_files": set(),
     "file_names": set(),
+    "project": set(),
     "losses": {"types"},
     "metrics": {"types"},
     "optim": {"types"},
@@ -27,7 +28,7 @@ MAY_IMPORT = {
     "visualization": {"types"},
     "environment": {"ops"},
     "profiling": {"models", "ops", "types"},
-    "export": {"models", "ops", "types"},
+    "export": {"models", "ops", "types", "visualization"},
     "hub": {"models", "data", "serialization", "distributed", "inference", "runs"},
     "inference": {"data", "tasks", "metrics", "serialization", "decoding", "visualization"},
     "distributed": {"serialization"},
@@ -59,7 +60,7 @@ ONLY_THERE = {
     "onnxscript": {"export"},
     "onnxruntime": {"export"},
 }
-EVERYONE_MAY_IMPORT = ("errors", "files", "file_names", "config_files")
+EVERYONE_MAY_IMPORT = ("errors", "files", "file_names", "config_files", "project")
 ENTRY_POINTS = {"cli", "__main__", "__init__"}
 
 # Folders inside a layer, each with the folders of that layer that it may import from.

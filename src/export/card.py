@@ -7,6 +7,7 @@ from pathlib import Path
 
 from src.export.description import Description
 from src.files import readable_size
+from src.project import origin
 
 
 def card(description: Description, files: Sequence[Path], content: str, preprocessing: str) -> str:
@@ -19,9 +20,11 @@ def card(description: Description, files: Sequence[Path], content: str, preproce
         preprocessing: How images are prepared; the settings follow it.
     """
     listed = "\n".join(f"- `{path.name}` ({readable_size(path.stat().st_size)})" for path in files)
-    settings = "\n".join(f"- {name}: {value}" for name, value in description.preprocessing.items())
+    settings = "\n".join(f"- {name}: {value}" for name, value in description.settings.items())
     names = "\n".join(f"{number} {name}" for number, name in enumerate(description.class_names))
     return f"""# InternImage for {description.task}, exported
+
+Written by `python -m src export` of {origin()}.
 
 {listed}
 

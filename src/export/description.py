@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-PACKAGES = ("internimage-lightning", "torch", "onnx")
+from src.project import PACKAGE
+
+PACKAGES = (PACKAGE, "torch", "onnx")
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,8 @@ class Description:
     Attributes:
         task: ``classification``, ``detection`` or ``segmentation``.
         class_names: Names in label order.
-        preprocessing: Arguments of the data module, see `src.hub.preprocessing_of`.
+        preprocessing: Arguments of the data module, see `src.hub.preprocessing_of`, with the
+            ``palette`` of a segmentor.
     """
 
     task: str
@@ -30,20 +33,30 @@ class Description:
         """Whether images are turned as their EXIF block says; detectors always do it."""
         return self.task == "detection" or bool(self.preprocessing.get("upright"))
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The preprocessing without the colours of drawings."""
+        return {name: value for name, value in self.preprocessing.items() if name != "palette"}
+
     def metadata(self, inside: bool) -> dict[str, str]:
-        """Metadata of an ONNX file; ``names``, ``preprocessing`` and ``versions`` are JSON.
+        """Metadata of an ONNX file; all but ``task`` are JSON.
+
+        ``palette`` (red, green and blue of each class, 0 to 255) is that of a segmentor.
 
         Args:
             inside: Whether preprocessing is part of the file.
         """
-        return {
+        content = {
             "task": self.task,
             "names": json.dumps(list(self.class_names), ensure_ascii=False),
             "preprocessing": json.dumps(
-                {**self.preprocessing, "upright": self.upright, "inside": inside}
+                {**self.settings, "upright": self.upright, "inside": inside}
             ),
             "versions": json.dumps({name: _version(name) for name in PACKAGES}),
         }
+        if self.task == "segmentation":
+            content["palette"] = json.dumps(self.preprocessing["palette"])
+        return content
 
 
 def _version(package: str) -> str:

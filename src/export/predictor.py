@@ -29,6 +29,8 @@ class ExportedModel:
         class_names: Names in label order.
         upright: Whether images are turned as their EXIF block says.
         mask_threshold: Minimum probability of the pixels of a mask, of detectors with masks.
+        palette: Red, green and blue of each class of a segmentor, 0 to 255; empty if the file was
+            written before there were colours in it.
 
     Raises:
         UserError: If the file is missing, is not such a file, or ONNX Runtime is not installed.
@@ -57,6 +59,7 @@ class ExportedModel:
             )
         self.task = content["task"]
         self.class_names: list[str] = json.loads(content["names"])
+        self.palette = [tuple(colour) for colour in json.loads(content.get("palette", "[]"))]
         self.mask_threshold = float(content.get("mask_threshold", "nan"))
         self.upright = bool(json.loads(content["preprocessing"]).get("upright"))
 

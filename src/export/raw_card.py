@@ -20,7 +20,7 @@ def raw_card(graphs: Sequence[Graph], files: Sequence[Path], description: Descri
     """
     tables = "\n\n".join(_table(graph) for graph in graphs)
     content = f"""ONNX files hold standard operators only. `.pt2` files are read by
-`torch.export.load` after `import src.ops`; `.aoti.pt2` files by
+`torch.export.load` after `import src.ops` of the project above; `.aoti.pt2` files by
 `torch._inductor.aoti_load_package`, on the same kind of processor. Axes that a table shows as a
 letter may have any size.
 

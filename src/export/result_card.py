@@ -9,6 +9,7 @@ from typing import Any
 from src.export.card import card
 from src.export.description import Description
 from src.models.graphs import ClassResult, LabelMapResult, RegionResult, Result
+from src.visualization import HUE_STEP, INSTANCE_OPACITY, LABEL_MAP_OPACITY, SHADES
 
 _BOX_OUTPUTS = {
     "boxes": "(detections, 4) float32 | x1, y1, x2, y2 in pixels of the input, best first",
@@ -43,7 +44,7 @@ def result_card(
     rows = "\n".join(f"| `{k}` | out | {v} |" for k, v in _outputs(result, masks).items())
     content = f"""`model.onnx` takes an image and gives the result, with standard operators only.
 Class names, preprocessing and versions are in its metadata (`names`, `preprocessing` and
-`versions`, JSON).
+`versions`, JSON){_palette(result)}.
 
 | name | | shape, type | meaning |
 | --- | --- | --- | --- |
@@ -52,7 +53,8 @@ Class names, preprocessing and versions are in its metadata (`names`, `preproces
 
 ## Running it
 
-Needs `pip install onnxruntime numpy pillow`. It reads `photo.jpg` and writes `result.png`.
+Needs `pip install onnxruntime numpy pillow`. It reads `photo.jpg` and writes `result.png`, in the
+colours of `python -m src predict`. Grey images become RGB; scale images of 16 bits to 8 bits first.
 
 ```python
 {_code(result, description, inside=inside, masks=masks)}
@@ -60,6 +62,11 @@ Needs `pip install onnxruntime numpy pillow`. It reads `photo.jpg` and writes `r
 
 {_tensorrt(description.preprocessing, inside)}"""
     return card(description, files, content, _preprocessing(inside))
+
+
+def _palette(result: Result) -> str:
+    has_palette = isinstance(result, LabelMapResult)
+    return ", and the colours of the classes (`palette`)" if has_palette else ""
 
 
 def _tensorrt(settings: Mapping[str, Any], inside: bool) -> str:
@@ -103,32 +110,42 @@ def _outputs(result: Result, masks: str) -> dict[str, str]:
 
 def _code(result: Result, description: Description, *, inside: bool, masks: str) -> str:
     settings = description.preprocessing
-    photo = "ImageOps.exif_transpose(photo)" if description.upright else "photo"
+    photo = 'Image.open("photo.jpg")'
+    photo = f"ImageOps.exif_transpose({photo})" if description.upright else photo
+    drawn = _drawing(result, masks)
+    used = "Image, ImageDraw, ImageFont" + (", ImageOps" if description.upright else "")
     lines = [
+        *(["import colorsys"] if "colorsys" in drawn else []),
         "import json",
         "",
         "import numpy as np",
         "import onnxruntime",
-        "from PIL import Image, ImageColor, ImageDraw, ImageFont, ImageOps",
+        f"from PIL import {used}",
         "",
+        *([_MIN_SCORE] if "min_score" in drawn else []),
         'session = onnxruntime.InferenceSession("model.onnx")',
-        'names = json.loads(session.get_modelmeta().custom_metadata_map["names"])',
-        'photo = Image.open("photo.jpg")',
+        "metadata = session.get_modelmeta().custom_metadata_map",
+        'names = json.loads(metadata["names"])',
         f'photo = {photo}.convert("RGB")',
         *([_WHOLE] if inside else _prepared(result, settings)),
         "outputs = [output.name for output in session.get_outputs()]",
         "found = dict(zip(outputs, session.run(outputs, inputs)))",
     ]
-    if isinstance(result, ClassResult):
-        drawn = _CLASSES
-    elif isinstance(result, LabelMapResult):
-        drawn = _LABELS
-    else:
-        masked = ""
-        if isinstance(result, RegionResult) and result.mask_threshold is not None:
-            masked = _MASKS[masks].replace("THRESHOLD", str(result.mask_threshold))
-        drawn = _SHOWN + masked + _BOXES
     return "\n".join(lines) + "\n" + drawn + 'result.save("result.png")'
+
+
+def _drawing(result: Result, masks: str) -> str:
+    """Lines that draw a result, in the colours of `src.visualization`."""
+    if isinstance(result, ClassResult):
+        return _CLASSES
+    if isinstance(result, LabelMapResult):
+        return _LABELS.replace("OPACITY", str(LABEL_MAP_OPACITY))
+    masked = ""
+    if isinstance(result, RegionResult) and result.mask_threshold is not None:
+        masked = _MASKS[masks].replace("THRESHOLD", str(result.mask_threshold))
+        masked = masked.replace("OPACITY", str(round(255 * INSTANCE_OPACITY)))
+    shown = _SHOWN.replace("SHADES", str(list(SHADES))).replace("HUE_STEP", str(HUE_STEP))
+    return shown + masked + _BOXES
 
 
 def _prepared(result: Result, settings: Any) -> list[str]:
@@ -187,52 +204,57 @@ labels = found["label_map"][0]
 shown, counts = np.unique(labels, return_counts=True)
 shown = shown[counts.argsort()[::-1]]  # largest area first
 print(", ".join(names[label] for label in shown))
-colours = [f"hsl({i * 222 % 360}, 90%, {60 - i % 3 * 15}%)" for i in range(len(shown))]
-palette = np.zeros((len(names), 3), np.uint8)
-palette[shown] = [ImageColor.getrgb(colour) for colour in colours]
+palette = [tuple(colour) for colour in json.loads(metadata["palette"])]
 grey = photo.convert("L").convert("RGB")  # so that colours are those of the legend
-photo = Image.blend(grey, Image.fromarray(palette[labels]), 0.6)
+photo = Image.blend(grey, Image.fromarray(np.uint8(palette)[labels]), OPACITY)
 side = photo.height // 60 + 10  # of a field in the legend
 height = max(photo.height, (len(shown) + 1) * 3 * side // 2)
 result = Image.new("RGB", (photo.width + 14 * side, height), "white")
 result.paste(photo)
 draw, font = ImageDraw.Draw(result), ImageFont.load_default(side)
-for i, (label, colour) in enumerate(zip(shown, colours)):
+for i, label in enumerate(shown):
     x, y = photo.width + side // 2, side // 2 + i * 3 * side // 2
-    draw.rectangle((x, y, x + side, y + side), colour)
+    draw.rectangle((x, y, x + side, y + side), palette[label])
     draw.text((x + 3 * side // 2, y), names[label], "black", font)
 """
+_MIN_SCORE = "min_score = 0.3  # of the detections that are shown"
 _SHOWN = """\
-shown = np.flatnonzero(found["scores"] > 0.3)  # best first
-print(f"{len(shown)} of {len(found['scores'])} detections have a score above 0.3")
-colours = [f"hsl({i * 222 % 360}, 100%, 70%)" for i in shown]
+boxes, labels, scores = found["boxes"], found["labels"], found["scores"]
+shown = np.flatnonzero(scores >= min_score)  # best first
+print(f"{len(shown)} of {len(scores)} detections have a score of at least {min_score}")
+shades, colours = SHADES, {}
+for i in shown:  # the hue of the class, in the next of the shades (saturation and value)
+    shade = shades[sum(labels[:i] == labels[i]) % len(shades)]
+    rgb = colorsys.hsv_to_rgb(labels[i] * HUE_STEP % 1, *shade)
+    colours[i] = tuple(round(255 * channel) for channel in rgb)
 result, side = photo.copy(), max(photo.size) // 60 + 10
 """
 _BOXES = """\
 draw, font = ImageDraw.Draw(result), ImageFont.load_default(side)
 for i in shown[::-1]:  # the best ones on top
-    draw.rectangle(found["boxes"][i].tolist(), outline="black", width=side // 4)
-    draw.rectangle(found["boxes"][i].tolist(), outline=colours[i], width=side // 6)
+    draw.rectangle(boxes[i].tolist(), outline="black", width=side // 4)
+    draw.rectangle(boxes[i].tolist(), outline=colours[i], width=side // 6)
 for i in shown[::-1]:
-    x, y = found["boxes"][i, 0], max(found["boxes"][i, 1] - 1.3 * side, 0)
-    text = f"{names[found['labels'][i]]} {found['scores'][i]:.0%}"
-    draw.rectangle(draw.textbbox((x, y), text, font), "black")
-    draw.text((x, y), text, colours[i], font)
+    x, y = boxes[i, 0], max(boxes[i, 1] - 1.3 * side, 0)
+    text = f"{names[labels[i]]} {scores[i]:.0%}"
+    draw.rectangle(draw.textbbox((x, y), text, font), colours[i])
+    is_bright = np.dot(colours[i], (0.3, 0.6, 0.1)) > 120
+    draw.text((x, y), text, "black" if is_bright else "white", font)
 for i in shown:
-    print(names[found["labels"][i]], f"{found['scores'][i]:.3f}", found["boxes"][i].round(1))
+    print(names[labels[i]], f"{scores[i]:.3f}", boxes[i].round(1))
 """
 _MASKS = {
     "box": """\
 for i in shown[::-1]:  # masks have the size of their box
-    left, top, right, bottom = found["boxes"][i].round().astype(int).tolist()
+    left, top, right, bottom = boxes[i].round().astype(int).tolist()
     size = max(right - left, 1), max(bottom - top, 1)
     mask = np.asarray(Image.fromarray(found["masks"][i]).resize(size, Image.BILINEAR))
-    mask = Image.fromarray(((mask > THRESHOLD) * 128).astype(np.uint8))
+    mask = Image.fromarray(((mask > THRESHOLD) * OPACITY).astype(np.uint8))
     result.paste(colours[i], (left, top), mask)
 """,
     "image": """\
 for i in shown[::-1]:
-    mask = Image.fromarray((found["masks"][i] * 128).astype(np.uint8))
+    mask = Image.fromarray((found["masks"][i] * OPACITY).astype(np.uint8))
     result.paste(colours[i], (0, 0), mask)
 """,
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from src.hub.parts import ModelParts
 from src.models import DCNv4
+from src.project import origin
 
 
 def model_card(model: ModelParts) -> str:
@@ -48,6 +49,8 @@ RGB images with values in [0, 1], normalised with mean and standard deviation, f
 {settings}
 
 ## Usage
+
+With {origin()}, whose import name is `src`:
 
 ```python
 from src.hub import Pretrained

@@ -87,7 +87,9 @@ class Pretrained(ModelParts):
         Args:
             images: An image, or a list of images: a file, a Pillow image, an RGB array
                 ``(H, W, 3)`` or an RGB tensor ``(3, H, W)``; arrays and tensors are uint8, or
-                floating-point with values from 0 to 1. An array or tensor with four axes is a list.
+                floating-point with values from 0 to 1. Grey ones, ``(H, W)``, ``(H, W, 1)`` or
+                ``(1, H, W)``, become RGB, as grey files do. An array or tensor with four axes is a
+                list.
             batch_size: Images per forward pass. A detector pads images of different sizes to one
                 size, which changes its results slightly, so the default is 1.
             device: Where to compute, such as ``"cuda"``; the network is moved there. Default: where

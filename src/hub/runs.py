@@ -48,7 +48,28 @@ def read_run(path: Path) -> ModelParts:
     network = build_within(spec, len(names), size, f"{run.config}: model.network")
     load_weights(network, weights, run.checkpoint)
     preprocessing = preprocessing_of(data, model)
-    return ModelParts(network.eval(), spec, names, task_of(network), preprocessing)
+    task = task_of(network)
+    if task == "segmentation" and "palette" not in preprocessing:
+        preprocessing |= official_palette(str(settings["data"].get("class_path")), names)
+    return ModelParts(network.eval(), spec, names, task, preprocessing)
+
+
+def official_palette(class_path: str, names: Sequence[str]) -> dict[str, Any]:
+    """``palette`` of a dataset with colours of its own, which its recipe does not name.
+
+    Args:
+        class_path: Data module of the recipe; others than those of ``src.data`` have no palette.
+        names: Class names; those of the dataset have its colours.
+    """
+    from src.data import datamodules  # imported here, because Lightning takes seconds
+
+    owner = getattr(datamodules, class_path.rpartition(".")[2], None)
+    if not (isinstance(owner, type) and issubclass(owner, datamodules.ADE20KDataModule)):
+        return {}
+    colours = owner.official_palette()
+    if colours is None or owner.official_class_names() != list(names):
+        return {}
+    return {"palette": [list(colour) for colour in colours]}
 
 
 def load_checkpoint(network: nn.Module, path: Path, class_names: Sequence[str] = ()) -> None:

@@ -16,9 +16,10 @@ from src.decoding import MAX_PIXELS, Reduce, decode, to_rgb, turn_upright
 from src.errors import UserError
 
 ImageSource = str | Path | Image.Image | NDArray[Any] | Tensor
-"""A file, a Pillow image, an array ``(H, W, 3)`` or ``(H, W)``, or a tensor ``(3, H, W)``.
+"""A file, a Pillow image of any mode, an array or a tensor.
 
-Arrays and tensors are RGB or grey, with uint8 values or floating-point values from 0 to 1.
+Arrays are RGB ``(H, W, 3)`` or grey, ``(H, W)`` or ``(H, W, 1)``; tensors are RGB ``(3, H, W)`` or
+grey ``(1, H, W)``. Their values are uint8, or floating-point from 0 to 1. Grey becomes RGB.
 """
 
 _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+://")
@@ -57,14 +58,14 @@ def load_image(
         return turn_upright(image, "the image") if upright else image
     if isinstance(source, Tensor):
         if source.ndim != 3 or source.shape[0] not in (1, 3):
-            raise _wrong_shape("a tensor", "(3, H, W)", source.shape)
+            raise _wrong_shape("a tensor", "(3, H, W), or grey (1, H, W)", source.shape)
         array = source.detach().cpu()
         # NumPy has no bfloat16.
         values = array.float() if array.is_floating_point() else array
         return _from_array(values.permute(1, 2, 0).numpy())
     if isinstance(source, np.ndarray):
         if source.ndim not in (2, 3) or (source.ndim == 3 and source.shape[2] not in (1, 3)):
-            raise _wrong_shape("an array", "(H, W, 3)", source.shape)
+            raise _wrong_shape("an array", "(H, W, 3), or grey (H, W) or (H, W, 1)", source.shape)
         return _from_array(source)
     raise UserError(
         "predict takes the path of a file, a Pillow image, a NumPy array (H, W, 3) or a tensor"
@@ -101,4 +102,4 @@ def _from_array(array: NDArray[Any]) -> Image.Image:
 
 
 def _wrong_shape(what: str, expected: str, got: Sequence[int]) -> UserError:
-    return UserError(f"Expected {what} of shape {expected}, RGB or grey, got {tuple(got)}.")
+    return UserError(f"Expected {what} of shape {expected}; got {tuple(got)}.")

@@ -1,22 +1,52 @@
 """``EXPORT.md`` of a file from image to result."""
 
+import re
+import sys
+from email.message import Message
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from src import project
 from src.export.description import Description
 from src.export.package import with_weights
 from src.export.result_card import result_card
-from src.models.graphs import ClassResult, RegionResult
+from src.models.graphs import ClassResult, LabelMapResult, QueryResult, RegionResult
+from src.visualization import draw_instances, draw_label_map
 
 COLOURS = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+MASK_RCNN = RegionResult(1000, 1000, 0.7, ((0.1, 0.1, 0.2, 0.2),), 0.05, 0.5, 100, 0.4, 32, 3)
 
 
-def card(result, settings, folder: Path, *, inside=False):
+def card(result, settings, folder: Path, *, inside=False, masks="box", task="task"):
     path = folder / "model.onnx"
     path.write_bytes(bytes(2000))
-    description = Description("task", ["a", "b"], {**COLOURS, **settings})
-    return result_card(result, with_weights([path]), description, inside=inside, masks="box")
+    description = Description(task, ["a", "b"], {**COLOURS, **settings})
+    return result_card(result, with_weights([path]), description, inside=inside, masks=masks)
+
+
+@pytest.fixture
+def run_script(tmp_path, monkeypatch):
+    """Runs the script of a description on a grey photo; the file returns ``outputs``."""
+    monkeypatch.chdir(tmp_path)
+    Image.new("L", (400, 300), 128).save("photo.jpg")
+
+    def run(text, description, outputs):
+        session = SimpleNamespace(
+            get_modelmeta=lambda: SimpleNamespace(custom_metadata_map=description.metadata(True)),
+            get_outputs=lambda: [SimpleNamespace(name=name) for name in outputs],
+            run=lambda names, inputs: [outputs[name] for name in names],
+        )
+        stub = SimpleNamespace(InferenceSession=lambda path: session)
+        monkeypatch.setitem(sys.modules, "onnxruntime", stub)
+        (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+        exec(code, {})
+        return np.asarray(Image.open("result.png"))
+
+    return run
 
 
 @pytest.mark.parametrize("filter_", ["bilinear", "bicubic"])
@@ -29,8 +59,7 @@ def test_the_script_prepares_images_as_the_recipe(filter_, tmp_path):
 
 
 def test_masks_have_the_threshold_of_the_network(tmp_path):
-    result = RegionResult(1000, 1000, 0.7, ((0.1, 0.1, 0.2, 0.2),), 0.05, 0.5, 100, 0.4, 32, 3)
-    text = card(result, {"image_scale": [200, 128]}, tmp_path, inside=True)
+    text = card(MASK_RCNN, {"image_scale": [200, 128]}, tmp_path, inside=True)
     assert "mask > 0.4" in text
     assert "trtexec" not in text
     assert "--preprocessing outside" in text
@@ -40,3 +69,68 @@ def test_large_weights_are_listed(tmp_path):
     (tmp_path / "model.onnx.data").write_bytes(bytes(3_000_000))
     text = card(ClassResult(), {"image_size": 96}, tmp_path)
     assert "- `model.onnx` (2.0 kB)\n- `model.onnx.data` (3.0 MB)\n" in text
+
+
+def test_label_maps_have_the_colours_of_predict(run_script, tmp_path):
+    palette = [[210, 40, 30], [20, 90, 250]]
+    settings = {"image_scale": [400, 300], "palette": palette}
+    description = Description("segmentation", ["a", "b"], settings)
+    text = card(LabelMapResult(), settings, tmp_path, inside=True, task="segmentation")
+    assert "- palette" not in text
+    labels = np.zeros((300, 400), np.int64)
+    labels[100:] = 1
+    drawn = run_script(text, description, {"label_map": labels[None], "scores": labels[None]})
+    photo = Image.open("photo.jpg")
+    expected = np.asarray(draw_label_map(photo, labels, ["a", "b"], palette))
+    difference = np.abs(drawn[:, :400].astype(int) - expected[:, :400])
+    assert difference.max() <= 1  # rounding
+    legend = {tuple(colour) for colour in drawn[:, 400:].reshape(-1, 3)}
+    assert {tuple(colour) for colour in palette} <= legend
+
+
+@pytest.mark.parametrize("masks", [None, "box", "image"])
+def test_detections_have_the_colours_of_predict(masks, run_script, tmp_path, capsys):
+    boxes = np.float32([[20, 20, 120, 220], [160, 20, 220, 220], [260, 50, 390, 250]] * 2)
+    outputs = {"boxes": boxes, "scores": np.float32([0.9, 0.8, 0.7, 0.29, 0.2, 0.1])}
+    outputs["labels"] = np.array([1, 1, 0, 1, 1, 0])
+    whole = np.zeros((6, 300, 400), bool)
+    for mask, (x1, y1, x2, y2) in zip(whole, boxes.astype(int), strict=True):
+        mask[y1:y2, x1:x2] = True
+    outputs["masks"] = whole if masks == "image" else np.ones((6, 28, 28), np.float32)
+    settings = {"image_scale": [400, 300]}
+    result = MASK_RCNN if masks else QueryResult(100, None)
+    text = card(result, settings, tmp_path, inside=True, masks=masks or "box", task="detection")
+    assert text.count("0.3") == 1  # the only place to change
+    drawn = run_script(text, Description("detection", ["a", "b"], settings), outputs)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "3 of 6 detections have a score of at least 0.3"
+    assert [line.split()[0] for line in lines[1:]] == ["b", "b", "a"]
+    expected = np.asarray(
+        draw_instances(
+            Image.open("photo.jpg"),
+            [[x1, y1, x2 - x1, y2 - y1] for x1, y1, x2, y2 in boxes[:3].tolist()],
+            list(whole[:3]) if masks else [],
+            ["b", "b", "a"],
+            [0.9, 0.8, 0.7],
+            [1, 1, 0],
+        )
+    )
+    for x1, _, x2, y2 in boxes[:3].astype(int):
+        np.testing.assert_array_equal(drawn[y2, (x1 + x2) // 2], expected[y2, (x1 + x2) // 2])
+        inside = np.s_[y2 - 60, (x1 + x2) // 2]
+        assert np.abs(drawn[inside].astype(int) - expected[inside]).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("address", "text"),
+    [
+        ("Paper, https://example.org/paper", "`internimage-lightning` 1.2)."),
+        ("Repository, https://example.org/code", "1.2, <https://example.org/code>)."),
+    ],
+)
+def test_the_project_is_named(address, text, tmp_path, monkeypatch):
+    content = Message()
+    content["Version"] = "1.2"
+    content["Project-URL"] = address
+    monkeypatch.setattr(project, "metadata", lambda package: content)
+    assert text in card(ClassResult(), {"image_size": 96}, tmp_path)

@@ -11,8 +11,10 @@ import yaml
 from PIL import Image
 
 from src.cli import main
+from src.data.classes.cityscapes import CITYSCAPES_NAMES, CITYSCAPES_PALETTE
 from src.errors import UserError
 from src.hub import Pretrained
+from src.hub.runs import official_palette
 from src.inference import Classification
 from src.inference.images import load_image
 from src.metrics.coco_results import decode_masks
@@ -119,13 +121,26 @@ def test_an_image_may_be_a_file_or_in_memory(run):
     assert len({str(result) for result in turned}) == 1
 
 
+def test_grey_images_are_read_as_grey_files(run):
+    _, runs, path = run
+    pixels = np.asarray(Image.open(path).convert("L"))
+    tensor = torch.from_numpy(pixels.copy())[None]
+    expected = np.stack([pixels] * 3, axis=2)
+    images = [Image.fromarray(pixels), pixels, pixels[..., None], pixels / 255, tensor, expected]
+    for image in images:
+        np.testing.assert_array_equal(np.asarray(load_image(image)), expected)
+    results = Pretrained.from_pretrained(runs).predict(images)
+    assert len({str(result) for result in results}) == 1
+
+
 def test_mistakes_are_one_line(run, tmp_path):
     _, runs, path = run
     model = Pretrained.from_pretrained(runs)
     for image, message in (
         ("https://example.org/a.jpg", r"https://example\.org/a\.jpg is a URL"),
         (tmp_path / "missing.jpg", "there is no such file"),
-        (np.zeros((3, 8, 8), np.uint8), r"shape \(H, W, 3\).*got \(3, 8, 8\)"),
+        (np.zeros((3, 8, 8), np.uint8), r"shape \(H, W, 3\), or grey.*got \(3, 8, 8\)"),
+        (np.zeros((8, 8, 4), np.uint8), r"got \(8, 8, 4\)"),
         (np.full((8, 8, 3), 2.0), "values from 0 to 1"),
         (torch.zeros(8, 8, 3), r"shape \(3, H, W\)"),
         (np.zeros((8, 8), np.int64), "uint8 or floating-point, got int64"),
@@ -190,6 +205,14 @@ def test_a_missing_run_is_not_searched_on_the_hub(run, monkeypatch):
     message = r"There is no model 'runs/missing'\. Runs with checkpoints in runs are "
     with pytest.raises(UserError, match=message):
         Pretrained.from_pretrained("runs/missing")
+
+
+def test_runs_have_the_colours_of_their_dataset():
+    names, colours = list(CITYSCAPES_NAMES), list(CITYSCAPES_PALETTE.values())
+    found = official_palette("src.data.CityscapesDataModule", names)["palette"]
+    assert [tuple(colour) for colour in found] == colours
+    for class_path in ("CityscapesDataModule", "COCODataModule", "my.DataModule", "os", ""):
+        assert official_palette(class_path, ["a", "b"]) == {}
 
 
 def test_ema_weights_are_used(trained):

@@ -121,14 +121,15 @@ def _label_map(
     image: Image.Image, found: dict[str, NDArray[Any]], predictor: ExportedModel, _: float
 ) -> tuple[Image.Image, str]:
     labels, names = found["label_map"], predictor.class_names
-    drawn = draw_label_map(image, labels, names, distinct_palette(len(names)))
+    palette = predictor.palette or distinct_palette(len(names))
+    drawn = draw_label_map(image, labels, names, palette)
     return drawn, ", ".join(names[label] for label in np.unique(labels))
 
 
 def _instances(
     image: Image.Image, found: dict[str, NDArray[Any]], predictor: ExportedModel, score: float
 ) -> tuple[Image.Image, str]:
-    shown = found["scores"] > score
+    shown = found["scores"] >= score
     boxes, labels = found["boxes"][shown], found["labels"][shown]
     masks: list[NDArray[np.bool_]] = []
     if "masks" in found:

@@ -229,15 +229,19 @@ def load(recipe: Sequence[str], checkpoint: str | None = None) -> tuple[_Loaded,
             "--ckpt_path best."
         )
     settings = cli.config["model"]["init_args"]["network"]
+    task = task_of(network)
+    preprocessing = preprocessing_of(
+        without_num_classes(cli.config["data"]["init_args"]),
+        without_num_classes(cli.config["model"]["init_args"]),
+    )
+    if task == "segmentation":  # a dataset may have colours that its recipe does not name
+        preprocessing["palette"] = [list(colour) for colour in cli.datamodule.palette]
     pretrained = Pretrained(
         network.eval(),
         without_num_classes(settings),
         list(cli.datamodule.class_names),
-        task_of(network),
-        preprocessing_of(
-            without_num_classes(cli.config["data"]["init_args"]),
-            without_num_classes(cli.config["model"]["init_args"]),
-        ),
+        task,
+        preprocessing,
     )
     return _Loaded(pretrained, cli.run_name, source), cli.datamodule
 
