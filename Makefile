@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DEMO := runs/demo
 WORKERS ?= auto
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 PYTEST = $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 OPERATOR_SOURCES := setup.py $(shell find src/ops/csrc -type f 2>/dev/null)
 
@@ -16,13 +17,19 @@ help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 install: $(INSTALLED) ## Create .venv, install the project and compile the operator
+	@echo "==> installed. Next:"
+	@echo "    source $(BIN)/activate"
+	@echo "    python -m src env      # versions, devices, whether the operator is compiled"
 
 $(INSTALLED): pyproject.toml constraints.txt $(OPERATOR_SOURCES)
 	@test -x $(BIN)/python || { echo "==> creating $(VENV)"; $(PYTHON) -m venv $(VENV); }
-	@echo "==> installing PyTorch and build tools (once; about 6 GB)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt setuptools wheel ninja torch torchvision
-	@echo "==> installing the project and compiling the operator"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e ".[dev]"
+	@echo "==> 1/3 downloading and installing PyTorch (minutes; about 5 GB on disk on Linux, 4 GB of it"
+	@echo "        CUDA libraries, which this build of PyTorch needs on computers without a GPU too)"
+	@$(PIP) setuptools wheel ninja torch torchvision
+	@echo "==> 2/3 downloading and installing the other packages (minutes; about 1.3 GB on disk)"
+	@SRC_BUILD_OPS=0 $(PIP) --no-build-isolation -e ".[dev]"
+	@echo "==> 3/3 compiling the operator (about a minute; minutes with nvcc and a GPU)"
+	@$(BIN)/python setup.py build_ext --inplace > /dev/null
 	@touch $@
 
 ops: ## Rebuild the operator after a change in src/ops/csrc
