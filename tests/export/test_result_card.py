@@ -72,7 +72,7 @@ def test_large_weights_are_listed(tmp_path):
 
 
 def test_label_maps_have_the_colours_of_predict(run_script, tmp_path):
-    palette = [[210, 40, 30], [20, 90, 250]]
+    palette = [(210, 40, 30), (20, 90, 250)]
     settings = {"image_scale": [400, 300], "palette": palette}
     description = Description("segmentation", ["a", "b"], settings)
     text = card(LabelMapResult(), settings, tmp_path, inside=True, task="segmentation")
@@ -85,7 +85,7 @@ def test_label_maps_have_the_colours_of_predict(run_script, tmp_path):
     difference = np.abs(drawn[:, :400].astype(int) - expected[:, :400])
     assert difference.max() <= 1  # rounding
     legend = {tuple(colour) for colour in drawn[:, 400:].reshape(-1, 3)}
-    assert {tuple(colour) for colour in palette} <= legend
+    assert set(palette) <= legend
 
 
 @pytest.mark.parametrize("masks", [None, "box", "image"])
@@ -100,7 +100,6 @@ def test_detections_have_the_colours_of_predict(masks, run_script, tmp_path, cap
     settings = {"image_scale": [400, 300]}
     result = MASK_RCNN if masks else QueryResult(100, None)
     text = card(result, settings, tmp_path, inside=True, masks=masks or "box", task="detection")
-    assert text.count("0.3") == 1  # the only place to change
     drawn = run_script(text, Description("detection", ["a", "b"], settings), outputs)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "3 of 6 detections have a score of at least 0.3"
@@ -119,6 +118,9 @@ def test_detections_have_the_colours_of_predict(masks, run_script, tmp_path, cap
         np.testing.assert_array_equal(drawn[y2, (x1 + x2) // 2], expected[y2, (x1 + x2) // 2])
         inside = np.s_[y2 - 60, (x1 + x2) // 2]
         assert np.abs(drawn[inside].astype(int) - expected[inside]).max() <= 1
+    higher = text.replace("min_score = 0.3", "min_score = 0.75")
+    run_script(higher, Description("detection", ["a", "b"], settings), outputs)
+    assert "2 of 6 detections have a score of at least 0.75" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
