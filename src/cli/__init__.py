@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from src.cli.arguments import check_files, check_recipe, check_trainer_settings, checked
 from src.cli.process_failures import explanation, stop_with_parent
+from src.cli.requirements import missing_requirement
 from src.cli.short_help import short_help
 from src.config_files import find_configs
 from src.errors import UserError, printable
@@ -173,7 +174,10 @@ def _as_user_error(error: BaseException) -> BaseException | None:
 
     This is any `UserError`, and also a `ValueError` or a missing operator raised by an explicit
     ``raise`` statement of this project, so that lower layers do not have to use `UserError`.
+    A required package that is not installed counts as invalid input too.
     """
+    if (missing := missing_requirement(error)) is not None:
+        return UserError(missing)
     if isinstance(error, UserError) or _is_raised_here(error):
         return error
     if (problem := disk_problem(error)) is not None:
@@ -183,14 +187,14 @@ def _as_user_error(error: BaseException) -> BaseException | None:
 
 def _is_raised_here(error: BaseException) -> bool:
     frames = traceback.extract_tb(error.__traceback__)
-    if not frames or not isinstance(error, (ValueError, _not_built_error())):
+    if not frames or not isinstance(error, (ValueError, *_not_built_error())):
         return False
     source = Path(__file__).resolve().parents[1]
     line = linecache.getline(frames[-1].filename, frames[-1].lineno or 0).strip()
     return Path(frames[-1].filename).is_relative_to(source) and line.startswith("raise ")
 
 
-def _not_built_error() -> type[Exception]:
-    from src.ops import OpNotBuiltError
-
-    return OpNotBuiltError
+def _not_built_error() -> tuple[type[Exception], ...]:
+    """The error of a missing operator, if the operators are imported."""
+    ops = sys.modules.get("src.ops")
+    return () if ops is None else (ops.OpNotBuiltError,)
