@@ -20,6 +20,7 @@ from src.callbacks.step_boundary import StepBoundary
 from src.callbacks.summary import NetworkSummary
 from src.callbacks.terminate_on_nan import TerminateOnNaN
 from src.callbacks.throughput import Throughput
+from src.callbacks.time_estimate import TimeEstimate
 from src.callbacks.unreadable import UnreadableImages
 
 __all__ = [
@@ -44,5 +45,6 @@ __all__ = [
     "TaskEarlyStopping",
     "TerminateOnNaN",
     "Throughput",
+    "TimeEstimate",
     "UnreadableImages",
 ]

@@ -60,13 +60,13 @@ class Pace:
 
     def seconds_left(self, trainer: Trainer) -> float | None:
         """Estimated time until the end of training; ``None`` if unknown, or if none is left."""
-        remaining = _remaining_batches(trainer)
+        remaining = remaining_batches(trainer)
         if not remaining or not self._batches:
             return None
         return (time.monotonic() - self._start) / self._batches * remaining
 
 
-def _remaining_batches(trainer: Trainer) -> float | None:
+def remaining_batches(trainer: Trainer) -> float | None:
     """Batches until ``max_epochs`` or ``max_steps``; ``None`` if neither is a limit."""
     limits: list[float] = []
     per_epoch = trainer.num_training_batches

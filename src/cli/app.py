@@ -45,6 +45,7 @@ from src.callbacks import (
     RunFolder,
     StepBoundary,
     TerminateOnNaN,
+    TimeEstimate,
     UnreadableImages,
 )
 from src.callbacks.loggers import default_loggers
@@ -297,7 +298,11 @@ class TrainingCLI(LightningCLI):
         if config.enable_progress_bar is not False and not _any(given, ProgressBar):
             callbacks.append(default_progress())
         seed = self.run_config.seed_everything
-        callbacks += [EpochSeed(seed if isinstance(seed, int) else 0), StepBoundary()]
+        callbacks += [
+            EpochSeed(seed if isinstance(seed, int) else 0),
+            StepBoundary(),
+            TimeEstimate(),
+        ]
         resumed = str(self.checkpoint) if self.checkpoint else None
         callbacks.append(RunFolder(folder, self._config_text(), resumed))
         self._unreadable = UnreadableImages()

@@ -1,0 +1,110 @@
+"""How long training will take, from its first steps, and the options of a short trial."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Timer
+
+from src.callbacks.pace import readable_time, remaining_batches
+from src.callbacks.run_folder import is_dry_run, tell
+from src.optim import StepSchedule
+
+_STEPS = 4  # of which the first is left out: workers start, memory is allocated
+_PATIENCE = 20.0  # seconds after which fewer steps are enough
+_LONG = 15 * 60.0  # seconds of training on a CPU from which a short trial is suggested
+_TRIAL_EPOCHS = 2
+_TRIAL = 5 * 60.0  # seconds; a trial has fewer steps if its epochs take longer
+
+
+class TimeEstimate(Callback):
+    """Print once, after the first steps, how long training will take.
+
+    The time is that of the steps with data loading, without validation. On a CPU, the options of a
+    short trial follow if training takes long. Nothing is printed in a ``fast_dev_run``, with
+    ``max_time``, or if the length of training is unknown.
+    """
+
+    def __init__(self) -> None:
+        self._is_waiting = self._is_resumed = False
+        self._seconds: list[float] = []
+        self._previous = 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start to measure."""
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        has_limit = any(isinstance(callback, Timer) for callback in callbacks)
+        self._is_waiting = not has_limit and not is_dry_run(trainer)
+        self._is_resumed = trainer.global_step > 0
+        self._seconds, self._previous = [], time.monotonic()
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave out what happens between two epochs."""
+        self._previous = time.monotonic()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave out a validation within an epoch."""
+        self._previous = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Measure a step, and print the estimate as soon as there are enough."""
+        if not self._is_waiting:
+            return
+        now = time.monotonic()
+        self._seconds.append(now - self._previous)
+        self._previous = now
+        count = len(self._seconds)
+        if count < 2 or (count < _STEPS and sum(self._seconds) < _PATIENCE):
+            return
+        self._is_waiting = False
+        remaining = remaining_batches(trainer)
+        if remaining:
+            step = sum(self._seconds[1:]) / (count - 1)
+            self._tell(trainer, step, int(remaining) + count)
+
+    def _tell(self, trainer: Trainer, step: float, steps: int) -> None:
+        seconds = step * steps
+        kind = "the remaining " if self._is_resumed else ""
+        each = f"{step:.2g}" if step < 10 else f"{step:.0f}"
+        tell(
+            f"Time:        about {readable_time(seconds)} for {kind}{_length(trainer, steps)}"
+            f" ({each} s a step, validation not counted)"
+        )
+        if seconds > _LONG and not self._is_resumed and trainer.strategy.root_device.type == "cpu":
+            tell(f"             For a short trial add {' '.join(trial_options(trainer, step))}")
+
+
+def _length(trainer: Trainer, steps: int) -> str:
+    """The length of training in epochs, or in steps if it is not a number of whole epochs."""
+    per_epoch = trainer.num_training_batches
+    if not math.isfinite(per_epoch) or steps % per_epoch:
+        return f"{steps} steps"
+    epochs = steps // int(per_epoch)
+    unit = "steps" if per_epoch > 1 else "step"
+    return f"{epochs} epoch{'s' * (epochs > 1)} of {per_epoch} {unit}"
+
+
+def trial_options(trainer: Trainer, step: float) -> list[str]:
+    """Options that make a run short enough to try it, with a warm-up that is shorter still.
+
+    Args:
+        trainer: Trainer of the long run.
+        step: Seconds of a step.
+    """
+    accumulated, per_epoch = trainer.accumulate_grad_batches, trainer.num_training_batches
+    batches = _TRIAL_EPOCHS * per_epoch
+    if batches * step <= _TRIAL:
+        steps = _TRIAL_EPOCHS * math.ceil(per_epoch / accumulated)
+        options = ["--trainer.max_epochs", str(_TRIAL_EPOCHS)]
+    else:
+        steps = max(1, int(_TRIAL / step / accumulated))
+        options = ["--trainer.max_steps", str(steps)]
+    schedules = [config.scheduler for config in trainer.lr_scheduler_configs]
+    if any(isinstance(s, StepSchedule) and s.num_warmup_steps >= steps for s in schedules):
+        options += ["--model.lr_scheduler.warmup_steps", str(steps // 10)]
+    return [*options, "--name", "trial"]

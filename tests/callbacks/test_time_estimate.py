@@ -1,0 +1,87 @@
+"""``fit`` says how long training will take, and how to make it a short trial."""
+
+import re
+import shlex
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from src.cli import main
+from tests.cli.tiny import TASKS, write_data
+from tests.cli.tiny import write_recipe as write_tiny
+
+LINE = re.compile(r"Time: +about (\d.*) for (.*) \(\S+ s a step, validation not counted\)")
+
+
+@pytest.fixture
+def lengths(capsys: pytest.CaptureFixture[str]) -> Callable[[], list[str]]:
+    """The lengths of training named by the estimates printed since the last call."""
+    return lambda: [found[2] for found in LINE.finditer(capsys.readouterr().out)]
+
+
+@pytest.fixture
+def run(
+    write_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., int]:
+    """Train with three steps per epoch."""
+    monkeypatch.chdir(tmp_path)
+    write_recipe(tmp_path)
+    return lambda *options: main(["fit", "-c", "tiny.yaml", *options])
+
+
+def test_the_length_of_training(run: Callable[..., int], lengths: Callable[[], list[str]]) -> None:
+    assert run("--trainer.max_epochs", "3") == 0
+    assert lengths() == ["3 epochs of 3 steps"]
+    more = ["--ckpt_path", "last", "--trainer.max_epochs", "7"]
+    assert run(*more) == 0
+    assert lengths() == ["the remaining 4 epochs of 3 steps"]
+    assert run(*more, "--trainer.max_steps", "26") == 0
+    assert lengths() == ["the remaining 5 steps"]
+    for option in (["--trainer.fast_dev_run", "true"], ["--trainer.max_time", "00:01:00:00"]):
+        assert run(*option) == 0
+        assert lengths() == []
+
+
+@pytest.fixture
+def trial(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[[], list[str]]:
+    """The options of a short trial that were printed, for runs of any length."""
+    monkeypatch.setattr("src.callbacks.time_estimate._LONG", 0.0)
+
+    def read() -> list[str]:
+        (options,) = re.findall("For a short trial add (.*)", capsys.readouterr().out)
+        return shlex.split(options)
+
+    return read
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_short_trial_of_a_long_run(
+    task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trial: Callable[[], list[str]]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = write_tiny(tmp_path, task, write_data(tmp_path / "data", task))
+    long = ["--trainer.max_epochs", "4", "--trainer.check_val_every_n_epoch", "4"]
+    command = ["fit", "-c", str(recipe), *long, "--model.lr_scheduler.warmup_steps", "7"]
+    assert main(command) == 0
+    options = trial()
+    warmup = ["--model.lr_scheduler.warmup_steps", "0"]
+    assert options == ["--trainer.max_epochs", "2", *warmup, "--name", "trial"]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="The warm-up")
+        assert main([*command, *options]) == 0
+    checkpoints = tmp_path / "runs/trial/version_0/checkpoints"
+    assert {path.name for path in checkpoints.iterdir()} == {"best-epoch=1.ckpt", "last.ckpt"}
+
+
+def test_a_trial_of_long_epochs_has_few_steps(
+    run: Callable[..., int], trial: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("src.callbacks.time_estimate._TRIAL", 0.0)
+    assert run() == 0
+    options = trial()
+    assert options[:2] == ["--trainer.max_steps", "1"]
+    assert run(*options) == 0
