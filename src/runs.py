@@ -35,7 +35,9 @@ class TrainedRun:
     config: Path
 
 
-def trained_run(source: str | Path, keyword: str = "best", runs: Path = Path("runs")) -> TrainedRun:
+def trained_run(
+    source: str | Path, keyword: str | None = None, runs: Path = Path("runs")
+) -> TrainedRun:
     """The checkpoint and the configuration that a path or the name of a run refers to.
 
     Args:
@@ -50,13 +52,16 @@ def trained_run(source: str | Path, keyword: str = "best", runs: Path = Path("ru
     return TrainedRun(checkpoint, config_of(checkpoint))
 
 
-def find_checkpoint(source: str | Path, keyword: str = "best", runs: Path = Path("runs")) -> Path:
+def find_checkpoint(
+    source: str | Path, keyword: str | None = None, runs: Path = Path("runs")
+) -> Path:
     """The checkpoint that a path or the name of a run refers to.
 
     Args:
         source: A checkpoint; the folder of a run (``runs/street/version_0``); the folder of all
             runs of a name (``runs/street``), of which the newest is used; or the name (``street``).
-        keyword: ``best`` or ``last``: the checkpoint to use unless ``source`` is one.
+        keyword: ``best`` or ``last``: the checkpoint to use unless ``source`` is one. Default: the
+            best one, or the last one of a run that has no best one (see `instead_of_best`).
         runs: Folder of the named runs.
 
     Raises:
@@ -156,17 +161,35 @@ def init_arguments(settings: dict[str, Any], part: str) -> dict[str, Any]:
     return arguments
 
 
-def newest_checkpoint(keyword: str, runs: Path, version: str = "version_*") -> Path:
+def instead_of_best(source: str | Path, checkpoint: Path) -> str | None:
+    """Message if the last checkpoint of a run is used because there is no best one, else ``None``.
+
+    Args:
+        source: What was given to `find_checkpoint`, without a keyword.
+        checkpoint: What it returned.
+    """
+    if ".ckpt" in Path(source).name or not checkpoint.name.startswith("last.ckpt"):
+        return None
+    return (
+        f"{source} has no best checkpoint, which is written after a validation; its last one is"
+        f" used: {checkpoint}"
+    )
+
+
+def newest_checkpoint(keyword: str | None, runs: Path, version: str = "version_*") -> Path:
     """The newest ``last`` or ``best`` checkpoint of the runs of one name.
 
     Args:
-        keyword: ``last``, or ``best`` for the best checkpoint of the newest run that has one.
+        keyword: ``last``, or ``best`` for the best checkpoint of the newest run that has one;
+            ``None`` for the last one if there is no best one.
         runs: Folder with the ``version_*`` folders.
         version: Name of the only folder to search, instead of all.
 
     Raises:
         UserError: If there is none.
     """
+    if keyword is None:
+        keyword = "best" if checkpoints("best", runs, version) else "last"
     found = checkpoints(keyword, runs, version)
     if not found:
         other = KEYWORDS[keyword == "last"]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from src.errors import UserError
-from src.runs import find_checkpoint, read_settings, trained_run
+from src.runs import find_checkpoint, instead_of_best, read_settings, trained_run
 from src.serialization import read_checkpoint
 
 
@@ -25,6 +25,23 @@ def test_a_run_is_its_best_checkpoint(here: Path, source: str) -> None:
     assert run.checkpoint.name.startswith("best-epoch=")
     assert run.config == Path("runs/tiny/version_0/config.yaml")
     assert trained_run(source, "last").checkpoint.name == "last.ckpt"
+
+
+def test_a_run_without_a_best_checkpoint_is_its_last_one(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(trained / "runs/tiny/version_0", "runs/tiny/version_0")
+    for best in Path("runs/tiny/version_0/checkpoints").glob("best*"):
+        best.unlink()
+    last = Path("runs/tiny/version_0/checkpoints/last.ckpt")
+    for source in ("tiny", "runs/tiny", "runs/tiny/version_0", last):
+        found = find_checkpoint(source)
+        assert found == last
+        note = instead_of_best(source, found)
+        assert (note is None) == (source == last)
+    with pytest.raises(UserError, match="There is no 'best' checkpoint"):
+        find_checkpoint("tiny", "best")
 
 
 def test_the_current_folder_is_a_run(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

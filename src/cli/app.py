@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import shlex
 import shutil
 import sys
 import warnings
@@ -384,13 +385,24 @@ class TrainingCLI(LightningCLI):
             return requeue()
         if command != "fit":
             return f"Interrupted: {command} has not finished. Run the same command again."
-        has_last = any(getattr(c, "last_model_path", "") for c in self.trainer.checkpoint_callbacks)
-        if has_last:
-            return "Interrupted. To resume, run the same command with --ckpt_path last"
-        return (
-            "Interrupted. Nothing was saved, because no step was completed or saving is turned off."
-            " Run the same command again."
-        )
+        callbacks: list[Any] = self.trainer.checkpoint_callbacks
+        last = next((c.last_model_path for c in callbacks if c.last_model_path), None)
+        if last is None:
+            return (
+                "Interrupted. Nothing was saved, because no step was completed or saving is turned"
+                " off. Run the same command again."
+            )
+        lines = ["Interrupted."]
+        if type(self.model).predict_step is not BaseTask.predict_step:
+            known = (c.best_model_path for c in callbacks)
+            best = next((path for path in known if path and Path(path).exists()), None)
+            none = "There is no best checkpoint yet; it is written after a validation."
+            lines[0] += f" {none if best is None else f'The best checkpoint so far is {best}'}"
+            file = shlex.quote(best or last)
+            lines.append(
+                f"To predict: python -m src predict --ckpt_path {file} --data.predict_dir FOLDER"
+            )
+        return "\n".join([*lines, "To resume, run the same command with --ckpt_path last"])
 
 
 def _missing_package(error: ModuleNotFoundError | str) -> str:

@@ -9,6 +9,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import Strategy
 
 from src.callbacks import AtomicCheckpointIO
+from src.cli.run_settings import tell_if_not_best
 from src.distributed.checkpoints import is_sharded_checkpoint
 from src.errors import UserError
 from src.runs import (
@@ -31,9 +32,11 @@ def resolve_checkpoint(given: str, runs: Path) -> Path:
     Raises:
         UserError: If there is none, or it cannot be read.
     """
-    path = (
-        newest_checkpoint(given, runs) if given in KEYWORDS else find_checkpoint(given, runs=runs)
-    )
+    if given in KEYWORDS:
+        path = newest_checkpoint(given, runs)
+    else:
+        path = find_checkpoint(given, runs=runs)
+        tell_if_not_best(given, path)
     if is_sharded_checkpoint(path):
         Folder(path)
         read_rest(path)

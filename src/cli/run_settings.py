@@ -6,16 +6,18 @@ import json
 from pathlib import Path
 
 from src.cli.arguments import option
-from src.errors import UserError
+from src.errors import UserError, printable
 from src.runs import (
     KEYWORDS,
     TrainedRun,
     init_arguments,
+    instead_of_best,
     is_run_or_checkpoint,
     read_settings,
     trained_run,
 )
 from src.serialization import read_entries
+from src.stopping import is_first_rank
 
 
 def with_settings_of_run(args: list[str]) -> list[str]:
@@ -23,7 +25,8 @@ def with_settings_of_run(args: list[str]) -> list[str]:
 
     If ``--config`` is missing, ``--ckpt_path FILE`` adds the configuration of the run that wrote
     the file, and ``--name RUN`` that of the newest run of this name, with its best checkpoint
-    unless ``--ckpt_path last`` is given. Training needs ``--ckpt_path``, because ``--name`` alone
+    unless ``--ckpt_path last`` is given. If there is no best one, the last one is used, and a note
+    says so. Training needs ``--ckpt_path``, because ``--name`` alone
     is the name of a new run.
 
     For ``predict`` and ``export``, the class names come from the checkpoint if the dataset of the
@@ -44,8 +47,11 @@ def with_settings_of_run(args: list[str]) -> list[str]:
     runs = Path(option(args, "--trainer.default_root_dir") or "runs")
     if given and given not in KEYWORDS:
         run = trained_run(given, runs=runs)
+        tell_if_not_best(given, run.checkpoint)
     elif name and (given or args[0] != "fit"):
-        run = trained_run(runs / name, given or "best", runs)
+        run = trained_run(runs / name, given, runs)
+        if not given:
+            tell_if_not_best(runs / name, run.checkpoint)
     elif given:
         raise UserError(
             f"--ckpt_path {given} needs the name of the run, --name RUN, or its recipe, --config"
@@ -56,6 +62,18 @@ def with_settings_of_run(args: list[str]) -> list[str]:
     names = _class_names(run) if args[0] in ("predict", "export") else []
     config = ["--config", str(run.config)]
     return [args[0], *config, *names, *args[1:], f"--ckpt_path={run.checkpoint}"]
+
+
+def tell_if_not_best(source: str | Path, checkpoint: Path) -> None:
+    """Print a note if a run has no best checkpoint, so that its last one is used.
+
+    Args:
+        source: The run that was given.
+        checkpoint: Its checkpoint.
+    """
+    note = instead_of_best(source, checkpoint)
+    if note is not None and is_first_rank():
+        print(f"note: {printable(note)}", flush=True)
 
 
 def _class_names(run: TrainedRun) -> list[str]:

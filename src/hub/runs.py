@@ -6,6 +6,7 @@ plain values, and only networks of ``src.models`` are built from it.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,21 +18,26 @@ from src.errors import UserError
 from src.hub.parts import ModelParts, preprocessing_of, task_of
 from src.models.building import build_within
 from src.models.weights.merging import merged_state
-from src.runs import init_arguments, read_settings, trained_run
+from src.runs import init_arguments, instead_of_best, read_settings, trained_run
 from src.serialization import read_checkpoint, refuse_not_finite
+
+logger = logging.getLogger(__name__)
 
 
 def read_run(path: Path) -> ModelParts:
     """Read the network of a run, with EMA weights if there are any.
 
     Args:
-        path: A checkpoint, the folder of a run (its best checkpoint is used), or the folder of all
-            runs of a name (the newest is used).
+        path: A checkpoint, the folder of a run (its best checkpoint is used, or the last one if
+            there is no best one, which is logged), or the folder of all runs of a name (the newest
+            is used).
 
     Raises:
         UserError: If a part is missing or damaged, or the network is not one of this project.
     """
     run = trained_run(path)
+    if (note := instead_of_best(path, run.checkpoint)) is not None:
+        logger.warning(note)
     settings = read_settings(run.config)
     model, data = init_arguments(settings, "model"), init_arguments(settings, "data")
     content = _read(run.checkpoint)

@@ -1,6 +1,8 @@
 """A signal stops a command gracefully, and the resumed run ends like an uninterrupted one."""
 
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -105,12 +107,40 @@ def test_a_signal_in_an_epoch_loses_nothing(
     before = signal.getsignal(number)
     signal_at(monkeypatch, "training_step", lambda task: task.global_step == 7, number)
     assert fit(config, tmp_path) == 130
-    assert capsys.readouterr().err.endswith(
-        "To resume, run the same command with --ckpt_path last\n"
-    )
+    text = capsys.readouterr().err
+    assert text.endswith("To resume, run the same command with --ckpt_path last\n")
+    best = str(tmp_path / "tiny" / "version_0" / "checkpoints" / "best-epoch=")
+    assert f"The best checkpoint so far is {best}" in text
+    assert f"python -m src predict --ckpt_path {best}" in text.replace("'", "")
     assert last(tmp_path / "tiny" / "version_0")["global_step"] == 8
     assert signal.getsignal(number) == before
     assert_continues_like(straight, config, tmp_path, 8)
+
+
+def test_an_interrupted_run_without_a_validation_predicts(
+    config: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    images: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    signal_at(monkeypatch, "training_step", lambda task: task.global_step == 1)
+    assert fit(config, Path("runs")) == 130
+    text = capsys.readouterr().err
+    assert "There is no best checkpoint yet" in text
+    command = re.search("To predict: python -m src (.*) FOLDER\n", text)
+    assert command is not None
+    assert main([*shlex.split(command[1]), str(images / "val" / "red")]) == 0
+    note = "note: runs/tiny has no best checkpoint, which is written after a validation; its last"
+    for arguments in (["validate"], ["export", "--format", "safetensors"]):
+        assert note not in capsys.readouterr().out  # of the command with the file
+        assert main([*arguments, "--name", "tiny"]) == 0
+        text = capsys.readouterr().out
+        assert f"{note} one is used: runs/tiny/version_0/checkpoints/last.ckpt" in text
+        assert text.count("note: ") == 1
+    assert main(["predict", "--name", "tiny", "--ckpt_path", "best"]) == 2
+    assert "There is a 'last' one: add --ckpt_path last." in capsys.readouterr().err
 
 
 def test_workers_ignore_a_signal_to_the_process_group(

@@ -10,6 +10,7 @@ Nothing in a file is executed: ``src.serialization`` reads it. ``fit.py`` interp
 from __future__ import annotations
 
 import difflib
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from src.errors import UserError
 from src.models.weights.merging import merged_state
-from src.runs import find_checkpoint, is_run
+from src.runs import find_checkpoint, instead_of_best, is_run
 from src.serialization import (
     NAME_LENGTH,
     Odd,
@@ -29,6 +30,8 @@ from src.serialization import (
     shown,
     shown_repr,
 )
+
+logger = logging.getLogger(__name__)
 
 HUB_REPO = "OpenGVLab/InternImage"
 FLASH_REPO = "OpenGVLab/DCNv4"
@@ -278,9 +281,11 @@ def _file_in_folder(folder: Path) -> Path:
 
 def _checkpoint_of_run(folder: Path) -> Path:
     path = find_checkpoint(folder)
+    if (note := instead_of_best(folder, path)) is not None:
+        logger.warning(note)
     if path.is_dir():
         raise UserError(
-            f"The best checkpoint of {folder}, {path}, is sharded; merge it with `python -m src"
+            f"The checkpoint of {folder}, {path}, is sharded; merge it with `python -m src"
             f" consolidate {path}`, and give the new file."
         )
     return path
