@@ -53,13 +53,13 @@ from src.callbacks.loggers import default_loggers
 from src.callbacks.monitors import check_callbacks
 from src.callbacks.progress import default_progress
 from src.callbacks.run_folder import next_run_folder
-from src.cli.arguments import checked
+from src.cli.arguments import checked, option
 from src.cli.checkpoints import check_reads_safely, failed_while_restoring, resolve_checkpoint
 from src.cli.parser_errors import explain
 from src.cli.process_failures import explanation
 from src.cli.slurm import checkpoint_of_requeued_job, requeue
 from src.cli.third_party_warnings import quieten
-from src.cli.trainer_errors import explain_trainer, warn_about_precision
+from src.cli.trainer_errors import explain_trainer, float32_on_cpu, warn_about_precision
 from src.data.datamodules import BaseDataModule
 from src.errors import UserError
 from src.file_names import check_name, name_of
@@ -253,6 +253,8 @@ class TrainingCLI(LightningCLI):
         plugins = _as_list(config.plugins)
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             kwargs["plugins"] = [*plugins, AtomicCheckpointIO()]
+        if self.subcommand == "predict" and option(sys.argv, "--trainer.precision") is None:
+            kwargs |= float32_on_cpu(config)
         try:
             trainer = super().instantiate_trainer(**kwargs)
         except (MisconfigurationException, RuntimeError, ValueError, TypeError) as error:

@@ -35,6 +35,7 @@ _HIDDEN_MESSAGES = (
     "TPU available",  # the start report shows the device
     "GPU available",
     "HPU available",
+    "Automatic Mixed Precision (AMP)",  # the start report shows the precision
     "Skipping setting a default `ModelSummary`",  # replaced by NetworkSummary
     "Loading `train_dataloader` to estimate",  # when the schedule is set up
     "Restoring states from the checkpoint path",  # the start report shows the checkpoint

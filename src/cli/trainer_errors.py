@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from typing import Any
 
+import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
+
+from src.callbacks.run_folder import tell
 
 _NO_GPU = "PyTorch sees no GPU; use --trainer.accelerator auto."
 _EXPLANATIONS: tuple[tuple[str, Callable[[re.Match[str]], str]], ...] = (
@@ -49,3 +53,25 @@ def warn_about_precision(asked: object, trainer: Trainer) -> None:
     """
     if str(asked) in ("16-mixed", "16") and trainer.precision == "bf16-mixed":
         rank_zero_warn("CPUs do not have the precision 16-mixed; bf16-mixed is used instead.")
+
+
+def float32_on_cpu(config: Any) -> dict[str, str]:
+    """Settings of the Trainer for a prediction on a CPU, where 16 bits of a recipe are for a GPU.
+
+    Autocast on a CPU is slow, and its predictions differ from those of `Pretrained.predict`.
+
+    Args:
+        config: ``trainer`` of the configuration.
+
+    Returns:
+        The precision, which is also printed; empty if that of the configuration is used.
+    """
+    has_gpu = config.accelerator == "auto" and torch.accelerator.is_available()
+    is_on_cpu = config.accelerator in ("cpu", "auto") and not has_gpu
+    if not is_on_cpu or "16" not in str(config.precision):
+        return {}
+    tell(
+        "note: predictions on a CPU are in float32; for the precision of the recipe, add"
+        f" --trainer.precision {config.precision}"
+    )
+    return {"precision": "32-true"}

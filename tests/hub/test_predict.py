@@ -2,6 +2,8 @@
 
 import csv
 import json
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +97,35 @@ def test_predictions_are_those_of_the_command_line(run):
             result.mask("c")
         drawn, same = read(written / "overlays"), result.plot()
     np.testing.assert_array_equal(np.asarray(same), np.asarray(drawn.convert("RGB")))
+
+
+def test_16_bits_of_a_recipe_are_not_for_predictions_on_a_cpu(
+    run: tuple[str, Path, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    _, runs, path = run
+    shutil.copytree(runs / "version_0", tmp_path / "half" / "version_0")
+    config = tmp_path / "half" / "version_0" / "config.yaml"
+    text = config.read_text()
+    assert "precision: 32-true" in text
+    where = f"default_root_dir: {tmp_path}"
+    text = re.sub("default_root_dir: .*", where, text).replace("name: " + runs.name, "name: half")
+    config.write_text(text.replace("precision: 32-true", "precision: 16-mixed"))
+    command = ["predict", "--ckpt_path", str(tmp_path / "half"), "--data.predict_dir", str(path)]
+    command += ["--detections.score", "0.0"]
+    assert main(command) == 0
+    printed = "".join(capfd.readouterr())
+    assert "precision 32-true" in printed
+    assert printed.count("add --trainer.precision 16-mixed") == 1
+    assert "AMP" not in printed
+    assert "warning" not in printed.lower()
+    for expected in runs.rglob("predict_0/**/*.*"):
+        found = tmp_path / "half" / "predict_0" / expected.relative_to(runs / "predict_0")
+        if expected.suffix in (".csv", ".json", ".png"):
+            assert found.read_bytes() == expected.read_bytes()
+    assert main([*command, "--trainer.precision", "bf16-mixed"]) == 0
+    printed = "".join(capfd.readouterr())
+    assert "precision bf16-mixed" in printed
+    assert "note: " not in printed
 
 
 def test_runs_checkpoints_and_saved_folders_are_the_same_model(run, tmp_path):
