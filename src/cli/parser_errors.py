@@ -23,7 +23,7 @@ _KEY = re.compile(r'Parser key "([^"]+)"')
 _CLASS_PATH = re.compile(r"class_path '([\w.]+)'|class_path='([\w.]+)'")
 _PLAIN = {"NoneType": "null", "str": "text", "int": "an integer", "float": "a number"}
 _MAX_LENGTH = 400
-_MAX_LIST = 20
+_MAX_LIST = 6
 _MAX_OWNERS = 3
 _BASES = {"BaseTask", "DenseTask"}
 _EXPECTED = {
@@ -178,15 +178,10 @@ def _missing_component(message: str, parser: Any) -> str | None:
 
 def _abstract_class(message: str, parser: Any) -> str | None:
     match = re.search(r"([\w.]+) is abstract", message)
-    base = None if match is None else _load(match[1])
-    if base is None:
+    if match is None or _load(match[1]) is None:
         return None
-    known = sorted({cls.__name__ for cls in _subclasses(base)})
     key = _join(message)
-    return (
-        f"--{key}.* settings need a class: add --name RUN for the settings of a run, --config FILE"
-        f" for those of a recipe, or --{key} with one of {', '.join(known[:_MAX_LIST])}."
-    )
+    return f"--{key}.* settings change those of a recipe or a run, and none is given. {GIVE_RECIPE}"
 
 
 def _unknown_class(message: str, parser: Any) -> str | None:
@@ -203,11 +198,16 @@ def _unknown_class(message: str, parser: Any) -> str | None:
             f" --model.network.variant {match[1]}."
         )
     if _join(message) == "data" and Path(match[1]).is_dir():
-        return f"--data expects a class; use --data.root {match[1]} for the folder of a dataset."
-    names = f"{', '.join(known)}, or" if len(known) <= _MAX_LIST else "a class name or"
+        return (
+            f"--data expects a class; use --data.root {match[1]} for the folder of a dataset, or"
+            f" --data.predict_dir {match[1]} for images to predict."
+        )
+    close = suggest(match[1], known)
+    names = (
+        f"{', '.join(known)}, or" if not close and len(known) <= _MAX_LIST else "a class name or"
+    )
     return (
-        f"{_join(message)}: there is no class {match[1]!r}.{suggest(match[1], known)}"
-        f" Expected {names} an import path."
+        f"{_join(message)}: there is no class {match[1]!r}.{close} Expected {names} an import path."
     )
 
 

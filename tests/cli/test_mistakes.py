@@ -125,10 +125,18 @@ def test_16_mixed_on_a_cpu(folder: Path) -> None:
         assert main(["validate", "--name", "tiny", "--trainer.precision", "bf16-mixed"]) == 0
 
 
-def test_settings_that_need_a_class(folder: Path, error_of: Callable[..., str]) -> None:
+def test_settings_without_a_recipe(folder: Path, error_of: Callable[..., str]) -> None:
     text = error_of("predict", "--data.predict_dir", "photos")
-    assert "settings need a class: add --name RUN for the settings of a run, --config FILE" in text
-    assert "ImageNetDataModule" in text
+    assert text == (
+        "--data.* settings change those of a recipe or a run, and none is given. Give a recipe with"
+        " --config configs/<recipe>.yaml, or a trained run with --ckpt_path FILE (validate, test"
+        " and predict: or --name RUN)."
+    )
+    text = error_of("predict", "-c", "tiny.yaml", "--data", "ImageNetDatamodul")
+    assert "Did you mean 'ImageNetDataModule'? Expected a class name or an import path." in text
+    Path("photos").mkdir()
+    text = error_of("predict", "-c", "tiny.yaml", "--data", "photos")
+    assert text.endswith("or --data.predict_dir photos for images to predict.")
 
 
 def test_the_description_of_a_yolo_dataset(folder: Path, error_of: Callable[..., str]) -> None:

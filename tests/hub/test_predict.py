@@ -106,10 +106,11 @@ def test_16_bits_of_a_recipe_are_not_for_predictions_on_a_cpu(
     shutil.copytree(runs / "version_0", tmp_path / "half" / "version_0")
     config = tmp_path / "half" / "version_0" / "config.yaml"
     text = config.read_text()
-    assert "precision: 32-true" in text
-    where = f"default_root_dir: {tmp_path}"
-    text = re.sub("default_root_dir: .*", where, text).replace("name: " + runs.name, "name: half")
-    config.write_text(text.replace("precision: 32-true", "precision: 16-mixed"))
+    for setting in (f"default_root_dir: {tmp_path}", "precision: 16-mixed", "name: half"):
+        key = setting.split()[0]
+        text, count = re.subn(rf"^(  )?{key} .*", rf"\1{setting}", text, flags=re.MULTILINE)
+        assert count == 1
+    config.write_text(text)
     command = ["predict", "--ckpt_path", str(tmp_path / "half"), "--data.predict_dir", str(path)]
     command += ["--detections.score", "0.0"]
     assert main(command) == 0
