@@ -21,6 +21,8 @@ from src.data.formats.splits import SPLITS
 from src.errors import UserError
 from src.types import ImageId
 
+_MAX_CLASSES = 15  # that are listed with their number of objects
+_MAX_NAMED = 10  # of the classes in a note
 _MIN_SIZE = 32  # pixels; data.min_size of the recipe
 
 
@@ -95,14 +97,18 @@ def prepare(
     with split.start_over(out, ("annotations",), facts) as work:
         numbers = f"{len(kept)} training and {len(indices['val'])} validation{tested}"
         print(f"{out}: {numbers} images; objects:")
-        for label, class_name in enumerate(train.class_names):
-            print(f"  {class_name}: " + " + ".join(str(learned[part][label]) for part in order))
+        for line in _class_lines(train.class_names, [learned[part] for part in order]):
+            print(f"  {line}")
         for reason, count in left_out.items():
             print(f"note: {count} of {len(chosen)} training images are left out: {reason}")
-        if never := _without_objects(train.class_names, learned["train"]):
-            print(f"note: no training annotation of {never}: it cannot be learned")
-        if unseen := _without_objects(train.class_names, learned["val"]):
-            print(f"note: no validation annotation of {unseen}: the metrics leave it out")
+        never = learned["train"] == 0
+        unseen = (learned["val"] == 0) & ~never
+        if never.any():
+            named = _chosen_classes(train.class_names, never)
+            print(f"note: no training annotation, so they cannot be learned: {named}")
+        if unseen.any():
+            named = _chosen_classes(train.class_names, unseen)
+            print(f"note: no validation annotation, so the metrics leave them out: {named}")
         for note in notes:
             print(f"note: {note}")
         print(f"Checked: {surveys}")
@@ -171,6 +177,25 @@ def _selected(content: dict[str, list[Any]], kept: set[ImageId]) -> dict[str, li
     }
 
 
-def _without_objects(names: list[str], counts: NDArray[np.int64]) -> str:
-    absent = [name for name, count in zip(names, counts, strict=True) if not count]
-    return ", ".join(absent[:10]) + (f" and {len(absent) - 10} more" if absent[10:] else "")
+def _class_lines(names: list[str], counts: list[NDArray[np.int64]]) -> list[str]:
+    """Number of objects of the classes that have some, the most frequent class first.
+
+    Args:
+        names: Class names in label order.
+        counts: Objects of each class, for each split.
+    """
+    total = np.sum(counts, axis=0)
+    found = [int(label) for label in np.argsort(-total, kind="stable") if total[label]]
+    lines = [
+        f"{names[label]}: " + " + ".join(str(part[label]) for part in counts)
+        for label in found[:_MAX_CLASSES]
+    ]
+    more = len(found) - _MAX_CLASSES
+    return lines + [f"and {more} more classes"] * (more > 0)
+
+
+def _chosen_classes(names: list[str], chosen: NDArray[np.bool_]) -> str:
+    """Number and names of some classes."""
+    found = [name for name, is_chosen in zip(names, chosen, strict=True) if is_chosen]
+    more = f" and {len(found) - _MAX_NAMED} more" if found[_MAX_NAMED:] else ""
+    return f"{len(found)} of {len(names)} classes ({', '.join(found[:_MAX_NAMED])}{more})"

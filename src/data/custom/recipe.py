@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import os
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -121,8 +122,10 @@ def write(
             f"--network {args.network}: there is no DINO of this size, which boxes without masks "
             f"need; expected one of {', '.join(RECIPES[task])}."
         )
-    base = RECIPES[task][args.network]
-    weights = args.weights or (None if args.network == "nano" else base)
+    base, size = RECIPES[task][args.network], 0
+    weights = args.weights
+    if weights is None and args.network != "nano":
+        weights, size = published_weights(task, base)
     recipe = small_data_recipe(task, base, weights, data, images)
     facts = recipe["trainer"]["max_epochs"], recipe["data"]["init_args"]["batch_size"]
     start = f"fine-tunes {weights}" if weights else "starts from scratch"
@@ -142,6 +145,8 @@ def write(
         print(f"Kept:    {kept}: the recipe that was there, with other content")
     print(f"Recipe:  {path}: {network}, {start}")
     print(f"         {facts[0]} epochs, batches of {facts[1]}")
+    if size:
+        print(f"         `fit` downloads {weights}.pth once (about {size} MB)")
     others = ", ".join(name for name in RECIPES[task] if name != "nano")
     if not weights and task in _DETECTORS and images < ENOUGH_IMAGES:
         print(
@@ -193,7 +198,7 @@ def small_data_recipe(
     Raises:
         UserError: If the recipe files are not there.
     """
-    recipe = _load(CONFIGS / _FOLDERS.get(task, task) / f"{base}.yaml")
+    recipe: dict[str, Any] = yaml.safe_load(_read(_path(task, base)))
     is_nano = "nano" in base
     batch = max(1, min(_BATCH[task], images))
     steps_per_epoch = max(1, images // batch)
@@ -216,6 +221,26 @@ def small_data_recipe(
         "gradient_clip_val": recipe["trainer"].get("gradient_clip_val", 1.0),
     }
     return recipe
+
+
+def published_weights(task: str, base: str) -> tuple[str, int]:
+    """Name and approximate size in MB of the published weights of a recipe, from its comment.
+
+    Args:
+        task: A key of `RECIPES`.
+        base: Name of a recipe with published weights.
+
+    Raises:
+        UserError: If the recipe is missing, or has no such comment.
+    """
+    path = _path(task, base)
+    text = _read(path)
+    name = re.search(r"^# .*--model\.weights (\S+)", text, flags=re.MULTILINE)
+    millions = re.search(r"^# .*\(([\d.]+) M parameters\)", text, flags=re.MULTILINE)
+    if name is None or millions is None:
+        raise UserError(f"The comment of {path} does not name its weights; add --weights NAME.")
+    size = 2 if task == "segmentation" else 4  # published segmentors are in half precision
+    return name[1], round(float(millions[1]) * size)
 
 
 def _adapt_schedule(
@@ -247,11 +272,14 @@ def _lower_drop_path(backbone: dict[str, Any]) -> None:
     backbone["drop_path_rate"] = min(0.1, backbone.get("drop_path_rate", 0.0))
 
 
-def _load(path: Path) -> dict[str, Any]:
+def _path(task: str, base: str) -> Path:
+    return CONFIGS / _FOLDERS.get(task, task) / f"{base}.yaml"
+
+
+def _read(path: Path) -> str:
     if not path.is_file():
         raise UserError(
             f"The recipe {path} is missing; `prepare` needs the folder configs/ of the project. "
             "Run it from a clone."
         )
-    content: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return content
+    return path.read_text(encoding="utf-8")

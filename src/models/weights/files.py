@@ -317,7 +317,10 @@ def _download(repo: str, filename: str) -> Path:
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     try:
-        return Path(hf_hub_download(repo, filename, local_files_only=not is_hub_reachable()))
+        offline = not is_hub_reachable()
+        if not offline:
+            _announce(repo, filename)
+        return Path(hf_hub_download(repo, filename, local_files_only=offline))
     except Exception as error:  # the hub client raises several unrelated classes
         is_absent = isinstance(error, EntryNotFoundError)
         is_absent &= not isinstance(error, LocalEntryNotFoundError)  # not cached
@@ -328,6 +331,17 @@ def _download(repo: str, filename: str) -> Path:
             f"https://huggingface.co/{repo}/resolve/main/{filename} where there is a connection "
             f"and give the path of the file instead."
         ) from None
+
+
+def _announce(repo: str, filename: str) -> None:
+    """Log what is downloaded and its size, unless the file is in the cache."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+
+    if isinstance(try_to_load_from_cache(repo, filename), str):
+        return
+    size = get_hf_file_metadata(hf_hub_url(repo, filename)).size
+    text = "" if size is None else f" ({size / 1e6:,.0f} MB)"
+    logger.warning(f"Downloading {filename}{text} from https://huggingface.co/{repo}")
 
 
 def _download_repository(repo: str) -> Path:

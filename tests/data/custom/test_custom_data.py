@@ -1,6 +1,7 @@
 """``prepare from-folder``, ``from-coco`` and ``from-masks`` on awkward files."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -9,8 +10,9 @@ import yaml
 from PIL import Image
 
 from src.cli import build, main
-from src.data.custom.recipe import RECIPES, small_data_recipe
+from src.data.custom.recipe import RECIPES, published_weights, small_data_recipe
 from src.decoding import decode
+from src.models.weights.files import HUB_FILES
 
 TURNED = 6  # EXIF orientation: turn by 90 degrees clockwise to look at it
 CLASSES = ("größer Hund", "cat #2: tabby", "ζέβρα")
@@ -218,6 +220,29 @@ def test_coco_files_are_split_checked_and_trainable(annotated, tmp_path, capsys)
     assert run_once(config, train_scales=[[96, 72]], eval_scale=[96, 72]) == 0
 
 
+def test_only_classes_with_objects_are_listed(annotated, tmp_path, capsys):
+    images, path = annotated
+    content = json.loads(path.read_text())
+    content["categories"] += [{"id": 100 + n, "name": f"class {n}"} for n in range(40)]
+    content["annotations"] += [
+        content["annotations"][0] | {"id": 1000 + 50 * n + k, "category_id": 100 + n}
+        for n in range(20)
+        for k in range(n + 1)
+    ]
+    path.write_text(json.dumps(content))
+    given = ["--images", str(images), "--out", str(tmp_path / "out")]
+    assert main(["prepare", "from-coco", str(path), "--val-annotations", str(path), *given]) == 0
+    text = capsys.readouterr().out
+    listed = text.split("objects:\n")[1].split("note:")[0].splitlines()
+    assert [line.split(":")[0].strip() for line in listed] == [
+        *(f"class {n}" for n in range(19, 4, -1)),
+        "and 7 more classes",
+    ]
+    (note,) = re.findall("note: no training annotation, .*", text)
+    assert "20 of 42 classes (class 20, class 21, " in note
+    assert note.endswith("class 29 and 10 more)")
+
+
 def test_a_refused_annotation_file_is_not_reported_as_prepared(annotated, tmp_path, capsys):
     images, path = annotated
     given = ["--images", str(images), "--out", str(tmp_path / "out")]
@@ -274,7 +299,7 @@ def test_dino_is_fine_tuned_in_its_published_sizes_only(annotated, tmp_path, cap
     assert not out.exists()
     assert main([*given, "--network", "t"]) == 0
     weights = recipe_of(made(out))["model"]["init_args"]["weights"]
-    assert weights == "dino_4scale_internimage_t_1x_coco_layer_wise_lr"
+    assert weights == "dino_4scale_internimage_t_1x_coco"
     assert "starts from scratch" not in capsys.readouterr().out
 
 
@@ -471,7 +496,11 @@ def test_mistakes_in_label_maps_are_named(tmp_path, capsys):
 @pytest.mark.parametrize("task", RECIPES)
 def test_a_recipe_exists_for_every_size_of_network(task):
     for size, base in RECIPES[task].items():
-        weights = None if size == "nano" else base
+        weights = None
+        if size != "nano":
+            weights, megabytes = published_weights(task, base)
+            assert weights in HUB_FILES
+            assert 100 < megabytes < 2000
         recipe = small_data_recipe(task, base, weights, {"root": "x"}, images=24)
         model, data = recipe["model"]["init_args"], recipe["data"]["init_args"]
         assert data["root"] == "x"

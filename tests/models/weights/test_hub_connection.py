@@ -44,6 +44,28 @@ def test_a_file_that_is_not_at_hand_is_refused(
     assert session.asked == 1
 
 
+def test_a_download_is_announced_with_its_size(
+    session: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def download(repo: str, filename: str, local_files_only: bool) -> str:
+        assert not local_files_only
+        cached["file"] = f"cache/{filename}"
+        return cached["file"]
+
+    cached: dict[str, str] = {}
+    session.head = lambda *_, **__: None
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: cached.get("file"))
+    entry = SimpleNamespace(size=120_123_456)
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", lambda _: entry)
+    for _ in range(2):  # the second time, it is in the cache
+        assert files.resolve("internimage_t_1k_224").name == "internimage_t_1k_224.pth"
+    assert caplog.messages == [
+        "Downloading internimage_t_1k_224.pth (120 MB) from"
+        " https://huggingface.co/OpenGVLab/InternImage"
+    ]
+
+
 def test_offline_mode_makes_no_request(
     session: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
