@@ -52,12 +52,11 @@ def draw_classes(
     output = Image.new("RGB", (width, canvas.height + row * len(names) + 2 * pad), _BACKGROUND)
     output.paste(canvas, (0, 0))
     draw = ImageDraw.Draw(output)
+    full = width - 4 * pad - draw.textlength("100.0%", font)  # bars end before the numbers
     for line, (name, probability) in enumerate(zip(names, probabilities, strict=True)):
         top = canvas.height + pad + line * row
-        full = width - 2 * pad
         draw.rectangle((pad, top + 2, pad + round(full * probability), top + row - 2), fill=_BAR)
-        percent = f"{probability:.1%}"
-        space = full - draw.textlength(percent, font) - 3 * pad
+        percent, space = f"{probability:.1%}", full - 2 * pad
         middle = top + row // 2
         color = _TEXT if line == 0 else _MUTED
         draw.text((2 * pad, middle), _shorten(draw, name, font, space), color, font, anchor="lm")

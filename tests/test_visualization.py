@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from src.visualization import draw_instances, draw_label_map
+from src.visualization import draw_classes, draw_instances, draw_label_map
 
 SIZES = [(20, 800), (2, 1500), (1, 1), (3000, 4), (640, 480)]
 
@@ -35,6 +35,20 @@ def test_boxes_in_narrow_images_are_at_the_correct_position():
     coloured = (np.asarray(drawn) != 255).any(-1) & (np.asarray(drawn) != 0).any(-1)
     assert coloured[-1].any()
     assert not coloured[:450].any()
+
+
+@pytest.mark.parametrize("size", [(360, 100), (1000, 100)])
+def test_bars_of_classes_end_before_their_percentages(size):
+    def bar(probability):
+        drawn = np.asarray(draw_classes(Image.new("RGB", size), ["cat"], [probability]))
+        columns = np.nonzero((drawn == (178, 208, 244)).all(-1).any(0))[0]
+        return drawn[size[1] :], int(columns.max())
+
+    chart, end = bar(1.0)
+    text = np.nonzero((chart < 128).all(-1).any(0))[0]  # columns with letters
+    percent = text[text > size[0] / 2]
+    assert end < percent.min()
+    assert bar(0.5)[1] == pytest.approx(end / 2, rel=0.05)
 
 
 def test_the_legend_leaves_out_classes_of_zero_percent():

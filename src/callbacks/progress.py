@@ -196,12 +196,17 @@ class LogProgress(_Measured):
     def _write_progress(
         self, verb: str, batch_idx: int, totals: list[int | float], trainer: Trainer
     ) -> None:
-        """Print the progress of a loop without metrics if a line is due."""
-        if not self._is_due():
-            return
+        """Print the progress of a loop without metrics if a line is due, and the end of a long one.
+
+        The last batch ends what earlier lines have shown; short loops have no lines.
+        """
         done, total = batch_idx + 1, sum(totals)
-        left = (time.monotonic() - self._loop_start) / done * (total - done)
-        self._write(f"{verb} {done}/{total} batches  {readable_time(left)} left", trainer)
+        is_end = done == total and self._last_line > self._loop_start
+        if is_end:
+            self._write(f"{verb} {done}/{total} batches", trainer)
+        elif self._is_due():
+            left = (time.monotonic() - self._loop_start) / done * (total - done)
+            self._write(f"{verb} {done}/{total} batches  {readable_time(left)} left", trainer)
 
     def _write_metrics(self, text: str, trainer: Trainer) -> None:
         metrics = self.get_metrics(trainer, trainer.lightning_module)

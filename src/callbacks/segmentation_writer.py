@@ -14,6 +14,7 @@ from src import files
 from src.callbacks.classification_writer import class_names, max_pixels
 from src.callbacks.output_names import OutputNames, output_names
 from src.callbacks.run_folder import run_folder, tell
+from src.callbacks.unreadable import gather
 from src.decoding import BrokenImageError, decode
 from src.visualization import draw_label_map
 
@@ -34,12 +35,12 @@ class LabelMapWriter(Callback):
         self, folder: str | None = None, max_overlays: int = 200, opacity: float = 0.55
     ) -> None:
         self.folder, self.max_overlays, self.opacity = folder, max_overlays, opacity
-        self._count = 0
+        self._count = self._drawn = 0
         self._names = OutputNames((), None)
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Reset the count and choose the output names."""
-        self._count = 0
+        """Reset the counts and choose the output names."""
+        self._count = self._drawn = 0
         self._names = output_names(trainer)
 
     def on_predict_batch_end(
@@ -70,15 +71,18 @@ class LabelMapWriter(Callback):
                 else:
                     drawn = draw_label_map(image, values, names, palette, self.opacity)
                     files.write_image(folder / "overlays" / name, drawn)
+                    self._drawn += 1
             self._count += 1
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print the output folders."""
-        if self._count:
+        """Print the output folders, with the number of files of all ranks."""
+        counts = gather([(self._count, self._drawn)])
+        written, drawn = (sum(numbers) for numbers in zip(*counts, strict=True))
+        if written:
             folder = run_folder(trainer, self.folder)
-            tell(f"Label maps:  {folder / 'label_maps'}")
+            tell(f"Label maps:  {folder / 'label_maps'} ({written} files)")
             if self.max_overlays:
-                tell(f"Overlays:    {folder / 'overlays'}")
+                tell(f"Overlays:    {folder / 'overlays'} ({drawn} of {written} files)")
 
 
 def _palette_image(

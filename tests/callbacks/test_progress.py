@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from src.callbacks.pace import Pace, readable_time
-from src.callbacks.progress import NotebookProgress, TerminalProgress
+from src.callbacks.progress import LogProgress, NotebookProgress, TerminalProgress
 from src.cli import main
 from src.tasks import ClassificationTask
 
@@ -93,6 +93,27 @@ def test_bars_show_speed_and_time_left(
     assert {"train/loss", "lr", "images/s", "left"} <= shown[1].keys()
     assert "val/top1" not in shown[1]
     assert {"val/top1", "lr", "images/s"} <= shown[-1].keys()
+
+
+@pytest.mark.parametrize("command", ["predict", "validate"])
+def test_the_lines_of_a_long_evaluation_end_with_its_last_batch(
+    trained: Path,
+    images: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+) -> None:
+    monkeypatch.setattr(LogProgress, "_is_due", lambda _: True)
+    flags = ["--data.predict_dir", str(images / "val" / "red")] * (command == "predict")
+    checkpoint = next(trained.rglob("last.ckpt"))
+    where = ["--ckpt_path", str(checkpoint), "--trainer.default_root_dir", str(tmp_path)]
+    assert main([command, *where, "--data.eval_batch_size", "2", *flags]) == 0
+    text = capsys.readouterr().out
+    verb, count = ("predicted", 2) if command == "predict" else ("validated", 6)
+    lines = re.findall(rf"{verb} (\S+) batches(?:  (.*) left)?", text)
+    assert [line[0] for line in lines] == [f"{n + 1}/{count}" for n in range(count)]
+    assert [bool(line[1]) for line in lines] == [True] * (count - 1) + [False]
 
 
 @pytest.fixture

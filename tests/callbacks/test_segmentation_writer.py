@@ -50,9 +50,12 @@ def test_label_maps_have_class_indices_and_a_palette(tmp_path, images):
         assert image.mode == "RGB"
 
 
-def test_outputs_are_named_after_the_images(tmp_path, images):
+def test_outputs_are_named_after_the_images(tmp_path, images, capsys):
     write(LabelMapWriter(folder=str(tmp_path / "out"), max_overlays=2), images)
     maps = tmp_path / "out" / "label_maps"
+    assert capsys.readouterr().out == (
+        f"Label maps:  {maps} (4 files)\nOverlays:    {maps.parent / 'overlays'} (2 of 4 files)\n"
+    )
     names = sorted(str(path.relative_to(maps)) for path in maps.rglob("*.png"))
     assert names == ["one.png", "sub/two.png", "twin.jpg.png", "twin.png.png"]
     assert len(list((tmp_path / "out" / "overlays").rglob("*.png"))) == 2
