@@ -387,7 +387,7 @@ class TrainingCLI(LightningCLI):
             return requeue()
         if command != "fit":
             return f"Interrupted: {command} has not finished. Run the same command again."
-        callbacks: list[Any] = self.trainer.checkpoint_callbacks
+        callbacks = [c for c in self.trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
         last = next((c.last_model_path for c in callbacks if c.last_model_path), None)
         if last is None:
             return (

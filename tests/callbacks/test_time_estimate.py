@@ -34,10 +34,10 @@ def run(
 def test_the_length_of_training(run: Callable[..., int], lengths: Callable[[], list[str]]) -> None:
     assert run("--trainer.max_epochs", "3") == 0
     assert lengths() == ["3 epochs of 3 steps"]
-    more = ["--ckpt_path", "last", "--trainer.max_epochs", "7"]
-    assert run(*more) == 0
+    resumed = ["--ckpt_path", "last", "--trainer.max_epochs"]
+    assert run(*resumed, "7") == 0
     assert lengths() == ["the remaining 4 epochs of 3 steps"]
-    assert run(*more, "--trainer.max_steps", "26") == 0
+    assert run(*resumed, "9", "--trainer.max_steps", "26") == 0
     assert lengths() == ["the remaining 5 steps"]
     for option in (["--trainer.fast_dev_run", "true"], ["--trainer.max_time", "00:01:00:00"]):
         assert run(*option) == 0
