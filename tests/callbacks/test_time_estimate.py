@@ -37,7 +37,7 @@ def test_the_length_of_training(run: Callable[..., int], lengths: Callable[[], l
     resumed = ["--ckpt_path", "last", "--trainer.max_epochs"]
     assert run(*resumed, "7") == 0
     assert lengths() == ["the remaining 4 epochs of 3 steps"]
-    assert run(*resumed, "9", "--trainer.max_steps", "26") == 0
+    assert run(*resumed, "20", "--trainer.max_steps", "26") == 0
     assert lengths() == ["the remaining 5 steps"]
     for option in (["--trainer.fast_dev_run", "true"], ["--trainer.max_time", "00:01:00:00"]):
         assert run(*option) == 0
