@@ -24,22 +24,22 @@ struct RowPointers {
 // corners with the gradient.
 template <typename T, int kVecs, int kPoints, bool kInterior>
 INTERNIMAGE_INLINE inline void backward_channels(const RowPointers<T> row, const Problem& problem,
-                                                 GradTile<T>& tile, int64_t t, int64_t points,
+                                                 GradTile<T>& tile,
+                                                 const Layout<kPoints>& layout, int64_t r,
                                                  bool want_dots, bool want_input, bool more,
                                                  int64_t count) {
   using V = Vec<T>;
   constexpr int64_t lanes = kLanes<T>;
   V grad[kVecs];
   for (int v = 0; v < kVecs; ++v) grad[v] = V::loadu(row.grad + v * lanes, count);
-  const int64_t step_x = problem.channels, step_y = problem.channels * problem.width;
-  const int64_t n = kPoints > 0 ? kPoints : points;
+  const RowWeights<T, kPoints> weights(tile, r);
+  const int64_t n = kPoints > 0 ? kPoints : layout.points;
 #pragma GCC unroll 9
   for (int64_t k = 0; k < n; ++k) {
-    const int64_t p = t + k;
-    const int64_t element = tile.element[p];
-    const int64_t to_x = kInterior ? step_x : tile.step_x[p];
-    const int64_t to_y = kInterior ? step_y : tile.step_y[p];
-    const int64_t step[4] = {0, to_x, to_y, to_x + to_y};
+    const int64_t slot = layout.slot(r, k);
+    const int64_t element = tile.element[slot];
+    const Steps to(problem, kInterior ? 0 : tile.outside[slot]);
+    const int64_t step[4] = {0, to.x, to.y, to.x + to.y};
     if (want_dots) {
       const T* corner = kInterior ? row.input + element : select(row.input, row.zeros, element);
       V dot[4];
@@ -49,7 +49,7 @@ INTERNIMAGE_INLINE inline void backward_channels(const RowPointers<T> row, const
           dot[i] = at::vec::fmadd(V::loadu(corner + step[i] + v * lanes, count), grad[v], dot[i]);
         }
       }
-      T* out = tile.dot + 4 * p;
+      T* out = tile.dot + 4 * slot;
       if (more) {
         T sums[4];
         lane_sums<T>(dot[0], dot[1], dot[2], dot[3], sums);
@@ -63,7 +63,7 @@ INTERNIMAGE_INLINE inline void backward_channels(const RowPointers<T> row, const
           kInterior ? row.grad_input + element : select(row.grad_input, row.scratch, element);
       // In order: on the border several corners are the same pixel.
       for (int i = 0; i < 4; ++i) {
-        const V weight(tile.weight[i][p]);
+        const V weight = weights.get(i, slot, k);
         for (int v = 0; v < kVecs; ++v) {
           T* target = corner + step[i] + v * lanes;
           at::vec::fmadd(weight, grad[v], V::loadu(target, count)).store(target, count);
@@ -75,13 +75,14 @@ INTERNIMAGE_INLINE inline void backward_channels(const RowPointers<T> row, const
 
 template <typename T, int kVecs, int kPoints>
 INTERNIMAGE_INLINE inline void backward_row(RowPointers<T> row, const Problem& p, GradTile<T>& tile,
-                                            int64_t t, int64_t points, bool want_dots) {
+                                            const Layout<kPoints>& layout, int64_t r,
+                                            bool want_dots) {
   constexpr int64_t lanes = kLanes<T>;
   if constexpr (kVecs > 0) {
-    if (is_interior(tile.edge + t, points)) {
-      backward_channels<T, kVecs, kPoints, true>(row, p, tile, t, points, true, true, false, lanes);
+    if (is_interior(tile, layout, r)) {
+      backward_channels<T, kVecs, kPoints, true>(row, p, tile, layout, r, true, true, false, lanes);
     } else {
-      backward_channels<T, kVecs, kPoints, false>(row, p, tile, t, points, true, true, false,
+      backward_channels<T, kVecs, kPoints, false>(row, p, tile, layout, r, true, true, false,
                                                   lanes);
     }
   } else {
@@ -92,10 +93,10 @@ INTERNIMAGE_INLINE inline void backward_row(RowPointers<T> row, const Problem& p
       const int64_t count = std::min(lanes, channels - c);
       const int64_t advance = is_wide ? 4 * lanes : count;
       if (is_wide) {
-        backward_channels<T, 4, kPoints, false>(row, p, tile, t, points, want_dots, want_input,
+        backward_channels<T, 4, kPoints, false>(row, p, tile, layout, r, want_dots, want_input,
                                                 c > 0, count);
       } else {
-        backward_channels<T, 1, kPoints, false>(row, p, tile, t, points, want_dots, want_input,
+        backward_channels<T, 1, kPoints, false>(row, p, tile, layout, r, want_dots, want_input,
                                                 c > 0, count);
       }
       row.input += advance;
@@ -106,149 +107,125 @@ INTERNIMAGE_INLINE inline void backward_row(RowPointers<T> row, const Problem& p
   }
 }
 
-// Gradients of offset and mask of the n points of an output pixel, from the dot products of the
-// corners.
-template <typename T>
-inline void finish_points(const Grid<T>& grid, GradTile<T>& tile, int64_t at, int64_t n,
-                          bool is_softmax, T* grad_offset, T* grad_mask) {
-  using V = Vec<T>;
-  constexpr int64_t lanes = kLanes<T>;
-  const V scale(static_cast<T>(grid.problem.offset_scale));
-  for_each_vector<T>(n, [&](int64_t q, int64_t count) INTERNIMAGE_INLINE {
-    const int64_t t = at + q;
-    const T* dot = tile.dot + 4 * t;
-    const auto [even0, odd0] = at::vec::deinterleave2(V::loadu(dot), V::loadu(dot + lanes));
-    const auto [even1, odd1] =
-        at::vec::deinterleave2(V::loadu(dot + 2 * lanes), V::loadu(dot + 3 * lanes));
-    const auto [upper0, lower0] = at::vec::deinterleave2(even0, even1);
-    const auto [upper1, lower1] = at::vec::deinterleave2(odd0, odd1);
-    const V x0 = V::loadu(tile.value_x[0] + t), x1 = V::loadu(tile.value_x[1] + t);
-    const V y0 = V::loadu(tile.value_y[0] + t), y1 = V::loadu(tile.value_y[1] + t);
-    const V prob = V::loadu(tile.prob + t);
-    const V upper = at::vec::fmadd(x0, upper0, x1 * upper1);
-    const V lower = at::vec::fmadd(x0, lower0, x1 * lower1);
-    const V value = at::vec::fmadd(y0, upper, y1 * lower);
-    if (grad_offset != nullptr) {
-      const V dx0 = V::loadu(tile.slope_x[0] + t), dx1 = V::loadu(tile.slope_x[1] + t);
-      const V dy0 = V::loadu(tile.slope_y[0] + t), dy1 = V::loadu(tile.slope_y[1] + t);
-      const V factor = prob * scale;
-      const V across = at::vec::fmadd(y0, at::vec::fmadd(dx0, upper0, dx1 * upper1),
-                                      y1 * at::vec::fmadd(dx0, lower0, dx1 * lower1));
-      const V down = at::vec::fmadd(dy0, upper, dy1 * lower);
-      const auto [first, second] = at::vec::interleave2(factor * across, factor * down);
-      first.store(grad_offset + 2 * q, std::min(lanes, 2 * count));
-      if (2 * count > lanes) second.store(grad_offset + 2 * q + lanes, 2 * count - lanes);
-    }
-    if (is_softmax) {
-      (prob * value).store(tile.product + t);
-    } else if (grad_mask != nullptr) {
-      value.store(grad_mask + q, count);
-    }
-  });
-  if (!is_softmax || grad_mask == nullptr) return;
-  for (int64_t row = 0; row < n; row += grid.points) {
-    const T* product = tile.product + at + row;
-    const T* prob = tile.prob + at + row;
-    const V sum(row_sum<T>(product, grid.points));
-    for_each_vector<T>(grid.points, [&](int64_t p, int64_t count) INTERNIMAGE_INLINE {
-      at::vec::fnmadd(V::loadu(prob + p), sum, V::loadu(product + p))
-          .store(grad_mask + row + p, count);
-    });
-  }
-}
-
-// Copies the gradients of the points of an output pixel to its packed row.
-template <typename T, int kPoints>
-inline void store_row(const T* offset, const T* mask, int64_t points, int64_t groups, T* row) {
-  const int64_t count = kPoints > 0 ? kPoints : points;
-  const auto copy = [](const T* from, int64_t size, T* to) INTERNIMAGE_INLINE {
-    for_each_vector<T>(size, [&](int64_t q, int64_t part) INTERNIMAGE_INLINE {
-      Vec<T>::loadu(from + q, part).store(to + q, part);
-    });
-  };
-  for (int64_t g = 0; g < groups; ++g) {
-    copy(offset + g * 2 * count, 2 * count, row + g * 3 * count);
-    copy(mask + g * count, count, row + g * 3 * count + 2 * count);
-  }
-}
-
-// prob = exp / sum per row. Whole vectors are written; values beyond the end of a row are
+// softmax = exp / sum per row. Whole vectors are written; values beyond the end of a row are
 // overwritten by the next row.
 template <typename T>
-inline void normalise(GradTile<T>& tile, int64_t n, int64_t points) {
-  for (int64_t t = 0; t < n; t += points) {
+inline void normalise(GradTile<T>& tile, int64_t rows, int64_t points) {
+  for (int64_t t = 0; t < rows * points; t += points) {
     const Vec<T> factor(T(1) / row_sum<T>(tile.exp + t, points));
     for (int64_t p = 0; p < points; p += kLanes<T>) {
-      (Vec<T>::loadu(tile.exp + t + p) * factor).store(tile.prob + t + p);
+      (Vec<T>::loadu(tile.exp + t + p) * factor).store(tile.softmax + t + p);
     }
   }
+}
+
+// Gradients of the logits, from the products of prob and the gradient of prob.
+template <typename T, int kPoints>
+inline void finish_softmax(const Layout<kPoints>& layout, int64_t rows, GradTile<T>& tile,
+                           PointRows<T, T, kPoints>& grads) {
+  using V = Vec<T>;
+  const int64_t whole = 8 * layout.octets();
+  for (int64_t row = 0; row < rows; ++row) {
+    T sum = row_sum<T>(tile.product + row * whole, whole);
+    for (int64_t k = whole; k < layout.points; ++k) sum += tile.product[layout.slot(row, k)];
+    std::fill_n(tile.sum + row * whole, whole, sum);
+    for (int64_t k = whole; k < layout.points; ++k) tile.sum[layout.slot(row, k)] = sum;
+  }
+  layout.template for_each_vector<kLanes<T>>(rows, [&](auto in_octets, int64_t t)
+                                                       INTERNIMAGE_INLINE {
+    const V sum = V::loadu(tile.sum + t);
+    grads.set_weights(in_octets, t,
+                      at::vec::fnmadd(V::loadu(tile.prob + t), sum, V::loadu(tile.product + t)));
+  });
+}
+
+// Gradients of the offsets and masks of a span, from the dot products of the corners.
+template <typename T, int kPoints>
+INTERNIMAGE_INLINE inline void finish(const Grid<T, kPoints>& grid, const Span& span,
+                                      GradTile<T>& tile, PointRows<T, T, kPoints>& grads) {
+  using V = Vec<T>;
+  constexpr int64_t lanes = kLanes<T>;
+  const Problem& p = grid.problem;
+  const V scale(static_cast<T>(p.offset_scale));
+  const V last_x(static_cast<T>(p.width - 2)), last_y(static_cast<T>(p.height - 2));
+  grid.layout.template for_each_vector<lanes>(
+      span.rows(), [&](auto in_octets, int64_t t) INTERNIMAGE_INLINE {
+        const T* dot = tile.dot + 4 * t;
+        const auto [even0, odd0] = at::vec::deinterleave2(V::loadu(dot), V::loadu(dot + lanes));
+        const auto [even1, odd1] =
+            at::vec::deinterleave2(V::loadu(dot + 2 * lanes), V::loadu(dot + 3 * lanes));
+        const auto [upper0, lower0] = at::vec::deinterleave2(even0, even1);
+        const auto [upper1, lower1] = at::vec::deinterleave2(odd0, odd1);
+        const Axis<T> ax(V::loadu(tile.x + t), last_x), ay(V::loadu(tile.y + t), last_y);
+        const V prob = V::loadu(tile.prob + t);
+        const V upper = at::vec::fmadd(ax.value[0], upper0, ax.value[1] * upper1);
+        const V lower = at::vec::fmadd(ax.value[0], lower0, ax.value[1] * lower1);
+        const V value = at::vec::fmadd(ay.value[0], upper, ay.value[1] * lower);
+        const auto [dx0, dx1] = ax.slopes();
+        const auto [dy0, dy1] = ay.slopes();
+        const V across =
+            at::vec::fmadd(ay.value[0], at::vec::fmadd(dx0, upper0, dx1 * upper1),
+                           ay.value[1] * at::vec::fmadd(dx0, lower0, dx1 * lower1));
+        const V down = at::vec::fmadd(dy0, upper, dy1 * lower);
+        const V factor = prob * scale;
+        grads.set_offsets(in_octets, t, factor * across, factor * down);
+        if (p.mask_softmax) {
+          (prob * value).store(tile.product + t);
+        } else {
+          grads.set_weights(in_octets, t, value);
+        }
+      });
+  if (p.mask_softmax) finish_softmax(grid.layout, span.rows(), tile, grads);
+  grads.write_rest();
 }
 
 template <typename T, int kVecs, int kPoints>
 void backward_region(const Backward<T>& call, const Region& region, T* grad_image) {
   const Problem& p = call.problem;
-  const int64_t points = kPoints > 0 ? kPoints : p.points();
   const int64_t group_channels = p.group_channels();
-  const bool want_dots =
-      call.grad_offset != nullptr || call.grad_mask != nullptr || call.grad_rows != nullptr;
-  const Grid<T> grid(p, region.group_end - region.group_begin);
+  const bool want_dots = call.grad_points.offset.data != nullptr;
+  const Grid<T, kPoints> grid(p, region.group_end - region.group_begin, kBackwardPoints);
+  const int64_t points = grid.points;
   const Array<T> zeros(group_channels), scratch(group_channels);
   GradTile<T> tile;
   const T* image = call.input + region.image * p.height * p.width * p.channels;
-  const int64_t begin = region.image * p.out_pixels() + region.pixel_begin;  // in the batch
-  const int64_t end = region.image * p.out_pixels() + region.pixel_end;
+  const int64_t first = region.image * p.out_pixels();  // in the batch
+  const int64_t end = first + region.pixel_end;
   for (int64_t group = region.group_begin; group < region.group_end; group += grid.groups) {
-    Span span{begin, 0, group, std::min(grid.groups, region.group_end - group)};
-    const int64_t n = span.groups * points;
-    const int64_t tile_pixels = std::max<int64_t>(1, kBackwardPoints / n);
+    Span span{first + region.pixel_begin, 0, group,
+              std::min(grid.groups, region.group_end - group)};
     for (; span.first < end; span.first += span.pixels) {
-      span.pixels = std::min(tile_pixels, end - span.first);
-      if (call.points.is_packed) {
-        locate<T>(grid, PackedRows<T, kPoints>(call.points, span, points), span, tile);
-      } else {
-        SeparateRows<T> rows(call.points, span, points);
-        if (p.mask_softmax) {
-          exponentiate(grid, rows, span, tile);
-          normalise<T>(tile, span.pixels * n, points);
-          rows.table = tile.prob;
-        }
-        locate<T>(grid, rows, span, tile);
+      span.pixels = grid.pixels_until(end, span);
+      const auto offset = call.points.offset.from(span.first, group);
+      auto weight = call.points.mask.from(span.first, group);
+      if (p.mask_softmax) {
+        exponentiate<T>(call.points.mask, span, points, tile);
+        normalise<T>(tile, span.rows(), points);
+        weight = {tile.softmax, span.groups * points, points};
       }
-      for (int64_t i = 0; i < span.pixels; ++i) {
-        const int64_t ahead =
-            (span.first - begin + region.pixel_begin + i + kPrefetchRows * p.width) * p.channels +
-            group * group_channels;
+      locate(grid, PointRows<const T, const T, kPoints>(offset, weight, span, grid.layout), span, tile);
+      int64_t r = 0;
+      for (int64_t pixel = span.first; pixel < span.first + span.pixels; ++pixel) {
+        const int64_t ahead = (pixel - first + kPrefetchRows * p.width) * p.channels +
+                              group * group_channels;
         prefetch(image + ahead, span.groups * group_channels);
         if (grad_image != nullptr) prefetch(grad_image + ahead, span.groups * group_channels);
-        for (int64_t g = 0; g < span.groups; ++g) {
+        for (int64_t g = 0; g < span.groups; ++g, ++r) {
           const int64_t c = (group + g) * group_channels;
-          const RowPointers<T> row{image + c, call.grad + (span.first + i) * p.channels + c,
+          const RowPointers<T> row{image + c, call.grad + pixel * p.channels + c,
                                    grad_image == nullptr ? nullptr : grad_image + c, zeros.data,
                                    scratch.data};
-          backward_row<T, kVecs, kPoints>(row, p, tile, i * n + g * points, points, want_dots);
+          backward_row<T, kVecs, kPoints>(row, p, tile, grid.layout, r, want_dots);
         }
       }
       if (!want_dots) continue;
-      if (call.grad_rows != nullptr) {
-        for (int64_t i = 0; i < span.pixels; ++i) {
-          finish_points<T>(grid, tile, i * n, n, false, tile.grad_offset + 2 * i * n,
-                           tile.grad_mask + i * n);
-        }
-        for (int64_t i = 0; i < span.pixels; ++i) {
-          T* row = call.grad_rows + (span.first + i) * call.row_width;
-          store_row<T, kPoints>(tile.grad_offset + 2 * i * n, tile.grad_mask + i * n, points,
-                                span.groups, row + group * points * 3);
-          if (group + span.groups == p.groups) {
-            std::fill(row + p.groups * points * 3, row + call.row_width, T(0));
-          }
-        }
-        continue;
-      }
+      const Points<T>& grads = call.grad_points;
+      PointRows<T, T, kPoints> rows(grads.offset.from(span.first, group),
+                               grads.mask.from(span.first, group), span, grid.layout);
+      finish(grid, span, tile, rows);
+      if (call.padding == 0 || group + span.groups < p.groups) continue;
       for (int64_t i = 0; i < span.pixels; ++i) {
-        const int64_t out = ((span.first + i) * p.groups + group) * points;
-        finish_points<T>(grid, tile, i * n, n, p.mask_softmax,
-                         call.grad_offset == nullptr ? nullptr : call.grad_offset + 2 * out,
-                         call.grad_mask == nullptr ? nullptr : call.grad_mask + out);
+        std::fill_n(grads.offset.at(span.first + i, p.groups), call.padding, T(0));
       }
     }
   }
@@ -257,9 +234,7 @@ void backward_region(const Backward<T>& call, const Region& region, T* grad_imag
 template <typename T>
 void backward(const Backward<T>& call, const Region& region, T* grad_image) {
   if constexpr (std::is_same_v<T, float>) {
-    const bool wants_points =
-        call.grad_rows != nullptr || (call.grad_offset != nullptr && call.grad_mask != nullptr);
-    const bool wants_all = grad_image != nullptr && wants_points;
+    const bool wants_all = grad_image != nullptr && call.grad_points.offset.data != nullptr;
     if (call.problem.points() == 9 && wants_all) {
       const int64_t channels = call.problem.group_channels();
       if (channels == kLanes<T>) return backward_region<T, 1, 9>(call, region, grad_image);
@@ -274,29 +249,28 @@ template <typename T>
 void sampled_rows(const Backward<T>& call, const Region& region, int64_t* first, int64_t* last) {
   using V = Vec<T>;
   const Problem& p = call.problem;
-  const Grid<T> grid(p, region.group_end - region.group_begin);
+  const Grid<T, 0> grid(p, region.group_end - region.group_begin, kBackwardPoints);
   const V size(static_cast<T>(p.height)), scale(static_cast<T>(p.offset_scale));
   V low = size, high(-2);
-  for (int64_t pixel = region.pixel_begin; pixel < region.pixel_end; ++pixel) {
-    const V centre(static_cast<T>(pixel / p.out_width * p.stride_h - p.pad_h + p.half_h()));
-    for (int64_t group = region.group_begin; group < region.group_end; group += grid.groups) {
-      const Span span{region.image * p.out_pixels() + pixel, 1, group,
-                      std::min(grid.groups, region.group_end - group)};
-      const auto widen = [&](const auto& rows) {
-        for_each_vector<T>(
-            span.groups * grid.points, [&](int64_t q, int64_t count) INTERNIMAGE_INLINE {
-              const V dy = rows.offsets(0, q, count).second;
-              const V y = at::vec::fmadd(dy, scale, V::loadu(grid.tap_y + q) + centre);
-              const V counts = (y > V(-1)) & (y < size);
-              low = at::vec::minimum(low, V::blendv(size, y, counts));
-              high = at::vec::maximum(high, V::blendv(V(-2), y, counts));
-            });
-      };
-      if (call.points.is_packed) {
-        widen(PackedRows<T, 0>(call.points, span, grid.points));
-      } else {
-        widen(SeparateRows<T>(call.points, span, grid.points));
-      }
+  const int64_t image = region.image * p.out_pixels();
+  for (int64_t group = region.group_begin; group < region.group_end; group += grid.groups) {
+    Span span{image + region.pixel_begin, 0, group,
+              std::min(grid.groups, region.group_end - group)};
+    for (; span.first < image + region.pixel_end; span.first += span.pixels) {
+      span.pixels = grid.pixels_until(image + region.pixel_end, span);
+      const PointRows<const T, const T, 0> rows(call.points.offset.from(span.first, group),
+                                           call.points.mask.from(span.first, group), span,
+                                           grid.layout);
+      const V centre(static_cast<T>(grid.centre_y(span.first)));
+      // Lanes that are of no row can make the result too large, which does no harm.
+      grid.layout.template for_each_vector<kLanes<T>>(
+          span.rows(), [&](auto in_octets, int64_t t) INTERNIMAGE_INLINE {
+            const V dy = rows.offsets(in_octets, t).second;
+            const V y = at::vec::fmadd(dy, scale, V::loadu(grid.tap_y + t) + centre);
+            const Mask<T> counts = is_less(V(-1), y) & is_less(y, size);
+            low = at::vec::minimum(low, choose(counts, y, size));
+            high = at::vec::maximum(high, choose(counts, y, V(-2)));
+          });
     }
   }
   T lows[kLanes<T>], highs[kLanes<T>];

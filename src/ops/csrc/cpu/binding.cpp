@@ -117,7 +117,7 @@ Tensor back_to(Tensor result, ScalarType dtype) {
 template <typename S>
 struct OwnedPoints {
   Tensor offset, mask;
-  Points<S> points;
+  Points<const S> points;
 };
 
 // Not const_data_ptr<S>(), which has no uint16_t for bfloat16.
@@ -127,24 +127,26 @@ const S* values_of(const Tensor& t) {
 }
 
 template <typename S>
-OwnedPoints<S> separate(const Tensor& offset, const Tensor& mask, ScalarType dtype) {
-  Points<S> points{};
-  const Tensor o = rows_as(offset, dtype, &points.offset_stride);
-  const Tensor m = rows_as(mask, dtype, &points.mask_stride);
-  points.offset = values_of<S>(o);
-  points.mask = values_of<S>(m);
-  return {o, m, points};
+OwnedPoints<S> separate(const Problem& p, const Tensor& offset, const Tensor& mask,
+                        ScalarType dtype) {
+  int64_t offset_stride, mask_stride;
+  const Tensor o = rows_as(offset, dtype, &offset_stride);
+  const Tensor m = rows_as(mask, dtype, &mask_stride);
+  return {o, m, {{values_of<S>(o), offset_stride, 2 * p.points()},
+                 {values_of<S>(m), mask_stride, p.points()}}};
+}
+
+// The offsets and masks of packed rows.
+template <typename S>
+Points<S> unpack(const Problem& p, S* rows, int64_t stride) {
+  return {{rows, stride, 3 * p.points()}, {rows + 2 * p.points(), stride, 3 * p.points()}};
 }
 
 template <typename S>
 OwnedPoints<S> packed(const Problem& p, const Tensor& offset_mask, ScalarType dtype) {
-  Points<S> points{};
-  const Tensor rows = rows_as(offset_mask, dtype, &points.offset_stride);
-  points.mask_stride = points.offset_stride;
-  points.offset = values_of<S>(rows);
-  points.mask = points.offset + 2 * p.points();
-  points.is_packed = true;
-  return {rows, rows, points};
+  int64_t stride;
+  const Tensor rows = rows_as(offset_mask, dtype, &stride);
+  return {rows, rows, unpack(p, values_of<S>(rows), stride)};
 }
 
 template <typename S>
@@ -180,7 +182,7 @@ Tensor dcnv3(const Tensor input, const Tensor offset, const Tensor mask, int64_t
                                  dilation, offset_scale, remove_center, mask_softmax);
   return by_storage(input, offset, mask, [&](auto zero, ScalarType dtype) {
     using T = decltype(zero);
-    return run_forward<T>(p, input, separate<T>(offset, mask, dtype), dtype);
+    return run_forward<T>(p, input, separate<T>(p, offset, mask, dtype), dtype);
   });
 }
 
@@ -322,19 +324,25 @@ std::tuple<Tensor, Tensor, Tensor> dcnv3_backward(const Tensor grad, const Tenso
   return by_dtype(input, [&](auto zero, ScalarType dtype) {
     using T = decltype(zero);
     const Tensor g = dense_as(grad, dtype), x = dense_as(input, dtype);
-    const OwnedPoints<T> owned = separate<T>(offset, mask, dtype);
+    const OwnedPoints<T> owned = separate<T>(p, offset, mask, dtype);
     Tensor grad_input = gradient_of(input, output_mask[0], dtype);
-    Tensor grad_offset = gradient_of(offset, output_mask[1], dtype);
-    Tensor grad_mask = gradient_of(mask, output_mask[2], dtype);
+    // The kernels compute both or neither.
+    const bool wants_points = output_mask[1] || output_mask[2];
+    Tensor grad_offset = gradient_of(offset, wants_points, dtype);
+    Tensor grad_mask = gradient_of(mask, wants_points, dtype);
     Backward<T> call{};
     call.problem = p;
     call.grad = g.template const_data_ptr<T>();
     call.input = x.template const_data_ptr<T>();
     call.points = owned.points;
     call.grad_input = pointer_to<T>(grad_input, output_mask[0]);
-    call.grad_offset = pointer_to<T>(grad_offset, output_mask[1]);
-    call.grad_mask = pointer_to<T>(grad_mask, output_mask[2]);
+    const int64_t points = p.points();
+    call.grad_points = {
+        {pointer_to<T>(grad_offset, wants_points), 2 * p.groups * points, 2 * points},
+        {pointer_to<T>(grad_mask, wants_points), p.groups * points, points}};
     run_backward<T>(call);
+    if (!output_mask[1]) grad_offset = gradient_of(offset, false, dtype);
+    if (!output_mask[2]) grad_mask = gradient_of(mask, false, dtype);
     return std::tuple(back_to(grad_input, input.scalar_type()),
                       back_to(grad_offset, offset.scalar_type()),
                       back_to(grad_mask, mask.scalar_type()));
@@ -362,8 +370,10 @@ std::tuple<Tensor, Tensor> dcnv4_backward(const Tensor grad, const Tensor input,
     call.input = x.template const_data_ptr<T>();
     call.points = owned.points;
     call.grad_input = pointer_to<T>(grad_input, output_mask[0]);
-    call.grad_rows = pointer_to<T>(grad_rows, output_mask[1]);
-    call.row_width = p.row_width();
+    if (output_mask[1]) {
+      call.grad_points = unpack(p, grad_rows.mutable_data_ptr<T>(), p.row_width());
+      call.padding = p.row_width() - 3 * p.groups * p.points();
+    }
     run_backward<T>(call);
     return std::tuple(back_to(grad_input, input.scalar_type()),
                       back_to(grad_rows, offset_mask.scalar_type()));

@@ -143,9 +143,9 @@ void mix_rows(const Block<S>& block, const Buffers<S>& buffers, int64_t row, int
   call.problem = block.sampling;
   call.input = block.values;
   call.output = from_first(buffers.sampled(), channels);
-  const int64_t total = block.sampling.groups * block.sampling.points();
+  const int64_t each = block.sampling.points(), total = block.sampling.groups * each;
   const S* first = from_first(points, stride);
-  call.points = {first, first + 2 * total, stride, stride, false};
+  call.points = {{first, stride, 2 * each}, {first + 2 * total, stride, each}};
   forward(call, row, row + count);
   if (block.has_gate) {
     blend(block, points + 3 * total, stride, block.values + row * channels, buffers.sampled(),

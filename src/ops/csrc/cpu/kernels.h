@@ -6,16 +6,26 @@
 
 namespace internimage::cpu {
 
-// Offsets and masks: those of group 0 of the first output pixel, and the elements between
-// consecutive pixels. The last dimension of their tensors is dense, and may be a slice of a wider
-// row. Values of DCNv3 are two tensors. DCNv4 has packed rows: 2P offsets and P weights of a group,
-// then those of the next group; both strides are then the same.
+// Values of each group of each output pixel: those of group 0 of the first output pixel, and the
+// elements between those of consecutive pixels and groups. Those of one group are dense.
+template <typename S>
+struct Values {
+  S* data;
+  int64_t pixel_stride, group_stride;
+
+  S* at(int64_t pixel, int64_t group) const {
+    return data + pixel * pixel_stride + group * group_stride;
+  }
+  Values from(int64_t pixel, int64_t group) const {
+    return {at(pixel, group), pixel_stride, group_stride};
+  }
+};
+
+// Offsets and masks: of DCNv3 two tensors, which may be slices of wider rows; of DCNv4 packed rows
+// with the 2P offsets and P weights of a group, then those of the next group.
 template <typename S>
 struct Points {
-  const S* offset;
-  const S* mask;
-  int64_t offset_stride, mask_stride;
-  bool is_packed;
+  Values<S> offset, mask;
 };
 
 // S: float, double, or uint16_t for bfloat16, which is computed in float32.
@@ -23,7 +33,7 @@ template <typename S>
 struct Forward {
   Problem problem;
   const S* input;
-  Points<S> points;
+  Points<const S> points;
   S* output;
 };
 
@@ -32,13 +42,11 @@ struct Backward {
   Problem problem;
   const T* grad;
   const T* input;
-  Points<T> points;
+  Points<const T> points;
   // Null where the gradient is not wanted.
   T* grad_input;
-  T* grad_offset;
-  T* grad_mask;
-  T* grad_rows;  // packed rows instead of the two above
-  int64_t row_width;
+  Points<T> grad_points;
+  int64_t padding;  // elements after the last group of a pixel's offsets and masks, set to zero
 };
 
 // Output pixels [pixel_begin, pixel_end) of one image, groups [group_begin, group_end).
@@ -50,7 +58,7 @@ template <typename T>
 struct KernelsFor {
   // Output pixels [begin, end), counted over the whole batch.
   void (*forward)(const Forward<T>&, int64_t begin, int64_t end);
-  // Writes grad_offset and grad_mask of the region. Adds to `grad_image`, the gradient of input
+  // Writes grad_points of the region. Adds to `grad_image`, the gradient of input
   // pixel (0, 0) of the region's image (null: not wanted), which must hold every input row that the
   // region samples.
   void (*backward)(const Backward<T>&, const Region&, T* grad_image);

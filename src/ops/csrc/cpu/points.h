@@ -1,9 +1,14 @@
-// Readers of the offsets and weights of a span: `offsets` and `weights` return those of the points
-// [q, q + count) of an output pixel, counted over all groups of the span, in the first `count`
-// lanes.
+// The points of a span, in vectors.
+//
+// A row is the P points of a group of an output pixel. The tables have first the octets of all
+// rows, eight consecutive points each. The rest of each row follows: the first such point of all
+// rows, then the second, and so on. So every vector holds whole octets, a part of one, or the same
+// point of consecutive rows; 3 x 3 windows fill the vectors of AVX-512, however the values of the
+// groups lie in memory.
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 #include <utility>
 
 #include "kernels.h"
@@ -11,10 +16,8 @@
 
 namespace internimage::cpu::CPU_CAPABILITY {
 
-// Output pixels [first, first + pixels) of the batch, a few groups from `group` on.
-struct Span {
-  int64_t first, pixels, group, groups;
-};
+// Padded so that the tables, used side by side, do not fall on the same cache sets.
+constexpr int64_t kTableSize = kMaxPoints + 144;
 
 // Because of the offsets, the hardware cannot predict the first access to an input pixel, but the
 // window moves down row by row. So each output pixel prefetches the input pixel this many rows
@@ -30,105 +33,170 @@ INTERNIMAGE_INLINE inline void prefetch(const T* from, int64_t count) {
 #endif
 }
 
-// Vectors of x and of y from (x, y) pairs, which `load(first, count)` reads.
-template <typename T, typename Load>
-INTERNIMAGE_INLINE inline std::pair<Vec<T>, Vec<T>> load_pairs(int64_t q, int64_t count,
-                                                               const Load& load) {
-  constexpr int64_t lanes = kLanes<T>;
-  if (count == lanes) return at::vec::deinterleave2(load(2 * q, lanes), load(2 * q + lanes, lanes));
-  const int64_t rest = 2 * count - lanes;
-  return at::vec::deinterleave2(load(2 * q, std::min(lanes, 2 * count)),
-                                rest > 0 ? load(2 * q + lanes, rest) : Vec<T>(0));
-}
+// Output pixels [first, first + pixels) of the batch, a few groups from `group` on.
+struct Span {
+  int64_t first, pixels, group, groups;
 
-// DCNv3: two tensors. `table`, if not null, has the weights instead, those of a pixel after those of
-// the previous one.
-template <typename S>
-struct SeparateRows {
-  using T = Computing<S>;
-  const S* offset;
-  const S* mask;
-  int64_t offset_stride, mask_stride, points;  // points of all groups of the span
-  const T* table = nullptr;
-
-  SeparateRows(const Points<S>& from, const Span& span, int64_t group_points)
-      : offset(from.offset + span.first * from.offset_stride + span.group * group_points * 2),
-        mask(from.mask + span.first * from.mask_stride + span.group * group_points),
-        offset_stride(from.offset_stride),
-        mask_stride(from.mask_stride),
-        points(span.groups * group_points) {}
-
-  INTERNIMAGE_INLINE std::pair<Vec<T>, Vec<T>> offsets(int64_t pixel, int64_t q,
-                                                       int64_t count) const {
-    const S* row = offset + pixel * offset_stride;
-    return load_pairs<T>(q, count, [row](int64_t first, int64_t n) INTERNIMAGE_INLINE {
-      return load(row + first, n);
-    });
-  }
-
-  INTERNIMAGE_INLINE Vec<T> weights(int64_t pixel, int64_t q, int64_t count) const {
-    if (table != nullptr) return load(table + pixel * points + q, count);
-    return load(mask + pixel * mask_stride + q, count);
-  }
-
-  INTERNIMAGE_INLINE void prefetch_pixel(int64_t pixel) const {
-    prefetch(offset + pixel * offset_stride, 2 * points);
-  }
+  int64_t rows() const { return pixels * groups; }
 };
 
-// DCNv4: of each group, the offsets and then the weights. kPoints is their number, or 0.
-template <typename S, int kPoints>
-struct PackedRows {
-  using T = Computing<S>;
-  const S* row;
-  int64_t stride, groups, group_points;
+// Where the points of at most `rows` rows are in the tables. kPoints is their number per row, or 0.
+template <int kPoints>
+struct Layout {
+  int64_t points, rest_begin, rest_stride;
 
-  PackedRows(const Points<S>& from, const Span& span, int64_t points)
-      : row(from.offset + span.first * from.offset_stride + span.group * points * 3),
-        stride(from.offset_stride),
-        groups(span.groups),
-        group_points(points) {}
+  Layout(int64_t points, int64_t rows)
+      : points(points), rest_begin(whole_vectors(rows * 8 * octets())),
+        rest_stride(whole_vectors(rows)) {}
 
-  INTERNIMAGE_INLINE std::pair<Vec<T>, Vec<T>> offsets(int64_t pixel, int64_t q,
-                                                       int64_t count) const {
-    const int64_t points = kPoints > 0 ? kPoints : group_points;
-    const S* from = row + pixel * stride;
-    return load_pairs<T>(q, count, [=, this](int64_t first, int64_t n) INTERNIMAGE_INLINE {
-      return gather<2 * kPoints>(from, first, n, 2 * points, points);
+  // Of each row.
+  int64_t octets() const { return (kPoints > 0 ? kPoints : points) / 8; }
+  int64_t rest() const { return (kPoints > 0 ? kPoints : points) % 8; }
+
+  INTERNIMAGE_INLINE int64_t slot(int64_t row, int64_t point) const {
+    const int64_t whole = 8 * octets();
+    return point < whole ? whole * row + point : rest_begin + (point - whole) * rest_stride + row;
+  }
+
+  // Calls body(in_octets, slot) for the vectors of `rows` rows. The last lanes may be of no row.
+  template <int64_t kWidth, typename Body>
+  INTERNIMAGE_INLINE void for_each_vector(int64_t rows, const Body& body) const {
+    for (int64_t t = 0; t < rows * 8 * octets(); t += kWidth) body(std::true_type{}, t);
+    for (int64_t k = 0; k < rest(); ++k) {
+      const int64_t first = rest_begin + k * rest_stride;
+      for (int64_t row = 0; row < rows; row += kWidth) body(std::false_type{}, first + row);
+    }
+  }
+
+  // The widest vectors have 16 lanes.
+  static int64_t whole_vectors(int64_t count) { return (count + 15) / 16 * 16; }
+};
+
+// Reads offsets and weights of a span by vectors of the layout, or writes them (S is not const).
+// Weights have a type of their own because those after a softmax are not stored as S.
+template <typename S, typename W, int kPoints>
+class PointRows {
+ public:
+  using T = Computing<std::remove_const_t<S>>;
+  using V = Vec<T>;
+
+  // `offset` and `weight` begin with the first row of the span.
+  INTERNIMAGE_INLINE PointRows(const Values<S>& offset, const Values<W>& weight, const Span& span,
+                          const Layout<kPoints>& layout)
+      : offset_(offset), weight_(weight), span_(span), layout_(layout) {
+    int64_t octet = 0;
+    for_each_row([&](int64_t row, S* o, W* w) INTERNIMAGE_INLINE {
+      for (int64_t i = 0; i < layout_.octets(); ++i) {
+        offset_octets_[octet] = o + 16 * i;
+        weight_octets_[octet] = w + 8 * i;
+        ++octet;
+      }
+      if constexpr (std::is_const_v<S>) {
+        for_each_rest(row, o, w, [](S* from, W* weight, T* x, T* y, T* m) INTERNIMAGE_INLINE {
+          *x = value_of(from[0]);
+          *y = value_of(from[1]);
+          *m = value_of(*weight);
+        });
+      }
     });
+    offset_octets_[octet] = spare_offset_;
+    weight_octets_[octet] = spare_weight_;
+    for (int64_t row = span.rows(); row % 16 != 0; ++row) {
+      for (int64_t k = 0; k < layout_.rest(); ++k) {
+        const int64_t at = k * layout_.rest_stride + row;
+        rest_offset_[2 * at] = rest_offset_[2 * at + 1] = rest_weight_[at] = T(0);
+      }
+    }
   }
 
-  INTERNIMAGE_INLINE Vec<T> weights(int64_t pixel, int64_t q, int64_t count) const {
-    const int64_t points = kPoints > 0 ? kPoints : group_points;
-    return gather<kPoints>(row + pixel * stride + 2 * points, q, count, points, 2 * points);
+  INTERNIMAGE_INLINE std::pair<V, V> offsets(std::true_type, size_t slot) const {
+    const auto part = [this](size_t at) INTERNIMAGE_INLINE {
+      return load(offset_octets_[at / 16] + at % 16, kLanes<T>);
+    };
+    return at::vec::deinterleave2(part(2 * slot), part(2 * slot + kLanes<T>));
   }
 
-  INTERNIMAGE_INLINE void prefetch_pixel(int64_t pixel) const {
-    prefetch(row + pixel * stride, 3 * groups * group_points);
+  INTERNIMAGE_INLINE std::pair<V, V> offsets(std::false_type, size_t slot) const {
+    const T* from = rest_offset_ + 2 * (slot - layout_.rest_begin);
+    return at::vec::deinterleave2(V::loadu(from), V::loadu(from + kLanes<T>));
+  }
+
+  INTERNIMAGE_INLINE V weights(std::true_type, size_t slot) const {
+    return load_octets(weight_octets_ + slot / 8, slot % 8);
+  }
+
+  INTERNIMAGE_INLINE V weights(std::false_type, size_t slot) const {
+    return V::loadu(rest_weight_ + slot - layout_.rest_begin);
+  }
+
+  INTERNIMAGE_INLINE void set_offsets(std::true_type, size_t slot, const V& x, const V& y) {
+    const auto [first, second] = at::vec::interleave2(x, y);
+    const size_t at = 2 * slot, next = at + kLanes<T>;
+    first.store(offset_octets_[at / 16] + at % 16);
+    second.store(offset_octets_[next / 16] + next % 16);
+  }
+
+  INTERNIMAGE_INLINE void set_offsets(std::false_type, size_t slot, const V& x, const V& y) {
+    const auto [first, second] = at::vec::interleave2(x, y);
+    T* to = rest_offset_ + 2 * (slot - layout_.rest_begin);
+    first.store(to);
+    second.store(to + kLanes<T>);
+  }
+
+  INTERNIMAGE_INLINE void set_weights(std::true_type, size_t slot, const V& value) {
+    store_octets(value, weight_octets_ + slot / 8, slot % 8);
+  }
+
+  INTERNIMAGE_INLINE void set_weights(std::false_type, size_t slot, const V& value) {
+    value.store(rest_weight_ + slot - layout_.rest_begin);
+  }
+
+  // After everything is set.
+  INTERNIMAGE_INLINE void write_rest() {
+    for_each_row([&](int64_t row, S* o, W* w) INTERNIMAGE_INLINE {
+      for_each_rest(row, o, w, [](S* to, W* weight, T* x, T* y, T* m) INTERNIMAGE_INLINE {
+        to[0] = *x;
+        to[1] = *y;
+        *weight = *m;
+      });
+    });
   }
 
  private:
-  // Elements [first, first + count) of the values of all groups, each group `length` of them
-  // (kLength, if it is known) and a gap. The values of each group that a vector holds are one load;
-  // a load starts at most at the last group's values, so that it ends with them.
-  template <int kLength>
-  INTERNIMAGE_INLINE Vec<T> gather(const S* from, int64_t first, int64_t count, int64_t length,
-                                   int64_t gap) const {
-    constexpr int64_t lanes = kLanes<T>;
-    const int64_t group = first / length, last = groups - 1;
-    Vec<T> values = load(from + first + group * gap, count);
-    const auto add = [&](int64_t g) INTERNIMAGE_INLINE {
-      const Vec<T> other = load(from + first + std::min(g, last) * gap, count);
-      values = merge<T>(values, other, std::min(lanes, g * length - first));
-    };
-    if constexpr (kLength > 0) {
-#pragma GCC unroll 8
-      for (int64_t i = 1; i < (lanes + kLength - 2) / kLength + 1; ++i) add(group + i);
-    } else {
-      for (int64_t g = group + 1; g * length < first + count; ++g) add(g);
+  static constexpr int64_t kMaxOctets = kMaxPoints / 8;
+
+  template <typename Body>
+  INTERNIMAGE_INLINE void for_each_row(const Body& body) const {
+    int64_t row = 0;
+    for (int64_t i = 0; i < span_.pixels; ++i) {
+      if constexpr (std::is_const_v<S>) {
+        prefetch(offset_.at(i + kPrefetchPixels, 0), span_.groups * offset_.group_stride);
+      }
+      for (int64_t g = 0; g < span_.groups; ++g) body(row++, offset_.at(i, g), weight_.at(i, g));
     }
-    return values;
   }
+
+  // The points of a row that are in no octet: in memory, and here.
+  template <typename Body>
+  INTERNIMAGE_INLINE void for_each_rest(int64_t row, S* o, W* w, const Body& body) {
+    for (int64_t k = 0; k < layout_.rest(); ++k) {
+      const int64_t point = 8 * layout_.octets() + k, at = k * layout_.rest_stride + row;
+      body(o + 2 * point, w + point, rest_offset_ + 2 * at, rest_offset_ + 2 * at + 1,
+           rest_weight_ + at);
+    }
+  }
+
+  const Values<S> offset_;
+  const Values<W> weight_;
+  const Span span_;
+  const Layout<kPoints> layout_;
+  S* offset_octets_[kMaxOctets + 1];
+  W* weight_octets_[kMaxOctets + 1];
+  // An octet after the last one, which fills a vector.
+  std::remove_const_t<S> spare_offset_[16] = {};
+  std::remove_const_t<W> spare_weight_[8] = {};
+  alignas(64) T rest_offset_[2 * kTableSize];
+  alignas(64) T rest_weight_[kTableSize];
 };
 
 }  // namespace internimage::cpu::CPU_CAPABILITY

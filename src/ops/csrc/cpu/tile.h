@@ -1,7 +1,7 @@
 // The part of DCNv3 that does not depend on channels: softmax of the mask, sampling positions,
 // bilinear weights.
 //
-// A tile is a run of sampling points, [pixel][group][point], whose geometry is computed first,
+// A tile is the sampling points of a few rows (points.h), whose geometry is computed first,
 // vectorised over points; the channel loops then only load, multiply and add.
 //
 // A point on the border has corners outside the image. Along an axis with only one side inside,
@@ -19,55 +19,68 @@
 
 namespace internimage::cpu::CPU_CAPABILITY {
 
-// Padded so that the tables, used side by side, do not fall on the same cache sets.
-constexpr int64_t kTableSize = kMaxPoints + 48;
-
 template <typename T>
-struct Tile {
+struct alignas(64) Tile {
   IntOf<T> element[kTableSize];  // of the top left corner's pixel in its image, -1: no contribution
-  IntOf<T> step_x[kTableSize], step_y[kTableSize];  // elements to the right and lower corner, or 0
-  T edge[kTableSize];                               // zero if all four corners are inside
-  T exp[kTableSize];                                // of the shifted logit
-  T weight[4][kTableSize];                          // bilinear weight * mask of the four corners
+  IntOf<T> outside[kTableSize];  // 1: not both columns are inside, 2: not both rows, 3: neither
+  T weight[4][kTableSize];       // bilinear weight * mask of the four corners
+  T exp[kTableSize];             // of the shifted logit, row by row
 };
 
 // Additional tables for the gradients.
 template <typename T>
 struct GradTile : Tile<T> {
-  T prob[kTableSize];                                // mask, after the softmax
-  T value_x[2][kTableSize], value_y[2][kTableSize];  // bilinear weights of the two sides
-  T slope_x[2][kTableSize], slope_y[2][kTableSize];  // their derivatives
-  T dot[4 * kTableSize];  // <corner, grad> of the four corners of each point
-  T product[kTableSize];  // prob * d(mask)
-  T grad_offset[2 * kTableSize], grad_mask[kTableSize];  // of packed rows
+  T softmax[kTableSize];              // row by row
+  T prob[kTableSize];                 // mask, after the softmax
+  T x[kTableSize], y[kTableSize];     // position in the image, 0 without a contribution
+  T dot[4 * kTableSize];              // <corner, grad> of the four corners of each point
+  T product[kTableSize];              // prob * d(mask)
+  T sum[kTableSize];                  // of the products of a row
 };
 
-// Constants of a call, and the positions of the taps relative to the window centre for a few
-// consecutive groups.
-template <typename T>
-struct Grid {
+// Constants of a call, and the position of each point of a tile relative to the centre of the
+// window of its first pixel.
+template <typename T, int kPoints>
+struct alignas(64) Grid {
   const Problem& problem;
   int64_t points;
-  int64_t groups;  // groups of one pixel that a tile can hold
-  T tap_x[kTableSize], tap_y[kTableSize];
+  int64_t groups, pixels;  // that a tile can hold: more than one pixel only with all groups
+  Layout<kPoints> layout;
+  T tap_x[kTableSize] = {}, tap_y[kTableSize] = {};
+  T column[kTableSize] = {};  // distance of the pixels
 
-  Grid(const Problem& p, int64_t wanted_groups)
+  Grid(const Problem& p, int64_t wanted_groups, int64_t wanted_points)
       : problem(p),
         points(p.points()),
-        groups(std::min(wanted_groups, std::max<int64_t>(1, kMaxPoints / p.points()))) {
-    int64_t q = 0;
-    for (int64_t i = 0; i < p.kernel_w; ++i) {
-      for (int64_t j = 0; j < p.kernel_h; ++j) {
-        if (p.remove_center && i == p.kernel_w / 2 && j == p.kernel_h / 2) continue;
-        tap_x[q] = static_cast<T>((i * p.dilation_w - p.half_w()) * p.offset_scale);
-        tap_y[q] = static_cast<T>((j * p.dilation_h - p.half_h()) * p.offset_scale);
-        ++q;
+        groups(std::min(wanted_groups, std::max<int64_t>(1, kMaxPoints / points))),
+        pixels(std::max<int64_t>(1, wanted_points / (groups * points))),
+        layout(points, pixels * groups) {
+    for (int64_t row = 0; row < pixels * groups; ++row) {
+      int64_t point = 0;
+      for (int64_t i = 0; i < p.kernel_w; ++i) {
+        for (int64_t j = 0; j < p.kernel_h; ++j) {
+          if (p.remove_center && i == p.kernel_w / 2 && j == p.kernel_h / 2) continue;
+          const int64_t slot = layout.slot(row, point++);
+          tap_x[slot] = static_cast<T>((i * p.dilation_w - p.half_w()) * p.offset_scale);
+          tap_y[slot] = static_cast<T>((j * p.dilation_h - p.half_h()) * p.offset_scale);
+          column[slot] = static_cast<T>(row / groups * p.stride_w);
+        }
       }
     }
-    for (; q < groups * points; ++q) {
-      tap_x[q] = tap_x[q - points];
-      tap_y[q] = tap_y[q - points];
-    }
+  }
+
+  // The part of `span` that a tile can hold, in one row of the output.
+  int64_t pixels_until(int64_t end, const Span& span) const {
+    return std::min({pixels, end - span.first, problem.out_width - span.first % problem.out_width});
+  }
+
+  // Centre of the window of an output pixel.
+  int64_t centre_x(int64_t pixel) const {
+    return pixel % problem.out_width * problem.stride_w - problem.pad_w + problem.half_w();
+  }
+  int64_t centre_y(int64_t pixel) const {
+    const int64_t y = pixel / problem.out_width % problem.out_height;
+    return y * problem.stride_h - problem.pad_h + problem.half_h();
   }
 };
 
@@ -125,17 +138,16 @@ inline void exponentiate_slowly(const S* logits, int64_t n, int64_t points, T* o
 // only if it contains a large value. This depends only on the row, so results do not depend on the
 // tile that contains it.
 template <typename T, typename S>
-inline void exponentiate(const Grid<T>& grid, const SeparateRows<S>& rows, const Span& span,
+inline void exponentiate(const Values<const S>& mask, const Span& span, int64_t points,
                          Tile<T>& tile) {
   using V = Vec<T>;
-  const int64_t n = span.groups * grid.points;
-  const S* logits = rows.mask;
-  const int64_t stride = rows.mask_stride;
+  const int64_t n = span.groups * points;
   V largest(0);
   for (int64_t i = 0; i < span.pixels; ++i) {
-    prefetch(logits + (i + kPrefetchPixels) * stride, n);
+    const S* logits = mask.at(span.first + i, span.group);
+    prefetch(logits + kPrefetchPixels * mask.pixel_stride, n);
     for_each_vector<T>(n, [&](int64_t q, int64_t count) INTERNIMAGE_INLINE {
-      const V x = load(logits + i * stride + q, count);
+      const V x = load(logits + q, count);
       largest = at::vec::maximum(largest, x.abs());
       exp_limited<T>(x).store(tile.exp + i * n + q);
     });
@@ -145,7 +157,7 @@ inline void exponentiate(const Grid<T>& grid, const SeparateRows<S>& rows, const
       .store(lanes);  // 0 for NaN, which maximum() keeps
   if (std::count(lanes, lanes + kLanes<T>, T(1)) == kLanes<T>) return;
   for (int64_t i = 0; i < span.pixels; ++i) {
-    exponentiate_slowly<T>(logits + i * stride, n, grid.points, tile.exp + i * n);
+    exponentiate_slowly<T>(mask.at(span.first + i, span.group), n, points, tile.exp + i * n);
   }
 }
 
@@ -160,100 +172,126 @@ INTERNIMAGE_INLINE inline T row_sum(const T* row, int64_t points) {
 }
 
 // Whether all points of a row have all their corners inside the image.
-template <typename T>
-INTERNIMAGE_INLINE inline bool is_interior(const T* edge, int64_t points) {
-  constexpr int64_t lanes = kLanes<T>;
-  constexpr int all = static_cast<int>((int64_t{1} << lanes) - 1);
-  int64_t p = 0;
-  for (; p + lanes <= points; p += lanes) {
-    if (Vec<T>::loadu(edge + p).zero_mask() != all) return false;
-  }
-  if (lanes > 8 && p < points) return Vec<T>::loadu(edge + p, points - p).zero_mask() == all;
-  for (; p < points; ++p) {
-    if (edge[p] != T(0)) return false;
-  }
-  return true;
+template <typename T, int kPoints>
+INTERNIMAGE_INLINE inline bool is_interior(const Tile<T>& tile, const Layout<kPoints>& layout,
+                                           int64_t row) {
+  const int64_t whole = 8 * layout.octets();
+  IntOf<T> any = 0;
+  for (int64_t k = 0; k < whole; ++k) any |= tile.outside[layout.slot(row, k)];
+  for (int64_t k = 0; k < layout.rest(); ++k) any |= tile.outside[layout.slot(row, whole + k)];
+  return any == 0;
 }
+
+// Elements from the top left corner of a point to the others.
+struct Steps {
+  int64_t x, y;
+
+  INTERNIMAGE_INLINE Steps(const Problem& p, int64_t outside)
+      : x(p.channels & ((outside & 1) - 1)), y(p.channels * p.width & ((outside >> 1) - 1)) {}
+};
+
+// Weights of the points of a row, each in all lanes of a vector.
+template <typename T, int kPoints>
+struct RowWeights {
+  const Tile<T>& tile;
+
+  INTERNIMAGE_INLINE RowWeights(const Tile<T>& tile, int64_t) : tile(tile) {}
+
+  INTERNIMAGE_INLINE Vec<T> get(int corner, int64_t slot, int64_t) const {
+    return Vec<T>(tile.weight[corner][slot]);
+  }
+};
+
+#if defined(CPU_CAPABILITY_AVX512)
+
+// The loads of the channel loops are their limit, so the weights of an octet are permuted in
+// registers.
+template <>
+struct RowWeights<float, 9> {
+  const Tile<float>& tile;
+  __m512 octet[4];
+
+  INTERNIMAGE_INLINE RowWeights(const Tile<float>& tile, int64_t row) : tile(tile) {
+    for (int i = 0; i < 4; ++i) {
+      octet[i] = _mm512_castps256_ps512(_mm256_load_ps(tile.weight[i] + 8 * row));
+    }
+  }
+
+  INTERNIMAGE_INLINE Vec<float> get(int corner, int64_t slot, int64_t point) const {
+    if (point == 8) return Vec<float>(tile.weight[corner][slot]);
+    return _mm512_permutexvar_ps(_mm512_set1_epi32(static_cast<int>(point)), octet[corner]);
+  }
+};
+
+#endif
 
 // One axis of a position inside (-1, size): pixel of the lower side, and weights of the two sides.
 template <typename T>
 struct Axis {
-  Vec<T> pixel, both, value[2], is_lower_inside;
+  Vec<T> pixel, value[2];
+  Mask<T> both, is_lower_inside;
 
   INTERNIMAGE_INLINE Axis(const Vec<T>& x, const Vec<T>& last) {
     const Vec<T> lower = x.floor();
     const Vec<T> upper_value = x - lower;
     const Vec<T> lower_value = Vec<T>(1) - upper_value;
-    is_lower_inside = lower >= Vec<T>(0);
-    both = is_lower_inside & (lower <= last);
-    const Vec<T> shared = Vec<T>(0.5) * Vec<T>::blendv(upper_value, lower_value, is_lower_inside);
-    value[0] = Vec<T>::blendv(shared, lower_value, both);
-    value[1] = Vec<T>::blendv(shared, upper_value, both);
+    is_lower_inside = is_at_most(Vec<T>(0), lower);
+    both = is_lower_inside & is_at_most(lower, last);
+    const Vec<T> shared = Vec<T>(0.5) * choose(is_lower_inside, lower_value, upper_value);
+    value[0] = choose(both, lower_value, shared);
+    value[1] = choose(both, upper_value, shared);
     pixel = at::vec::maximum(lower, Vec<T>(0));
   }
 
   // Derivatives of the two values, which are shared on the border.
-  INTERNIMAGE_INLINE void store_slopes(T* lower, T* upper) const {
-    const Vec<T> shared = Vec<T>::blendv(Vec<T>(0.5), Vec<T>(-0.5), is_lower_inside);
-    Vec<T>::blendv(shared, Vec<T>(-1), both).store(lower);
-    Vec<T>::blendv(shared, Vec<T>(1), both).store(upper);
+  INTERNIMAGE_INLINE std::pair<Vec<T>, Vec<T>> slopes() const {
+    const Vec<T> shared = choose(is_lower_inside, Vec<T>(-0.5), Vec<T>(0.5));
+    return {choose(both, Vec<T>(-1), shared), choose(both, Vec<T>(1), shared)};
   }
 };
 
 // Fills the tables of a tile for a span.
-template <typename T, typename Rows, typename TileType>
-inline void locate(const Grid<T>& grid, const Rows& rows, const Span& span, TileType& tile) {
+template <typename T, int kPoints, typename Rows, typename TileType>
+INTERNIMAGE_INLINE inline void locate(const Grid<T, kPoints>& grid, const Rows& rows,
+                                      const Span& span, TileType& tile) {
   using V = Vec<T>;
   using I = IntVec<T>;
   const Problem& p = grid.problem;
-  const int64_t n = span.groups * grid.points;
   const V scale(static_cast<T>(p.offset_scale));
   const V last_x(static_cast<T>(p.width - 2)), last_y(static_cast<T>(p.height - 2));
   const V size_x(static_cast<T>(p.width)), size_y(static_cast<T>(p.height));
-  const I width(p.width), channels(p.channels), row_elements(p.width * p.channels);
-  int64_t out_x = span.first % p.out_width, out_y = span.first / p.out_width % p.out_height;
-  for (int64_t i = 0; i < span.pixels; ++i) {
-    rows.prefetch_pixel(i + kPrefetchPixels);
-    const V centre_x(static_cast<T>(out_x * p.stride_w - p.pad_w + p.half_w()));
-    const V centre_y(static_cast<T>(out_y * p.stride_h - p.pad_h + p.half_h()));
-    for_each_vector<T>(n, [&](int64_t q, int64_t count) INTERNIMAGE_INLINE {
-      const auto [dx, dy] = rows.offsets(i, q, count);
-      V x = at::vec::fmadd(dx, scale, V::loadu(grid.tap_x + q) + centre_x);
-      V y = at::vec::fmadd(dy, scale, V::loadu(grid.tap_y + q) + centre_y);
-      const V counts = (x > V(-1)) & (x < size_x) & (y > V(-1)) & (y < size_y);  // false for NaN
-      x = x & counts;
-      y = y & counts;
-      const Axis<T> ax(x, last_x), ay(y, last_y);
-      const int64_t t = i * n + q;
-      const I element = at::vec::convert_to_int_of_same_size(ay.pixel) * row_elements +
-                        at::vec::convert_to_int_of_same_size(ax.pixel) * channels;
-      const V both_x = ax.both & counts, both_y = ay.both & counts;
-      (element | (as_int<T>(counts) ^ I(-1))).store(tile.element + t);
-      (as_int<T>(both_x) & channels).store(tile.step_x + t);
-      (as_int<T>(both_y) & row_elements).store(tile.step_y + t);
-      V::blendv(V(1), V(0), both_x & both_y).store(tile.edge + t);
-      const V weight = rows.weights(i, q, count);
-      const V m = weight & counts;
-      const V upper = ay.value[0] * m, lower = ay.value[1] * m;
-      (ax.value[0] * upper).store(tile.weight[0] + t);
-      (ax.value[1] * upper).store(tile.weight[1] + t);
-      (ax.value[0] * lower).store(tile.weight[2] + t);
-      (ax.value[1] * lower).store(tile.weight[3] + t);
-      if constexpr (std::is_same_v<TileType, GradTile<T>>) {
-        weight.store(tile.prob + t, count);  // it may be the same table
-        for (int side = 0; side < 2; ++side) {
-          ax.value[side].store(tile.value_x[side] + t);
-          ay.value[side].store(tile.value_y[side] + t);
+  const I channels(p.channels), row_elements(p.width * p.channels);
+  const V centre_x(static_cast<T>(grid.centre_x(span.first)));
+  const V centre_y(static_cast<T>(grid.centre_y(span.first)));
+  grid.layout.template for_each_vector<kLanes<T>>(
+      span.rows(), [&](auto in_octets, int64_t t) INTERNIMAGE_INLINE {
+        const auto [dx, dy] = rows.offsets(in_octets, t);
+        const V column = V::loadu(grid.column + t) + centre_x;
+        V x = at::vec::fmadd(dx, scale, V::loadu(grid.tap_x + t) + column);
+        V y = at::vec::fmadd(dy, scale, V::loadu(grid.tap_y + t) + centre_y);
+        const Mask<T> counts =
+            is_less(V(-1), x) & is_less(x, size_x) & is_less(V(-1), y) & is_less(y, size_y);
+        x = choose(counts, x, V(0));
+        y = choose(counts, y, V(0));
+        const Axis<T> ax(x, last_x), ay(y, last_y);
+        const I element = at::vec::convert_to_int_of_same_size(ay.pixel) * row_elements +
+                          at::vec::convert_to_int_of_same_size(ax.pixel) * channels;
+        choose(counts, element, I(-1)).store(tile.element + t);
+        const I outside = choose(ax.both & counts, I(0), I(1)) | choose(ay.both & counts, I(0), I(2));
+        outside.store(tile.outside + t);
+        const V weight = rows.weights(in_octets, t);
+        const V m = choose(counts, weight, V(0));
+        const V upper = ay.value[0] * m, lower = ay.value[1] * m;
+        (ax.value[0] * upper).store(tile.weight[0] + t);
+        (ax.value[1] * upper).store(tile.weight[1] + t);
+        (ax.value[0] * lower).store(tile.weight[2] + t);
+        (ax.value[1] * lower).store(tile.weight[3] + t);
+        if constexpr (std::is_same_v<TileType, GradTile<T>>) {
+          weight.store(tile.prob + t);
+          x.store(tile.x + t);
+          y.store(tile.y + t);
         }
-        ax.store_slopes(tile.slope_x[0] + t, tile.slope_x[1] + t);
-        ay.store_slopes(tile.slope_y[0] + t, tile.slope_y[1] + t);
-      }
-    });
-    if (++out_x == p.out_width) {
-      out_x = 0;
-      if (++out_y == p.out_height) out_y = 0;
-    }
-  }
+      });
 }
 
 }  // namespace internimage::cpu::CPU_CAPABILITY

@@ -6,7 +6,6 @@
 
 #include <ATen/cpu/vec/vec.h>
 
-#include <array>
 #include <cmath>
 #include <cstdint>
 
@@ -21,11 +20,73 @@ using IntVec = at::vec::Vectorized<IntOf<T>>;
 template <typename T>
 constexpr int64_t kLanes = Vec<T>::size();
 
-// Comparison results are lanes of all ones or all zeros.
+// Lanes in which a comparison holds; it holds in none with NaN.
 template <typename T>
-inline IntVec<T> as_int(const Vec<T>& mask) {
-  return at::vec::cast<IntOf<T>, T>(mask);
+struct Mask {
+  Vec<T> lanes;  // of all ones or all zeros
+};
+
+template <typename T>
+inline Mask<T> operator&(const Mask<T>& a, const Mask<T>& b) {
+  return {a.lanes & b.lanes};
 }
+
+template <typename T>
+inline Mask<T> is_less(const Vec<T>& a, const Vec<T>& b) {
+  return {a < b};
+}
+
+template <typename T>
+inline Mask<T> is_at_most(const Vec<T>& a, const Vec<T>& b) {
+  return {a <= b};
+}
+
+// Lanes of `yes` where the mask holds, of `no` elsewhere.
+template <typename T>
+inline Vec<T> choose(const Mask<T>& mask, const Vec<T>& yes, const Vec<T>& no) {
+  return Vec<T>::blendv(no, yes, mask.lanes);
+}
+
+template <typename T>
+inline IntVec<T> choose(const Mask<T>& mask, const IntVec<T>& yes, const IntVec<T>& no) {
+  return IntVec<T>::blendv(no, yes, at::vec::cast<IntOf<T>, T>(mask.lanes));
+}
+
+#if defined(CPU_CAPABILITY_AVX512)
+
+// AVX-512 compares into registers of its own.
+template <>
+struct Mask<float> {
+  __mmask16 lanes;
+};
+
+template <>
+inline Mask<float> operator&(const Mask<float>& a, const Mask<float>& b) {
+  return {static_cast<__mmask16>(a.lanes & b.lanes)};
+}
+
+template <>
+inline Mask<float> is_less(const Vec<float>& a, const Vec<float>& b) {
+  return {_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ)};
+}
+
+template <>
+inline Mask<float> is_at_most(const Vec<float>& a, const Vec<float>& b) {
+  return {_mm512_cmp_ps_mask(a, b, _CMP_LE_OQ)};
+}
+
+template <>
+inline Vec<float> choose(const Mask<float>& mask, const Vec<float>& yes, const Vec<float>& no) {
+  return _mm512_mask_blend_ps(mask.lanes, no, yes);
+}
+
+template <>
+inline IntVec<float> choose<float>(const Mask<float>& mask, const IntVec<float>& yes,
+                                   const IntVec<float>& no) {
+  return _mm512_mask_blend_epi32(mask.lanes, no, yes);
+}
+
+#endif
 
 template <typename T>
 inline T lane_sum(const Vec<T>& v) {
@@ -34,18 +95,6 @@ inline T lane_sum(const Vec<T>& v) {
   T sum = 0;
   for (int64_t i = 0; i < kLanes<T>; ++i) sum += lanes[i];
   return sum;
-}
-
-// The lanes of `low` before `first`, which may be from 0 to all of them, and those of `high` from
-// it on.
-template <typename T>
-inline Vec<T> merge(const Vec<T>& low, const Vec<T>& high, int64_t first) {
-  static constexpr auto window = [] {
-    std::array<IntOf<T>, 2 * kLanes<T>> lanes{};
-    for (int64_t i = kLanes<T>; i < 2 * kLanes<T>; ++i) lanes[i] = -1;
-    return lanes;
-  }();
-  return Vec<T>::blendv(low, high, Vec<T>::loadu(window.data() + kLanes<T> - first));
 }
 
 // out[0..3] = lane sums of four vectors.
@@ -92,11 +141,6 @@ inline void lane_sums<float>(const Vec<float>& a, const Vec<float>& b, const Vec
 }
 
 #elif defined(CPU_CAPABILITY_AVX512)
-
-template <>
-inline Vec<float> merge<float>(const Vec<float>& low, const Vec<float>& high, int64_t first) {
-  return _mm512_mask_blend_ps(static_cast<__mmask16>(0xFFFF << first), low, high);
-}
 
 inline __m256 fold_512(__m512 v) {
   return _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
