@@ -33,13 +33,15 @@ INTERNIMAGE_INLINE inline void backward_channels(const RowPointers<T> row, const
   V grad[kVecs];
   for (int v = 0; v < kVecs; ++v) grad[v] = V::loadu(row.grad + v * lanes, count);
   const RowWeights<T, kPoints> weights(tile, r);
+  const int64_t step_x = problem.channels, step_y = problem.channels * problem.width;
   const int64_t n = kPoints > 0 ? kPoints : layout.points;
 #pragma GCC unroll 9
   for (int64_t k = 0; k < n; ++k) {
     const int64_t slot = layout.slot(r, k);
     const int64_t element = tile.element[slot];
-    const Steps to(problem, kInterior ? 0 : tile.outside[slot]);
-    const int64_t step[4] = {0, to.x, to.y, to.x + to.y};
+    const int64_t to_x = kInterior ? step_x : tile.step_x[slot];
+    const int64_t to_y = kInterior ? step_y : tile.step_y[slot];
+    const int64_t step[4] = {0, to_x, to_y, to_x + to_y};
     if (want_dots) {
       const T* corner = kInterior ? row.input + element : select(row.input, row.zeros, element);
       V dot[4];
@@ -189,28 +191,34 @@ void backward_region(const Backward<T>& call, const Region& region, T* grad_imag
   const Array<T> zeros(group_channels), scratch(group_channels);
   GradTile<T> tile;
   const T* image = call.input + region.image * p.height * p.width * p.channels;
-  const int64_t first = region.image * p.out_pixels();  // in the batch
-  const int64_t end = first + region.pixel_end;
+  const int64_t image_first = region.image * p.out_pixels();  // output pixel in the batch
+  const int64_t end = image_first + region.pixel_end;
   for (int64_t group = region.group_begin; group < region.group_end; group += grid.groups) {
-    Span span{first + region.pixel_begin, 0, group,
-              std::min(grid.groups, region.group_end - group)};
-    for (; span.first < end; span.first += span.pixels) {
-      span.pixels = grid.pixels_until(end, span);
-      const auto offset = call.points.offset.from(span.first, group);
-      auto weight = call.points.mask.from(span.first, group);
+    const int64_t groups = std::min(grid.groups, region.group_end - group);
+    const Points<const T>& from = call.points;
+    const Points<T>& to = call.grad_points;
+    const Values<const T> weights =
+        p.mask_softmax ? Values<const T>{tile.softmax, groups * points, points} : from.mask;
+    PointRows<const T, const T, kPoints> rows(from.offset, weights, grid.pixels, groups,
+                                              grid.layout);
+    PointRows<T, T, kPoints> grads(to.offset, to.mask, grid.pixels, groups, grid.layout);
+    Span span;
+    for (int64_t first = image_first + region.pixel_begin; first < end; first += span.pixels) {
+      span = grid.span(first, end, group, groups);
       if (p.mask_softmax) {
-        exponentiate<T>(call.points.mask, span, points, tile);
+        exponentiate<T>(from.mask, span, points, tile);
         normalise<T>(tile, span.rows(), points);
-        weight = {tile.softmax, span.groups * points, points};
       }
-      locate(grid, PointRows<const T, const T, kPoints>(offset, weight, span, grid.layout), span, tile);
+      rows.move(from.offset.at(first, group),
+                p.mask_softmax ? tile.softmax : from.mask.at(first, group), span);
+      locate(grid, rows, span, tile);
       int64_t r = 0;
-      for (int64_t pixel = span.first; pixel < span.first + span.pixels; ++pixel) {
-        const int64_t ahead = (pixel - first + kPrefetchRows * p.width) * p.channels +
-                              group * group_channels;
-        prefetch(image + ahead, span.groups * group_channels);
-        if (grad_image != nullptr) prefetch(grad_image + ahead, span.groups * group_channels);
-        for (int64_t g = 0; g < span.groups; ++g, ++r) {
+      for (int64_t pixel = first; pixel < first + span.pixels; ++pixel) {
+        const int64_t ahead =
+            (pixel - image_first + kPrefetchRows * p.width) * p.channels + group * group_channels;
+        prefetch(image + ahead, groups * group_channels);
+        if (grad_image != nullptr) prefetch(grad_image + ahead, groups * group_channels);
+        for (int64_t g = 0; g < groups; ++g, ++r) {
           const int64_t c = (group + g) * group_channels;
           const RowPointers<T> row{image + c, call.grad + pixel * p.channels + c,
                                    grad_image == nullptr ? nullptr : grad_image + c, zeros.data,
@@ -219,13 +227,11 @@ void backward_region(const Backward<T>& call, const Region& region, T* grad_imag
         }
       }
       if (!want_dots) continue;
-      const Points<T>& grads = call.grad_points;
-      PointRows<T, T, kPoints> rows(grads.offset.from(span.first, group),
-                               grads.mask.from(span.first, group), span, grid.layout);
-      finish(grid, span, tile, rows);
-      if (call.padding == 0 || group + span.groups < p.groups) continue;
+      grads.move(to.offset.at(first, group), to.mask.at(first, group), span);
+      finish(grid, span, tile, grads);
+      if (call.padding == 0 || group + groups < p.groups) continue;
       for (int64_t i = 0; i < span.pixels; ++i) {
-        std::fill_n(grads.offset.at(span.first + i, p.groups), call.padding, T(0));
+        std::fill_n(to.offset.at(first + i, p.groups), call.padding, T(0));
       }
     }
   }
@@ -252,16 +258,17 @@ void sampled_rows(const Backward<T>& call, const Region& region, int64_t* first,
   const Grid<T, 0> grid(p, region.group_end - region.group_begin, kBackwardPoints);
   const V size(static_cast<T>(p.height)), scale(static_cast<T>(p.offset_scale));
   V low = size, high(-2);
-  const int64_t image = region.image * p.out_pixels();
+  const int64_t image_first = region.image * p.out_pixels();
+  const int64_t end = image_first + region.pixel_end;
+  const Points<const T>& from = call.points;
   for (int64_t group = region.group_begin; group < region.group_end; group += grid.groups) {
-    Span span{image + region.pixel_begin, 0, group,
-              std::min(grid.groups, region.group_end - group)};
-    for (; span.first < image + region.pixel_end; span.first += span.pixels) {
-      span.pixels = grid.pixels_until(image + region.pixel_end, span);
-      const PointRows<const T, const T, 0> rows(call.points.offset.from(span.first, group),
-                                           call.points.mask.from(span.first, group), span,
-                                           grid.layout);
-      const V centre(static_cast<T>(grid.centre_y(span.first)));
+    const int64_t groups = std::min(grid.groups, region.group_end - group);
+    PointRows<const T, const T, 0> rows(from.offset, from.mask, grid.pixels, groups, grid.layout);
+    Span span;
+    for (int64_t first = image_first + region.pixel_begin; first < end; first += span.pixels) {
+      span = grid.span(first, end, group, groups);
+      rows.move(from.offset.at(first, group), from.mask.at(first, group), span);
+      const V centre(grid.centre_y(span));
       // Lanes that are of no row can make the result too large, which does no harm.
       grid.layout.template for_each_vector<kLanes<T>>(
           span.rows(), [&](auto in_octets, int64_t t) INTERNIMAGE_INLINE {

@@ -23,16 +23,18 @@ INTERNIMAGE_INLINE inline void sample_channels(const S* base, const Problem& pro
     for (auto& v : chain) v = V(0);
   }
   const RowWeights<T, kPoints> weights(tile, row);
+  const int64_t step_x = problem.channels, step_y = problem.channels * problem.width;
   const int64_t n = kPoints > 0 ? kPoints : layout.points;
 #pragma GCC unroll 9
   for (int64_t k = 0; k < n; ++k) {
     const int64_t slot = layout.slot(row, k);
-    const Steps step(problem, kInterior ? 0 : tile.outside[slot]);
+    const int64_t to_x = kInterior ? step_x : tile.step_x[slot];
+    const int64_t to_y = kInterior ? step_y : tile.step_y[slot];
     const S* corner[4];
     corner[0] = kInterior ? base + tile.element[slot] : select(base, zeros, tile.element[slot]);
-    corner[1] = corner[0] + step.x;
-    corner[2] = corner[0] + step.y;
-    corner[3] = corner[2] + step.x;
+    corner[1] = corner[0] + to_x;
+    corner[2] = corner[0] + to_y;
+    corner[3] = corner[2] + to_x;
     for (int i = 0; i < 4; ++i) {
       const V weight = weights.get(i, slot, k);
       for (int v = 0; v < kVecs; ++v) {
@@ -87,26 +89,29 @@ void forward_pixels(const Forward<S>& call, int64_t begin, int64_t end) {
   const Array<S> zeros(group_channels);
   Tile<T> tile;
   for (int64_t group = 0; group < p.groups; group += grid.groups) {
-    Span span{begin, 0, group, std::min(grid.groups, p.groups - group)};
-    for (; span.first < end; span.first += span.pixels) {
-      span.pixels = grid.pixels_until(end, span);
-      const Values<const S> offset = call.points.offset.from(span.first, group);
+    const int64_t groups = std::min(grid.groups, p.groups - group);
+    const Points<const S>& from = call.points;
+    const Values<const T> softmax{tile.exp, groups * points, points};
+    PointRows<const S, const S, kPoints> rows(from.offset, from.mask, grid.pixels, groups,
+                                              grid.layout);
+    PointRows<const S, const T, kPoints> softmax_rows(from.offset, softmax, grid.pixels, groups,
+                                                      grid.layout);
+    Span span;
+    for (int64_t first = begin; first < end; first += span.pixels) {
+      span = grid.span(first, end, group, groups);
       if (p.mask_softmax) {
-        exponentiate<T>(call.points.mask, span, points, tile);
-        const Values<const T> weight{tile.exp, span.groups * points, points};
-        locate(grid, PointRows<const S, const T, kPoints>(offset, weight, span, grid.layout), span,
-               tile);
+        exponentiate<T>(from.mask, span, points, tile);
+        softmax_rows.move(from.offset.at(first, group), tile.exp, span);
+        locate(grid, softmax_rows, span, tile);
       } else {
-        const Values<const S> weight = call.points.mask.from(span.first, group);
-        locate(grid, PointRows<const S, const S, kPoints>(offset, weight, span, grid.layout), span,
-               tile);
+        rows.move(from.offset.at(first, group), from.mask.at(first, group), span);
+        locate(grid, rows, span, tile);
       }
-      const int64_t image = span.first / p.out_pixels();
-      const S* base = call.input + image * p.height * p.width * p.channels;
+      const S* base = call.input + span.image * p.height * p.width * p.channels;
       int64_t row = 0;
-      for (int64_t pixel = span.first; pixel < span.first + span.pixels; ++pixel) {
+      for (int64_t pixel = first; pixel < first + span.pixels; ++pixel) {
         prefetch(call.input + (pixel + kPrefetchRows * p.width) * p.channels, p.channels);
-        for (int64_t g = 0; g < span.groups; ++g, ++row) {
+        for (int64_t g = 0; g < groups; ++g, ++row) {
           const int64_t c = (group + g) * group_channels;
           const T scale =
               p.mask_softmax ? T(1) / row_sum<T>(tile.exp + row * points, points) : T(1);

@@ -16,9 +16,6 @@ struct Values {
   S* at(int64_t pixel, int64_t group) const {
     return data + pixel * pixel_stride + group * group_stride;
   }
-  Values from(int64_t pixel, int64_t group) const {
-    return {at(pixel, group), pixel_stride, group_stride};
-  }
 };
 
 // Offsets and masks: of DCNv3 two tensors, which may be slices of wider rows; of DCNv4 packed rows

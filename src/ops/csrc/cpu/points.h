@@ -33,9 +33,11 @@ INTERNIMAGE_INLINE inline void prefetch(const T* from, int64_t count) {
 #endif
 }
 
-// Output pixels [first, first + pixels) of the batch, a few groups from `group` on.
+// Output pixels [first, first + pixels) of the batch, in one row of an image from (x, y) on, and a
+// few groups from `group` on.
 struct Span {
   int64_t first, pixels, group, groups;
+  int64_t image, x, y;
 
   int64_t rows() const { return pixels * groups; }
 };
@@ -80,121 +82,130 @@ class PointRows {
   using T = Computing<std::remove_const_t<S>>;
   using V = Vec<T>;
 
-  // `offset` and `weight` begin with the first row of the span.
-  INTERNIMAGE_INLINE PointRows(const Values<S>& offset, const Values<W>& weight, const Span& span,
-                          const Layout<kPoints>& layout)
-      : offset_(offset), weight_(weight), span_(span), layout_(layout) {
+  // For spans of up to `pixels` pixels.
+  PointRows(const Values<S>& offset, const Values<W>& weight, int64_t pixels, int64_t groups,
+            const Layout<kPoints>& layout)
+      : offset_(offset), weight_(weight), layout_(layout) {
     int64_t octet = 0;
-    for_each_row([&](int64_t row, S* o, W* w) INTERNIMAGE_INLINE {
-      for (int64_t i = 0; i < layout_.octets(); ++i) {
-        offset_octets_[octet] = o + 16 * i;
-        weight_octets_[octet] = w + 8 * i;
-        ++octet;
-      }
-      if constexpr (std::is_const_v<S>) {
-        for_each_rest(row, o, w, [](S* from, W* weight, T* x, T* y, T* m) INTERNIMAGE_INLINE {
-          *x = value_of(from[0]);
-          *y = value_of(from[1]);
-          *m = value_of(*weight);
-        });
-      }
-    });
-    offset_octets_[octet] = spare_offset_;
-    weight_octets_[octet] = spare_weight_;
-    for (int64_t row = span.rows(); row % 16 != 0; ++row) {
-      for (int64_t k = 0; k < layout_.rest(); ++k) {
-        const int64_t at = k * layout_.rest_stride + row;
-        rest_offset_[2 * at] = rest_offset_[2 * at + 1] = rest_weight_[at] = T(0);
+    for (int64_t i = 0; i < pixels; ++i) {
+      for (int64_t g = 0; g < groups; ++g) {
+        for (int64_t k = 0; k < layout.octets(); ++k, ++octet) {
+          offset_of_octet_[octet] = offset.at(i, g) + 16 * k - offset.data;
+          weight_of_octet_[octet] = weight.at(i, g) + 8 * k - weight.data;
+        }
       }
     }
   }
 
-  INTERNIMAGE_INLINE std::pair<V, V> offsets(std::true_type, size_t slot) const {
-    const auto part = [this](size_t at) INTERNIMAGE_INLINE {
-      return load(offset_octets_[at / 16] + at % 16, kLanes<T>);
+  // Moves to a span, whose rows begin at `offset` and `weight`.
+  INTERNIMAGE_INLINE void move(S* offset, W* weight, const Span& span) {
+    offset_.data = offset;
+    weight_.data = weight;
+    span_ = span;
+    last_ = span.rows() * layout_.octets() - 1;
+    if constexpr (std::is_const_v<S>) {
+      for_each_rest([](S* from, W* weight, T* x, T* y, T* m) INTERNIMAGE_INLINE {
+        *x = value_of(from[0]);
+        *y = value_of(from[1]);
+        *m = value_of(*weight);
+      });
+      for (int64_t row = span.rows(); row % 16 != 0; ++row) {
+        for (int64_t k = 0; k < layout_.rest(); ++k) {
+          const int64_t at = k * layout_.rest_stride + row;
+          rest_offset_[2 * at] = rest_offset_[2 * at + 1] = rest_weight_[at] = T(0);
+        }
+      }
+    }
+  }
+
+  INTERNIMAGE_INLINE std::pair<V, V> offsets(std::true_type, int64_t slot) const {
+    const auto part = [this](int64_t at) INTERNIMAGE_INLINE {
+      return load(offset_octet(at >> 4) + (at & 15), kLanes<T>);
     };
     return at::vec::deinterleave2(part(2 * slot), part(2 * slot + kLanes<T>));
   }
 
-  INTERNIMAGE_INLINE std::pair<V, V> offsets(std::false_type, size_t slot) const {
+  INTERNIMAGE_INLINE std::pair<V, V> offsets(std::false_type, int64_t slot) const {
     const T* from = rest_offset_ + 2 * (slot - layout_.rest_begin);
     return at::vec::deinterleave2(V::loadu(from), V::loadu(from + kLanes<T>));
   }
 
-  INTERNIMAGE_INLINE V weights(std::true_type, size_t slot) const {
-    return load_octets(weight_octets_ + slot / 8, slot % 8);
+  INTERNIMAGE_INLINE V weights(std::true_type, int64_t slot) const {
+    const int64_t octet = slot >> 3;
+    return load_octets(weight_octet(octet), weight_octet(octet + 1), slot & 7);
   }
 
-  INTERNIMAGE_INLINE V weights(std::false_type, size_t slot) const {
+  INTERNIMAGE_INLINE V weights(std::false_type, int64_t slot) const {
     return V::loadu(rest_weight_ + slot - layout_.rest_begin);
   }
 
-  INTERNIMAGE_INLINE void set_offsets(std::true_type, size_t slot, const V& x, const V& y) {
+  INTERNIMAGE_INLINE void set_offsets(std::true_type, int64_t slot, const V& x, const V& y) {
     const auto [first, second] = at::vec::interleave2(x, y);
-    const size_t at = 2 * slot, next = at + kLanes<T>;
-    first.store(offset_octets_[at / 16] + at % 16);
-    second.store(offset_octets_[next / 16] + next % 16);
+    const int64_t at = 2 * slot, next = at + kLanes<T>;
+    first.store(offset_octet(at >> 4) + (at & 15));
+    if (next >> 4 <= last_) second.store(offset_octet(next >> 4) + (next & 15));
   }
 
-  INTERNIMAGE_INLINE void set_offsets(std::false_type, size_t slot, const V& x, const V& y) {
+  INTERNIMAGE_INLINE void set_offsets(std::false_type, int64_t slot, const V& x, const V& y) {
     const auto [first, second] = at::vec::interleave2(x, y);
     T* to = rest_offset_ + 2 * (slot - layout_.rest_begin);
     first.store(to);
     second.store(to + kLanes<T>);
   }
 
-  INTERNIMAGE_INLINE void set_weights(std::true_type, size_t slot, const V& value) {
-    store_octets(value, weight_octets_ + slot / 8, slot % 8);
+  INTERNIMAGE_INLINE void set_weights(std::true_type, int64_t slot, const V& value) {
+    const int64_t octet = slot >> 3;
+    store_octets(value, weight_octet(octet) + (slot & 7),
+                 octet < last_ ? weight_octet(octet + 1) : nullptr);
   }
 
-  INTERNIMAGE_INLINE void set_weights(std::false_type, size_t slot, const V& value) {
+  INTERNIMAGE_INLINE void set_weights(std::false_type, int64_t slot, const V& value) {
     value.store(rest_weight_ + slot - layout_.rest_begin);
   }
 
   // After everything is set.
   INTERNIMAGE_INLINE void write_rest() {
-    for_each_row([&](int64_t row, S* o, W* w) INTERNIMAGE_INLINE {
-      for_each_rest(row, o, w, [](S* to, W* weight, T* x, T* y, T* m) INTERNIMAGE_INLINE {
-        to[0] = *x;
-        to[1] = *y;
-        *weight = *m;
-      });
+    for_each_rest([](S* to, W* weight, T* x, T* y, T* m) INTERNIMAGE_INLINE {
+      to[0] = *x;
+      to[1] = *y;
+      *weight = *m;
     });
   }
 
  private:
-  static constexpr int64_t kMaxOctets = kMaxPoints / 8;
+  // Those after the last octet, which fill a vector, are the last one.
+  INTERNIMAGE_INLINE S* offset_octet(int64_t octet) const {
+    return offset_.data + offset_of_octet_[std::min(octet, last_)];
+  }
+  INTERNIMAGE_INLINE W* weight_octet(int64_t octet) const {
+    return weight_.data + weight_of_octet_[std::min(octet, last_)];
+  }
 
+  // Points that are in no octet: in memory, and here.
   template <typename Body>
-  INTERNIMAGE_INLINE void for_each_row(const Body& body) const {
+  INTERNIMAGE_INLINE void for_each_rest(const Body& body) {
     int64_t row = 0;
     for (int64_t i = 0; i < span_.pixels; ++i) {
-      if constexpr (std::is_const_v<S>) {
-        prefetch(offset_.at(i + kPrefetchPixels, 0), span_.groups * offset_.group_stride);
+      for (int64_t g = 0; g < span_.groups; ++g, ++row) {
+        S* o = offset_.at(i, g);
+        if constexpr (std::is_const_v<S>) {
+          prefetch(o + kPrefetchPixels * offset_.pixel_stride, offset_.group_stride);
+        }
+        for (int64_t k = 0; k < layout_.rest(); ++k) {
+          const int64_t point = 8 * layout_.octets() + k, at = k * layout_.rest_stride + row;
+          body(o + 2 * point, weight_.at(i, g) + point, rest_offset_ + 2 * at,
+               rest_offset_ + 2 * at + 1, rest_weight_ + at);
+        }
       }
-      for (int64_t g = 0; g < span_.groups; ++g) body(row++, offset_.at(i, g), weight_.at(i, g));
     }
   }
 
-  // The points of a row that are in no octet: in memory, and here.
-  template <typename Body>
-  INTERNIMAGE_INLINE void for_each_rest(int64_t row, S* o, W* w, const Body& body) {
-    for (int64_t k = 0; k < layout_.rest(); ++k) {
-      const int64_t point = 8 * layout_.octets() + k, at = k * layout_.rest_stride + row;
-      body(o + 2 * point, w + point, rest_offset_ + 2 * at, rest_offset_ + 2 * at + 1,
-           rest_weight_ + at);
-    }
-  }
-
-  const Values<S> offset_;
-  const Values<W> weight_;
-  const Span span_;
+  Values<S> offset_;
+  Values<W> weight_;
   const Layout<kPoints> layout_;
-  S* offset_octets_[kMaxOctets + 1];
-  W* weight_octets_[kMaxOctets + 1];
-  // An octet after the last one, which fills a vector.
-  std::remove_const_t<S> spare_offset_[16] = {};
-  std::remove_const_t<W> spare_weight_[8] = {};
+  Span span_{};
+  int64_t last_ = -1;  // octet of the span
+  int64_t offset_of_octet_[kMaxPoints / 8], weight_of_octet_[kMaxPoints / 8];
   alignas(64) T rest_offset_[2 * kTableSize];
   alignas(64) T rest_weight_[kTableSize];
 };

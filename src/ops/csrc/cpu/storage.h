@@ -92,36 +92,37 @@ INTERNIMAGE_INLINE inline void store(const Float& value, uint16_t* to, int64_t c
 }
 
 // A vector that begins with lane `first` of an octet, eight consecutive values: a part of it, or all
-// of it and the next octet.
+// of it and another octet.
 template <typename S>
-INTERNIMAGE_INLINE inline Vec<Computing<S>> load_octets(const S* const* octets, int64_t first) {
+INTERNIMAGE_INLINE inline Vec<Computing<S>> load_octets(const S* octet, const S* other,
+                                                        int64_t first) {
 #if defined(CPU_CAPABILITY_AVX512)
   if constexpr (std::is_same_v<S, float>) {
-    return _mm512_insertf32x8(_mm512_castps256_ps512(_mm256_loadu_ps(octets[0])),
-                              _mm256_loadu_ps(octets[1]), 1);
+    return _mm512_insertf32x8(_mm512_castps256_ps512(_mm256_loadu_ps(octet)),
+                              _mm256_loadu_ps(other), 1);
   }
   if constexpr (std::is_same_v<S, uint16_t>) {
-    const auto half = [octets](int i) {
-      return _mm_loadu_si128(reinterpret_cast<const __m128i*>(octets[i]));
+    const auto half = [](const S* from) {
+      return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
     };
-    const __m512i wide = _mm512_cvtepu16_epi32(_mm256_set_m128i(half(1), half(0)));
+    const __m512i wide = _mm512_cvtepu16_epi32(_mm256_set_m128i(half(other), half(octet)));
     return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
   }
 #endif
-  static_assert(kLanes<Computing<S>> <= 8 || sizeof(Computing<S>) == 4);
-  return load(octets[0] + first, kLanes<Computing<S>>);
+  return load(octet + first, kLanes<Computing<S>>);
 }
 
+// Stores a part of an octet, or all of it and the next one (null: not wanted).
 template <typename T>
-INTERNIMAGE_INLINE inline void store_octets(const Vec<T>& value, T* const* octets, int64_t first) {
+INTERNIMAGE_INLINE inline void store_octets(const Vec<T>& value, T* octet, T* other) {
 #if defined(CPU_CAPABILITY_AVX512)
   if constexpr (std::is_same_v<T, float>) {
-    _mm256_storeu_ps(octets[0], _mm512_castps512_ps256(value));
-    _mm256_storeu_ps(octets[1], _mm512_extractf32x8_ps(value, 1));
+    _mm256_storeu_ps(octet, _mm512_castps512_ps256(value));
+    if (other != nullptr) _mm256_storeu_ps(other, _mm512_extractf32x8_ps(value, 1));
     return;
   }
 #endif
-  value.store(octets[0] + first);
+  value.store(octet);
 }
 
 }  // namespace internimage::cpu::CPU_CAPABILITY

@@ -22,9 +22,10 @@ namespace internimage::cpu::CPU_CAPABILITY {
 template <typename T>
 struct alignas(64) Tile {
   IntOf<T> element[kTableSize];  // of the top left corner's pixel in its image, -1: no contribution
-  IntOf<T> outside[kTableSize];  // 1: not both columns are inside, 2: not both rows, 3: neither
-  T weight[4][kTableSize];       // bilinear weight * mask of the four corners
-  T exp[kTableSize];             // of the shifted logit, row by row
+  // Elements to the right and lower corner; 0 if not both columns or rows are inside.
+  IntOf<T> step_x[kTableSize], step_y[kTableSize];
+  T weight[4][kTableSize];  // bilinear weight * mask of the four corners
+  T exp[kTableSize];        // of the shifted logit, row by row
 };
 
 // Additional tables for the gradients.
@@ -55,32 +56,44 @@ struct alignas(64) Grid {
         groups(std::min(wanted_groups, std::max<int64_t>(1, kMaxPoints / points))),
         pixels(std::max<int64_t>(1, wanted_points / (groups * points))),
         layout(points, pixels * groups) {
-    for (int64_t row = 0; row < pixels * groups; ++row) {
-      int64_t point = 0;
-      for (int64_t i = 0; i < p.kernel_w; ++i) {
-        for (int64_t j = 0; j < p.kernel_h; ++j) {
-          if (p.remove_center && i == p.kernel_w / 2 && j == p.kernel_h / 2) continue;
-          const int64_t slot = layout.slot(row, point++);
-          tap_x[slot] = static_cast<T>((i * p.dilation_w - p.half_w()) * p.offset_scale);
-          tap_y[slot] = static_cast<T>((j * p.dilation_h - p.half_h()) * p.offset_scale);
-          column[slot] = static_cast<T>(row / groups * p.stride_w);
-        }
+    int64_t point = 0;
+    for (int64_t i = 0; i < p.kernel_w; ++i) {
+      for (int64_t j = 0; j < p.kernel_h; ++j) {
+        if (p.remove_center && i == p.kernel_w / 2 && j == p.kernel_h / 2) continue;
+        const int64_t slot = layout.slot(0, point++);
+        tap_x[slot] = static_cast<T>((i * p.dilation_w - p.half_w()) * p.offset_scale);
+        tap_y[slot] = static_cast<T>((j * p.dilation_h - p.half_h()) * p.offset_scale);
+      }
+    }
+    for (int64_t row = 1; row < pixels * groups; ++row) {
+      const T distance = static_cast<T>(row / groups * p.stride_w);
+      for (int64_t k = 0; k < points; ++k) {
+        const int64_t slot = layout.slot(row, k), same = layout.slot(0, k);
+        tap_x[slot] = tap_x[same];
+        tap_y[slot] = tap_y[same];
+        column[slot] = distance;
       }
     }
   }
 
-  // The part of `span` that a tile can hold, in one row of the output.
-  int64_t pixels_until(int64_t end, const Span& span) const {
-    return std::min({pixels, end - span.first, problem.out_width - span.first % problem.out_width});
+  // As many of the pixels [first, end) as a tile can hold.
+  Span span(int64_t first, int64_t end, int64_t group, int64_t count) const {
+    const int64_t line = first / problem.out_width, x = first % problem.out_width;
+    return {first,
+            std::min({pixels, end - first, problem.out_width - x}),
+            group,
+            count,
+            line / problem.out_height,
+            x,
+            line % problem.out_height};
   }
 
-  // Centre of the window of an output pixel.
-  int64_t centre_x(int64_t pixel) const {
-    return pixel % problem.out_width * problem.stride_w - problem.pad_w + problem.half_w();
+  // Centre of the window of the first pixel of a span.
+  T centre_x(const Span& span) const {
+    return static_cast<T>(span.x * problem.stride_w - problem.pad_w + problem.half_w());
   }
-  int64_t centre_y(int64_t pixel) const {
-    const int64_t y = pixel / problem.out_width % problem.out_height;
-    return y * problem.stride_h - problem.pad_h + problem.half_h();
+  T centre_y(const Span& span) const {
+    return static_cast<T>(span.y * problem.stride_h - problem.pad_h + problem.half_h());
   }
 };
 
@@ -104,7 +117,7 @@ INTERNIMAGE_INLINE inline T* select(T* base, T* other, int64_t element) {
   const auto outside = reinterpret_cast<intptr_t>(other);
   const auto distance = reinterpret_cast<intptr_t>(base) - outside;
   const intptr_t bytes = distance + element * static_cast<int64_t>(sizeof(T));
-  return reinterpret_cast<T*>(outside + (bytes & ~(element >> 63)));
+  return reinterpret_cast<T*>(outside + (bytes & (~element >> 63)));
 }
 
 // Calls body(first, count) for pieces of [0, n) of one vector each. The last piece may overlap the
@@ -176,19 +189,15 @@ template <typename T, int kPoints>
 INTERNIMAGE_INLINE inline bool is_interior(const Tile<T>& tile, const Layout<kPoints>& layout,
                                            int64_t row) {
   const int64_t whole = 8 * layout.octets();
-  IntOf<T> any = 0;
-  for (int64_t k = 0; k < whole; ++k) any |= tile.outside[layout.slot(row, k)];
-  for (int64_t k = 0; k < layout.rest(); ++k) any |= tile.outside[layout.slot(row, whole + k)];
-  return any == 0;
+  for (int64_t at = row * whole; at < (row + 1) * whole; at += 8) {
+    if (!are_nonzero(tile.step_x + at, tile.step_y + at)) return false;
+  }
+  for (int64_t k = 0; k < layout.rest(); ++k) {
+    const int64_t slot = layout.slot(row, whole + k);
+    if (tile.step_x[slot] == 0 || tile.step_y[slot] == 0) return false;
+  }
+  return true;
 }
-
-// Elements from the top left corner of a point to the others.
-struct Steps {
-  int64_t x, y;
-
-  INTERNIMAGE_INLINE Steps(const Problem& p, int64_t outside)
-      : x(p.channels & ((outside & 1) - 1)), y(p.channels * p.width & ((outside >> 1) - 1)) {}
-};
 
 // Weights of the points of a row, each in all lanes of a vector.
 template <typename T, int kPoints>
@@ -240,7 +249,7 @@ struct Axis {
     const Vec<T> shared = Vec<T>(0.5) * choose(is_lower_inside, lower_value, upper_value);
     value[0] = choose(both, lower_value, shared);
     value[1] = choose(both, upper_value, shared);
-    pixel = at::vec::maximum(lower, Vec<T>(0));
+    pixel = choose(is_lower_inside, lower, Vec<T>(0));
   }
 
   // Derivatives of the two values, which are shared on the border.
@@ -261,8 +270,7 @@ INTERNIMAGE_INLINE inline void locate(const Grid<T, kPoints>& grid, const Rows& 
   const V last_x(static_cast<T>(p.width - 2)), last_y(static_cast<T>(p.height - 2));
   const V size_x(static_cast<T>(p.width)), size_y(static_cast<T>(p.height));
   const I channels(p.channels), row_elements(p.width * p.channels);
-  const V centre_x(static_cast<T>(grid.centre_x(span.first)));
-  const V centre_y(static_cast<T>(grid.centre_y(span.first)));
+  const V centre_x(grid.centre_x(span)), centre_y(grid.centre_y(span));
   grid.layout.template for_each_vector<kLanes<T>>(
       span.rows(), [&](auto in_octets, int64_t t) INTERNIMAGE_INLINE {
         const auto [dx, dy] = rows.offsets(in_octets, t);
@@ -277,8 +285,8 @@ INTERNIMAGE_INLINE inline void locate(const Grid<T, kPoints>& grid, const Rows& 
         const I element = at::vec::convert_to_int_of_same_size(ay.pixel) * row_elements +
                           at::vec::convert_to_int_of_same_size(ax.pixel) * channels;
         choose(counts, element, I(-1)).store(tile.element + t);
-        const I outside = choose(ax.both & counts, I(0), I(1)) | choose(ay.both & counts, I(0), I(2));
-        outside.store(tile.outside + t);
+        choose(ax.both & counts, channels, I(0)).store(tile.step_x + t);
+        choose(ay.both & counts, row_elements, I(0)).store(tile.step_y + t);
         const V weight = rows.weights(in_octets, t);
         const V m = choose(counts, weight, V(0));
         const V upper = ay.value[0] * m, lower = ay.value[1] * m;

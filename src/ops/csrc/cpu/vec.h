@@ -97,6 +97,23 @@ inline T lane_sum(const Vec<T>& v) {
   return sum;
 }
 
+// Whether none of eight values of `a` and of `b` is zero.
+template <typename I>
+inline bool are_nonzero(const I* a, const I* b) {
+#if defined(CPU_CAPABILITY_AVX512)
+  if constexpr (sizeof(I) == 4) {
+    const auto bits = [](const I* from) {
+      const __m256i v = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+      return _mm256_test_epi32_mask(v, v);
+    };
+    return (bits(a) & bits(b)) == 0xFF;
+  }
+#endif
+  bool result = true;
+  for (int64_t i = 0; i < 8; ++i) result &= a[i] != 0 && b[i] != 0;
+  return result;
+}
+
 // out[0..3] = lane sums of four vectors.
 template <typename T>
 inline void lane_sums(const Vec<T>& a, const Vec<T>& b, const Vec<T>& c, const Vec<T>& d, T* out) {
