@@ -19,6 +19,28 @@ struct RowPointers {
   T* scratch;  // receives the additions of points that do not contribute
 };
 
+// Adds to the first `count` values of `target`.
+template <typename T>
+INTERNIMAGE_INLINE inline void add_product(const Vec<T>& a, const Vec<T>& b, T* target,
+                                           int64_t count) {
+#if defined(CPU_CAPABILITY_AVX512)
+  if constexpr (std::is_same_v<T, float>) {
+    if (count == kLanes<T>) {
+      // Values are often read soon after they are written, which takes longer for whole vectors.
+      const __m256 low = _mm256_fmadd_ps(_mm512_castps512_ps256(a), _mm512_castps512_ps256(b),
+                                         _mm256_loadu_ps(target));
+      const __m256 high =
+          _mm256_fmadd_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(b, 1),
+                          _mm256_loadu_ps(target + 8));
+      _mm256_storeu_ps(target, low);
+      _mm256_storeu_ps(target + 8, high);
+      return;
+    }
+  }
+#endif
+  at::vec::fmadd(a, b, Vec<T>::loadu(target, count)).store(target, count);
+}
+
 // kVecs vectors of channels (the first `count` lanes of each) of one row: adds to the input
 // gradient, and sets (or adds to, for `more` channels of the same row) the dot products of the
 // corners with the gradient.
@@ -67,8 +89,7 @@ INTERNIMAGE_INLINE inline void backward_channels(const RowPointers<T> row, const
       for (int i = 0; i < 4; ++i) {
         const V weight = weights.get(i, slot, k);
         for (int v = 0; v < kVecs; ++v) {
-          T* target = corner + step[i] + v * lanes;
-          at::vec::fmadd(weight, grad[v], V::loadu(target, count)).store(target, count);
+          add_product(weight, grad[v], corner + step[i] + v * lanes, count);
         }
       }
     }

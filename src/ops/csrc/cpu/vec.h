@@ -100,13 +100,14 @@ inline T lane_sum(const Vec<T>& v) {
 // Whether none of eight values of `a` and of `b` is zero.
 template <typename I>
 inline bool are_nonzero(const I* a, const I* b) {
-#if defined(CPU_CAPABILITY_AVX512)
+#if defined(CPU_CAPABILITY_AVX2) || defined(CPU_CAPABILITY_AVX512)
   if constexpr (sizeof(I) == 4) {
-    const auto bits = [](const I* from) {
+    const auto zeros = [](const I* from) {
       const __m256i v = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
-      return _mm256_test_epi32_mask(v, v);
+      return _mm256_cmpeq_epi32(v, _mm256_setzero_si256());
     };
-    return (bits(a) & bits(b)) == 0xFF;
+    const __m256i any = _mm256_or_si256(zeros(a), zeros(b));
+    return _mm256_testz_si256(any, any);
   }
 #endif
   bool result = true;
