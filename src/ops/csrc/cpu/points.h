@@ -189,7 +189,9 @@ class PointRows {
       for (int64_t g = 0; g < span_.groups; ++g, ++row) {
         S* o = offset_.at(i, g);
         if constexpr (std::is_const_v<S>) {
-          prefetch(o + kPrefetchPixels * offset_.pixel_stride, offset_.group_stride);
+          const S* ahead = o + kPrefetchPixels * offset_.pixel_stride;
+          prefetch(ahead, 1);
+          prefetch(ahead + offset_.group_stride, 1);
         }
         for (int64_t k = 0; k < layout_.rest(); ++k) {
           const int64_t point = 8 * layout_.octets() + k, at = k * layout_.rest_stride + row;

@@ -249,7 +249,7 @@ struct Axis {
     const Vec<T> shared = Vec<T>(0.5) * choose(is_lower_inside, lower_value, upper_value);
     value[0] = choose(both, lower_value, shared);
     value[1] = choose(both, upper_value, shared);
-    pixel = choose(is_lower_inside, lower, Vec<T>(0));
+    pixel = keep(is_lower_inside, lower);
   }
 
   // Derivatives of the two values, which are shared on the border.
@@ -279,16 +279,16 @@ INTERNIMAGE_INLINE inline void locate(const Grid<T, kPoints>& grid, const Rows& 
         V y = at::vec::fmadd(dy, scale, V::loadu(grid.tap_y + t) + centre_y);
         const Mask<T> counts =
             is_less(V(-1), x) & is_less(x, size_x) & is_less(V(-1), y) & is_less(y, size_y);
-        x = choose(counts, x, V(0));
-        y = choose(counts, y, V(0));
+        x = keep(counts, x);
+        y = keep(counts, y);
         const Axis<T> ax(x, last_x), ay(y, last_y);
         const I element = at::vec::convert_to_int_of_same_size(ay.pixel) * row_elements +
                           at::vec::convert_to_int_of_same_size(ax.pixel) * channels;
         choose(counts, element, I(-1)).store(tile.element + t);
-        choose(ax.both & counts, channels, I(0)).store(tile.step_x + t);
-        choose(ay.both & counts, row_elements, I(0)).store(tile.step_y + t);
+        keep(ax.both & counts, channels).store(tile.step_x + t);
+        keep(ay.both & counts, row_elements).store(tile.step_y + t);
         const V weight = rows.weights(in_octets, t);
-        const V m = choose(counts, weight, V(0));
+        const V m = keep(counts, weight);
         const V upper = ay.value[0] * m, lower = ay.value[1] * m;
         (ax.value[0] * upper).store(tile.weight[0] + t);
         (ax.value[1] * upper).store(tile.weight[1] + t);

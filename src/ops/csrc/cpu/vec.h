@@ -52,6 +52,17 @@ inline IntVec<T> choose(const Mask<T>& mask, const IntVec<T>& yes, const IntVec<
   return IntVec<T>::blendv(no, yes, at::vec::cast<IntOf<T>, T>(mask.lanes));
 }
 
+// Lanes where the mask holds, zero elsewhere.
+template <typename T>
+inline Vec<T> keep(const Mask<T>& mask, const Vec<T>& v) {
+  return v & mask.lanes;
+}
+
+template <typename T>
+inline IntVec<T> keep(const Mask<T>& mask, const IntVec<T>& v) {
+  return v & at::vec::cast<IntOf<T>, T>(mask.lanes);
+}
+
 #if defined(CPU_CAPABILITY_AVX512)
 
 // AVX-512 compares into registers of its own.
@@ -84,6 +95,16 @@ template <>
 inline IntVec<float> choose<float>(const Mask<float>& mask, const IntVec<float>& yes,
                                    const IntVec<float>& no) {
   return _mm512_mask_blend_epi32(mask.lanes, no, yes);
+}
+
+template <>
+inline Vec<float> keep(const Mask<float>& mask, const Vec<float>& v) {
+  return _mm512_maskz_mov_ps(mask.lanes, v);
+}
+
+template <>
+inline IntVec<float> keep<float>(const Mask<float>& mask, const IntVec<float>& v) {
+  return _mm512_maskz_mov_epi32(mask.lanes, v);
 }
 
 #endif
