@@ -19,28 +19,6 @@ struct RowPointers {
   T* scratch;  // receives the additions of points that do not contribute
 };
 
-// Adds to the first `count` values of `target`.
-template <typename T>
-INTERNIMAGE_INLINE inline void add_product(const Vec<T>& a, const Vec<T>& b, T* target,
-                                           int64_t count) {
-#if defined(CPU_CAPABILITY_AVX512)
-  if constexpr (std::is_same_v<T, float>) {
-    if (count == kLanes<T>) {
-      // Values are often read soon after they are written, which takes longer for whole vectors.
-      const __m256 low = _mm256_fmadd_ps(_mm512_castps512_ps256(a), _mm512_castps512_ps256(b),
-                                         _mm256_loadu_ps(target));
-      const __m256 high =
-          _mm256_fmadd_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(b, 1),
-                          _mm256_loadu_ps(target + 8));
-      _mm256_storeu_ps(target, low);
-      _mm256_storeu_ps(target + 8, high);
-      return;
-    }
-  }
-#endif
-  at::vec::fmadd(a, b, Vec<T>::loadu(target, count)).store(target, count);
-}
-
 // kVecs vectors of channels (the first `count` lanes of each) of one row: adds to the input
 // gradient, and sets (or adds to, for `more` channels of the same row) the dot products of the
 // corners with the gradient.
@@ -50,11 +28,11 @@ INTERNIMAGE_INLINE inline void backward_channels(const RowPointers<T> row, const
                                                  const Layout<kPoints>& layout, int64_t r,
                                                  bool want_dots, bool want_input, bool more,
                                                  int64_t count) {
-  using V = Vec<T>;
-  constexpr int64_t lanes = kLanes<T>;
+  using V = ChannelVec<T>;
+  constexpr int64_t lanes = V::size();
   V grad[kVecs];
   for (int v = 0; v < kVecs; ++v) grad[v] = V::loadu(row.grad + v * lanes, count);
-  const RowWeights<T, kPoints> weights(tile, r);
+  const RowWeights<V, T, kPoints> weights(tile, r);
   const int64_t step_x = problem.channels, step_y = problem.channels * problem.width;
   const int64_t n = kPoints > 0 ? kPoints : layout.points;
 #pragma GCC unroll 9
@@ -70,16 +48,16 @@ INTERNIMAGE_INLINE inline void backward_channels(const RowPointers<T> row, const
       for (int i = 0; i < 4; ++i) {
         dot[i] = V::loadu(corner + step[i], count) * grad[0];
         for (int v = 1; v < kVecs; ++v) {
-          dot[i] = at::vec::fmadd(V::loadu(corner + step[i] + v * lanes, count), grad[v], dot[i]);
+          dot[i] = fmadd(V::loadu(corner + step[i] + v * lanes, count), grad[v], dot[i]);
         }
       }
       T* out = tile.dot + 4 * slot;
       if (more) {
         T sums[4];
-        lane_sums<T>(dot[0], dot[1], dot[2], dot[3], sums);
+        lane_sums(dot[0], dot[1], dot[2], dot[3], sums);
         for (int i = 0; i < 4; ++i) out[i] += sums[i];
       } else {
-        lane_sums<T>(dot[0], dot[1], dot[2], dot[3], out);
+        lane_sums(dot[0], dot[1], dot[2], dot[3], out);
       }
     }
     if (want_input) {
@@ -89,7 +67,8 @@ INTERNIMAGE_INLINE inline void backward_channels(const RowPointers<T> row, const
       for (int i = 0; i < 4; ++i) {
         const V weight = weights.get(i, slot, k);
         for (int v = 0; v < kVecs; ++v) {
-          add_product(weight, grad[v], corner + step[i] + v * lanes, count);
+          T* target = corner + step[i] + v * lanes;
+          fmadd(weight, grad[v], V::loadu(target, count)).store(target, count);
         }
       }
     }
@@ -100,7 +79,7 @@ template <typename T, int kVecs, int kPoints>
 INTERNIMAGE_INLINE inline void backward_row(RowPointers<T> row, const Problem& p, GradTile<T>& tile,
                                             const Layout<kPoints>& layout, int64_t r,
                                             bool want_dots) {
-  constexpr int64_t lanes = kLanes<T>;
+  constexpr int64_t lanes = ChannelVec<T>::size();
   if constexpr (kVecs > 0) {
     if (is_interior(tile, layout, r)) {
       backward_channels<T, kVecs, kPoints, true>(row, p, tile, layout, r, true, true, false, lanes);
@@ -263,10 +242,11 @@ void backward(const Backward<T>& call, const Region& region, T* grad_image) {
   if constexpr (std::is_same_v<T, float>) {
     const bool wants_all = grad_image != nullptr && call.grad_points.offset.data != nullptr;
     if (call.problem.points() == 9 && wants_all) {
+      constexpr int64_t lanes = ChannelVec<T>::size();
       const int64_t channels = call.problem.group_channels();
-      if (channels == kLanes<T>) return backward_region<T, 1, 9>(call, region, grad_image);
-      if (channels == 2 * kLanes<T>) return backward_region<T, 2, 9>(call, region, grad_image);
-      if (channels == 4 * kLanes<T>) return backward_region<T, 4, 9>(call, region, grad_image);
+      if (channels == lanes) return backward_region<T, 1, 9>(call, region, grad_image);
+      if (channels == 2 * lanes) return backward_region<T, 2, 9>(call, region, grad_image);
+      if (channels == 4 * lanes) return backward_region<T, 4, 9>(call, region, grad_image);
     }
   }
   return backward_region<T, 0, 0>(call, region, grad_image);

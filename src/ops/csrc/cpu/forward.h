@@ -22,7 +22,7 @@ INTERNIMAGE_INLINE inline void sample_channels(const S* base, const Problem& pro
   for (auto& chain : sum) {
     for (auto& v : chain) v = V(0);
   }
-  const RowWeights<T, kPoints> weights(tile, row);
+  const RowWeights<V, T, kPoints> weights(tile, row);
   const int64_t step_x = problem.channels, step_y = problem.channels * problem.width;
   const int64_t n = kPoints > 0 ? kPoints : layout.points;
 #pragma GCC unroll 9

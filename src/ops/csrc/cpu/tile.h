@@ -199,15 +199,15 @@ INTERNIMAGE_INLINE inline bool is_interior(const Tile<T>& tile, const Layout<kPo
   return true;
 }
 
-// Weights of the points of a row, each in all lanes of a vector.
-template <typename T, int kPoints>
+// Weights of the points of a row, each in all lanes of a vector V.
+template <typename V, typename T, int kPoints>
 struct RowWeights {
   const Tile<T>& tile;
 
   INTERNIMAGE_INLINE RowWeights(const Tile<T>& tile, int64_t) : tile(tile) {}
 
-  INTERNIMAGE_INLINE Vec<T> get(int corner, int64_t slot, int64_t) const {
-    return Vec<T>(tile.weight[corner][slot]);
+  INTERNIMAGE_INLINE V get(int corner, int64_t slot, int64_t) const {
+    return V(tile.weight[corner][slot]);
   }
 };
 
@@ -215,20 +215,23 @@ struct RowWeights {
 
 // The loads of the channel loops are their limit, so the weights of an octet are permuted in
 // registers.
-template <>
-struct RowWeights<float, 9> {
+template <typename V>
+struct RowWeights<V, float, 9> {
   const Tile<float>& tile;
-  __m512 octet[4];
+  __m256 octet[4];
 
   INTERNIMAGE_INLINE RowWeights(const Tile<float>& tile, int64_t row) : tile(tile) {
-    for (int i = 0; i < 4; ++i) {
-      octet[i] = _mm512_castps256_ps512(_mm256_load_ps(tile.weight[i] + 8 * row));
-    }
+    for (int i = 0; i < 4; ++i) octet[i] = _mm256_load_ps(tile.weight[i] + 8 * row);
   }
 
-  INTERNIMAGE_INLINE Vec<float> get(int corner, int64_t slot, int64_t point) const {
-    if (point == 8) return Vec<float>(tile.weight[corner][slot]);
-    return _mm512_permutexvar_ps(_mm512_set1_epi32(static_cast<int>(point)), octet[corner]);
+  INTERNIMAGE_INLINE V get(int corner, int64_t slot, int64_t point) const {
+    if (point == 8) return V(tile.weight[corner][slot]);
+    const int lane = static_cast<int>(point);
+    if constexpr (V::size() == 8) {
+      return _mm256_permutexvar_ps(_mm256_set1_epi32(lane), octet[corner]);
+    } else {
+      return _mm512_permutexvar_ps(_mm512_set1_epi32(lane), _mm512_castps256_ps512(octet[corner]));
+    }
   }
 };
 

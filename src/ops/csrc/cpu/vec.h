@@ -8,6 +8,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <type_traits>
 
 namespace internimage::cpu::CPU_CAPABILITY {
 
@@ -190,11 +191,49 @@ inline float lane_sum<float>(const Vec<float>& v) {
   return lane_sum_128(fold_256(fold_512(v)));
 }
 
-template <>
-inline void lane_sums<float>(const Vec<float>& a, const Vec<float>& b, const Vec<float>& c,
-                             const Vec<float>& d, float* out) {
-  _mm_storeu_ps(out, lane_sums_256(fold_512(a), fold_512(b), fold_512(c), fold_512(d)));
+#endif
+
+// Vectors of channels in the backward pass, which reads values soon after it has written them and
+// sums lanes: both take longer for the vectors of AVX-512 than for two of half their width.
+#if defined(CPU_CAPABILITY_AVX512)
+
+struct HalfVec {
+  __m256 lanes;
+
+  HalfVec() = default;
+  HalfVec(__m256 lanes) : lanes(lanes) {}
+  explicit HalfVec(float value) : lanes(_mm256_set1_ps(value)) {}
+
+  static constexpr int64_t size() { return 8; }
+  static __mmask8 first(int64_t count) { return static_cast<__mmask8>((1 << count) - 1); }
+  static HalfVec loadu(const float* from, int64_t count) {
+    if (count == size()) return _mm256_loadu_ps(from);
+    return _mm256_maskz_loadu_ps(first(count), from);
+  }
+  void store(float* to, int64_t count) const {
+    if (count == size()) {
+      _mm256_storeu_ps(to, lanes);
+    } else {
+      _mm256_mask_storeu_ps(to, first(count), lanes);
+    }
+  }
+};
+
+inline HalfVec operator*(HalfVec a, HalfVec b) { return _mm256_mul_ps(a.lanes, b.lanes); }
+inline HalfVec fmadd(HalfVec a, HalfVec b, HalfVec c) {
+  return _mm256_fmadd_ps(a.lanes, b.lanes, c.lanes);
 }
+inline void lane_sums(HalfVec a, HalfVec b, HalfVec c, HalfVec d, float* out) {
+  _mm_storeu_ps(out, lane_sums_256(a.lanes, b.lanes, c.lanes, d.lanes));
+}
+
+template <typename T>
+using ChannelVec = std::conditional_t<std::is_same_v<T, float>, HalfVec, Vec<T>>;
+
+#else
+
+template <typename T>
+using ChannelVec = Vec<T>;
 
 #endif
 
