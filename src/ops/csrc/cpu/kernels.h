@@ -13,9 +13,10 @@ struct Values {
   S* data;
   int64_t pixel_stride, group_stride;
 
-  S* at(int64_t pixel, int64_t group) const {
-    return data + pixel * pixel_stride + group * group_stride;
+  int64_t distance(int64_t pixel, int64_t group) const {
+    return pixel * pixel_stride + group * group_stride;
   }
+  S* at(int64_t pixel, int64_t group) const { return data + distance(pixel, group); }
 };
 
 // Offsets and masks: of DCNv3 two tensors, which may be slices of wider rows; of DCNv4 packed rows

@@ -90,8 +90,8 @@ class PointRows {
     for (int64_t i = 0; i < pixels; ++i) {
       for (int64_t g = 0; g < groups; ++g) {
         for (int64_t k = 0; k < layout.octets(); ++k, ++octet) {
-          offset_of_octet_[octet] = offset.at(i, g) + 16 * k - offset.data;
-          weight_of_octet_[octet] = weight.at(i, g) + 8 * k - weight.data;
+          offset_of_octet_[octet] = offset.distance(i, g) + 16 * k;
+          weight_of_octet_[octet] = weight.distance(i, g) + 8 * k;
         }
       }
     }
@@ -109,6 +109,7 @@ class PointRows {
         *y = value_of(from[1]);
         *m = value_of(*weight);
       });
+      // The lanes of the last vector that are of no row.
       for (int64_t row = span.rows(); row % 16 != 0; ++row) {
         for (int64_t k = 0; k < layout_.rest(); ++k) {
           const int64_t at = k * layout_.rest_stride + row;

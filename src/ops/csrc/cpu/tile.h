@@ -31,12 +31,12 @@ struct alignas(64) Tile {
 // Additional tables for the gradients.
 template <typename T>
 struct GradTile : Tile<T> {
-  T softmax[kTableSize];              // row by row
-  T prob[kTableSize];                 // mask, after the softmax
-  T x[kTableSize], y[kTableSize];     // position in the image, 0 without a contribution
-  T dot[4 * kTableSize];              // <corner, grad> of the four corners of each point
-  T product[kTableSize];              // prob * d(mask)
-  T sum[kTableSize];                  // of the products of a row
+  T softmax[kTableSize];           // of the mask, row by row
+  T prob[kTableSize];              // mask, after the softmax
+  T x[kTableSize], y[kTableSize];  // position in the image, 0 without a contribution
+  T dot[4 * kTableSize];           // <corner, grad> of the four corners of each point
+  T product[kTableSize];           // prob * d(mask)
+  T sum[kTableSize];               // of the products of a row
 };
 
 // Constants of a call, and the position of each point of a tile relative to the centre of the
