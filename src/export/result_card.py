@@ -222,19 +222,17 @@ _SHOWN = """\
 boxes, labels, scores = found["boxes"], found["labels"], found["scores"]
 shown = np.flatnonzero(scores >= min_score)  # best first
 print(f"{len(shown)} of {len(scores)} detections have a score of at least {min_score}")
-shades, colours = SHADES, {}
-for i in shown:  # the hue of the class, in the next of the shades (saturation and value)
-    shade = shades[sum(labels[:i] == labels[i]) % len(shades)]
-    rgb = colorsys.hsv_to_rgb(labels[i] * HUE_STEP % 1, *shade)
-    colours[i] = tuple(round(255 * channel) for channel in rgb)
+shades = SHADES
+# A class has a hue, and each of its detections the next of the shades (saturation and value).
+nth = [sum(labels[:i] == labels[i]) % len(shades) for i in shown]
+rgb = [colorsys.hsv_to_rgb(labels[i] * HUE_STEP % 1, *shades[n]) for i, n in zip(shown, nth)]
+colours = {i: tuple(round(255 * c) for c in colour) for i, colour in zip(shown, rgb)}
 result, side = photo.copy(), max(photo.size) // 60 + 10
 """
 _BOXES = """\
 draw, font = ImageDraw.Draw(result), ImageFont.load_default(side)
 for i in shown[::-1]:  # the best ones on top
-    draw.rectangle(boxes[i].tolist(), outline="black", width=side // 4)
-    draw.rectangle(boxes[i].tolist(), outline=colours[i], width=side // 6)
-for i in shown[::-1]:
+    draw.rectangle(boxes[i].tolist(), outline=colours[i], width=side // 5)
     x, y = boxes[i, 0], max(boxes[i, 1] - 1.3 * side, 0)
     text = f"{names[labels[i]]} {scores[i]:.0%}"
     draw.rectangle(draw.textbbox((x, y), text, font), colours[i])
