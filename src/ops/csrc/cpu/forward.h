@@ -22,7 +22,8 @@ INTERNIMAGE_INLINE inline void sample_channels(const S* base, const Problem& pro
   for (auto& chain : sum) {
     for (auto& v : chain) v = V(0);
   }
-  const RowWeights<V, T, kPoints> weights(tile, row);
+  // Not for bfloat16, whose loads permute already.
+  const RowWeights<V, T, std::is_same_v<S, T> ? kPoints : 0> weights(tile, row);
   const int64_t step_x = problem.channels, step_y = problem.channels * problem.width;
   const int64_t n = kPoints > 0 ? kPoints : layout.points;
 #pragma GCC unroll 9

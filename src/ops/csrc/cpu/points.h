@@ -120,10 +120,10 @@ class PointRows {
   }
 
   INTERNIMAGE_INLINE std::pair<V, V> offsets(std::true_type, int64_t slot) const {
-    const auto part = [this](int64_t at) INTERNIMAGE_INLINE {
-      return load(offset_octet(at >> 4) + (at & 15), kLanes<T>);
-    };
-    return at::vec::deinterleave2(part(2 * slot), part(2 * slot + kLanes<T>));
+    const int64_t octet = slot >> 3;
+    const S* first = offset_octet(octet) + 2 * (slot & 7);
+    const S* second = kLanes<T> > 8 ? offset_octet(octet + 1) : first + kLanes<T>;
+    return at::vec::deinterleave2(load(first, kLanes<T>), load(second, kLanes<T>));
   }
 
   INTERNIMAGE_INLINE std::pair<V, V> offsets(std::false_type, int64_t slot) const {
@@ -142,9 +142,14 @@ class PointRows {
 
   INTERNIMAGE_INLINE void set_offsets(std::true_type, int64_t slot, const V& x, const V& y) {
     const auto [first, second] = at::vec::interleave2(x, y);
-    const int64_t at = 2 * slot, next = at + kLanes<T>;
-    first.store(offset_octet(at >> 4) + (at & 15));
-    if (next >> 4 <= last_) second.store(offset_octet(next >> 4) + (next & 15));
+    const int64_t octet = slot >> 3;
+    S* to = offset_octet(octet) + 2 * (slot & 7);
+    first.store(to);
+    if (kLanes<T> <= 8) {
+      second.store(to + kLanes<T>);
+    } else if (octet < last_) {
+      second.store(offset_octet(octet + 1));
+    }
   }
 
   INTERNIMAGE_INLINE void set_offsets(std::false_type, int64_t slot, const V& x, const V& y) {
@@ -190,9 +195,7 @@ class PointRows {
       for (int64_t g = 0; g < span_.groups; ++g, ++row) {
         S* o = offset_.at(i, g);
         if constexpr (std::is_const_v<S>) {
-          const S* ahead = o + kPrefetchPixels * offset_.pixel_stride;
-          prefetch(ahead, 1);
-          prefetch(ahead + offset_.group_stride, 1);
+          prefetch(o + kPrefetchPixels * offset_.pixel_stride, 1);
         }
         for (int64_t k = 0; k < layout_.rest(); ++k) {
           const int64_t point = 8 * layout_.octets() + k, at = k * layout_.rest_stride + row;
