@@ -238,7 +238,7 @@ def cpu_library(torch: Path) -> Library:
     ]
     bindings = [
         Unit(CSRC / f"cpu/{name}.cpp", "binding", [*BINDING_FLAGS, *defines])
-        for name in ("binding", "block", "norm")
+        for name in ("binding", "block", "linear", "norm")
     ]
     return Library(f"{PACKAGE}._C", [*kernels, *bindings], torch, optional=IS_WINDOWS)
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from src.models import InternImage
-from src.ops import fused
+from src.ops import cpu_linear, fused
 
 ROUNDING = {
     torch.float64: 1e-13,
@@ -44,12 +44,15 @@ class Names(TorchDispatchMode):
 def switched(is_on):
     """Use the kernels on every device, or on none; yields the names of the operators that ran."""
     was_available = fused.is_available
+    had_mlp = cpu_linear.HAS_KERNELS  # without it, MLPs use these kernels
     fused.is_available = lambda x: is_on
+    cpu_linear.HAS_KERNELS = False
     try:
         with Names() as mode:
             yield mode.names
     finally:
         fused.is_available = was_available
+        cpu_linear.HAS_KERNELS = had_mlp
 
 
 def plain_norm(x, weight, bias, eps):

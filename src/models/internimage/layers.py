@@ -14,7 +14,7 @@ from src.errors import UserError
 from src.models.layers.linear import Linear, linear, linear_gelu, uses_onednn
 from src.models.layers.norm import LayerNorm, has_hooks
 from src.models.layers.precision import autocast_dtype, without_autocast
-from src.ops import fused
+from src.ops import cpu_linear, fused
 
 LAYER_NORM_EPS = 1e-6
 
@@ -109,9 +109,25 @@ class MLP(nn.Module):
         self.drop = nn.Dropout(drop_rate)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(..., C) -> (..., C)``."""
-        out: Tensor = self.drop(self.fc2(self.drop(self._hidden(x))))
+        """``(..., C) -> (..., C)``; one operator where there is a kernel for its training."""
+        fc1, fc2 = self.fc1, self.fc2
+        if self._is_fused(x):
+            return cpu_linear.mlp(x, fc1.weight, fc1.bias, fc2.weight, fc2.bias)
+        out: Tensor = self.drop(fc2(self.drop(self._hidden(x))))
         return out
+
+    def _is_fused(self, x: Tensor) -> bool:
+        """Whether all layers are one operator: there are no layers of others and no hooks."""
+        fc1, fc2, drop = self.fc1, self.fc2, self.drop
+        return (
+            torch.is_grad_enabled()
+            and autocast_dtype(x.device.type) is None
+            and type(fc1) is type(fc2) is Linear
+            and not (drop.training and drop.p > 0)
+            and not has_hooks(fc1, self.act, fc2, drop)
+            and cpu_linear.is_available(x, fc1.out_features)
+            and fc1.weight.dtype == torch.float32  # last: tracing records what is read
+        )
 
     def _hidden(self, x: Tensor) -> Tensor:
         """``(..., C) -> (..., hidden_channels)``; GELU is fused where there is a kernel for it."""

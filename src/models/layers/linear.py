@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from src.models.layers.precision import autocast_dtype
-from src.ops import fused
+from src.ops import cpu_linear, fused
 from src.ops.compiled import define, is_compiled
 
 Init = Literal["kaiming", "xavier", "lecun", "trunc_normal", "zeros"] | float
@@ -95,7 +95,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``F.linear``, whose products in float32 on a CPU are those of oneDNN, eager and compiled.
 
     They are faster than those of MKL that PyTorch uses, above all for feature maps of many pixels
-    and few channels. In bfloat16, PyTorch uses oneDNN itself.
+    and few channels. In bfloat16, PyTorch uses oneDNN itself. Gradients of weights are computed by
+    the compiled library where it has a kernel.
 
     Args:
         x: Values of shape ``(..., in)``.
@@ -155,16 +156,27 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None, *act: str) -> Tenso
 def _gradients(
     grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, needed: Sequence[bool]
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of a product; products for the gradient of the weight stay with PyTorch."""
+    """Gradients of a product."""
     rows = grad.reshape(-1, grad.shape[-1])
     # With create_graph=True, by operators that can be differentiated again.
     is_final = grad.numel() > 0 and not torch.is_grad_enabled()
     grad_x = _product if is_final else F.linear
+    has_kernel = is_final and _has_weight_gradient(x)
+    grad_weight = cpu_linear.weight_gradient if has_kernel else _weight_gradient
     return (
         grad_x(grad, weight.t(), None) if needed[0] else None,
-        rows.t() @ x.reshape(-1, x.shape[-1]) if needed[1] else None,
+        grad_weight(rows, x.reshape(-1, x.shape[-1])) if needed[1] else None,
         rows.sum(0) if needed[2] else None,
     )
+
+
+def _weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
+    return grad.t() @ x
+
+
+def _has_weight_gradient(x: Tensor) -> bool:
+    is_float32 = x.dtype == torch.float32
+    return is_float32 and x.shape[-1] % cpu_linear.MULTIPLE == 0 and cpu_linear.HAS_KERNELS
 
 
 class _Product(Function):

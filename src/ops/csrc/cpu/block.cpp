@@ -101,7 +101,7 @@ Tensor run(const BlockKernels<S>& kernels, const Tensor& x, const std::vector<Te
   block.values = static_cast<S*>(values.mutable_data_ptr());
   block.output = static_cast<S*>(out.mutable_data_ptr());
   // Pieces of a multiple of the rows that are multiplied together.
-  constexpr int64_t unit = 14;
+  constexpr int64_t unit = kTileRows;
   const int64_t rows = x.size(0) * x.size(1) * x.size(2), units = (rows + unit - 1) / unit;
   const auto in_units = [&](const auto& kernel_of) {
     torch::stable::parallel_for(0, units, 1, [&](int64_t begin, int64_t end) {

@@ -4,6 +4,7 @@
 #include "backward.h"
 #include "block.h"
 #include "forward.h"
+#include "mlp.h"
 #include "norm_backward.h"
 
 #define INTERNIMAGE_STRING(x) #x
@@ -23,7 +24,10 @@ const Kernels kernels = {
 #if defined(CPU_CAPABILITY_AVX512)
     {project_block<float>, finish_block<float>},
     {project_block<uint16_t>, finish_block<uint16_t>},
+    {pack, transpose, copy_to_tiles, copy_to_panels, add_outer_products, mlp, mlp_backward,
+     mlp_weight_gradients},
 #else
+    {},
     {},
     {},
 #endif

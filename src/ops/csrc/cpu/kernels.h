@@ -116,8 +116,9 @@ struct NormKernels {
   void (*norm_backward)(const NormBackward<S>&, int64_t begin, int64_t end, float* sums);
 };
 
-// Columns that packed weights have together (product.h).
+// Columns that packed weights have together, and rows of a tile (product.h).
 constexpr int64_t kPanelColumns = 32;
+constexpr int kTileRows = 14;
 
 // rows x weight + bias. `inner` is even for bfloat16. Weight and bias have zeros up to a multiple of
 // kPanelColumns. Those columns are not stored, except up to a multiple of 16.
@@ -151,6 +152,66 @@ struct BlockKernels {
   void (*finish)(const Block<S>&, int64_t begin, int64_t end);
 };
 
+// Two linear layers with GELU between them, for training. Both widths are multiples of 16.
+struct Mlp {
+  Product<float> fc1, fc2;
+  const float* input;
+  float* hidden;  // before GELU
+  float* output;
+};
+
+// sums (channels, columns) += outer products of `rows` rows, in tiles of channels and panels of
+// columns (outer.h) that have `part_rows` rows each. `columns` is a multiple of 16.
+struct OuterSum {
+  bool is_first;  // = instead of +=
+  int64_t rows, part_rows;
+  int64_t channels, columns;
+  const float* tiles;
+  const float* panels;
+  float* sums;
+};
+
+// Gradients of an MLP for a part of the rows. The products are those with the transposed weights:
+// fc2 from the gradient of the output to the hidden layer, fc1 from there to the input.
+struct MlpBackward {
+  Product<float> fc2, fc1;
+  int64_t first_row;  // of the part
+  const float* grad;
+  const float* input;
+  const float* hidden;
+  float* grad_input;  // null if not wanted
+  bool needs_weights;
+  // Gradients of the weights, (channels, hidden), and the values of the part that they are sums of.
+  OuterSum fc1_sum, fc2_sum;
+  float* input_tiles;
+  float* grad_hidden;  // panels
+  float* grad_tiles;
+  float* activated;  // panels
+  float* grad_bias;  // of the hidden layer
+};
+
+// Null if the processor does not have the instructions.
+struct LinearKernels {
+  // Panels [begin, end) of a weight (inner, columns), or (columns, inner) if it is transposed.
+  void (*pack)(const float* weight, bool is_transposed, int64_t inner, int64_t columns,
+               float* packed, int64_t begin, int64_t end);
+  // Columns [begin, end) of (rows, columns) -> (columns, rows), all multiples of 16.
+  void (*transpose)(const float* from, float* to, int64_t rows, int64_t columns, int64_t begin,
+                    int64_t end);
+  void (*copy_to_tiles)(const float* rows, int64_t channels, int64_t count, float* tiles,
+                        int64_t part_rows);
+  void (*copy_to_panels)(const float* rows, int64_t columns, int64_t count, float* panels,
+                         int64_t part_rows);
+  // Products of tiles [tile_begin, tile_end) and a panel.
+  void (*add_outer_products)(const OuterSum&, int64_t panel, int64_t tile_begin, int64_t tile_end);
+  // Rows [begin, end).
+  void (*mlp)(const Mlp&, int64_t begin, int64_t end);
+  // Rows [begin, end) of the part; mlp_weight_gradients() needs all of them.
+  void (*mlp_backward)(const MlpBackward&, int64_t begin, int64_t end);
+  // Panels [begin, end) of the hidden layer.
+  void (*mlp_weight_gradients)(const MlpBackward&, int64_t begin, int64_t end);
+};
+
 struct Kernels {
   const char* name;
   KernelsFor<float> f32;
@@ -160,6 +221,7 @@ struct Kernels {
   NormKernels<uint16_t> norm_bf16;
   BlockKernels<float> block_f32;
   BlockKernels<uint16_t> block_bf16;
+  LinearKernels linear;
 };
 
 namespace DEFAULT {

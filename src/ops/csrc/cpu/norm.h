@@ -22,14 +22,23 @@ struct Tail {
     exponential = exp_limited<float>(exponent.neg());
     tail = p * t * exponential;
   }
+
+  INTERNIMAGE_INLINE Float gelu(const Float& x) const {
+    const Float half = Float(0.5f) * x;
+    // x > 0: half * (2 - tail); otherwise half * tail.
+    return half * Float::blendv(Float(2) - tail, tail, x < Float(0));
+  }
+
+  // Derivative of GELU: cdf(x) + x * density(x).
+  INTERNIMAGE_INLINE Float gelu_slope(const Float& x) const {
+    const Float cdf = Float(0.5f) * Float::blendv(Float(2) - tail, tail, x < Float(0));
+    // Beyond 8, where the exponential is limited, the density is 0 in float32.
+    const Float near = at::vec::maximum(at::vec::minimum(x, Float(8)), Float(-8));
+    return at::vec::fmadd(near * exponential, Float(0.39894228f), cdf);
+  }
 };
 
-INTERNIMAGE_INLINE inline Float gelu(const Float& x) {
-  const Float tail = Tail(x).tail;
-  const Float half = Float(0.5f) * x;
-  // x > 0: half * (2 - tail); otherwise half * tail.
-  return half * Float::blendv(Float(2) - tail, tail, x < Float(0));
-}
+INTERNIMAGE_INLINE inline Float gelu(const Float& x) { return Tail(x).gelu(x); }
 
 // GELU whose absolute error is below 1e-4, which bfloat16 does not resolve: x * cdf(x), and the
 // distribution function is 0.5 plus an odd polynomial up to 4.2, fitted with the smallest largest
@@ -54,15 +63,7 @@ INTERNIMAGE_INLINE inline Float activate(const Float& x) {
   return std::is_same_v<S, uint16_t> ? quick_gelu(x) : gelu(x);
 }
 
-// Derivative of GELU: cdf(x) + x * density(x).
-INTERNIMAGE_INLINE inline Float gelu_slope(const Float& x) {
-  const Tail of(x);
-  const Float cdf =
-      Float(0.5f) * Float::blendv(Float(2) - of.tail, of.tail, x < Float(0));
-  // Beyond 8, where the exponential is limited, the density is 0 in float32.
-  const Float near = at::vec::maximum(at::vec::minimum(x, Float(8)), Float(-8));
-  return at::vec::fmadd(near * of.exponential, Float(0.39894228f), cdf);
-}
+INTERNIMAGE_INLINE inline Float gelu_slope(const Float& x) { return Tail(x).gelu_slope(x); }
 
 // Calls body(c, count) for each vector of channels.
 template <typename Body>

@@ -11,8 +11,8 @@
 
 namespace internimage::cpu::CPU_CAPABILITY {
 
-// 28 sums, the weights of a step and a value of a row fit into 32 registers.
-constexpr int kTileRows = 14;
+// Of kTileRows rows and two vectors of columns, 28 sums, the weights of a step and a value of a row
+// fit into 32 registers.
 constexpr int64_t kLanes16 = 16;
 
 #define INTERNIMAGE_BF16 __attribute__((target("avx512bf16")))
