@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import shlex
 import shutil
 import sys
 import warnings
@@ -55,6 +54,7 @@ from src.callbacks.progress import default_progress
 from src.callbacks.run_folder import next_run_folder
 from src.cli.arguments import checked, option
 from src.cli.checkpoints import check_reads_safely, failed_while_restoring, resolve_checkpoint
+from src.cli.interruption import after_interrupted_fit
 from src.cli.parser_errors import explain
 from src.cli.process_failures import explanation
 from src.cli.slurm import checkpoint_of_requeued_job, requeue
@@ -387,24 +387,7 @@ class TrainingCLI(LightningCLI):
             return requeue()
         if command != "fit":
             return f"Interrupted: {command} has not finished. Run the same command again."
-        callbacks = [c for c in self.trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
-        last = next((c.last_model_path for c in callbacks if c.last_model_path), None)
-        if last is None:
-            return (
-                "Interrupted. Nothing was saved, because no step was completed or saving is turned"
-                " off. Run the same command again."
-            )
-        lines = ["Interrupted."]
-        if type(self.model).predict_step is not BaseTask.predict_step:
-            known = (c.best_model_path for c in callbacks)
-            best = next((path for path in known if path and Path(path).exists()), None)
-            none = "There is no best checkpoint yet; it is written after a validation."
-            lines[0] += f" {none if best is None else f'The best checkpoint so far is {best}'}"
-            file = shlex.quote(best or last)
-            lines.append(
-                f"To predict: python -m src predict --ckpt_path {file} --data.predict_dir FOLDER"
-            )
-        return "\n".join([*lines, "To resume, run the same command with --ckpt_path last"])
+        return after_interrupted_fit(self.trainer, self.model)
 
 
 def _missing_package(error: ModuleNotFoundError | str) -> str:

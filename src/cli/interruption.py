@@ -1,0 +1,40 @@
+"""What to do after a training that was interrupted by a signal."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from src.tasks import BaseTask
+
+
+def after_interrupted_fit(trainer: Trainer, model: LightningModule) -> str:
+    """Message with the checkpoints that were saved, and how to predict and to resume.
+
+    Args:
+        trainer: Trainer of the interrupted run.
+        model: Its task; a command to predict is left out if it cannot predict.
+    """
+    callbacks = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
+    last = next((c.last_model_path for c in callbacks if c.last_model_path), None)
+    if last is None:
+        return (
+            "Interrupted. Nothing was saved, because no step was completed or saving is turned off."
+            " Run the same command again."
+        )
+    resume = "To resume, run the same command with --ckpt_path last"
+    if type(model).predict_step is BaseTask.predict_step:
+        return f"Interrupted.\n{resume}"
+    known = (c.best_model_path for c in callbacks)
+    best = next((path for path in known if path and Path(path).exists()), None)
+    state = (
+        "There is no best checkpoint yet; it is written after a validation."
+        if best is None
+        else f"The best checkpoint so far is {best}"
+    )
+    file = shlex.quote(best or last)
+    predict = f"To predict: python -m src predict --ckpt_path {file} --data.predict_dir FOLDER"
+    return f"Interrupted. {state}\n{predict}\n{resume}"
