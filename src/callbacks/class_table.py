@@ -106,7 +106,8 @@ def summary(
     title = f"\nResults of the {_SPLITS[images or split]} images"
     if images not in (None, split):
         title += f", as there are no {_SPLITS[split]} images"
-    lines = [f"{title} (percent)", *([head] if head else [])]
+    unit = "percent" if scores >= set(plain) else "percent, but not the loss"
+    lines = [f"{title} ({unit})", *([head] if head else [])]
     for name in plain:
         values = (found.get(name + suffix, float("nan")) for suffix in columns)
         shown = (_percent(value) if name in scores else f"{value:.4f}" for value in values)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import nn
 from src import files, ops
 from src.environment import report
 from src.runs import CONFIG, ENVIRONMENT, versions_with_checkpoints
-from src.tasks import BaseTask
+from src.tasks import BaseTask, can_predict
 from src.tasks.operators import operators_of
 
 
@@ -115,6 +116,9 @@ class RunFolder(Callback):
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, ModelCheckpoint):
                 _announce_checkpoints(callback)
+        if can_predict(pl_module) and self.path.parent.parent == Path("runs"):
+            name = shlex.quote(self.path.parent.name)
+            tell(f"Predict:     python -m src predict --name {name} --data.predict_dir FOLDER")
 
     def _announce(self, trainer: Trainer, pl_module: LightningModule, verb: str) -> None:
         if not is_dry_run(trainer):

@@ -16,8 +16,9 @@ from src.optim import StepSchedule
 _STEPS = 4  # of which the first is left out: workers start, memory is allocated
 _PATIENCE = 20.0  # seconds after which fewer steps are enough
 _LONG = 15 * 60.0  # seconds of training on a CPU from which a short trial is suggested
-_TRIAL_EPOCHS = 2
-_TRIAL = 5 * 60.0  # seconds; a trial has fewer steps if its epochs take longer
+_TRIAL_EPOCHS = 2  # at least, if they do not take longer than _TRIAL
+_TRIAL = 5 * 60.0  # seconds
+_USEFUL_TRIAL = 3 * 60.0  # seconds; a trial of short epochs has more of them
 
 
 class TimeEstimate(Callback):
@@ -99,8 +100,10 @@ def trial_options(trainer: Trainer, step: float) -> list[str]:
     accumulated, per_epoch = trainer.accumulate_grad_batches, trainer.num_training_batches
     batches = _TRIAL_EPOCHS * per_epoch
     if batches * step <= _TRIAL:
-        steps = _TRIAL_EPOCHS * math.ceil(per_epoch / accumulated)
-        options = ["--trainer.max_epochs", str(_TRIAL_EPOCHS)]
+        some = min((trainer.max_epochs or 0) // 4, int(_USEFUL_TRIAL / step / per_epoch))
+        epochs = max(_TRIAL_EPOCHS, some)
+        steps = epochs * math.ceil(per_epoch / accumulated)
+        options = ["--trainer.max_epochs", str(epochs)]
     else:
         steps = max(1, int(_TRIAL / step / accumulated))
         options = ["--trainer.max_steps", str(steps)]

@@ -8,7 +8,7 @@ from pathlib import Path
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from src.tasks import BaseTask
+from src.tasks import can_predict
 
 
 def after_interrupted_fit(trainer: Trainer, model: LightningModule) -> str:
@@ -26,7 +26,7 @@ def after_interrupted_fit(trainer: Trainer, model: LightningModule) -> str:
             " Run the same command again."
         )
     resume = "To resume, run the same command with --ckpt_path last"
-    if type(model).predict_step is BaseTask.predict_step:
+    if not can_predict(model):
         return f"Interrupted.\n{resume}"
     known = (c.best_model_path for c in callbacks)
     best = next((path for path in known if path and Path(path).exists()), None)

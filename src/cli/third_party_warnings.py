@@ -43,6 +43,7 @@ _HIDDEN_MESSAGES = (
     "Loaded model weights from the checkpoint",
     "Found current_model_state in the checkpoint",  # the EMA callback restores its weights
     "`weights_only` was not set",
+    "`Trainer.fit` stopped",  # the results follow
     "Seed set to",  # config.yaml has the seed
 )
 

@@ -70,8 +70,9 @@ def float32_on_cpu(config: Any) -> dict[str, str]:
     is_on_cpu = config.accelerator in ("cpu", "auto") and not has_gpu
     if not is_on_cpu or "16" not in str(config.precision):
         return {}
+    precision = str(config.precision).replace("bf16", "16").replace("16", "bf16")  # CPUs have bf16
     tell(
-        "note: predictions on a CPU are in float32; for the precision of the recipe, add"
-        f" --trainer.precision {config.precision}"
+        "note: predictions on a CPU are in float32; for 16 bits, as the recipe has them, add"
+        f" --trainer.precision {precision}"
     )
     return {"precision": "32-true"}

@@ -53,8 +53,8 @@ Class names, preprocessing and versions are in its metadata (`names`, `preproces
 
 ## Running it
 
-Needs `pip install onnxruntime numpy pillow`. It reads `photo.jpg` and writes `result.png`, in the
-colours of `python -m src predict`. Grey images become RGB; scale images of 16 bits to 8 bits first.
+Needs `pip install onnxruntime numpy pillow`. It reads `photo.jpg` and writes `result.png`.
+{_colours(result)}Grey images become RGB; scale images of 16 bits to 8 bits first.
 
 ```python
 {_code(result, description, inside=inside, masks=masks)}
@@ -62,6 +62,11 @@ colours of `python -m src predict`. Grey images become RGB; scale images of 16 b
 
 {_tensorrt(description.preprocessing, inside)}"""
     return card(description, files, content, _preprocessing(inside))
+
+
+def _colours(result: Result) -> str:
+    is_text = isinstance(result, ClassResult)
+    return "" if is_text else "Its colours are those of `python -m src predict`. "
 
 
 def _palette(result: Result) -> str:

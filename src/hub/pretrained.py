@@ -175,6 +175,7 @@ def _parts(path: Path, name: str) -> ModelParts:
     if name.count("/") == 1 and not path.exists() and not other_runs:
         return read_folder(_download(name))
     close = difflib.get_close_matches(published, [*HUB_FILES, *other_runs], n=3)
+    close = [str(path.parent / name) if name in other_runs else name for name in close]
     hint = f"Did you mean {' or '.join(close)}? " if close else ""
     if other_runs:
         hint += f"Runs with checkpoints in {path.parent} are {', '.join(other_runs[:10])}. "

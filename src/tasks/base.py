@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
 import torch
+from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
@@ -158,6 +159,11 @@ class BaseTask(CheckpointHooks):
         return parameter_groups(
             network.named_parameters(), lr_scale=self.lr_scale(), no_decay=names() if names else ()
         )
+
+
+def can_predict(task: LightningModule) -> bool:
+    """Whether ``predict`` works for a task; image-text pre-training has no predictions."""
+    return type(task).predict_step is not BaseTask.predict_step
 
 
 def not_finite(path: str) -> str:

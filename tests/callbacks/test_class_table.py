@@ -22,7 +22,7 @@ def test_means_are_in_percent_and_losses_as_logged() -> None:
         "train/loss": torch.tensor(3.0),
     }
     assert summary(metrics, task, "val") == [
-        "\nResults of the validation images (percent)",
+        "\nResults of the validation images (percent, but not the loss)",
         "          EMA      raw",
         "top1     45.7     25.0",
         "loss   1.2500   1.5000",

@@ -85,3 +85,10 @@ def test_a_trial_of_long_epochs_has_few_steps(
     options = trial()
     assert options[:2] == ["--trainer.max_steps", "1"]
     assert run(*options) == 0
+
+
+def test_a_trial_of_short_epochs_has_more_of_them(
+    run: Callable[..., int], trial: Callable[[], list[str]]
+) -> None:
+    assert run("--trainer.max_epochs", "20") == 0
+    assert trial()[:2] == ["--trainer.max_epochs", "5"]

@@ -327,10 +327,18 @@ def _download(repo: str, filename: str) -> Path:
         # Without the chain of the client's errors, of which the last one is named.
         raise (_AbsentFileError if is_absent else UserError)(
             f"{filename} is not on this machine and could not be downloaded from "
-            f"https://huggingface.co/{repo} ({type(error).__name__}). Fetch "
+            f"https://huggingface.co/{repo} ({_problem(error)}). Fetch "
             f"https://huggingface.co/{repo}/resolve/main/{filename} where there is a connection "
-            f"and give the path of the file instead."
+            f"and give the path of the file in place of its name: to --model.weights, prepare "
+            f"--weights, or Pretrained.from_pretrained."
         ) from None
+
+
+def _problem(error: Exception) -> str:
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    is_offline = isinstance(error, LocalEntryNotFoundError)
+    return "no connection" if is_offline else type(error).__name__
 
 
 def _announce(repo: str, filename: str) -> None:
