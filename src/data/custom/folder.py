@@ -10,6 +10,7 @@ import argparse
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from src.data.custom import recipe, split
 from src.data.custom.layout import Layout, find_layout
@@ -55,7 +56,7 @@ def run(args: argparse.Namespace) -> None:
         facts |= {"val_share": args.val_share, "seed": args.seed}
     with split.start_over(out, () if is_split else SPLITS, facts) as work:
         if is_split:
-            data = {"root": str(layout.root)}
+            data: dict[str, Any] = {"root": str(layout.root)}
             data |= {
                 f"{part}_split": folder.name
                 for part, folder in splits.items()
@@ -73,7 +74,9 @@ def run(args: argparse.Namespace) -> None:
             print(f"note: {note}")
         _report_other_files(source)
         path = out / f"{name}.yaml"
-        recipe.write(args, path, "classification", data | {"upright": True}, number, work)
+        unseen = Path(data["root"]) / splits["val"].name
+        data["upright"] = True
+        recipe.write(args, path, "classification", data, number, work, unseen)
 
 
 def _report(root: str, splits: dict[str, Path], classes: list[str]) -> int:

@@ -110,7 +110,8 @@ def run(args: argparse.Namespace) -> None:
         for note in notes:
             print(f"note: {note}")
         path = out / f"{name}.yaml"
-        recipe.write(args, path, "segmentation", data, len(parts["train"]), work)
+        unseen = out / "images" / _FOLDERS["val"]
+        recipe.write(args, path, "segmentation", data, len(parts["train"]), work, unseen)
 
 
 def _place(

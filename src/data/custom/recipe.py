@@ -106,6 +106,7 @@ def write(
     data: dict[str, Any],
     images: int,
     folder: Path,
+    unseen: Path | None = None,
 ) -> None:
     """Write the recipe, and print what it does and the next commands.
 
@@ -116,6 +117,7 @@ def write(
         data: Arguments of the data module that describe the dataset.
         images: Number of training images.
         folder: Where the file is written now; the folder is moved when it is complete.
+        unseen: Folder of images that are not trained on, for the commands, if there is one.
     """
     if args.network not in RECIPES[task]:
         raise UserError(
@@ -160,8 +162,9 @@ def write(
         )
     name = shlex.quote(path.stem)
     print(f"Train:   python -m src fit --config {shlex.quote(str(path))}")
-    print(f"Predict: python -m src predict --name {name} --data.predict_dir FOLDER")
-    print(f"Export:  python -m src export --name {name} --check FOLDER")
+    some = "FOLDER" if unseen is None else shlex.quote(str(unseen))
+    print(f"Predict: python -m src predict --name {name} --data.predict_dir {some}")
+    print(f"Export:  python -m src export --name {name} --check {some}")
 
 
 def _keep_edited(path: Path, text: str, folder: Path) -> Path | None:
