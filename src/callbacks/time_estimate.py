@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 import time
 from typing import Any
 
@@ -10,7 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Timer
 
 from src.callbacks.pace import readable_time, remaining_batches
-from src.callbacks.run_folder import is_dry_run, tell
+from src.callbacks.run_folder import is_dry_run, run_folder, tell
 from src.optim import StepSchedule
 
 _STEPS = 4  # of which the first is left out: workers start, memory is allocated
@@ -77,7 +78,8 @@ class TimeEstimate(Callback):
             f" ({each} s a step, validation not counted)"
         )
         if seconds > _LONG and not self._is_resumed and trainer.strategy.root_device.type == "cpu":
-            tell(f"             For a short trial add {' '.join(trial_options(trainer, step))}")
+            options = " ".join(trial_options(trainer, step))
+            tell(f"             For a short trial, which shows that all works, add {options}")
 
 
 def _length(trainer: Trainer, steps: int) -> str:
@@ -110,4 +112,4 @@ def trial_options(trainer: Trainer, step: float) -> list[str]:
     schedules = [config.scheduler for config in trainer.lr_scheduler_configs]
     if any(isinstance(s, StepSchedule) and s.num_warmup_steps >= steps for s in schedules):
         options += ["--model.lr_scheduler.warmup_steps", str(steps // 10)]
-    return [*options, "--name", "trial"]
+    return [*options, "--name", shlex.quote(f"{run_folder(trainer).parent.name}_trial")]

@@ -52,7 +52,7 @@ def trial(
     monkeypatch.setattr("src.callbacks.time_estimate._LONG", 0.0)
 
     def read() -> list[str]:
-        (options,) = re.findall("For a short trial add (.*)", capsys.readouterr().out)
+        (options,) = re.findall("For a short trial, .*, add (.*)", capsys.readouterr().out)
         return shlex.split(options)
 
     return read
@@ -69,11 +69,11 @@ def test_a_short_trial_of_a_long_run(
     assert main(command) == 0
     options = trial()
     warmup = ["--model.lr_scheduler.warmup_steps", "0"]
-    assert options == ["--trainer.max_epochs", "2", *warmup, "--name", "trial"]
+    assert options == ["--trainer.max_epochs", "2", *warmup, "--name", f"{recipe.stem}_trial"]
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="The warm-up")
         assert main([*command, *options]) == 0
-    checkpoints = tmp_path / "runs/trial/version_0/checkpoints"
+    checkpoints = tmp_path / f"runs/{recipe.stem}_trial/version_0/checkpoints"
     assert {path.name for path in checkpoints.iterdir()} == {"best-epoch=1.ckpt", "last.ckpt"}
 
 
