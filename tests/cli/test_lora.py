@@ -73,6 +73,7 @@ def test_only_factors_and_the_head_are_trained(task: str) -> None:
         assert parameter.requires_grad == (is_factor or not is_backbone), name
 
 
+@torch.no_grad()  # in training, an MLP without factors is one operator, which rounds differently
 def test_new_factors_and_merging_do_not_change_the_outputs() -> None:
     torch.manual_seed(0)
     network, image = InternImage(num_classes=3, **BACKBONE).eval(), torch.randn(1, 3, 32, 32)

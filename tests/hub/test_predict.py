@@ -116,7 +116,7 @@ def test_16_bits_of_a_recipe_are_not_for_predictions_on_a_cpu(
     assert main(command) == 0
     printed = "".join(capfd.readouterr())
     assert "precision 32-true" in printed
-    assert printed.count("add --trainer.precision 16-mixed") == 1
+    assert printed.count("add --trainer.precision bf16-mixed") == 1
     assert "AMP" not in printed
     assert "warning" not in printed.lower()
     for expected in runs.rglob("predict_0/**/*.*"):
