@@ -80,6 +80,8 @@ def test_new_factors_and_merging_do_not_change_the_outputs() -> None:
     before = network(image)
     adapt(network, 2)
     assert torch.equal(network(image), before)
+    with torch.enable_grad():
+        torch.testing.assert_close(network(image), before)
     for name, parameter in network.named_parameters():
         if name.endswith(".up"):
             torch.nn.init.normal_(parameter, std=0.1)

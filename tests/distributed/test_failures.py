@@ -43,8 +43,9 @@ def test_a_killed_rank_stops_the_others_and_the_run_can_be_resumed(
     assert LOST in died.output[other]
     rest = launch(tmp_path, "classification", *flags, "--ckpt_path", "last", ranks=2)
     assert sorted(rest.losses) == [4, 5, 6, 7, 8]
-    # The strategies add the gradients of the ranks in different orders.
-    assert rest.losses == pytest.approx({s: straight[s] for s in rest.losses}, abs=1e-5)
+    # FSDP2 adds the gradients of the ranks in another order than the uninterrupted run with DDP.
+    tolerance = 1e-6 if strategy == "ddp" else 1e-5
+    assert rest.losses == pytest.approx({s: straight[s] for s in rest.losses}, abs=tolerance)
 
 
 @pytest.mark.slow
