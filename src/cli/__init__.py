@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import linecache
 import os
+import select
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,6 +43,7 @@ TOOLS = {
     "benchmark": "src.cli.commands.benchmark",
     "demo": "src.cli.commands.demo",
 }
+_TOOLS_WITH_LIGHTNING = ("export", "benchmark", "consolidate")
 _OVERVIEW = """\
 InternImage on PyTorch Lightning. Commands of python -m src:
 
@@ -88,6 +91,8 @@ def _main(given: list[str], stops: StopSignals) -> int:
     except (Interrupted, KeyboardInterrupt) as stop:
         return _interrupted(str(stop))
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _is_output_closed():
+            return 1
         user_error = _as_user_error(error)
         if stops.received is not None and user_error is None:
             return _interrupted()  # an error caused by other processes that stopped first
@@ -99,6 +104,19 @@ def _main(given: list[str], stops: StopSignals) -> int:
         else:
             print(f"error: {printable(str(user_error))}", file=sys.stderr)
         return 1 if user_error is None else 2
+
+
+def _is_output_closed() -> bool:
+    """Whether the reader of the standard output has gone, as in ``... | head -1``."""
+    if not hasattr(select, "poll"):  # Windows
+        return False
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), select.POLLOUT)
+    if not any(event & select.POLLERR for _, event in poll.poll(0)):
+        return False
+    # Python flushes the output when it exits, and would report the same error.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 def _interrupted(message: str = "") -> int:
@@ -145,6 +163,8 @@ def _command(name: str) -> Callable[[list[str]], int]:
 
 def _run_tool(name: str, args: list[str]) -> int:
     check_recipe(name, args)
+    if name in _TOOLS_WITH_LIGHTNING and not {"-h", "--help"} & set(args):
+        _say_that_imports_take_time(name)
     run: Callable[[list[str]], int | None] = import_module(TOOLS[name]).main
     return run(args) or 0
 
@@ -156,6 +176,7 @@ def _train(args: list[str]) -> int:
     args = ["--help" if arg == "--help_all" else arg for arg in args]
     args = checked(args, after=1)  # before the imports, of which Lightning takes seconds
     check_recipe(args[0], args[1:])
+    _say_that_imports_take_time(args[0])
     from src.cli.run_settings import with_settings_of_run
 
     args = with_settings_of_run(args)
@@ -167,6 +188,12 @@ def _train(args: list[str]) -> int:
     except SystemExit as stop:  # --help and --print_config
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     return 0
+
+
+def _say_that_imports_take_time(command: str) -> None:
+    is_imported = "lightning" in sys.modules
+    if not is_imported and find_spec("lightning") is not None and is_first_rank():
+        print(f"{command}: loading PyTorch and Lightning ...", file=sys.stderr, flush=True)
 
 
 def _as_user_error(error: BaseException) -> BaseException | None:

@@ -40,6 +40,20 @@ def test_tools_do_not_import_lightning() -> None:
     assert done.returncode == 0
 
 
+def test_a_reader_that_stops_early_is_no_error() -> None:
+    command = f"{sys.executable} -m src env | true"
+    done = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True)
+    assert done.stderr == ""
+
+
+def test_commands_that_import_lightning_say_so_at_once() -> None:
+    command = [sys.executable, "-m", "src", "predict", "--name", "no-such"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    first, error = done.stderr.splitlines()
+    assert first == "predict: loading PyTorch and Lightning ..."
+    assert error == "error: There is no run runs/no-such."
+
+
 @pytest.mark.parametrize("command", ["prepare", "verify", "profile"])
 def test_tools_are_dispatched(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     try:

@@ -6,6 +6,7 @@ This is the common part of ``prepare from-coco`` and ``prepare from-yolo``.
 from __future__ import annotations
 
 import argparse
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from src import files
 from src.data.custom import recipe, split
 from src.data.custom.survey import Survey, survey
 from src.data.formats.coco_json import CocoFile, training_images
+from src.data.formats.image_files import list_images
 from src.data.formats.splits import SPLITS
 from src.errors import UserError
 from src.types import ImageId
@@ -94,7 +96,7 @@ def prepare(
         path = out / "annotations" / f"{part}.json" if part in new else parts[part].file.path
         data |= {f"{part}_images": str(parts[part].images), f"{part}_annotations": str(path)}
     facts = {"source": str(source), "val_share": args.val_share, "seed": args.seed}
-    with split.start_over(out, ("annotations",), facts) as work:
+    with split.start_over(out, ("annotations", "val"), facts) as work:
         numbers = f"{len(kept)} training and {len(indices['val'])} validation{tested}"
         print(f"{out}: {numbers} images; objects:")
         for line in _class_lines(train.class_names, [learned[part] for part in order]):
@@ -115,7 +117,22 @@ def prepare(
         for part, written in new.items():
             files.write_json(work / "annotations" / f"{part}.json", written)
         task = "detection" if train.masks else "boxes"
-        recipe.write(args, out / f"{name}.yaml", task, data, len(kept), work)
+        unseen = _unseen(parts, indices["val"], out, work, args.mode)
+        recipe.write(args, out / f"{name}.yaml", task, data, len(kept), work, unseen)
+
+
+def _unseen(
+    parts: dict[str, Part], validation: NDArray[np.int64], out: Path, work: Path, mode: str
+) -> Path:
+    """Folder of the validation images alone, which is made if other images lie beside them."""
+    val = parts["val"]
+    paths = {val.file.images[i].path(val.images, val.file.path) for i in validation}
+    folder = Path(os.path.commonpath([path.parent for path in paths]))
+    if len(list_images(folder)) == len(paths):
+        return folder
+    for path in sorted(paths):
+        split.place(path, work / "val" / os.path.relpath(path, val.images), mode)
+    return out / "val"
 
 
 def check_categories(train: CocoFile, val: CocoFile) -> None:

@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=MAX_ANNOTATIONS,
         help="refuse images with more (%(default)s)",
     )
-    split.add_arguments(parser, places_files=False)
+    split.add_arguments(parser, places_files=True)
     recipe.add_arguments(parser, "detection")
     parser.set_defaults(run=run)
 

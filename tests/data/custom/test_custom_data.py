@@ -314,6 +314,21 @@ def test_a_file_without_usable_boxes_is_refused(annotated, tmp_path, capsys):
     assert "has no annotation with a box, so nothing can be learned" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("mode", ["symlink", "copy"])
+def test_the_validation_images_of_a_split_are_in_a_folder_to_predict(
+    annotated, tmp_path, mode, capsys
+):
+    images, path = annotated
+    out = tmp_path / "out"
+    given = ["--images", str(images), "--out", str(out), "--mode", mode]
+    for _ in range(2):  # the second call makes the folder again
+        assert main(["prepare", "from-coco", str(path), *given]) == 0
+        val = json.loads((out / "annotations" / "val.json").read_text())
+        found = {p.name: p.is_symlink() for p in (out / "val").iterdir()}
+        assert found == {image["file_name"]: mode == "symlink" for image in val["images"]}
+        assert f"--data.predict_dir {out / 'val'}" in capsys.readouterr().out
+
+
 def test_every_class_has_its_share_of_the_validation_images(annotated, tmp_path):
     images, path = annotated
     content = json.loads(path.read_text())

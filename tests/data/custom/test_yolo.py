@@ -215,7 +215,8 @@ def test_messages_and_the_record_name_what_was_given(dataset, tmp_path, capsys):
     assert f"{one} has one image" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["from-yolo", "from-coco"])
-def test_images_that_stay_in_place_have_no_mode(command, dataset, capsys):
-    assert main(["prepare", command, str(dataset), "--mode", "copy"]) == 2
-    assert "--mode" in capsys.readouterr().err
+def test_the_folder_of_the_validation_images_is_the_one_to_predict(dataset, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert prepare(dataset, out) == 0
+    assert f"--data.predict_dir {dataset / 'images' / 'val'}" in capsys.readouterr().out
+    assert not (out / "val").exists()
