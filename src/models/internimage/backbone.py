@@ -28,11 +28,12 @@ from src.models.internimage.architectures import (
     MixerOptions,
     architecture_of,
 )
-from src.models.internimage.blocks import Block, BlockOptions, Stage, Stem
+from src.models.internimage.blocks import Block, BlockOptions, Stem
 from src.models.internimage.dcnv3 import DCNv3
 from src.models.internimage.dcnv4 import DCNv4
 from src.models.internimage.layers import replace_layer_norms
 from src.models.internimage.mixer import MixerFactory
+from src.models.internimage.stage import Stage
 from src.models.layers.low_rank import add_low_rank
 from src.models.layers.norm import set_float32_norms
 from src.models.weights.match import Match, PretrainedBackbone, Renames

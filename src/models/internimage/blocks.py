@@ -1,18 +1,16 @@
-"""Parts of the InternImage backbone: stem, block, downsampling, stage.
+"""Parts of the InternImage backbone: stem, block, downsampling.
 
-Source: "InternImage", CVPR 2023 (arXiv 2211.05778), figure 4; the block modes and the positions of
-the norms are those of the official code. Feature maps are channels-last, ``(N, H, W, C)``.
+Source: "InternImage", CVPR 2023 (arXiv 2211.05778), figure 4; the block modes are those of the
+official code. Feature maps are channels-last, ``(N, H, W, C)``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from timm.layers.drop import DropPath
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from src.errors import UserError
 from src.models.internimage.layers import (
@@ -219,50 +217,3 @@ class Block(RepeatedPart):
         if rate < 1.0:
             keep.div_(1 - rate)
         return keep[0], keep[1]
-
-
-class Stage(nn.Module):
-    """Blocks of one resolution, with the norms around them and the step to the next stage.
-
-    Args:
-        blocks: The blocks in order.
-        channels: Width of the feature map.
-        norm: Whether a norm closes the stage.
-        post_norm_block_ids: Blocks whose output is replaced by its norm.
-        downsample: Whether another stage follows.
-    """
-
-    def __init__(
-        self,
-        blocks: Sequence[Block],
-        channels: int,
-        norm: bool,
-        post_norm_block_ids: Sequence[int],
-        downsample: bool,
-    ) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList(blocks)
-        self.post_norm_block_ids = tuple(post_norm_block_ids)
-        self.post_norms = nn.ModuleList(layer_norm(channels) for _ in self.post_norm_block_ids)
-        self.norm = layer_norm(channels) if norm else None
-        self.downsample = Downsample(channels) if downsample else None
-        self.grad_checkpointing = False
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Run the stage.
-
-        Args:
-            x: Feature map of shape ``(N, H, W, C)``.
-
-        Returns:
-            The feature map of the stage, ``(N, H, W, C)``, and the input of the next stage (the
-            same feature map if there is none).
-        """
-        checkpointing = self.grad_checkpointing and torch.is_grad_enabled()
-        for index, block in enumerate(self.blocks):
-            x = checkpoint(block, x, use_reentrant=False) if checkpointing else block(x)
-            if index in self.post_norm_block_ids:
-                x = self.post_norms[self.post_norm_block_ids.index(index)](x)
-        if self.norm is not None:
-            x = self.norm(x)
-        return x, x if self.downsample is None else self.downsample(x)

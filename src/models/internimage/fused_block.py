@@ -1,4 +1,4 @@
-"""A block of a network that is prepared for inference, as one operator."""
+"""A block as one operator, for inference on a CPU."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ class FusedBlock:
 
     def __init__(self, layer: Block, dtype: torch.dtype) -> None:
         assert isinstance(layer.dcn, DCNv3)
-        self.width = layer.mlp.fc1.out_features
+        self.width, self.dtype = layer.mlp.fc1.out_features, dtype
         self.tensors = _weights(layer, layer.dcn, dtype).tensors()
         self.options = _options(layer, layer.dcn)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """``(N, H, W, C) -> (N, H, W, C)``."""
-        return block(x, self.tensors, self.options)
+        """``(N, H, W, C) -> (N, H, W, C)``, of the dtype of the block."""
+        return block(x.to(self.dtype).contiguous(), self.tensors, self.options)
 
 
 def can_fuse(layer: Block, dtype: torch.dtype) -> bool:

@@ -19,17 +19,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from src.errors import UserError
-from src.models.internimage.blocks import Block, Stage, Stem, check_channels
+from src.models.internimage.blocks import Block, Stem, check_channels
 from src.models.internimage.dcnv3 import DCNv3
 from src.models.internimage.fused_block import FusedBlock, can_fuse
 from src.models.internimage.layers import add_branch
+from src.models.internimage.parts import in_parts
+from src.models.internimage.stage import Stage
 from src.models.layers.low_rank import LowRank
 from src.models.layers.norm import LayerNorm, has_hooks
 from src.models.layers.precision import autocast_dtype, without_autocast
 from src.ops.cpu_norm import depthwise_norm_gelu, layer_norm
-
-PART = 2**22
-"""Bytes of the largest intermediate feature map of the images that run at a time."""
 
 
 def prepare_for_inference(network: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -313,7 +312,7 @@ class _Stem(_Prepared):
         check_channels(image, self.in_chans)
         values = self.conv1.channels * image.shape[2] * image.shape[3] // 4
         with without_autocast("cpu"):
-            return _in_parts(image, values * self.dtype.itemsize, self._run)[0]
+            return in_parts(image, values * self.dtype.itemsize, self._run)[0]
 
     def _run(self, image: Tensor) -> tuple[Tensor]:
         x = image.to(self.dtype, memory_format=torch.channels_last).permute(0, 2, 3, 1)
@@ -343,7 +342,7 @@ class _Stage(_Prepared):
         values = x.shape[1] * x.shape[2] * self.blocks[0].width
         with without_autocast("cpu"):
             x = x.to(self.dtype).contiguous()
-            out, *following = _in_parts(x, values * self.dtype.itemsize, self._run)
+            out, *following = in_parts(x, values * self.dtype.itemsize, self._run)
         return out, following[0] if following else out
 
     def _run(self, x: Tensor) -> tuple[Tensor, ...]:
@@ -357,11 +356,3 @@ class _Stage(_Prepared):
             return (x,)
         conv, norm = self.downsample
         return x, norm(conv(x))
-
-
-def _in_parts(
-    x: Tensor, image_bytes: int, run: Callable[[Tensor], tuple[Tensor, ...]]
-) -> tuple[Tensor, ...]:
-    """Results of ``run`` on a few images at a time, whose largest feature map is `PART` bytes."""
-    parts = [run(part) for part in x.split(max(1, PART // max(1, image_bytes)))]
-    return parts[0] if len(parts) == 1 else tuple(map(torch.cat, zip(*parts, strict=True)))

@@ -6,7 +6,7 @@ from torch import nn
 
 from src.errors import UserError
 from src.models import InternImage, prepare_for_inference
-from src.models.internimage import inference
+from src.models.internimage import inference, parts
 
 SMALL = {"channels": 16, "depths": [1, 1, 1, 1], "groups": [1, 2, 4, 8]}
 VARIANTS = [
@@ -46,7 +46,7 @@ def fused(request, monkeypatch):
 @pytest.mark.parametrize("options", VARIANTS, ids=str)
 @torch.no_grad()
 def test_same_values(options, part, images, monkeypatch):
-    monkeypatch.setattr(inference, "PART", part)
+    monkeypatch.setattr(parts, "PART", part)
     network = make(**options)
     expected = network.forward_intermediates(images, intermediates_only=True)
     features = prepare_for_inference(network).forward_intermediates(images, intermediates_only=True)

@@ -1,0 +1,98 @@
+"""A stage of InternImage: blocks of one resolution.
+
+Source: "InternImage", CVPR 2023 (arXiv 2211.05778), figure 4; the positions of the norms are those
+of the official code. Feature maps are channels-last, ``(N, H, W, C)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from src.models.internimage.block_cache import BlockCache
+from src.models.internimage.blocks import Block, Downsample
+from src.models.internimage.fused_block import FusedBlock
+from src.models.internimage.layers import layer_norm
+from src.models.internimage.parts import in_parts
+from src.models.layers.norm import has_hooks
+
+
+class Stage(nn.Module):
+    """Blocks of one resolution, with the norms around them and the step to the next stage.
+
+    Args:
+        blocks: The blocks in order.
+        channels: Width of the feature map.
+        norm: Whether a norm closes the stage.
+        post_norm_block_ids: Blocks whose output is replaced by its norm.
+        downsample: Whether another stage follows.
+    """
+
+    def __init__(
+        self,
+        blocks: Sequence[Block],
+        channels: int,
+        norm: bool,
+        post_norm_block_ids: Sequence[int],
+        downsample: bool,
+    ) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.post_norm_block_ids = tuple(post_norm_block_ids)
+        self.post_norms = nn.ModuleList(layer_norm(channels) for _ in self.post_norm_block_ids)
+        self.norm = layer_norm(channels) if norm else None
+        self.downsample = Downsample(channels) if downsample else None
+        self.grad_checkpointing = False
+        self._cache = BlockCache()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Run the stage.
+
+        Args:
+            x: Feature map of shape ``(N, H, W, C)``.
+
+        Returns:
+            The feature map of the stage, ``(N, H, W, C)``, and the input of the next stage (the
+            same feature map if there is none).
+        """
+        fused = self._cache.of(self.blocks, x)
+        run = partial(self._run, fused)
+        if len(fused) < len(self.blocks) or self._has_hooks():
+            out, *following = run(x)
+        else:
+            first = fused[0]
+            values = x.shape[1] * x.shape[2] * first.width
+            out, *following = in_parts(x, values * first.dtype.itemsize, run)
+        return out, following[0] if following else out
+
+    def train(self, mode: bool = True) -> Stage:
+        """Set training or evaluation mode; training frees what evaluation keeps."""
+        if mode:
+            self._cache.clear()
+        return super().train(mode)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Stage:
+        self._cache.clear()  # the parameters move to another device or dtype
+        return super()._apply(fn, recurse)
+
+    def _has_hooks(self) -> bool:
+        """Whether a hook would see a part of the images only."""
+        outer = [self.post_norms, self.norm, self.downsample]
+        return has_hooks(*(m for part in outer if part is not None for m in part.modules()))
+
+    def _run(self, fused: dict[int, FusedBlock], x: Tensor) -> tuple[Tensor, ...]:
+        checkpointing = self.grad_checkpointing and torch.is_grad_enabled()
+        for index, block in enumerate(self.blocks):
+            if index in fused:
+                x = fused[index](x)
+            else:
+                x = checkpoint(block, x, use_reentrant=False) if checkpointing else block(x)
+            if index in self.post_norm_block_ids:
+                x = self.post_norms[self.post_norm_block_ids.index(index)](x)
+        if self.norm is not None:
+            x = self.norm(x)
+        return (x,) if self.downsample is None else (x, self.downsample(x))
