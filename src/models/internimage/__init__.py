@@ -2,9 +2,10 @@
 
 - ``mixer.py``: the interface of the spatial mixer of a block.
 - ``dcnv3.py``, ``dcnv4.py``: the mixers, which call the operators in ``src.ops``.
-- ``blocks.py``: stem, block, downsampling and stage.
+- ``blocks.py``, ``stage.py``: stem, block, downsampling; blocks of one resolution.
 - ``backbone.py``: the backbone, one feature map per stage.
 - ``inference.py``: copies for inference on a CPU, with packed weights.
+- ``fused_block.py``, ``block_cache.py``: a block as one operator; when a network runs blocks so.
 - ``heads.py``, ``classifier.py``: pooling heads and the classifier with timm's contract.
 - ``metaformer.py``: the classifier that also reads date and place (iNaturalist 2018).
 - ``composite.py``: two backbones combined (CBNet).

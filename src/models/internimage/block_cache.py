@@ -9,7 +9,7 @@ weights.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -143,14 +143,14 @@ def _is_plain(modules: list[nn.Module], dtype: torch.dtype) -> bool:
     return not has_hooks(*modules) and modules[0]._compiled_call_impl is None
 
 
-def _state(block: Block, dtype: torch.dtype, parameters: list[Tensor]) -> tuple[object, ...]:
+def _state(block: Block, dtype: torch.dtype, parameters: Sequence[Tensor]) -> tuple[object, ...]:
     """What the packed weights depend on."""
     versions = [(id(p), p._version, p.data_ptr()) for p in parameters]
     return id(block), dtype, block.post_norm, versions
 
 
 def _packed(
-    block: Block, modules: list[nn.Module], parameters: list[Tensor], dtype: torch.dtype
+    block: Block, modules: list[nn.Module], parameters: Sequence[Tensor], dtype: torch.dtype
 ) -> tuple[list[Tensor], FusedBlock | None]:
     kept = [*parameters, *(p.detach() for p in parameters)]
     # Sharded weights are tensors of other types, or attributes instead of parameters.

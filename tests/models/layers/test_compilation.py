@@ -102,7 +102,7 @@ def test_under_autocast(graphs):
 
 
 def test_all_sizes_at_once(graphs):
-    model = network().eval()
+    model = network(channels=4).eval()  # blocks of these widths never run as one operator
     compile_parts(model, Compilation(dynamic=True))
     counts = []
     for size in ((64, 96), (96, 64), (128, 80), (72, 104)):
