@@ -12,7 +12,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from timm.layers.drop import DropPath
 from torch import Tensor, nn
 from torch.nn.modules import module as nn_module
@@ -39,23 +41,31 @@ class _Entry(NamedTuple):
 
     Attributes:
         state: What the block was when it was packed, see `_state`.
-        kept: Its parameters and their memory, so that neither an ``id`` nor an address is used
-            again as long as it is part of a state.
+        kept: Its parameters, so that no ``id`` is used again as long as it is part of a state.
+        views: The memory of each parameter, for the same reason.
+        samples: A few values of each parameter, see `_samples`.
         fused: The block as one operator; ``None`` if there is no kernel for it.
     """
 
     state: tuple[object, ...]
-    kept: list[Tensor]
+    kept: Sequence[Tensor]
+    views: list[NDArray[np.float32]]
+    samples: list[float]
     fused: FusedBlock | None
+
+    def holds(self, state: tuple[object, ...]) -> bool:
+        """Whether the packed weights are those of the block in this state."""
+        return self.state == state and self.samples == _samples(self.views)
 
 
 class BlockCache:
     """Packed weights of the blocks of a stage, made at first use and again after a change.
 
     A change is another parameter, other memory, or another version of a tensor, which every
-    operator counts that writes into it. Writing through ``parameter.data`` is not counted; training
-    mode, a forward pass with gradients and moving the network empty the cache, too. Copies and
-    files of a network do not contain it.
+    operator counts that writes into it. Writing through ``parameter.data`` is not counted; it is
+    seen if it changes the first or the middle value of a parameter, as scaling, averaging and
+    loading do. Training mode, a forward pass with gradients and moving the network empty the cache,
+    too. Copies and files of a network do not contain it.
     """
 
     def __init__(self) -> None:
@@ -102,9 +112,9 @@ class BlockCache:
             return None
         state = _state(block, dtype, parameters)
         entry = self._entries.get(index)
-        if entry is None or entry.state != state:
+        if entry is None or not entry.holds(state):
             self._entries.pop(index, None)  # free before packing
-            entry = _Entry(state, *_packed(block, modules, parameters, dtype))
+            entry = _packed(state, block, modules, parameters, dtype)
             self._entries[index] = entry
         return entry.fused
 
@@ -149,10 +159,18 @@ def _state(block: Block, dtype: torch.dtype, parameters: Sequence[Tensor]) -> tu
     return id(block), dtype, block.post_norm, versions
 
 
+def _samples(views: list[NDArray[np.float32]]) -> list[float]:
+    """First and middle value of each array; NaN never equals itself, so such weights are packed."""
+    return [view.item(at) for view in views for at in (0, view.size // 2)]
+
+
 def _packed(
-    block: Block, modules: list[nn.Module], parameters: Sequence[Tensor], dtype: torch.dtype
-) -> tuple[list[Tensor], FusedBlock | None]:
-    kept = [*parameters, *(p.detach() for p in parameters)]
+    state: tuple[object, ...],
+    block: Block,
+    modules: list[nn.Module],
+    parameters: Sequence[Tensor],
+    dtype: torch.dtype,
+) -> _Entry:
     # Sharded weights are tensors of other types, or attributes instead of parameters.
     is_whole = all(
         isinstance(m._parameters.get("weight"), nn.Parameter)
@@ -164,6 +182,7 @@ def _packed(
         for p in parameters
     )
     if not (is_whole and is_float32 and can_fuse(block, dtype)):
-        return kept, None
+        return _Entry(state, [*parameters, *(p.detach() for p in parameters)], [], [], None)
+    views = [p.detach().numpy() for p in parameters]
     with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
-        return kept, FusedBlock(block, dtype)
+        return _Entry(state, parameters, views, _samples(views), FusedBlock(block, dtype))

@@ -317,6 +317,7 @@ WRITES = {
     "in place": lambda n: [p.mul_(1.5) for p in n.parameters()],
     "load_state_dict": lambda n: n.load_state_dict(scaled_state(n)),
     "load_state_dict, assigned": lambda n: n.load_state_dict(scaled_state(n), assign=True),
+    "in place, through data": lambda n: [p.data.mul_(1.5) for p in n.parameters()],
     "new data": lambda n: [setattr(p, "data", p.data * 1.5) for p in n.parameters()],
     "new data, twice": replace_data_twice,
     "new parameter": replace_parameters,
