@@ -1,9 +1,10 @@
 """Build the compiled operators; all other package metadata is in pyproject.toml.
 
-The CPU library (src/ops/_C.abi3.so) is built at every installation and needs a C++20 compiler and
-an installed torch, but no CUDA toolkit and no GPU. The CUDA library (src/ops/_C_cuda.abi3.so) is
+The CPU library (src/ops/_C.abi3.so) and that of exported ONNX files (src/ops/_onnx.abi3.so) are
+built at every installation and need a C++20 compiler and an installed torch, but no CUDA toolkit
+and no GPU. The CUDA library (src/ops/_C_cuda.abi3.so) is
 built if nvcc and either a GPU or INTERNIMAGE_CUDA_ARCHS is available, because it takes minutes.
-`python setup.py build_ext --inplace` rebuilds both; unchanged files are skipped.
+`python setup.py build_ext --inplace` rebuilds all; unchanged files are skipped.
 
 The same file builds the wheel of the operator alone (packaging/dcnv3_ops/build.py), whose package
 is `dcnv3_ops` instead of `src.ops`.
@@ -22,9 +23,11 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
@@ -61,6 +64,15 @@ INSTRUCTION_SETS = {
 # Microsoft's compiler, written from its documentation: not run yet.
 MSVC_FLAGS = ["/std:c++20", "/Zc:__cplusplus", "/O2", "/EHsc", "/W3", "/bigobj", "/DNOMINMAX"]
 MSVC_INSTRUCTION_SETS = {"DEFAULT": [], "AVX2": ["/arch:AVX2"]}
+# It is copied to other machines beside exported files, so it has no other libraries than libc.
+ONNX_LINK_FLAGS = (
+    ["-Wl,-exported_symbol,_RegisterCustomOps"]
+    if sys.platform == "darwin"
+    else [
+        *("-static-libstdc++", "-static-libgcc", "-Wl,-s"),
+        f"-Wl,--version-script={CSRC / 'onnx/exports.map'}",
+    ]
+)
 # Kernels once per type; what runs without one (docs/ops.md) has no need of older GPUs.
 CUDA_TYPES = ("double", "float", "__half", "__nv_bfloat16")
 CUDA_ARCHITECTURES = "8.0;8.6;8.9;9.0;10.0;12.0"
@@ -69,16 +81,28 @@ NVCC_FLAGS = ["-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden"]
 
 @dataclass
 class Unit:
-    """One compiler call: a source file, its own flags and the folder of its object."""
+    """One compiler call: a source file, its own flags and the folder of its object.
+
+    Units of the same name and source are the same in all libraries.
+    """
 
     source: Path
     name: str
     flags: list[str] = field(default_factory=list)
     nvcc: str | None = None
 
+    def depends(self) -> list[str]:
+        """Headers that the source may include, which are in its folder and in `CSRC`."""
+        folders = {CSRC, self.source.parent}
+        if self.source.parent.name == "onnx":
+            folders.add(CSRC / "cpu")
+        return sorted(
+            str(path.relative_to(ROOT)) for folder in folders for path in ROOT.glob(f"{folder}/*.*h")
+        )
+
 
 class Library(Extension):
-    """A shared library loaded by torch, built from units with different flags."""
+    """A shared library, built from units with different flags."""
 
     def __init__(
         self,
@@ -87,26 +111,24 @@ class Library(Extension):
         torch: Path,
         *,
         optional: bool = False,
-        libraries: list[str] | None = None,
-        library_dirs: list[str] | None = None,
+        libraries: Sequence[str] = (),
+        library_dirs: Sequence[str] = (),
+        link_flags: Sequence[str] = (),
     ) -> None:
         """Depend on the headers of the sources, on this file and on the version of torch."""
-        folders = {CSRC, *(unit.source.parent for unit in units)}
-        headers = sorted(
-            str(path.relative_to(ROOT))
-            for folder in folders
-            for path in ROOT.glob(f"{folder}/*.*h")
-        )
+        self.common = ["setup.py", str(torch / "version.py")]
+        headers = sorted({path for unit in units for path in unit.depends()})
         super().__init__(
             name,
             sources=sorted({str(unit.source) for unit in units}),
-            depends=[*headers, "setup.py", str(torch / "version.py")],
+            depends=[*headers, *self.common],
             py_limited_api=True,
             optional=optional,
-            libraries=["torch_cpu", *(libraries or [])],
+            libraries=list(libraries),
+            extra_link_args=list(link_flags),
             # A cross compiler cannot link with the installed torch; packaging/dcnv3_ops/build.py
             # provides an empty library of the same name.
-            library_dirs=[STUB_LIBRARIES or str(torch / "lib"), *(library_dirs or [])],
+            library_dirs=[STUB_LIBRARIES or str(torch / "lib"), *library_dirs],
         )
         self.units = units
         self.torch = torch
@@ -114,6 +136,8 @@ class Library(Extension):
 
 class BuildLibraries(build_ext):
     """Compile the changed units of a library in parallel, and link them."""
+
+    compiled: ClassVar[set[Path]] = set()  # in this run
 
     def build_extension(self, ext: Library) -> None:
         """Build a library unless it is newer than all of its sources."""
@@ -142,12 +166,14 @@ class BuildLibraries(build_ext):
 
     def compile_unit(self, ext: Library, unit: Unit) -> str:
         """Compile a unit in its own folder and return the object file."""
-        folder = Path(self.build_temp) / ext.name / unit.name
+        folder = Path(self.build_temp) / PACKAGE / unit.name
         target = folder / unit.source.with_suffix(".obj" if IS_WINDOWS else ".o")
-        if not self.force and not newer_group(
-            [str(unit.source), *ext.depends], str(target), "newer"
+        depends = [str(unit.source), *unit.depends(), *ext.common]
+        if not newer_group(depends, str(target), "newer") and not (
+            self.force and target not in self.compiled
         ):
             return str(target)
+        self.compiled.add(target)
         if unit.nvcc:
             Path(target).parent.mkdir(parents=True, exist_ok=True)
             command = [
@@ -175,7 +201,7 @@ class BuildLibraries(build_ext):
         return result
 
     def link(self, ext: Library, objects: list[str], target: Path) -> None:
-        """Link against the libraries of torch, which are loaded before this one."""
+        """Link; the libraries of torch are loaded before one that needs them."""
         target.parent.mkdir(parents=True, exist_ok=True)
         is_mac = sys.platform == "darwin"
         flags = ["-undefined", "dynamic_lookup"] if is_mac else ["-Wl,-z,defs"]
@@ -190,7 +216,7 @@ class BuildLibraries(build_ext):
             library_dirs=ext.library_dirs,
             # Must precede the libraries: the empty one has no symbol that is needed.
             extra_preargs=["-Wl,--no-as-needed"] if STUB_LIBRARIES else [],
-            extra_postargs=flags,
+            extra_postargs=[*flags, *ext.extra_link_args],
             target_lang="c++",
         )
 
@@ -214,8 +240,11 @@ def find_torch() -> Path | None:
     return next((folder for folder in folders if (folder / "include/torch").is_dir()), None)
 
 
-def cpu_library(torch: Path) -> Library:
-    """DCNv3 on the CPU: the kernels once per instruction set, and the stable-ABI binding."""
+def cpu_libraries(torch: Path) -> list[Library]:
+    """The kernels once per instruction set, with the stable-ABI binding and that of ONNX Runtime.
+
+    The second is for exported files of the project; the package of the operator does not have it.
+    """
     # Python's own variable for cross compilation, such as linux-aarch64.
     machine = os.environ.get("_PYTHON_HOST_PLATFORM", platform.machine()).rpartition("-")[2]
     is_x86 = machine.lower() in ("x86_64", "amd64")
@@ -236,11 +265,28 @@ def cpu_library(torch: Path) -> Library:
         )
         for name, flags in sets.items()
     ]
+    kernels.append(Unit(CSRC / "cpu/dispatch.cpp", "dispatch", defines))
     bindings = [
         Unit(CSRC / f"cpu/{name}.cpp", "binding", [*BINDING_FLAGS, *defines])
         for name in ("binding", "block", "linear", "norm")
     ]
-    return Library(f"{PACKAGE}._C", [*kernels, *bindings], torch, optional=IS_WINDOWS)
+    libraries = [
+        Library(
+            f"{PACKAGE}._C",
+            [*kernels, *bindings],
+            torch,
+            optional=IS_WINDOWS,
+            libraries=["torch_cpu"],
+        )
+    ]
+    if PACKAGE == "src.ops" and not IS_WINDOWS:
+        units = [
+            Unit(CSRC / f"onnx/{name}.cpp", "onnx", defines) for name in ("block", "dcn", "library")
+        ]
+        libraries.append(
+            Library(f"{PACKAGE}._onnx", [*kernels, *units], torch, link_flags=ONNX_LINK_FLAGS)
+        )
+    return libraries
 
 
 def cuda_library(torch: Path) -> Library | None:
@@ -285,7 +331,7 @@ def cuda_library(torch: Path) -> Library | None:
         torch,
         optional=choice != "1",
         # With the static runtime, the library works with every driver and CUDA version of torch.
-        libraries=["torch_cuda", "cudart_static", "rt", "dl", "pthread"],
+        libraries=["torch_cpu", "torch_cuda", "cudart_static", "rt", "dl", "pthread"],
         library_dirs=[str(toolkit / "lib64"), str(toolkit / "lib")],
     )
 
@@ -318,7 +364,7 @@ def main() -> None:
     os.chdir(ROOT)
     torch = find_torch()
     enabled = os.environ.get("SRC_BUILD_OPS", "1") != "0"
-    libraries = [cpu_library(torch), cuda_library(torch)] if enabled and torch else []
+    libraries = [*cpu_libraries(torch), cuda_library(torch)] if enabled and torch else []
     setup(
         ext_modules=[library for library in libraries if library],
         # Only used in an isolated build without torch: pip installs it and builds again.

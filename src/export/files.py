@@ -15,7 +15,7 @@ from src.export.description import Description
 from src.export.packages import silence
 from src.models.graphs import Graph, RegionResult
 
-OPSETS = {"deformconv": 20, "gridsample": 18, "gather": 18}
+OPSETS = {"deformconv": 20, "gridsample": 18, "gather": 18, "native": 20}
 """Form of DCNv3 in an ONNX file, see ``operators/``, and the opset that it needs."""
 RESULT_FILE = "model.onnx"
 STANDARD_DOMAINS = ("", "ai.onnx")

@@ -39,8 +39,13 @@ class FusedBlock:
 
 
 def can_fuse(layer: Block, dtype: torch.dtype) -> bool:
-    """Whether there is a kernel for a block with LayerNorm."""
-    if not isinstance(layer.dcn, DCNv3) or not is_available(dtype):
+    """Whether there is a kernel for a block with LayerNorm on this CPU."""
+    return is_available(dtype) and fits_operator(layer)
+
+
+def fits_operator(layer: Block) -> bool:
+    """Whether the operator computes a block with LayerNorm, on a CPU that has a kernel."""
+    if not isinstance(layer.dcn, DCNv3):
         return False
     widths = layer.dcn.channels, layer.mlp.fc1.out_features
     epsilons = {module.eps for module in layer.modules() if isinstance(module, nn.LayerNorm)}

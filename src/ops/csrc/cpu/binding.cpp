@@ -1,18 +1,13 @@
 // internimage::dcnv3, internimage::dcnv4 and their backward on the CPU, on the LibTorch stable ABI.
 //
-// Selects the instruction set, converts 16-bit tensors except for the forward pass in bfloat16, and
-// divides the work so that results do not depend on the number of threads.
+// Converts 16-bit tensors except for the forward pass in bfloat16, and divides the work so that
+// results do not depend on the number of threads.
 #include <algorithm>
-#include <cstdlib>
-#include <cstring>
 #include <string>
 #include <tuple>
 #include <vector>
 
 #include "../binding.h"
-#ifdef INTERNIMAGE_X86
-#include "features.h"
-#endif
 #include "kernels.h"
 
 namespace internimage::cpu {
@@ -22,30 +17,6 @@ using torch::headeronly::ScalarType;
 
 // Minimum number of (pixel, group) rows per thread.
 constexpr int64_t kForwardRows = 1024, kBackwardRows = 512;
-
-const Kernels& choose_kernels() {
-#ifdef INTERNIMAGE_X86
-  const char* wish = std::getenv("ATEN_CPU_CAPABILITY");
-  const auto allows = [wish](const char* name) {
-    return wish == nullptr || std::strcmp(wish, name) == 0;
-  };
-  const Features features = x86_features();
-#ifndef _MSC_VER  // not built there (setup.py)
-  if (features.avx512 && allows("avx512")) return AVX512::kernels;
-#endif
-  if (features.avx2 && (allows("avx2") || allows("avx512"))) return AVX2::kernels;
-#endif
-  return DEFAULT::kernels;
-}
-
-}  // namespace
-
-const Kernels& active_kernels() {
-  static const Kernels& kernels = choose_kernels();
-  return kernels;
-}
-
-namespace {
 
 template <typename T>
 const KernelsFor<T>& kernels_for() {
