@@ -97,7 +97,9 @@ class Unit:
         if self.source.parent.name == "onnx":
             folders.add(CSRC / "cpu")
         return sorted(
-            str(path.relative_to(ROOT)) for folder in folders for path in ROOT.glob(f"{folder}/*.*h")
+            str(path.relative_to(ROOT))
+            for folder in folders
+            for path in ROOT.glob(f"{folder}/*.*h")
         )
 
 

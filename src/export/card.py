@@ -2,12 +2,43 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Sequence
 from pathlib import Path
 
 from src.export.description import Description
 from src.files import readable_size
 from src.project import origin
+
+
+def operators(library: str | None) -> str:
+    """What the operators of ONNX files are, as an object of a sentence.
+
+    Args:
+        library: Name of the library that the files need, or ``None``.
+    """
+    if library is None:
+        return "standard operators only"
+    return (
+        f"operators of `{library}`, the CPU kernels of InternImage for ONNX Runtime 1.22 or later, "
+        f"built for {platform.system()} on {platform.machine()}"
+    )
+
+
+def opening(name: str, library: str | None) -> list[str]:
+    """Lines of Python that open an ONNX file in ONNX Runtime.
+
+    Args:
+        name: Name of the file.
+        library: See `operators`.
+    """
+    if library is None:
+        return [f'session = onnxruntime.InferenceSession("{name}")']
+    return [
+        "options = onnxruntime.SessionOptions()",
+        f'options.register_custom_ops_library("./{library}")',
+        f'session = onnxruntime.InferenceSession("{name}", options)',
+    ]
 
 
 def card(description: Description, files: Sequence[Path], content: str, preprocessing: str) -> str:

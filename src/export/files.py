@@ -12,11 +12,14 @@ from torch.export import ExportedProgram
 from src import files
 from src.errors import UserError
 from src.export.description import Description
+from src.export.library import COPY, DOMAIN
 from src.export.packages import silence
 from src.models.graphs import Graph, RegionResult
 
 OPSETS = {"deformconv": 20, "gridsample": 18, "gather": 18, "native": 20}
 """Form of DCNv3 in an ONNX file, see ``operators/``, and the opset that it needs."""
+NATIVE = "native"
+"""The form that needs our library."""
 RESULT_FILE = "model.onnx"
 STANDARD_DOMAINS = ("", "ai.onnx")
 LARGEST_SINGLE_FILE = 1_900_000_000
@@ -43,7 +46,8 @@ def to_onnx(graph: Graph, program: ExportedProgram, dcn: str = "deformconv") -> 
     Args:
         graph: The graph.
         program: Its `trace`.
-        dcn: Form of DCNv3, one of `OPSETS`.
+        dcn: Form of DCNv3, one of `OPSETS`. For `NATIVE`, the graph is one of a network
+            `with_fused_blocks`.
 
     Returns:
         A `torch.onnx.ONNXProgram`, for `save_onnx`.
@@ -62,12 +66,13 @@ def to_onnx(graph: Graph, program: ExportedProgram, dcn: str = "deformconv") -> 
         )
 
 
-def save_onnx(exported: Any, path: Path) -> Path:
-    """Write an ONNX file, which has standard operators only and is checked by onnx.
+def save_onnx(exported: Any, path: Path, dcn: str = "deformconv") -> Path:
+    """Write an ONNX file, which is checked by onnx and has standard operators only.
 
     Args:
         exported: Result of `to_onnx`.
         path: The file. Weights of more than 1.9 GB are in a file of their own, ``<path>.data``.
+        dcn: Form of DCNv3; `NATIVE` allows the operators of our library.
 
     Returns:
         The file.
@@ -82,7 +87,8 @@ def save_onnx(exported: Any, path: Path) -> Path:
         exported.save(path, external_data=size > LARGEST_SINGLE_FILE)
     model = read_onnx(path, weights=False)
     onnx.checker.check_model(path)
-    foreign = {node.domain for node in model.graph.node} - set(STANDARD_DOMAINS)
+    allowed = {*STANDARD_DOMAINS, *([DOMAIN] if dcn == NATIVE else [])}
+    foreign = {node.domain for node in model.graph.node} - allowed
     if foreign or model.functions:
         raise RuntimeError(f"{path} has operators that are not standard: {sorted(foreign)}")
     return path
@@ -104,7 +110,10 @@ def write_onnx(
     graph: Graph, program: ExportedProgram, folder: Path, dcn: str = "deformconv"
 ) -> Path:
     """Write ``<name>.onnx``; see `to_onnx` and `save_onnx`."""
-    return save_onnx(to_onnx(graph, program, dcn), folder / f"{graph.name}.onnx")
+    exported = to_onnx(graph, program, dcn)
+    if dcn == NATIVE:
+        exported.model.metadata_props["library"] = COPY
+    return save_onnx(exported, folder / f"{graph.name}.onnx", dcn)
 
 
 def write_result(
@@ -146,10 +155,12 @@ def write_result(
         masks,
     )
     model.metadata_props.update(description.metadata(inside))
+    if dcn == NATIVE:
+        model.metadata_props["library"] = COPY
     result = graphs[0].result
     if isinstance(result, RegionResult) and result.mask_threshold is not None:
         model.metadata_props["mask_threshold"] = str(result.mask_threshold)
-    return save_onnx(parts[graphs[0].name], folder / RESULT_FILE)
+    return save_onnx(parts[graphs[0].name], folder / RESULT_FILE, dcn)
 
 
 def write_program(graph: Graph, program: ExportedProgram, folder: Path) -> Path:

@@ -8,18 +8,21 @@ from functools import partial
 from pathlib import Path
 
 from torch import nn
+from torch.export import ExportedProgram
 
 from src import files
 from src.errors import UserError
 from src.export.description import Description
-from src.export.files import WRITERS, trace, write_onnx, write_result
+from src.export.files import NATIVE, WRITERS, trace, write_onnx, write_result
 from src.export.graphs import Graph, graphs_of
+from src.export.library import COPY, required_library
 from src.export.packages import require
 from src.export.precision import CONVERSIONS, check_convertible
 from src.export.raw_card import raw_card
 from src.export.result_card import result_card
 from src.models.detection.rcnn.cascade_roi_head import STAGE_STDS
 from src.models.graphs import Result
+from src.models.internimage.fused_block import with_fused_blocks
 
 _SEVERAL_PASSES = {"tta": "--data.tta false", "window_size": "--model.window_size null"}
 """Settings for several forward passes per image, and how to turn them off."""
@@ -62,21 +65,26 @@ class Written:
         graphs: Files of single graphs.
         results: Files from image to result.
         result: What they predict.
+        libraries: Copies of the library that the files need.
     """
 
     graphs: list[tuple[Graph, Path]]
     results: list[Path]
     result: Result | None
+    libraries: Sequence[Path] = ()
 
     @property
     def paths(self) -> list[Path]:
         """All files but the description, with the files of large weights."""
-        return with_weights([*self.results, *(path for _, path in self.graphs)])
+        models = with_weights([*self.results, *(path for _, path in self.graphs)])
+        return [*models, *self.libraries]
 
     def moved_to(self, folder: Path) -> Written:
         """The same files in another folder."""
         graphs = [(graph, folder / path.name) for graph, path in self.graphs]
-        return Written(graphs, [folder / path.name for path in self.results], self.result)
+        results = [folder / path.name for path in self.results]
+        libraries = [folder / path.name for path in self.libraries]
+        return Written(graphs, results, self.result, libraries)
 
 
 def write(
@@ -98,7 +106,8 @@ def write(
     Raises:
         UserError: If predictions of the recipe take several forward passes, which one file from
             image to result does not compute, or the form of masks of a network without masks is
-            given, a package is missing, or the network is too large for another precision.
+            given, a package or the library is missing, or files of another precision cannot be
+            written.
     """
     whole = form.outputs == "result" and "onnx" in formats
     if whole:
@@ -107,25 +116,43 @@ def write(
         require("ONNX files", "onnx", "onnxscript")
     graphs = graphs_of(network)
     further = [name for name in form.precisions if name != "float32"] if whole else []
+    is_native = form.dcn == NATIVE and "onnx" in formats
+    libraries = []
+    if is_native:
+        libraries = [folder / COPY]
+        files.copy(required_library(), folder / COPY)
+    if further and is_native:
+        raise UserError(
+            "The blocks of --dcn native compute in float32; leave float16 and int8 out of "
+            "--precision, or choose another --dcn."
+        )
     if further:
         check_convertible(network)
     if whole and form.masks != "box" and getattr(graphs[0].result, "mask_threshold", None) is None:
         raise UserError(
             f"--masks has no effect: {type(network).__name__} predicts no masks; leave it out."
         )
-    programs = [trace(graph) for graph in graphs]
+    onnx_graphs = graphs_of(with_fused_blocks(network)) if is_native else graphs
+    programs: dict[int, ExportedProgram] = {}
+
+    def traced(graph: Graph) -> ExportedProgram:
+        if id(graph) not in programs:
+            programs[id(graph)] = trace(graph)
+        return programs[id(graph)]
+
     writers: dict[str, Callable[..., Path]] = {**WRITERS, "onnx": partial(write_onnx, dcn=form.dcn)}
     single = [name for name in formats if not (whole and name == "onnx")]
-    pairs = [
-        (graph, writers[name](graph, program, folder))
-        for graph, program in zip(graphs, programs, strict=True)
-        for name in single
-    ]
+    pairs = []
+    for graph, onnx_graph in zip(graphs, onnx_graphs, strict=True):
+        for name in single:
+            written_graph = onnx_graph if name == "onnx" else graph
+            path = writers[name](written_graph, traced(written_graph), folder)
+            pairs.append((graph, path))
     results: list[Path] = []
     if whole:
         path = write_result(
-            graphs,
-            programs,
+            onnx_graphs,
+            [traced(graph) for graph in onnx_graphs],
             folder,
             description,
             dcn=form.dcn,
@@ -133,7 +160,7 @@ def write(
             masks=form.masks,
         )
         results = [path, *(CONVERSIONS[name](path) for name in further)]
-    written = Written(pairs, results, graphs[0].result)
+    written = Written(pairs, results, graphs[0].result, libraries)
     files.write_text(folder / "EXPORT.md", _text(written, description, form, graphs))
     return written
 
@@ -143,7 +170,8 @@ def possible_names(formats: Sequence[str]) -> list[str]:
     stages = range(1, len(STAGE_STDS) + 1)
     graphs = ["model", "backbone", "boxes", "masks", *(f"boxes_{stage}" for stage in stages)]
     suffixes = [suffix for name in formats for suffix in _SUFFIXES[name]]
-    return [graph + suffix for graph in graphs for suffix in suffixes]
+    libraries = [COPY] if "onnx" in formats else []
+    return [graph + suffix for graph in graphs for suffix in suffixes] + libraries
 
 
 def with_weights(paths: Sequence[Path]) -> list[Path]:
@@ -168,13 +196,15 @@ def _text(written: Written, description: Description, form: Form, graphs: Sequen
         texts.append(
             result_card(
                 written.result,
-                with_weights(written.results),
+                [*with_weights(written.results), *written.libraries],
                 description,
                 inside=form.inside,
                 masks=form.masks,
+                library=COPY if written.libraries else None,
             )
         )
     if written.graphs:
         paths = with_weights([path for _, path in written.graphs])
-        texts.append(raw_card(graphs, paths, description))
+        library = COPY if written.libraries and not written.results else None
+        texts.append(raw_card(graphs, paths, description, library))
     return "\n".join(texts)

@@ -5,21 +5,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from src.export.card import card
+from src.export.card import card, opening, operators
 from src.export.description import Description
 from src.models.graphs import Graph
 
 
-def raw_card(graphs: Sequence[Graph], files: Sequence[Path], description: Description) -> str:
+def raw_card(
+    graphs: Sequence[Graph],
+    files: Sequence[Path],
+    description: Description,
+    library: str | None = None,
+) -> str:
     """Text of ``EXPORT.md``.
 
     Args:
         graphs: The exported graphs.
         files: The files.
         description: Task, classes and preprocessing.
+        library: Name of the library that ONNX files need.
     """
     tables = "\n\n".join(_table(graph) for graph in graphs)
-    content = f"""ONNX files hold standard operators only. `.pt2` files are read by
+    content = f"""ONNX files hold {operators(library)}. `.pt2` files are read by
 `torch.export.load` after `import src.ops` of the project above; `.aoti.pt2` files by
 `torch._inductor.aoti_load_package`, on the same kind of processor. Axes that a table shows as a
 letter may have any size.
@@ -28,7 +34,7 @@ letter may have any size.
 
 ## Running
 
-{_running(graphs[0], files)}"""
+{_running(graphs[0], files, library)}"""
     return card(
         description,
         files,
@@ -37,15 +43,16 @@ letter may have any size.
     )
 
 
-def _running(graph: Graph, files: Sequence[Path]) -> str:
+def _running(graph: Graph, files: Sequence[Path], library: str | None) -> str:
     """Lines of Python that run the first file of every format."""
     shape, names = tuple(graph.inputs["image"].shape), list(graph.outputs)
     written = {path.name for path in files}
+    opened = "\n".join(opening(f"{graph.name}.onnx", library))
     blocks = {
         f"{graph.name}.onnx": f"""import numpy as np
 import onnxruntime
 
-session = onnxruntime.InferenceSession("{graph.name}.onnx")
+{opened}
 image = np.zeros({shape}, np.float32)  # a prepared image
 outputs = dict(zip({names!r}, session.run(None, {{"image": image}})))""",
         f"{graph.name}.pt2": f"""import torch

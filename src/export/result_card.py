@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from src.export.card import card
+from src.export.card import card, opening, operators
 from src.export.description import Description
 from src.models.graphs import ClassResult, LabelMapResult, RegionResult, Result
 from src.visualization import HUE_STEP, INSTANCE_OPACITY, LABEL_MAP_OPACITY, SHADES
@@ -31,6 +31,7 @@ def result_card(
     *,
     inside: bool,
     masks: str,
+    library: str | None = None,
 ) -> str:
     """Text of ``EXPORT.md``.
 
@@ -40,9 +41,11 @@ def result_card(
         description: Task, classes and preprocessing.
         inside: Whether preprocessing is part of the file.
         masks: ``box`` or ``image``, see `src.export.results.assemble`.
+        library: Name of the library that the file needs.
     """
     rows = "\n".join(f"| `{k}` | out | {v} |" for k, v in _outputs(result, masks).items())
-    content = f"""`model.onnx` takes an image and gives the result, with standard operators only.
+    tensorrt = "" if library else _tensorrt(description.preprocessing, inside)
+    content = f"""`model.onnx` takes an image and gives the result, with {operators(library)}.
 Class names, preprocessing and versions are in its metadata (`names`, `preprocessing` and
 `versions`, JSON){_palette(result)}.
 
@@ -57,10 +60,10 @@ Needs `pip install onnxruntime numpy pillow`. It reads `photo.jpg` and writes `r
 {_colours(result)}Grey images become RGB; scale images of 16 bits to 8 bits first.
 
 ```python
-{_code(result, description, inside=inside, masks=masks)}
+{_code(result, description, inside=inside, masks=masks, library=library)}
 ```
 
-{_tensorrt(description.preprocessing, inside)}"""
+{tensorrt}"""
     return card(description, files, content, _preprocessing(inside))
 
 
@@ -113,7 +116,9 @@ def _outputs(result: Result, masks: str) -> dict[str, str]:
     return _BOX_OUTPUTS
 
 
-def _code(result: Result, description: Description, *, inside: bool, masks: str) -> str:
+def _code(
+    result: Result, description: Description, *, inside: bool, masks: str, library: str | None
+) -> str:
     settings = description.preprocessing
     photo = 'Image.open("photo.jpg")'
     photo = f"ImageOps.exif_transpose({photo})" if description.upright else photo
@@ -128,7 +133,7 @@ def _code(result: Result, description: Description, *, inside: bool, masks: str)
         f"from PIL import {used}",
         "",
         *([_MIN_SCORE] if "min_score" in drawn else []),
-        'session = onnxruntime.InferenceSession("model.onnx")',
+        *opening("model.onnx", library),
         "metadata = session.get_modelmeta().custom_metadata_map",
         'names = json.loads(metadata["names"])',
         f'photo = {photo}.convert("RGB")',

@@ -1,22 +1,25 @@
-"""Open an ONNX file with ONNX Runtime."""
+"""Open an ONNX file with ONNX Runtime, and the library of its operators."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+from src.export.library import DOMAIN, installed_library, required_library
 from src.export.packages import require
 
 
 def session(path: str | Path, threads: int | None = None) -> Any:
     """Session of ONNX Runtime on the CPU.
 
+    Operators of ``--dcn native`` are those of this installation, see `installed_library`.
+
     Args:
         path: The file.
         threads: Threads of ONNX Runtime; default is its own choice.
 
     Raises:
-        UserError: If ONNX Runtime is not installed.
+        UserError: If ONNX Runtime is not installed, or operators of the file are not built.
     """
     require("ONNX files", "onnxruntime")
     import onnxruntime
@@ -27,4 +30,12 @@ def session(path: str | Path, threads: int | None = None) -> Any:
         options.intra_op_num_threads = threads
     # Idle threads would otherwise take a core from whatever else the process computes.
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    library = installed_library()
+    if library is not None:
+        options.register_custom_ops_library(str(library))
+    try:
+        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime raises several unrelated classes
+        if f"{DOMAIN}:" in str(error):
+            required_library()
+        raise

@@ -112,7 +112,8 @@ def _parser() -> argparse.ArgumentParser:
         default="deformconv",
         help="form of DCNv3 in ONNX files; deformconv: DeformConv (opset 20), for ONNX Runtime and "
         "TensorRT; gridsample: GridSample (opset 18), for OpenVINO; gather: basic operators (opset "
-        "18), for everything else (%(default)s)",
+        "18), for everything else; native: the CPU kernels of this project, for ONNX Runtime with "
+        "the library that is written beside the file, fastest (%(default)s)",
     )
     add(
         "--outputs",

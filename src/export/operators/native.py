@@ -1,22 +1,15 @@
-"""Operators of the library for ONNX Runtime (``src/ops/csrc/onnx``), and networks that use them."""
+"""Blocks, DCNv3 and DCNv4 as operators of our library for ONNX Runtime (``src/ops/csrc/onnx``)."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from onnx.defs import OpSchema
 from onnxscript.values import Op, Opset
-from torch import Tensor, nn
 
-from src.models.internimage.blocks import Block
-from src.models.internimage.fused_block import FusedBlock, fits_operator
-from src.models.layers.norm import LayerNorm
-from src.ops.cpu_block import block
+from src.export.library import DOMAIN
 
-DOMAIN = "internimage"
 _Attributes = dict[str, OpSchema.AttrType]
 _WINDOW: _Attributes = {
     **dict.fromkeys(("groups", "remove_center"), OpSchema.AttrType.INT),
@@ -59,41 +52,6 @@ _dcnv3 = _operator(
     "DCNv3", ["input", "offset", "mask"], {**_WINDOW, "mask_softmax": OpSchema.AttrType.INT}
 )
 _dcnv4 = _operator("DCNv4", ["input", "offset_mask"], _WINDOW)
-
-
-class NativeBlock(nn.Module):
-    """A block of a backbone as one node.
-
-    Args:
-        layer: A block that `fits_operator` accepts.
-    """
-
-    def __init__(self, layer: Block) -> None:
-        super().__init__()
-        fused = FusedBlock(layer, torch.float32)
-        self.options = fused.options
-        self.names = [f"weight_{number:02}" for number in range(len(fused.tensors))]
-        for name, tensor in zip(self.names, fused.tensors, strict=True):
-            self.register_buffer(name, tensor)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``(N, H, W, C) -> (N, H, W, C)``."""
-        return block(x, [self.get_buffer(name) for name in self.names], self.options)
-
-
-def with_native_blocks(network: nn.Module) -> nn.Module:
-    """Copy of a network in evaluation mode whose blocks are nodes, where the operator fits."""
-    with torch.no_grad():
-        nodes: dict[int, Any] = {
-            id(module): NativeBlock(module)
-            for module in network.modules()
-            if isinstance(module, Block) and _fits(module)
-        }
-    return copy.deepcopy(network, nodes)  # takes what is in the second argument as copies
-
-
-def _fits(layer: Block) -> bool:
-    return isinstance(layer.norm1, LayerNorm) and fits_operator(layer)
 
 
 def cpu_block(

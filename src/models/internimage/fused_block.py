@@ -1,12 +1,16 @@
-"""A block as one operator, for inference on a CPU."""
+"""A block as one operator, for inference on a CPU and for export."""
 
 from __future__ import annotations
+
+import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from src.models.internimage.blocks import Block
 from src.models.internimage.dcnv3 import DCNv3
+from src.models.layers.norm import LayerNorm
 from src.ops.cpu_block import (
     MULTIPLE,
     BlockOptions,
@@ -50,6 +54,39 @@ def fits_operator(layer: Block) -> bool:
     widths = layer.dcn.channels, layer.mlp.fc1.out_features
     epsilons = {module.eps for module in layer.modules() if isinstance(module, nn.LayerNorm)}
     return not any(width % MULTIPLE for width in widths) and len(epsilons) == 1
+
+
+class FusedBlockModule(nn.Module):
+    """`FusedBlock` in float32 with its weights as buffers, to be traced on any CPU.
+
+    Args:
+        layer: A block that `fits_operator` accepts.
+    """
+
+    def __init__(self, layer: Block) -> None:
+        super().__init__()
+        fused = FusedBlock(layer, torch.float32)
+        self.options = fused.options
+        self.names = [f"weight_{number:02}" for number in range(len(fused.tensors))]
+        for name, tensor in zip(self.names, fused.tensors, strict=True):
+            self.register_buffer(name, tensor)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, H, W, C) -> (N, H, W, C)``."""
+        return block(x, [self.get_buffer(name) for name in self.names], self.options)
+
+
+def with_fused_blocks(network: nn.Module) -> nn.Module:
+    """Copy of a network in evaluation mode, whose blocks are one operator each where it fits."""
+    with torch.no_grad():
+        fused: dict[int, Any] = {
+            id(module): FusedBlockModule(module)
+            for module in network.modules()
+            if isinstance(module, Block)
+            and isinstance(module.norm1, LayerNorm)
+            and fits_operator(module)
+        }
+    return copy.deepcopy(network, fused)  # takes what is in the second argument as copies
 
 
 def _options(layer: Block, dcn: DCNv3) -> BlockOptions:

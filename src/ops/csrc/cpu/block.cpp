@@ -16,7 +16,7 @@ using torch::headeronly::ScalarType;
 
 // Whether this processor has kernels, and the instructions that oneDNN would use are not faster.
 bool has_kernels(ScalarType dtype) {
-  if (dtype == ScalarType::Float) return active_kernels().block_f32.finish != nullptr;
+  if (dtype == ScalarType::Float) return active_kernels().linear.pack != nullptr;  // AVX-512
 #ifdef INTERNIMAGE_X86
   static const Features features = x86_features();
   return dtype == ScalarType::BFloat16 && active_kernels().block_bf16.finish != nullptr &&

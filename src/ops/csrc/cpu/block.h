@@ -2,14 +2,11 @@
 // of the feature map at a time, so that what is between two layers stays in the cache.
 #pragma once
 
-#include <cstdlib>
 #include <memory>
 #include <new>
 
 #include "forward.h"
 #include "product.h"
-
-#if defined(CPU_CAPABILITY_AVX512)
 
 namespace internimage::cpu::CPU_CAPABILITY {
 
@@ -25,11 +22,9 @@ class Buffers {
  public:
   explicit Buffers(const Block<S>& block)
       : hidden_stride(block.fc1.columns + kGap),
-        points_stride((block.points.columns + kLanes16 - 1) / kLanes16 * kLanes16),
+        points_stride((block.points.columns + 16 - 1) / 16 * 16),
         channels_(block.channels),
-        memory_(static_cast<S*>(std::aligned_alloc(64, bytes())), &std::free) {
-    if (memory_ == nullptr) throw std::bad_alloc();
-  }
+        memory_(static_cast<S*>(::operator new(bytes(), kAlignment))) {}
 
   S* channels() const { return memory_.get(); }  // rows of the width of the feature map
   S* sampled() const { return channels() + kBlockRows * channels_; }
@@ -39,14 +34,17 @@ class Buffers {
   const int64_t hidden_stride, points_stride;
 
  private:
+  static constexpr std::align_val_t kAlignment{64};
+  struct Delete {
+    void operator()(S* memory) const { ::operator delete(memory, kAlignment); }
+  };
+
   size_t bytes() const {
-    const int64_t widest = std::max(hidden_stride, points_stride);
-    const size_t needed = kBlockRows * (2 * channels_ + widest) * sizeof(S);
-    return (needed + 63) / 64 * 64;
+    return kBlockRows * (2 * channels_ + std::max(hidden_stride, points_stride)) * sizeof(S);
   }
 
   const int64_t channels_;
-  const std::unique_ptr<S, decltype(&std::free)> memory_;
+  const std::unique_ptr<S, Delete> memory_;
 };
 
 // out = x + norm(rows), row by row.
@@ -78,13 +76,13 @@ void add_product(const Product<S>& product, const Norm& norm, const S* rows, int
     multiply(product, rows, stride, count, [&](int64_t row, int64_t column, const Float& value)
                                                INTERNIMAGE_INLINE {
       const int64_t at = row * channels + column;
-      store(load(x + at, kLanes16) + value, out + at, kLanes16);
+      store(load(x + at, kLanes<float>) + value, out + at, kLanes<float>);
     });
     return;
   }
   multiply(product, rows, stride, count,
            [&](int64_t row, int64_t column, const Float& value) INTERNIMAGE_INLINE {
-             store(value, buffer + row * channels + column, kLanes16);
+             store(value, buffer + row * channels + column, kLanes<float>);
            });
   add_norm(norm, buffer, x, out, count);
 }
@@ -119,7 +117,7 @@ void project_block(const Block<S>& block, int64_t begin, int64_t end) {
     S* out = block.values + at;
     multiply(block.input_proj, rows, block.channels, count,
              [&](int64_t r, int64_t column, const Float& value) INTERNIMAGE_INLINE {
-               store(value, out + r * block.channels + column, kLanes16);
+               store(value, out + r * block.channels + column, kLanes<float>);
              });
   }
 }
@@ -137,7 +135,7 @@ void mix_rows(const Block<S>& block, const Buffers<S>& buffers, int64_t row, int
   S* points = buffers.points();
   multiply(block.points, buffers.channels(), channels, count,
            [&](int64_t r, int64_t column, const Float& value) INTERNIMAGE_INLINE {
-             store(value, points + r * stride + column, kLanes16);
+             store(value, points + r * stride + column, kLanes<float>);
            });
   Forward<S> call{};
   call.problem = block.sampling;
@@ -168,7 +166,7 @@ void mlp_rows(const Block<S>& block, const Buffers<S>& buffers, S* x, int64_t co
   const int64_t stride = buffers.hidden_stride;
   multiply(block.fc1, rows, block.channels, count,
            [&](int64_t row, int64_t column, const Float& value) INTERNIMAGE_INLINE {
-             store(activate<S>(value), hidden + row * stride + column, kLanes16);
+             store(activate<S>(value), hidden + row * stride + column, kLanes<float>);
            });
   add_product(block.fc2, block.last2, hidden, stride, x, buffers.channels(), x, count);
 }
@@ -185,5 +183,3 @@ void finish_block(const Block<S>& block, int64_t begin, int64_t end) {
 }
 
 }  // namespace internimage::cpu::CPU_CAPABILITY
-
-#endif

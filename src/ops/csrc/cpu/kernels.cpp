@@ -21,13 +21,12 @@ const Kernels kernels = {
      norm_backward<float>},
     {norm_rows<uint16_t>, depthwise_norm_gelu<uint16_t>, bias_gelu<uint16_t>,
      bias_gelu_backward<uint16_t>, norm_backward<uint16_t>},
-#if defined(CPU_CAPABILITY_AVX512)
     {project_block<float>, finish_block<float>},
+#if defined(CPU_CAPABILITY_AVX512)
     {project_block<uint16_t>, finish_block<uint16_t>},
     {pack, transpose, copy_to_tiles, copy_to_panels, add_outer_products, mlp, mlp_backward,
      mlp_weight_gradients},
 #else
-    {},
     {},
     {},
 #endif

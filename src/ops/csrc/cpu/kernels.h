@@ -144,8 +144,8 @@ struct Block {
   S* output;
 };
 
-// Null if the processor does not have the instructions. Both process rows [begin, end) of the
-// feature map; `finish` needs all rows of `project`.
+// Both process rows [begin, end) of the feature map; `finish` needs all rows of `project`. Null for
+// bfloat16 if the processor does not have the instructions.
 template <typename S>
 struct BlockKernels {
   void (*project)(const Block<S>&, int64_t begin, int64_t end);

@@ -1,5 +1,5 @@
-// Matrix products with packed weights, of float32 or of bfloat16 stored as uint16_t, summed in
-// float32. For AVX-512, in bfloat16 with its dot products.
+// Matrix products with packed weights, of float32 or, only for AVX-512 with its dot products, of
+// bfloat16 stored as uint16_t; summed in float32.
 //
 // Packed weights are panels of 32 columns. In a panel, the 32 columns of one step over the inner
 // dimension follow each other; a step is one value of each column, or two in bfloat16.
@@ -7,9 +7,9 @@
 
 #include "norm.h"
 
-#if defined(CPU_CAPABILITY_AVX512)
-
 namespace internimage::cpu::CPU_CAPABILITY {
+
+#if defined(CPU_CAPABILITY_AVX512)
 
 // Of kTileRows rows and two vectors of columns, 28 sums, the weights of a step and a value of a row
 // fit into 32 registers.
@@ -130,6 +130,70 @@ INTERNIMAGE_INLINE inline void multiply(const Product<S>& product, const S* rows
   }
 }
 
-}  // namespace internimage::cpu::CPU_CAPABILITY
+#else
+
+// Columns that are multiplied together. With AVX2, the sums of six rows, the weights of a step and a
+// value of a row fit into 16 registers.
+constexpr int64_t kStripColumns = 2 * kLanes<float>;
+constexpr int kStripRows = 6;
+
+// sums[row][column] = bias[column] + rows x strip, for kCount rows.
+template <int kCount>
+void multiply_tile(const float* rows, int64_t stride, const float* strip, int64_t inner,
+                   const float* bias, float* sums) {
+  constexpr int64_t lanes = kLanes<float>;
+  Float sum[kCount][2];
+#pragma GCC unroll 6
+  for (int r = 0; r < kCount; ++r) {
+    sum[r][0] = Float::loadu(bias);
+    sum[r][1] = Float::loadu(bias + lanes);
+  }
+  for (int64_t k = 0; k < inner; ++k) {
+    const Float first = Float::loadu(strip + k * kPanelColumns);
+    const Float second = Float::loadu(strip + k * kPanelColumns + lanes);
+#pragma GCC unroll 6
+    for (int r = 0; r < kCount; ++r) {
+      const Float value(rows[r * stride + k]);
+      sum[r][0] = at::vec::fmadd(value, first, sum[r][0]);
+      sum[r][1] = at::vec::fmadd(value, second, sum[r][1]);
+    }
+  }
+#pragma GCC unroll 6
+  for (int r = 0; r < kCount; ++r) {
+    sum[r][0].store(sums + kStripColumns * r);
+    sum[r][1].store(sums + kStripColumns * r + lanes);
+  }
+}
+
+// Calls store(row, column, value) for every vector of the product of `count` rows, which are
+// `stride` apart. A strip stays in the cache while all rows are multiplied by it.
+template <typename Store>
+INTERNIMAGE_INLINE inline void multiply(const Product<float>& product, const float* rows,
+                                        int64_t stride, int64_t count, const Store& store) {
+  float sums[kStripRows * kStripColumns];
+  for (int64_t column = 0; column < product.columns; column += kStripColumns) {
+    const int64_t panel = column / kPanelColumns * kPanelColumns;
+    const float* strip = product.weight + panel * product.inner + column - panel;
+    const float* bias = product.bias + column;
+    for (int64_t row = 0; row < count;) {
+      const float* from = rows + row * stride;
+      const bool is_full = count - row >= kStripRows;
+      if (is_full) {
+        multiply_tile<kStripRows>(from, stride, strip, product.inner, bias, sums);
+      } else {
+        multiply_tile<1>(from, stride, strip, product.inner, bias, sums);
+      }
+      const int64_t some = is_full ? kStripRows : 1;
+      for (int64_t r = 0; r < some; ++r) {
+        for (int64_t v = 0; v < kStripColumns; v += kLanes<float>) {
+          store(row + r, column + v, Float::loadu(sums + r * kStripColumns + v));
+        }
+      }
+      row += some;
+    }
+  }
+}
 
 #endif
+
+}  // namespace internimage::cpu::CPU_CAPABILITY
