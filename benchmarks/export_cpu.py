@@ -1,7 +1,7 @@
 """Compare ONNX Runtime with PyTorch and its compiled operator on the CPU, from image to result.
 
 ``python benchmarks/export_cpu.py --images FOLDER`` exports each network with random weights,
-compares its results on the images of a folder (random images without one), times both in turn with
+compares its results on the images of a folder (random images without one), times all in turn with
 one and two threads, and writes ``results/export_cpu.{json,md}``. Every network has a process of its
 own, and its row is written when it is measured: ``--resume`` continues an interrupted run.
 """
@@ -35,13 +35,14 @@ from torch._inductor import config as inductor
 from src import files
 from src.data.classes.palette import distinct_palette
 from src.data.formats.image_files import find_images
+from src.errors import UserError
 from src.export.compare_graphs import runner
 from src.export.compare_results import Example, ResultFile, compare_result
 from src.export.description import Description
 from src.export.differences import larger
 from src.export.files import trace, write_compiled
 from src.export.graphs import graphs_of
-from src.export.package import Form, write
+from src.export.package import Form, Written, write
 from src.models import (
     ARCHITECTURES,
     CBDINO,
@@ -61,11 +62,14 @@ from src.models.detection.dino.head import DINOHead
 from src.models.detection.rcnn.box_head import BoxHead
 from src.models.internimage.dcnv3 import DCNv3
 from src.models.internimage.dcnv4 import DCNv4
+from src.models.internimage.inference import prepare_for_inference
 from src.models.layers.deformable_attention import MultiScaleDeformableAttention
 from src.models.segmentation.fcn import FCNHead
 from src.models.segmentation.upernet import UPerHead
 
 RESULTS = Path(__file__).parent / "results"
+FORMS = ("deformconv", "native")
+COLUMNS = ("PyTorch", "prepared", *FORMS, "AOTInductor")
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 NANO = {"channels": 32, "depths": (1, 1, 3, 1), "groups": (2, 4, 8, 16)}
 nano = partial(InternImageBackbone, **NANO)
@@ -170,6 +174,14 @@ def prepare(path: Path | None, number: int, settings: dict, divisor: int) -> Exa
     return Example(torch.zeros(height, width, 3, dtype=torch.uint8), padded, (height, width))
 
 
+def prepared_copy(network: nn.Module) -> nn.Module | None:
+    """Copy of a network for inference; ``None`` if nothing in it can be prepared."""
+    try:
+        return prepare_for_inference(network)
+    except UserError:
+        return None
+
+
 @torch.inference_mode()
 def predict(network: nn.Module, example: Example) -> Tensor | list:
     """What a user of PyTorch computes."""
@@ -187,45 +199,74 @@ def network_of(name: str) -> nn.Module:
     return randomise(NETWORKS[name][0]())
 
 
-def measure(name: str, paths: list[Path], rounds: int, compared: int, package: Path | None) -> dict:
+def measure(
+    name: str,
+    paths: list[Path],
+    rounds: int,
+    compared: int,
+    forms: list[str],
+    package: Path | None,
+) -> dict:
     """A row of the table; ``package`` is the network compiled by `compile_network`."""
-    _, task, classes, settings = NETWORKS[name]
+    settings = NETWORKS[name][3]
     network = network_of(name)
-    names, palette = [str(i) for i in range(classes)], distinct_palette(classes)
-    colours = {"mean": MEAN, "std": STD, "palette": palette}
-    description = Description(task, names, {**settings, **colours})
+    row: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
-        has_masks = isinstance(network, MaskRCNN | CascadeMaskRCNN)
-        form = Form(preprocessing="outside", masks="image" if has_masks else "box")
-        written = write(network, description, Path(folder), ["onnx"], form)
-        path, divisor = written.paths[0], getattr(written.result, "divisor", 1)
-        examples = [
-            prepare(paths[i] if paths else None, i, settings, divisor)
-            for i in range(min(compared, len(paths)) if paths else compared)
-        ]
-        worst: dict[str, float] = {}
-        file = ResultFile(path, inside=False)
-        for example in examples:
-            found = compare_result(network, written.result, example, file(example))
-            for key, value in found.items():
-                worst[key] = larger(worst.get(key, 0.0), value)
-        worst.pop("prepared")
-        row = {
-            "megabytes": path.stat().st_size / 1e6,
-            "size": list(examples[0].prepared.shape[2:]),
-            "images": len(examples),
-            "differences": worst,
-        }
+        results: dict[str, Path] = {}
+        for form in forms:
+            written = export(network, name, Path(folder) / form, form)
+            results[form] = written.results[0]
+            divisor = getattr(written.result, "divisor", 1)
+            examples = [
+                prepare(paths[i] if paths else None, i, settings, divisor)
+                for i in range(min(compared, len(paths)) if paths else compared)
+            ]
+            row[form] = {
+                "megabytes": results[form].stat().st_size / 1e6,
+                "differences": largest_differences(network, written, examples),
+            }
+        row |= {"size": list(examples[0].prepared.shape[2:]), "images": len(examples)}
         calls: dict[str, Callable] = {"PyTorch": partial(predict, network)}
+        if (copy := prepared_copy(network)) is not None:
+            calls["prepared"] = partial(predict, copy)
         if package is not None:
             run = runner(package)
             calls["AOTInductor"] = lambda example: run({"image": example.prepared})
         for threads in (1, 2):
-            calls["ONNX Runtime"] = ResultFile(path, inside=False, threads=threads)
+            for form, path in results.items():
+                calls[form] = ResultFile(path, inside=False, threads=threads)
             torch.set_num_threads(threads)
             row[str(threads)] = times(calls, examples[0], rounds)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
     return row | {"peak_gigabytes": peak / 1e9}
+
+
+def export(network: nn.Module, name: str, folder: Path, dcn: str) -> Written:
+    """Write the ONNX file of a network without preprocessing."""
+    folder.mkdir()
+    _, task, classes, settings = NETWORKS[name]
+    names, palette = [str(i) for i in range(classes)], distinct_palette(classes)
+    colours = {"mean": MEAN, "std": STD, "palette": palette}
+    description = Description(task, names, {**settings, **colours})
+    has_masks = isinstance(network, MaskRCNN | CascadeMaskRCNN)
+    masks = "image" if has_masks else "box"
+    form = Form(dcn=dcn, preprocessing="outside", masks=masks)
+    return write(network, description, folder, ["onnx"], form)
+
+
+def largest_differences(
+    network: nn.Module, written: Written, examples: list[Example]
+) -> dict[str, float]:
+    """Largest differences of a file from PyTorch over all images."""
+    file = ResultFile(written.results[0], inside=False)
+    assert written.result is not None
+    worst: dict[str, float] = {}
+    for example in examples:
+        found = compare_result(network, written.result, example, file(example))
+        for key, value in found.items():
+            worst[key] = larger(worst.get(key, 0.0), value)
+    worst.pop("prepared")
+    return worst
 
 
 def compile_network(name: str, folder: Path) -> Path | None:
@@ -279,7 +320,7 @@ def times(calls: dict[str, Callable], example: Example, rounds: int) -> dict[str
 
 def row_of(name: str, paths: list[Path], args: argparse.Namespace) -> dict:
     """Measure a network in processes of its own."""
-    given = (name, paths, args.rounds, args.compared)
+    given = (name, paths, args.rounds, args.compared, args.dcn)
     if not args.aoti:
         return in_process(None, measure, *given, None)
     with tempfile.TemporaryDirectory() as folder:
@@ -299,6 +340,7 @@ def main() -> None:
     add("--rounds", type=int, default=5, help="timed rounds (%(default)s)")
     add("--aoti", action="store_true", help="time AOTInductor too (networks of one graph)")
     add("--minutes", type=int, default=10, help="longest time to compile (%(default)s)")
+    add("--dcn", nargs="+", choices=FORMS, default=list(FORMS), help="files (%(default)s)")
     add("--only", nargs="+", choices=tuple(NETWORKS), default=list(NETWORKS), help="networks")
     add("--out", type=Path, default=RESULTS, help="where results are written (%(default)s)")
     add("--resume", action="store_true", help="leave out networks that have a row")
@@ -331,15 +373,21 @@ def main() -> None:
 
 
 def table(machine: dict, rows: dict) -> str:
+    heads = [f"{threads}: {name}" for threads in ("1", "2") for name in COLUMNS]
     lines = [
         "# ONNX Runtime against PyTorch on the CPU",
         "",
         "From a prepared image to the result (boxes with masks of the image, label maps, "
-        "probabilities), one image, median in milliseconds, in turn. PyTorch uses the compiled "
-        "operator, ONNX Runtime the default file (`--dcn deformconv`). Random weights. Command: "
+        "probabilities), one image, median in milliseconds with one and with two threads, all in "
+        "turn; in brackets, the time divided by that of `PyTorch`. Random weights. Command: "
         "`python benchmarks/export_cpu.py --images FOLDER`. Other programs running change the "
-        "times: compare ratios only. AOTInductor computes raw outputs, without the last steps of a "
-        "detector; it cannot run networks of several graphs.",
+        "times: compare ratios only.",
+        "",
+        "- `PyTorch`: the network with the compiled operator, float32",
+        "- `prepared`: its copy by `prepare_for_inference`",
+        "- `deformconv`, `native`: ONNX Runtime with files of this `--dcn`",
+        "- `AOTInductor`: raw outputs, without the last steps of a detector; it cannot run "
+        "networks of several graphs",
         "",
         "Differences are the largest of all compared images: boxes in pixels, label maps and masks "
         "as fractions of pixels, `unmatched` as a fraction of detections. Memory is the peak of "
@@ -350,24 +398,35 @@ def table(machine: dict, rows: dict) -> str:
         "",
         ", ".join(f"{name} {value}" for name, value in machine.items()),
         "",
-        "| network | MB | size | 1 thread: PyTorch | ONNX Runtime | ratio | AOTInductor | "
-        "2 threads: PyTorch | ONNX Runtime | ratio | AOTInductor | GB of memory | images | "
-        "differences |",
-        "| --- | ---: | --- |" + " ---: |" * 10 + " --- |",
+        f"| network | size | {' | '.join(heads)} | GB of memory |",
+        "| --- | --- |" + " ---: |" * (len(heads) + 1),
     ]
     for name, row in rows.items():
-        cells = [name, f"{row['megabytes']:.0f}", "{} x {}".format(*row["size"])]
-        for threads in ("1", "2"):
-            torch_time, onnx_time = row[threads]["PyTorch"], row[threads]["ONNX Runtime"]
-            cells += [f"{torch_time:.1f}", f"{onnx_time:.1f}", f"{onnx_time / torch_time:.2f}"]
-            compiled_time = row[threads].get("AOTInductor")
-            state = row.get("aoti", "")
-            cells.append(state if compiled_time is None else f"{compiled_time:.1f}")
-        memory = row.get("peak_gigabytes")
-        cells.append("" if memory is None else f"{memory:.1f}")
-        found = ", ".join(f"{key} {value:.1e}" for key, value in row["differences"].items())
-        lines.append("| " + " | ".join([*cells, str(row["images"]), found]) + " |")
+        cells = [name, "{} x {}".format(*row["size"])]
+        cells += [_time(row, threads, column) for threads in ("1", "2") for column in COLUMNS]
+        lines.append("| " + " | ".join([*cells, f"{row['peak_gigabytes']:.1f}"]) + " |")
+    lines += [
+        "",
+        "| network | file | MB | images | differences |",
+        "| --- | --- | ---: | ---: | --- |",
+    ]
+    for name, row in rows.items():
+        for form in FORMS:
+            if form in row:
+                found = row[form]["differences"].items()
+                listed = ", ".join(f"{key} {value:.1e}" for key, value in found)
+                size = f"{row[form]['megabytes']:.0f}"
+                lines.append(f"| {name} | {form} | {size} | {row['images']} | {listed} |")
     return "\n".join(lines) + "\n"
+
+
+def _time(row: dict, threads: str, column: str) -> str:
+    """A time, and its ratio to PyTorch."""
+    found = row[threads].get(column)
+    if found is None:
+        return row.get("aoti", "") if column == "AOTInductor" else ""
+    ratio = "" if column == "PyTorch" else f" ({found / row[threads]['PyTorch']:.2f})"
+    return f"{found:.1f}{ratio}"
 
 
 def _processor() -> str:

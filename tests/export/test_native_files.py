@@ -6,6 +6,7 @@ import sys
 
 import onnx
 import pytest
+import torch
 from PIL import Image
 
 from src.errors import UserError
