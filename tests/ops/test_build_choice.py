@@ -1,6 +1,7 @@
 """Which libraries setup.py selects for a given environment, without building them."""
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -74,3 +75,27 @@ def test_it_can_be_turned_off(tools, tmp_path):
     assert "not building the CUDA library: SRC_BUILD_CUDA=0" in decide(
         tools.folder, SRC_BUILD_CUDA="0"
     )
+
+
+@pytest.mark.parametrize(
+    ("folder", "libraries"),
+    [("project", ["src.ops._C", "src.ops._onnx"]), ("operator", ["dcnv3_ops._C"])],
+)
+def test_only_the_project_has_the_library_for_onnx_runtime(folder, libraries, tmp_path):
+    """The wheel of the operator alone is for PyTorch; setup.py lies beside its package there."""
+    path = ROOT if folder == "project" else tmp_path
+    if folder == "operator":
+        shutil.copy2(ROOT / "setup.py", tmp_path)
+    code = """
+import runpy, sys, setuptools
+setuptools.setup = lambda **given: print(*(library.name for library in given["ext_modules"]))
+runpy.run_path(sys.argv[1] + "/setup.py")
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code, str(path)],
+        env={**os.environ, "SRC_BUILD_CUDA": "0", "SRC_BUILD_OPS": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert result.stdout.splitlines()[-1].split() == libraries
