@@ -4,6 +4,7 @@
 compares its results on the images of a folder (random images without one), times all in turn with
 one and two threads, and writes ``results/export_cpu.{json,md}``. Every network has a process of its
 own, and its row is written when it is measured: ``--resume`` continues an interrupted run.
+``--files FOLDER`` keeps the exported files for further runs.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from src.export.description import Description
 from src.export.differences import larger
 from src.export.files import trace, write_compiled
 from src.export.graphs import graphs_of
-from src.export.package import Form, Written, write
+from src.export.package import Form, write
 from src.models import (
     ARCHITECTURES,
     CBDINO,
@@ -60,6 +61,7 @@ from src.models import CBInternImageBackbone as CompositeBackbone
 from src.models.detection import Detector
 from src.models.detection.dino.head import DINOHead
 from src.models.detection.rcnn.box_head import BoxHead
+from src.models.graphs import Result
 from src.models.internimage.dcnv3 import DCNv3
 from src.models.internimage.dcnv4 import DCNv4
 from src.models.internimage.inference import prepare_for_inference
@@ -205,25 +207,29 @@ def measure(
     rounds: int,
     compared: int,
     forms: list[str],
+    kept: Path | None,
     package: Path | None,
 ) -> dict:
     """A row of the table; ``package`` is the network compiled by `compile_network`."""
     settings = NETWORKS[name][3]
     network = network_of(name)
     row: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        results: dict[str, Path] = {}
-        for form in forms:
-            written = export(network, name, Path(folder) / form, form)
-            results[form] = written.results[0]
-            divisor = getattr(written.result, "divisor", 1)
+    result = graphs_of(network)[0].result
+    assert result is not None
+    divisor = getattr(result, "divisor", 1)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) if kept is None else kept / name
+        results = {form: folder / form / "model.onnx" for form in forms}
+        for form, path in results.items():
+            if not path.exists():
+                export(network, name, path.parent, form)
             examples = [
                 prepare(paths[i] if paths else None, i, settings, divisor)
                 for i in range(min(compared, len(paths)) if paths else compared)
             ]
             row[form] = {
-                "megabytes": results[form].stat().st_size / 1e6,
-                "differences": largest_differences(network, written, examples),
+                "megabytes": path.stat().st_size / 1e6,
+                "differences": largest_differences(network, result, path, examples),
             }
         row |= {"size": list(examples[0].prepared.shape[2:]), "images": len(examples)}
         calls: dict[str, Callable] = {"PyTorch": partial(predict, network)}
@@ -241,9 +247,9 @@ def measure(
     return row | {"peak_gigabytes": peak / 1e9}
 
 
-def export(network: nn.Module, name: str, folder: Path, dcn: str) -> Written:
+def export(network: nn.Module, name: str, folder: Path, dcn: str) -> None:
     """Write the ONNX file of a network without preprocessing."""
-    folder.mkdir()
+    folder.mkdir(parents=True)
     _, task, classes, settings = NETWORKS[name]
     names, palette = [str(i) for i in range(classes)], distinct_palette(classes)
     colours = {"mean": MEAN, "std": STD, "palette": palette}
@@ -251,18 +257,17 @@ def export(network: nn.Module, name: str, folder: Path, dcn: str) -> Written:
     has_masks = isinstance(network, MaskRCNN | CascadeMaskRCNN)
     masks = "image" if has_masks else "box"
     form = Form(dcn=dcn, preprocessing="outside", masks=masks)
-    return write(network, description, folder, ["onnx"], form)
+    write(network, description, folder, ["onnx"], form)
 
 
 def largest_differences(
-    network: nn.Module, written: Written, examples: list[Example]
+    network: nn.Module, result: Result, path: Path, examples: list[Example]
 ) -> dict[str, float]:
     """Largest differences of a file from PyTorch over all images."""
-    file = ResultFile(written.results[0], inside=False)
-    assert written.result is not None
+    file = ResultFile(path, inside=False)
     worst: dict[str, float] = {}
     for example in examples:
-        found = compare_result(network, written.result, example, file(example))
+        found = compare_result(network, result, example, file(example))
         for key, value in found.items():
             worst[key] = larger(worst.get(key, 0.0), value)
     worst.pop("prepared")
@@ -320,7 +325,7 @@ def times(calls: dict[str, Callable], example: Example, rounds: int) -> dict[str
 
 def row_of(name: str, paths: list[Path], args: argparse.Namespace) -> dict:
     """Measure a network in processes of its own."""
-    given = (name, paths, args.rounds, args.compared, args.dcn)
+    given = (name, paths, args.rounds, args.compared, args.dcn, args.files)
     if not args.aoti:
         return in_process(None, measure, *given, None)
     with tempfile.TemporaryDirectory() as folder:
@@ -341,6 +346,7 @@ def main() -> None:
     add("--aoti", action="store_true", help="time AOTInductor too (networks of one graph)")
     add("--minutes", type=int, default=10, help="longest time to compile (%(default)s)")
     add("--dcn", nargs="+", choices=FORMS, default=list(FORMS), help="files (%(default)s)")
+    add("--files", type=Path, help="folder that keeps exported files, for further runs")
     add("--only", nargs="+", choices=tuple(NETWORKS), default=list(NETWORKS), help="networks")
     add("--out", type=Path, default=RESULTS, help="where results are written (%(default)s)")
     add("--resume", action="store_true", help="leave out networks that have a row")

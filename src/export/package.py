@@ -110,44 +110,29 @@ def write(
             written.
     """
     whole = form.outputs == "result" and "onnx" in formats
+    is_native = form.dcn == NATIVE and "onnx" in formats
     if whole:
         _check_single_pass(description)
     if "onnx" in formats:
         require("ONNX files", "onnx", "onnxscript")
     graphs = graphs_of(network)
     further = [name for name in form.precisions if name != "float32"] if whole else []
-    is_native = form.dcn == NATIVE and "onnx" in formats
-    libraries = []
-    if is_native:
-        libraries = [folder / COPY]
-        files.copy(required_library(), folder / COPY)
-    if further and is_native:
-        raise UserError(
-            "The blocks of --dcn native compute in float32; leave float16 and int8 out of "
-            "--precision, or choose another --dcn."
-        )
     if further:
-        check_convertible(network)
+        _check_precision(network, is_native)
     if whole and form.masks != "box" and getattr(graphs[0].result, "mask_threshold", None) is None:
         raise UserError(
             f"--masks has no effect: {type(network).__name__} predicts no masks; leave it out."
         )
+    libraries = [_copy_library(folder)] if is_native else []
+    traced = _Traces()
     onnx_graphs = graphs_of(with_fused_blocks(network)) if is_native else graphs
-    programs: dict[int, ExportedProgram] = {}
-
-    def traced(graph: Graph) -> ExportedProgram:
-        if id(graph) not in programs:
-            programs[id(graph)] = trace(graph)
-        return programs[id(graph)]
-
     writers: dict[str, Callable[..., Path]] = {**WRITERS, "onnx": partial(write_onnx, dcn=form.dcn)}
     single = [name for name in formats if not (whole and name == "onnx")]
     pairs = []
     for graph, onnx_graph in zip(graphs, onnx_graphs, strict=True):
         for name in single:
-            written_graph = onnx_graph if name == "onnx" else graph
-            path = writers[name](written_graph, traced(written_graph), folder)
-            pairs.append((graph, path))
+            source = onnx_graph if name == "onnx" else graph
+            pairs.append((graph, writers[name](source, traced(source), folder)))
     results: list[Path] = []
     if whole:
         path = write_result(
@@ -163,6 +148,35 @@ def write(
     written = Written(pairs, results, graphs[0].result, libraries)
     files.write_text(folder / "EXPORT.md", _text(written, description, form, graphs))
     return written
+
+
+class _Traces:
+    """`trace` of each graph, once."""
+
+    def __init__(self) -> None:
+        self._programs: dict[int, ExportedProgram] = {}
+
+    def __call__(self, graph: Graph) -> ExportedProgram:
+        if id(graph) not in self._programs:
+            self._programs[id(graph)] = trace(graph)
+        return self._programs[id(graph)]
+
+
+def _copy_library(folder: Path) -> Path:
+    """Write the library of native operators."""
+    copy = folder / COPY
+    files.copy(required_library(), copy)
+    return copy
+
+
+def _check_precision(network: nn.Module, is_native: bool) -> None:
+    """Refuse copies in other precisions that cannot be written."""
+    if is_native:
+        raise UserError(
+            "The blocks of --dcn native compute in float32; leave float16 and int8 out of "
+            "--precision, or choose another --dcn."
+        )
+    check_convertible(network)
 
 
 def possible_names(formats: Sequence[str]) -> list[str]:
