@@ -207,6 +207,7 @@ def measure(
     rounds: int,
     compared: int,
     forms: list[str],
+    threads_of_runs: list[int],
     kept: Path | None,
     package: Path | None,
 ) -> dict:
@@ -238,7 +239,7 @@ def measure(
         if package is not None:
             run = runner(package)
             calls["AOTInductor"] = lambda example: run({"image": example.prepared})
-        for threads in (1, 2):
+        for threads in threads_of_runs:
             for form, path in results.items():
                 calls[form] = ResultFile(path, inside=False, threads=threads)
             torch.set_num_threads(threads)
@@ -325,7 +326,7 @@ def times(calls: dict[str, Callable], example: Example, rounds: int) -> dict[str
 
 def row_of(name: str, paths: list[Path], args: argparse.Namespace) -> dict:
     """Measure a network in processes of its own."""
-    given = (name, paths, args.rounds, args.compared, args.dcn, args.files)
+    given = (name, paths, args.rounds, args.compared, args.dcn, args.threads, args.files)
     if not args.aoti:
         return in_process(None, measure, *given, None)
     with tempfile.TemporaryDirectory() as folder:
@@ -346,6 +347,13 @@ def main() -> None:
     add("--aoti", action="store_true", help="time AOTInductor too (networks of one graph)")
     add("--minutes", type=int, default=10, help="longest time to compile (%(default)s)")
     add("--dcn", nargs="+", choices=FORMS, default=list(FORMS), help="files (%(default)s)")
+    add(
+        "--threads",
+        nargs="+",
+        type=int,
+        default=[1, 2],
+        help="of each run; others keep their times",
+    )
     add("--files", type=Path, help="folder that keeps exported files, for further runs")
     add("--only", nargs="+", choices=tuple(NETWORKS), default=list(NETWORKS), help="networks")
     add("--out", type=Path, default=RESULTS, help="where results are written (%(default)s)")
@@ -365,7 +373,7 @@ def main() -> None:
         if args.resume and ("aoti" if args.aoti else "size") in rows.get(name, {}):
             continue
         try:
-            rows[name] = row_of(name, paths, args)
+            rows[name] = rows.get(name, {}) | row_of(name, paths, args)
         except EOFError:
             failed.append(name)
             continue
@@ -428,7 +436,7 @@ def table(machine: dict, rows: dict) -> str:
 
 def _time(row: dict, threads: str, column: str) -> str:
     """A time, and its ratio to PyTorch."""
-    found = row[threads].get(column)
+    found = row.get(threads, {}).get(column)
     if found is None:
         return row.get("aoti", "") if column == "AOTInductor" else ""
     ratio = "" if column == "PyTorch" else f" ({found / row[threads]['PyTorch']:.2f})"
