@@ -394,8 +394,8 @@ def table(machine: dict, rows: dict) -> str:
         "From a prepared image to the result (boxes with masks of the image, label maps, "
         "probabilities), one image, median in milliseconds with one and with two threads, all in "
         "turn; in brackets, the time divided by that of `PyTorch`. Random weights. Command: "
-        "`python benchmarks/export_cpu.py --images FOLDER`. Other programs running change the "
-        "times: compare ratios only.",
+        "`python benchmarks/export_cpu.py --images FOLDER`; without it, images are random. Other "
+        "programs running change the times: compare ratios only.",
         "",
         "- `PyTorch`: the network with the compiled operator, float32",
         "- `prepared`: its copy by `prepare_for_inference`",
