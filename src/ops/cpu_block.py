@@ -9,6 +9,7 @@ ask `is_available` first.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -111,6 +112,7 @@ class BlockOptions(NamedTuple):
     eps: float
 
 
+@cache
 def is_available(dtype: torch.dtype) -> bool:
     """Whether `block` has kernels for values of a dtype on this CPU."""
     return bool(torch.ops.internimage.cpu_can_run_block.default(torch.empty(0, dtype=dtype)))

@@ -12,6 +12,7 @@ from src.cli import main
 from src.hub import Pretrained
 from src.models import InternImage
 from src.models.internimage.fused_block import FusedBlock
+from src.models.layers.compilation import Compilation, compile_parts
 from src.ops.cpu_block import is_available
 from src.tasks.evaluation import MANY_IMAGES
 from src.tasks.inference_copy import InferenceCopy
@@ -54,6 +55,24 @@ def test_made_once_and_forgotten(network):
     torch.testing.assert_close(copy(x), network(x), rtol=1e-4, atol=1e-4)
     copies.forget()
     assert copies.of(network) is not copy
+
+
+@needs_kernel
+@torch.no_grad()
+def test_weights_are_packed_once(network, monkeypatch):
+    """Neither the network of a copy packs weights, nor the copy of a network that does."""
+    packed = []
+    init = FusedBlock.__init__
+    monkeypatch.setattr(FusedBlock, "__init__", lambda *args: packed.append(args) or init(*args))
+    copies, x = InferenceCopy(), torch.randn(2, 3, 64, 64)
+    for _ in range(2):
+        copies.of(network)(x)
+        network(x)
+    assert len(packed) == len(SMALL["depths"])
+    compile_parts(network, Compilation())
+    for _ in range(2):
+        network(x)
+    assert len(packed) == 2 * len(SMALL["depths"])
 
 
 @torch.no_grad()

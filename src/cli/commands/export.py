@@ -70,7 +70,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     _refuse_mixture(out, args.format)
     print(f"Export:  {model.name} to {out}")
     print(f"Weights: {model.source}", flush=True)
-    print(f"Writing: {', '.join(args.format)} (seconds; minutes for large networks)", flush=True)
     form = Form(args.dcn, args.outputs, args.preprocessing, args.masks, args.precision)
     former = [path for name in args.format for path in _files_of(name, out)]
     written, passed = export(model.pretrained, out, args.format, args.check, data, form)
@@ -312,7 +311,7 @@ def _check(network: nn.Module, written: Written, images: Path, data: Any, form: 
             for path, file in results:
                 found.add(path, compare_result(network, written.result, example, file(example)))
     print(f"Largest difference from PyTorch over {count} images:")
-    print("\n".join([found.table(), *found.legend()]))
+    print(found.table())
     return found.passed
 
 

@@ -75,8 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="DATA")
     for name, module, text in _COMMANDS:
-        description = (module.__doc__ or "").replace("``", "")
-        module.add_arguments(commands.add_parser(name, help=text, description=description))
+        module.add_arguments(commands.add_parser(name, help=text, description=module.__doc__))
     _add_toy(commands.add_parser("toy", help="generate the toy data (seconds, no download)"))
     return parser
 

@@ -5,7 +5,7 @@
 - ``blocks.py``, ``stage.py``: stem, block, downsampling; blocks of one resolution.
 - ``backbone.py``: the backbone, one feature map per stage.
 - ``inference.py``: copies for inference on a CPU, with packed weights.
-- ``fused_block.py``, ``block_cache.py``: a block as one operator; when a network runs blocks so.
+- ``fused_block.py``, ``inference_cache.py``: a block as one operator; when networks use it.
 - ``heads.py``, ``classifier.py``: pooling heads and the classifier with timm's contract.
 - ``metaformer.py``: the classifier that also reads date and place (iNaturalist 2018).
 - ``composite.py``: two backbones combined (CBNet).

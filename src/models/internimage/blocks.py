@@ -19,6 +19,7 @@ from src.models.internimage.layers import (
     add_branch,
     layer_norm,
 )
+from src.models.internimage.parts import can_split, in_parts
 from src.models.layers.channels_last import conv_nhwc
 from src.models.layers.compilation import RepeatedPart
 from src.models.layers.norm import norm_fork, norm_gelu
@@ -51,6 +52,13 @@ class Stem(nn.Module):
             UserError: If the image has another number of channels.
         """
         check_channels(image, self.conv1.in_channels)
+        if not can_split(image, self):
+            return self._run(image)
+        dtype = autocast_dtype("cpu") or image.dtype
+        values = self.conv1.out_channels * image.shape[2] * image.shape[3] // 4
+        return in_parts(image, values * dtype.itemsize, lambda part: (self._run(part),))[0]
+
+    def _run(self, image: Tensor) -> Tensor:
         # Copying three channels here keeps every later feature map channels-last without a copy.
         x = image.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)  # (N, H, W, 3)
         x = norm_gelu(self.norm1, self.act, conv_nhwc(self.conv1, x))

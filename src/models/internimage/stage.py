@@ -6,19 +6,19 @@ of the official code. Feature maps are channels-last, ``(N, H, W, C)``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from src.models.internimage.block_cache import BlockCache
 from src.models.internimage.blocks import Block, Downsample
 from src.models.internimage.fused_block import FusedBlock
+from src.models.internimage.inference_cache import InferenceCache
 from src.models.internimage.layers import layer_norm
-from src.models.internimage.parts import in_parts
-from src.models.layers.norm import has_hooks
+from src.models.internimage.packed_conv import PackedConv
+from src.models.internimage.parts import can_split, in_parts
 
 
 class Stage(nn.Module):
@@ -47,7 +47,7 @@ class Stage(nn.Module):
         self.norm = layer_norm(channels) if norm else None
         self.downsample = Downsample(channels) if downsample else None
         self.grad_checkpointing = False
-        self._cache = BlockCache()
+        self._cache = InferenceCache()
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Run the stage.
@@ -59,14 +59,17 @@ class Stage(nn.Module):
             The feature map of the stage, ``(N, H, W, C)``, and the input of the next stage (the
             same feature map if there is none).
         """
-        fused = self._cache.of(self.blocks, x)
-        run = partial(self._run, fused)
-        if len(fused) < len(self.blocks) or self._has_hooks():
-            out, *following = run(x)
+        fused = self._cache.fused_blocks(self.blocks, x)
+        outer = [m for m in (self.post_norms, self.norm, self.downsample) if m is not None]
+        if len(fused) < len(self.blocks) or not can_split(x, *outer):
+            out, *following = self._run(x, fused)
         else:
-            first = fused[0]
-            values = x.shape[1] * x.shape[2] * first.width
-            out, *following = in_parts(x, values * first.dtype.itemsize, run)
+            conv = None
+            if self.downsample is not None:
+                conv = self._cache.packed_conv(self.downsample.conv, fused[0].dtype)
+            values = x.shape[1] * x.shape[2] * fused[0].width
+            run = partial(self._run, fused=fused, conv=conv)
+            out, *following = in_parts(x, values * fused[0].dtype.itemsize, run)
         return out, following[0] if following else out
 
     def train(self, mode: bool = True) -> Stage:
@@ -79,12 +82,10 @@ class Stage(nn.Module):
         self._cache.clear()  # the parameters move to another device or dtype
         return super()._apply(fn, recurse)
 
-    def _has_hooks(self) -> bool:
-        """Whether a hook would see a part of the images only."""
-        outer = [self.post_norms, self.norm, self.downsample]
-        return has_hooks(*(m for part in outer if part is not None for m in part.modules()))
-
-    def _run(self, fused: dict[int, FusedBlock], x: Tensor) -> tuple[Tensor, ...]:
+    def _run(
+        self, x: Tensor, fused: Mapping[int, FusedBlock], conv: PackedConv | None = None
+    ) -> tuple[Tensor, ...]:
+        """Run the stage with packed weights for some of its blocks and for the downsampling."""
         checkpointing = self.grad_checkpointing and torch.is_grad_enabled()
         for index, block in enumerate(self.blocks):
             if index in fused:
@@ -95,4 +96,6 @@ class Stage(nn.Module):
                 x = self.post_norms[self.post_norm_block_ids.index(index)](x)
         if self.norm is not None:
             x = self.norm(x)
-        return (x,) if self.downsample is None else (x, self.downsample(x))
+        if self.downsample is None:
+            return (x,)
+        return x, self.downsample(x) if conv is None else self.downsample.norm(conv(x))

@@ -86,6 +86,10 @@ def norm_fork(norm: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     return norm(x), x
 
 
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+"""Attributes of a module with hooks that run when it is called."""
+
+
 def has_hooks(*modules: nn.Module) -> bool:
     """Whether one of some modules must be called because it has hooks."""
     return any(

@@ -11,8 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from src.models import InternImage
 from src.models.internimage import parts
-from src.models.internimage.block_cache import BlockCache
 from src.models.internimage.fused_block import FusedBlock
+from src.models.internimage.inference_cache import InferenceCache
 from src.models.layers.compilation import Compilation, compile_parts
 from src.models.layers.low_rank import add_low_rank
 from src.ops.cpu_block import is_available
@@ -21,10 +21,12 @@ SMALL = {"channels": 16, "depths": [1, 2], "groups": [1, 2]}
 BLOCKS = sum(SMALL["depths"])
 
 needs_float32 = pytest.mark.skipif(
-    not is_available(torch.float32), reason="this CPU or build has no kernel of a block"
+    not is_available(torch.float32),
+    reason="this CPU or build has no kernel of a block",
 )
 needs_bfloat16 = pytest.mark.skipif(
-    not is_available(torch.bfloat16), reason="this CPU or build has no bfloat16 kernel of a block"
+    not is_available(torch.bfloat16),
+    reason="this CPU or build has no bfloat16 kernel of a block",
 )
 
 
@@ -222,7 +224,7 @@ def test_transformed_networks_are_layer_by_layer():
     blocks, found = make_compiled().levels[0].blocks, []
 
     def look(x):
-        found.append(BlockCache().of(blocks, x))
+        found.append(InferenceCache().fused_blocks(blocks, x))
         return x
 
     look(x := torch.randn(2, 8, 8, 16))
@@ -243,8 +245,8 @@ VARIANTS = [
 @pytest.mark.parametrize("options", VARIANTS, ids=str)
 @torch.no_grad()
 def test_same_values(options, part, images, monkeypatch):
-    monkeypatch.setattr(parts, "PART", part)
     expected = make(**options)(images)
+    monkeypatch.setattr(parts, "PART", part)
     torch.testing.assert_close(make_compiled(**options)(images), expected, rtol=1e-4, atol=1e-4)
 
 
@@ -265,7 +267,7 @@ def test_bfloat16_differs_by_its_rounding(options, images, monkeypatch):
     exact = features()
     with bfloat16():
         fused = features()
-        monkeypatch.setattr(BlockCache, "of", lambda *_: {})
+        monkeypatch.setattr(InferenceCache, "fused_blocks", lambda *_: {})
         layers = features()
     assert 0 < (fused - layers).norm() <= 2 * (layers - exact).norm()
 
@@ -320,6 +322,8 @@ WRITES = {
     "in place, through data": lambda n: [p.data.mul_(1.5) for p in n.parameters()],
     "new data": lambda n: [setattr(p, "data", p.data * 1.5) for p in n.parameters()],
     "new data, twice": replace_data_twice,
+    "downsampling": lambda n: n.levels[0].downsample.conv.weight.mul_(1.5),
+    "option": lambda n: setattr(first(n).dcn, "offset_scale", 2.0),
     "new parameter": replace_parameters,
     "new layer": replace_layer,
     "other order": swap_blocks,
@@ -397,8 +401,7 @@ def test_copies_and_files(images, calls):
 def test_hooks_around_the_blocks_see_all_images(images, monkeypatch):
     monkeypatch.setattr(parts, "PART", 1)
     network, sizes = make_compiled(), []
-    network.levels[0].downsample.conv.register_forward_hook(
-        lambda *args: sizes.append(len(args[2]))
-    )
+    for conv in (network.patch_embed.conv1, network.levels[0].downsample.conv):
+        conv.register_forward_hook(lambda _, given, out: sizes.append(len(out)))
     network(images)
-    assert sizes == [len(images)]
+    assert sizes == [len(images)] * 2

@@ -1,0 +1,218 @@
+"""Blocks that run as one operator during evaluation on a CPU, while their weights do not change.
+
+`prepare_for_inference` makes a copy; here, the network stays as it is, and packed weights are kept
+beside the parameters. That is done under autocast to bfloat16, which would cast all weights in
+every forward pass, and in compiled networks, whose users ask for speed. Eager float32 stays layer
+by layer: it is the reference of the published numbers, and takes no memory for a second copy of the
+weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from itertools import chain
+from operator import attrgetter, itemgetter
+from typing import Any, TypeVar
+
+import torch
+from timm.layers.drop import DropPath
+from torch import Tensor, nn
+
+from src.models.internimage.blocks import Block
+from src.models.internimage.dcnv3 import DCNv3
+from src.models.internimage.fused_block import FusedBlock, can_fuse
+from src.models.internimage.layers import MLP
+from src.models.internimage.packed_conv import PackedConv, can_pack
+from src.models.internimage.parts import is_unobserved
+from src.models.layers.compilation import Compilation
+from src.models.layers.linear import Linear
+from src.models.layers.norm import HOOKS, LayerNorm, has_hooks
+from src.models.layers.precision import autocast_dtype, without_autocast
+from src.ops.cpu_block import is_available
+
+_WITH_WEIGHT = (LayerNorm, Linear, nn.Conv2d)
+_KINDS = frozenset((Block, DCNv3, MLP, *_WITH_WEIGHT, nn.GELU, nn.Dropout, DropPath))
+"""Exact types of the modules of a block that the operator replaces.
+
+Parametrizations, wrappers that shard or quantize, and layers of others have types of their own.
+"""
+
+_OPTIONS = {
+    Block: ("post_norm",),
+    DCNv3: ("groups", "kernel_size", "offset_scale", "remove_center"),
+    LayerNorm: ("eps", "float32_output"),
+    nn.GELU: ("approximate",),
+}
+"""Attributes that the operator depends on."""
+
+M = TypeVar("M", bound=nn.Module)
+T = TypeVar("T")
+
+
+class InferenceCache:
+    """Packed weights of a stage, made at first use and again after a change.
+
+    Training mode, a forward pass with gradients and moving the network empty the cache. Copies and
+    files of a network do not contain it.
+    """
+
+    def __init__(self) -> None:
+        self._entries: dict[object, _Entry] = {}
+
+    def __reduce__(self) -> tuple[type[InferenceCache], tuple[()]]:
+        return InferenceCache, ()
+
+    def clear(self) -> None:
+        """Free the packed weights."""
+        self._entries.clear()
+
+    def fused_blocks(self, blocks: Iterable[nn.Module], x: Tensor) -> dict[int, FusedBlock]:
+        """The blocks that run as one operator in this forward pass, by their number.
+
+        Args:
+            blocks: All blocks of the stage.
+            x: Feature map ``(N, H, W, C)``.
+        """
+        if not is_unobserved(x):
+            return {}
+        if torch.is_grad_enabled():
+            self.clear()
+            return {}
+        found = {}
+        for index, block in enumerate(blocks):
+            if type(block) is not Block:
+                continue
+            dtype = _dtype(x.dtype, block.compilation)
+            if dtype is None:
+                continue
+            fused = self._packed(index, block, dtype, can_fuse, FusedBlock)
+            if fused is not None:
+                found[index] = fused
+        return found
+
+    def packed_conv(self, conv: nn.Conv2d, dtype: torch.dtype) -> PackedConv | None:
+        """The convolution after fused blocks with packed weights, if there is a kernel for it.
+
+        Args:
+            conv: Convolution of `Downsample`.
+            dtype: Dtype of the feature map.
+        """
+        return self._packed("conv", conv, dtype, lambda _, dtype: can_pack(dtype), PackedConv)
+
+    def _packed(
+        self,
+        key: object,
+        module: M,
+        dtype: torch.dtype,
+        has_kernel: Callable[[M, torch.dtype], bool],
+        make: Callable[[M, torch.dtype], T],
+    ) -> T | None:
+        entry = self._entries.get(key)
+        if entry is None or not entry.is_valid(module, dtype):
+            self._entries.pop(key, None)  # free before packing
+            if not (_is_plain(module, dtype) and has_kernel(module, dtype)):
+                return None
+            with torch.inference_mode(False), torch.no_grad(), without_autocast("cpu"):
+                entry = _Entry(module, dtype, make(module, dtype))
+            self._entries[key] = entry
+        packed: T = entry.packed
+        return packed
+
+
+class _Entry:
+    """Packed weights of a module, and what they were made of.
+
+    An entry is valid as long as submodules, options, parameters, and addresses and versions of the
+    parameters are the same: all operators of PyTorch count when they write into a tensor. Writing
+    through ``parameter.data`` is not counted; it is seen if it changes the first or the middle
+    value of a parameter, as scaling, averaging and loading do.
+
+    The check runs in every forward pass, so that it reads flat lists of what it looks at. What is
+    compared by ``id`` or address is kept, so that nothing else gets the same one.
+    """
+
+    def __init__(self, module: nn.Module, dtype: torch.dtype, packed: Any) -> None:
+        self.dtype, self.packed = dtype, packed
+        self._modules = list(module.modules())
+        self._attributes = [m.__dict__ for m in self._modules]
+        self._hooks = [values[name] for values in self._attributes for name in HOOKS]
+        self._owned: list[dict[str, Any]] = [m._parameters for m in self._modules]
+        self._owned += [m._modules for m in self._modules if m._modules]
+        self._parameters = list(module.parameters())
+        self._memory = [p.detach().numpy() for p in self._parameters]
+        self._options = [
+            (values, name, values.get(name))
+            for m, values in zip(self._modules, self._attributes, strict=True)
+            for name in _OPTIONS.get(type(m), ())
+        ]
+        self._state = self._read()
+
+    def is_valid(self, module: nn.Module, dtype: torch.dtype) -> bool:
+        """Whether the operator still computes what the modules compute."""
+        attributes = self._attributes
+        return not (
+            module is not self._modules[0]
+            or dtype != self.dtype
+            or any(self._hooks)
+            or any(map(_TRAINING, attributes))
+            or any(map(_is_replaced, attributes))
+            or any(values.get(name) != value for values, name, value in self._options)
+            or self._read() != self._state
+        )
+
+    def _read(self) -> tuple[object, ...]:
+        owned = chain.from_iterable(values.values() for values in self._owned)
+        return (
+            list(map(id, owned)),
+            list(map(type, self._modules)),
+            list(map(_VERSION, self._parameters)),
+            list(map(Tensor.data_ptr, self._parameters)),
+            # NaN is never the same, so that such weights are packed again.
+            [values.item(at) for values in self._memory for at in (0, values.size // 2)],
+        )
+
+
+def _is_replaced(attributes: dict[str, object]) -> bool:
+    """Whether a module has a forward pass of its own, or was compiled by itself."""
+    return "forward" in attributes or "_compiled_call_impl" in attributes
+
+
+_TRAINING, _VERSION = itemgetter("training"), attrgetter("_version")
+
+
+def _dtype(given: torch.dtype, compilation: Compilation | None) -> torch.dtype | None:
+    """Dtype of the operator for feature maps of a dtype; ``None`` for layer by layer."""
+    dtype = autocast_dtype("cpu")
+    if dtype is None:
+        is_wanted = compilation is not None and given == torch.float32
+        return given if is_wanted and is_available(given) else None
+    is_wanted = dtype == torch.bfloat16 and given in (torch.float32, torch.bfloat16)
+    return dtype if is_wanted and is_available(dtype) else None
+
+
+def _is_plain(module: nn.Module, dtype: torch.dtype) -> bool:
+    """Whether packed weights stand for a module, and every change of a weight is seen."""
+    modules = list(module.modules())
+    if any(type(m) not in _KINDS or m.training or _is_replaced(m.__dict__) for m in modules):
+        return False
+    is_wide = any(isinstance(m, LayerNorm) and m.float32_output for m in modules)
+    is_exact = all(m.approximate == "none" for m in modules if isinstance(m, nn.GELU))
+    # Sharding may leave other tensors where parameters were, which nobody watches.
+    is_whole = all(
+        isinstance(m._parameters.get("weight"), nn.Parameter)
+        for m in modules
+        if isinstance(m, _WITH_WEIGHT)
+    )
+    return (
+        not has_hooks(*modules)
+        and (dtype == torch.float32 or not is_wide)
+        and is_exact
+        and is_whole
+        and all(map(_can_watch, module.parameters()))
+    )
+
+
+def _can_watch(p: Tensor) -> bool:
+    """Whether a parameter is plain; those made in inference mode have no versions."""
+    is_plain = type(p) is nn.Parameter and p.is_cpu and not p.is_inference()
+    return is_plain and p.dtype == torch.float32 and p.is_contiguous()
