@@ -9,7 +9,7 @@ them, the operators of DCNv3 are used, for which the rows are copied to two tens
 
 from __future__ import annotations
 
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from ._autograd import (
     double_backward,
     fake_gradients,
     gradients,
+    is_plain,
     overload_for,
 )
 from ._load import LIBRARIES
@@ -75,9 +76,20 @@ def dcnv4(
         TypeError: If a dtype is not supported.
         OpNotBuiltError: As in :func:`src.ops.dcnv3`.
     """
-    window = make_window(
-        groups, kernel_size, stride, padding, dilation, offset_scale, remove_center, False
+    mask_softmax = False
+    arguments = (
+        groups,
+        kernel_size,
+        stride,
+        padding,
+        dilation,
+        offset_scale,
+        remove_center,
+        mask_softmax,
     )
+    if is_plain(input, offset_mask) and _has_inference:
+        return _inference(input, offset_mask, arguments)
+    window = make_window(*arguments)
     input = cast_by_autocast(input)
     # Sizes are traced, so they must not be compared.
     if torch.jit.is_tracing():  # type: ignore[attr-defined]
@@ -89,6 +101,29 @@ def dcnv4(
         return _Eager.apply(input, offset_mask, window)
     with torch._C._AutoDispatchBelowAutograd():
         return torch.ops.internimage.dcnv4.default(input, offset_mask, *window[:-1])
+
+
+def _inference(input: Tensor, offset_mask: Tensor, arguments: tuple[Any, ...]) -> Tensor:
+    """Call the kernel, which checks the tensors; only after an error, write a message for users."""
+    try:
+        integers, offset_scale = _flat_window(*arguments)
+    except TypeError:  # a list cannot be looked up
+        integers, offset_scale = _flat_window.__wrapped__(*arguments)
+    try:
+        output: Tensor = _call_inference(input, offset_mask, integers, offset_scale)
+    except RuntimeError as error:
+        failure = error
+    else:
+        return output
+    check_packed(input, offset_mask, make_window(*arguments))
+    raise failure
+
+
+@lru_cache(maxsize=1024, typed=True)
+def _flat_window(*arguments: Any) -> tuple[tuple[int, ...], float]:
+    groups, *pairs, offset_scale, remove_center, _ = make_window(*arguments)
+    sizes = (size for pair in pairs for size in pair)
+    return (groups, *sizes, int(remove_center)), offset_scale
 
 
 def dcnv4_columns(groups: int, kernel_size: int | Pair = 3, remove_center: bool = False) -> int:
@@ -138,15 +173,25 @@ for _name in _BACKWARDS:
 torch.library.define(
     "internimage::dcnv4_backward_fixed_point", _BACKWARD.replace("(", "(Tensor? unit, ", 1)
 )
+# Without autograd, autocast or tracing, on the CPU: the arguments as one list. An overload, so that
+# profilers show it by the same name.
+torch.library.define(
+    "internimage::dcnv4.inference",
+    "(Tensor input, Tensor offset_mask, int[] window, float offset_scale) -> Tensor",
+)
+_call_inference = torch.ops.internimage.dcnv4.inference
 torch.library.define("internimage::dcnv4_owns_maps", _FORWARD.split("->")[0] + "-> bool")
 
 
-def has_kernel(device_type: str) -> bool:
+def has_kernel(device_type: str, name: str = "dcnv4") -> bool:
     """Whether a compiled library or Triton has kernels of this operator for a device type."""
     found: bool = torch._C._dispatch_has_kernel_for_dispatch_key(
-        "internimage::dcnv4", device_type.upper()
+        f"internimage::{name}", device_type.upper()
     )
     return found
+
+
+_has_inference = has_kernel("cpu", "dcnv4.inference")
 
 
 @torch.library.register_kernel("internimage::dcnv4", None)

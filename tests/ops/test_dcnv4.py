@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from dcnv3_cases import FLOAT32, assert_same, dcnv4_of_two_tensors, make_problem, run_python
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from src.ops import dcnv3, dcnv3_reference, dcnv4, dcnv4_columns, dcnv4_reference
 from tests.models.conftest import name_noise
@@ -144,6 +145,63 @@ def test_sixteen_bits(dtype, rows_dtype):
     exact = [tensor.detach().double().requires_grad_() for tensor in tensors]
     expected = dcnv4_reference(*exact, **arguments)
     torch.testing.assert_close(output.double(), expected, rtol=2**-7, atol=2**-7)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "rows_dtype"),
+    [
+        (torch.float64, torch.float64),
+        (torch.float32, torch.float32),
+        (torch.bfloat16, torch.bfloat16),
+        (torch.float16, torch.float32),
+    ],
+)
+@pytest.mark.parametrize(
+    "window",
+    [
+        {},
+        {"kernel_size": [3, 3], "padding": (2, 1), "offset_scale": 2},
+        {"remove_center": True, "padding": 2, "dilation": 2},
+    ],
+)
+def test_without_gradients(dtype, rows_dtype, window):
+    """The kernel is called by another overload, with the same result."""
+    input, rows, arguments = problem(n=1, height=9, width=9, groups=2)
+    if window.get("remove_center"):
+        rows = rows[..., :48]
+    if window.get("padding") == (2, 1):
+        rows = torch.cat([rows, rows[:, :2]], dim=1)
+    input, rows = input.to(dtype), rows.to(rows_dtype)
+    expected = dcnv4(input.clone().requires_grad_(), rows, **arguments, **window)
+    assert expected.requires_grad
+    found = dcnv4(input, rows, **arguments, **window)
+    assert found.dtype == dtype
+    assert torch.equal(found, expected)
+    with torch.no_grad():
+        found = dcnv4(input.requires_grad_(), rows, **arguments, **window)
+    assert not found.requires_grad
+    assert torch.equal(found, expected)
+
+
+def test_dispatch_modes_see_one_operator():
+    class Names(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    seen = []
+    input, rows, arguments = problem()
+    with Names():
+        dcnv4(input, rows, **arguments)
+    assert seen == ["internimage.dcnv4.default"]
+
+
+@pytest.mark.parametrize("stride", [True, 1.0, "1"])
+def test_a_window_that_equals_one_seen_before(stride):
+    input, rows, arguments = problem()
+    dcnv4(input, rows, **arguments, stride=1)
+    with pytest.raises(ValueError, match="stride must be an integer"):
+        dcnv4(input, rows, **arguments, stride=stride)
 
 
 def test_empty_batch():
