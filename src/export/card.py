@@ -20,8 +20,8 @@ def operators(library: str | None) -> str:
     if library is None:
         return "standard operators only"
     return (
-        f"operators of `{library}`, the CPU kernels of InternImage for ONNX Runtime 1.22 or later, "
-        f"built for {platform.system()} on {platform.machine()}"
+        f"standard operators and those of `{library}`: the CPU kernels of InternImage for ONNX "
+        f"Runtime 1.22 or later, built for {platform.system()} on {platform.machine()}"
     )
 
 

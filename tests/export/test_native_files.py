@@ -106,7 +106,7 @@ def test_the_script_loads_the_library(tmp_path):
     Image.fromarray(photo(90, 130)).save(tmp_path / "photo.jpg")
     text = card_in(tmp_path)
     assert f"- `{COPY}` (" in text
-    assert "standard operators" not in text
+    assert f"standard operators and those of `{COPY}`" in text
     assert "TensorRT" not in text
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     assert f'options.register_custom_ops_library("./{COPY}")' in code
