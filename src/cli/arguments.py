@@ -6,12 +6,16 @@ This module does not import PyTorch or Lightning, so that these errors are repor
 from __future__ import annotations
 
 import ast
+import json
 import re
+import shlex
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from src.cli.other_names import no_such_option
+import yaml
+
+from src.cli.other_names import answer_for, no_such_option
 from src.cli.suggestions import suggest
 from src.errors import UserError
 
@@ -96,8 +100,8 @@ def checked(args: list[str], after: int) -> list[str]:
         after: Number of leading arguments that stay in their place: 1 for a command.
 
     Raises:
-        UserError: If a setting has no value or the name that another library gives it, or a
-            configuration file is of another kind.
+        UserError: If a setting has no value or the name that another library gives it, an argument
+            follows no option, or a configuration file is of another kind or no valid YAML.
     """
     configs: list[str] = []
     rest: list[str] = []
@@ -107,14 +111,49 @@ def checked(args: list[str], after: int) -> list[str]:
             configs += [arg, *(value for value in [next(given, None)] if value is not None)]
         else:
             (configs if arg.startswith(("--config=", "-c=")) else rest).append(arg)
+    _check_follow_options(rest)
     for config in (*configs, option(rest, "--data") or ""):
         _check_is_settings(Path(config.partition("=")[2] or config))
+    for value in rest:
+        path = Path(value.partition("=")[2] or value)
+        if path.suffix in (".yaml", ".yml") and path.is_file():
+            _check_syntax(path, path.read_text(encoding="utf-8", errors="replace"))
     _check_values(rest)
     return [*args[:after], *configs, *rest]
 
 
+def _check_follow_options(args: Sequence[str]) -> None:
+    """Refuse an argument that is neither an option nor the value of one."""
+    for before, arg in zip(["", *args], args, strict=False):
+        if not arg.startswith("-") and (not before.startswith("-") or "=" in before):
+            raise UserError(_loose_argument(arg))
+
+
+def _loose_argument(argument: str) -> str:
+    """Message about an argument that does not follow an option."""
+    from src.runs import is_run_or_checkpoint  # late, because it imports torch
+
+    name, separator, value = argument.partition("=")
+    path, quoted = Path(argument), shlex.quote(argument)
+    if is_run_or_checkpoint(path):
+        return f"Unexpected argument {argument!r}; use --ckpt_path {quoted}."
+    if separator and re.fullmatch(r"[\w.]+", name):
+        answer = answer_for(name)
+        use = f"--{name}={value}" if answer is None else answer
+        return f"Unexpected argument {argument!r}; options start with two hyphens: {use}."
+    if path.suffix in (".yaml", ".yml"):
+        return f"Unexpected argument {argument!r}; use --config {quoted} for a settings file."
+    if path.exists():
+        dataset = f", or --data.root {quoted} for a dataset" if path.is_dir() else ""
+        return (
+            f"Unexpected argument {argument!r}; use --data.predict_dir {quoted} for images to"
+            f" predict{dataset}."
+        )
+    return f"Unexpected argument {argument!r}; every value follows an option such as --config."
+
+
 def _check_is_settings(path: Path) -> None:
-    """Refuse a checkpoint, another binary file or the description of a YOLO dataset."""
+    """Refuse a checkpoint, another binary file, COCO annotations or a YOLO dataset."""
     if not path.is_file():
         return
     try:
@@ -127,6 +166,39 @@ def _check_is_settings(path: Path) -> None:
             f"{path} describes a YOLO dataset; convert it by `python -m src prepare from-yolo"
             f" {path.parent}` first."
         )
+    if _is_coco(text):
+        raise UserError(
+            f"{path} is a COCO annotation file; make a recipe by `python -m src prepare from-coco"
+            f" {shlex.quote(str(path))}` first."
+        )
+    _check_syntax(path, text)
+
+
+def _is_coco(text: str) -> bool:
+    """Whether the content of a file is that of a COCO annotation file."""
+    if not text.lstrip().startswith("{"):
+        return False
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):
+        return False  # settings may be YAML in braces
+    return {"images", "annotations"} <= content.keys()
+
+
+def _check_syntax(path: Path, text: str) -> None:
+    """Refuse a settings file that is not valid YAML."""
+    try:
+        yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        reason = ", ".join(filter(None, (error.context, error.problem)))
+        raise UserError(
+            f"The configuration file {path} is not valid YAML{where}: {reason}."
+        ) from error
+    except yaml.YAMLError as error:  # characters that YAML does not have
+        reason = " ".join(str(error).split())
+        raise UserError(f"The configuration file {path} is not valid YAML: {reason}.") from error
 
 
 def _check_values(args: list[str]) -> None:

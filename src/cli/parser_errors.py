@@ -17,7 +17,6 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from src.cli.arguments import GIVE_RECIPE
 from src.cli.other_names import answer_for, no_such_option
 from src.cli.suggestions import suggest
-from src.runs import is_run_or_checkpoint
 
 _KEY = re.compile(r'Parser key "([^"]+)"')
 _CLASS_PATH = re.compile(r"class_path '([\w.]+)'|class_path='([\w.]+)'")
@@ -56,13 +55,6 @@ def _missing_file(message: str, parser: Any) -> str | None:
     return f"The configuration file {match[1]} does not exist." if match else None
 
 
-def _broken_yaml(message: str, parser: Any) -> str | None:
-    if "Problems parsing config" not in message:
-        return None
-    problem = " ".join(message.split("Problems parsing config:")[1].split())
-    return f"A configuration file is not valid YAML: {problem.replace('<unicode string>', 'file')}."
-
-
 def _unknown_setting(message: str, parser: Any) -> str | None:
     match = re.search(r"Option '([\w.]+)' is not accepted", message)
     if not match:
@@ -78,8 +70,8 @@ def _unknown_setting(message: str, parser: Any) -> str | None:
             f"{subject} has no setting {_join(message, name)!r}; it is a setting of"
             f" {', '.join(others[:_MAX_OWNERS])}{', ...' if len(others) > _MAX_OWNERS else '.'}"
         )
-    accepts = f" Its settings are {', '.join(known)}." if known else ""
-    return f"{subject} has no setting {_join(message, name)!r}.{suggest(name, known)}{accepts}"
+    hint = suggest(name, known) or (f" Its settings are {', '.join(known)}." if known else "")
+    return f"{subject} has no setting {_join(message, name)!r}.{hint}"
 
 
 def _classes_with(name: str, owner: type) -> list[str]:
@@ -93,9 +85,6 @@ def _classes_with(name: str, owner: type) -> list[str]:
 
 
 def _unknown_option(message: str, parser: Any) -> str | None:
-    loose = re.search(r"unrecognized arguments: ([^-\s]\S*)", message)
-    if loose:
-        return _loose_argument(loose[1])
     match = re.search(r"does not accept option '([\w.]+)'", message)
     match = match or re.search(r"unrecognized arguments: (-*[\w.]+[\w.-]*)", message)
     if not match:
@@ -109,27 +98,6 @@ def _unknown_option(message: str, parser: Any) -> str | None:
     choices = inside or [*groups, *known, *_task_and_data_settings()]
     hint = suggest(name, choices, option=True) or " See --help."
     return f"There is no setting {name!r}.{hint}"
-
-
-def _loose_argument(argument: str) -> str:
-    """Message about an argument that does not follow an option."""
-    name, separator, value = argument.partition("=")
-    if is_run_or_checkpoint(Path(argument)):
-        return f"Unexpected argument {argument!r}; use --ckpt_path {argument}."
-    if separator and re.fullmatch(r"[\w.]+", name):
-        answer = answer_for(name)
-        use = f"--{name}={value}" if answer is None else answer
-        return f"Unexpected argument {argument!r}; options start with two hyphens: {use}."
-    path = Path(argument)
-    if path.suffix in (".yaml", ".yml"):
-        return f"Unexpected argument {argument!r}; use --config {argument} for a settings file."
-    if path.exists():
-        dataset = f", or --data.root {argument} for a dataset" if path.is_dir() else ""
-        return (
-            f"Unexpected argument {argument!r}; use --data.predict_dir {argument} for images to"
-            f" predict{dataset}."
-        )
-    return f"Unexpected argument {argument!r}; every value follows an option such as --config."
 
 
 def _task_and_data_settings() -> list[str]:
@@ -242,7 +210,6 @@ _READERS: tuple[Callable[[str, Any], str | None], ...] = (
     _folder_as_config,
     _missing_file,
     _abstract_class,
-    _broken_yaml,
     _unknown_setting,
     _unknown_option,
     _missing_component,

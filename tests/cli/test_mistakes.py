@@ -63,6 +63,7 @@ def error_of(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
         ("--model.num_classes", "7", "model.num_classes cannot be set"),
         ("--model", "ClasificationTask", "Did you mean 'ClassificationTask'?"),
         ("--data.rot", "x", "ImageNetDataModule has no setting 'data.rot'. Did you mean 'root'?"),
+        ("--data.xyz", "x", "has no setting 'data.xyz'. Its settings are auto_augment, batch_size"),
         ("--data.tta", "true", "it is a setting of ADE20KDataModule"),
         ("--data.batch_size", "x", "data.batch_size must be an integer, got 'x'."),
         ("--data.batch_size", "0", "data.batch_size accepts an integer of at least 1, got 0."),
@@ -145,6 +146,25 @@ def test_the_description_of_a_yolo_dataset(folder: Path, error_of: Callable[...,
     assert "`python -m src prepare from-yolo .` first" in text
 
 
+@pytest.mark.parametrize("option", ["--config", "--data"])
+def test_annotations_instead_of_a_configuration(
+    folder: Path, error_of: Callable[..., str], option: str
+) -> None:
+    Path("labels.json").write_text('{"images": [], "annotations": [], "categories": []}')
+    text = error_of("fit", option, "labels.json")
+    assert text == (
+        "labels.json is a COCO annotation file; make a recipe by `python -m src prepare from-coco"
+        " labels.json` first."
+    )
+
+
+def test_a_suggestion_replaces_the_list_of_settings(
+    folder: Path, error_of: Callable[..., str]
+) -> None:
+    text = error_of("predict", "-c", "tiny.yaml", "--data.predict", "images")
+    assert text.endswith("no setting 'data.predict'. Did you mean 'predict_dir'?")
+
+
 def test_a_folder_instead_of_a_configuration(folder: Path, error_of: Callable[..., str]) -> None:
     Path("own").mkdir()
     assert "own is a folder; give a .yaml file." in error_of("fit", "--config", "own")
@@ -206,6 +226,17 @@ def test_arguments_without_an_option(
     assert message in error_of("fit", "-c", "tiny.yaml", argument)
 
 
+@pytest.mark.parametrize("command", ["predict", "plan"])
+def test_arguments_with_spaces_are_shown_whole(
+    folder: Path, error_of: Callable[..., str], command: str
+) -> None:
+    photos = Path("my data/new photos")
+    photos.mkdir(parents=True)
+    text = error_of(command, "-c", "tiny.yaml", str(photos))
+    assert text.startswith(f"Unexpected argument '{photos}'; use --data.predict_dir '{photos}' for")
+    assert "use --config 'my data/a b.yaml' for" in error_of(command, "my data/a b.yaml")
+
+
 def test_commands_of_other_libraries(folder: Path, error_of: Callable[..., str]) -> None:
     assert error_of("train") == "There is no command 'train'; use 'fit'."
     assert error_of("detect") == "There is no command 'detect'; use 'predict'."
@@ -264,8 +295,12 @@ def test_wrong_configuration_files(folder: Path, error_of: Callable[..., str]) -
     assert "The configuration file" in (text := error_of("fit", "-c", "nowhere.yaml"))
     assert "nowhere.yaml does not exist" in text
     Path("broken.yaml").write_text("model:\n  class_path: [a\n  b: }")
-    assert "not valid YAML" in (text := error_of("fit", "-c", "broken.yaml"))
-    assert "line 3" in text
+    for option in ("-c", "--data", "--model.network", "--trainer"):
+        text = error_of("fit", "-c", "tiny.yaml", option, "broken.yaml")
+        assert text.startswith("The configuration file broken.yaml is not valid YAML in line 3")
+    Path("broken.yaml").write_text("model: \x07")
+    text = error_of("fit", "-c", "broken.yaml")
+    assert text.startswith("The configuration file broken.yaml is not valid YAML: unacceptable")
     Path("model.yaml").write_text("class_path: ClassificationTask\ninit_args: {netwrk: null}")
     text = error_of("fit", "-c", "tiny.yaml", "--model", "model.yaml")
     assert "no setting 'model.netwrk'. Did you mean 'network'?" in text
