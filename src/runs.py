@@ -89,6 +89,10 @@ def find_checkpoint(
             f" the newest one in {runs}."
         )
     others = other_versions(path) or _others(runs)
+    if any(path.glob(f"*/{CONFIG}")):  # results of other commands
+        raise UserError(
+            f"{path} has no checkpoint; train the network with fit, or name another run.{others}"
+        )
     if path.exists():
         raise UserError(f"{path} is not the folder of a run.{others}")
     raise UserError(f"There is no run {path}.{others}")
@@ -248,6 +252,17 @@ def _best_of_run(checkpoint: Path) -> Path:
             " in a folder of this run. To use it, give it with --ckpt_path."
         )
     return found if checkpoint.is_absolute() else _from_here(found)
+
+
+def trained_instead(runs: Path) -> str:
+    """Where a trained network of the same name is, with a leading space, for messages."""
+    for keyword in ("best", "last"):
+        if checkpoints(keyword, runs):
+            return (
+                f" {runs} has a trained one: add --ckpt_path {keyword}, or give --name {runs.name}"
+                " without --config."
+            )
+    return ""
 
 
 def _from_here(path: Path) -> Path:

@@ -63,6 +63,10 @@ def test_what_is_missing_is_named(here: Path, tmp_path: Path) -> None:
         find_checkpoint("runs/tiny/version_9")
     with pytest.raises(UserError, match="is not the folder of a run"):
         find_checkpoint(tmp_path)
+    (here / "runs/new/predict_0").mkdir(parents=True)
+    (here / "runs/new/predict_0/config.yaml").write_text("")
+    with pytest.raises(UserError, match=r"runs/new has no checkpoint; train .* are tiny"):
+        find_checkpoint("new")
     (tmp_path / "alone.ckpt").write_bytes(b"")
     with pytest.raises(UserError, match=r"no config\.yaml of the run .*with --config FILE"):
         trained_run(tmp_path / "alone.ckpt")

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from src import files
 from src.callbacks.graceful_stop import GracefulStop
-from src.callbacks.run_folder import is_dry_run, tell
+from src.callbacks.run_folder import is_dry_run
 from src.callbacks.terminate_on_nan import (
     NonFiniteError,
     has_finite_weights,
@@ -178,7 +178,6 @@ class Checkpoint(ModelCheckpoint):
         if trainer.validating:
             _repeat_validation(trainer.fit_loop.epoch_loop.val_loop.batch_progress)
         self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
-        tell(f"Saved the interrupted run to {self.last_model_path}")
 
     def _can_save(self, trainer: Trainer, exception: BaseException) -> bool:
         """Whether there is new progress and the training state is consistent."""

@@ -14,7 +14,8 @@ class Pace:
 
     The speed is that of the current epoch, with data loading and without validation; its first
     batch, for which the workers start, counts only if it is the only one. The time left is
-    extrapolated from the time of all batches since the start or resume, with validation.
+    extrapolated from the time of all batches since the first one after the start or resume, with
+    validation.
     """
 
     def __init__(self) -> None:
@@ -22,7 +23,7 @@ class Pace:
 
     def start(self) -> None:
         """Training starts, possibly within an epoch of a resumed run."""
-        self._start = time.monotonic()
+        self._start = self._second_start = time.monotonic()
         self._batches = 0
         self.start_epoch(is_whole=False)
 
@@ -37,6 +38,8 @@ class Pace:
         now = time.monotonic()
         seconds, self._previous = now - self._previous, now
         self._batches += 1
+        if self._batches == 1:
+            self._second_start = now
         if self._first == (0, 0.0):
             self._first = images, seconds
         else:
@@ -63,7 +66,9 @@ class Pace:
         remaining = remaining_batches(trainer)
         if not remaining or not self._batches:
             return None
-        return (time.monotonic() - self._start) / self._batches * remaining
+        if self._batches == 1:
+            return (time.monotonic() - self._start) * remaining
+        return (time.monotonic() - self._second_start) / (self._batches - 1) * remaining
 
 
 def remaining_batches(trainer: Trainer) -> float | None:

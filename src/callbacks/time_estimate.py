@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import os
 import shlex
+import statistics
 import time
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Timer
 
@@ -14,8 +17,8 @@ from src.callbacks.pace import readable_time, remaining_batches
 from src.callbacks.run_folder import is_dry_run, run_folder, tell
 from src.optim import StepSchedule
 
-_STEPS = 4  # of which the first is left out: workers start, memory is allocated
-_PATIENCE = 20.0  # seconds after which fewer steps are enough
+_STEPS = 10  # of which the first is left out: workers start, memory is allocated
+_FEW_STEPS, _PATIENCE = 4, 30.0  # enough after so many seconds
 _LONG = 15 * 60.0  # seconds of training on a CPU from which a short trial is suggested
 _TRIAL_EPOCHS = 2  # at least, if they do not take longer than _TRIAL
 _TRIAL = 5 * 60.0  # seconds
@@ -26,14 +29,14 @@ class TimeEstimate(Callback):
     """Print once, after the first steps, how long training will take.
 
     The time is that of the steps with data loading, without validation. On a CPU, the options of a
-    short trial follow if training takes long. Nothing is printed in a ``fast_dev_run``, with
-    ``max_time``, or if the length of training is unknown.
+    short trial follow if training takes long, and a note if other programs use the CPU. Nothing is
+    printed in a ``fast_dev_run``, with ``max_time``, or if the length of training is unknown.
     """
 
     def __init__(self) -> None:
         self._is_waiting = self._is_resumed = False
         self._seconds: list[float] = []
-        self._previous = 0.0
+        self._previous = self._others = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start to measure."""
@@ -42,6 +45,7 @@ class TimeEstimate(Callback):
         self._is_waiting = not has_limit and not is_dry_run(trainer)
         self._is_resumed = trainer.global_step > 0
         self._seconds, self._previous = [], time.monotonic()
+        self._others = busy_cores() if trainer.strategy.root_device.type == "cpu" else 0.0
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave out what happens between two epochs."""
@@ -61,13 +65,12 @@ class TimeEstimate(Callback):
         self._seconds.append(now - self._previous)
         self._previous = now
         count = len(self._seconds)
-        if count < 2 or (count < _STEPS and sum(self._seconds) < _PATIENCE):
+        if count < _FEW_STEPS or (count < _STEPS and sum(self._seconds) < _PATIENCE):
             return
         self._is_waiting = False
         remaining = remaining_batches(trainer)
         if remaining:
-            step = sum(self._seconds[1:]) / (count - 1)
-            self._tell(trainer, step, int(remaining) + count)
+            self._tell(trainer, statistics.median(self._seconds[1:]), int(remaining) + count)
 
     def _tell(self, trainer: Trainer, step: float, steps: int) -> None:
         seconds = step * steps
@@ -77,9 +80,23 @@ class TimeEstimate(Callback):
             f"Time:        about {readable_time(seconds)} for {kind}{_length(trainer, steps)}"
             f" ({each} s a step, validation not counted)"
         )
+        if self._others >= 1 and torch.get_num_threads() > 1:
+            tell(
+                f"             Other programs use this computer (load {self._others:.1f} on"
+                f" {os.cpu_count()} cores), which can make training several times slower. If it is"
+                " slow, stop it and put OMP_NUM_THREADS=1 before the command (docs/faq.md)."
+            )
         if seconds > _LONG and not self._is_resumed and trainer.strategy.root_device.type == "cpu":
             options = " ".join(trial_options(trainer, step))
             tell(f"             For a short trial, which shows that all works, add {options}")
+
+
+def busy_cores() -> float:
+    """Other programs that wanted a core in the last minute; 0 where the system does not tell."""
+    if not hasattr(os, "getloadavg"):  # Windows
+        return 0.0
+    own = time.process_time() / max(60.0, time.process_time())  # of which this process was a part
+    return max(0.0, os.getloadavg()[0] - own)
 
 
 def _length(trainer: Trainer, steps: int) -> str:

@@ -54,6 +54,7 @@ from src.callbacks.progress import default_progress
 from src.callbacks.run_folder import next_run_folder
 from src.cli.arguments import checked, option
 from src.cli.checkpoints import check_reads_safely, failed_while_restoring, resolve_checkpoint
+from src.cli.class_errors import invalid_value, missing_package
 from src.cli.interruption import after_interrupted_fit
 from src.cli.parser_errors import explain
 from src.cli.process_failures import explanation
@@ -64,7 +65,7 @@ from src.data.datamodules import BaseDataModule
 from src.errors import UserError
 from src.file_names import check_name, name_of
 from src.models import InternImage  # noqa: F401  short name for YAML
-from src.runs import CONFIG
+from src.runs import CONFIG, trained_instead
 from src.serialization import shown
 from src.serialization.former_names import former_arguments, present_name, with_present_names
 from src.stopping import Interrupted, active
@@ -165,9 +166,9 @@ class TrainingCLI(LightningCLI):
                 run=run,
             )
         except ModuleNotFoundError as error:
-            raise UserError(_missing_package(error)) from error
+            raise UserError(missing_package(error)) from error
         except ValueError as error:
-            message = None if isinstance(error, UserError) else _invalid_value(str(error))
+            message = None if isinstance(error, UserError) else invalid_value(str(error))
             if message is None:
                 raise
             raise UserError(message) from error
@@ -349,7 +350,7 @@ class TrainingCLI(LightningCLI):
         elif command != "fit" and self.model.weights is None:
             rank_zero_warn(
                 f"{command} uses an untrained network, because neither --ckpt_path nor"
-                " model.init_args.weights is set."
+                f" model.init_args.weights is set.{trained_instead(self.runs)}"
             )
         try:
             getattr(self.trainer, command)(**kwargs)
@@ -388,33 +389,6 @@ class TrainingCLI(LightningCLI):
         if command != "fit":
             return f"Interrupted: {command} has not finished. Run the same command again."
         return after_interrupted_fit(self.trainer, self.model)
-
-
-def _missing_package(error: ModuleNotFoundError | str) -> str:
-    """Message about a missing package that a class of the configuration needs."""
-    text = " ".join(str(error).split())
-    asked = re.search(r"pip install (?:-U )?'?([\w.\[\]-]+)", text)
-    name = getattr(error, "name", None) or text
-    package = asked[1] if asked else str(name).split(".")[0]
-    return (
-        f"A class of the configuration needs the package {package}, which is not installed. Run:"
-        f" pip install {package}"
-    )
-
-
-def _invalid_value(report: str) -> str | None:
-    """Message about an invalid value, from an error of Lightning or a class, or ``None``."""
-    if "is not in bounds, numpy accepts" in report:
-        return f"Invalid seed_everything: {report}."
-    found = re.search(r"Problem with given class_path '([\w.]+)':\n(.*)", report)
-    if found is None:
-        found = re.search(r"()^ {2}- (?!Expected|Not a |Problem|\()(.*)", report, re.M)
-    if found is None:
-        return None
-    if "pip install" in found[2]:
-        return _missing_package(found[2])
-    name, text = found[1].rpartition(".")[2], found[2].strip()
-    return f"Cannot create {name}: {text}" if name else text
 
 
 def _is_first_process() -> bool:

@@ -27,7 +27,7 @@ def after_interrupted_fit(trainer: Trainer, model: LightningModule) -> str:
         )
     resume = "To resume, run the same command with --ckpt_path last"
     if not can_predict(model):
-        return f"Interrupted.\n{resume}"
+        return f"Interrupted. Saved to {last}\n{resume}"
     known = (c.best_model_path for c in callbacks)
     best = next((path for path in known if path and Path(path).exists()), None)
     state = (
@@ -37,4 +37,4 @@ def after_interrupted_fit(trainer: Trainer, model: LightningModule) -> str:
     )
     file = shlex.quote(best or last)
     predict = f"To predict: python -m src predict --ckpt_path {file} --data.predict_dir FOLDER"
-    return f"Interrupted. {state}\n{predict}\n{resume}"
+    return f"Interrupted. Saved to {last}\n{state}\n{predict}\n{resume}"

@@ -150,7 +150,7 @@ def test_speed_is_without_validation_and_time_left_is_with_it(clock: SimpleNames
     pace.pause()
     assert pace.images_per_second == 8
     assert pace.epoch_time == "12.0 s"
-    assert pace.seconds_left(trainer_at(epoch=0, batch=4)) == pytest.approx(24)
+    assert pace.seconds_left(trainer_at(epoch=0, batch=4)) == pytest.approx(8 * 7 / 3)
     assert pace.seconds_left(trainer_at(epoch=2, batch=4)) is None
 
 

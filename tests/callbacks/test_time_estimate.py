@@ -5,9 +5,12 @@ import shlex
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
+from src.callbacks import TimeEstimate
 from src.cli import main
 from tests.cli.tiny import TASKS, write_data
 from tests.cli.tiny import write_recipe as write_tiny
@@ -27,6 +30,7 @@ def run(
 ) -> Callable[..., int]:
     """Train with three steps per epoch."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("src.callbacks.time_estimate._STEPS", 4)
     write_recipe(tmp_path)
     return lambda *options: main(["fit", "-c", "tiny.yaml", *options])
 
@@ -44,12 +48,51 @@ def test_the_length_of_training(run: Callable[..., int], lengths: Callable[[], l
         assert lengths() == []
 
 
+@pytest.mark.parametrize(("load", "is_told"), [(0.5, False), (2.6, True)])
+def test_other_programs_are_named(
+    run: Callable[..., int],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    load: float,
+    is_told: bool,
+) -> None:
+    monkeypatch.setattr("src.callbacks.time_estimate.busy_cores", lambda: load)
+    monkeypatch.setattr("torch.get_num_threads", lambda: 2)
+    assert run("--trainer.max_epochs", "3") == 0
+    output = capsys.readouterr().out
+    assert ("Other programs use this computer (load 2.6 on" in output) == is_told
+    assert ("OMP_NUM_THREADS=1" in output) == is_told
+
+
+def test_one_slow_step_does_not_change_the_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
+    printed: list[str] = []
+    clock = iter([0.0, 50.0, 51.0, 90.0, 91.0])
+    monkeypatch.setattr("src.callbacks.time_estimate.tell", printed.append)
+    monkeypatch.setattr("src.callbacks.time_estimate.remaining_batches", lambda _: 96)
+    monkeypatch.setattr("src.callbacks.time_estimate.time.monotonic", lambda: next(clock))
+    trainer = SimpleNamespace(
+        callbacks=[],
+        global_step=0,
+        num_training_batches=100,
+        fast_dev_run=False,
+        strategy=SimpleNamespace(root_device=torch.device("cpu")),
+    )
+    estimate = TimeEstimate()
+    monkeypatch.setattr("src.callbacks.time_estimate.busy_cores", lambda: 0.0)
+    estimate.on_train_start(trainer, None)  # type: ignore[arg-type]
+    for index in range(4):
+        estimate.on_train_batch_end(trainer, None, None, None, index)  # type: ignore[arg-type]
+    (line,) = printed
+    assert "about 2 min for 1 epoch of 100 steps (1 s a step" in line
+
+
 @pytest.fixture
 def trial(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[[], list[str]]:
     """The options of a short trial that were printed, for runs of any length."""
     monkeypatch.setattr("src.callbacks.time_estimate._LONG", 0.0)
+    monkeypatch.setattr("src.callbacks.time_estimate._STEPS", 4)
 
     def read() -> list[str]:
         (options,) = re.findall("For a short trial, .*, add (.*)", capsys.readouterr().out)

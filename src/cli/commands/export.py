@@ -70,6 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _refuse_mixture(out, args.format)
     print(f"Export:  {model.name} to {out}")
     print(f"Weights: {model.source}", flush=True)
+    print(f"Writing: {', '.join(args.format)} (seconds; minutes for large networks)", flush=True)
     form = Form(args.dcn, args.outputs, args.preprocessing, args.masks, args.precision)
     former = [path for name in args.format for path in _files_of(name, out)]
     written, passed = export(model.pretrained, out, args.format, args.check, data, form)
