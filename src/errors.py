@@ -45,6 +45,11 @@ def _original_message(message: str, name: str) -> str:
     return message[matches[-1].end() :].strip() if matches else message
 
 
+def counted(number: int, noun: str) -> str:
+    """A number and a noun, which gets an s unless the number is 1: ``1 image``, ``2 images``."""
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
 def printable(text: str) -> str:
     """Text for a terminal, with control characters (for example of file names) escaped.
 

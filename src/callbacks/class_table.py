@@ -5,7 +5,7 @@ Logged metrics and files contain fractions; the printed tables show percent.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -18,6 +18,13 @@ from src.errors import printable
 
 _SPLITS = {"val": "validation", "test": "test"}
 _MAX_ROWS = 200
+_MEANINGS = {
+    "top1": "images whose most probable class is right",
+    "mIoU": "IoU, mean of the classes",
+    "mAcc": "pixels that are right, mean of the classes",
+    "aAcc": "pixels that are right, of all",
+    "AR_100": "recall with at most 100 detections per image",
+}
 
 
 class ClassTable(Callback):
@@ -59,7 +66,8 @@ class ClassTable(Callback):
         names = class_names(trainer) or [str(index) for index in range(length)]
         if trainer.state.fn != "fit" and self._is_printing:
             shown = "val" if split == "test" and not _has_test_images(trainer) else split
-            tell("\n".join(summary(trainer.callback_metrics, task, split, shown)))
+            lines = summary(trainer.callback_metrics, task, split, shown)
+            tell("\n".join([*lines, *legend(trainer.callback_metrics, split)]))
             if 0 < length <= _MAX_ROWS:
                 images = None if counts is None else counts.sum(1).tolist()
                 tell("\n".join(class_rows(names, scores, images)))
@@ -113,6 +121,18 @@ def summary(
         shown = (_percent(value) if name in scores else f"{value:.4f}" for value in values)
         lines.append(f"{name:<{width}}" + "".join(f"  {text:>7}" for text in shown))
     return lines
+
+
+def legend(metrics: Iterable[str], split: str) -> list[str]:
+    """A line that explains abbreviations, if there are any.
+
+    Args:
+        metrics: Names of logged metrics.
+        split: ``val`` or ``test``.
+    """
+    found = {name.removeprefix(f"{split}/").removeprefix("bbox_") for name in metrics}
+    known = [f"{name}: {meaning}" for name, meaning in _MEANINGS.items() if name in found]
+    return [f"({'; '.join(known)})"] if known else []
 
 
 def class_rows(

@@ -15,7 +15,7 @@ from src.callbacks.output_names import OutputNames, output_names
 from src.callbacks.run_folder import is_dry_run, run_folder, tell
 from src.callbacks.unreadable import gather, is_predicting, rank_file_name
 from src.decoding import MAX_PIXELS, BrokenImageError, decode
-from src.errors import UserError
+from src.errors import UserError, counted
 from src.metrics.coco_results import Result, decode_masks, with_category_ids
 from src.visualization import draw_instances
 
@@ -167,9 +167,13 @@ def count_shown(results: list[list[Result]], score: float) -> str:
     """
     highest = [max((result["score"] for result in found), default=0.0) for found in results]
     shown = sum(value >= score for value in highest)
+    top = max(highest, default=0.0)
+    # As many digits as show on which side of the minimum it is.
+    digits = next((n for n in range(2, 7) if round(top, n) != round(score, n)), 2)
+    has_have = "has" if 1 in (shown, len(results)) else "have"
     text = (
-        f"{shown} of {len(results)} images have detections above {score:g}; the highest score is"
-        f" {max(highest, default=0.0):.2f}"
+        f"{shown} of {counted(len(results), 'image')} {has_have} detections above {score:g}; the"
+        f" highest score is {top:.{digits}f}"
     )
     return text if shown else f"{text}. Lower --detections.score to draw more."
 

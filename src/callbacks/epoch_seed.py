@@ -111,10 +111,9 @@ class EpochSeed(Callback):
     def _skip(self, trainer: Trainer, num_batches: int) -> None:
         if not num_batches:
             return
-        tell(
-            f"Skipping the {num_batches} batches of epoch {trainer.current_epoch} that were already"
-            " used"
-        )
+        skipped = "batch" if num_batches == 1 else f"{num_batches} batches"
+        were = "was" if num_batches == 1 else "were"
+        tell(f"Skipping the {skipped} of epoch {trainer.current_epoch} that {were} already used")
         loaders = _loaders(trainer.fit_loop._combined_loader)
         samplers: list[Any] = [loader.sampler for loader in loaders]
         if samplers and all(hasattr(sampler, "skip_steps") for sampler in samplers):

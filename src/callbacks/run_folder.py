@@ -20,6 +20,8 @@ from src.runs import CONFIG, ENVIRONMENT, versions_with_checkpoints
 from src.tasks import BaseTask, can_predict
 from src.tasks.operators import operators_of
 
+_SPLITS = {"fit": "train", "validate": "val", "test": "test"}
+
 
 @rank_zero_only
 def tell(text: str) -> None:
@@ -162,6 +164,9 @@ def _describe_data(trainer: Trainer) -> str:
     if data is None:
         return "data loaders"
     root = getattr(data, "predict_dir" if trainer.predicting else "root", None)
+    folders = getattr(data, "splits", {}).get(_SPLITS.get(str(trainer.state.fn)))
+    if str(root) == "." and isinstance(folders, tuple):  # of images and of their annotations
+        root = folders[0]
     return type(data).__name__ + (f", {root}" if root is not None and str(root) != "." else "")
 
 

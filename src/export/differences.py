@@ -21,6 +21,12 @@ grey level of the prepared image, because resizes round to whole grey values. Bo
 by 1.5e-3 pixels between float32 and float64 in PyTorch alone, on images of 640 pixels. Any share of
 its proposals may differ, because the scores that they are chosen by have a limit."""
 
+_MEANINGS = {
+    "prepared": "the resized and normalised image, mean difference in standard deviations",
+    "proposals": "share of the queries that start from another pixel",
+    "unmatched": "share of detections without a counterpart",
+}
+
 
 class Differences:
     """Largest differences by file and output."""
@@ -65,6 +71,11 @@ class Differences:
             f"{'  ABOVE' if self.is_above(key) else ''}"
             for key, value in self._worst.items()
         )
+
+    def legend(self) -> list[str]:
+        """One line for each output whose name does not say what it is."""
+        found = {name for _, name in self._worst}
+        return [f"  {name}: {text}" for name, text in _MEANINGS.items() if name in found]
 
 
 def larger(a: float, b: float) -> float:

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from src.callbacks.class_table import class_rows, summary
+from src.callbacks.class_table import class_rows, legend, summary
 from src.cli import main
 
 
@@ -33,6 +33,16 @@ def test_says_that_test_images_are_those_of_validation() -> None:
     task = SimpleNamespace(score_names=lambda: {"test/top1"})
     title, _ = summary({"test/top1": torch.tensor(0.5)}, task, "test", "val")
     assert title == "\nResults of the validation images, as there are no test images (percent)"
+
+
+def test_abbreviations_are_explained() -> None:
+    assert legend(["val/mAcc", "val/mIoU", "val/loss", "test/aAcc"], "val") == [
+        "(mIoU: IoU, mean of the classes; mAcc: pixels that are right, mean of the classes)"
+    ]
+    assert legend(["val/bbox_AR_100", "val/segm_AR_100"], "val") == [
+        "(AR_100: recall with at most 100 detections per image)"
+    ]
+    assert legend(["val/loss"], "val") == []
 
 
 def test_classes_that_do_not_occur_have_no_percentage() -> None:

@@ -1,6 +1,7 @@
 """Overlays of detections."""
 
 import numpy as np
+import pytest
 from pycocotools import mask as coco_mask
 
 from src.callbacks.detection_writer import count_shown, draw_results
@@ -30,3 +31,13 @@ def test_images_without_detections_are_counted():
     assert count_shown(results, 0.2) == (
         "2 of 3 images have detections above 0.2; the highest score is 0.25"
     )
+    assert count_shown([], 0.2).startswith("0 of 0 images have")
+
+
+@pytest.mark.parametrize(
+    ("highest", "text"), [(0.304, "1 of 1 image has"), (0.2996, "0 of 1 image has")]
+)
+def test_the_highest_score_differs_from_the_minimum_in_its_digits(highest, text):
+    line = count_shown([[{"score": highest}]], 0.3)
+    assert line.startswith(f"{text} detections above 0.3; the highest score is {highest}")
+    assert count_shown([[{"score": 0.3}]], 0.3).endswith("the highest score is 0.30")

@@ -6,7 +6,12 @@ import torch
 
 from src.callbacks import RunFolder, Throughput
 from src.callbacks.progress import LogProgress, NotebookProgress, TerminalProgress, default_progress
-from src.callbacks.run_folder import describe_operators, next_run_folder, run_folder
+from src.callbacks.run_folder import (
+    _describe_data,
+    describe_operators,
+    next_run_folder,
+    run_folder,
+)
 from src.models import InternImage
 
 
@@ -41,6 +46,24 @@ def test_progress_display_depends_on_the_output(
         monkeypatch.setitem(__import__("sys").modules, name, module)
     monkeypatch.setattr("sys.stdout.isatty", lambda: is_terminal, raising=False)
     assert type(default_progress()) is kind
+
+
+@pytest.mark.parametrize(
+    ("command", "root", "shown"),
+    [
+        ("fit", ".", "photos/a"),
+        ("validate", ".", "photos/b"),
+        ("fit", "data/coco", "data/coco"),
+        ("predict", ".", "new"),
+    ],
+)
+def test_the_data_are_described_by_a_folder(command: str, root: str, shown: str) -> None:
+    splits = {"train": ("photos/a", "a.json"), "val": ("photos/b", "b.json")}
+    data = SimpleNamespace(root=Path(root), splits=splits, predict_dir="new")
+    trainer = SimpleNamespace(
+        datamodule=data, predicting=command == "predict", state=SimpleNamespace(fn=command)
+    )
+    assert _describe_data(trainer) == f"SimpleNamespace, {shown}"
 
 
 def test_throughput_counts_the_images_of_all_devices(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,3 +26,9 @@ def test_only_float32_files_have_limits(name, value, passed):
     found = Differences()
     found.add(Path(name), {"scores": value})
     assert found.passed == passed
+
+
+def test_outputs_with_unusual_names_are_explained():
+    found = Differences()
+    found.add(Path("model.onnx"), {"scores": 0.0, "unmatched": 0.0})
+    assert found.legend() == ["  unmatched: share of detections without a counterpart"]

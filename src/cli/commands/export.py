@@ -312,7 +312,7 @@ def _check(network: nn.Module, written: Written, images: Path, data: Any, form: 
             for path, file in results:
                 found.add(path, compare_result(network, written.result, example, file(example)))
     print(f"Largest difference from PyTorch over {count} images:")
-    print(found.table())
+    print("\n".join([found.table(), *found.legend()]))
     return found.passed
 
 

@@ -75,7 +75,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="DATA")
     for name, module, text in _COMMANDS:
-        module.add_arguments(commands.add_parser(name, help=text, description=module.__doc__))
+        description = (module.__doc__ or "").replace("``", "")
+        module.add_arguments(commands.add_parser(name, help=text, description=description))
     _add_toy(commands.add_parser("toy", help="generate the toy data (seconds, no download)"))
     return parser
 

@@ -6,6 +6,7 @@ A label belongs to a folder name, so a split may lack a class. The readable name
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from src.errors import UserError
 
 _SYNSET = re.compile(r"n\d{8}")
 _NUMBERED = re.compile(r"\d+(?:\s*[,;:=|.)]\s*(?=\D)|\s+)(.+)")
+_FILE_SUFFIXES = (".txt", ".csv", ".tsv", ".names", ".list", ".json", ".yaml", ".yml")
 _NUMBER_HEADERS = ("#", "id", "idx", "index", "label", "no", "number", "value")
 
 
@@ -125,6 +127,25 @@ def read_class_names(class_names: Sequence[str] | str, keyword: str = "") -> lis
             f"{origin} holds the name {twice[0]!r} more than once; every class needs its own name."
         )
     return names
+
+
+def class_names_of_option(given: Sequence[str]) -> list[str]:
+    """Class names of ``--class-names``: the names, or a text file with one name per line.
+
+    Raises:
+        UserError: If a file is given that does not exist or is no list of names.
+    """
+    if len(given) > 1 or not given:
+        return read_class_names(given)
+    name = given[0]
+    if Path(name).is_file():
+        return read_class_names(name)
+    if Path(name).suffix.lower() in _FILE_SUFFIXES or {"/", os.sep} & set(name):
+        raise UserError(
+            f"--class-names: the file {name} does not exist; expected names in label order, or a"
+            " text file with one name per line."
+        )
+    return read_class_names(given)
 
 
 def _line_of_table(lines: Sequence[tuple[int, str]]) -> tuple[int, str] | None:

@@ -74,6 +74,10 @@ def _has_masks(content: dict[str, list[Any]]) -> bool:
 
 def _find_files(args: argparse.Namespace) -> dict[str, tuple[Path, Path]]:
     """Annotation file and image folder of each split that is given or found."""
+    for option, folder in (("--images", args.images), ("--val-images", args.val_images)):
+        if folder is not None and not folder.is_dir():
+            state = "is a file" if folder.exists() else "does not exist"
+            raise UserError(f"The folder {folder} of {option} {state}.")
     if not args.annotations.is_dir():
         for path in filter(None, (args.annotations, args.val_annotations)):
             if not path.is_file():

@@ -6,6 +6,7 @@ Layouts: ``<split>/_annotations.coco.json`` beside its images, as labelling tool
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from pathlib import Path
@@ -15,6 +16,7 @@ from src.data.formats.splits import SPLITS, split_of
 from src.errors import MALFORMED_CONTENT, UserError
 
 _DEPTH = 3
+_MAX_FILES = 20  # that are read to find out what a folder holds
 _USUAL = ("_annotations.coco.json", "instances_")
 
 
@@ -55,6 +57,18 @@ def find_annotations(folder: Path) -> dict[str, Path]:
     if "train" not in by_split:
         raise UserError(f"{folder} has no annotation file for training; found: {found}. {expected}")
     return {split: by_split[split][0] for split in SPLITS if split in by_split}
+
+
+def looks_like_coco(folder: Path) -> Path | None:
+    """A COCO annotation file in a folder, if there is one; only its keys are looked at."""
+    paths = (
+        path for depth in range(_DEPTH) for path in sorted(folder.glob("*/" * depth + "*.json"))
+    )
+    for path in itertools.islice(paths, _MAX_FILES):
+        content = path.read_bytes() if path.is_file() else b""
+        if b'"images"' in content and b'"annotations"' in content:
+            return path
+    return None
 
 
 def find_images(annotations: Path, root: Path) -> Path:

@@ -98,7 +98,7 @@ def prepare(
     facts = {"source": str(source), "val_share": args.val_share, "seed": args.seed}
     with split.start_over(out, ("annotations", "val"), facts) as work:
         numbers = f"{len(kept)} training and {len(indices['val'])} validation{tested}"
-        print(f"{out}: {numbers} images; objects:")
+        print(f"{out}: {numbers} images; objects ({split.columns(order)}):")
         for line in _class_lines(train.class_names, [learned[part] for part in order]):
             print(f"  {line}")
         for reason, count in left_out.items():
@@ -157,9 +157,11 @@ def check_files(file: CocoFile, images: Path, max_pixels: int) -> Survey:
     paths = [str(image.path(images, file.path)) for image in file.images]
     missing = [path for path in paths if not Path(path).is_file()]
     if missing:
+        is_are = "is" if len(missing) == 1 else "are"
         raise UserError(
-            f"{len(missing)} of {len(paths)} images of {file.path} are not in {images}; the "
-            f"first is {missing[0]}. Check --images: file names in the json start from there."
+            f"{len(missing)} of {len(paths)} images of {file.path} {is_are} not in {images}; the "
+            f"first is {missing[0]}.{_in_other_case(Path(missing[0]))} Check --images: file names "
+            "in the json start from there."
         )
     if not file.images or not any(file.num_annotations):
         raise UserError(f"{file.path} has no annotated images, so there is nothing to train on.")
@@ -172,6 +174,17 @@ def check_files(file: CocoFile, images: Path, max_pixels: int) -> Survey:
                 f"{image.size[1]}x{image.size[0]}; the annotations would be misplaced."
             )
     return found
+
+
+def _in_other_case(path: Path) -> str:
+    """A sentence about a file that differs from a missing one by capital letters, if there is one.
+
+    It begins with a space.
+    """
+    beside = sorted(path.parent.iterdir()) if path.parent.is_dir() else []
+    name = path.name.lower()
+    other = next((found.name for found in beside if found.name.lower() == name), None)
+    return "" if other is None else f" There is {other}, with other capital letters."
 
 
 def _divide(file: CocoFile, source: Path, args: argparse.Namespace) -> dict[str, NDArray[np.int64]]:

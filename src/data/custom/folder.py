@@ -7,18 +7,20 @@ with splits of any usual name (``train``, ``valid``, ``Testing``), which are use
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from src.data.custom import recipe, split
+from src.data.custom.coco_layout import looks_like_coco
 from src.data.custom.layout import Layout, find_layout
 from src.data.custom.survey import survey
 from src.data.formats.image_files import is_image, list_class_folders, list_images
 from src.data.formats.splits import SPLITS
 from src.data.verify.imagenet import verify_imagenet
-from src.errors import UserError
+from src.errors import UserError, counted
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,9 +45,18 @@ def run(args: argparse.Namespace) -> None:
         state = "is a file" if source.exists() else "does not exist"
         raise UserError(f"The folder {source} {state}; expected folders <class>/*.jpg in it.")
     name, out = split.target(args, source)
-    layout = find_layout(source)
+    try:
+        layout = find_layout(source)
+        classes = _classes(layout.splits.get("train", layout.root))
+    except UserError as error:
+        if (file := looks_like_coco(source)) is None:
+            raise
+        given = shlex.quote(str(file))
+        raise UserError(
+            f"{error} {file} is a COCO annotation file; use `python -m src prepare from-coco"
+            f" {given}`."
+        ) from error
     splits = layout.splits
-    classes = _classes(splits.get("train", layout.root))
     folders = splits.values() or [layout.root]
     paths = [path for folder in folders for path in list_images(folder)]
     found = survey(paths, args.max_pixels, _problems(layout))
@@ -88,7 +99,10 @@ def _report(root: str, splits: dict[str, Path], classes: list[str]) -> int:
     number = {part: sum(counts[part].values()) for part in splits}
     tested = f" and {number['test']} test" if "test" in number else ""
     comma = "," if tested else " and"
-    print(f"{root}: {number['train']} training{comma} {number['val']} validation{tested} images")
+    print(
+        f"{root}: {number['train']} training{comma} {number['val']} validation{tested} images; by"
+        f" class ({split.columns(splits)}):"
+    )
     for label in classes:
         print(f"  {label}: " + " + ".join(str(counts[part].get(label, 0)) for part in splits))
     return number["train"]
@@ -106,9 +120,9 @@ def _classes(folder: Path) -> list[str]:
     loose = [path for path in folder.iterdir() if path.is_file()]
     if len(classes) < 2:
         raise UserError(
-            f"{folder} has {len(classes)} class folders ({', '.join(classes) or 'none'}) and "
-            f"{len(loose)} files beside them; expected at least two folders of images, each named "
-            "after its class."
+            f"{folder} has {counted(len(classes), 'class folder')}"
+            f" ({', '.join(classes) or 'none'}) and {counted(len(loose), 'file')} beside them;"
+            " expected at least two folders of images, each named after its class."
         )
     return classes
 

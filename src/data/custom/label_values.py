@@ -17,7 +17,7 @@ from PIL import Image
 from src.data.custom.colours import UNLABELLED, Colours, read_pixels
 from src.data.formats.label_maps import MAX_CLASSES
 from src.decoding import MAX_PIXELS, open_image
-from src.errors import UserError
+from src.errors import UserError, counted
 from src.types import IGNORE_LABEL
 
 _LOSSY = ("JPEG", "MPO")
@@ -243,7 +243,10 @@ class LabelReader:
 def _wrong_count(values: list[int], names: list[str], found: list[int], given: bool) -> str:
     count = len(values)
     if given:
-        return f"--class-values gives {count} numbers, but there are {len(names)} class names."
+        return (
+            f"--class-values gives {counted(count, 'number')}, but --class-names"
+            f" {counted(len(names), 'name')}."
+        )
     hint = " If 0 means unlabelled, add --ignore 0." if values[0] == 0 else ""
     if len(names) in (len(found), len(set(found) - {IGNORE_LABEL})):
         hint += (
@@ -251,8 +254,8 @@ def _wrong_count(values: list[int], names: list[str], found: list[int], given: b
             "order with --class-values."
         )
     return (
-        f"The classes of the label maps are the numbers {_listed(values)}, but there are "
-        f"{len(names)} class names ({_listed(names)}). Give {count}, the first one for "
+        f"The classes of the label maps are the numbers {_listed(values)}, but --class-names gives "
+        f"{counted(len(names), 'name')} ({_listed(names)}). Give {count}, the first one for "
         f"number {values[0]}.{hint}"
     )
 

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from src import files
-from src.data.classes.class_names import read_class_names
+from src.data.classes.class_names import class_names_of_option
 from src.data.custom import recipe, split
 from src.data.custom.colours import read_colours
 from src.data.custom.label_values import LabelReader, check_numbers, note_absent
@@ -25,9 +25,10 @@ from src.data.custom.pairs import Pair, match_label_maps
 from src.data.custom.survey import survey
 from src.data.formats.splits import SPLITS
 from src.decoding import open_image
-from src.errors import UserError
+from src.errors import UserError, counted
 from src.types import IGNORE_LABEL
 
+_BLACK_AND_WHITE = [0, 255]  # values of a mask whose white pixels are a class
 _FOLDERS = {"train": "training", "val": "validation", "test": "test"}
 
 
@@ -68,8 +69,8 @@ def run(args: argparse.Namespace) -> None:
     pairs, notes = match_label_maps(args.images, args.masks, args.image_suffix, args.mask_suffix)
     if len(pairs) < 3:
         raise UserError(
-            f"{args.images} holds {len(pairs)} images with label maps; at least three are needed, "
-            "two for a training batch and one for validation."
+            f"{args.images} holds {counted(len(pairs), 'image')} with label maps; at least three "
+            "are needed, two for a training batch and one for validation."
         )
     colours = read_colours(args.colours) if args.colours else None
     found = survey([pair.image for pair in pairs], args.max_pixels)
@@ -86,6 +87,7 @@ def run(args: argparse.Namespace) -> None:
     )
     if labels.ignored:
         notes.append(f"unlabelled, besides 255: {', '.join(map(str, labels.ignored))}")
+    notes += _note_zero(args, labels)
     _check_sizes(pairs, found.sizes, args.max_pixels)
     parts = _divide(pairs, labels, args)
     facts = {"source": str(args.images), "val_share": args.val_share, "seed": args.seed}
@@ -100,7 +102,7 @@ def run(args: argparse.Namespace) -> None:
         tested = f", {len(parts['test'])} test" if "test" in parts else ""
         print(
             f"{out}: {len(parts['train'])} training and {len(parts['val'])} validation{tested} "
-            "images; showing:"
+            f"images; images that show a class ({split.columns(parts)}):"
         )
         for number, label in enumerate(labels.names):
             print(f"  {label}: " + " + ".join(str(counts[part][number]) for part in parts))
@@ -181,8 +183,18 @@ def _given_names(args: argparse.Namespace) -> list[str] | None:
         raise UserError("Give either --class-values or --colours, which is for coloured masks.")
     if not args.class_names:
         return None
-    given: list[str] = args.class_names
-    return read_class_names(given[0] if len(given) == 1 and Path(given[0]).is_file() else given)
+    return class_names_of_option(args.class_names)
+
+
+def _note_zero(args: argparse.Namespace, labels: LabelReader) -> list[str]:
+    """A note that 0 is a class, if nothing says what it means."""
+    is_said = args.class_names or args.class_values or args.ignore or args.colours
+    if is_said or labels.values == _BLACK_AND_WHITE:
+        return []
+    return [
+        "0 is a class of its own (class 0); if it means unlabelled, add --ignore 0; --class-names "
+        "gives the classes names"
+    ]
 
 
 def _check_sizes(pairs: list[Pair], sizes: dict[str, tuple[int, int]], max_pixels: int) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from src.data.formats.image_files import list_images
 from src.data.formats.splits import split_of
-from src.errors import UserError
+from src.errors import UserError, counted
 
 _IMAGE_FOLDERS = {"image", "images", "img", "imgs", "photos", "pictures", "jpegimages"}
 _MASK_FOLDERS = {
@@ -99,7 +99,9 @@ def match_label_maps(
         end = f" in place of {image_end}" if image_end else ""
         notes.append(f"label maps are the files ending in {suffix}{end}")
     if len(maps) > len(shown):
-        notes.append(f"{len(maps) - len(shown)} further files in {masks} belong to no image")
+        further = len(maps) - len(shown)
+        belongs = "belongs" if further == 1 else "belong"
+        notes.append(f"{counted(further, 'further file')} in {masks} {belongs} to no image")
     return [_pair(file, by_name[file.parents, names[id(file)]]) for file in shown], notes
 
 

@@ -12,7 +12,7 @@ import json
 import random
 import re
 import shutil
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ RECORD = "prepared.json"
 _UNNAMED = ("images", "image", "imgs", "img")
 """Folder names that say nothing of a dataset: it gets the name of the folder around them."""
 DEFAULT_PARENT = Path("data/own")
+_PARTS = {"train": "training", "val": "validation", "test": "test"}
 
 
 def add_arguments(parser: argparse.ArgumentParser, *, places_files: bool) -> None:
@@ -37,7 +38,11 @@ def add_arguments(parser: argparse.ArgumentParser, *, places_files: bool) -> Non
     """
     add = parser.add_argument
     add("--out", type=Path, help=f"output folder (default: {DEFAULT_PARENT}/<name>)")
-    add("--name", help="name of the recipe and its runs (default: name of the source folder)")
+    add(
+        "--name",
+        help="name of the recipe and its runs (default: name of the source folder, with _ in place "
+        "of spaces)",
+    )
     add(
         "--val-share",
         type=float,
@@ -58,6 +63,11 @@ def add_arguments(parser: argparse.ArgumentParser, *, places_files: bool) -> Non
             default="symlink",
             help="how images are placed in the output folder (%(default)s)",
         )
+
+
+def columns(parts: Iterable[str]) -> str:
+    """Heading of numbers of each split: ``training + validation``."""
+    return " + ".join(_PARTS[part] for part in parts)
 
 
 def target(args: argparse.Namespace, source: Path, *, searched: bool = True) -> tuple[str, Path]:

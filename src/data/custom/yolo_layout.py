@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from src.data.classes.class_names import read_class_names
+from src.data.classes.class_names import class_names_of_option, read_class_names
 from src.data.formats.image_files import is_image, list_images
 from src.data.formats.splits import SPLITS, split_of
 from src.errors import UserError
@@ -66,11 +66,7 @@ def find_dataset(source: Path, names: list[str] | None) -> Dataset:
     """
     if not source.exists():
         raise UserError(f"{source} does not exist; give data.yaml or the folder of the dataset.")
-    given = names
-    if names is not None:
-        given = read_class_names(
-            names[0] if len(names) == 1 and Path(names[0]).is_file() else names
-        )
+    given = None if names is None else class_names_of_option(names)
     if source.is_file():
         return _from_yaml(source, given)
     found = [path for path in sorted(source.glob("*.y*ml")) if "names" in _load(path)]

@@ -72,6 +72,39 @@ def test_images_are_found_beside_the_file_and_other_splits_are_named(
     assert f"{root}/valid/_annotations.coco.json is not used; give {root}" in text
 
 
+def test_a_folder_of_images_that_does_not_exist_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "in"
+    draw(root, root / "a.json")
+    assert from_coco(tmp_path, str(root / "a.json"), "--images", str(root / "x"))[0] == 2
+    assert f"The folder {root}/x of --images does not exist." in capsys.readouterr().err
+
+
+def test_a_name_with_other_capital_letters_is_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "in"
+    draw(root, root / "a.json")
+    (root / "2.png").rename(root / "2.PNG")
+    assert from_coco(tmp_path, str(root / "a.json"))[0] == 2
+    text = capsys.readouterr().err
+    assert "1 of 3 images of" in text
+    assert f"a.json is not in {root}; the first is {root}/2.png. There is 2.PNG, with" in text
+
+
+@pytest.mark.parametrize("split", ["", "train"])
+def test_annotations_in_a_folder_of_no_classes_lead_to_from_coco(
+    split: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "in"
+    draw(root / split, root / split / "a.json")
+    (root / "valid").mkdir()
+    assert main(["prepare", "from-folder", str(root)]) == 2
+    text = capsys.readouterr().err
+    assert f"a.json is a COCO annotation file; use `python -m src prepare from-coco {root}" in text
+
+
 def test_classes_come_from_their_names_where_there_is_no_annotation_file(tmp_path: Path) -> None:
     recipe = "configs/detection/mask_rcnn_internimage_nano_laptop.yaml"
     given = ["--data.root", str(tmp_path), "--data.class_names", "[a, b, c]"]

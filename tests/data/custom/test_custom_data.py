@@ -149,7 +149,7 @@ def test_an_edited_recipe_is_kept(photos, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({"a/1.png": "ok", "a/2.png": "ok"}, "has 1 class folders (a)"),
+        ({"a/1.png": "ok", "a/2.png": "ok"}, "has 1 class folder (a) and 0 files beside"),
         ({"a/1.png": "ok", "a/2.png": "ok", "b/1.png": "ok"}, "'b'"),
         ({"a/1.png": "ok", "a/2.png": "ok", "b/1.png": "ok", "b/2.png": "bad"}, "b/2.png"),
     ],
@@ -233,7 +233,7 @@ def test_only_classes_with_objects_are_listed(annotated, tmp_path, capsys):
     given = ["--images", str(images), "--out", str(tmp_path / "out")]
     assert main(["prepare", "from-coco", str(path), "--val-annotations", str(path), *given]) == 0
     text = capsys.readouterr().out
-    listed = text.split("objects:\n")[1].split("note:")[0].splitlines()
+    listed = text.split("objects (training + validation):\n")[1].split("note:")[0].splitlines()
     assert [line.split(":")[0].strip() for line in listed] == [
         *(f"class {n}" for n in range(19, 4, -1)),
         "and 7 more classes",
@@ -457,7 +457,7 @@ def test_names_count_from_the_first_number_that_is_a_class(tmp_path, capsys):
     given += ["--out", str(tmp_path / "out"), "--ignore", "0", "--class-names", "road", "car"]
     assert main(given) == 2
     error = capsys.readouterr().err
-    assert "are the numbers 1, 2, 3, but there are 2 class names (road, car)" in error
+    assert "are the numbers 1, 2, 3, but --class-names gives 2 names (road, car)" in error
     assert "--ignore 0" not in error
     assert "Give 3, the first one for number 1." in error
 

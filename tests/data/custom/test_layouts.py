@@ -287,7 +287,7 @@ def own_palette(number: int) -> Image.Image:
         (soft, (), "of them occur on edges only"),
         (stripes(0, 128, 255), (), "--class-values 0 128 255"),
         (stripes(0, 128, 255), ("--class-names", "a", "b", "c"), "with --class-values"),
-        (stripes(0, 255), ("--class-names", "a", "b", "c"), "0, 255, but there are 3 class names"),
+        (stripes(0, 255), ("--class-names", "a", "b", "c"), "0, 255, but --class-names gives 3 names"),
         (stripes(0, 9), ("--class-values", "0", "8"), "the number 9, which is none of"),
         (stripes(0, 1), ("--class-values", "0", "0"), "accepts different numbers"),
         (own_palette, (), "The palettes of the label maps differ"),
@@ -340,6 +340,33 @@ def test_label_maps_become_classes(mask, flags, classes, tmp_path: Path) -> None
     assert from_masks(tmp_path, *write_masks(tmp_path, mask), *given) == 0
     for path in (tmp_path / "out" / "annotations").rglob("*.png"):
         assert set(np.unique(Image.open(path))) == classes
+
+
+@pytest.mark.parametrize(
+    ("mask", "flags", "is_noted"),
+    [
+        (stripes(0, 1), (), True),
+        (stripes(0, 255), (), False),
+        (stripes(0, 1), ("--ignore", "0"), False),
+        (stripes(0, 1), ("--class-names", "road", "car"), False),
+        (stripes(0, 1), ("--class-values", "0", "1"), False),
+    ],
+)
+def test_zero_without_a_meaning_is_noted(
+    mask, flags, is_noted, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert from_masks(tmp_path, *write_masks(tmp_path, mask), *flags) == 0
+    note = "note: 0 is a class of its own (class 0); if it means unlabelled, add --ignore 0;"
+    assert (note in capsys.readouterr().out) == is_noted
+
+
+@pytest.mark.parametrize("name", ["nams.txt", "labels/names"])
+def test_a_file_of_class_names_that_does_not_exist_is_named(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = write_masks(tmp_path, stripes(0, 1))
+    assert from_masks(tmp_path, *folders, "--class-names", name) == 2
+    assert f"--class-names: the file {name} does not exist; expected" in capsys.readouterr().err
 
 
 def test_classes_that_no_label_map_shows_are_named(

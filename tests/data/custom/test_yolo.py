@@ -124,6 +124,9 @@ def test_labels_beside_the_images_need_no_names(tmp_path, capsys):
     text = capsys.readouterr().out
     assert "class 1: " in text
     assert "give them with --class-names" in text
+    out = tmp_path / "out"
+    assert prepare(tmp_path / "flat", out, "--class-names", "nams.txt") == 2
+    assert "the file nams.txt does not exist" in capsys.readouterr().err
 
 
 def test_images_without_a_label_file_are_reported(dataset, tmp_path, capsys):
