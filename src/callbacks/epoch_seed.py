@@ -111,9 +111,7 @@ class EpochSeed(Callback):
     def _skip(self, trainer: Trainer, num_batches: int) -> None:
         if not num_batches:
             return
-        skipped = "batch" if num_batches == 1 else f"{num_batches} batches"
-        were = "was" if num_batches == 1 else "were"
-        tell(f"Skipping the {skipped} of epoch {trainer.current_epoch} that {were} already used")
+        tell(skipping(num_batches, trainer.current_epoch))
         loaders = _loaders(trainer.fit_loop._combined_loader)
         samplers: list[Any] = [loader.sampler for loader in loaders]
         if samplers and all(hasattr(sampler, "skip_steps") for sampler in samplers):
@@ -127,6 +125,13 @@ class EpochSeed(Callback):
             for _ in range(num_batches):
                 next(batches)
         self._seed(trainer, num_batches)
+
+
+def skipping(num_batches: int, epoch: int) -> str:
+    """Line about the batches that a resumed epoch has used before."""
+    skipped = "batch" if num_batches == 1 else f"{num_batches} batches"
+    were = "was" if num_batches == 1 else "were"
+    return f"Skipping the {skipped} of epoch {epoch} that {were} already used"
 
 
 def _images_per_batch(trainer: Trainer) -> int:

@@ -93,6 +93,15 @@ def test_bash_completes_commands_recipes_and_settings() -> None:
     assert complete("internimage", "fit", "--ckpt_path", "bes") == ["best"]
 
 
+def test_help_of_prepare_is_plain_text(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["prepare", "from-folder", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "prepare from-folder: images in one folder per class. Either FOLDER/<class>/*" in text
+    assert "name of the source folder, with _ in place of spaces" in text
+    assert "`" not in text
+
+
 def test_full_help_of_a_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fit", "--help_all"]) == 0
     output = capsys.readouterr().out
