@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
@@ -20,7 +21,11 @@ from src.runs import CONFIG, ENVIRONMENT, versions_with_checkpoints
 from src.tasks import BaseTask, can_predict
 from src.tasks.operators import operators_of
 
-_SPLITS = {"fit": "train", "validate": "val", "test": "test"}
+_SPLITS: dict[TrainerFn | None, str] = {
+    TrainerFn.FITTING: "train",
+    TrainerFn.VALIDATING: "val",
+    TrainerFn.TESTING: "test",
+}
 
 
 @rank_zero_only
@@ -164,7 +169,7 @@ def _describe_data(trainer: Trainer) -> str:
     if data is None:
         return "data loaders"
     root = getattr(data, "predict_dir" if trainer.predicting else "root", None)
-    folders = getattr(data, "splits", {}).get(_SPLITS.get(str(trainer.state.fn)))
+    folders = getattr(data, "splits", {}).get(_SPLITS.get(trainer.state.fn))
     if str(root) == "." and isinstance(folders, tuple):  # of images and of their annotations
         root = folders[0]
     return type(data).__name__ + (f", {root}" if root is not None and str(root) != "." else "")

@@ -3,6 +3,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 
 from src.callbacks import RunFolder, Throughput
 from src.callbacks.progress import LogProgress, NotebookProgress, TerminalProgress, default_progress
@@ -61,7 +62,9 @@ def test_the_data_are_described_by_a_folder(command: str, root: str, shown: str)
     splits = {"train": ("photos/a", "a.json"), "val": ("photos/b", "b.json")}
     data = SimpleNamespace(root=Path(root), splits=splits, predict_dir="new")
     trainer = SimpleNamespace(
-        datamodule=data, predicting=command == "predict", state=SimpleNamespace(fn=command)
+        datamodule=data,
+        predicting=command == "predict",
+        state=SimpleNamespace(fn=TrainerFn(command)),
     )
     assert _describe_data(trainer) == f"SimpleNamespace, {shown}"
 
