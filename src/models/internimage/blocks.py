@@ -54,9 +54,15 @@ class Stem(nn.Module):
         check_channels(image, self.conv1.in_channels)
         if not can_split(image, self):
             return self._run(image)
-        dtype = autocast_dtype("cpu") or image.dtype
+        is_cast = image.dtype == torch.float32  # by autocast, which leaves float64 as it is
+        dtype = (autocast_dtype("cpu") if is_cast else None) or image.dtype
         values = self.conv1.out_channels * image.shape[2] * image.shape[3] // 4
-        return in_parts(image, values * dtype.itemsize, lambda part: (self._run(part),))[0]
+
+        def run(part: Tensor) -> tuple[Tensor]:
+            # In one pass, where `_run` and autocast would make a copy each.
+            return (self._run(part.to(dtype, memory_format=torch.channels_last)),)
+
+        return in_parts(image, values * dtype.itemsize, run)[0]
 
     def _run(self, image: Tensor) -> Tensor:
         # Copying three channels here keeps every later feature map channels-last without a copy.
