@@ -63,8 +63,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     if is_compiled():
         compiled: Tensor = _OPERATORS.compiled_layer_norm.default(x, weight, bias, eps, False)
         return compiled
-    out: Tensor = _LayerNorm.apply(x.contiguous(), weight, bias, eps, False)[0]
-    return out
+    return _eager_norm(x, weight, bias, eps, gelu=False)[0]
 
 
 def layer_norm_gelu(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
@@ -80,8 +79,7 @@ def layer_norm_gelu(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tens
     if is_compiled():
         compiled: Tensor = _OPERATORS.compiled_layer_norm.default(x, weight, bias, eps, True)
         return compiled
-    out: Tensor = _LayerNorm.apply(x.contiguous(), weight, bias, eps, True)[0]
-    return out
+    return _eager_norm(x, weight, bias, eps, gelu=True)[0]
 
 
 def layer_norm_fork(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -92,8 +90,7 @@ def layer_norm_fork(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tupl
     """
     if is_compiled():  # the compiler adds the two gradients in one of its passes
         return layer_norm(x, weight, bias, eps), x
-    normed, residual = _LayerNorm.apply(x.contiguous(), weight, bias, eps, False)
-    return normed, residual
+    return _eager_norm(x, weight, bias, eps, gelu=False)
 
 
 def bias_gelu(x: Tensor, bias: Tensor) -> Tensor:
@@ -191,6 +188,16 @@ def _norm_gradients(
 def _gelu_gradients(grad: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     grad_x, sums = _OPERATORS.bias_gelu_backward.default(grad, x, bias)
     return grad_x, sums.sum(0).to(bias.dtype)
+
+
+def _eager_norm(
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float, *, gelu: bool
+) -> tuple[Tensor, Tensor]:
+    x = x.contiguous()
+    if not torch.is_grad_enabled():  # `Function` takes as long as the norm of a small feature map
+        return torch.ops.internimage.layer_norm.default(x, weight, bias, eps, gelu), x
+    normed, residual = _LayerNorm.apply(x, weight, bias, eps, gelu)
+    return normed, residual
 
 
 class _LayerNorm(Function):

@@ -4,7 +4,7 @@
 beside the parameters. That is done under autocast to bfloat16, which would cast all weights in
 every forward pass, and in compiled networks, whose users ask for speed. Eager float32 stays layer
 by layer: it is the reference of the published numbers, and takes no memory for a second copy of the
-weights.
+weights, except for those of the downsampling, which PyTorch would reorder in every forward pass.
 """
 
 from __future__ import annotations
@@ -90,13 +90,18 @@ class InferenceCache:
                 found[index] = fused
         return found
 
-    def packed_conv(self, conv: nn.Conv2d, dtype: torch.dtype) -> PackedConv | None:
-        """The convolution after fused blocks with packed weights, if there is a kernel for it.
+    def packed_conv(self, conv: nn.Conv2d, x: Tensor) -> PackedConv | None:
+        """The convolution of `Downsample` with packed weights, if there is a kernel for it.
+
+        In float32, too: PyTorch would reorder its weights in every forward pass.
 
         Args:
-            conv: Convolution of `Downsample`.
-            dtype: Dtype of the feature map.
+            conv: The convolution.
+            x: Feature map ``(N, H, W, C)`` in a forward pass for which `can_split` is true.
         """
+        dtype = autocast_dtype("cpu") or x.dtype
+        if dtype not in (torch.float32, torch.bfloat16):
+            return None
         return self._packed("conv", conv, dtype, lambda _, dtype: can_pack(dtype), PackedConv)
 
     def _packed(

@@ -61,14 +61,17 @@ class Stage(nn.Module):
         """
         fused = self._cache.fused_blocks(self.blocks, x)
         outer = [m for m in (self.post_norms, self.norm, self.downsample) if m is not None]
-        if len(fused) < len(self.blocks) or not can_split(x, *outer):
+        if not can_split(x, *outer):
             out, *following = self._run(x, fused)
+            return out, following[0] if following else out
+        conv = None
+        if self.downsample is not None:
+            conv = self._cache.packed_conv(self.downsample.conv, x)
+        run = partial(self._run, fused=fused, conv=conv)
+        if len(fused) < len(self.blocks):
+            out, *following = run(x)
         else:
-            conv = None
-            if self.downsample is not None:
-                conv = self._cache.packed_conv(self.downsample.conv, fused[0].dtype)
             values = x.shape[1] * x.shape[2] * fused[0].width
-            run = partial(self._run, fused=fused, conv=conv)
             out, *following = in_parts(x, values * fused[0].dtype.itemsize, run)
         return out, following[0] if following else out
 
