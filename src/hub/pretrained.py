@@ -12,7 +12,9 @@ Nothing in a folder or a run is executed: only networks of ``src.models`` are bu
 from __future__ import annotations
 
 import difflib
+import numbers
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -23,7 +25,7 @@ from src.hub.folders import CONFIG_FILE, WEIGHT_FILE, read_folder, write_folder
 from src.hub.parts import ModelParts
 from src.hub.published import read_published
 from src.hub.runs import read_run
-from src.models.weights.files import HUB_FILES, is_hub_reachable
+from src.models.weights.files import HUB_FILES, is_hub_reachable, problem
 from src.runs import is_run, other_versions, runs_with_checkpoints
 
 if TYPE_CHECKING:
@@ -63,6 +65,10 @@ class Pretrained(ModelParts):
         Raises:
             UserError: If the model does not exist or is damaged, or the hub cannot be reached.
         """
+        if not isinstance(source, (str, Path)):
+            raise UserError(f"from_pretrained takes a path or a name, got {type(source).__name__}.")
+        if source == "":
+            raise UserError("The path or name of the model is empty.")
         return cls(**vars(_parts(Path(source).expanduser(), str(source))))
 
     @overload
@@ -73,7 +79,7 @@ class Pretrained(ModelParts):
     @overload
     def predict(
         self,
-        images: list[ImageSource],
+        images: list[ImageSource] | Iterator[ImageSource],
         *,
         batch_size: int = 1,
         device: str | torch.device | None = None,
@@ -85,7 +91,7 @@ class Pretrained(ModelParts):
         """Predict on images, as ``python -m src predict`` does in float32.
 
         Args:
-            images: An image, or a list of images: a file, a Pillow image, an RGB array
+            images: An image, or an iterable of images: a file, a Pillow image, an RGB array
                 ``(H, W, 3)`` or an RGB tensor ``(3, H, W)``; arrays and tensors are uint8, or
                 floating-point with values from 0 to 1. Grey ones, ``(H, W)``, ``(H, W, 1)`` or
                 ``(1, H, W)``, become RGB, as grey files do. An array or tensor with four axes is a
@@ -97,7 +103,7 @@ class Pretrained(ModelParts):
 
         Returns:
             `Classification`, `Detection` or `Segmentation` of ``src.inference``; a list if
-            ``images`` is one.
+            ``images`` is an iterable.
 
         Raises:
             UserError: If an image cannot be read, or an argument is invalid.
@@ -105,8 +111,8 @@ class Pretrained(ModelParts):
         # Imported here, because tasks and data modules import Lightning, which is slow.
         from src.inference import Predictor, split_batch
 
-        if batch_size < 1:
-            raise UserError(f"batch_size must be at least 1, got {batch_size}.")
+        if not isinstance(batch_size, numbers.Integral) or batch_size < 1:
+            raise UserError(f"batch_size must be an integer from 1, got {batch_size!r}.")
         listed = split_batch(images)
         if device is None:
             device = next((p.device for p in self.network.parameters()), torch.device("cpu"))
@@ -180,6 +186,8 @@ def _parts(path: Path, name: str) -> ModelParts:
     if other_runs:
         hint += f"Runs with checkpoints in {path.parent} are {', '.join(other_runs[:10])}. "
     hint += f"{other_versions(path)} ".lstrip()
+    if is_run(run := Path("runs") / name):
+        hint = f"There is a run {run}: give '{run}'. "
     raise UserError(
         f"There is no model '{name}'. {hint}Give the folder of a run, a checkpoint, a folder with"
         f" {CONFIG_FILE}, a hub repository (user/name), or a name of docs/model_zoo.md."
@@ -209,5 +217,5 @@ def _download(repository: str) -> Path:
     except Exception as error:  # the hub client raises several unrelated classes
         raise UserError(
             f"The model {repository} is not cached and could not be downloaded from "
-            f"https://huggingface.co/{repository} ({type(error).__name__})."
+            f"https://huggingface.co/{repository} ({problem(error)})."
         ) from None  # without the chain of the client's errors

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,8 @@ def load_image(
             f"predict does not download images: {source} is a URL. Download the file, and give its "
             "path."
         )
+    if isinstance(source, str) and not source:
+        raise UserError("The path of the image is empty.")
     if isinstance(source, (str, Path)):
         return decode(source, upright=upright, max_pixels=max_pixels, reduce=reduce)
     if isinstance(source, Image.Image):
@@ -69,16 +71,23 @@ def load_image(
         return _from_array(source)
     raise UserError(
         "predict takes the path of a file, a Pillow image, a NumPy array (H, W, 3) or a tensor"
-        f" (3, H, W), got {type(source).__name__}."
+        f" (3, H, W), or a list of these, got {type(source).__name__}.{_with_pillow(source)}"
     )
 
 
+def _with_pillow(source: object) -> str:
+    """How Pillow opens the bytes of a file or an open one; empty for anything else."""
+    if isinstance(source, (bytes, bytearray)):
+        return " Open it with Pillow: Image.open(io.BytesIO(data))."
+    return " Open it with Pillow: Image.open(file)." if hasattr(source, "read") else ""
+
+
 def split_batch(images: Any) -> list[ImageSource] | None:
-    """The images of a list or of a batch ``(N, ...)``; ``None`` for a single image."""
-    if isinstance(images, (np.ndarray, Tensor)) and images.ndim == 4:
-        return list(images)
-    is_list = isinstance(images, Sequence) and not isinstance(images, (str, bytes))
-    return list(images) if is_list else None
+    """The images of an iterable or of a batch ``(N, ...)``; ``None`` for a single image."""
+    if isinstance(images, (np.ndarray, Tensor)):
+        return list(images) if images.ndim == 4 else None
+    is_single = isinstance(images, (str, bytes, bytearray, Mapping)) or hasattr(images, "read")
+    return list(images) if isinstance(images, Iterable) and not is_single else None
 
 
 def _from_array(array: NDArray[Any]) -> Image.Image:

@@ -93,6 +93,8 @@ class Predictor:
             self.task.to(device)
         except (AssertionError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[0]
+            if str(device).startswith("gpu"):
+                reason = "use 'cuda' or 'cpu'."
             raise UserError(f"The device {str(device)!r} cannot be used: {reason}") from None
         self.task.image_count = len(images)
         found: list[Prediction] = []

@@ -69,8 +69,14 @@ class Classification(Prediction):
         """Class names, best first."""
         return [self.class_names[label] for label in self.labels.tolist()]
 
-    def plot(self) -> Image.Image:
-        """Image above a bar chart of the classes."""
+    def plot(self, **unknown: object) -> Image.Image:
+        """Image above a bar chart of the classes.
+
+        Raises:
+            UserError: If there are arguments, such as the minimum score of a detection.
+        """
+        if unknown:
+            raise UserError(f"plot of a classification takes no {' and no '.join(unknown)}.")
         return draw_classes(self.image(), self.names, self.scores.tolist())
 
     def __str__(self) -> str:
@@ -100,8 +106,8 @@ class Detection(Prediction):
 
     @property
     def scores(self) -> Tensor:
-        """Scores in [0, 1], float64, shape ``(D,)``."""
-        return torch.tensor([r["score"] for r in self.results], dtype=torch.float64)
+        """Scores in [0, 1], float32, shape ``(D,)``."""
+        return torch.tensor([r["score"] for r in self.results], dtype=torch.float32)
 
     @property
     def boxes(self) -> Tensor:

@@ -1,6 +1,7 @@
 """Predictions from Python equal those of ``python -m src predict``, for the three tasks."""
 
 import csv
+import io
 import json
 import re
 import shutil
@@ -140,7 +141,7 @@ def test_runs_checkpoints_and_saved_folders_are_the_same_model(run, tmp_path):
 
 
 def test_an_image_may_be_a_file_or_in_memory(run):
-    _, runs, path = run
+    task, runs, path = run
     model = Pretrained.from_pretrained(runs)
     pixels = np.asarray(Image.open(path).convert("RGB"))
     tensor = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
@@ -149,6 +150,9 @@ def test_an_image_may_be_a_file_or_in_memory(run):
     assert len({str(result) for result in together}) == 1
     assert str(model.predict(tensor[None])[0]) == str(together[0])
     assert together[0].plot().mode == "RGB"
+    assert str(model.predict(iter([pixels]))[0]) == str(together[0])
+    if task != "segmentation":
+        assert together[0].scores.dtype == torch.float32
     turned = model.predict([path, str(path), Image.open(path)])  # with the EXIF orientation
     assert len({str(result) for result in turned}) == 1
 
@@ -177,15 +181,29 @@ def test_mistakes_are_one_line(run, tmp_path):
         (torch.zeros(8, 8, 3), r"shape \(3, H, W\)"),
         (np.zeros((8, 8), np.int64), "uint8 or floating-point, got int64"),
         (5, "got int"),
+        ("", "The path of the image is empty"),
+        ({"a": path}, "got dict"),
+        (path.read_bytes(), r"got bytes\. Open it with Pillow: Image\.open\(io\.BytesIO"),
+        (io.BytesIO(), r"got BytesIO\. Open it with Pillow: Image\.open\(file\)"),
     ):
         with pytest.raises(UserError, match=message) as caught:
             model.predict(image)
         assert "\n" not in str(caught.value)
-    with pytest.raises(UserError, match="batch_size"):
-        model.predict(path, batch_size=0)
+    for batch_size in (0, 2.5, "a", None):
+        with pytest.raises(UserError, match="batch_size must be an integer from 1, got "):
+            model.predict([path], batch_size=batch_size)
+    with pytest.raises(UserError, match="The device 'gpu' cannot be used: use 'cuda' or 'cpu'"):
+        model.predict(path, device="gpu")
     with pytest.raises(UserError, match="lpu"):
         model.predict(path, device="lpu")
     assert model.predict([]) == []
+
+
+def test_a_classification_is_drawn_without_a_minimum_score():
+    image = Image.new("RGB", (8, 8))
+    result = Classification(image, ["a"], True, torch.tensor([0]), torch.tensor([1.0]))
+    with pytest.raises(UserError, match=r"plot of a classification takes no score\."):
+        result.plot(score=0.2)
 
 
 def test_absurd_sizes_are_one_line(run):

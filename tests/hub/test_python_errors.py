@@ -27,14 +27,19 @@ def assert_is_short(error: UserError) -> None:
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("me/flowers", "The model me/flowers is not cached and could not be downloaded"),
+        (
+            "me/flowers",
+            r"me/flowers is not cached and could not be downloaded .* \(no connection\)",
+        ),
+        ("", "The path or name of the model is empty"),
+        (None, "from_pretrained takes a path or a name, got NoneType"),
         ("internimage_t_1k_224", "internimage_t_1k_224.pth is not on this machine"),
         ("saved", "The weight file saved/model.safetensors .* cannot be read: it is damaged"),
         ("described", "The description described/config.json .* cannot be read"),
         ("nowhere", "There is no model 'nowhere'"),
     ],
 )
-def test_a_model_that_cannot_be_loaded(source: str, message: str) -> None:
+def test_a_model_that_cannot_be_loaded(source: str | None, message: str) -> None:
     model_for("classification").save_pretrained("saved")
     model_for("classification").save_pretrained("described")
     Path("saved/model.safetensors").write_bytes(b"nothing" * 10**5)
@@ -56,6 +61,15 @@ def test_exported_files_lead_to_a_folder() -> None:
         with pytest.raises(UserError, match=advice) as caught:
             Pretrained.from_pretrained(name)
         assert_is_short(caught.value)
+
+
+def test_the_name_of_a_run_leads_to_its_folder() -> None:
+    checkpoint = Path("runs/trial/version_0/checkpoints/last.ckpt")
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.touch()
+    with pytest.raises(UserError, match="There is a run runs/trial: give 'runs/trial'") as caught:
+        Pretrained.from_pretrained("trial")
+    assert_is_short(caught.value)
 
 
 def test_a_missing_version_leads_to_the_others() -> None:

@@ -293,6 +293,10 @@ class InternImageBackbone(PretrainedBackbone):
             return "Set layer_scale to 1.0 to keep the scales of the file."
         if missing and all(key.endswith(gammas) for key in missing):
             return "Set layer_scale to null, or to 1.0 for initial scales of the same function."
+        if _has_batch_norm(unused):
+            return "The file has batch norm; make the network with norm_layer='BN'."
+        if _has_batch_norm(missing):
+            return "The file has LayerNorm; make the network with norm_layer='LN'."
         return (
             "Compare variant, channels, depths, groups, post_norm, res_post_norm, layer_scale,"
             " dw_kernel_size, level2_post_norm_block_ids, center_feature_scale, norm_layer,"
@@ -382,3 +386,9 @@ def _check_stages(
         raise UserError(f"out_indices={list(out_indices)} must be stages, 0 to {num_stages - 1}.")
     if not 0 <= frozen_stages <= num_stages:
         raise UserError(f"frozen_stages must be 0 to {num_stages}, got {frozen_stages}.")
+
+
+def _has_batch_norm(keys: list[str]) -> bool:
+    """Whether the names have the statistics of the first block, which every variant has."""
+    first = "levels.0.blocks.0.norm1."
+    return any(first in key and key.endswith("running_mean") for key in keys)

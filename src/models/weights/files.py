@@ -327,14 +327,15 @@ def _download(repo: str, filename: str) -> Path:
         # Without the chain of the client's errors, of which the last one is named.
         raise (_AbsentFileError if is_absent else UserError)(
             f"{filename} is not on this machine and could not be downloaded from "
-            f"https://huggingface.co/{repo} ({_problem(error)}). Fetch "
+            f"https://huggingface.co/{repo} ({problem(error)}). Fetch "
             f"https://huggingface.co/{repo}/resolve/main/{filename} where there is a connection "
             f"and give the path of the file in place of its name: to --model.weights, prepare "
             f"--weights, or Pretrained.from_pretrained."
         ) from None
 
 
-def _problem(error: Exception) -> str:
+def problem(error: Exception) -> str:
+    """Why the hub client failed, in a few words: no connection, or the class of its error."""
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     is_offline = isinstance(error, LocalEntryNotFoundError)

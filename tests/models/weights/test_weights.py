@@ -428,6 +428,22 @@ def test_published_variant_is_recognised():
         load_official(timm.create_model("internimage_nano"), file)
 
 
+@pytest.mark.parametrize(
+    ("file", "own", "message"),
+    [
+        ("BN", "LN", "The file has batch norm; make the network with norm_layer='BN'"),
+        ("LN", "BN", "The file has LayerNorm; make the network with norm_layer='LN'"),
+    ],
+)
+def test_another_kind_of_norm_is_named(file, own, message):
+    tensors = to_official(timm.create_model("internimage_nano", norm_layer=file))
+    network = timm.create_model("internimage_nano", features_only=True, norm_layer=own)
+    with pytest.raises(UserError, match=message):
+        load_official(network, tensors)
+    same = timm.create_model("internimage_nano", features_only=True, norm_layer=file)
+    load_official(same, tensors)
+
+
 def test_unexpected_layer_scales_are_refused(source):
     with pytest.raises(UserError, match=r"Set layer_scale to 1\.0"):
         load_official(small(post_norm=True), to_official(source))
