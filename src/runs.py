@@ -6,6 +6,7 @@ The folder of a run, ``runs/<name>/version_<n>``, contains ``config.yaml`` and `
 from __future__ import annotations
 
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,13 @@ def find_checkpoint(
         )
     if path.exists():
         raise UserError(f"{path} is not the folder of a run.{others}")
-    raise UserError(f"There is no run {path}.{others}")
+    recipe = Path("data/own") / path.name / f"{path.name}.yaml"  # where `prepare` writes it
+    first = (
+        f" Train it first: python -m src fit --config {shlex.quote(str(recipe))}"
+        if recipe.is_file()
+        else ""
+    )
+    raise UserError(f"There is no run {path}.{others}{first}")
 
 
 def is_run_or_checkpoint(path: Path) -> bool:

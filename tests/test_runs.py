@@ -59,6 +59,11 @@ def test_a_checkpoint_is_found_with_its_config(here: Path) -> None:
 def test_what_is_missing_is_named(here: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no run runs/tyni\. Runs with .* are tiny"):
         find_checkpoint("tyni")
+    recipe = Path("data/own/shapes/shapes.yaml")
+    recipe.parent.mkdir(parents=True)
+    recipe.touch()
+    with pytest.raises(UserError, match=rf"Train it first: python -m src fit --config {recipe}$"):
+        find_checkpoint("shapes")
     with pytest.raises(UserError, match=r"version_9\. Versions .* in runs/tiny are version_0\."):
         find_checkpoint("runs/tiny/version_9")
     with pytest.raises(UserError, match="is not the folder of a run"):

@@ -10,6 +10,7 @@ from lightning.pytorch.strategies import Strategy
 
 from src.callbacks import AtomicCheckpointIO
 from src.cli.run_settings import tell_if_not_best
+from src.cli.suggestions import suggest
 from src.distributed.checkpoints import is_sharded_checkpoint
 from src.errors import UserError
 from src.runs import (
@@ -34,6 +35,8 @@ def resolve_checkpoint(given: str, runs: Path) -> Path:
     """
     if given in KEYWORDS:
         path = newest_checkpoint(given, runs)
+    elif not Path(given).exists() and (meant := suggest(given, KEYWORDS)):
+        raise UserError(f"There is no checkpoint {given}.{meant}")
     else:
         path = find_checkpoint(given, runs=runs)
         tell_if_not_best(given, path)

@@ -105,6 +105,7 @@ def error_of(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
         ("--model.network.in_chans", "1", "in_chans of the network is 1, but images are read"),
         ("--model.network.in_chans", "0", "in_chans must be at least 1"),
         ("--checkpoint.mode", "up", "checkpoint.mode must be one of 'max', 'min' or null"),
+        ("--ckpt_path", "lats", "There is no checkpoint lats. Did you mean 'last'?"),
         ("--ckpt_path", "gone.ckpt", "The checkpoint gone.ckpt does not exist"),
         ("--ckpt_path", "last", "There is no 'last' checkpoint in runs/tiny/version_*/checkpoints"),
     ],

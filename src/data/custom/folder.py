@@ -83,6 +83,7 @@ def run(args: argparse.Namespace) -> None:
         print(f"Checked: {found}")
         for note in layout.notes:
             print(f"note: {note}")
+        _report_nested(source, classes)
         _report_other_files(source)
         path = out / f"{name}.yaml"
         unseen = Path(data["root"]) / splits["val"].name
@@ -106,6 +107,19 @@ def _report(root: str, splits: dict[str, Path], classes: list[str]) -> int:
     for label in classes:
         print(f"  {label}: " + " + ".join(str(counts[part].get(label, 0)) for part in splits))
     return number["train"]
+
+
+def _report_nested(source: Path, classes: list[str]) -> None:
+    """Name a class whose images are all in several folders inside it, which may be the classes."""
+    for label in classes:
+        inner = list_class_folders(source / label) if (source / label).is_dir() else []
+        is_empty = not any(is_image(path) for path in (source / label).glob("*"))
+        if len(inner) > 1 and is_empty:
+            folder = shlex.quote(str(source / label))
+            print(
+                f"note: {label} has no images itself, but folders ({', '.join(inner[:3])}"
+                f"{', ...' * (len(inner) > 3)}); if these are the classes, give {folder}"
+            )
 
 
 def _report_other_files(source: Path) -> None:

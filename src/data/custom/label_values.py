@@ -23,6 +23,7 @@ from src.types import IGNORE_LABEL
 _LOSSY = ("JPEG", "MPO")
 _MAX_EDGE_SHARE = 0.1
 _MAX_LISTED = 20
+_SHARE_OF_MAP = 0.3  # of the pixels that the most frequent colours have in a label map, at least
 _MAX_NUMBER = 65535
 _SAVE = "Save label maps as PNG, without loss and without soft edges"
 
@@ -270,6 +271,11 @@ def _colour_list(path: str, paths: Sequence[str], max_pixels: int) -> str:
             found, counts = np.unique(codes, return_counts=True)
             pixels.update(dict(zip(found.tolist(), counts.tolist(), strict=True)))
     listed = dict(pixels.most_common(_MAX_LISTED))
+    if sum(listed.values()) < _SHARE_OF_MAP * pixels.total():
+        return (
+            f"{path} has {len(pixels)} colours, none of which is in many pixels: it looks like a"
+            " photo, not like a label map. Are --images and --masks swapped?"
+        )
     lines = "\n".join(f"  #{code:06x} name" for code in sorted(listed))
     rest = len(pixels) - len(listed)
     share = 1 - sum(listed.values()) / pixels.total()

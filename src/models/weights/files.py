@@ -272,6 +272,11 @@ def _file_in_folder(folder: Path) -> Path:
         return files[0]
     if not files and is_run(folder):
         return _checkpoint_of_run(folder)
+    if not files and any(folder.glob("*.onnx")):
+        raise UserError(
+            f"The folder {folder} has ONNX files, but no weights that can be loaded; export with"
+            " --format onnx safetensors, or give the folder of the run."
+        )
     raise UserError(
         f"The folder {folder} holds {len(files)} weight files ({_shorten(p.name for p in files)}) "
         f"where model.safetensors, its index, or exactly one .pth or .safetensors is expected; "

@@ -43,6 +43,15 @@ def from_folder(source: Path, tmp_path: Path) -> tuple[int, dict]:
     return status, yaml.safe_load(recipe.read_text())["data"]["init_args"] if not status else {}
 
 
+def test_the_folder_above_the_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = draw(tmp_path / "in", "photos/cat", "photos/dog", "other")
+    assert from_folder(source, tmp_path)[0] == 0
+    output = capsys.readouterr().out
+    folders = f"(cat, dog); if these are the classes, give {source / 'photos'}"
+    assert f"note: photos has no images itself, but folders {folders}" in output
+    assert "note: other has" not in output
+
+
 @pytest.mark.parametrize(
     ("splits", "counts"),
     [
@@ -307,6 +316,17 @@ def test_label_maps_that_do_not_hold_classes_are_refused(
     error = capsys.readouterr().err
     assert message in error
     assert "Traceback" not in error
+
+
+def test_photos_instead_of_label_maps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images, masks = write_masks(tmp_path, soft)
+    rng = np.random.default_rng(0)
+    for path in masks.iterdir():
+        size = Image.open(path).size
+        photo = rng.integers(0, 256, (*reversed(size), 3), dtype=np.uint8)
+        Image.fromarray(photo).save(path)
+    assert from_masks(tmp_path, images, masks) == 2
+    assert "Are --images and --masks swapped?" in capsys.readouterr().err
 
 
 def test_jpeg_label_maps_are_refused_and_can_be_snapped(

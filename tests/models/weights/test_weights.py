@@ -491,6 +491,9 @@ def test_unknown_name_lists_what_is_accepted():
 def test_folder_without_a_clear_file(tmp_path):
     with pytest.raises(UserError, match="holds 0 weight files"):
         load_official(target(), tmp_path)
+    (tmp_path / "model.onnx").touch()
+    with pytest.raises(UserError, match="--format onnx safetensors"):
+        load_official(target(), tmp_path)
 
 
 def test_a_run_is_its_best_checkpoint(trained):
