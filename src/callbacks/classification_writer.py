@@ -13,6 +13,7 @@ from src.callbacks.output_names import OutputNames
 from src.callbacks.run_folder import run_folder, tell
 from src.callbacks.unreadable import gather, is_predicting, rank_file_name
 from src.decoding import MAX_PIXELS, BrokenImageError, decode
+from src.errors import counted
 from src.visualization import draw_classes
 
 
@@ -68,7 +69,7 @@ class ClassPredictionWriter(Callback):
             rows, name = sorted(self._rows), rank_file_name(trainer, "predictions.csv")
             try:
                 path = self._write(trainer, rows, name)
-                tell(f"Predictions: {path} ({len(rows)} files, interrupted)")
+                tell(f"Predictions: {path} ({counted(len(rows), 'file')}, interrupted)")
             except files.NotWrittenError as error:  # the original exception is raised
                 rank_zero_warn(f"Cannot write the predictions so far: {error}.")
 
@@ -85,13 +86,13 @@ class ClassPredictionWriter(Callback):
             return
         table = self._write(trainer, rows, "predictions.csv")
         folder = table.parent
-        tell(f"Predictions: {table} ({len(rows)} files)")
+        tell(f"Predictions: {table} ({counted(len(rows), 'file')})")
         chosen = rows if self.max_images < 0 else rows[: self.max_images]
         if chosen:
             root = getattr(trainer.datamodule, "predict_dir", None)  # type: ignore[attr-defined]
             names = OutputNames([row.path for row in rows], root)
             count = draw_images(chosen, folder / "images", names, max_pixels(trainer))
-            tell(f"Images:      {folder / 'images'} ({count} of {len(rows)} files)")
+            tell(f"Images:      {folder / 'images'} ({count} of {counted(len(rows), 'file')})")
 
 
 def class_names(trainer: Trainer) -> list[str]:

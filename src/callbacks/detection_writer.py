@@ -85,7 +85,7 @@ class DetectionWriter(Callback):
             name = rank_file_name(trainer, "detections.json")
             try:
                 path = self._write_found(trainer, self._found, name)
-                tell(f"Detections:  {path} ({len(self._found)} images, interrupted)")
+                tell(f"Detections:  {path} ({counted(len(self._found), 'image')}, interrupted)")
             except files.NotWrittenError as error:  # the original exception is raised
                 rank_zero_warn(f"Cannot write the detections so far: {error}.")
 
@@ -96,7 +96,7 @@ class DetectionWriter(Callback):
         if not found or not trainer.is_global_zero:
             return
         path = self._write_found(trainer, found, "detections.json")
-        tell(f"Detections:  {path} ({len(found)} images)")
+        tell(f"Detections:  {path} ({counted(len(found), 'image')})")
         if self.max_overlays:
             tell(f"Overlays:    {path.parent / 'overlays'}")
             tell(f"             {count_shown([results for _, results in found], self.score)}")

@@ -16,6 +16,7 @@ from src.callbacks.output_names import OutputNames, output_names
 from src.callbacks.run_folder import run_folder, tell
 from src.callbacks.unreadable import gather
 from src.decoding import BrokenImageError, decode
+from src.errors import counted
 from src.visualization import draw_label_map
 
 
@@ -80,9 +81,9 @@ class LabelMapWriter(Callback):
         written, drawn = (sum(numbers) for numbers in zip(*counts, strict=True))
         if written:
             folder = run_folder(trainer, self.folder)
-            tell(f"Label maps:  {folder / 'label_maps'} ({written} files)")
+            tell(f"Label maps:  {folder / 'label_maps'} ({counted(written, 'file')})")
             if self.max_overlays:
-                tell(f"Overlays:    {folder / 'overlays'} ({drawn} of {written} files)")
+                tell(f"Overlays:    {folder / 'overlays'} ({drawn} of {counted(written, 'file')})")
 
 
 def _palette_image(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 
-from src.errors import UserError
+from src.errors import UserError, counted
 from src.models.image_text import ImageTextModel
 from src.profiling.compute import Run, pair_compute
 
@@ -100,10 +100,11 @@ def describe_training(
     lines += [
         f"{run.pairs:,} pairs x {epochs:g} epochs: {run.operations(compute):.3g} FLOP,"
         f" {hours:,.1f} GPU-hours at {args.utilisation:.0%} of {args.peak_tflops:g} TFLOP/s"
-        f" ({hours / run.gpus:,.1f} h on {run.gpus} GPUs,"
+        f" ({hours / run.gpus:,.1f} h on {counted(run.gpus, 'GPU')},"
         f" {run.pairs_per_second(compute):,.0f} pairs/s each).",
         f"Data: {run.volume / 1e12:,.2f} TB at {args.kilobytes:g} kB per pair; a node of"
-        f" {min(run.gpus, run.gpus_per_node)} GPUs reads {run.read_rate(compute) / 1e6:,.0f} MB/s.",
+        f" {counted(min(run.gpus, run.gpus_per_node), 'GPU')} reads"
+        f" {run.read_rate(compute) / 1e6:,.0f} MB/s.",
     ]
     return "\n".join(lines)
 

@@ -54,6 +54,8 @@ class DetectionTask(DenseTask):
             applies to every parameter, including norms and biases, as in the official recipe
             ``dino_4scale_internimage_l_1x_coco_0.1x_backbone_lr``. Cannot be combined with
             ``layer_decay``.
+        warn_few_images: Warn about training from random weights with too few images for it; off in
+            recipes for trying commands.
         kwargs: See :class:`DenseTask`.
     """
 
@@ -74,6 +76,7 @@ class DetectionTask(DenseTask):
         layer_decay: float | None = None,
         offset_lr_scale: float = 1.0,
         backbone_lr_scale: float | None = None,
+        warn_few_images: bool = True,
         **kwargs: Any,
     ) -> None:
         super().__init__(
@@ -93,6 +96,7 @@ class DetectionTask(DenseTask):
         self.metric_factory, self.coco_backend = metric, coco_backend
         self.offset_lr_scale = offset_lr_scale
         self.backbone_lr_scale = backbone_lr_scale
+        self.warn_few_images = warn_few_images
         self.class_scores: dict[str, Tensor] = {}
         self.scored_results: list[Result] | None = None  # of `validate` or `test`, on rank 0
 
@@ -140,7 +144,7 @@ class DetectionTask(DenseTask):
         """Also warn about a random detector with few images."""
         is_new = self._resumed is None
         super().on_train_start()
-        if is_new and self.weights is None:
+        if is_new and self.weights is None and self.warn_few_images:
             warn_if_few(self.trainer)
 
     def training_step(self, batch: DetectionBatch, batch_idx: int) -> Tensor:

@@ -55,6 +55,15 @@ def test_table_and_images(tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "out" / "images").iterdir()} == {"a.png", "b.png"}
 
 
+def test_a_single_file_is_counted_in_the_singular(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    predict(ClassPredictionWriter(str(tmp_path / "out")), [image(tmp_path / "a.png")])
+    printed = capsys.readouterr().out
+    assert "predictions.csv (1 file)\n" in printed
+    assert "images (1 of 1 file)\n" in printed
+
+
 def test_equal_names_do_not_overwrite_each_other(tmp_path: Path) -> None:
     paths = [image(tmp_path / folder / "cat.png") for folder in ("x", "y")]
     predict(ClassPredictionWriter(str(tmp_path / "out")), [*paths, image(tmp_path / "cat_1.jpg")])

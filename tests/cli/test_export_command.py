@@ -46,6 +46,27 @@ def test_a_run_is_exported_and_checked_on_images(trained, images, tmp_path, caps
         exec(block, {})
 
 
+def test_a_check_shows_its_progress_and_what_is_written_if_it_is_stopped(
+    trained, images, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr("src.cli.commands.export._SECONDS", 0.0)
+    compared = []
+
+    def compare(*_):
+        compared.append(0)
+        if len(compared) == 3:
+            raise KeyboardInterrupt
+        return {}
+
+    monkeypatch.setattr("src.cli.commands.export.compare_result", compare)
+    check = ["--data.image_size", "64", "--ckpt_path", "best", "--check", str(images / "val")]
+    assert main(command(trained, tmp_path, *check)) == 130
+    printed = capsys.readouterr()
+    assert "Checked 1 of 12 images\nChecked 2 of 12 images\n" in printed.out
+    assert f"Interrupted. The files in {tmp_path} are written, but not checked." in printed.err
+    assert (tmp_path / "model.onnx").exists()
+
+
 def test_raw_outputs(trained, tmp_path, capsys):
     stale = ["model.onnx.data", "model.fp16.onnx", "model.int8.onnx", "boxes_3.onnx"]
     kept = ["photo.onnx"]  # another name

@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from src.cli import build, main
+from src.config_files import CONFIGS
 from src.tasks.detection import warn_if_few
 from tests.cli.tiny import write_data, write_recipe
 
@@ -21,14 +22,24 @@ def test_only_a_detector_from_scratch_is_warned_about(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write_recipe(tmp_path, "detection", write_data(tmp_path / "data", "detection"))
-    fit = ["fit", "-c", "detection.yaml"]
+    toy = ["fit", "-c", "detection.yaml"]  # without the warning, like the recipe it is from
+    fit = [*toy, "--model.warn_few_images", "true"]
     with pytest.warns(UserWarning, match="only 4 training images; from scratch it needs more than"):
         assert main(fit) == 0
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="The detector starts from random weights")
+        assert main(toy) == 0
     torch.save(build(fit[1:]).model.training_network.state_dict(), "weights.pth")
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="The detector starts from random weights")
         assert main([*fit, "--model.weights", "weights.pth"]) == 0
         assert main([*fit, "--trainer.max_epochs", "2", "--ckpt_path", "last"]) == 0
+
+
+@pytest.mark.parametrize("name", ["detection", "dino"])
+def test_recipes_for_trying_commands_are_not_warned_about(name: str) -> None:
+    built = build(["-c", f"{CONFIGS}/toy/{name}.yaml", "--data.class_names", "coco"])
+    assert not built.model.warn_few_images
 
 
 class Endless(IterableDataset):

@@ -70,7 +70,9 @@ def test_the_largest_networks_are_planned(capsys, recipe, millions):
 
 def test_detectors_and_segmentors_are_planned(capsys):
     for recipe in ("toy/detection", "toy/segmentation"):
-        assert "Suggested settings" in plan(capsys, recipe, "--gpus", "1", "--memory", "8GB")
+        output = plan(capsys, recipe, "--gpus", "1", "--memory", "8GB")
+        assert "\n1 GPU, " in output
+        assert "Suggested settings" in output
 
 
 @pytest.mark.parametrize("flags", [("--model.freeze", "backbone"), ("--model.lora", "2")])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +23,7 @@ from src.cli.checkpoints import resolve_checkpoint
 from src.cli.run_settings import with_settings_of_run
 from src.cli.tool_parser import ToolParser
 from src.decoding import decode
-from src.errors import UserError
+from src.errors import UserError, counted
 from src.export.compare_graphs import compare_graph, runner
 from src.export.compare_results import Example, ResultFile, compare_result
 from src.export.description import Description
@@ -33,8 +34,10 @@ from src.hub import Pretrained, load_checkpoint, preprocessing_of, task_of
 from src.hub.folders import CONFIG_FILE, WEIGHT_FILE
 from src.hub.runs import without_num_classes
 from src.models.layers.low_rank import merge_low_rank
+from src.stopping import Interrupted
 
 FORMATS = (*WRITERS, "safetensors")
+_SECONDS = 30.0  # between two lines of the progress of a check
 _ONE_CPU = tuple(
     f"--trainer.{name}"
     for name in (
@@ -283,7 +286,13 @@ def export(
             names += [path.name for path in written.paths] + ["EXPORT.md"]
     passed = None
     if check and written is not None:
-        passed = _check(model.network, written.moved_to(out), check, data, form)
+        try:
+            passed = _check(model.network, written.moved_to(out), check, data, form)
+        except (Interrupted, KeyboardInterrupt):
+            raise Interrupted(
+                f"Interrupted. The files in {out} are written, but not checked. To check them, run"
+                " the same command again."
+            ) from None
     return [out / name for name in names], passed
 
 
@@ -292,7 +301,8 @@ def _check(network: nn.Module, written: Written, images: Path, data: Any, form: 
     data.predict_dir, data.num_workers = str(images), 0
     data.setup("predict")
     loader = data.predict_dataloader()
-    print(f"Checking {len(loader.dataset)} images from {images}", flush=True)
+    print(f"Checking {counted(len(loader.dataset), 'image')} from {images}", flush=True)
+    progress = _Progress(len(loader.dataset))
     graphs = [(graph, path, runner(path)) for graph, path in written.graphs]
     results = [(path, ResultFile(path, form.inside)) for path in written.results]
     found = Differences()
@@ -306,14 +316,35 @@ def _check(network: nn.Module, written: Written, images: Path, data: Any, form: 
                 if len(graph_inputs) == len(graph.inputs):
                     found.add(path, compare_graph(graph, run, graph_inputs), graph.integer_outputs)
         if written.result is None or not results:
+            progress.show(count)
             continue
         divisor = getattr(written.result, "divisor", 1)
-        for example in _examples(batch, loader.dataset.upright, divisor):
+        before = count - len(batch["path"])
+        for done, example in enumerate(_examples(batch, loader.dataset.upright, divisor), before):
+            progress.show(done)
             for path, file in results:
                 found.add(path, compare_result(network, written.result, example, file(example)))
-    print(f"Largest difference from PyTorch over {count} images:")
+    print(f"Largest difference from PyTorch over {counted(count, 'image')}:")
     print("\n".join([found.table(), *found.legend()]))
     return found.passed
+
+
+class _Progress:
+    """Progress of a long check.
+
+    Args:
+        total: Number of images.
+    """
+
+    def __init__(self, total: int) -> None:
+        self.total, self.shown = total, time.monotonic()
+
+    def show(self, done: int) -> None:
+        """Print the number of checked images if the last line is old."""
+        now = time.monotonic()
+        if 0 < done < self.total and now - self.shown >= _SECONDS:
+            print(f"Checked {done} of {self.total} images", flush=True)
+            self.shown = now
 
 
 def _examples(batch: Any, upright: bool, divisor: int) -> Iterator[Example]:

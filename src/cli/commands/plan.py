@@ -20,7 +20,7 @@ from torch import nn
 from src.cli.app import TrainingCLI
 from src.cli.tool_parser import ToolParser
 from src.cli.training_plan import add_arguments, describe_training
-from src.errors import UserError
+from src.errors import UserError, counted
 from src.models.image_text import ImageTextModel
 from src.profiling.memory import PRECISIONS, StepMemory, extrapolate, measure_step, omitted_part
 from src.tasks.base import BaseTask
@@ -268,7 +268,8 @@ def describe(plan: Plan, batch: int) -> str:
     per_image = plan.measure(2, plan.checkpointing).operations / 2
     return (
         f"{plan.recipe.name}: {type(plan.network).__name__}, {weights / 1e6:,.1f} M parameters\n"
-        f"{plan.gpus} GPUs, {batch} images of {height} x {width} on each, {plan.precision},"
+        f"{counted(plan.gpus, 'GPU')}, {counted(batch, 'image')} of {height} x {width} on each,"
+        f" {plan.precision},"
         f" checkpointing {'on' if plan.checkpointing else 'off'},"
         f" {per_image / 1e12:.2f} TFLOP per image forward and backward"
     )

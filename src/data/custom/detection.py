@@ -90,15 +90,14 @@ def prepare(
         raise UserError(f"{source} has {len(chosen)} images, none of them for training: {reasons}.")
     order = [part for part in SPLITS if part in parts]
     learned = {part: parts[part].file.count_training_annotations(indices[part]) for part in order}
-    tested = f", {len(indices['test'])} test" if "test" in parts else ""
     data: dict[str, Any] = {"root": "."}
     for part in order:
         path = out / "annotations" / f"{part}.json" if part in new else parts[part].file.path
         data |= {f"{part}_images": str(parts[part].images), f"{part}_annotations": str(path)}
     facts = {"source": str(source), "val_share": args.val_share, "seed": args.seed}
     with split.start_over(out, ("annotations", "val"), facts) as work:
-        numbers = f"{len(kept)} training and {len(indices['val'])} validation{tested}"
-        print(f"{out}: {numbers} images; objects ({split.columns(order)}):")
+        numbers = {part: len(indices[part]) for part in order} | {"train": len(kept)}
+        print(f"{out}: {split.image_counts(numbers)}; objects ({split.columns(order)}):")
         for line in _class_lines(train.class_names, [learned[part] for part in order]):
             print(f"  {line}")
         for reason, count in left_out.items():

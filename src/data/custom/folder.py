@@ -98,12 +98,7 @@ def _report(root: str, splits: dict[str, Path], classes: list[str]) -> int:
         for part, folder in splits.items()
     }
     number = {part: sum(counts[part].values()) for part in splits}
-    tested = f" and {number['test']} test" if "test" in number else ""
-    comma = "," if tested else " and"
-    print(
-        f"{root}: {number['train']} training{comma} {number['val']} validation{tested} images; by"
-        f" class ({split.columns(splits)}):"
-    )
+    print(f"{root}: {split.image_counts(number)}; by class ({split.columns(splits)}):")
     for label in classes:
         print(f"  {label}: " + " + ".join(str(counts[part].get(label, 0)) for part in splits))
     return number["train"]

@@ -99,10 +99,10 @@ def run(args: argparse.Namespace) -> None:
         data["palette"] = [list(colour) for colour in colours.values]
     with split.start_over(out, ("images", "annotations"), facts) as work:
         counts = _place(parts, labels, work, args.mode)
-        tested = f", {len(parts['test'])} test" if "test" in parts else ""
+        numbers = {part: len(chosen) for part, chosen in parts.items()}
         print(
-            f"{out}: {len(parts['train'])} training and {len(parts['val'])} validation{tested} "
-            f"images; images that show a class ({split.columns(parts)}):"
+            f"{out}: {split.image_counts(numbers)}; images that show a class"
+            f" ({split.columns(parts)}):"
         )
         for number, label in enumerate(labels.names):
             print(f"  {label}: " + " + ".join(str(counts[part][number]) for part in parts))

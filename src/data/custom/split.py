@@ -12,14 +12,14 @@ import json
 import random
 import re
 import shutil
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from src import files
 from src.decoding import MAX_PIXELS
-from src.errors import MALFORMED_CONTENT, UserError
+from src.errors import MALFORMED_CONTENT, UserError, counted
 from src.file_names import check_name, name_of
 
 RECORD = "prepared.json"
@@ -68,6 +68,17 @@ def add_arguments(parser: argparse.ArgumentParser, *, places_files: bool) -> Non
 def columns(parts: Iterable[str]) -> str:
     """Heading of numbers of each split: ``training + validation``."""
     return " + ".join(_PARTS[part] for part in parts)
+
+
+def image_counts(numbers: Mapping[str, int]) -> str:
+    """Number of images of each split: ``8 training, 2 validation and 1 test image``.
+
+    Args:
+        numbers: Number of images by split, of two splits or more.
+    """
+    *first, last = (part for part in _PARTS if part in numbers)
+    listed = ", ".join(f"{numbers[part]} {_PARTS[part]}" for part in first)
+    return f"{listed} and {counted(numbers[last], f'{_PARTS[last]} image')}"
 
 
 def target(args: argparse.Namespace, source: Path, *, searched: bool = True) -> tuple[str, Path]:

@@ -192,10 +192,12 @@ def _check_parts(
                 f"same network, or change its arguments to those of the file."
             )
     if absent:
-        match.note(f"{match.source} has no {shorten(absent)}; its initial values stay.")
+        whose = "its" if len(absent) == 1 else "their"
+        match.note(f"{match.source} has no {shorten(absent)}; {whose} initial values stay.")
     if match.unused:
         spare = dict.fromkeys(_part(_backbone_of(backbones, key), key) for key in match.unused)
-        match.note(f"{match.source} also holds {shorten(spare)}, which is not used.")
+        verb = "is" if len(spare) == 1 else "are"
+        match.note(f"{match.source} also holds {shorten(spare)}, which {verb} not used.")
 
 
 def _backbone_of(backbones: Mapping[str, PretrainedBackbone], key: str) -> str:

@@ -40,8 +40,12 @@ def test_splits_with_a_file_each_are_used_as_they_are(
     status, data = from_coco(tmp_path, str(root))
     assert status == 0
     text = capsys.readouterr().out
-    assert ("2 training and 1 val" if splits[1] == "test" else "3 training and 3 val") in text
-    assert (", 3 test images" in text) == (splits[-1] == "test")
+    expected = {
+        "valid": "3 training, 3 validation and 3 test images;",
+        "Val": "3 training and 3 validation images;",
+        "test": "2 training, 1 validation and 3 test images;",
+    }
+    assert expected[splits[1]] in text
     assert data["train_images"] == str(root / splits[0])
     assert ("test_annotations" in data) == (splits[-1] == "test")
 

@@ -207,7 +207,7 @@ def test_coco_files_are_split_checked_and_trainable(annotated, tmp_path, capsys)
     given = ["prepare", "from-coco", str(path), "--images", str(images), "--out", str(out)]
     assert main(given) == 0
     text = capsys.readouterr().out
-    assert "5 training and 1 validation images" in text
+    assert "5 training and 1 validation image;" in text
     assert "note: 5 training images are few for a detector from scratch" in text
     assert "梨: " in text
     parts = [json.loads((out / "annotations" / f"{p}.json").read_text()) for p in ("train", "val")]

@@ -243,7 +243,7 @@ def test_splits_of_label_maps_are_used_as_they_are(
     apart = image.startswith("images")
     folders = (root / "images", root / "masks") if apart else (root, root)
     assert from_masks(tmp_path, *folders) == 0
-    assert "3 training and 3 validation, 3 test images" in capsys.readouterr().out
+    assert "3 training, 3 validation and 3 test images" in capsys.readouterr().out
     data = yaml.safe_load((tmp_path / "out" / "x.yaml").read_text())["data"]["init_args"]
     assert data["test_images"] == "images/test"
     save_image(folders[0] / "more" / "9.jpg")

@@ -87,7 +87,7 @@ def test_exports_with_paths_beside_the_folder_are_read(tmp_path, capsys):
     content = {"train": "../train/images", "val": "../valid/images", "test": "../test/images"}
     (root / "data.yaml").write_text(yaml.safe_dump(content | {"names": ["cat", "dog"]}))
     assert prepare(root, tmp_path / "out") == 0
-    assert "4 training and 4 validation, 4 test images" in capsys.readouterr().out
+    assert "4 training, 4 validation and 4 test images" in capsys.readouterr().out
 
 
 def test_lists_of_images_are_read(dataset, tmp_path, capsys):

@@ -362,7 +362,7 @@ def test_classifier_file_into_a_detector_backbone(source, caplog):
     assert torch.equal(backbone.state_dict()[gamma], source.state_dict()[gamma])
     assert report.fresh == ("neck.weight", "neck.bias")
     assert "has no neck; its initial values stay" in caplog.text
-    assert "also holds conv_head, head, which is not used" in caplog.text
+    assert "also holds conv_head, head, which are not used" in caplog.text
 
 
 def test_detector_file_into_a_classifier(source):
