@@ -196,6 +196,8 @@ def _check_syntax(path: Path, text: str) -> None:
         raise UserError(
             f"The configuration file {path} is not valid YAML{where}: {reason}."
         ) from error
+    except RecursionError as error:
+        raise UserError(f"The configuration file {path} is nested too deeply.") from error
     except yaml.YAMLError as error:  # characters that YAML does not have
         reason = " ".join(str(error).split())
         raise UserError(f"The configuration file {path} is not valid YAML: {reason}.") from error

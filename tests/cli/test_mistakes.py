@@ -302,6 +302,9 @@ def test_wrong_configuration_files(folder: Path, error_of: Callable[..., str]) -
     Path("broken.yaml").write_text("model: \x07")
     text = error_of("fit", "-c", "broken.yaml")
     assert text.startswith("The configuration file broken.yaml is not valid YAML: unacceptable")
+    Path("broken.yaml").write_text("model: " + "[" * 100_000)
+    text = error_of("fit", "-c", "broken.yaml")
+    assert text == "The configuration file broken.yaml is nested too deeply."
     Path("model.yaml").write_text("class_path: ClassificationTask\ninit_args: {netwrk: null}")
     text = error_of("fit", "-c", "tiny.yaml", "--model", "model.yaml")
     assert "no setting 'model.netwrk'. Did you mean 'network'?" in text
