@@ -13,8 +13,6 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-import yaml
-
 from src.cli.other_names import answer_for, no_such_option
 from src.cli.suggestions import suggest
 from src.errors import UserError
@@ -187,6 +185,8 @@ def _is_coco(text: str) -> bool:
 
 def _check_syntax(path: Path, text: str) -> None:
     """Refuse a settings file that is not valid YAML."""
+    import yaml  # late, because the environment may be empty
+
     try:
         yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:

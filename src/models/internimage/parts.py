@@ -28,6 +28,7 @@ def is_unobserved(x: Tensor) -> bool:
         and x.numel() > 0
         and not nn_module._has_any_global_hook()
         and torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._len_torch_function_stack() == 0
     )
 
 
