@@ -7,7 +7,7 @@ import weakref
 import pytest
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
+from torch.overrides import BaseTorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from src.models import InternImage
@@ -157,7 +157,7 @@ def test_layer_by_layer_in_training_and_with_gradients(images, calls):
 @torch.no_grad()
 def test_layer_by_layer_where_others_look_at_layers_or_operators(images, calls):
     network = make_compiled()
-    with TorchFunctionMode():
+    with BaseTorchFunctionMode():
         network(images)
     with FlopCounterMode(display=False) as counter:
         network(images)
