@@ -144,13 +144,15 @@ class _Entry:
         self._owned: list[dict[str, Any]] = [m._parameters for m in self._modules]
         self._owned += [m._modules for m in self._modules if m._modules]
         self._parameters = list(module.parameters())
-        self._memory = [p.detach().numpy() for p in self._parameters]
+        # Views and not arrays, because the memory of an array could not be resized any more.
+        flat = [p.detach().view(-1) for p in self._parameters]
+        self._values = [values[at] for values in flat for at in (0, len(values) // 2)]
         self._options = [
             (values, name, values.get(name))
             for m, values in zip(self._modules, self._attributes, strict=True)
             for name in _OPTIONS.get(type(m), ())
         ]
-        self._state = self._read()
+        self._state, self._samples = self._read(), torch.stack(self._values)
 
     def is_valid(self, module: nn.Module, dtype: torch.dtype) -> bool:
         """Whether the operator still computes what the modules compute."""
@@ -163,6 +165,9 @@ class _Entry:
             or any(map(_is_replaced, attributes))
             or any(values.get(name) != value for values, name, value in self._options)
             or self._read() != self._state
+            # Last, because memory that was freed has another address. NaN is never the same, so
+            # that such weights are packed again.
+            or not torch.equal(torch.stack(self._values), self._samples)
         )
 
     def _read(self) -> tuple[object, ...]:
@@ -172,8 +177,6 @@ class _Entry:
             list(map(type, self._modules)),
             list(map(_VERSION, self._parameters)),
             list(map(Tensor.data_ptr, self._parameters)),
-            # NaN is never the same, so that such weights are packed again.
-            [values.item(at) for values in self._memory for at in (0, values.size // 2)],
         )
 
 

@@ -408,3 +408,10 @@ def test_hooks_around_the_blocks_see_all_images(images, monkeypatch):
         conv.register_forward_hook(lambda _, given, out: sizes.append(len(out)))
     network(images)
     assert sizes == [len(images)] * 2
+
+
+@torch.no_grad()
+def test_sharding_can_still_free_the_parameters(images):
+    network = make_compiled()
+    network(images)
+    assert all(p.untyped_storage().resizable() for p in network.parameters())
