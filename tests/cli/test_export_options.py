@@ -58,7 +58,7 @@ def test_turned_images_of_a_detector_are_checked_upright(tmp_path, monkeypatch, 
     )
     export._check(None, Written([], [Path("model.onnx")], object()), tmp_path, data, Form())
     assert [(example.original, example.size) for example in found] == [((90, 60), (90, 60))]
-    assert f"Checking 1 images from {tmp_path}" in capsys.readouterr().out
+    assert f"Checking 1 image from {tmp_path}" in capsys.readouterr().out
 
 
 def test_a_check_needs_onnx_runtime(monkeypatch):
