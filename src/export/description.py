@@ -35,8 +35,9 @@ class Description:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The preprocessing without the colours of drawings."""
-        return {name: value for name, value in self.preprocessing.items() if name != "palette"}
+        """The preprocessing without the colours of drawings; says whether images are turned."""
+        kept = {name: value for name, value in self.preprocessing.items() if name != "palette"}
+        return {**kept, "upright": self.upright}
 
     def metadata(self, inside: bool) -> dict[str, str]:
         """Metadata of an ONNX file; all but ``task`` are JSON.
@@ -49,9 +50,7 @@ class Description:
         content = {
             "task": self.task,
             "names": json.dumps(list(self.class_names), ensure_ascii=False),
-            "preprocessing": json.dumps(
-                {**self.settings, "upright": self.upright, "inside": inside}
-            ),
+            "preprocessing": json.dumps({**self.settings, "inside": inside}),
             "versions": json.dumps({name: _version(name) for name in PACKAGES}),
         }
         if self.task == "segmentation":

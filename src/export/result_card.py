@@ -56,7 +56,8 @@ Class names, preprocessing and versions are in its metadata (`names`, `preproces
 
 ## Running it
 
-Needs `pip install onnxruntime numpy pillow`. It reads `photo.jpg` and writes `result.png`.
+Needs `pip install onnxruntime numpy pillow`. Saved as `predict.py`, `python predict.py FILE` reads
+an image (without `FILE`, `photo.jpg`) and writes `result.png`.
 {_colours(result)}Grey images become RGB; scale images of 16 bits to 8 bits first.
 
 ```python
@@ -120,18 +121,20 @@ def _code(
     result: Result, description: Description, *, inside: bool, masks: str, library: str | None
 ) -> str:
     settings = description.preprocessing
-    photo = 'Image.open("photo.jpg")'
+    photo = "Image.open(path)"
     photo = f"ImageOps.exif_transpose({photo})" if description.upright else photo
     drawn = _drawing(result, masks)
     used = "Image, ImageDraw, ImageFont" + (", ImageOps" if description.upright else "")
     lines = [
         *(["import colorsys"] if "colorsys" in drawn else []),
         "import json",
+        "import sys",
         "",
         "import numpy as np",
         "import onnxruntime",
         f"from PIL import {used}",
         "",
+        _PATH,
         *([_MIN_SCORE] if "min_score" in drawn else []),
         *opening("model.onnx", library),
         "metadata = session.get_modelmeta().custom_metadata_map",
@@ -196,6 +199,9 @@ def _prepared(result: Result, settings: Any) -> list[str]:
     ]
 
 
+_PATH = """\
+given = sys.argv[1:] if "__file__" in globals() else []  # a notebook has arguments of its own
+path = given[0] if given else "photo.jpg\""""
 _WHOLE = 'inputs = {"image": np.asarray(photo)[None]}'
 _CLASSES = """\
 probabilities = found["probabilities"][0]
@@ -212,8 +218,9 @@ ImageDraw.Draw(result).text((8, photo.height + 8), text, "black", font)
 _LABELS = """\
 labels = found["label_map"][0]
 shown, counts = np.unique(labels, return_counts=True)
-shown = shown[counts.argsort()[::-1]]  # largest area first
-print(", ".join(names[label] for label in shown))
+shares = dict(sorted(zip(shown, counts / labels.size), key=lambda pair: -pair[1]))
+print(", ".join(f"{names[label]} {share:.1%}" for label, share in shares.items()))
+shown = [label for label, share in shares.items() if f"{share:.0%}" != "0%"][:24]
 palette = [tuple(colour) for colour in json.loads(metadata["palette"])]
 grey = photo.convert("L").convert("RGB")  # so that colours are those of the legend
 photo = Image.blend(grey, Image.fromarray(np.uint8(palette)[labels]), OPACITY)
@@ -225,13 +232,17 @@ draw, font = ImageDraw.Draw(result), ImageFont.load_default(side)
 for i, label in enumerate(shown):
     x, y = photo.width + side // 2, side // 2 + i * 3 * side // 2
     draw.rectangle((x, y, x + side, y + side), palette[label])
-    draw.text((x + 3 * side // 2, y), names[label], "black", font)
+    text = f"{names[label]} {shares[label]:.0%}"
+    draw.text((x + 3 * side // 2, y), text, "black", font)
 """
 _MIN_SCORE = "min_score = 0.3  # of the detections that are shown"
 _SHOWN = """\
 boxes, labels, scores = found["boxes"], found["labels"], found["scores"]
 shown = np.flatnonzero(scores >= min_score)  # best first
 print(f"{len(shown)} of {len(scores)} detections have a score of at least {min_score}")
+if not len(shown):
+    print(f"0 of 1 image has detections above {min_score}; the highest score is "
+          f"{max(scores, default=0):.3f}. Lower min_score to draw more.")
 shades = SHADES
 # A class has a hue, and each of its detections the next of the shades (saturation and value).
 nth = [sum(labels[:i] == labels[i]) % len(shades) for i in shown]
@@ -249,7 +260,7 @@ for i in shown[::-1]:  # the best ones on top
     is_bright = np.dot(colours[i], (0.3, 0.6, 0.1)) > 120
     draw.text((x, y), text, "black" if is_bright else "white", font)
 for i in shown:
-    print(names[labels[i]], f"{scores[i]:.3f}", boxes[i].round(1))
+    print(names[labels[i]], f"{scores[i]:.1%}", boxes[i].round(1))
 """
 _MASKS = {
     "box": """\

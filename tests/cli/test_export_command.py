@@ -42,6 +42,7 @@ def test_a_run_is_exported_and_checked_on_images(trained, images, tmp_path, caps
     assert ["onnx" in block for block in blocks] == [True, False]
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (90, 70)).save("photo.jpg")
+    monkeypatch.setattr("sys.argv", ["predict.py"])
     for block in blocks:
         exec(block, {})
 

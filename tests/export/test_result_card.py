@@ -34,7 +34,7 @@ def run_script(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Image.new("L", (400, 300), 128).save("photo.jpg")
 
-    def run(text, description, outputs):
+    def run(text, description, outputs, *given, name="predict.py"):
         session = SimpleNamespace(
             get_modelmeta=lambda: SimpleNamespace(custom_metadata_map=description.metadata(True)),
             get_outputs=lambda: [SimpleNamespace(name=name) for name in outputs],
@@ -42,8 +42,9 @@ def run_script(tmp_path, monkeypatch):
         )
         stub = SimpleNamespace(InferenceSession=lambda path: session)
         monkeypatch.setitem(sys.modules, "onnxruntime", stub)
+        monkeypatch.setattr(sys, "argv", ["predict.py", *given])
         (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-        exec(code, {})
+        exec(code, {"__file__": name} if name else {})
         return np.asarray(Image.open("result.png"))
 
     return run
@@ -88,6 +89,20 @@ def test_label_maps_have_the_colours_of_predict(run_script, tmp_path):
     assert set(palette) <= legend
 
 
+def test_label_maps_have_the_shares_of_predict(run_script, tmp_path, capsys):
+    settings = {"image_scale": [400, 300], "palette": [(210, 40, 30), (20, 90, 250)]}
+    description = Description("segmentation", ["a", "b"], settings)
+    text = card(LabelMapResult(), settings, tmp_path, inside=True, task="segmentation")
+    labels = np.zeros((1, 300, 400), np.int64)
+    labels[:, :, 100:] = 1
+    run_script(text, description, {"label_map": labels, "scores": labels})
+    assert capsys.readouterr().out == "b 75.0%, a 25.0%\n"
+    labels[:, :, 1:] = 1  # the area of a is below 0.5 %
+    drawn = run_script(text, description, {"label_map": labels, "scores": labels})
+    assert capsys.readouterr().out == "b 99.8%, a 0.2%\n"
+    assert (210, 40, 30) not in {tuple(colour) for colour in drawn[:, 400:].reshape(-1, 3)}
+
+
 @pytest.mark.parametrize("masks", [None, "box", "image"])
 def test_detections_have_the_colours_of_predict(masks, run_script, tmp_path, capsys):
     boxes = np.float32([[20, 20, 120, 220], [160, 20, 220, 220], [260, 50, 390, 250]] * 2)
@@ -104,6 +119,7 @@ def test_detections_have_the_colours_of_predict(masks, run_script, tmp_path, cap
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "3 of 6 detections have a score of at least 0.3"
     assert [line.split()[0] for line in lines[1:]] == ["b", "b", "a"]
+    assert lines[1].split()[1] == "90.0%"
     expected = np.asarray(
         draw_instances(
             Image.open("photo.jpg"),
@@ -121,6 +137,39 @@ def test_detections_have_the_colours_of_predict(masks, run_script, tmp_path, cap
     higher = text.replace("min_score = 0.3", "min_score = 0.75")
     run_script(higher, Description("detection", ["a", "b"], settings), outputs)
     assert "2 of 6 detections have a score of at least 0.75" in capsys.readouterr().out
+
+
+def test_the_script_says_the_highest_score_if_nothing_is_shown(run_script, tmp_path, capsys):
+    settings = {"eval_scale": [400, 300]}
+    text = card(QueryResult(100, None), settings, tmp_path, inside=True, task="detection")
+    outputs = {
+        "boxes": np.zeros((2, 4), np.float32),
+        "scores": np.float32([0.25, 0.1]),
+        "labels": np.zeros(2, np.int64),
+    }
+    description = Description("detection", ["a"], settings)
+    run_script(text, description, outputs)
+    sentence = "0 of 1 image has detections above 0.3; the highest score is"
+    assert f"{sentence} 0.250. Lower min_score to draw more.\n" in capsys.readouterr().out
+    run_script(text, description, {name: value[:0] for name, value in outputs.items()})
+    assert f"{sentence} 0.000." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("name", "width"), [("predict.py", 200), (None, 400)])
+def test_the_script_takes_the_path_of_an_image(name, width, run_script, tmp_path):
+    Image.new("RGB", (200, 100)).save("other.png")
+    text = card(ClassResult(), {"image_size": 96}, tmp_path, inside=True)
+    outputs = {"probabilities": np.float32([[0.9, 0.1]])}
+    description = Description("classification", ["a", "b"], {})
+    drawn = run_script(text, description, outputs, "other.png", name=name)  # a notebook has no name
+    assert drawn.shape[1] == width
+
+
+@pytest.mark.parametrize("result", [MASK_RCNN, QueryResult(100, None)])
+def test_images_of_detectors_are_turned_upright(result, tmp_path):
+    text = card(result, {"eval_scale": [400, 300]}, tmp_path, inside=True, task="detection")
+    assert 'ImageOps.exif_transpose(Image.open(path)).convert("RGB")' in text
+    assert "- upright: True" in text
 
 
 @pytest.mark.parametrize(

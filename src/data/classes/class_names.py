@@ -17,6 +17,7 @@ from src.data.formats.image_files import list_class_folders
 from src.errors import UserError
 
 _SYNSET = re.compile(r"n\d{8}")
+_ROW = re.compile(r"(\d{1,9})(?:\s*[,;:=|.)]\s*(?=\D)|\s+)(.+)")  # a number and a name
 _NUMBERED = re.compile(r"\d+(?:\s*[,;:=|.)]\s*(?=\D)|\s+)(.+)")
 _FILE_SUFFIXES = (".txt", ".csv", ".tsv", ".names", ".list", ".json", ".yaml", ".yml")
 _NUMBER_HEADERS = ("#", "id", "idx", "index", "label", "no", "number", "value")
@@ -49,8 +50,8 @@ def resolve_classes(
 
     Args:
         root: Dataset folder with ``train/<class>`` and ``val/<class>``.
-        class_names: Names, a text file with one name per line, ``"imagenet-1k"``, or None for the
-            folder names.
+        class_names: Names, a text file (see `read_class_names`), ``"imagenet-1k"``, or None for
+            the folder names.
         splits: Folders under ``root``; the first one that has class folders is used.
 
     Returns:
@@ -84,16 +85,22 @@ def resolve_classes(
     )
 
 
-def read_class_names(class_names: Sequence[str] | str, keyword: str = "") -> list[str]:
-    """Read class names from a list or from a text file with one name per line.
+def read_class_names(
+    class_names: Sequence[str] | str, keyword: str = "", first: int | None = None
+) -> list[str]:
+    """Read class names from a list or from a text file.
+
+    The file has one name per line in label order, or is a table of numbers and names (``0,road``),
+    with or without a header, whose numbers begin at 0 or 1 and have no gaps.
 
     Args:
         class_names: The names or the file.
         keyword: Name of a dataset that the caller accepts in place of a file, for the error.
+        first: Number of the first class in a table; ``None`` accepts 0 and 1.
 
     Raises:
         UserError: If the file is missing or unreadable, there are no names, a name occurs twice, or
-            the file is a table of numbers and names.
+            the file is another table.
     """
     if isinstance(class_names, str):
         path = Path(class_names)
@@ -103,20 +110,19 @@ def read_class_names(class_names: Sequence[str] | str, keyword: str = "") -> lis
                 f"class_names names the file {class_names}, which does not exist; expected a list "
                 f"of names{other if keyword else ' or a text file with one name per line'}."
             )
-        try:
-            lines = path.read_text(encoding="utf-8-sig").splitlines()
-        except UnicodeDecodeError as error:
+        lines, origin = _lines(path), f"The class names file {path}"
+        numbers = _table(lines)
+        expected = "0 or 1" if first is None else str(first)
+        begin = min(numbers, default=0) if first is None else first
+        if numbers and begin in (0, 1) and list(numbers) == [*range(begin, begin + len(numbers))]:
+            names = list(numbers.values())
+        elif row := lines[0] if numbers else _line_of_table(lines):
             raise UserError(
-                f"The class names file {path} is not UTF-8 text; write one name per line."
-            ) from error
-        origin = f"The class names file {path}"
-        numbered = [(n, line.strip()) for n, line in enumerate(lines, 1) if line.strip()]
-        if table := _line_of_table(numbered):
-            raise UserError(
-                f"{origin} is a table: line {table[0]} is {table[1]!r}. Expected one name per line "
-                "in label order, without numbers, other columns or a header."
+                f"{origin} is a table: line {row[0]} is {row[1]!r}. Expected one name per line in "
+                f"label order, or a table of numbers (from {expected}, without gaps) and names."
             )
-        names = [line for _, line in numbered]
+        else:
+            names = [line for _, line in lines]
     else:
         names, origin = [str(name) for name in class_names], "class_names"
     if not names:
@@ -129,8 +135,17 @@ def read_class_names(class_names: Sequence[str] | str, keyword: str = "") -> lis
     return names
 
 
-def class_names_of_option(given: Sequence[str]) -> list[str]:
-    """Class names of ``--class-names``: the names, or a text file with one name per line.
+def read_class_table(path: str | Path) -> dict[int, str]:
+    """Name of each number in a table of numbers and names, by number; empty if it is no table.
+
+    Raises:
+        UserError: If the file is unreadable.
+    """
+    return _table(_lines(Path(path)))
+
+
+def class_names_of_option(given: Sequence[str], first: int | None = None) -> list[str]:
+    """Class names of ``--class-names``: the names, or a text file, see `read_class_names`.
 
     Raises:
         UserError: If a file is given that does not exist or is no list of names.
@@ -139,13 +154,46 @@ def class_names_of_option(given: Sequence[str]) -> list[str]:
         return read_class_names(given)
     name = given[0]
     if Path(name).is_file():
-        return read_class_names(name)
+        return read_class_names(name, first=first)
     if Path(name).suffix.lower() in _FILE_SUFFIXES or {"/", os.sep} & set(name):
         raise UserError(
             f"--class-names: the file {name} does not exist; expected names in label order, or a"
             " text file with one name per line."
         )
     return read_class_names(given)
+
+
+def _lines(path: Path) -> list[tuple[int, str]]:
+    """Lines with text, and their numbers."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"The class names file {path} is not UTF-8 text; write one name per line."
+        ) from error
+    return [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def _table(lines: Sequence[tuple[int, str]]) -> dict[int, str]:
+    """Name of each number, by number, if the lines are rows of these two columns; else empty."""
+    header, rows = _split_header([text for _, text in lines])
+    separator = next((mark for mark in "\t,;" if mark in header), None)
+    found = [match for row in rows if (match := _ROW.fullmatch(row))]
+    names = [match[2].strip().strip('"') for match in found]
+    numbers = {int(match[1]) for match in found}
+    is_table = len(found) == len(rows) == len(numbers) == len(set(names)) > 1
+    # Further columns, such as colours.
+    has_more = any(re.search(r'[\t,;|"]|\b\d+(?!\S)', name) for name in names)
+    has_more |= header != "" and len(header.split(separator)) != 2
+    if not is_table or has_more or not all(names):
+        return {}
+    return dict(sorted((int(m[1]), name) for m, name in zip(found, names, strict=True)))
+
+
+def _split_header(texts: list[str]) -> tuple[str, list[str]]:
+    """The header of a table, empty if there is none, and the other lines."""
+    first_word = re.split(r"[\s,;:|]", texts[0].lower(), maxsplit=1)[0] if texts else ""
+    return (texts[0], texts[1:]) if first_word in _NUMBER_HEADERS else ("", texts)
 
 
 def _line_of_table(lines: Sequence[tuple[int, str]]) -> tuple[int, str] | None:
@@ -158,9 +206,8 @@ def _line_of_table(lines: Sequence[tuple[int, str]]) -> tuple[int, str] | None:
     for line in lines:
         if "\t" in line[1]:
             return line
-    first_word = re.split(r"[\s,;:|]", lines[0][1].lower(), maxsplit=1)[0] if lines else ""
-    rows = lines[1:] if first_word in _NUMBER_HEADERS else lines
-    found = [_NUMBERED.fullmatch(text) for _, text in rows]
+    _, rows = _split_header([text for _, text in lines])
+    found = [_NUMBERED.fullmatch(text) for text in rows]
     rest = [match[1] for match in found if match]
     is_table = len(rest) == len(rows) > 1 and len(set(rest)) == len(rest)
     return lines[0] if is_table else None

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from src import files
-from src.data.classes.class_names import class_names_of_option
+from src.data.classes.class_names import class_names_of_option, read_class_table
 from src.data.custom import recipe, split
 from src.data.custom.colours import read_colours
 from src.data.custom.label_values import LabelReader, check_numbers, note_absent
@@ -40,7 +40,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--masks", type=Path, help="folder of label maps, may be the same (default: FOLDER)")
     add("--image-suffix", help="suffix of image files, e.g. _leftImg8bit.png")
     add("--mask-suffix", help="suffix of label maps, e.g. _mask.png (default: detected)")
-    add("--class-names", nargs="+", help="names in label order, or a text file with one per line")
+    add(
+        "--class-names",
+        nargs="+",
+        help="names in label order, or a file of them or of values and names",
+    )
     add("--class-values", nargs="+", type=int, help="value of each class (default: 0, 1, 2, ...)")
     add("--ignore", nargs="+", type=int, default=[], help="values that are unlabelled, besides 255")
     add("--colours", type=Path, help="for coloured masks: text file with lines `#rrggbb name`")
@@ -75,18 +79,21 @@ def run(args: argparse.Namespace) -> None:
     colours = read_colours(args.colours) if args.colours else None
     found = survey([pair.image for pair in pairs], args.max_pixels)
     masks = [pair.mask for pair in pairs]
-    check_numbers(args.class_values, args.ignore)
+    names, values = _given_classes(args)
+    check_numbers(values, args.ignore)
     labels = LabelReader(
         masks,
         colours,
-        _given_names(args),
-        args.class_values,
+        names,
+        values,
         args.snap,
         args.max_pixels,
         args.ignore,
     )
     if labels.ignored:
         notes.append(f"unlabelled, besides 255: {', '.join(map(str, labels.ignored))}")
+    if values != args.class_values:
+        notes.append(f"values of the classes are the numbers in {args.class_names[0]}")
     notes += _note_zero(args, labels)
     _check_sizes(pairs, found.sizes, args.max_pixels)
     parts = _divide(pairs, labels, args)
@@ -172,7 +179,8 @@ def _divide(
     return {part: found for part, found in parts.items() if found}
 
 
-def _given_names(args: argparse.Namespace) -> list[str] | None:
+def _given_classes(args: argparse.Namespace) -> tuple[list[str] | None, list[int] | None]:
+    """Names of the classes and the value of each, if given; a table of names may give both."""
     if args.class_names and args.colours:
         raise UserError("Give either --class-names or --colours, which names the classes too.")
     if args.ignore and args.colours:
@@ -182,8 +190,13 @@ def _given_names(args: argparse.Namespace) -> list[str] | None:
     if args.class_values and args.colours:
         raise UserError("Give either --class-values or --colours, which is for coloured masks.")
     if not args.class_names:
-        return None
-    return class_names_of_option(args.class_names)
+        return None, args.class_values
+    if len(args.class_names) == 1 and Path(args.class_names[0]).is_file():
+        table = read_class_table(args.class_names[0])
+        # Numbers from 0 are the order of the names, which may also be of black and white masks.
+        if table and list(table) != list(range(len(table))) and not args.class_values:
+            return list(table.values()), list(table)
+    return class_names_of_option(args.class_names), args.class_values
 
 
 def _note_zero(args: argparse.Namespace, labels: LabelReader) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter, defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from src.data.formats.image_files import list_images
@@ -69,6 +69,7 @@ def match_label_maps(
         if not folder.is_dir():
             raise UserError(f"The folder {folder} does not exist.")
     shown, maps = _two_kinds(images, masks, mask_suffix)
+    maps = maps if mask_suffix else _with_one_extension(maps)
     if image_suffix is not None:
         shown = [file for file in shown if file.name.endswith(image_suffix)]
     if not shown:
@@ -136,6 +137,15 @@ def _two_kinds(
         [file for file in every if not file.name.endswith(suffix)],
         [file for file in every if file.name.endswith(suffix)],
     )
+
+
+def _with_one_extension(maps: list[_File]) -> list[_File]:
+    """Label maps of several extensions, named as if all had the usual one, unless names clash."""
+    if len({Path(file.name).suffix for file in maps}) == 1:
+        return maps
+    named = [replace(file, name=f"{Path(file.name).stem}{_USUAL}") for file in maps]
+    distinct = {(file.parents, file.name) for file in named}
+    return named if len(distinct) == len(maps) else maps
 
 
 def _suffix_beside(files: list[_File], folder: Path) -> str:

@@ -96,9 +96,7 @@ def target(args: argparse.Namespace, source: Path, *, searched: bool = True) -> 
     if not 0 < args.val_share < 1:
         raise UserError(f"--val-share accepts a share between 0 and 1, got {args.val_share}.")
     if args.name is None:
-        folder = source.resolve()
-        named = folder.parent.name if folder.name.lower() in _UNNAMED else folder.name
-        name = name_of([re.sub(r"\s+", "_", named)], "mine")
+        name = name_of([re.sub(r"\s+", "_", _dataset_folder(source).name)], "mine")
     else:
         name = check_name(args.name, "--name")
     out = Path(args.out) if args.out else DEFAULT_PARENT / name
@@ -115,6 +113,12 @@ def target(args: argparse.Namespace, source: Path, *, searched: bool = True) -> 
             "folder with --out."
         )
     return name, out
+
+
+def _dataset_folder(source: Path) -> Path:
+    """The folder whose name is that of the dataset: ``photos`` for ``photos/images`` too."""
+    folder = source.resolve()
+    return folder.parent if folder.name.lower() in _UNNAMED else folder
 
 
 def _made_from(out: Path) -> Path | None:
@@ -150,7 +154,8 @@ def start_over(out: Path, parts: Sequence[str], facts: dict[str, Any]) -> Iterat
         UserError: If the folder was made from other data, or its record is damaged.
     """
     made_from = _made_from(out)
-    if made_from is not None and made_from.resolve() != Path(facts["source"]).resolve():
+    source = Path(facts["source"])
+    if made_from is not None and _dataset_folder(made_from) != _dataset_folder(source):
         raise UserError(
             f"{out} was made from {made_from}, so nothing was written; give another --name, or"
             f" delete {out}."

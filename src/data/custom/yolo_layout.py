@@ -66,7 +66,7 @@ def find_dataset(source: Path, names: list[str] | None) -> Dataset:
     """
     if not source.exists():
         raise UserError(f"{source} does not exist; give data.yaml or the folder of the dataset.")
-    given = None if names is None else class_names_of_option(names)
+    given = None if names is None else class_names_of_option(names, first=0)
     if source.is_file():
         return _from_yaml(source, given)
     found = [path for path in sorted(source.glob("*.y*ml")) if "names" in _load(path)]
@@ -87,7 +87,7 @@ def _from_folder(root: Path, names: list[str] | None) -> Dataset:
         splits.setdefault(part or "train", []).append(image)
     files = [root / name for name in _CLASS_FILES if (root / name).is_file()]
     if names is None and files:
-        names = read_class_names(str(files[0]))
+        names = read_class_names(str(files[0]), first=0)
     notes = [] if names else ["there are no class names; give them with --class-names"]
     return Dataset(root, _checked(splits, root), names, notes=notes)
 

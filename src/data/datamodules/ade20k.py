@@ -223,7 +223,8 @@ class ADE20KDataModule(BaseDataModule):
         if self._given_names in (None, "ade20k"):
             return list(ADE20K_NAMES)
         assert self._given_names is not None
-        names = read_class_names(self._given_names, keyword="ade20k")
+        first = int(self.reduce_zero_label) if self.class_values is None else None
+        names = read_class_names(self._given_names, keyword="ade20k", first=first)
         most = MAX_CLASSES - self.reduce_zero_label  # 255 stays the value of unlabelled pixels
         check(len(names) <= most, "class_names", len(names), f"up to {most} names")
         values = self.class_values

@@ -54,7 +54,8 @@ def run(args: argparse.Namespace) -> Report:
     """
     names = list(ADE20K_NAMES)
     if args.class_names != "ade20k":
-        names = read_class_names(args.class_names, keyword="ade20k")
+        first = int(not args.count_from_zero)
+        names = read_class_names(args.class_names, keyword="ade20k", first=first)
     report = Report()
     for split in args.splits:
         try:

@@ -1,6 +1,6 @@
 import pytest
 
-from src.data.classes.class_names import resolve_classes
+from src.data.classes.class_names import read_class_names, read_class_table, resolve_classes
 from src.errors import UserError
 
 
@@ -76,16 +76,39 @@ def test_a_binary_names_file_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("text", "line"),
     [
-        ("Idx\tName\n1\tsky\n2\troad\n", r"line 1 is 'Idx\\tName'"),
         ("sky\n\nroad\tgrey\n", r"line 3 is 'road\\tgrey'"),
         ("0 sky\n1 2 door car\n7 road\n", "line 1 is '0 sky'"),
-        ("\nid,name\n0,sky\n1,road\n", "line 2 is 'id,name'"),
+        ("\nid,name\n2,sky\n3,road\n", "line 2 is 'id,name'"),
+        ("id,name,colour\n0,sky,blue\n1,road,grey\n", "line 1 is 'id,name,colour'"),
+        ("0 sky 70 130 180\n1 road 128 64 128\n", "line 1 is '0 sky 70 130 180'"),
+        ("id name kind\n0 sky stuff\n1 car thing\n", "line 1 is 'id name kind'"),
     ],
 )
-def test_a_table_of_numbers_and_names_is_refused(tmp_path, text, line):
+def test_a_table_that_may_mean_something_else_is_refused(tmp_path, text, line):
     (tmp_path / "names.txt").write_text(text)
     with pytest.raises(UserError, match=rf"names.txt is a table: {line}. Expected one name per"):
         resolve_classes(tmp_path, str(tmp_path / "names.txt"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Idx\tName\n1\tsky\n2\ttraffic light\n",
+        '0,sky\n1,"traffic light"\n',
+        "id, name\n1, traffic light\n0, sky\n",  # in the order of the numbers
+        "0 sky\n\n1 traffic light\n",
+        "0: sky\n1: traffic light\n",
+    ],
+)
+def test_a_table_of_numbers_and_names(tmp_path, text):
+    file = tmp_path / "names.txt"
+    file.write_text(text)
+    assert resolve_classes(tmp_path, str(file)).names == ("sky", "traffic light")
+    first = 1 if "Idx" in text else 0
+    assert list(read_class_table(file)) == [first, first + 1]
+    assert len(read_class_names(str(file), first=first)) == 2
+    with pytest.raises(UserError, match=rf"numbers \(from {1 - first}, without gaps\) and names"):
+        read_class_names(str(file), first=1 - first)
 
 
 @pytest.mark.parametrize(
