@@ -111,7 +111,8 @@ class Pretrained(ModelParts):
         # Imported here, because tasks and data modules import Lightning, which is slow.
         from src.inference import Predictor, split_batch
 
-        if not isinstance(batch_size, numbers.Integral) or batch_size < 1:
+        is_integer = isinstance(batch_size, numbers.Integral) and not isinstance(batch_size, bool)
+        if not is_integer or batch_size < 1:
             raise UserError(f"batch_size must be an integer from 1, got {batch_size!r}.")
         listed = split_batch(images)
         if device is None:

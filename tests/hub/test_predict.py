@@ -189,7 +189,7 @@ def test_mistakes_are_one_line(run, tmp_path):
         with pytest.raises(UserError, match=message) as caught:
             model.predict(image)
         assert "\n" not in str(caught.value)
-    for batch_size in (0, 2.5, "a", None):
+    for batch_size in (0, 2.5, "a", None, True):
         with pytest.raises(UserError, match="batch_size must be an integer from 1, got "):
             model.predict([path], batch_size=batch_size)
     with pytest.raises(UserError, match="The device 'gpu' cannot be used: use 'cuda' or 'cpu'"):

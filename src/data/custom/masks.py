@@ -191,12 +191,14 @@ def _given_classes(args: argparse.Namespace) -> tuple[list[str] | None, list[int
         raise UserError("Give either --class-values or --colours, which is for coloured masks.")
     if not args.class_names:
         return None, args.class_values
+    table: dict[int, str] = {}
     if len(args.class_names) == 1 and Path(args.class_names[0]).is_file():
         table = read_class_table(args.class_names[0])
-        # Numbers from 0 are the order of the names, which may also be of black and white masks.
-        if table and list(table) != list(range(len(table))) and not args.class_values:
-            return list(table.values()), list(table)
-    return class_names_of_option(args.class_names), args.class_values
+    if not table:
+        return class_names_of_option(args.class_names), args.class_values
+    # Numbers from 0 are the order of the names, which may also be of black and white masks.
+    has_values = list(table) != list(range(len(table))) and not args.class_values
+    return list(table.values()), list(table) if has_values else args.class_values
 
 
 def _note_zero(args: argparse.Namespace, labels: LabelReader) -> list[str]:

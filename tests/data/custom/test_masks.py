@@ -1,4 +1,4 @@
-"""``prepare from-masks``: tables of classes, label maps of several extensions, folders given twice."""
+"""``prepare from-masks``: tables of classes, several extensions, two ways to give folders."""
 
 from pathlib import Path
 
