@@ -6,6 +6,7 @@ official code. Feature maps are channels-last, ``(N, H, W, C)``.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +26,9 @@ from src.models.layers.compilation import RepeatedPart
 from src.models.layers.norm import norm_fork, norm_gelu
 from src.models.layers.precision import autocast_dtype, parameters_cast
 from src.models.weights.match import Match
+
+Layer = Callable[[Tensor], Tensor]
+"""Layer ``(N, H, W, C) -> (N, H, W, C)``."""
 
 
 class Stem(nn.Module):
@@ -201,19 +205,30 @@ class Block(RepeatedPart):
 
     def compute(self, x: Tensor, keep1: Tensor | None, keep2: Tensor | None) -> Tensor:
         """Run both branches; ``keep`` is the factor of drop path per sample, ``(N, 1, 1, 1)``."""
-        x, out = self._branch(x, self.norm1, self.dcn, self.res_post_norm1)
+        return self.branches(x, self.dcn, self.mlp, keep1, keep2)
+
+    def branches(
+        self,
+        x: Tensor,
+        mixer: Layer,
+        mlp: Layer,
+        keep1: Tensor | None = None,
+        keep2: Tensor | None = None,
+    ) -> Tensor:
+        """`compute` with a given spatial mixer and MLP."""
+        x, out = self._branch(x, self.norm1, mixer, self.res_post_norm1)
         x = add_branch(x, out, self.gamma1, keep1)
-        x, out = self._branch(x, self.norm2, self.mlp, self.res_post_norm2)
+        x, out = self._branch(x, self.norm2, mlp, self.res_post_norm2)
         return add_branch(x, out, self.gamma2, keep2)
 
     def _branch(
-        self, x: Tensor, norm: nn.Module, layer: nn.Module, res_post_norm: nn.Module | None
+        self, x: Tensor, norm: nn.Module, layer: Layer, res_post_norm: nn.Module | None
     ) -> tuple[Tensor, Tensor]:
         """``x`` and its branch."""
         if self.post_norm:
             return x, norm(layer(x))
         normed, x = norm_fork(norm, x)
-        out: Tensor = layer(normed)
+        out = layer(normed)
         return x, out if res_post_norm is None else res_post_norm(out)
 
     def _draw_keep(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:

@@ -7,6 +7,7 @@ code. Feature maps are channels-last, ``(N, H, W, C)``. The operator itself is `
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar
 
 import torch
@@ -20,6 +21,9 @@ from src.models.layers.linear import Linear, linear
 from src.models.layers.norm import norm_gelu
 from src.models.weights.match import Match, Renames
 from src.ops import dcnv3
+
+Product = Callable[[Tensor], Tensor]
+"""A linear layer of the last axis."""
 
 
 class DCNv3(SpatialMixer):
@@ -100,9 +104,20 @@ class DCNv3(SpatialMixer):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, H, W, C) -> (N, H, W, C)``."""
-        values = self.input_proj(x)
+        return self.mix(x, self.input_proj, self._points, self.output_proj)
+
+    def mix(self, x: Tensor, input_proj: Product, points: Product, output_proj: Product) -> Tensor:
+        """Forward pass with given linear layers.
+
+        Args:
+            x: Feature map of shape ``(N, H, W, C)``.
+            input_proj: Projection of the values.
+            points: Offsets and mask logits, one after the other on the last axis, see `points`.
+            output_proj: Projection of the result.
+        """
+        values = input_proj(x)
         guide = norm_gelu(self.dw_norm, self.act, conv_nhwc(self.dw_conv, x))
-        offset, mask_logits = self._offset_and_mask(guide)
+        offset, mask_logits = self._split(points(guide))
         out = dcnv3(
             values,
             offset,
@@ -116,16 +131,24 @@ class DCNv3(SpatialMixer):
         )
         if self.center_feature_scale_proj_weight is not None:
             out = self._blend_center(out, values, guide)
-        result: Tensor = self.output_proj(out)
-        return result
+        return output_proj(out)
 
-    def _offset_and_mask(self, guide: Tensor) -> tuple[Tensor, Tensor]:
+    def points(self) -> tuple[Tensor, Tensor]:
+        """Weight ``(G * K * 3, C)`` and bias of the product for offsets and mask logits."""
         weight = torch.cat([self.offset.weight, self.mask.weight])
-        bias = torch.cat([self.offset.bias, self.mask.bias])
-        offset, mask_logits = linear(guide, weight, bias).split(
+        return weight, torch.cat([self.offset.bias, self.mask.bias])
+
+    def _points(self, guide: Tensor) -> Tensor:
+        return linear(guide, *self.points())
+
+    def _split(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        offset, mask_logits = points.split(
             [self.offset.out_features, self.mask.out_features], dim=-1
         )
         return offset, mask_logits
+
+    def _offset_and_mask(self, guide: Tensor) -> tuple[Tensor, Tensor]:
+        return self._split(self._points(guide))
 
     def _blend_center(self, out: Tensor, values: Tensor, guide: Tensor) -> Tensor:
         weight, bias = self.center_feature_scale_proj_weight, self.center_feature_scale_proj_bias

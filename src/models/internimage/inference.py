@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterable
 from typing import Any, NoReturn, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from src.errors import UserError
@@ -26,7 +25,8 @@ from src.models.internimage.blocks import Block, Stem, check_channels
 from src.models.internimage.dcnv3 import DCNv3
 from src.models.internimage.fused_block import FusedBlock, can_fuse
 from src.models.internimage.layers import add_branch
-from src.models.internimage.packed_conv import PackedConv, can_pack
+from src.models.internimage.packed_block import PackedLinear
+from src.models.internimage.packed_conv import PackedConv
 from src.models.internimage.parts import in_parts
 from src.models.internimage.stage import Stage
 from src.models.layers.low_rank import LowRank
@@ -161,34 +161,12 @@ class _Norm:
         return layer_norm(x, self.weight, self.bias, self.eps, gelu=gelu)
 
 
-class _Linear:
-    """Linear layer with a weight in the layout of oneDNN, where PyTorch has it."""
-
-    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
-        self.weight = weight.detach().to(dtype, copy=True)
-        self.bias = None if bias is None else bias.detach().to(dtype, copy=True)
-        self.is_packed = can_pack(dtype)
-        if self.is_packed:
-            self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight, None)
-
-    def __call__(self, x: Tensor, *, gelu: bool = False, add: Tensor | None = None) -> Tensor:
-        """``(..., in) -> (..., out)``, then GELU, or the sum with ``add``."""
-        if self.is_packed and add is not None:
-            return torch.ops.mkldnn._linear_pointwise.binary(x, add, self.weight, self.bias, "add")
-        if self.is_packed:
-            name, variant = ("gelu", "none") if gelu else ("none", "")
-            return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, name, [], variant)
-        out = F.linear(x, self.weight, self.bias)
-        out = F.gelu(out) if gelu else out
-        return out if add is None else out.add_(add)
-
-
 class _DCNv3:
     """`DCNv3`: see there."""
 
     def __init__(self, layer: DCNv3, dtype: torch.dtype) -> None:
-        self.input_proj = _Linear(layer.input_proj.weight, layer.input_proj.bias, dtype)
-        self.output_proj = _Linear(layer.output_proj.weight, layer.output_proj.bias, dtype)
+        self.input_proj = PackedLinear(layer.input_proj.weight, layer.input_proj.bias, dtype)
+        self.output_proj = PackedLinear(layer.output_proj.weight, layer.output_proj.bias, dtype)
         self.depthwise = (
             layer.dw_conv.weight.detach()[:, 0]
             .permute(1, 2, 0)
@@ -197,15 +175,15 @@ class _DCNv3:
         assert layer.dw_conv.bias is not None
         self.bias = layer.dw_conv.bias.detach().clone()
         self.norm = _Norm(layer.dw_norm)
-        self.offset_mask = _Linear(
+        self.offset_mask = PackedLinear(
             torch.cat([layer.offset.weight, layer.mask.weight]),
             torch.cat([layer.offset.bias, layer.mask.bias]),
             dtype,
         )
         self.widths = [layer.offset.out_features, layer.mask.out_features]
-        self.gate: _Linear | None = None
+        self.gate: PackedLinear | None = None
         if layer.center_feature_scale_proj_weight is not None:
-            self.gate = _Linear(
+            self.gate = PackedLinear(
                 layer.center_feature_scale_proj_weight, layer.center_feature_scale_proj_bias, dtype
             )
         self.groups = layer.groups
@@ -231,8 +209,8 @@ class _MLP:
     """`MLP`: see there."""
 
     def __init__(self, layer: Any, dtype: torch.dtype) -> None:
-        self.fc1 = _Linear(layer.fc1.weight, layer.fc1.bias, dtype)
-        self.fc2 = _Linear(layer.fc2.weight, layer.fc2.bias, dtype)
+        self.fc1 = PackedLinear(layer.fc1.weight, layer.fc1.bias, dtype)
+        self.fc2 = PackedLinear(layer.fc2.weight, layer.fc2.bias, dtype)
 
     def __call__(self, x: Tensor, add: Tensor | None = None) -> Tensor:
         return self.fc2(self.fc1(x, gelu=True), add=add)

@@ -1,10 +1,10 @@
-"""Blocks that run as one operator during evaluation on a CPU, while their weights do not change.
+"""Blocks with packed weights during evaluation on a CPU, while their weights do not change.
 
 `prepare_for_inference` makes a copy; here, the network stays as it is, and packed weights are kept
-beside the parameters. That is done under autocast to bfloat16, which would cast all weights in
-every forward pass, and in compiled networks, whose users ask for speed. Eager float32 stays layer
-by layer: it is the reference of the published numbers, and takes no memory for a second copy of the
-weights, except for those of the downsampling, which PyTorch would reorder in every forward pass.
+beside the parameters. Blocks run as one operator under autocast to bfloat16, which would cast all
+weights in every forward pass, and in compiled networks, whose users ask for speed. Eager float32
+stays layer by layer: it is the reference of the published numbers. Its linear layers and the
+downsampling have packed weights, because oneDNN would reorder weights in every forward pass.
 """
 
 from __future__ import annotations
@@ -22,12 +22,14 @@ from src.models.internimage.blocks import Block
 from src.models.internimage.dcnv3 import DCNv3
 from src.models.internimage.fused_block import FusedBlock, can_fuse
 from src.models.internimage.layers import MLP
+from src.models.internimage.packed_block import PackedBlock
 from src.models.internimage.packed_conv import PackedConv, can_pack
 from src.models.internimage.parts import is_unobserved
 from src.models.layers.compilation import Compilation
 from src.models.layers.linear import Linear
 from src.models.layers.norm import HOOKS, LayerNorm, has_hooks
 from src.models.layers.precision import autocast_dtype, without_autocast
+from src.ops._load import LIBRARIES
 from src.ops.cpu_block import is_available
 
 _WITH_WEIGHT = (LayerNorm, Linear, nn.Conv2d)
@@ -66,8 +68,10 @@ class InferenceCache:
         """Free the packed weights."""
         self._entries.clear()
 
-    def fused_blocks(self, blocks: Iterable[nn.Module], x: Tensor) -> dict[int, FusedBlock]:
-        """The blocks that run as one operator in this forward pass, by their number.
+    def packed_blocks(
+        self, blocks: Iterable[nn.Module], x: Tensor
+    ) -> dict[int, FusedBlock | PackedBlock]:
+        """The blocks that have packed weights in this forward pass, by their number.
 
         Args:
             blocks: All blocks of the stage.
@@ -78,16 +82,20 @@ class InferenceCache:
         if torch.is_grad_enabled():
             self.clear()
             return {}
-        found = {}
+        found: dict[int, FusedBlock | PackedBlock] = {}
+        autocast = autocast_dtype("cpu")
+        is_packed = autocast is None and x.dtype == torch.float32 and _has_packed(x.dtype)
         for index, block in enumerate(blocks):
             if type(block) is not Block:
                 continue
+            packed: FusedBlock | PackedBlock | None = None
             dtype = _dtype(x.dtype, block.compilation)
-            if dtype is None:
-                continue
-            fused = self._packed(index, block, dtype, can_fuse, FusedBlock)
-            if fused is not None:
-                found[index] = fused
+            if dtype is not None:
+                packed = self._packed(index, block, dtype, can_fuse, FusedBlock)
+            elif is_packed and block.compilation is None:
+                packed = self._packed(index, block, x.dtype, _always, PackedBlock)
+            if packed is not None:
+                found[index] = packed
         return found
 
     def packed_conv(self, conv: nn.Conv2d, x: Tensor) -> PackedConv | None:
@@ -100,9 +108,9 @@ class InferenceCache:
             x: Feature map ``(N, H, W, C)`` in a forward pass for which `can_split` is true.
         """
         dtype = autocast_dtype("cpu") or x.dtype
-        if dtype not in (torch.float32, torch.bfloat16):
+        if dtype not in (torch.float32, torch.bfloat16) or not _has_packed(dtype):
             return None
-        return self._packed("conv", conv, dtype, lambda _, dtype: can_pack(dtype), PackedConv)
+        return self._packed("conv", conv, dtype, _always, PackedConv)
 
     def _packed(
         self,
@@ -113,12 +121,12 @@ class InferenceCache:
         make: Callable[[M, torch.dtype], T],
     ) -> T | None:
         entry = self._entries.get(key)
-        if entry is None or not entry.is_valid(module, dtype):
+        if entry is None or entry.make is not make or not entry.is_valid(module, dtype):
             self._entries.pop(key, None)  # free before packing
             if not (_is_plain(module, dtype) and has_kernel(module, dtype)):
                 return None
             with torch.inference_mode(False), torch.no_grad(), without_autocast("cpu"):
-                entry = _Entry(module, dtype, make(module, dtype))
+                entry = _Entry(module, dtype, make)
             self._entries[key] = entry
         packed: T = entry.packed
         return packed
@@ -136,8 +144,11 @@ class _Entry:
     compared by ``id`` or address is kept, so that nothing else gets the same one.
     """
 
-    def __init__(self, module: nn.Module, dtype: torch.dtype, packed: Any) -> None:
-        self.dtype, self.packed = dtype, packed
+    def __init__(
+        self, module: M, dtype: torch.dtype, make: Callable[[M, torch.dtype], object]
+    ) -> None:
+        self.dtype, self.make = dtype, make
+        self.packed: Any = make(module, dtype)
         self._modules = list(module.modules())
         self._attributes = [m.__dict__ for m in self._modules]
         self._hooks = [values[name] for values in self._attributes for name in HOOKS]
@@ -186,6 +197,17 @@ def _is_replaced(attributes: dict[str, object]) -> bool:
 
 
 _TRAINING, _VERSION = itemgetter("training"), attrgetter("_version")
+
+
+def _always(module: nn.Module, dtype: torch.dtype) -> bool:
+    """For layers of oneDNN, which has packed products and convolutions of all sizes."""
+    return True
+
+
+def _has_packed(dtype: torch.dtype) -> bool:
+    """Whether layers may have packed weights of oneDNN."""
+    is_wanted = LIBRARIES.mode != "reference" and torch.backends.mkldnn.enabled
+    return bool(is_wanted) and can_pack(dtype)
 
 
 def _dtype(given: torch.dtype, compilation: Compilation | None) -> torch.dtype | None:

@@ -17,6 +17,7 @@ from src.models.internimage.blocks import Block, Downsample
 from src.models.internimage.fused_block import FusedBlock
 from src.models.internimage.inference_cache import InferenceCache
 from src.models.internimage.layers import layer_norm
+from src.models.internimage.packed_block import PackedBlock
 from src.models.internimage.packed_conv import PackedConv
 from src.models.internimage.parts import can_split, in_parts
 
@@ -59,20 +60,20 @@ class Stage(nn.Module):
             The feature map of the stage, ``(N, H, W, C)``, and the input of the next stage (the
             same feature map if there is none).
         """
-        fused = self._cache.fused_blocks(self.blocks, x)
+        packed = self._cache.packed_blocks(self.blocks, x)
         outer = [m for m in (self.post_norms, self.norm, self.downsample) if m is not None]
         if not can_split(x, *outer):
-            out, *following = self._run(x, fused)
+            out, *following = self._run(x, packed)
             return out, following[0] if following else out
         conv = None
         if self.downsample is not None:
             conv = self._cache.packed_conv(self.downsample.conv, x)
-        run = partial(self._run, fused=fused, conv=conv)
-        if len(fused) < len(self.blocks):
+        run = partial(self._run, packed=packed, conv=conv)
+        if len(packed) < len(self.blocks):
             out, *following = run(x)
         else:
-            values = x.shape[1] * x.shape[2] * fused[0].width
-            out, *following = in_parts(x, values * fused[0].dtype.itemsize, run)
+            values = x.shape[1] * x.shape[2] * packed[0].width
+            out, *following = in_parts(x, values * packed[0].dtype.itemsize, run)
         return out, following[0] if following else out
 
     def train(self, mode: bool = True) -> Stage:
@@ -86,13 +87,16 @@ class Stage(nn.Module):
         return super()._apply(fn, recurse)
 
     def _run(
-        self, x: Tensor, fused: Mapping[int, FusedBlock], conv: PackedConv | None = None
+        self,
+        x: Tensor,
+        packed: Mapping[int, FusedBlock | PackedBlock],
+        conv: PackedConv | None = None,
     ) -> tuple[Tensor, ...]:
         """Run the stage with packed weights for some of its blocks and for the downsampling."""
         checkpointing = self.grad_checkpointing and torch.is_grad_enabled()
         for index, block in enumerate(self.blocks):
-            if index in fused:
-                x = fused[index](x)
+            if index in packed:
+                x = packed[index](x)
             else:
                 x = checkpoint(block, x, use_reentrant=False) if checkpointing else block(x)
             if index in self.post_norm_block_ids:

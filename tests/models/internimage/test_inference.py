@@ -6,7 +6,7 @@ from torch import nn
 
 from src.errors import UserError
 from src.models import InternImage, prepare_for_inference
-from src.models.internimage import inference, packed_conv, parts
+from src.models.internimage import inference, packed_block, packed_conv, parts
 
 SMALL = {"channels": 16, "depths": [1, 1, 1, 1], "groups": [1, 2, 4, 8]}
 VARIANTS = [
@@ -68,7 +68,7 @@ def test_bfloat16_is_as_accurate_as_autocast(options, images):
 
 @torch.no_grad()
 def test_without_packed_products(images, monkeypatch):
-    for module in (inference, packed_conv):
+    for module in (packed_block, packed_conv):
         monkeypatch.setattr(module, "can_pack", lambda dtype: False)
     monkeypatch.setattr(inference, "can_fuse", lambda block, dtype: False)
     network = make()

@@ -1,4 +1,4 @@
-"""Blocks that run as one operator during evaluation, with weights that are packed once."""
+"""Blocks whose weights are packed once for evaluation, as one operator or layer by layer."""
 
 import copy
 import io
@@ -11,11 +11,13 @@ from torch.overrides import BaseTorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from src.models import InternImage
-from src.models.internimage import parts
+from src.models.internimage import inference_cache, parts
 from src.models.internimage.fused_block import FusedBlock
 from src.models.internimage.inference_cache import InferenceCache
+from src.models.internimage.packed_block import PackedBlock
 from src.models.layers.compilation import Compilation, compile_parts
 from src.models.layers.low_rank import add_low_rank
+from src.ops._load import LIBRARIES
 from src.ops.cpu_block import is_available
 
 SMALL = {"channels": 16, "depths": [1, 2], "groups": [1, 2]}
@@ -24,6 +26,9 @@ BLOCKS = sum(SMALL["depths"])
 needs_float32 = pytest.mark.skipif(
     not is_available(torch.float32),
     reason="this CPU or build has no kernel of a block",
+)
+needs_onednn = pytest.mark.skipif(
+    not torch.backends.mkldnn.is_available(), reason="PyTorch was built without oneDNN"
 )
 needs_bfloat16 = pytest.mark.skipif(
     not is_available(torch.bfloat16),
@@ -47,6 +52,17 @@ def make_compiled(**options):
     return network
 
 
+@pytest.fixture(
+    params=[
+        pytest.param(make, id="layers", marks=needs_onednn),
+        pytest.param(make_compiled, id="operator", marks=needs_float32),
+    ]
+)
+def build(request):
+    """Function that makes a network whose blocks have packed weights in float32."""
+    return request.param
+
+
 @pytest.fixture
 def images():
     torch.manual_seed(1)
@@ -55,15 +71,15 @@ def images():
 
 @pytest.fixture
 def calls(monkeypatch):
-    """The fused blocks that ran, as weak references."""
+    """The blocks with packed weights that ran, as weak references."""
     found = []
-    run = FusedBlock.__call__
+    for kind in (FusedBlock, PackedBlock):
 
-    def spy(self, x):
-        found.append(weakref.ref(self))
-        return run(self, x)
+        def spy(self, x, run=kind.__call__):
+            found.append(weakref.ref(self))
+            return run(self, x)
 
-    monkeypatch.setattr(FusedBlock, "__call__", spy)
+        monkeypatch.setattr(kind, "__call__", spy)
     return found
 
 
@@ -83,7 +99,7 @@ def test_compiled_networks_are_fused(context, images, calls):
     network = make_compiled()
     with context():
         network(images)
-    assert len(calls) == BLOCKS
+    assert kinds(calls) == [FusedBlock] * BLOCKS
 
 
 @needs_bfloat16
@@ -93,13 +109,45 @@ def test_fused_under_autocast(context, build, images, calls):
     network = build()
     with context(), bfloat16():
         network(images)
-    assert len(calls) == BLOCKS
+    assert kinds(calls) == [FusedBlock] * BLOCKS
+
+
+@needs_onednn
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_eager_float32_is_layer_by_layer_with_packed_weights(context, images, calls):
+    network = make()
+    with context():
+        network(images)
+    assert kinds(calls) == [PackedBlock] * BLOCKS
+
+
+@needs_float32
+@torch.no_grad()
+def test_compiled_later(images, calls):
+    network = make()
+    network(images)
+    calls.clear()
+    compile_parts(network, Compilation())
+    network(images)
+    assert kinds(calls) == [FusedBlock] * BLOCKS
 
 
 @torch.no_grad()
-def test_eager_float32_is_layer_by_layer(images, calls):
-    make()(images)
+def test_no_packed_weights_without_onednn_or_in_reference_mode(images, calls, monkeypatch):
+    network = make()
+    with torch.backends.mkldnn.flags(enabled=False):
+        network(images)
+    with monkeypatch.context() as patch:
+        patch.setattr(LIBRARIES, "mode", "reference")
+        network(images)
+    monkeypatch.setattr(inference_cache, "can_pack", lambda dtype: False)
+    network(images)
     assert not calls
+    assert not any(stage._cache._entries for stage in network.levels)
+
+
+def kinds(calls):
+    return [type(ref()) for ref in calls]
 
 
 def first(network):
@@ -128,12 +176,11 @@ CHANGES = {
 }
 
 
-@needs_float32
 @pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 @torch.no_grad()
-def test_a_changed_block_is_layer_by_layer(change, images, calls):
-    network = make_compiled()
+def test_a_changed_block_is_layer_by_layer(build, change, images, calls):
+    network = build()
     network(images)
     change(network)
     calls.clear()
@@ -141,10 +188,9 @@ def test_a_changed_block_is_layer_by_layer(change, images, calls):
     assert len(calls) == BLOCKS - 1
 
 
-@needs_float32
 @pytest.mark.usefixtures("uncompiled")
-def test_layer_by_layer_in_training_and_with_gradients(images, calls):
-    network = make_compiled()
+def test_layer_by_layer_in_training_and_with_gradients(build, images, calls):
+    network = build()
     network(images)
     with torch.no_grad():
         network.train()(images)
@@ -152,11 +198,10 @@ def test_layer_by_layer_in_training_and_with_gradients(images, calls):
     assert not calls
 
 
-@needs_float32
 @pytest.mark.usefixtures("uncompiled")
 @torch.no_grad()
-def test_layer_by_layer_where_others_look_at_layers_or_operators(images, calls):
-    network = make_compiled()
+def test_layer_by_layer_where_others_look_at_layers_or_operators(build, images, calls):
+    network = build()
     with BaseTorchFunctionMode():
         network(images)
     with FlopCounterMode(display=False) as counter:
@@ -183,11 +228,10 @@ def test_what_has_no_kernel(options, images, calls):
     assert not calls
 
 
-@needs_float32
 @pytest.mark.usefixtures("uncompiled")
 @torch.inference_mode()
-def test_weights_without_versions(images, calls):
-    make_compiled()(images)  # made in inference mode
+def test_weights_without_versions(build, images, calls):
+    build()(images)  # made in inference mode
     assert not calls
 
 
@@ -221,13 +265,12 @@ def test_whole_networks_are_compiled_and_exported_without_it(images, calls):
     assert not calls
 
 
-@needs_float32
 @torch.no_grad()
-def test_transformed_networks_are_layer_by_layer():
-    blocks, found = make_compiled().levels[0].blocks, []
+def test_transformed_networks_are_layer_by_layer(build):
+    blocks, found = build().levels[0].blocks, []
 
     def look(x):
-        found.append(InferenceCache().fused_blocks(blocks, x))
+        found.append(InferenceCache().packed_blocks(blocks, x))
         return x
 
     look(x := torch.randn(2, 8, 8, 16))
@@ -243,14 +286,29 @@ VARIANTS = [
 ]
 
 
-@needs_float32
 @pytest.mark.parametrize("part", [1, 2**22])
 @pytest.mark.parametrize("options", VARIANTS, ids=str)
 @torch.no_grad()
-def test_same_values(options, part, images, monkeypatch):
-    expected = make(**options)(images)
+def test_same_values(options, part, build, images, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(InferenceCache, "packed_blocks", lambda *_: {})
+        expected = make(**options)(images)
     monkeypatch.setattr(parts, "PART", part)
-    torch.testing.assert_close(make_compiled(**options)(images), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(build(**options)(images), expected, rtol=1e-4, atol=1e-4)
+
+
+@needs_onednn
+@pytest.mark.parametrize("options", VARIANTS, ids=str)
+@torch.no_grad()
+def test_packed_weights_are_as_precise(options, images, calls, monkeypatch):
+    network = make(**options)
+    packed = network(images)
+    assert calls
+    with monkeypatch.context() as patch:
+        patch.setattr(InferenceCache, "packed_blocks", lambda *_: {})
+        plain = network(images)
+        exact = network.double()(images.double())
+    assert (packed - exact).norm() <= 2 * (plain - exact).norm()
 
 
 @needs_bfloat16
@@ -270,7 +328,7 @@ def test_bfloat16_differs_by_its_rounding(options, images, monkeypatch):
     exact = features()
     with bfloat16():
         fused = features()
-        monkeypatch.setattr(InferenceCache, "fused_blocks", lambda *_: {})
+        monkeypatch.setattr(InferenceCache, "packed_blocks", lambda *_: {})
         layers = features()
     assert 0 < (fused - layers).norm() <= 2 * (layers - exact).norm()
 
@@ -307,7 +365,7 @@ def swap_blocks(network):
 
 
 def average(network):
-    other = make_compiled()
+    other = make()
     torch._foreach_mul_(list(other.parameters()), 0.5)
     ema = torch.optim.swa_utils.get_ema_multi_avg_fn(0.5)
     ema(list(network.parameters()), list(other.parameters()), 1)
@@ -334,11 +392,10 @@ WRITES = {
 }
 
 
-@needs_float32
 @pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
 @torch.no_grad()
-def test_new_weights_are_seen(write, images, calls):
-    network = make_compiled()
+def test_new_weights_are_seen(build, write, images, calls):
+    network = build()
     before = network(images)
     write(network)
     after = network(images)
@@ -347,16 +404,14 @@ def test_new_weights_are_seen(write, images, calls):
     assert torch.equal(after, copy.deepcopy(network)(images))
 
 
-@needs_float32
 @torch.no_grad()
-def test_packed_once(images, calls):
-    network = make_compiled()
+def test_packed_once(build, images, calls):
+    network = build()
     network(images)
     network.requires_grad_(False).eval()(images)
     assert [ref() for ref in calls[:BLOCKS]] == [ref() for ref in calls[BLOCKS:]]
 
 
-@needs_float32
 @pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize(
     "use",
@@ -368,8 +423,8 @@ def test_packed_once(images, calls):
     ],
     ids=["train", "double", "meta", "gradients"],
 )
-def test_freed(use, images, calls):
-    network = make_compiled()
+def test_freed(build, use, images, calls):
+    network = build()
     with torch.no_grad():
         network(images)
     assert all(ref() for ref in calls)
@@ -377,10 +432,9 @@ def test_freed(use, images, calls):
     assert not any(ref() for ref in calls)
 
 
-@needs_float32
 @torch.no_grad()
-def test_copies_and_files(images, calls):
-    network = make_compiled()
+def test_copies_and_files(build, images, calls):
+    network = build()
     names = list(network.state_dict())
     file = io.BytesIO()
     torch.save(network, file)
@@ -399,11 +453,10 @@ def test_copies_and_files(images, calls):
     assert torch.equal(loaded(images), expected)
 
 
-@needs_float32
 @torch.no_grad()
-def test_hooks_around_the_blocks_see_all_images(images, monkeypatch):
+def test_hooks_around_the_blocks_see_all_images(build, images, monkeypatch):
     monkeypatch.setattr(parts, "PART", 1)
-    network, sizes = make_compiled(), []
+    network, sizes = build(), []
     for conv in (network.patch_embed.conv1, network.levels[0].downsample.conv):
         conv.register_forward_hook(lambda _, given, out: sizes.append(len(out)))
     network(images)
@@ -411,7 +464,7 @@ def test_hooks_around_the_blocks_see_all_images(images, monkeypatch):
 
 
 @torch.no_grad()
-def test_sharding_can_still_free_the_parameters(images):
-    network = make_compiled()
+def test_sharding_can_still_free_the_parameters(build, images):
+    network = build()
     network(images)
     assert all(p.untyped_storage().resizable() for p in network.parameters())
