@@ -300,9 +300,10 @@ def in_process(seconds: float | None, function: Callable, *arguments: Any) -> An
             raise TimeoutError
         return receiver.recv()
     except BaseException:
-        with suppress(ProcessLookupError):
-            assert process.pid is not None
+        assert process.pid is not None
+        with suppress(ProcessLookupError):  # if it has no group of its own yet
             os.killpg(process.pid, signal.SIGKILL)
+        process.kill()
         raise
     finally:
         process.join()
@@ -311,6 +312,11 @@ def in_process(seconds: float | None, function: Callable, *arguments: Any) -> An
 def _answer(sender: Any, function: Callable, arguments: tuple) -> None:
     os.setsid()  # a group of its own, so that all of it can be ended
     sender.send(function(*arguments))
+
+
+def exit_on_sigterm() -> None:
+    """Exit as after Ctrl-C if this process is terminated, so that its children are ended too."""
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
 
 
 def times(calls: dict[str, Callable], example: Example, rounds: int) -> dict[str, float]:
@@ -359,6 +365,7 @@ def main() -> None:
     add("--out", type=Path, default=RESULTS, help="where results are written (%(default)s)")
     add("--resume", action="store_true", help="leave out networks that have a row")
     args = parser.parse_args()
+    exit_on_sigterm()
     paths = [Path(name) for name in find_images(args.images)] if args.images else []
     target = args.out / "export_cpu.json"
     machine = {

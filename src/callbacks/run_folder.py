@@ -136,8 +136,11 @@ class RunFolder(Callback):
             **_describe_images(trainer, verb),
             "Device": _describe_device(trainer),
             **_describe_operators(pl_module),
-            "Results": "none (fast_dev_run)" if is_dry_run(trainer) else str(self.path),
         }
+        if is_dry_run(trainer):
+            rows["Results"] = "none (fast_dev_run)"
+        elif verb != "Predicting":  # what was predicted, if anything, is named at the end
+            rows["Results"] = str(self.path)
         if self.resumed_from:
             rows["Checkpoint"] = self.resumed_from
         elif verb == "Training" and not is_dry_run(trainer):
@@ -172,7 +175,7 @@ def _describe_data(trainer: Trainer) -> str:
     folders = getattr(data, "splits", {}).get(_SPLITS.get(trainer.state.fn))
     if str(root) == "." and isinstance(folders, tuple):  # of images and of their annotations
         root = folders[0]
-    return type(data).__name__ + (f", {root}" if root is not None and str(root) != "." else "")
+    return type(data).__name__ if root is None or str(root) == "." else str(root)
 
 
 def _describe_images(trainer: Trainer, verb: str) -> dict[str, str]:

@@ -245,6 +245,6 @@ def warn_if_few(trainer: Trainer) -> None:
     if (count := len(dataset)) < ENOUGH_IMAGES:
         rank_zero_warn(
             f"The detector starts from random weights and has only {count} training images; from"
-            f" scratch it needs more than {ENOUGH_IMAGES}. Set model.weights to a published"
-            " detector, or to a classifier for its backbone (docs/model_zoo.md)."
+            f" scratch it needs more than {ENOUGH_IMAGES}. Add --network t to the command `prepare`"
+            " to fine-tune published weights."
         )

@@ -21,7 +21,7 @@ from lightning.pytorch.utilities.types import LRSchedulerConfig
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from src.errors import UserError
+from src.errors import UserError, counted
 from src.optim.fused import unscale_before_step, use_fused
 from src.optim.param_groups import LrScale, lr_scale_by_depth
 from src.optim.schedules import StepSchedule
@@ -301,8 +301,8 @@ def _plan(scheduler: StepSchedule, trainer: Trainer, scale: float) -> None:
     scheduler.plan(int(total_steps), steps_per_epoch(trainer), scale)
     if scheduler.num_warmup_steps >= total_steps:
         rank_zero_warn(
-            f"The warm-up of {scheduler.num_warmup_steps} steps is not shorter than the training of"
-            f" {int(total_steps)} steps, so the learning rate never decays. For a short trial add"
+            f"The warm-up of {counted(scheduler.num_warmup_steps, 'step')} is not shorter than the"
+            f" training of {counted(int(total_steps), 'step')}, so the learning rate never decays. For a short trial add"
             f" --model.lr_scheduler.warmup_steps {int(total_steps) // 10}."
         )
 

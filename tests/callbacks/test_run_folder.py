@@ -66,7 +66,7 @@ def test_the_data_are_described_by_a_folder(command: str, root: str, shown: str)
         predicting=command == "predict",
         state=SimpleNamespace(fn=TrainerFn(command)),
     )
-    assert _describe_data(trainer) == f"SimpleNamespace, {shown}"
+    assert _describe_data(trainer) == shown
 
 
 def test_throughput_counts_the_images_of_all_devices(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,6 +82,7 @@ def test_all_images_are_unreadable(
     shown = capsys.readouterr()
     assert "error: Nothing was predicted: no image could be read:\n  " in shown.err
     assert "other predictions" not in shown.err
+    assert "Results:" not in shown.out  # there is no folder
     assert not (tmp_path / "runs").exists()
 
 

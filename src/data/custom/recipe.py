@@ -149,17 +149,15 @@ def write(
     print(f"         {facts[0]} epochs, batches of {facts[1]}")
     if size:
         print(f"         `fit` downloads {weights}.pth once (about {size} MB)")
-    others = ", ".join(name for name in RECIPES[task] if name != "nano")
+    first, *others = (name for name in RECIPES[task] if name != "nano")
+    advice = f"add --network {first} (or {', '.join(others)}) to fine-tune published weights"
     if not weights and task in _DETECTORS and images < ENOUGH_IMAGES:
         print(
             f"note: {images} training images are few for a detector from scratch, which needs more "
-            f"than {ENOUGH_IMAGES}; --network {others}: fine-tunes published weights"
+            f"than {ENOUGH_IMAGES}; {advice}"
         )
     elif not weights:
-        print(
-            f"         --network {others}: fine-tunes published weights, the usual choice with "
-            "few images"
-        )
+        print(f"         {advice}, the usual choice with few images")
     name = shlex.quote(path.stem)
     print(f"Train:   python -m src fit --config {shlex.quote(str(path))}")
     some = "FOLDER" if unseen is None else shlex.quote(str(unseen))

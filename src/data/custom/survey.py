@@ -43,7 +43,8 @@ class Survey:
 
     def __str__(self) -> str:
         unusual = ", ".join(f"{count} {kind}" for kind, count in sorted(self.kinds.items()))
-        return f"all {self.count} images can be read" + (f" ({unusual})" if unusual else "")
+        images = "the image" if self.count == 1 else f"all {self.count} images"
+        return f"{images} can be read" + (f" ({unusual})" if unusual else "")
 
 
 def survey(

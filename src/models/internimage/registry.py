@@ -11,13 +11,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import (
+    build_model_with_cfg,
+    generate_default_cfgs,
+    register_model,
+    resolve_pretrained_cfg,
+)
 from torch import Tensor, nn
 
 from src.models.internimage.architectures import ARCHITECTURES
 from src.models.internimage.classifier import InternImage
 from src.models.weights import convert_state_dict
-from src.models.weights.files import FLASH_REPO, HUB_REPO
+from src.models.weights.files import FLASH_REPO, HUB_REPO, download
 
 FLASH: dict[str, Any] = {
     "hf_hub_id": FLASH_REPO,
@@ -80,6 +85,8 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dic
 
 
 def _create(variant: str, pretrained: bool, kwargs: dict[str, Any]) -> InternImage:
+    if pretrained and not kwargs.get("cache_dir"):
+        kwargs["pretrained_cfg_overlay"] = _with_file(variant, kwargs)
     return build_model_with_cfg(
         InternImage,
         variant,
@@ -88,6 +95,23 @@ def _create(variant: str, pretrained: bool, kwargs: dict[str, Any]) -> InternIma
         feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter"},
         **{**ARCHITECTURES[variant], **kwargs},
     )
+
+
+def _with_file(variant: str, kwargs: dict[str, Any]) -> dict[str, Any] | None:
+    """Overlay of the configuration that names the downloaded file.
+
+    timm itself would retry for half a minute without a connection, and end in a long traceback.
+
+    Raises:
+        UserError: If the file is not in the cache and cannot be downloaded.
+    """
+    overlay = kwargs.get("pretrained_cfg_overlay")
+    config = resolve_pretrained_cfg(variant, kwargs.get("pretrained_cfg"), overlay)
+    is_published = config.hf_hub_id in (HUB_REPO, FLASH_REPO) and config.hf_hub_filename
+    if not is_published or config.file or config.state_dict or config.source:
+        return overlay
+    path = download(config.hf_hub_id, config.hf_hub_filename)
+    return {**(overlay or {}), "file": str(path), "custom_load": True}
 
 
 @register_model

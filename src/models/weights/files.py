@@ -153,7 +153,7 @@ def resolve(source: str | Path) -> Path:
     name = str(source)
     stem = name.removesuffix(".pth")
     if stem in HUB_FILES:
-        return _download(hub_repository(stem), f"{stem}.pth")
+        return download(hub_repository(stem), f"{stem}.pth")
     if name.startswith("OpenGVLab/") and name.count("/") == 1:
         return _download_repository(name)
     close = difflib.get_close_matches(stem, HUB_FILES, n=3)
@@ -317,7 +317,12 @@ class _AbsentFileError(UserError):
     """The hub has the repository, but not the file."""
 
 
-def _download(repo: str, filename: str) -> Path:
+def download(repo: str, filename: str) -> Path:
+    """Path of a file of a hub repository, which is downloaded unless it is in the cache.
+
+    Raises:
+        UserError: If the file is not in the cache and cannot be downloaded.
+    """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
@@ -360,9 +365,9 @@ def _announce(repo: str, filename: str) -> None:
 
 def _download_repository(repo: str) -> Path:
     try:
-        return _download(repo, "model.safetensors")
+        return download(repo, "model.safetensors")
     except _AbsentFileError:
-        index = _download(repo, "model.safetensors.index.json")
+        index = download(repo, "model.safetensors.index.json")
     for shard in shard_names(index):
-        _download(repo, shard)
+        download(repo, shard)
     return index

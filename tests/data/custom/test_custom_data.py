@@ -209,6 +209,7 @@ def test_coco_files_are_split_checked_and_trainable(annotated, tmp_path, capsys)
     text = capsys.readouterr().out
     assert "5 training and 1 validation image;" in text
     assert "note: 5 training images are few for a detector from scratch" in text
+    assert "add --network t (or s, b, l, xl) to fine-tune published weights\n" in text
     assert "梨: " in text
     parts = [json.loads((out / "annotations" / f"{p}.json").read_text()) for p in ("train", "val")]
     assert sorted(i["id"] for part in parts for i in part["images"]) == [1, 2, 3, 4, 5, 6]

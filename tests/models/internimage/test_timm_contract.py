@@ -244,7 +244,8 @@ def test_pretrained_tag_downloads_the_published_file(nano, tmp_path, monkeypatch
         asked.append(f"{repo_id}/{filename}")
         return str(tmp_path / "file.pth")
 
-    monkeypatch.setattr("timm.models._hub.hf_hub_download", download)
+    monkeypatch.setattr("src.models.weights.files.is_hub_reachable", lambda: False)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
     network = timm.create_model(
         "internimage_t.in1k_224",
         pretrained=True,
@@ -253,6 +254,14 @@ def test_pretrained_tag_downloads_the_published_file(nano, tmp_path, monkeypatch
     )
     assert asked == ["OpenGVLab/InternImage/internimage_t_1k_224.pth"]
     assert torch.equal(network.head.weight, nano.head.weight)
+
+
+def test_a_pretrained_tag_without_a_connection_is_one_sentence(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("src.models.weights.files.is_hub_reachable", lambda: False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(UserError, match=r"internimage_t_1k_224.pth is not on this machine.*Fetch "):
+        timm.create_model("internimage_t", pretrained=True)
+    assert not caplog.messages
 
 
 def test_error_for_pretrained_without_weights():
