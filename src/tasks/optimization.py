@@ -302,7 +302,8 @@ def _plan(scheduler: StepSchedule, trainer: Trainer, scale: float) -> None:
     if scheduler.num_warmup_steps >= total_steps:
         rank_zero_warn(
             f"The warm-up of {counted(scheduler.num_warmup_steps, 'step')} is not shorter than the"
-            f" training of {counted(int(total_steps), 'step')}, so the learning rate never decays. For a short trial add"
+            f" training of {counted(int(total_steps), 'step')}, so the learning rate"
+            " never decays. For a short trial add"
             f" --model.lr_scheduler.warmup_steps {int(total_steps) // 10}."
         )
 
