@@ -107,10 +107,12 @@ def _with_file(variant: str, kwargs: dict[str, Any]) -> dict[str, Any] | None:
     """
     overlay = kwargs.get("pretrained_cfg_overlay")
     config = resolve_pretrained_cfg(variant, kwargs.get("pretrained_cfg"), overlay)
-    is_published = config.hf_hub_id in (HUB_REPO, FLASH_REPO) and config.hf_hub_filename
-    if not is_published or config.file or config.state_dict or config.source:
+    repo, filename = config.hf_hub_id, config.hf_hub_filename
+    if repo not in (HUB_REPO, FLASH_REPO) or filename is None:
         return overlay
-    path = download(config.hf_hub_id, config.hf_hub_filename)
+    if config.file or config.state_dict or config.source:  # timm prefers these
+        return overlay
+    path = download(repo, filename)
     return {**(overlay or {}), "file": str(path), "custom_load": True}
 
 
