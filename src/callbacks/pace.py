@@ -50,6 +50,11 @@ class Pace:
         self._previous = time.monotonic()
 
     @property
+    def has_trained(self) -> bool:
+        """Whether a batch of this epoch is finished, since the resume in a resumed run."""
+        return self._first != (0, 0.0)
+
+    @property
     def images_per_second(self) -> float | None:
         """Images per second of this epoch; ``None`` before its first batch."""
         images, seconds = self._rest if self._rest[0] else self._first

@@ -138,6 +138,9 @@ class LogProgress(_Measured):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the metrics of the epoch, after its validation."""
+        # Lightning ends an epoch again that the last step before the resume had finished.
+        if not self.pace.has_trained and not self._has_validated:
+            return
         self._write_metrics(f"{_epoch(trainer)}  {self.pace.epoch_time}", trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

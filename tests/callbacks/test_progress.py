@@ -74,6 +74,17 @@ def test_time_of_an_epoch_that_was_resumed(
     assert re.match(r"epoch 1/1  \d+\.\d s  ", whole)
 
 
+def test_an_epoch_that_was_finished_before_the_resume_has_no_line(
+    write_recipe: Callable[..., Path], tmp_path: Path, lines: Callable[[], list[str]]
+) -> None:
+    recipe = write_recipe(tmp_path)
+    steps = ["--trainer.max_epochs", "4", "--trainer.max_steps"]
+    assert fit(recipe, tmp_path, *steps, "3") == 0  # an epoch
+    lines()
+    assert fit(recipe, tmp_path, *steps, "9", "--ckpt_path", "last") == 0
+    assert [line.split("  ")[0] for line in lines()] == ["epoch 1/3", "epoch 2/3"]
+
+
 @pytest.mark.parametrize("bars", [TerminalProgress, NotebookProgress])
 def test_bars_show_speed_and_time_left(
     write_recipe: Callable[..., Path],
