@@ -91,7 +91,9 @@ class ClassPredictionWriter(Callback):
         if chosen:
             root = getattr(trainer.datamodule, "predict_dir", None)  # type: ignore[attr-defined]
             names = OutputNames([row.path for row in rows], root)
-            count = draw_images(chosen, folder / "images", names, max_pixels(trainer))
+            upright = bool(trainer.datamodule.upright)  # type: ignore[attr-defined]
+            limit = max_pixels(trainer)
+            count = draw_images(chosen, folder / "images", names, limit, upright=upright)
             tell(f"Images:      {folder / 'images'} ({count} of {counted(len(rows), 'file')})")
 
 
@@ -117,16 +119,26 @@ def write_table(rows: list[Row], path: Path) -> None:
 
 
 def draw_images(
-    rows: list[Row], folder: Path, names: OutputNames, max_pixels: int = MAX_PIXELS
+    rows: list[Row],
+    folder: Path,
+    names: OutputNames,
+    max_pixels: int = MAX_PIXELS,
+    *,
+    upright: bool,
 ) -> int:
-    """Write annotated images, with the EXIF orientation applied, and return their number.
+    """Write annotated images and return their number; unreadable files are reported.
 
-    Unreadable files are reported.
+    Args:
+        rows: Predictions of the files.
+        folder: Output folder.
+        names: Names of the output files.
+        max_pixels: Largest number of pixels of an image.
+        upright: Apply the EXIF orientation, as in the input of the network.
     """
     count = 0
     for row in rows:
         try:
-            image = decode(row.path, upright=True, max_pixels=max_pixels)
+            image = decode(row.path, upright=upright, max_pixels=max_pixels)
         except BrokenImageError as error:
             rank_zero_warn(f"Cannot draw an image: {error}")
             continue

@@ -132,14 +132,14 @@ class Predictor:
     ) -> Prediction:
         if "index" in output:
             labels, scores = output["index"][number].cpu(), output["probability"][number].cpu()
-            return Classification(image, self.class_names, True, labels, scores)
+            return Classification(image, self.class_names, upright, labels, scores)
         if "results" in output:
             height, width = output["size"][number]
             kinds = getattr(self.task.evaluation_network, "kinds", ())
             return Detection(
                 image,
                 self.class_names,
-                True,
+                upright,
                 (int(height), int(width)),
                 output["results"][number],
                 "segm" in kinds,

@@ -28,7 +28,7 @@ class Prediction(ABC):
     Attributes:
         source: The image that was given: a file, or an image in memory.
         class_names: Class names of the model in label order.
-        upright: Whether drawings show the image with its EXIF orientation applied.
+        upright: Whether the EXIF orientation was applied to the image; drawings show it likewise.
     """
 
     source: ImageSource

@@ -19,6 +19,7 @@ class Trainer:
 
     class datamodule:  # noqa: N801
         class_names = ("heron", "stork")
+        upright = False
 
 
 def predict(writer: ClassPredictionWriter, paths: list[Path]) -> None:
@@ -77,13 +78,15 @@ def test_number_of_images(tmp_path: Path, limit: int, drawn: int) -> None:
     assert len(list(tmp_path.glob("out/images/*.png"))) == drawn
 
 
-def test_16_bit_images_are_drawn_upright_with_correct_brightness(
-    tmp_path: Path, deep_image: Path
+@pytest.mark.parametrize("upright", [False, True])
+def test_16_bit_images_are_drawn_as_the_network_sees_them(
+    tmp_path: Path, deep_image: Path, monkeypatch: pytest.MonkeyPatch, upright: bool
 ) -> None:
+    monkeypatch.setattr(Trainer.datamodule, "upright", upright)
     predict(ClassPredictionWriter(str(tmp_path / "out")), [deep_image])
     with Image.open(tmp_path / "out" / "images" / "deep.png") as drawn:
         assert drawn.getpixel((0, 0)) == (80, 80, 80)
-        assert drawn.height > 2 * drawn.width
+        assert (drawn.height > 2 * drawn.width) == upright
 
 
 def test_unreadable_images_are_skipped(tmp_path: Path) -> None:

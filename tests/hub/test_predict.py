@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from PIL import Image
+from PIL import Image, ImageOps
 
 from src.cli import main
 from src.data.classes.cityscapes import CITYSCAPES_NAMES, CITYSCAPES_PALETTE
@@ -98,6 +98,31 @@ def test_predictions_are_those_of_the_command_line(run):
             result.mask("c")
         drawn, same = read(written / "overlays"), result.plot()
     np.testing.assert_array_equal(np.asarray(same), np.asarray(drawn.convert("RGB")))
+
+
+@pytest.mark.parametrize("upright", [False, True])
+def test_images_are_drawn_as_the_network_sees_them(
+    run: tuple[str, Path, Path], tmp_path: Path, upright: bool
+) -> None:
+    task, runs, path = run
+    model = Pretrained.from_pretrained(runs)
+    command = ["predict", "--name", task, "--trainer.default_root_dir", str(tmp_path / "runs")]
+    command += ["--data.predict_dir", str(path), "--detections.score", "0.0"]
+    if task == "detection":
+        seen = ImageOps.exif_transpose(Image.open(path))  # in any case
+    else:
+        model.preprocessing["upright"] = upright
+        command += ["--data.upright", str(upright).lower()]
+        seen = ImageOps.exif_transpose(Image.open(path)) if upright else Image.open(path)
+    result = model.predict(path)
+    np.testing.assert_array_equal(np.asarray(result.image()), np.asarray(seen.convert("RGB")))
+    assert str(model.predict(np.asarray(seen.convert("RGB")))) == str(result)
+    shutil.copytree(runs / "version_0", tmp_path / "runs" / task / "version_0")
+    assert main(command) == 0
+    folder = "images" if task == "classification" else "overlays"
+    drawn = read(tmp_path / "runs" / task / "predict_0" / folder).convert("RGB")
+    plotted = result.plot(score=0.0) if task == "detection" else result.plot()
+    np.testing.assert_array_equal(np.asarray(plotted), np.asarray(drawn))
 
 
 def test_16_bits_of_a_recipe_are_not_for_predictions_on_a_cpu(
