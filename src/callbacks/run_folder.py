@@ -126,6 +126,7 @@ class RunFolder(Callback):
         if can_predict(pl_module) and self.path.parent.parent == Path("runs"):
             name = shlex.quote(self.path.parent.name)
             tell(f"Predict:     python -m src predict --name {name} --data.predict_dir FOLDER")
+            tell(f"Export:      python -m src export --name {name} --check FOLDER")
 
     def _announce(self, trainer: Trainer, pl_module: LightningModule, verb: str) -> None:
         if not is_dry_run(trainer):

@@ -38,6 +38,7 @@ class LabelMapWriter(Callback):
         self.folder, self.max_overlays, self.opacity = folder, max_overlays, opacity
         self._count = self._drawn = 0
         self._names = OutputNames((), None)
+        self._classes = ""
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Reset the counts and choose the output names."""
@@ -58,6 +59,7 @@ class LabelMapWriter(Callback):
             return  # not a segmentor
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         names, palette = class_names(trainer), list(data.palette)
+        self._classes = f"; values 0 ({names[0]}) to {len(names) - 1} ({names[-1]})"
         folder = run_folder(trainer, self.folder)
         for source, label_map in zip(outputs["path"], outputs["label_map"], strict=True):
             name = self._names(source)
@@ -81,7 +83,8 @@ class LabelMapWriter(Callback):
         written, drawn = (sum(numbers) for numbers in zip(*counts, strict=True))
         if written:
             folder = run_folder(trainer, self.folder)
-            tell(f"Label maps:  {folder / 'label_maps'} ({counted(written, 'file')})")
+            maps = folder / "label_maps"
+            tell(f"Label maps:  {maps} ({counted(written, 'file')}{self._classes})")
             if self.max_overlays:
                 tell(f"Overlays:    {folder / 'overlays'} ({drawn} of {counted(written, 'file')})")
 

@@ -22,8 +22,11 @@ by 1.5e-3 pixels between float32 and float64 in PyTorch alone, on images of 640 
 its proposals may differ, because the scores that they are chosen by have a limit."""
 
 _MEANINGS = {
-    "prepared": "the resized and normalised image, mean difference in standard deviations",
-    "proposals": "share of the queries that start from another pixel",
+    "prepared": "the resized and normalised image, mean difference in standard deviations; PyTorch"
+    " is given that of the file for what follows",
+    "proposals": "share of the queries that start from another pixel; PyTorch is given those of"
+    " the file",
+    "boxes": "in pixels of the image",
     "unmatched": "share of detections without a counterpart",
 }
 

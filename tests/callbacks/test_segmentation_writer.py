@@ -54,7 +54,8 @@ def test_outputs_are_named_after_the_images(tmp_path, images, capsys):
     write(LabelMapWriter(folder=str(tmp_path / "out"), max_overlays=2), images)
     maps = tmp_path / "out" / "label_maps"
     assert capsys.readouterr().out == (
-        f"Label maps:  {maps} (4 files)\nOverlays:    {maps.parent / 'overlays'} (2 of 4 files)\n"
+        f"Label maps:  {maps} (4 files; values 0 (sky) to 2 (sea))\n"
+        f"Overlays:    {maps.parent / 'overlays'} (2 of 4 files)\n"
     )
     names = sorted(str(path.relative_to(maps)) for path in maps.rglob("*.png"))
     assert names == ["one.png", "sub/two.png", "twin.jpg.png", "twin.png.png"]

@@ -28,7 +28,7 @@ def test_several_ranks_have_the_metrics_of_one(
     alone = metrics(launch(tmp_path, task, *flags, command="validate"))
     flags += ("--trainer.strategy", strategy)
     several = metrics(launch(tmp_path, task, *flags, command="validate", ranks=2, timeout=120))
-    assert len(alone) >= 3
+    assert len(alone) >= 2
     assert several.keys() == alone.keys()
     for name, value in alone.items():
         # The loss is summed in another order; counts are equal.

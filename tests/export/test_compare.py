@@ -30,5 +30,8 @@ def test_only_float32_files_have_limits(name, value, passed):
 
 def test_outputs_with_unusual_names_are_explained():
     found = Differences()
-    found.add(Path("model.onnx"), {"scores": 0.0, "unmatched": 0.0})
-    assert found.legend() == ["  unmatched: share of detections without a counterpart"]
+    found.add(Path("model.onnx"), {"scores": 0.0, "unmatched": 0.0, "boxes": 0.0})
+    assert found.legend() == [
+        "  boxes: in pixels of the image",
+        "  unmatched: share of detections without a counterpart",
+    ]
