@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import os
 from collections.abc import Iterable
+from pathlib import Path
 
 from src.errors import UserError
 
 _FORBIDDEN = '/\\:*?"<>|'
 _LONGEST_NAME = 150  # bytes; leaves room for suffixes such as `-version_0.yaml`
 _DIGITS = 12
+_YAML = (".yaml", ".yml")
 
 
 def check_name(name: str, option: str) -> str:
@@ -52,6 +55,19 @@ def _problem(name: str) -> str | None:
         return "ends with a dot"
     length = len(name.encode())
     return f"is {length} bytes long, more than {_LONGEST_NAME}" if length > _LONGEST_NAME else None
+
+
+def similar_file(path: str | Path) -> str:
+    """A suggestion for a file that does not exist, with a leading space; empty if none is close.
+
+    Args:
+        path: The file; those of the same folder and kind are compared by name.
+    """
+    path = Path(path)
+    kinds = _YAML if path.suffix in _YAML else (path.suffix,)
+    known = sorted(other.name for other in path.parent.glob("*") if other.suffix in kinds)
+    close = difflib.get_close_matches(path.name, known, n=1, cutoff=0.7)  # equal suffixes count
+    return f" Did you mean {path.with_name(close[0])}?" if close else ""
 
 
 def name_of(stems: Iterable[str], default: str) -> str:

@@ -15,6 +15,7 @@ import yaml
 
 from src.distributed.checkpoints import is_sharded_checkpoint
 from src.errors import UserError
+from src.file_names import similar_file
 from src.serialization import REST, read_entries, shown
 
 KEYWORDS = ("last", "best")
@@ -85,10 +86,8 @@ def find_checkpoint(
             " Use an older checkpoint, or copy the folder again."
         )
     if path.suffix == ".ckpt":
-        raise UserError(
-            f"The checkpoint {source} does not exist. Give a .ckpt file, or 'last' or 'best' for"
-            f" the newest one in {runs}."
-        )
+        advice = f" Give a .ckpt file, or 'last' or 'best' for the newest one in {runs}."
+        raise UserError(f"The checkpoint {source} does not exist.{similar_file(path) or advice}")
     others = other_versions(path) or _others(runs)
     if any(path.glob(f"*/{CONFIG}")):  # results of other commands
         raise UserError(

@@ -1,11 +1,12 @@
 """Validation of names given by users."""
 
 import os
+from pathlib import Path
 
 import pytest
 
 from src.errors import UserError
-from src.file_names import check_name, name_of, shorten
+from src.file_names import check_name, name_of, shorten, similar_file
 
 
 @pytest.mark.parametrize("name", ["run", "internimage-t_run2", "a.b", "two words", "猫", "x" * 150])
@@ -62,6 +63,15 @@ def test_invalid_names_are_refused(name: str, problem: str) -> None:
 def test_names_from_file_stems(stems: list[str], name: str) -> None:
     assert name_of(stems, "unnamed") == name
     assert check_name(name_of(["x" * 300, "y" * 300], "unnamed"), "--name")
+
+
+def test_a_similar_file_of_the_same_kind_is_suggested(tmp_path: Path) -> None:
+    for name in ("internimage_t_1k_224.yaml", "internimage_t_1k_225.txt", "last.ckpt"):
+        (tmp_path / name).touch()
+    recipe = f" Did you mean {tmp_path / 'internimage_t_1k_224.yaml'}?"
+    assert similar_file(tmp_path / "internimage_t_1k_225.yaml") == recipe
+    assert similar_file(tmp_path / "internimage_t_1k_224.yml") == recipe
+    assert similar_file(tmp_path / "other.yaml") == similar_file("gone/last.ckpt") == ""
 
 
 def test_shortened_names_stay_unique() -> None:

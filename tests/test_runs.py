@@ -56,6 +56,13 @@ def test_a_checkpoint_is_found_with_its_config(here: Path) -> None:
     assert (run.checkpoint, run.config) == (last, Path("runs/tiny/version_0/config.yaml"))
 
 
+def test_the_closest_checkpoint_is_suggested(here: Path) -> None:
+    with pytest.raises(UserError, match=r"lst\.ckpt does not exist\. Did you mean .*/last\.ckpt\?"):
+        find_checkpoint("runs/tiny/version_0/checkpoints/lst.ckpt")
+    with pytest.raises(UserError, match=r"does not exist\. Give a \.ckpt file, or"):
+        find_checkpoint("runs/tiny/version_0/checkpoints/x.ckpt")
+
+
 def test_what_is_missing_is_named(here: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no run runs/tyni\. Runs with .* are tiny"):
         find_checkpoint("tyni")

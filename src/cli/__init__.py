@@ -54,7 +54,7 @@ InternImage on PyTorch Lightning. Commands of python -m src:
   prepare      check and split your data  prepare from-folder photos   (or: prepare toy)
   verify       check a dataset            verify imagenet --root data/imagenet
   export       ONNX, torch.export, hub    export --name RUN --check FOLDER
-  demo         try it in the browser      demo --model exported/X/model.onnx
+  demo         try it in the browser      demo --name RUN   (after export)
   profile      parameters, MACs, memory   profile --model internimage_t
   plan         memory on several GPUs     plan --config X.yaml --gpus 8 --memory 80GB
   benchmark    images/s, latency, memory  benchmark --config X.yaml --trainer.precision bf16-mixed

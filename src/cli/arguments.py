@@ -16,6 +16,7 @@ from pathlib import Path
 from src.cli.other_names import answer_for, no_such_option
 from src.cli.suggestions import suggest
 from src.errors import UserError
+from src.file_names import similar_file
 
 _GROUPS = ("model", "data", "trainer", "checkpoint")
 """Options that a class or a file can be given for, also if other libraries use these names."""
@@ -87,7 +88,7 @@ def check_files(args: Sequence[str]) -> None:
         name, _, value = arg.partition("=")
         path = Path(value or following)
         if name in ("--config", "-c") and path.suffix in (".yaml", ".yml") and not path.exists():
-            raise UserError(f"The configuration file {path} does not exist.")
+            raise UserError(f"The configuration file {path} does not exist.{similar_file(path)}")
 
 
 def checked(args: list[str], after: int) -> list[str]:

@@ -6,7 +6,6 @@ here extract the cause from that report. An unknown report is shortened, never d
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import re
 from collections.abc import Callable, Iterable
@@ -17,6 +16,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from src.cli.arguments import GIVE_RECIPE
 from src.cli.other_names import answer_for, no_such_option
 from src.cli.suggestions import suggest
+from src.file_names import similar_file
 
 _KEY = re.compile(r'Parser key "([^"]+)"')
 _CLASS_PATH = re.compile(r"class_path '([\w.]+)'|class_path='([\w.]+)'")
@@ -136,11 +136,7 @@ def _missing_component(message: str, parser: Any) -> str | None:
     """A missing file of a component, such as ``--model.network configs/model/x.yaml``."""
     for text in re.findall(r"[\w./~-]+\.ya?ml\b", message):
         if not Path(text).exists():
-            folder = Path(text).parent
-            known = [str(path) for path in folder.glob("*.yaml")]
-            close = difflib.get_close_matches(text, known, n=1, cutoff=0.6)
-            hint = f" Did you mean {close[0]}?" if close else ""
-            return f"There is no file {text}.{hint}"
+            return f"There is no file {text}.{similar_file(text)}"
     return None
 
 

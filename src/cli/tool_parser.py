@@ -58,6 +58,8 @@ def _explain(message: str, prog: str, options: Iterable[str]) -> str:
         return f"{_option(match[1])} needs a value."
     if match := re.search(r"the following arguments are required: (.+)", message):
         return f"{command} needs {match[1]}. {see}"
+    if match := re.search(r"one of the arguments (.+) is required", message):
+        return f"{command} needs {' or '.join(match[1].split())}. {see}"
     if match := re.search(r"unrecognized arguments: (.+)", message):
         name = re.split(r"[ =]", match[1])[0]
         hint = suggest(name.lstrip("-"), options, option=True) if name.startswith("--") else ""

@@ -21,6 +21,8 @@ OPSETS = {"deformconv": 20, "gridsample": 18, "gather": 18, "native": 20}
 NATIVE = "native"
 """The form that needs our library."""
 RESULT_FILE = "model.onnx"
+EXPORTED = Path("exported")
+"""Folder of the exported networks, by the names of their runs."""
 STANDARD_DOMAINS = ("", "ai.onnx")
 LARGEST_SINGLE_FILE = 1_900_000_000
 """Bytes of weights that an ONNX file may hold; protobuf ends at 2 GiB."""

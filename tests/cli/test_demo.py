@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from http.client import HTTPConnection
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -93,6 +94,24 @@ def test_user_errors_are_one_line(tmp_path, capsys):
     (tmp_path / "text.onnx").write_text("no file of ONNX")
     assert main(["demo", "--model", str(tmp_path / "text.onnx")]) == 2
     assert "is not an ONNX file that can be run" in capsys.readouterr().err
+
+
+def test_an_exported_run_is_found_by_its_name(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["demo"]) == 2
+    assert "demo needs --model or --name. See" in capsys.readouterr().err
+    assert main(["demo", "--name", "first"]) == 2
+    expected = (
+        "There is no exported/first/model.onnx; write it with python -m src export --name first,"
+    )
+    assert expected in capsys.readouterr().err
+    (tmp_path / "exported/first").mkdir(parents=True)
+    (tmp_path / "exported/first/model.onnx").touch()
+    opened = []
+    monkeypatch.setattr(demo, "ExportedModel", opened.append)
+    monkeypatch.setattr(demo, "make_server", lambda *given: InterruptedServer())
+    assert main(["demo", "--name", "first"]) == 0
+    assert opened == [Path("exported/first/model.onnx")]
 
 
 class InterruptedServer:

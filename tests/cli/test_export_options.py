@@ -44,6 +44,14 @@ def test_a_failed_check_is_not_uploaded(passed, pushed, monkeypatch):
     assert model.pushed == pushed
 
 
+def test_a_folder_without_images_is_refused_before_the_network_is_built(tmp_path):
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(
+        UserError, match=r"--check holds no images: .* expected files ending in \.jpg"
+    ):
+        export.main(["--config", "recipe.yaml", "--check", str(tmp_path)])
+
+
 def test_turned_images_of_a_detector_are_checked_upright(tmp_path, monkeypatch, capsys):
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by 90 degrees

@@ -295,6 +295,9 @@ def test_wrong_commands(folder: Path, error_of: Callable[..., str]) -> None:
 def test_wrong_configuration_files(folder: Path, error_of: Callable[..., str]) -> None:
     assert "The configuration file" in (text := error_of("fit", "-c", "nowhere.yaml"))
     assert "nowhere.yaml does not exist" in text
+    for name in ("tyni.yaml", "tiny.yml"):
+        text = error_of("fit", "-c", name)
+        assert text == f"The configuration file {name} does not exist. Did you mean tiny.yaml?"
     Path("broken.yaml").write_text("model:\n  class_path: [a\n  b: }")
     for option in ("-c", "--data", "--model.network", "--trainer"):
         text = error_of("fit", "-c", "tiny.yaml", option, "broken.yaml")

@@ -9,8 +9,10 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import shlex
 from collections.abc import Sequence
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,7 @@ from src.cli.tool_parser import ToolParser
 from src.data.classes.palette import distinct_palette
 from src.decoding import decode
 from src.errors import UserError, printable
+from src.export.files import EXPORTED, RESULT_FILE
 from src.export.predictor import ExportedModel
 from src.stopping import Interrupted
 from src.visualization import draw_classes, draw_instances, draw_label_map
@@ -40,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         Exit code.
     """
     args = _parser().parse_args(argv)
-    server = make_server(ExportedModel(args.model), args.port, args.score)
+    model = args.model or _exported(args.name)
+    server = make_server(ExportedModel(model), args.port, args.score)
     print(f"Open http://127.0.0.1:{server.server_port} and drop an image. Ctrl-C ends it.")
     try:
         server.serve_forever()
@@ -56,10 +60,22 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m src demo", description="Try an exported network in the browser."
     )
     add = parser.add_argument
-    add("--model", required=True, help="model.onnx of python -m src export")
+    model = parser.add_mutually_exclusive_group(required=True)
+    model.add_argument("--model", help="model.onnx of python -m src export")
+    model.add_argument("--name", help=f"name of an exported run: {EXPORTED}/NAME/{RESULT_FILE}")
     add("--port", type=int, default=8000, help="port on this computer, 0 is any (%(default)s)")
     add("--score", type=float, default=0.3, help="minimum score of drawn boxes (%(default)s)")
     return parser
+
+
+def _exported(name: str) -> Path:
+    path = EXPORTED / name / RESULT_FILE
+    if not path.is_file():
+        raise UserError(
+            f"There is no {path}; write it with python -m src export --name {shlex.quote(name)}, or"
+            " give another file with --model."
+        )
+    return path
 
 
 def make_server(predictor: ExportedModel, port: int = 0, score: float = 0.3) -> HTTPServer:

@@ -22,13 +22,14 @@ from src import files
 from src.cli.checkpoints import resolve_checkpoint
 from src.cli.run_settings import with_settings_of_run
 from src.cli.tool_parser import ToolParser
+from src.data.formats.image_files import LISTED_EXTENSIONS, first_images
 from src.decoding import decode
 from src.errors import UserError, counted
 from src.export.compare_graphs import compare_graph, runner
 from src.export.compare_results import Example, ResultFile, compare_result
 from src.export.description import Description
 from src.export.differences import Differences
-from src.export.files import OPSETS, WRITERS
+from src.export.files import EXPORTED, OPSETS, WRITERS
 from src.export.package import Form, Written, possible_names, write
 from src.hub import Pretrained, load_checkpoint, preprocessing_of, task_of
 from src.hub.folders import CONFIG_FILE, WEIGHT_FILE
@@ -65,11 +66,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, recipe = parser.parse_known_args(argv)
     if args.check and not args.check.exists():
         raise UserError(f"The folder of images for --check does not exist: {args.check}.")
+    if args.check and args.check.is_dir() and not first_images(args.check, 1):
+        raise UserError(
+            f"The folder for --check holds no images: {args.check}; expected files ending in"
+            f" {LISTED_EXTENSIONS}."
+        )
     if args.check and set(args.format) == {"safetensors"}:
         raise UserError("--check needs onnx, pt2 or aoti; add one of them to --format.")
     _refuse_options_without_effect(args, parser)
     model, data = load(recipe, args.ckpt_path)
-    out = Path(args.out or Path("exported") / model.name)
+    out = Path(args.out or EXPORTED / model.name)
     _refuse_mixture(out, args.format)
     print(f"Export:  {model.name} to {out}")
     print(f"Weights: {model.source}", flush=True)
