@@ -23,6 +23,7 @@ HUE_STEP = 0.618034  # turns; the golden angle
 SHADES = ((0.9, 1.0), (0.5, 1.0), (0.95, 0.65), (0.3, 1.0), (0.7, 0.8), (1.0, 0.45))
 """Saturation and value of the instances of one class."""
 LABEL_MAP_OPACITY, INSTANCE_OPACITY = 0.55, 0.45
+_LEGEND = 1 / 3  # of the width of the image; a narrow one has a wider legend, to be legible
 _MAX_LINES = 6  # how far a label may be from its place, in labels
 
 
@@ -137,9 +138,10 @@ def _beside(
     image: Image.Image, rows: Sequence[tuple[str, tuple[int, int, int], float]]
 ) -> Image.Image:
     """Image with a legend of name, colour and share of the area on its right."""
-    size = _font_size(image.height // 40)
+    size = _font_size(min(image.size) // 40)
     font, row, pad = ImageFont.load_default(size), round(size * 1.6), size // 2
-    width, space = 17 * size, 11.5 * size
+    width = min(17 * size, max(round(_LEGEND * image.width), 9 * size))
+    space = width - 5.5 * size  # for the name, between its colour and its share
     height = max(image.height, row * len(rows) + 2 * pad)
     output = Image.new("RGB", (image.width + width, height), _BACKGROUND)
     output.paste(image, (0, 0))
@@ -181,8 +183,9 @@ def draw_instances(
         RGB image up to 1024 pixels high and wide. Small images are enlarged so that text is
         legible, and narrow ones are padded with white on the right to a width of 360 pixels.
     """
-    order = sorted(range(len(boxes)), key=lambda i: scores[i])
-    colours = _instance_colours(classes, order[::-1])
+    best_first = sorted(range(len(boxes)), key=lambda i: -scores[i])  # equal ones as given
+    order = best_first[::-1]
+    colours = _instance_colours(classes, best_first)
     pixels = np.asarray(image.convert("RGB"), dtype=np.float32).copy()
     for i in order if masks else ():
         pixels[masks[i]] = (
@@ -206,7 +209,7 @@ def draw_instances(
             draw.rectangle(outline, outline=_TEXT, width=1)
         draw.rectangle(corners[i], outline=colours[i], width=line)
     taken: list[_Rectangle] = []
-    for i in reversed(order):  # labels last, so that boxes do not cover them
+    for i in best_first:  # labels last, so that boxes do not cover them
         _draw_tag(draw, f"{names[i]} {scores[i]:.0%}", corners[i], colours[i], font, taken)
     return output
 

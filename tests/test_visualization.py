@@ -19,6 +19,16 @@ def test_label_maps_of_any_shape_have_a_legend(size):
     assert (legend > 240).all(-1).any()  # ... on white
 
 
+@pytest.mark.parametrize("size", [(480, 480), (768, 1024), (640, 480), (1024, 683)])
+def test_the_legend_takes_at_most_a_third_of_the_width_of_a_photo(size):
+    label_map = np.zeros((size[1], size[0]), dtype=np.uint8)
+    name = "a class with a name that is far too long for a legend"
+    drawn = draw_label_map(Image.new("RGB", size), label_map, [name], [(0, 0, 200)])
+    assert 1 < drawn.width / size[0] <= 1.34
+    is_text = (np.asarray(drawn)[:, size[0] :] < 110).all(-1).any(0)
+    assert not is_text[-4:].any()  # the name is shortened
+
+
 @pytest.mark.parametrize("size", SIZES)
 def test_instances_in_images_of_any_shape_have_labels(size):
     width, height = size
@@ -89,6 +99,13 @@ def test_instances_of_a_class_have_different_shades_of_its_hue():
     assert len(shades) == 4
     assert all(red == max(red, green, blue) for red, green, blue in shades)  # class 0 is red
     assert len({np.argmax(colour) for colour in colours_of(different)}) > 1
+
+
+def test_the_first_of_equal_scores_has_the_first_shade():
+    boxes = [(20, 100, 100, 100), (220, 100, 100, 100)]
+    alone = drawn_boxes(boxes[:1], [0], scores=[0.5])
+    together = drawn_boxes(boxes, [0, 0], scores=[0.5, 0.5])
+    np.testing.assert_array_equal(together[:, :200], alone[:, :200])
 
 
 def test_labels_of_the_same_place_do_not_cover_each_other():

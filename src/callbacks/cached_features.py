@@ -162,8 +162,8 @@ def _check(trainer: Trainer, task: LightningModule, data: Any) -> None:
     """
     if not isinstance(task, ClassificationTask) or not hasattr(data, "use_features"):
         raise UserError(
-            "CachedFeatures works for classification with ImageNetDataModule, got"
-            f" {type(task).__name__} and {type(data).__name__}."
+            "CachedFeatures works for classification of images in one folder per class, not with"
+            f" the data in {data.root}. Remove the callback."
         )
     if task.frozen != "backbone":
         raise UserError(

@@ -18,6 +18,7 @@ from src.callbacks.run_folder import is_dry_run, run_folder, tell
 from src.optim import StepSchedule
 
 _STEPS = 10  # of which the first is left out: workers start, memory is allocated
+_FEW_IMAGES = 2  # are predicted soon
 _FEW_STEPS, _PATIENCE = 4, 30.0  # enough after so many seconds
 _LONG = 15 * 60.0  # seconds of training on a CPU from which a short trial is suggested
 _TRIAL_EPOCHS = 2  # at least, if they do not take longer than _TRIAL
@@ -31,12 +32,13 @@ class TimeEstimate(Callback):
     The time is that of the steps with data loading, without validation. On a CPU, the options of a
     short trial follow if training takes long, and a note if other programs use the CPU. Nothing is
     printed in a ``fast_dev_run``, with ``max_time``, or if the length of training is unknown.
+    Evaluation and prediction of more than a few images begin with the note.
     """
 
     def __init__(self) -> None:
         self._is_waiting = self._is_resumed = False
         self._seconds: list[float] = []
-        self._previous = self._others = 0.0
+        self._previous, self._note = 0.0, ""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start to measure."""
@@ -45,7 +47,20 @@ class TimeEstimate(Callback):
         self._is_waiting = not has_limit and not is_dry_run(trainer)
         self._is_resumed = trainer.global_step > 0
         self._seconds, self._previous = [], time.monotonic()
-        self._others = busy_cores() if trainer.strategy.root_device.type == "cpu" else 0.0
+        self._note = busy_note(trainer, "training")
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print the note of `validate`."""
+        if trainer.state.fn == "validate":
+            _tell_if_busy(trainer, trainer.val_dataloaders, "validation")
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print the note of `test`."""
+        _tell_if_busy(trainer, trainer.test_dataloaders, "the test")
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print the note of `predict`."""
+        _tell_if_busy(trainer, trainer.predict_dataloaders, "prediction")
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave out what happens between two epochs."""
@@ -80,15 +95,34 @@ class TimeEstimate(Callback):
             f"Time:        about {readable_time(seconds)} for {kind}{_length(trainer, steps)}"
             f" ({each} s a step, validation not counted)"
         )
-        if self._others >= 1 and torch.get_num_threads() > 1:
-            tell(
-                f"             Other programs use this computer (load {self._others:.1f} on"
-                f" {os.cpu_count()} cores), which can make training several times slower. If it is"
-                " slow, stop it and put OMP_NUM_THREADS=1 before the command (docs/faq.md)."
-            )
+        if self._note:
+            tell(f"             {self._note}")
         if seconds > _LONG and not self._is_resumed and trainer.strategy.root_device.type == "cpu":
             options = " ".join(trial_options(trainer, step))
             tell(f"             For a short trial, which shows that all works, add {options}")
+
+
+def _tell_if_busy(trainer: Trainer, loader: Any, what: str) -> None:
+    note = busy_note(trainer, what)
+    if note and not is_dry_run(trainer) and len(loader.dataset) > _FEW_IMAGES:
+        tell(f"Note:        {note}")
+
+
+def busy_note(trainer: Trainer, what: str) -> str:
+    """What to do if other programs use the CPU that a command needs; else empty.
+
+    Args:
+        trainer: Its device is the CPU or another one.
+        what: What becomes slow.
+    """
+    others = busy_cores() if trainer.strategy.root_device.type == "cpu" else 0.0
+    if others < 1 or torch.get_num_threads() == 1:
+        return ""
+    return (
+        f"Other programs use this computer (load {others:.1f} on {os.cpu_count()} cores), which can"
+        f" make {what} several times slower. If it is slow, stop it and put OMP_NUM_THREADS=1"
+        " before the command (docs/faq.md)."
+    )
 
 
 def busy_cores() -> float:

@@ -305,10 +305,9 @@ class TrainingCLI(LightningCLI):
         callbacks += [
             EpochSeed(seed if isinstance(seed, int) else 0),
             StepBoundary(),
-            TimeEstimate(),
         ]
         resumed = str(self.checkpoint) if self.checkpoint else None
-        callbacks.append(RunFolder(folder, self._config_text(), resumed))
+        callbacks += [RunFolder(folder, self._config_text(), resumed), TimeEstimate()]
         self._unreadable = UnreadableImages()
         callbacks.append(self._unreadable)
         return callbacks

@@ -15,7 +15,7 @@ from src.callbacks.fingerprint import fingerprint
 from src.cli import main
 from src.data.datasets.features import FeatureDataset, FeatureSample
 from src.errors import UserError
-from tests.cli.tiny import ROOT, save_image, write_recipe
+from tests.cli.tiny import ROOT, save_image, write_data, write_recipe
 
 FILE = str(ROOT / "configs" / "callbacks" / "cached_features.yaml")
 CENTRED = {  # the same view as in evaluation, without resizing
@@ -158,6 +158,17 @@ def test_settings_that_do_not_go_with_it(
     assert fit("-c", FILE, *flags) == 2
     assert message in capsys.readouterr().err
     assert not list(Path().glob("data/features/*"))
+
+
+def test_other_tasks_are_refused_by_their_data_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_data(tmp_path / "data", "segmentation")
+    recipe = write_recipe(tmp_path, "segmentation", data)
+    callback = ["--trainer.callbacks+=CachedFeatures"]
+    assert main(["fit", "-c", str(recipe), *callback]) == 2
+    expected = f"one folder per class, not with the data in {data['root']}. Remove the callback."
+    assert expected in capsys.readouterr().err
 
 
 def test_a_folder_without_size_is_refused() -> None:

@@ -64,6 +64,28 @@ def test_other_programs_are_named(
     assert ("OMP_NUM_THREADS=1" in output) == is_told
 
 
+def test_other_programs_are_named_before_many_images(
+    trained: Path,
+    images: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(trained)
+    monkeypatch.setattr("src.callbacks.time_estimate.busy_cores", lambda: 2.6)
+    monkeypatch.setattr("torch.get_num_threads", lambda: 2)
+    folder = images / "val/red"
+    predict = ["predict", "--name", "tiny", "--data.predict_dir"]
+    for command, slow in (
+        (["validate", "--name", "tiny"], "validation"),
+        (["test", "--name", "tiny"], "the test"),
+        ([*predict, str(folder)], "prediction"),
+        ([*predict, str(sorted(folder.iterdir())[0])], None),
+    ):
+        assert main(command) == 0
+        found = re.findall(r"Note: .* can make (.*) several times slower", capsys.readouterr().out)
+        assert found == ([slow] if slow else [])
+
+
 def test_one_slow_step_does_not_change_the_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
     printed: list[str] = []
     clock = iter([0.0, 50.0, 51.0, 90.0, 91.0])

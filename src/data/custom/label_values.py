@@ -25,6 +25,7 @@ _MAX_EDGE_SHARE = 0.1
 _MAX_LISTED = 20
 _SHARE_OF_MAP = 0.3  # of the pixels that the most frequent colours have in a label map, at least
 _MAX_NUMBER = 65535
+_OPTION = "--class-values"
 _SAVE = "Save label maps as PNG, without loss and without soft edges"
 
 
@@ -77,8 +78,11 @@ class Numbers:
         """Numbers that occur on edges only."""
         return set(self.pixels) - self.inner
 
-    def refuse_loss(self) -> None:
+    def refuse_loss(self, source: str = _OPTION) -> None:
         """Refuse label maps that were saved with loss or have soft edges.
+
+        Args:
+            source: Option or file that gives the numbers of the classes.
 
         Raises:
             UserError: If they are.
@@ -100,7 +104,7 @@ class Numbers:
         raise UserError(
             f"The label maps hold {number} different numbers, most often {common}; {cause}. "
             f"{_SAVE}, or give --snap, which takes the nearest of 0 and 255 (black and white "
-            "masks) or of --class-values."
+            f"masks) or of {source}."
         )
 
 
@@ -124,6 +128,7 @@ class LabelReader:
         max_pixels: Larger label maps are refused.
         ignored: Numbers that mean unlabelled, besides 255. Numbers whose class has a name of
             `UNLABELLED` are added.
+        source: Option or file that gives ``values``, for messages.
 
     Raises:
         UserError: If the files do not hold class numbers, or the names do not match them.
@@ -138,7 +143,9 @@ class LabelReader:
         snap: bool,
         max_pixels: int = MAX_PIXELS,
         ignored: Sequence[int] = (),
+        source: str = _OPTION,
     ) -> None:
+        self.source = source
         self.colours, self.snap, self.max_pixels = colours, snap, max_pixels
         self.values: list[int] = []
         self.ignored = sorted(set(ignored))
@@ -163,7 +170,7 @@ class LabelReader:
                 raise UserError(_colour_list(path, paths, max_pixels))
             numbers.add(path, pixels, max_pixels)
         if not snap:
-            numbers.refuse_loss()
+            numbers.refuse_loss(source)
         found = set(numbers.pixels)
         is_binary = values is None and not ignored and (snap or found in ({0, 255}, {255}))
         if values is not None:
@@ -207,8 +214,8 @@ class LabelReader:
         strange = sorted(found - {*self.values, *self.ignored, IGNORE_LABEL})
         if strange:
             raise UserError(
-                f"The label maps hold the number {strange[0]}, which is none of --class-values "
-                f"{_listed(self.values)} and not 255 (unlabelled); add it there or to --ignore."
+                f"The label maps hold the number {strange[0]}, which is none of {self.source} "
+                f"({_listed(self.values)}) and not 255 (unlabelled); add it there or to --ignore."
             )
         used = found & set(self.values)
         if not (given or named) and len(self.values) > 2 * len(used):
@@ -311,13 +318,18 @@ def note_absent(names: Sequence[str], present: Counter[int], where: str) -> list
     return [f"no {where} label map shows {listed}"]
 
 
-def check_numbers(values: list[int] | None, ignored: list[int]) -> None:
-    """Check ``--class-values`` and ``--ignore``.
+def check_numbers(values: list[int] | None, ignored: list[int], source: str = _OPTION) -> None:
+    """Check the numbers of the classes and of ``--ignore``.
+
+    Args:
+        values: Number of each class.
+        ignored: Numbers of unlabelled pixels.
+        source: Option or file that gives the numbers of the classes.
 
     Raises:
         UserError: If a number is out of range or occurs twice.
     """
-    for option, given in (("--class-values", values), ("--ignore", ignored)):
+    for option, given in ((source, values), ("--ignore", ignored)):
         if given and (
             len(set(given)) < len(given) or not all(0 <= v <= _MAX_NUMBER for v in given)
         ):
@@ -327,6 +339,6 @@ def check_numbers(values: list[int] | None, ignored: list[int]) -> None:
     if values is None:
         return
     if both := sorted({*values} & {*ignored}):
-        raise UserError(f"{both[0]} is given in both --class-values and --ignore.")
+        raise UserError(f"{both[0]} is given in both {source} and --ignore.")
     if len(values) > MAX_CLASSES:
-        raise UserError(f"--class-values accepts up to {MAX_CLASSES} numbers, got {len(values)}.")
+        raise UserError(f"{source} accepts up to {MAX_CLASSES} numbers, got {len(values)}.")

@@ -80,7 +80,9 @@ def run(args: argparse.Namespace) -> None:
     found = survey([pair.image for pair in pairs], args.max_pixels)
     masks = [pair.mask for pair in pairs]
     names, values = _given_classes(args)
-    check_numbers(values, args.ignore)
+    is_table = values != args.class_values
+    source = args.class_names[0] if is_table else "--class-values"
+    check_numbers(values, args.ignore, source)
     labels = LabelReader(
         masks,
         colours,
@@ -89,11 +91,12 @@ def run(args: argparse.Namespace) -> None:
         args.snap,
         args.max_pixels,
         args.ignore,
+        source,
     )
     if labels.ignored:
         notes.append(f"unlabelled, besides 255: {', '.join(map(str, labels.ignored))}")
-    if values != args.class_values:
-        notes.append(f"values of the classes are the numbers in {args.class_names[0]}")
+    if is_table:
+        notes.append(f"values of the classes are the numbers in {source}")
     notes += _note_zero(args, labels)
     _check_sizes(pairs, found.sizes, args.max_pixels)
     parts = _divide(pairs, labels, args)

@@ -94,8 +94,8 @@ class INaturalistDataModule(ImageNetDataModule):
             UserError: Always.
         """
         raise UserError(
-            "CachedFeatures cannot be used with INaturalistDataModule, because cached features have"
-            " no date and no place. Remove the callback."
+            f"CachedFeatures does not work with the annotation files in {self.root}, because cached"
+            " features have no date and no place. Remove the callback."
         )
 
     @cached_property

@@ -35,7 +35,9 @@ def test_a_table_of_classes_gives_their_values(
     table.write_text("id,name\n1,road\n3,car\n")
     given = [str(street), "--class-names", str(table)]
     assert prepare(street, *given)[0] == 2
-    assert "hold the number 0, which is none of --class-values 1, 3" in capsys.readouterr().err
+    assert f"hold the number 0, which is none of {table} (1, 3) and" in capsys.readouterr().err
+    assert prepare(street, *given, "--ignore", "0", "3")[0] == 2
+    assert f"3 is given in both {table} and --ignore." in capsys.readouterr().err
     status, out = prepare(street, *given, "--ignore", "0")
     assert status == 0
     assert f"note: values of the classes are the numbers in {table}" in capsys.readouterr().out

@@ -31,6 +31,11 @@ def data_of(root, stage="fit", **kwargs):
     return data
 
 
+def test_cached_features_are_refused_by_the_name_of_the_folder(root):
+    with pytest.raises(UserError, match=f"does not work with the annotation files in {root},"):
+        data_of(root).use_features("train")
+
+
 def edit(path, change):
     content = json.loads(path.read_text())
     change(content)
