@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,10 @@ KEYWORDS = ("last", "best")
 CONFIG = "config.yaml"
 ENVIRONMENT = "env.txt"
 _MAX_CONFIG = 2**20  # bytes
+
+
+class AbsentCheckpointError(UserError):
+    """A checkpoint file does not exist."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +92,9 @@ def find_checkpoint(
         )
     if path.suffix == ".ckpt":
         advice = f" Give a .ckpt file, or 'last' or 'best' for the newest one in {runs}."
-        raise UserError(f"The checkpoint {source} does not exist.{similar_file(path) or advice}")
+        raise AbsentCheckpointError(
+            f"The checkpoint {source} does not exist.{similar_file(path) or advice}"
+        )
     others = other_versions(path) or _others(runs)
     if any(path.glob(f"*/{CONFIG}")):  # results of other commands
         raise UserError(
@@ -281,13 +288,26 @@ def _others(runs: Path) -> str:
     """Names of the runs that have checkpoints, with a leading space, for messages."""
     parent = runs if any(runs.glob("*/version_*")) else runs.parent
     names = runs_with_checkpoints(parent)
-    return f" Runs with checkpoints in {parent} are {', '.join(names[:10])}." if names else ""
+    return f" {with_checkpoints('run', parent, names[:10])}" if names else ""
 
 
 def other_versions(path: Path) -> str:
     """Versions of the run that ``path`` would be one of, with a leading space, for messages."""
-    found = ", ".join(versions_with_checkpoints(path.parent)[-10:])
-    return f" Versions with checkpoints in {path.parent} are {found}." if found else ""
+    found = versions_with_checkpoints(path.parent)[-10:]
+    return f" {with_checkpoints('version', path.parent, found)}" if found else ""
+
+
+def with_checkpoints(kind: str, folder: Path, names: Sequence[str]) -> str:
+    """Sentence about the runs or versions in a folder that have checkpoints.
+
+    Args:
+        kind: ``run`` or ``version``.
+        folder: The folder.
+        names: Their names, at least one.
+    """
+    if len(names) == 1:
+        return f"The only {kind} with checkpoints in {folder} is {names[0]}."
+    return f"{kind.capitalize()}s with checkpoints in {folder} are {', '.join(names)}."
 
 
 def versions_with_checkpoints(runs: Path) -> list[str]:

@@ -64,20 +64,20 @@ def test_the_closest_checkpoint_is_suggested(here: Path) -> None:
 
 
 def test_what_is_missing_is_named(here: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no run runs/tyni\. Runs with .* are tiny"):
+    with pytest.raises(UserError, match=r"no run runs/tyni\. The only run with .* is tiny"):
         find_checkpoint("tyni")
     recipe = Path("data/own/shapes/shapes.yaml")
     recipe.parent.mkdir(parents=True)
     recipe.touch()
     with pytest.raises(UserError, match=rf"Train it first: python -m src fit --config {recipe}$"):
         find_checkpoint("shapes")
-    with pytest.raises(UserError, match=r"version_9\. Versions .* in runs/tiny are version_0\."):
+    with pytest.raises(UserError, match=r"version_9\. The only version .* is version_0\."):
         find_checkpoint("runs/tiny/version_9")
     with pytest.raises(UserError, match="is not the folder of a run"):
         find_checkpoint(tmp_path)
     (here / "runs/new/predict_0").mkdir(parents=True)
     (here / "runs/new/predict_0/config.yaml").write_text("")
-    with pytest.raises(UserError, match=r"runs/new has no checkpoint; train .* are tiny"):
+    with pytest.raises(UserError, match=r"runs/new has no checkpoint; train .* is tiny"):
         find_checkpoint("new")
     (tmp_path / "alone.ckpt").write_bytes(b"")
     with pytest.raises(UserError, match=r"no config\.yaml of the run .*with --config FILE"):

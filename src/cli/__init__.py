@@ -177,9 +177,12 @@ def _train(args: list[str]) -> int:
     args = checked(args, after=1)  # before the imports, of which Lightning takes seconds
     check_recipe(args[0], args[1:])
     _say_that_imports_take_time(args[0])
-    from src.cli.run_settings import with_settings_of_run
+    from src.cli.run_settings import run_with_settings
 
-    args = with_settings_of_run(args)
+    return run_with_settings(args, _run_trainer)
+
+
+def _run_trainer(args: list[str]) -> int:
     from src.cli.app import TrainingCLI
 
     stop_with_parent()

@@ -65,7 +65,7 @@ from src.data.datamodules import BaseDataModule
 from src.errors import UserError
 from src.file_names import check_name, name_of
 from src.models import InternImage  # noqa: F401  short name for YAML
-from src.runs import CONFIG, trained_instead
+from src.runs import CONFIG, AbsentCheckpointError, trained_instead
 from src.serialization import shown
 from src.serialization.former_names import former_arguments, present_name, with_present_names
 from src.stopping import Interrupted, active
@@ -349,9 +349,11 @@ class TrainingCLI(LightningCLI):
         elif command != "fit" and self.model.weights is None:
             rank_zero_warn(
                 f"{command} uses an untrained network, because neither --ckpt_path nor"
-                f" model.init_args.weights is set.{trained_instead(self.runs)}"
+                f" --model.weights is set.{trained_instead(self.runs)}"
             )
         try:
+            if self.checkpoint is not None and not self.checkpoint.exists():
+                raise AbsentCheckpointError(f"The checkpoint {self.checkpoint} has been deleted.")
             getattr(self.trainer, command)(**kwargs)
         except MisconfigurationException as error:
             raise UserError(explain_trainer(error)) from error

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 from src.cli.arguments import option
 from src.errors import UserError, printable
 from src.runs import (
     KEYWORDS,
+    AbsentCheckpointError,
     TrainedRun,
     init_arguments,
     instead_of_best,
@@ -62,6 +65,28 @@ def with_settings_of_run(args: list[str]) -> list[str]:
     names = _class_names(run) if args[0] in ("predict", "export") else []
     config = ["--config", str(run.config)]
     return [args[0], *config, *names, *args[1:], f"--ckpt_path={run.checkpoint}"]
+
+
+def run_with_settings(args: list[str], run: Callable[[list[str]], int]) -> int:
+    """Run a command with `with_settings_of_run`.
+
+    A training replaces its best checkpoint at any time. If the chosen one has gone when the command
+    reads it, the run is searched once more.
+
+    Args:
+        args: The command and its arguments.
+        run: Runs the command with the completed arguments, and returns its exit status.
+
+    Raises:
+        UserError: If the run or its checkpoint is missing, and all errors of the command.
+    """
+    try:
+        return run(with_settings_of_run(args))
+    except AbsentCheckpointError:
+        # Ranks that are launched together must not choose different checkpoints.
+        if {"RANK", "LOCAL_RANK", "SLURM_PROCID"} & os.environ.keys():
+            raise
+        return run(with_settings_of_run(args))
 
 
 def tell_if_not_best(source: str | Path, checkpoint: Path) -> None:

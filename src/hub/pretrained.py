@@ -26,7 +26,7 @@ from src.hub.parts import ModelParts
 from src.hub.published import read_published
 from src.hub.runs import read_run
 from src.models.weights.files import HUB_FILES, is_hub_reachable, problem
-from src.runs import is_run, other_versions, runs_with_checkpoints
+from src.runs import is_run, other_versions, runs_with_checkpoints, with_checkpoints
 
 if TYPE_CHECKING:
     from src.inference import ImageSource, Prediction
@@ -59,7 +59,8 @@ class Pretrained(ModelParts):
                 (``"runs/street/version_0"``, whose best checkpoint is used, or ``"runs/street"``
                 for the newest run); a checkpoint (``.ckpt``) in the folder of its run;
                 ``"user/repository"``; a name of ``docs/model_zoo.md`` such as
-                ``"upernet_internimage_t_512_160k_ade20k"``; or a file of such a name (``.pth``).
+                ``"upernet_internimage_t_512_160k_ade20k"``; or a file of such a name (``.pth``),
+                because the name says which network it is of.
                 An existing folder or file takes precedence over a name.
 
         Raises:
@@ -79,7 +80,7 @@ class Pretrained(ModelParts):
     @overload
     def predict(
         self,
-        images: list[ImageSource] | Iterator[ImageSource],
+        images: list[ImageSource] | list[str] | list[Path] | Iterator[ImageSource],
         *,
         batch_size: int = 1,
         device: str | torch.device | None = None,
@@ -95,7 +96,7 @@ class Pretrained(ModelParts):
                 ``(H, W, 3)`` or an RGB tensor ``(3, H, W)``; arrays and tensors are uint8, or
                 floating-point with values from 0 to 1. Grey ones, ``(H, W)``, ``(H, W, 1)`` or
                 ``(1, H, W)``, become RGB, as grey files do. An array or tensor with four axes is a
-                list.
+                list. `src.inference.find_images` lists those of a folder.
             batch_size: Images per forward pass. A detector pads images of different sizes to one
                 size, which changes its results slightly, so the default is 1.
             device: Where to compute, such as ``"cuda"``; the network is moved there. Default: where
@@ -153,10 +154,15 @@ class Pretrained(ModelParts):
         except UserError:
             raise
         except Exception as error:  # the hub client raises several unrelated classes
+            if not is_hub_reachable():
+                raise UserError(
+                    f"Cannot upload the model to {repository}: there is no connection to"
+                    " https://huggingface.co."
+                ) from None
             raise UserError(
                 f"Cannot upload the model to {repository} ({type(error).__name__}: "
-                f"{str(error).splitlines()[0][:160]}). Log in with `hf auth login` and check the "
-                "name."
+                f"{(str(error).splitlines() or [''])[0][:160]}). Log in with `hf auth login` and"
+                " check the name."
             ) from None
         return url
 
@@ -185,7 +191,7 @@ def _parts(path: Path, name: str) -> ModelParts:
     close = [str(path.parent / name) if name in other_runs else name for name in close]
     hint = f"Did you mean {' or '.join(close)}? " if close else ""
     if other_runs:
-        hint += f"Runs with checkpoints in {path.parent} are {', '.join(other_runs[:10])}. "
+        hint += f"{with_checkpoints('run', path.parent, other_runs[:10])} "
     hint += f"{other_versions(path)} ".lstrip()
     if is_run(run := Path("runs") / name):
         hint = f"There is a run {run}: give '{run}'. "
@@ -197,14 +203,20 @@ def _parts(path: Path, name: str) -> ModelParts:
 
 def _not_a_model(path: Path) -> str:
     """Message about a file that `Pretrained.from_pretrained` does not read."""
-    is_onnx = path.suffix == ".onnx"
-    runner = f" Run it with `python -m src demo --model {path}`, or with onnxruntime." * is_onnx
+    message, advice = f"from_pretrained does not read the file {path}", "Give"
+    if path.suffix == ".onnx":
+        advice = f"Run it with `python -m src demo --model {path}`, or with onnxruntime. Give"
+    elif path.suffix == ".pth":
+        close = difflib.get_close_matches(path.stem, HUB_FILES, n=1)
+        name = f"{close[0]}.pth" if close else f"its published name, such as {HUB_FILES[0]}.pth"
+        message += ", because its name does not say which network it is of"
+        advice = f"If it is a published one (docs/model_zoo.md), rename it to {name}. Else give"
     has_folder = (path.parent / CONFIG_FILE).is_file()
+    folder = f"its folder, {path.parent}" if has_folder else "the folder of a run"
     return (
-        f"from_pretrained does not read the file {path}.{runner} "
-        + (f"Give its folder, {path.parent}" if has_folder else "Give the folder of a run")
-        + f", a checkpoint (.ckpt), or a folder with {CONFIG_FILE} and {WEIGHT_FILE} (export with"
-        " --format safetensors)."
+        f"{message}. {advice} {folder}, a checkpoint (.ckpt), a published file (.pth) under"
+        f" its own name, or a folder with {CONFIG_FILE} and {WEIGHT_FILE} (export with --format"
+        " safetensors)."
     )
 
 
@@ -216,7 +228,11 @@ def _download(repository: str) -> Path:
         files = [CONFIG_FILE, WEIGHT_FILE]
         return Path(snapshot_download(repository, allow_patterns=files, local_files_only=offline))
     except Exception as error:  # the hub client raises several unrelated classes
+        parent = Path(repository).parent
+        there = sorted(p.name for p in parent.iterdir() if p.is_dir()) if parent.is_dir() else []
+        are = "are" if len(there) > 1 else "is"
+        others = f"There is no folder {repository}; there {are} {', '.join(there[:10])}. "
         raise UserError(
-            f"The model {repository} is not cached and could not be downloaded from "
-            f"https://huggingface.co/{repository} ({problem(error)})."
+            f"{others if there else ''}The model {repository} is not cached and could not be"
+            f" downloaded from https://huggingface.co/{repository} ({problem(error)})."
         ) from None  # without the chain of the client's errors

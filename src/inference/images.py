@@ -50,6 +50,11 @@ def load_image(
         )
     if isinstance(source, str) and not source:
         raise UserError("The path of the image is empty.")
+    if isinstance(source, (str, Path)) and Path(source).is_dir():
+        raise UserError(
+            f"predict takes images, and {source} is a folder. Give a list of its images, such as"
+            f" find_images({str(source)!r}) with `from src.inference import find_images`."
+        )
     if isinstance(source, (str, Path)):
         return decode(source, upright=upright, max_pixels=max_pixels, reduce=reduce)
     if isinstance(source, Image.Image):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import io
 import os
+import re
 import stat
 import struct
 import zipfile
@@ -22,6 +23,7 @@ from torch import UntypedStorage
 from src.serialization import pickles
 from src.serialization.limits import (
     DIRECTORY_BYTES,
+    GLOBAL_LENGTH,
     INFLATION,
     INFLATION_FREE,
     OVERLAP,
@@ -164,7 +166,12 @@ def read(region: Region, *, foreign: bool, free: int = INFLATION_FREE) -> Any:
         start = file.read(4)
     if start[:2] == b"PK":
         return _read_zip(region, foreign, free)
-    return _read_legacy(region, foreign)
+    try:
+        return _read_legacy(region, foreign)
+    except Refusal:
+        if _can_start_a_pickle(region):
+            raise
+        raise Damaged("it is not a file of torch.save") from None
 
 
 # ------------------------------------------------------------------------ zip
@@ -346,6 +353,17 @@ def _read_legacy(region: Region, foreign: bool) -> Any:
     meaning = Meaning(values)
     value, _ = pickles.load(data, meaning.resolve, meaning.storage, start=at)
     return plain(value, foreign=foreign)
+
+
+def _can_start_a_pickle(region: Region) -> bool:
+    """Whether a refused file is a pickle by its first bytes; a text or an image is not.
+
+    They are the version in protocol 2 and later. In the protocols 0 and 1, they begin an object, a
+    container, or the number that every file of the legacy format starts with.
+    """
+    with region.open() as file:
+        start = file.read(min(region.size, GLOBAL_LENGTH))
+    return re.match(rb"\x80|[](})]|L\d+L\n|c[\w.]+\n[\w.]+\n", start) is not None
 
 
 def _legacy_storages(

@@ -80,7 +80,7 @@ def check_checkpoint(content: Any, path: Path, *, has_weights: bool = True) -> N
     if not isinstance(content, dict) or VERSION not in content:
         raise UserError(
             f"{path} is not a checkpoint of a training run. To use pretrained weights, set"
-            f" --model.init_args.weights {path} instead of --ckpt_path."
+            f" --model.weights {path} instead of --ckpt_path."
         )
     for key, check in _CHECKS.items():
         if key in content:

@@ -6,6 +6,7 @@ Nothing in a file is executed or imported.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,9 +40,12 @@ def as_user_error(
     except UserError:
         raise
     except Refusal as error:
+        if other := _other_content(path):
+            raise UserError(_damaged(kind, path, other, advice)) from None
         raise UserError(f"The {kind} {path} is refused: {error}.") from None
     except Damaged as error:
-        raise UserError(_damaged(kind, path, str(error), advice)) from None
+        reason = _other_content(path) or str(error)
+        raise UserError(_damaged(kind, path, reason, advice)) from None
     except (Exception, RecursionError, MemoryError) as error:  # not covered by the checks
         reason = shown(str(error).strip() or type(error).__name__, 160)
         raise UserError(_damaged(kind, path, reason, advice)) from error
@@ -53,6 +57,19 @@ def _damaged(kind: str, path: Path, reason: str, advice: str) -> str:
         f"The {kind} {path}{size} cannot be read: it is damaged, incomplete or has another format"
         f" ({reason}). {advice}"
     )
+
+
+def _other_content(path: Path) -> str | None:
+    """What is often saved in place of a file, if its first bytes say so."""
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        start = file.read(256)
+    if start.startswith(b"version https://git-lfs"):
+        return "it is a Git LFS pointer; `git lfs pull` gets the file itself"
+    if re.match(rb"(\xef\xbb\xbf)?\s*<(!doctype html|html)\b", start, re.IGNORECASE):
+        return "it is a web page"
+    return None
 
 
 def read_weights(path: Path) -> dict[str, Any]:

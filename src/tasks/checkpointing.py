@@ -80,7 +80,7 @@ class CheckpointHooks(TrainingHooks, EvaluationHooks):
             raise UserError(
                 f"The checkpoint groups the parameters for the optimizer as {sizes}, the current"
                 f" settings as {now}. Keep layer_decay, dcn_lr_scale and freeze as they were, or"
-                " start a new run from the weights with model.init_args.weights."
+                " start a new run from the weights with --model.weights."
             )
         described = checkpoint.get(resume.KEY, {})
         make_optimizer = self.optimization.make_optimizer

@@ -26,7 +26,7 @@ from src.tasks.saved import check_schedules
 
 KEY = "optimization"
 """Entry of a checkpoint that `describe` writes."""
-_NEW_RUN = "or start a new run from the weights with model.init_args.weights."
+_NEW_RUN = "or start a new run from the weights with --model.weights."
 _WRAPPERS = r"_(?:fsdp_wrapped|checkpoint_wrapped|forward)_module\.|_orig_mod\."
 _MOMENTS = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64)
 _INTERNAL = ("name", "lr_scale", "initial_lr", "max_lr", "min_lr")
@@ -125,14 +125,13 @@ def check_continues(checkpoint: Mapping[str, Any]) -> None:
     if not checkpoint.get("optimizer_states"):
         raise UserError(
             "The checkpoint contains only weights, so training cannot be resumed from it. To start"
-            " a new run from its weights, use model.init_args.weights instead of ckpt_path."
+            " a new run from its weights, use --model.weights instead of --ckpt_path."
         )
     missing = [key for key in ("loops", "lr_schedulers") if key not in checkpoint]
     if missing:
         raise UserError(
             f"The checkpoint does not contain {missing[0]}, so training cannot be resumed from it."
-            " To start a new run from its weights, use model.init_args.weights instead of"
-            " ckpt_path."
+            " To start a new run from its weights, use --model.weights instead of --ckpt_path."
         )
 
 
@@ -203,7 +202,7 @@ def check_weights(
         raise UserError(
             f"The checkpoint does not match this network: {mismatch}. Use the config.yaml and the"
             " data of the run that wrote it. To initialise another network with pretrained weights,"
-            " use model.init_args.weights."
+            " use --model.weights."
         )
 
 

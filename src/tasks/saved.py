@@ -84,7 +84,7 @@ def check_schedules(saved: Any) -> None:
     if len(saved) > 1:
         raise UserError(
             f"The checkpoint has {len(saved)} learning-rate schedules, expected one. Use another"
-            " checkpoint, or start a new run from the weights with model.init_args.weights."
+            " checkpoint, or start a new run from the weights with --model.weights."
         )
     numbers = ("last_epoch", "best", "num_bad_epochs", "cooldown_counter")
     for state in saved:

@@ -349,7 +349,7 @@ def test_weights_are_not_a_checkpoint(folder: Path, error_of: Callable[..., str]
     torch.save({"model": {}}, "official.pth")
     text = error_of("fit", "-c", "tiny.yaml", "--ckpt_path", "official.pth")
     assert "official.pth is not a checkpoint of a training run" in text
-    assert "--model.init_args.weights official.pth" in text
+    assert "--model.weights official.pth" in text
 
 
 @pytest.mark.parametrize("command", ["fit", "validate"])

@@ -4,8 +4,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from src.cli import main
+from src.cli.app import TrainingCLI
 
 
 @pytest.fixture
@@ -116,7 +118,65 @@ def test_a_run_is_needed(here: Path, capsys: pytest.CaptureFixture[str], command
     assert main([command, "--ckpt_path", "best"]) == 2
     assert "--ckpt_path best needs the name of the run, --name RUN" in capsys.readouterr().err
     assert main([command, "--name", "tyni"]) == 2
-    assert "Runs with checkpoints in runs are tiny." in capsys.readouterr().err
+    assert "The only run with checkpoints in runs is tiny." in capsys.readouterr().err
+
+
+def replace_best_before(monkeypatch: pytest.MonkeyPatch, function: str) -> Path:
+    """Let a training of the run replace its best checkpoint before a function is called first."""
+    (best,) = Path("runs/tiny/version_0/checkpoints").glob("best*")
+    later = best.with_name("best-epoch=9.ckpt")
+    content = torch.load(best, weights_only=True)
+    for state in content["callbacks"].values():
+        if "best_model_path" in state:
+            state["best_model_path"] = str(later)
+    original = getattr(TrainingCLI, function)
+
+    def replace_and_call(self: TrainingCLI, *arguments: object) -> object:
+        if best.exists():
+            torch.save(content, later)
+            best.unlink()
+        return original(self, *arguments)
+
+    monkeypatch.setattr(TrainingCLI, function, replace_and_call)
+    return later
+
+
+@pytest.mark.parametrize("function", ["before_instantiate_classes", "_run"])
+def test_a_checkpoint_that_a_training_replaces_is_looked_for_again(
+    here: Path, images: Path, monkeypatch: pytest.MonkeyPatch, function: str
+) -> None:
+    replaced = replace_best_before(monkeypatch, function)
+    assert main(["predict", "--name", "tiny", "--data.predict_dir", str(images / "val/red")]) == 0
+    assert replaced.exists()
+    (folder,) = Path("runs/tiny").glob("predict_*")
+    assert (folder / "predictions.csv").exists()
+
+
+def test_an_exported_checkpoint_that_a_training_replaces(
+    here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    replaced = replace_best_before(monkeypatch, "before_instantiate_classes")
+    flags = ["--format", "safetensors", "--out", str(tmp_path)]
+    assert main(["export", "--name", "tiny", *flags]) == 0
+    assert f"Weights: {replaced}" in capsys.readouterr().out
+
+
+def test_ranks_do_not_look_for_another_checkpoint(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", "0")
+    replace_best_before(monkeypatch, "before_instantiate_classes")
+    assert main(["validate", "--name", "tiny"]) == 2
+    assert "does not exist" in capsys.readouterr().err
+
+
+def test_an_untrained_network_names_the_options(
+    here: Path, images: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    flags = ["--name", "new", "--data.predict_dir", str(images / "val/red")]
+    assert main(["predict", "-c", "tiny.yaml", *flags]) == 0
+    text = " ".join(str(warning.message) for warning in recwarn)
+    assert "neither --ckpt_path nor --model.weights is set" in text
 
 
 def test_options_override_a_recipe_in_any_order(

@@ -8,6 +8,7 @@ from PIL import Image
 
 from src.errors import UserError
 from src.hub import Pretrained
+from src.inference import find_images
 from tests.hub.test_pretrained import model_for
 
 
@@ -56,11 +57,44 @@ def test_exported_files_lead_to_a_folder() -> None:
         ("saved/model.onnx", "python -m src demo --model saved/model.onnx.*Give its folder, saved"),
         ("saved/model.safetensors", "model.safetensors. Give its folder, saved"),
         ("alone/model.onnx", "Give the folder of a run, a checkpoint"),
+        ("alone/internimage_t_1k_224 (1).pth", r"rename it to internimage_t_1k_224\.pth"),
+        ("alone/weights.pth", r"published name, such as internimage_t_1k_224\.pth"),
     ):
         Path(name).touch()
         with pytest.raises(UserError, match=advice) as caught:
             Pretrained.from_pretrained(name)
         assert_is_short(caught.value)
+
+
+def test_a_download_elsewhere_keeps_its_name() -> None:
+    with pytest.raises(UserError, match="keep the name of the file, and give its path"):
+        Pretrained.from_pretrained("internimage_t_1k_224")
+
+
+def test_a_misspelt_folder_leads_to_the_others() -> None:
+    Path("exported/first").mkdir(parents=True)
+    with pytest.raises(UserError, match="no folder exported/frist; there is first") as caught:
+        Pretrained.from_pretrained("exported/frist")
+    assert_is_short(caught.value)
+    Path("exported/second").mkdir()
+    with pytest.raises(UserError, match="there are first, second"):
+        Pretrained.from_pretrained("exported/frist")
+
+
+def test_an_upload_needs_a_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_for("classification")
+    with pytest.raises(UserError, match="me/flowers: there is no connection to") as caught:
+        model.push_to_hub("me/flowers")
+    assert_is_short(caught.value)
+
+    class Hub:
+        def create_repo(self, *_: object, **__: object) -> None:
+            raise PermissionError
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    monkeypatch.setattr("src.hub.pretrained.is_hub_reachable", lambda: True)
+    with pytest.raises(UserError, match=r"PermissionError.*Log in with `hf auth login`"):
+        model.push_to_hub("me/flowers")
 
 
 def test_the_name_of_a_run_leads_to_its_folder() -> None:
@@ -91,6 +125,14 @@ def test_an_image_that_cannot_be_read(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=message) as caught:
             model.predict(["good.png", image])
         assert_is_short(caught.value)
+    Path("folder/inner").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save("folder/inner/b.png")
+    Image.new("RGB", (8, 8)).save("folder/a.png")
+    with pytest.raises(UserError, match=r"folder is a folder.*find_images\('folder'\)") as caught:
+        model.predict("folder")
+    assert_is_short(caught.value)
+    found = model.predict(find_images("folder"))
+    assert [result.source for result in found] == ["folder/a.png", "folder/inner/b.png"]
     with pytest.raises(UserError, match="The device 'tpu' cannot be used") as caught:
         model.predict("good.png", device="tpu")
     assert_is_short(caught.value)

@@ -142,6 +142,40 @@ def test_error_names_text_pickle_protocols(protocol, tmp_path):
         read_weights(path)
 
 
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "it is a Git LFS pointer"),
+        (b"\n<!DOCTYPE html>\n<html>", "it is a web page"),
+        (b"<HTML lang='en'>", "it is a web page"),
+        (b"\xff\xd8\xff\xe0\x00\x10JFIF", "it is not a file of torch.save"),
+        (b"\x89PNG\r\n\x1a\n", "it is not a file of torch.save"),
+        (b"Not Found", "it is not a file of torch.save"),
+        (b"Invalid name", "it is not a file of torch.save"),
+    ],
+)
+def test_error_names_another_format(content, reason, tmp_path):
+    path = tmp_path / "file.pth"
+    path.write_bytes(content)
+    message = r"file\.pth \(.*it is damaged, incomplete or has another format \(" + reason
+    with pytest.raises(UserError, match=message + r".*\)\. Download or copy it again\.$"):
+        read_weights(path)
+
+
+def test_error_names_a_pointer_in_place_of_safetensors(tmp_path):
+    path = tmp_path / "model.safetensors"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(UserError, match=r"it is a Git LFS pointer; `git lfs pull`"):
+        read_weights(path)
+
+
+@pytest.mark.parametrize("old", [b"cos\nsystem\n(S'touch x'\ntR.", b"(S'touch x'\nios\nsystem\n."])
+def test_pickles_of_protocol_0_are_refused(old, tmp_path):
+    (tmp_path / "file.pth").write_bytes(old)
+    with pytest.raises(UserError, match=r"is refused: its pickle protocol is not supported"):
+        read_weights(tmp_path / "file.pth")
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated")
 def test_error_names_a_torchscript_program(tmp_path):
     torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)).save(tmp_path / "program.pth")

@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from src import files
 from src.cli.checkpoints import resolve_checkpoint
-from src.cli.run_settings import with_settings_of_run
+from src.cli.run_settings import run_with_settings
 from src.cli.tool_parser import ToolParser
 from src.data.formats.image_files import LISTED_EXTENSIONS, first_images
 from src.decoding import decode
@@ -61,9 +61,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0; 1 if a check found differences that rounding does not explain.
     """
-    argv = with_settings_of_run(["export", *(sys.argv[1:] if argv is None else argv)])[1:]
+    return run_with_settings(["export", *(sys.argv[1:] if argv is None else argv)], _run)
+
+
+def _run(argv: list[str]) -> int:
     parser = _parser()
-    args, recipe = parser.parse_known_args(argv)
+    args, recipe = parser.parse_known_args(argv[1:])
     if args.check and not args.check.exists():
         raise UserError(f"The folder of images for --check does not exist: {args.check}.")
     if args.check and args.check.is_dir() and not first_images(args.check, 1):

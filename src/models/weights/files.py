@@ -338,9 +338,9 @@ def download(repo: str, filename: str) -> Path:
         raise (_AbsentFileError if is_absent else UserError)(
             f"{filename} is not on this machine and could not be downloaded from "
             f"https://huggingface.co/{repo} ({problem(error)}). Fetch "
-            f"https://huggingface.co/{repo}/resolve/main/{filename} where there is a connection "
-            f"and give the path of the file in place of its name: to --model.weights, prepare "
-            f"--weights, or Pretrained.from_pretrained."
+            f"https://huggingface.co/{repo}/resolve/main/{filename} where there is a "
+            f"connection, keep the name of the file, and give its path in place of the name: to "
+            f"--model.weights, prepare --weights, or Pretrained.from_pretrained."
         ) from None
 
 
