@@ -140,7 +140,7 @@ def _beside(
     """Image with a legend of name, colour and share of the area on its right."""
     size = _font_size(min(image.size) // 40)
     font, row, pad = ImageFont.load_default(size), round(size * 1.6), size // 2
-    width = min(17 * size, max(round(_LEGEND * image.width), 9 * size))
+    width = min(17 * size, max(round(_LEGEND * image.width), 12 * size))
     space = width - 5.5 * size  # for the name, between its colour and its share
     height = max(image.height, row * len(rows) + 2 * pad)
     output = Image.new("RGB", (image.width + width, height), _BACKGROUND)
