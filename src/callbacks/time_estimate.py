@@ -7,6 +7,7 @@ import os
 import shlex
 import statistics
 import time
+from collections.abc import Sized
 from typing import Any
 
 import torch
@@ -104,7 +105,9 @@ class TimeEstimate(Callback):
 
 def _tell_if_busy(trainer: Trainer, loader: Any, what: str) -> None:
     note = busy_note(trainer, what)
-    if note and not is_dry_run(trainer) and len(loader.dataset) > _FEW_IMAGES:
+    images = getattr(loader, "dataset", None)  # several loaders or a stream have no length
+    is_short = isinstance(images, Sized) and len(images) <= _FEW_IMAGES
+    if note and not is_dry_run(trainer) and not is_short:
         tell(f"Note:        {note}")
 
 
