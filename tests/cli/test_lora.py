@@ -79,7 +79,8 @@ def test_new_factors_and_merging_do_not_change_the_outputs() -> None:
     network, image = InternImage(num_classes=3, **BACKBONE).eval(), torch.randn(1, 3, 32, 32)
     before = network(image)
     adapt(network, 2)
-    assert torch.equal(network(image), before)
+    # Adapted layers are evaluated without packed weights, so results differ by rounding.
+    torch.testing.assert_close(network(image), before)
     with torch.enable_grad():
         torch.testing.assert_close(network(image), before)
     for name, parameter in network.named_parameters():
