@@ -14,7 +14,7 @@ from src.callbacks.classification_writer import class_names, max_pixels
 from src.callbacks.output_names import OutputNames, output_names
 from src.callbacks.run_folder import is_dry_run, run_folder, tell
 from src.callbacks.unreadable import gather, is_predicting, rank_file_name
-from src.decoding import MAX_PIXELS, BrokenImageError, decode
+from src.decoding import MAX_PIXELS, BrokenImageError, decode, turn_upright
 from src.errors import UserError, counted
 from src.metrics.coco_results import Result, decode_masks, with_category_ids
 from src.visualization import draw_instances
@@ -141,15 +141,28 @@ def draw_results(
     names: list[str],
     score: float,
     max_pixels: int = MAX_PIXELS,
+    size: tuple[int, int] | None = None,
 ) -> Image.Image:
     """Image with its EXIF orientation applied and the COCO results above a score drawn.
+
+    Args:
+        path: The image.
+        results: Its COCO results.
+        names: Names of the classes.
+        score: Minimum score of drawn results.
+        max_pixels: Maximum number of pixels.
+        size: Height and width that the results belong to. If they are those of the stored and
+            not of the turned image, the orientation is not applied, as in the validation images.
 
     Raises:
         UserError: If the file cannot be decoded.
     """
     shown = [result for result in results if result["score"] >= score]
+    stored = decode(path, max_pixels=max_pixels)
+    upright = turn_upright(stored, path)
+    is_as_stored = size is not None and (upright.height, upright.width) != size
     return draw_instances(
-        decode(path, upright=True, max_pixels=max_pixels),
+        stored if is_as_stored else upright,
         boxes=[result["bbox"] for result in shown],
         masks=decode_masks(shown),
         names=[names[result["category_id"]] for result in shown],

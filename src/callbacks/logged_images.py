@@ -116,10 +116,11 @@ def _pairs(
     limit = max_pixels(trainer)
     for i, path in enumerate(batch["path"][:number]):
         if "results" in predicted:
-            truth = annotated_results(batch["annotations"][i], batch["original_size"][i])
+            size = tuple(batch["original_size"][i])
+            truth = annotated_results(batch["annotations"][i], size)
             yield (
-                draw_results(path, truth, names, 0.0, limit),
-                draw_results(path, predicted["results"][i], names, score, limit),
+                draw_results(path, truth, names, 0.0, limit, size),
+                draw_results(path, predicted["results"][i], names, score, limit, size),
             )
             continue
         image = decode(path, upright=data.upright, max_pixels=limit)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 from pycocotools import mask as coco_mask
 
 from src.callbacks.detection_writer import count_shown, draw_results
@@ -20,6 +21,18 @@ def test_16_bit_images_are_drawn_upright_with_correct_brightness(deep_image):
     drawn = draw_results(str(deep_image), [found], ["cat"], score=0.5)
     assert drawn.height > 2 * drawn.width
     assert drawn.getpixel((5, 5)) == (80, 80, 80)
+
+
+def test_annotations_of_the_stored_image_are_drawn_on_the_stored_image(tmp_path):
+    exif = Image.Exif()
+    exif[274] = 6  # a quarter turn
+    path = str(tmp_path / "photo.jpg")
+    Image.new("RGB", (80, 30), (90, 90, 90)).save(path, exif=exif)
+    upright = draw_results(path, [], [], score=0.5)
+    assert upright.height > upright.width
+    assert draw_results(path, [], [], score=0.5, size=(80, 30)).size == upright.size
+    stored = draw_results(path, [], [], score=0.5, size=(30, 80))
+    assert stored.width > stored.height
 
 
 def test_images_without_detections_are_counted():
