@@ -205,7 +205,7 @@ path = given[0] if given else "photo.jpg\""""
 _WHOLE = 'inputs = {"image": np.asarray(photo)[None]}'
 _CLASSES = """\
 probabilities = found["probabilities"][0]
-best = probabilities.argsort()[::-1][:5]
+best = (-probabilities).argsort(kind="stable")[:5]
 text = "\\n".join(f"{names[label]} {probabilities[label]:.1%}" for label in best)
 print(text)
 font = ImageFont.load_default(photo.width // 40 + 10)

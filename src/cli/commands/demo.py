@@ -126,7 +126,7 @@ def _classes(
     image: Image.Image, found: dict[str, NDArray[Any]], predictor: ExportedModel, _: float
 ) -> tuple[Image.Image, str]:
     probabilities = found["probabilities"]
-    best = probabilities.argsort()[::-1][:_TOP]
+    best = (-probabilities).argsort(kind="stable")[:_TOP]
     shown = [predictor.class_names[label] for label in best]
     drawn = draw_classes(image, shown, probabilities[best].tolist())
     shares = zip(shown, probabilities[best], strict=True)
