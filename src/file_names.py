@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ _FORBIDDEN = '/\\:*?"<>|'
 _LONGEST_NAME = 150  # bytes; leaves room for suffixes such as `-version_0.yaml`
 _DIGITS = 12
 _YAML = (".yaml", ".yml")
+_URL = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+:)/+")
 
 
 def check_name(name: str, option: str) -> str:
@@ -55,6 +57,18 @@ def _problem(name: str) -> str | None:
         return "ends with a dot"
     length = len(name.encode())
     return f"is {length} bytes long, more than {_LONGEST_NAME}" if length > _LONGEST_NAME else None
+
+
+def url_of(source: str | Path) -> str | None:
+    """The URL that was given in place of a file, else ``None``.
+
+    Args:
+        source: What was given; a `Path` keeps one slash of ``https://``.
+    """
+    found = _URL.match(str(source))
+    if found is None or (isinstance(source, str) and "://" not in source):
+        return None
+    return f"{found[1]}//{str(source)[found.end() :]}"
 
 
 def similar_file(path: str | Path) -> str:

@@ -91,7 +91,10 @@ def find_checkpoint(
             " Use an older checkpoint, or copy the folder again."
         )
     if path.suffix == ".ckpt":
-        advice = f" Give a .ckpt file, or 'last' or 'best' for the newest one in {runs}."
+        advice = (
+            " Give a .ckpt file or the folder of a run (on the command line also 'last' or 'best',"
+            f" for the newest one in {runs})."
+        )
         raise AbsentCheckpointError(
             f"The checkpoint {source} does not exist.{similar_file(path) or advice}"
         )
@@ -127,12 +130,16 @@ def config_of(checkpoint: Path) -> Path:
     Raises:
         UserError: If it is not in the folder of the checkpoint or in the one above.
     """
-    found = [folder / CONFIG for folder in list(checkpoint.absolute().parents)[:2]]
+    folder = checkpoint.absolute().parent
+    if ".." in folder.parts:  # or else the folder above would be the one before the dots
+        folder = folder.resolve()
+    found = [folder / CONFIG, folder.parent / CONFIG]
     config = next((path for path in found if path.is_file()), None)
     if config is None:
         raise UserError(
-            f"There is no {CONFIG} of the run of {checkpoint} (searched in"
-            f" {found[0].parent} and {found[1].parent}). Give the recipe with --config FILE."
+            f"There is no {CONFIG} of the run of {folder / checkpoint.name} (searched in {folder}"
+            f" and {folder.parent}). Copy the {CONFIG} of its run beside it, or give the folder of"
+            " the run (on the command line also its recipe, with --config FILE)."
         )
     return _from_here(config)
 
@@ -216,8 +223,8 @@ def newest_checkpoint(keyword: str | None, runs: Path, version: str = "version_*
             advice = f"There is a {other!r} one: add --ckpt_path {other}."
         else:
             advice = (
-                f"{_others(runs)} Give a file, set --name to the name of the run, or omit"
-                " --ckpt_path to start from the beginning."
+                f"{_others(runs)} Give a checkpoint, or on the command line the --name of another"
+                " run, or omit --ckpt_path to start from the beginning."
             ).lstrip()
         raise UserError(
             f"There is no {keyword!r} checkpoint in {runs}/{version}/checkpoints{reason}. {advice}"

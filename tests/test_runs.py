@@ -1,5 +1,6 @@
 """The checkpoint and the configuration of a run, found by path or name."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -59,7 +60,7 @@ def test_a_checkpoint_is_found_with_its_config(here: Path) -> None:
 def test_the_closest_checkpoint_is_suggested(here: Path) -> None:
     with pytest.raises(UserError, match=r"lst\.ckpt does not exist\. Did you mean .*/last\.ckpt\?"):
         find_checkpoint("runs/tiny/version_0/checkpoints/lst.ckpt")
-    with pytest.raises(UserError, match=r"does not exist\. Give a \.ckpt file, or"):
+    with pytest.raises(UserError, match=r"does not exist\. Give a \.ckpt file or the folder of a"):
         find_checkpoint("runs/tiny/version_0/checkpoints/x.ckpt")
 
 
@@ -82,6 +83,23 @@ def test_what_is_missing_is_named(here: Path, tmp_path: Path) -> None:
     (tmp_path / "alone.ckpt").write_bytes(b"")
     with pytest.raises(UserError, match=r"no config\.yaml of the run .*with --config FILE"):
         trained_run(tmp_path / "alone.ckpt")
+
+
+def test_a_checkpoint_outside_its_run_is_named_without_dots(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "work/here").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "work/here")
+    Path("../moved.ckpt").touch()
+    Path("config.yaml").touch()  # the folder before the dots is not one of the checkpoint
+    folder = re.escape(str((tmp_path / "work").resolve()))
+    expected = rf"of {folder}/moved\.ckpt \(searched in {folder} and .*Copy the config\.yaml"
+    with pytest.raises(UserError, match=expected):
+        trained_run("../moved.ckpt")
+    Path("../config.yaml").touch()
+    assert (
+        trained_run("../moved.ckpt").config.resolve() == (tmp_path / "work/config.yaml").resolve()
+    )
 
 
 def test_a_checkpoint_cannot_refer_to_the_run_of_another_folder(

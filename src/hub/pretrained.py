@@ -14,13 +14,15 @@ from __future__ import annotations
 import difflib
 import numbers
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
+from urllib.parse import urlsplit
 
 import torch
 
 from src.errors import UserError
+from src.file_names import url_of
 from src.hub.folders import CONFIG_FILE, WEIGHT_FILE, read_folder, write_folder
 from src.hub.parts import ModelParts
 from src.hub.published import read_published
@@ -168,6 +170,8 @@ class Pretrained(ModelParts):
 
 
 def _parts(path: Path, name: str) -> ModelParts:
+    if not path.exists() and (url := url_of(path)) is not None:
+        raise UserError(_no_address(url))
     if (path / CONFIG_FILE).is_file():
         return read_folder(path)
     if path.suffix == ".ckpt" or is_run(path):
@@ -175,7 +179,7 @@ def _parts(path: Path, name: str) -> ModelParts:
     if path.is_dir():
         raise UserError(
             f"{path} is not a saved model: expected {CONFIG_FILE} and {WEIGHT_FILE} (export with"
-            " --format safetensors), or the folder of a run with a checkpoint."
+            f" --format {_formats(path)}), or the folder of a run with a checkpoint."
         )
     published = path.name.removesuffix(".pth")
     if published in HUB_FILES and (path.is_file() or path.name == name):
@@ -187,7 +191,7 @@ def _parts(path: Path, name: str) -> ModelParts:
     other_runs = runs_with_checkpoints(path.parent)
     if name.count("/") == 1 and not path.exists() and not other_runs:
         return read_folder(_download(name))
-    close = difflib.get_close_matches(published, [*HUB_FILES, *other_runs], n=3)
+    close = _closest(published, [*HUB_FILES, *other_runs])
     close = [str(path.parent / name) if name in other_runs else name for name in close]
     hint = f"Did you mean {' or '.join(close)}? " if close else ""
     if other_runs:
@@ -216,8 +220,35 @@ def _not_a_model(path: Path) -> str:
     return (
         f"{message}. {advice} {folder}, a checkpoint (.ckpt), a published file (.pth) under"
         f" its own name, or a folder with {CONFIG_FILE} and {WEIGHT_FILE} (export with --format"
-        " safetensors)."
+        f" {_formats(path.parent)})."
     )
+
+
+def _no_address(url: str) -> str:
+    """Message about a URL given to `Pretrained.from_pretrained`."""
+    published = Path(urlsplit(url).path).stem
+    name = f"'{published}'" if published in HUB_FILES else "a name of docs/model_zoo.md"
+    return (
+        f"from_pretrained does not read addresses: {url} is a URL. Give {name} or a hub repository"
+        " (user/name), or download the file, keep its name, and give its path."
+    )
+
+
+def _formats(folder: Path) -> str:
+    """``--format`` of an export that adds a saved model to the exported files of a folder."""
+    names = [path.name for path in folder.glob("*")]
+    compiled = any(name.endswith(".aoti.pt2") for name in names)
+    program = any(name.endswith(".pt2") and not name.endswith(".aoti.pt2") for name in names)
+    onnx = any(name.endswith(".onnx") for name in names)
+    there = {"onnx": onnx, "pt2": program, "aoti": compiled, "safetensors": True}
+    return " ".join(name for name, is_there in there.items() if is_there)
+
+
+def _closest(name: str, known: Sequence[str]) -> list[str]:
+    """The known name most similar to a misspelt one; several if they tie, none if none is close."""
+    close = difflib.get_close_matches(name, known, n=3)
+    similar = [difflib.SequenceMatcher(None, other, name).ratio() for other in close]
+    return [other for other, ratio in zip(close, similar, strict=True) if ratio == similar[0]]
 
 
 def _download(repository: str) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from src.data.formats.image_files import refuse_url
 from src.decoding import MAX_PIXELS, Reduce, decode, to_rgb, turn_upright
 from src.errors import UserError
 
@@ -21,8 +21,6 @@ ImageSource = str | Path | Image.Image | NDArray[Any] | Tensor
 Arrays are RGB ``(H, W, 3)`` or grey, ``(H, W)`` or ``(H, W, 1)``; tensors are RGB ``(3, H, W)`` or
 grey ``(1, H, W)``. Their values are uint8, or floating-point from 0 to 1. Grey becomes RGB.
 """
-
-_URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+://")
 
 
 def load_image(
@@ -43,11 +41,8 @@ def load_image(
     Raises:
         UserError: If the file cannot be decoded, or the source is a URL or not an image.
     """
-    if isinstance(source, str) and _URL.match(source):
-        raise UserError(
-            f"predict does not download images: {source} is a URL. Download the file, and give its "
-            "path."
-        )
+    if isinstance(source, (str, Path)):
+        refuse_url(source)
     if isinstance(source, str) and not source:
         raise UserError("The path of the image is empty.")
     if isinstance(source, (str, Path)) and Path(source).is_dir():

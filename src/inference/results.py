@@ -5,6 +5,7 @@ The values are those that ``python -m src predict`` writes, and `Prediction.plot
 
 from __future__ import annotations
 
+import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,9 +20,10 @@ from src.metrics.coco_results import Result, decode_masks
 from src.visualization import draw_classes, draw_instances, draw_label_map
 
 _SHOWN = 5  # entries of the text of a prediction
+_LISTED = 10  # class names in a message
 
 
-@dataclass(repr=False)
+@dataclass(repr=False, eq=False)  # compared by identity: tensors have no truth value
 class Prediction(ABC):
     """Prediction for one image.
 
@@ -52,7 +54,7 @@ class Prediction(ABC):
         return f"{type(self).__name__}({self})"
 
 
-@dataclass(repr=False)
+@dataclass(repr=False, eq=False)
 class Classification(Prediction):
     """The most probable classes of an image, at most five, best first.
 
@@ -84,7 +86,7 @@ class Classification(Prediction):
         return ", ".join(f"{name} {score:.1%}" for name, score in pairs)
 
 
-@dataclass(repr=False)
+@dataclass(repr=False, eq=False)
 class Detection(Prediction):
     """Detected objects of an image, best first.
 
@@ -158,7 +160,7 @@ class Detection(Prediction):
         return f"{len(self.results)} objects{': ' if listed else ''}{listed}{more}"
 
 
-@dataclass(repr=False)
+@dataclass(repr=False, eq=False)
 class Segmentation(Prediction):
     """Class of every pixel of an image.
 
@@ -193,8 +195,11 @@ class Segmentation(Prediction):
         """
         names = list(self.class_names)
         if name not in names:
-            shown = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
-            raise UserError(f"There is no class {name!r}; the classes are {shown}.")
+            close = difflib.get_close_matches(str(name), names, n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+            shown = ", ".join(names[:_LISTED]) + more
+            raise UserError(f"There is no class {name!r}.{hint} The classes are {shown}.")
         return self.label_map == names.index(name)
 
     def plot(self, opacity: float = 0.55) -> Image.Image:

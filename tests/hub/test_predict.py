@@ -18,7 +18,7 @@ from src.data.classes.cityscapes import CITYSCAPES_NAMES, CITYSCAPES_PALETTE
 from src.errors import UserError
 from src.hub import Pretrained
 from src.hub.runs import official_palette
-from src.inference import Classification
+from src.inference import Classification, Detection, Prediction, Segmentation
 from src.inference.images import load_image
 from src.metrics.coco_results import decode_masks
 from tests.cli.tiny import TASKS, save_image, write_data, write_recipe
@@ -94,7 +94,7 @@ def test_predictions_are_those_of_the_command_line(run):
         np.testing.assert_array_equal(result.label_map, read(written / "label_maps"))
         assert set(result.names) <= {"a", "b"}
         assert result.mask("a").sum() + result.mask("b").sum() == 7000
-        with pytest.raises(UserError, match="There is no class 'c'; the classes are a, b"):
+        with pytest.raises(UserError, match=r"There is no class 'c'\. The classes are a, b"):
             result.mask("c")
         drawn, same = read(written / "overlays"), result.plot()
     np.testing.assert_array_equal(np.asarray(same), np.asarray(drawn.convert("RGB")))
@@ -335,3 +335,27 @@ def test_the_text_of_a_prediction_is_short():
         "a.png", ["cat", "dog"], True, torch.tensor([1, 0]), torch.tensor([0.75, 0.25])
     )
     assert repr(result) == "Classification(dog 75.0%, cat 25.0%)"
+
+
+def test_predictions_are_compared_by_identity() -> None:
+    def predictions() -> list[Prediction]:
+        values = torch.tensor([0, 1])
+        return [
+            Classification("a.png", ["cat", "dog"], True, values, values.float()),
+            Detection("a.png", ["cat", "dog"], True, (2, 1)),
+            Segmentation("a.png", ["cat", "dog"], True, values[:, None], [(0, 0, 0)] * 2),
+        ]
+
+    for result, equal in zip(predictions(), predictions(), strict=True):
+        assert result == result
+        assert result != equal
+        assert result not in [equal]
+        assert len({result, equal}) == 2
+
+
+def test_a_misspelt_class_leads_to_the_closest_one() -> None:
+    names = [f"class {number}" for number in range(10)] + ["road"]
+    result = Segmentation("a.png", names, True, torch.zeros(2, 2), [(0, 0, 0)] * 11)
+    expected = r"no class 'rod'\. Did you mean 'road'\? The classes .*, class 9 and 1 more\.$"
+    with pytest.raises(UserError, match=expected):
+        result.mask("rod")

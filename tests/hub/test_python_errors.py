@@ -38,6 +38,16 @@ def assert_is_short(error: UserError) -> None:
         ("saved", "The weight file saved/model.safetensors .* cannot be read: it is damaged"),
         ("described", "The description described/config.json .* cannot be read"),
         ("nowhere", "There is no model 'nowhere'"),
+        (
+            "internimage_t_1k_244",
+            r"There is no model .* Did you mean internimage_t_1k_224\? Give",
+        ),
+        ("gone.ckpt", r"gone\.ckpt does not exist\. Give a \.ckpt file or the folder of a run"),
+        (
+            "https://huggingface.co/a/b/resolve/main/internimage_t_1k_224.pth?download=true",
+            r"https://huggingface\.co/a/b.* is a URL\. Give 'internimage_t_1k_224' or a hub",
+        ),
+        ("https://huggingface.co/me/flowers", r"is a URL\. Give a name of docs/model_zoo\.md or"),
     ],
 )
 def test_a_model_that_cannot_be_loaded(source: str | None, message: str) -> None:
@@ -64,6 +74,19 @@ def test_exported_files_lead_to_a_folder() -> None:
         with pytest.raises(UserError, match=advice) as caught:
             Pretrained.from_pretrained(name)
         assert_is_short(caught.value)
+
+
+def test_an_exported_folder_leads_to_all_formats_together() -> None:
+    Path("exported").mkdir()
+    for name, formats in (
+        ("model.onnx", "onnx safetensors"),
+        ("model.aoti.pt2", "onnx aoti safetensors"),
+        ("model.pt2", "onnx pt2 aoti safetensors"),
+    ):
+        Path("exported", name).touch()
+        for source in ("exported", "exported/model.onnx"):
+            with pytest.raises(UserError, match=rf"export with --format {formats}\)"):
+                Pretrained.from_pretrained(source)
 
 
 def test_a_download_elsewhere_keeps_its_name() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from src.errors import UserError
+from src.file_names import url_of
 from src.files import on_one_line
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
@@ -42,12 +43,13 @@ def find_images(source: str | Path) -> list[str]:
     """A single image file of any name, or every image under a folder, sorted.
 
     Raises:
-        UserError: If the source is missing or a folder without images.
+        UserError: If the source is missing, a URL, or a folder without images.
     """
-    source = Path(source)
+    given, source = source, Path(source)
     if source.is_file():
         return [str(source)]
     if not source.is_dir():
+        refuse_url(given)
         raise UserError(
             f"There is nothing to predict: {source} is neither a file nor a folder. Give an image "
             "or a folder of images."
@@ -59,6 +61,19 @@ def find_images(source: str | Path) -> list[str]:
             f"{LISTED_EXTENSIONS}."
         )
     return images
+
+
+def refuse_url(source: str | Path) -> None:
+    """Refuse the URL of an image.
+
+    Raises:
+        UserError: If the source is a URL.
+    """
+    if (url := url_of(source)) is not None:
+        raise UserError(
+            f"predict does not download images: {url} is a URL. Download the file, and give its"
+            " path."
+        )
 
 
 def first_images(root: str | Path, count: int = 100) -> list[str]:
