@@ -9,6 +9,14 @@ _ADDRESSES = ("homepage", "repository", "source", "sourcecode", "github")
 """Labels of the project's own address in ``[project.urls]``, as PyPI compares them."""
 
 
+def version() -> str:
+    """Version of the installed project, such as ``0.1.0``, or a note that it is not installed."""
+    try:
+        return metadata(PACKAGE)["Version"]
+    except PackageNotFoundError:  # a copy of the sources
+        return "(not installed, so its version is not known)"
+
+
 def origin() -> str:
     """The project with its version and, if its metadata has one, its address.
 

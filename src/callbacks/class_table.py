@@ -84,8 +84,7 @@ class ClassTable(Callback):
 
 def _has_test_images(trainer: Trainer) -> bool:
     """Whether the data have a test split, or ``test`` reads the validation images."""
-    splits = getattr(getattr(trainer, "datamodule", None), "splits", {})
-    return "test" not in splits or splits["test"] != splits.get("val")
+    return bool(getattr(getattr(trainer, "datamodule", None), "has_test_images", True))
 
 
 def summary(

@@ -6,8 +6,9 @@ import math
 import os
 import shlex
 import statistics
+import sys
 import time
-from collections.abc import Sized
+from collections.abc import Sequence, Sized
 from typing import Any
 
 import torch
@@ -99,8 +100,8 @@ class TimeEstimate(Callback):
         if self._note:
             tell(f"             {self._note}")
         if seconds > _LONG and not self._is_resumed and trainer.strategy.root_device.type == "cpu":
-            options = " ".join(trial_options(trainer, step))
-            tell(f"             For a short trial, which shows that all works, add {options}")
+            command = trial_command(sys.argv[1:], trial_options(trainer, step))
+            tell(f"             For a short trial, which shows that all works: {command}")
 
 
 def _tell_if_busy(trainer: Trainer, loader: Any, what: str) -> None:
@@ -166,4 +167,23 @@ def trial_options(trainer: Trainer, step: float) -> list[str]:
     schedules = [config.scheduler for config in trainer.lr_scheduler_configs]
     if any(isinstance(s, StepSchedule) and s.num_warmup_steps >= steps for s in schedules):
         options += ["--model.lr_scheduler.warmup_steps", str(steps // 10)]
-    return [*options, "--name", shlex.quote(f"{run_folder(trainer).parent.name}_trial")]
+    return [*options, "--name", f"{run_folder(trainer).parent.name}_trial"]
+
+
+def trial_command(given: Sequence[str], options: Sequence[str]) -> str:
+    """The command of a short trial.
+
+    Args:
+        given: Arguments of the command line; other than those of ``fit`` in a script or notebook.
+        options: Alternating names and values, which replace the given ones.
+    """
+    if given[:1] != ["fit"]:
+        return f"add {shlex.join(options)}"
+    kept: list[str] = []
+    arguments = iter(given)
+    for argument in arguments:
+        if argument in options[::2]:
+            next(arguments, None)  # its value
+        elif argument.partition("=")[0] not in options[::2]:
+            kept.append(argument)
+    return shlex.join(["python", "-m", "src", *kept, *options])

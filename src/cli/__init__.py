@@ -25,6 +25,7 @@ from src.cli.short_help import short_help
 from src.config_files import find_configs
 from src.errors import UserError, printable
 from src.files import disk_problem
+from src.project import PACKAGE, version
 from src.stopping import Interrupted, StopSignals, exit_code, is_first_rank
 
 if TYPE_CHECKING:
@@ -82,6 +83,9 @@ def main(args: Sequence[str] | None = None) -> int:
 def _main(given: list[str], stops: StopSignals) -> int:
     if not given or given[0] in ("-h", "--help", "help"):
         print(_OVERVIEW)
+        return 0
+    if given[0] in ("--version", "-V"):
+        print(f"{PACKAGE} {version()}")
         return 0
     try:
         args = find_configs(given[1:])
@@ -151,14 +155,14 @@ def _command(name: str) -> Callable[[list[str]], int]:
     if name in TOOLS:
         return lambda args: _run_tool(name, args)
     from src.cli.other_names import OTHER_COMMANDS
-    from src.cli.suggestions import suggest
+    from src.cli.suggestions import closest
 
     if name in OTHER_COMMANDS:
         raise UserError(f"There is no command {name!r}; use {OTHER_COMMANDS[name]!r}.")
     known = [*TRAINER_COMMANDS, *TOOLS]
-    raise UserError(
-        f"Unknown command {name!r}; expected one of {', '.join(known)}.{suggest(name, known)}"
-    )
+    found = closest(name, [*known, *OTHER_COMMANDS])
+    hint = "" if found is None else f" Did you mean {OTHER_COMMANDS.get(found, found)!r}?"
+    raise UserError(f"Unknown command {name!r}; expected one of {', '.join(known)}.{hint}")
 
 
 def _run_tool(name: str, args: list[str]) -> int:

@@ -23,7 +23,7 @@ _GROUPS = ("model", "data", "trainer", "checkpoint")
 
 GIVE_RECIPE = (
     "Give a recipe with --config configs/<recipe>.yaml, or a trained run with --ckpt_path FILE"
-    " (validate, test and predict: or --name RUN)."
+    " (all commands but fit: or --name RUN)."
 )
 _RECIPE = ("--config", "-c", "--name", "--ckpt_path")
 _PARTS = ("--model", "--data", "--help", "-h", "--print_config")

@@ -16,7 +16,6 @@ OTHER_COMMANDS = {
     "convert": "export",
     "onnx": "export",
     "version": "env",
-    "--version": "env",
     "-v": "env",
     "info": "env",
     "download": "prepare",

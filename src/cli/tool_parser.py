@@ -28,16 +28,22 @@ class ToolParser(argparse.ArgumentParser):
         args = sys.argv[1:] if args is None else args
         found, rest = self.parse_known_args(args, namespace)
         if rest:
-            of_name: dict[str, ToolParser] = {}
-            for action in self._actions:
-                if isinstance(action, argparse._SubParsersAction):
-                    of_name = action.choices
+            of_name = self._subcommands()
             chosen = next((of_name[given] for given in args if given in of_name), self)
             chosen.error(f"unrecognized arguments: {' '.join(rest)}")
         return found
 
+    def _subcommands(self) -> dict[str, ToolParser]:
+        """Parsers of the subcommands by name; none if there are no subcommands."""
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                return dict(action.choices)
+        return {}
+
     def error(self, message: str) -> NoReturn:
         """Raise a `UserError` with a short explanation of the message."""
+        if choices := ", ".join(self._subcommands()):
+            message = re.sub(r"(are required: \w+)$", rf"\1, one of {choices}", message)
         known = (name for action in self._actions for name in action.option_strings)
         raise UserError(_explain(message, self.prog, (name.lstrip("-") for name in known)))
 

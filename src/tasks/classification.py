@@ -131,7 +131,9 @@ class ClassificationTask(BaseTask):
         loss: Tensor = self.criterion(_logits(self.training_network, inputs), target)
         size = len(target)
         self.log("train/loss", loss, prog_bar=True, batch_size=size)
-        self.log("train/loss_epoch", loss, on_step=False, on_epoch=True, batch_size=size)
+        self.log(
+            "train/loss_epoch", loss, on_step=False, on_epoch=True, batch_size=size, sync_dist=True
+        )
         return loss
 
     @staticmethod

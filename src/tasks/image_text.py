@@ -116,7 +116,9 @@ class ImageTextTask(BaseTask):
         loss: Tensor = self.criterion(*found)
         size = len(batch["text"])
         self.log("train/loss", loss, prog_bar=True, batch_size=size)
-        self.log("train/loss_epoch", loss, on_step=False, on_epoch=True, batch_size=size)
+        self.log(
+            "train/loss_epoch", loss, on_step=False, on_epoch=True, batch_size=size, sync_dist=True
+        )
         self.log("train/logit_scale", found.scale.detach().squeeze(), batch_size=size)
         return loss
 

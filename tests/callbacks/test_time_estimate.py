@@ -112,13 +112,13 @@ def test_one_slow_step_does_not_change_the_estimate(monkeypatch: pytest.MonkeyPa
 def trial(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[[], list[str]]:
-    """The options of a short trial that were printed, for runs of any length."""
+    """The arguments of a short trial that were printed, for runs of any length."""
     monkeypatch.setattr("src.callbacks.time_estimate._LONG", 0.0)
     monkeypatch.setattr("src.callbacks.time_estimate._STEPS", 4)
 
     def read() -> list[str]:
-        (options,) = re.findall("For a short trial, .*, add (.*)", capsys.readouterr().out)
-        return shlex.split(options)
+        (command,) = re.findall(r"For a short trial, .*: (.*)", capsys.readouterr().out)
+        return shlex.split(command.removeprefix("python -m src "))
 
     return read
 
@@ -129,16 +129,16 @@ def test_a_short_trial_of_a_long_run(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     recipe = write_tiny(tmp_path, task, write_data(tmp_path / "data", task))
-    long = ["--trainer.max_epochs", "4", "--trainer.check_val_every_n_epoch", "4"]
-    command = ["fit", "-c", str(recipe), *long, "--model.lr_scheduler.warmup_steps", "7"]
-    assert main(command) == 0
-    options = trial()
-    warmup = ["--model.lr_scheduler.warmup_steps", "0"]
-    assert options == ["--trainer.max_epochs", "2", *warmup, "--name", f"{recipe.stem}_trial"]
+    command = ["fit", "-c", str(recipe), "--trainer.check_val_every_n_epoch", "4"]
+    long = ["--trainer.max_epochs=4", "--model.lr_scheduler.warmup_steps", "7", "--name", "long"]
+    assert main([*command, *long]) == 0
+    short = trial()
+    options = ["--trainer.max_epochs", "2", "--model.lr_scheduler.warmup_steps", "0"]
+    assert short == [*command, *options, "--name", "long_trial"]
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="The warm-up")
-        assert main([*command, *options]) == 0
-    checkpoints = tmp_path / f"runs/{recipe.stem}_trial/version_0/checkpoints"
+        assert main(short) == 0
+    checkpoints = tmp_path / "runs/long_trial/version_0/checkpoints"
     assert {path.name for path in checkpoints.iterdir()} == {"best-epoch=1.ckpt", "last.ckpt"}
 
 
@@ -147,7 +147,7 @@ def test_a_trial_of_long_epochs_has_few_steps(
 ) -> None:
     monkeypatch.setattr("src.callbacks.time_estimate._TRIAL", 0.0)
     assert run() == 0
-    options = trial()
+    _, _, _, *options = trial()  # without fit -c tiny.yaml
     assert options[:2] == ["--trainer.max_steps", "1"]
     assert run(*options) == 0
 
@@ -156,4 +156,4 @@ def test_a_trial_of_short_epochs_has_more_of_them(
     run: Callable[..., int], trial: Callable[[], list[str]]
 ) -> None:
     assert run("--trainer.max_epochs", "20") == 0
-    assert trial()[:2] == ["--trainer.max_epochs", "5"]
+    assert trial()[3:5] == ["--trainer.max_epochs", "5"]

@@ -131,8 +131,8 @@ def test_settings_without_a_recipe(folder: Path, error_of: Callable[..., str]) -
     text = error_of("predict", "--data.predict_dir", "photos")
     assert text == (
         "--data.* settings change those of a recipe or a run, and none is given. Give a recipe with"
-        " --config configs/<recipe>.yaml, or a trained run with --ckpt_path FILE (validate, test"
-        " and predict: or --name RUN)."
+        " --config configs/<recipe>.yaml, or a trained run with --ckpt_path FILE (all"
+        " commands but fit: or --name RUN)."
     )
     text = error_of("predict", "-c", "tiny.yaml", "--data", "ImageNetDatamodul")
     assert "Did you mean 'ImageNetDataModule'? Expected a class name or an import path." in text
@@ -240,6 +240,8 @@ def test_arguments_with_spaces_are_shown_whole(
 
 def test_commands_of_other_libraries(folder: Path, error_of: Callable[..., str]) -> None:
     assert error_of("train") == "There is no command 'train'; use 'fit'."
+    assert error_of("trian").endswith("Did you mean 'fit'?")
+    assert error_of("valdate").endswith("Did you mean 'validate'?")
     assert error_of("detect") == "There is no command 'detect'; use 'predict'."
     assert error_of("env", "--foo") == "env takes no arguments, got '--foo'."
 
@@ -251,6 +253,8 @@ def test_commands_of_other_libraries(folder: Path, error_of: Callable[..., str])
         ("plan -c tiny.yaml --gpus two", "--gpus: expected an integer, got 'two'."),
         ("plan -c tiny.yaml --gpus", "--gpus needs a value."),
         ("profile internimage_t", "profile needs --model. See python -m src profile --help."),
+        ("prepare", "prepare needs DATA, one of from-folder, from-coco, from-yolo, from-masks, "),
+        ("prepare", ", toy. See python -m src prepare --help."),
         ("prepare runs", "prepare expects from-folder, from-coco,"),
         (
             "export runs/tiny/version_0",

@@ -83,6 +83,20 @@ def test_an_option_may_be_longer_than_a_file_name(
     assert "a" * 300 in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("run", [("--name", "tiny"), ("--ckpt_path", "runs/tiny/version_0")])
+def test_a_run_is_planned_and_measured(
+    here: Path, capsys: pytest.CaptureFixture[str], run: tuple[str, str]
+) -> None:
+    assert main(["plan", *run, "--gpus", "2", "--data.batch_size", "4"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("tiny: InternImage")
+    assert "2 GPUs, 4 images of" in text
+    before = set(here.rglob("*"))
+    assert main(["benchmark", *run, "--warmup", "1", "--steps", "2"]) == 0
+    assert "| tiny | inference |" in capsys.readouterr().out
+    assert set(here.rglob("*")) == before
+
+
 def test_a_named_run_is_exported(here: Path, tmp_path: Path) -> None:
     flags = ["--format", "safetensors", "--out", str(tmp_path)]
     assert main(["export", "--name", "tiny", *flags]) == 0

@@ -4,18 +4,20 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 from lightning import Trainer
 
 from src.callbacks import Checkpoint, DetectionWriter
-from src.cli import build
+from src.cli import build, main
 from src.cli.arguments import checked
 from src.cli.other_names import _ANSWERS, OTHER_COMMANDS, answer_for
 from src.cli.parser_errors import _task_and_data_settings, setting_names
 from src.models import InternImage
 from src.optim.schedules import WarmupCosine
+from src.project import PACKAGE
 
 PARTS = {
     "trainer": Trainer,
@@ -50,6 +52,12 @@ def test_suggested_commands_exist() -> None:
     from src.cli import TOOLS, TRAINER_COMMANDS
 
     assert set(OTHER_COMMANDS.values()) <= {*TOOLS, *TRAINER_COMMANDS}
+
+
+def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    for option in ("--version", "-V"):
+        assert main([option]) == 0
+        assert capsys.readouterr().out == f"internimage-lightning {metadata.version(PACKAGE)}\n"
 
 
 def test_options_of_the_parser_are_not_taken_for_those_of_other_libraries(

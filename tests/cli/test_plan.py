@@ -49,6 +49,14 @@ def test_small_networks_fit_with_every_strategy(capsys):
     assert "--trainer.strategy ddp --trainer.devices 2 --data.batch_size 16" in output
 
 
+def test_an_assumed_memory_is_explained(capsys):
+    assumed = (
+        "74.5 GiB,\nthe memory of a GPU with 80GB such as the A100 or H100; give that of yours"
+    )
+    assert assumed in plan(capsys, "toy/classification")
+    assert "within 90% of 7.5 GiB.\n" in plan(capsys, "toy/classification", "--memory", "8GB")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("recipe", "millions"),

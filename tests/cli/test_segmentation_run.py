@@ -89,6 +89,15 @@ def test_flag_for_augmentation_and_sliding_windows(folder):
     assert 0 <= last_values(newest(folder, "test") / "metrics.csv")["test/mIoU"] <= 1
 
 
+def test_the_images_of_a_test_are_named(folder, capsys):
+    assert run(folder, "test", "--ckpt_path", "last") == 0
+    title = "Results of the validation images, as there are no test images"
+    assert title in capsys.readouterr().out
+    other = ["--data.test_images", "images/training", "--data.test_labels", "annotations/training"]
+    assert run(folder, "test", "--ckpt_path", "last", *other) == 0
+    assert "Results of the test images" in capsys.readouterr().out
+
+
 def test_predict_writes_label_maps_and_overlays(folder):
     assert run(folder, "predict", "--ckpt_path", "best") == 0
     results = newest(folder, "predict")

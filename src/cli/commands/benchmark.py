@@ -28,6 +28,7 @@ from src.callbacks.pace import number_of_images
 from src.callbacks.run_folder import describe_operators
 from src.callbacks.step_times import StepTimes, Waiting, now
 from src.cli.app import TrainingCLI
+from src.cli.run_settings import with_settings_of_run
 from src.cli.tool_parser import ToolParser
 from src.environment import package_version
 from src.errors import UserError
@@ -85,7 +86,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         UserError: If an argument is wrong or the run ended before all was measured.
     """
-    args, settings = _parser().parse_known_args(argv)
+    args, given = _parser().parse_known_args(argv)
+    settings = with_settings_of_run(["benchmark", *given])[1:]
     if args.warmup < 1 or args.steps < 1:
         raise UserError(f"--warmup and --steps accept 1 or more, got {args.warmup}, {args.steps}.")
     cli = TrainingCLI.create([*settings, *_QUIET], run=False)

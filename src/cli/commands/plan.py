@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from src.cli.app import TrainingCLI
+from src.cli.run_settings import with_settings_of_run
 from src.cli.tool_parser import ToolParser
 from src.cli.training_plan import add_arguments, describe_training
 from src.errors import UserError, counted
@@ -32,6 +33,11 @@ _CLASSES = {"ClassificationTask": 1000, "DetectionTask": 80, "SegmentationTask":
 _POWERS = {"M": 2, "G": 3, "T": 4}
 _RESERVE = 0.1  # fraction of memory for CUDA context, fragmentation and library workspaces
 _GIB = 2**30
+_MEMORY = "80GB"  # of a GPU, unless --memory is given
+_ASSUMED = (
+    f",\nthe memory of a GPU with {_MEMORY} such as the A100 or H100; give that of yours with"
+    " --memory"
+)
 
 
 @dataclass(frozen=True)
@@ -242,15 +248,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         UserError: If an argument is invalid.
     """
-    args, settings = _parser().parse_known_args(argv)
+    args, given = _parser().parse_known_args(argv)
+    settings = with_settings_of_run(["plan", *given])[1:]
     if args.gpus < 1:
         raise UserError(f"--gpus: expected a positive number, got {args.gpus}.")
-    memory = read_bytes(args.memory)
+    memory = read_bytes(args.memory or _MEMORY)
     recipe = Recipe.create(settings, run=False)
     plan = Plan(recipe, args.gpus, args.num_classes)
     batch = args.batch_size or int(recipe.data["batch_size"])
     print(describe(plan, batch))
-    print(table(plan, batch, memory))
+    print(table(plan, batch, memory, is_given=args.memory is not None))
     print(proposal(plan, memory, args.global_batch or batch * args.gpus))
     if isinstance(plan.network, ImageTextModel):
         epochs = recipe.config.trainer.max_epochs
@@ -275,8 +282,15 @@ def describe(plan: Plan, batch: int) -> str:
     )
 
 
-def table(plan: Plan, batch: int, memory: int) -> str:
-    """Memory of the recipe as given, under each strategy."""
+def table(plan: Plan, batch: int, memory: int, *, is_given: bool) -> str:
+    """Memory of the recipe as given, under each strategy.
+
+    Args:
+        plan: The estimate.
+        batch: Images per GPU and step.
+        memory: Bytes of each GPU.
+        is_given: Whether the user has given them, or they are `_MEMORY`.
+    """
     names = {"parameters": "parameters", "optimizer": "optimizer", "average": "EMA weights"}
     names |= {"step": "step", "total": "total"}
     lines = ["", f"{'GiB per GPU':22}" + "".join(f"{name:>12}" for name in names.values())]
@@ -287,7 +301,7 @@ def table(plan: Plan, batch: int, memory: int) -> str:
         lines.append(f"{strategy:22}{values}   {verdict}")
     lines.append(
         f"step: peak of gradients and activations. fits: total is within {1 - _RESERVE:.0%} of"
-        f" {memory / _GIB:.1f} GiB."
+        f" {memory / _GIB:.1f} GiB{'' if is_given else _ASSUMED}."
     )
     if part := omitted_part(plan.network):
         lines.append(
@@ -345,8 +359,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--gpus", type=int, default=1, help="total number of GPUs")
     parser.add_argument(
         "--memory",
-        default="80GB",
-        help="memory of each GPU: 80GB, or 79GiB as nvidia-smi reports it",
+        help=f"memory of each GPU: {_MEMORY} (default), or 79GiB as nvidia-smi reports it",
     )
     parser.add_argument(
         "--batch_size", type=int, help="images per GPU; default: that of the recipe"

@@ -263,6 +263,12 @@ class ADE20KDataModule(BaseDataModule):
         )
 
     @property
+    def has_test_images(self) -> bool:
+        """Whether ``test`` has images of its own; otherwise it reads the validation images."""
+        sources = ((self.folders[split], self.image_lists.get(split)) for split in ("val", "test"))
+        return len(set(sources)) > 1
+
+    @property
     def class_names(self) -> list[str]:
         """Readable class names in label order."""
         return list(self._names)

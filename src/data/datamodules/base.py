@@ -123,6 +123,11 @@ class BaseDataModule(LightningDataModule, ABC):
         raise UserError(f"{cls.__name__} has no classes of its own; give data.class_names.")
 
     @property
+    def has_test_images(self) -> bool:
+        """Whether ``test`` has images of its own; otherwise it reads the validation images."""
+        return True
+
+    @property
     def category_ids(self) -> list[int]:
         """Category id of each class in the annotation files; default is its label."""
         return list(range(self.num_classes))

@@ -231,6 +231,11 @@ class COCODataModule(BaseDataModule):
         return {name: number for number, name in enumerate(names, start=1)}
 
     @property
+    def has_test_images(self) -> bool:
+        """Whether ``test`` has images of its own; otherwise it reads the validation images."""
+        return self.splits["test"] != self.splits["val"]
+
+    @property
     def class_names(self) -> list[str]:
         """Names of the categories in label order."""
         return list(self.categories.values())

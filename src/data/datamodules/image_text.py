@@ -200,6 +200,11 @@ class ImageTextDataModule(BaseDataModule):
         return resolve_classes(root.parent, self._given_names, (root.name, root.name))
 
     @property
+    def has_test_images(self) -> bool:
+        """Whether ``test`` has images of its own; otherwise it reads the validation images."""
+        return False
+
+    @property
     def class_names(self) -> list[str]:
         """Readable names of the zero-shot classes in label order; none without them."""
         return [] if self.classes is None else list(self.classes.names)

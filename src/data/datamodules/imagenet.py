@@ -195,6 +195,11 @@ class ImageNetDataModule(BaseDataModule):
         )
 
     @property
+    def has_test_images(self) -> bool:
+        """Whether ``test`` has images of its own; otherwise it reads the validation images."""
+        return self.splits["test"] != self.splits["val"]
+
+    @property
     def class_names(self) -> list[str]:
         """Readable class names in label order."""
         return list(self.classes.names)
