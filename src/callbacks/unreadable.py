@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch.distributed as dist
@@ -10,7 +11,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from src.callbacks.run_folder import run_folder
 from src.decoding import MAX_PIXELS, BrokenImageError, decode
-from src.errors import UserError
+from src.errors import UserError, counted
 from src.runs import CONFIG
 
 _MAX_NAMED = 10
@@ -47,24 +48,35 @@ class UnreadableImages(Callback):
         if self.paths and len(self.paths) == len(set(images)):
             if trainer.is_global_zero:
                 (run_folder(trainer) / CONFIG).unlink(missing_ok=True)  # see RunFolder
-            raise UserError(f"Nothing was predicted: {self._reasons('no image could be read')}")
+            raise UserError(
+                with_reasons(
+                    "Nothing was predicted: no image could be read", self.paths, self._max_pixels
+                )
+            )
 
     def message(self) -> str:
         """Which images could not be read, and why."""
         count = len(self.paths)
-        subject = "1 image" if count == 1 else f"{count} images"
-        return self._reasons(
-            f"{subject} could not be read and {'has' if count == 1 else 'have'} no prediction; all"
-            " other predictions have been written. Replace or remove these files, or use "
-            "--data.broken_images skip"
+        text = (
+            f"{counted(count, 'image')} could not be read and {'has' if count == 1 else 'have'} no"
+            " prediction; all other predictions have been written. Replace or remove these files,"
+            " or use --data.broken_images skip"
         )
+        return with_reasons(text, self.paths, self._max_pixels)
 
-    def _reasons(self, text: str) -> str:
-        """The text and the first files, each with its reason."""
-        lines = [_reason(path, self._max_pixels) for path in self.paths[:_MAX_NAMED]]
-        more = len(self.paths) - _MAX_NAMED
-        lines += [f"and {more} more"] if more > 0 else []
-        return f"{text}:\n  " + "\n  ".join(lines)
+
+def with_reasons(text: str, paths: Sequence[str], max_pixels: int) -> str:
+    """A text, followed by the first unreadable files, each with its reason.
+
+    Args:
+        text: What the files have in common, without a full stop.
+        paths: The files.
+        max_pixels: Larger images count as unreadable.
+    """
+    lines = [_reason(path, max_pixels) for path in paths[:_MAX_NAMED]]
+    more = len(paths) - _MAX_NAMED
+    lines += [f"and {more} more"] if more > 0 else []
+    return f"{text}:\n  " + "\n  ".join(lines)
 
 
 def is_predicting(trainer: Trainer) -> bool:

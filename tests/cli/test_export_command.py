@@ -47,6 +47,31 @@ def test_a_run_is_exported_and_checked_on_images(trained, images, tmp_path, caps
         exec(block, {})
 
 
+def test_a_check_names_images_that_cannot_be_read(trained, images, tmp_path, capsys):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    (photos / "empty.jpg").touch()
+    given = ["--data.image_size", "64", "--data.eval_batch_size", "1", "--ckpt_path", "best"]
+    check = command(trained, tmp_path / "exported", *given, "--check", str(photos))
+    assert main(check) == 2
+    printed = capsys.readouterr()
+    assert "Check:" not in printed.out
+    assert "Wrote:" in printed.out
+    assert "error: Nothing was checked: no image could be read:\n  " in printed.err
+
+    Image.new("RGB", (80, 70)).save(photos / "good.png")
+    assert main(check) == 2
+    printed = capsys.readouterr()
+    assert "over 1 image:" in printed.out
+    assert "Check:   passed" in printed.out
+    assert "error: 1 image could not be read and is not checked." in printed.err
+    assert f"{photos}/empty.jpg cannot be read: the file is empty" in printed.err
+
+    assert main([*check, "--data.broken_images", "skip"]) == 0
+    note = capsys.readouterr().out.partition("note: 1 image could not be read")[2]
+    assert f"{photos}/empty.jpg" in note
+
+
 def test_a_check_shows_its_progress_and_what_is_written_if_it_is_stopped(
     trained, images, tmp_path, capsys, monkeypatch
 ):

@@ -19,12 +19,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from src import files
+from src.callbacks.unreadable import with_reasons
 from src.cli.checkpoints import resolve_checkpoint
 from src.cli.run_settings import run_with_settings
 from src.cli.tool_parser import ToolParser
 from src.data.formats.image_files import LISTED_EXTENSIONS, first_images
 from src.decoding import decode
-from src.errors import UserError, counted
+from src.errors import UserError, counted, printable
 from src.export.compare_graphs import compare_graph, runner
 from src.export.compare_results import Example, ResultFile, compare_result
 from src.export.description import Description
@@ -60,6 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         0; 1 if a check found differences that rounding does not explain.
+
+    Raises:
+        UserError: If an option is invalid, or an image to check cannot be read.
     """
     return run_with_settings(["export", *(sys.argv[1:] if argv is None else argv)], _run)
 
@@ -91,13 +95,37 @@ def _run(argv: list[str]) -> int:
         print(f"Deleted: {', '.join(deleted)} in {out} (of an earlier export)")
     for path in written:
         print(f"Wrote:   {path} ({files.readable_size(path.stat().st_size)})")
-    if args.push and passed is not False:
+    is_unchecked = args.check is not None and passed is None
+    if args.push and passed is not False and not is_unchecked:
         print(f"Hub:     {model.pretrained.push_to_hub(args.push)}")
     elif args.push:
-        print("Hub:     not uploaded, because the check failed")
+        reason = "nothing was checked" if is_unchecked else "the check failed"
+        print(f"Hub:     not uploaded, because {reason}")
     if passed is not None:
         print(f"Check:   {'passed' if passed else 'FAILED: see the outputs marked ABOVE'}")
+    if args.check and data.unreadable:
+        _tell_unreadable(data, passed)
     return 1 if passed is False else 0
+
+
+def _tell_unreadable(data: Any, passed: bool | None) -> None:
+    """Name the images that could not be read, as ``predict`` does.
+
+    Raises:
+        UserError: If nothing was checked, or the check of the others passed and unreadable images
+            are not to be skipped. A failed check keeps its exit status.
+    """
+    paths = sorted(set(data.unreadable))
+    count = counted(len(paths), "image")
+    text = f"{count} could not be read and {'is' if len(paths) == 1 else 'are'} not checked"
+    if passed is None:
+        text = "Nothing was checked: no image could be read"
+    elif data.broken_images == "error":
+        text += ". Replace or remove these files, or use --data.broken_images skip"
+    message = with_reasons(text, paths, data.max_pixels)
+    if passed is None or (passed and data.broken_images == "error"):
+        raise UserError(message)
+    print(f"note: {printable(message)}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -279,7 +307,7 @@ def export(
         form: Form of ONNX files; default is `Form`.
 
     Returns:
-        The written files, and whether they passed if ``check`` was given.
+        The written files, and whether they passed if ``check`` was given and has a readable image.
     """
     form = form or Form()
     names: list[str] = []
@@ -305,8 +333,10 @@ def export(
     return [out / name for name in names], passed
 
 
-def _check(network: nn.Module, written: Written, images: Path, data: Any, form: Form) -> bool:
-    """Run the files on images and print the differences from PyTorch."""
+def _check(
+    network: nn.Module, written: Written, images: Path, data: Any, form: Form
+) -> bool | None:
+    """Run the files on images and print the differences from PyTorch; None if none is readable."""
     data.predict_dir, data.num_workers = str(images), 0
     data.setup("predict")
     loader = data.predict_dataloader()
@@ -317,6 +347,8 @@ def _check(network: nn.Module, written: Written, images: Path, data: Any, form: 
     found = Differences()
     count = 0
     for loaded in loader:
+        if "is_padding" in loaded:  # none of its images could be read
+            continue
         batch = data.normalise(loaded)
         count += len(batch["path"])
         for inputs in _inputs(network, batch) if graphs else ():
@@ -333,6 +365,8 @@ def _check(network: nn.Module, written: Written, images: Path, data: Any, form: 
             progress.show(done)
             for path, file in results:
                 found.add(path, compare_result(network, written.result, example, file(example)))
+    if not count:
+        return None
     print(f"Largest difference from PyTorch over {counted(count, 'image')}:")
     print("\n".join([found.table(), *found.legend()]))
     return found.passed
