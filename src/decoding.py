@@ -361,6 +361,8 @@ def _problem_of_file(path: str | Path, error: Exception) -> str | None:
     try:
         facts = Path(path).stat()
     except FileNotFoundError:
+        if (target := dead_link(path)) is not None:
+            return f"it is a link to {target}, which does not exist"
         return "there is no such file"
     except (OSError, ValueError) as fault:  # very long names, names with a null byte
         return _text_of(fault)
@@ -369,6 +371,16 @@ def _problem_of_file(path: str | Path, error: Exception) -> str | None:
     if isinstance(error, PermissionError):
         return "permission denied"
     return None
+
+
+def dead_link(path: str | Path) -> str | None:
+    """Target of a symbolic link that does not exist; None if the path is no such link.
+
+    Args:
+        path: Any path.
+    """
+    link = Path(path)
+    return str(link.readlink()) if link.is_symlink() and not link.exists() else None
 
 
 def _text_of(error: Exception) -> str:

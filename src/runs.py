@@ -22,6 +22,7 @@ from src.serialization import REST, read_entries, shown
 KEYWORDS = ("last", "best")
 CONFIG = "config.yaml"
 ENVIRONMENT = "env.txt"
+_HPARAMS, _EVENTS = "hparams.yaml", "events.out.tfevents"  # of the default loggers
 _MAX_CONFIG = 2**20  # bytes
 
 
@@ -231,6 +232,19 @@ def newest_checkpoint(keyword: str | None, runs: Path, version: str = "version_*
         )
     newest = max(found, key=age)
     return newest if keyword == "last" else _best_of_run(newest)
+
+
+def has_results(folder: Path) -> bool:
+    """Whether a run folder has files other than the records of its start and its event file.
+
+    Args:
+        folder: A run folder.
+    """
+    records = (CONFIG, ENVIRONMENT, _HPARAMS)
+    return any(
+        not (path.is_dir() or path.name in records or path.name.startswith(_EVENTS))
+        for path in folder.rglob("*")
+    )
 
 
 def checkpoints(keyword: str, runs: Path, version: str = "version_*") -> list[Path]:

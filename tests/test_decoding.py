@@ -116,9 +116,11 @@ def test_error_names_a_truncated_file(tmp_path, truncate, format_):
 def test_error_names_other_files_with_the_reason(tmp_path):
     (tmp_path / "text.jpg").write_text("not an image")
     (tmp_path / "empty.jpg").touch()
+    (tmp_path / "link.jpg").symlink_to("deleted.jpg")
     for name, reason in [
         ("text.jpg", "its content is not JPEG, PNG"),
         ("empty.jpg", "is empty"),
+        ("link.jpg", "is a link to deleted.jpg, which does not exist"),
         ("absent.jpg", "no such file"),
         (".", "is a folder"),
     ]:

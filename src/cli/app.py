@@ -65,7 +65,7 @@ from src.data.datamodules import BaseDataModule
 from src.errors import UserError
 from src.file_names import check_name, name_of
 from src.models import InternImage  # noqa: F401  short name for YAML
-from src.runs import CONFIG, AbsentCheckpointError, trained_instead
+from src.runs import CONFIG, AbsentCheckpointError, has_results, trained_instead
 from src.serialization import shown
 from src.serialization.former_names import former_arguments, present_name, with_present_names
 from src.stopping import Interrupted, active
@@ -351,10 +351,12 @@ class TrainingCLI(LightningCLI):
                 f"{command} uses an untrained network, because neither --ckpt_path nor"
                 f" --model.weights is set.{trained_instead(self.runs)}"
             )
+        has_ended = False
         try:
             if self.checkpoint is not None and not self.checkpoint.exists():
                 raise AbsentCheckpointError(f"The checkpoint {self.checkpoint} has been deleted.")
             getattr(self.trainer, command)(**kwargs)
+            has_ended = True
         except MisconfigurationException as error:
             raise UserError(explain_trainer(error)) from error
         except UserError:
@@ -374,7 +376,9 @@ class TrainingCLI(LightningCLI):
             raise Interrupted(self._how_to_resume(command)) from stop
         finally:
             if self._is_reserved:
-                _discard_unless_started(self._folder)
+                has_failed = command != "fit" and not has_ended
+                needs_results = has_failed and not self.trainer.logged_metrics
+                _discard_unless_started(self._folder, needs_results)
 
     @staticmethod
     def _end_other_ranks(stop: BaseException) -> None:
@@ -413,10 +417,10 @@ def _as_list(value: Any) -> list[Any]:
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
-def _discard_unless_started(folder: Path) -> None:
-    """Delete the folder that this run has reserved if it never started."""
+def _discard_unless_started(folder: Path, needs_results: bool = False) -> None:
+    """Delete the folder that this run has reserved if it never started, or lacks needed results."""
     is_started = (folder / CONFIG).exists() or any(folder.rglob("*.ckpt"))
-    if not _is_first_process() or is_started:
+    if not _is_first_process() or (is_started and not (needs_results and not has_results(folder))):
         return
     shutil.rmtree(folder, ignore_errors=True)  # the disk may be read-only
     for path in (folder.parent, folder.parent.parent):

@@ -74,6 +74,7 @@ class Optimization:
         """Hyper-parameters of each group at the base rates, once there is an optimizer."""
         self._configured: Settings = []
         self._scale = 1.0
+        self._warned = ""
 
     def configure(self, trainer: Trainer, groups: list[dict[str, Any]]) -> dict[str, Any]:
         """Optimizer and schedule as expected by Lightning, at the first step.
@@ -85,6 +86,7 @@ class Optimization:
         Raises:
             UserError: If the schedule depends on a length or a batch size that is unknown.
         """
+        self._warned = ""
         _check_settings(trainer)
         _set_up_data(trainer)  # the number of steps and the batch size come from the loader
         optimizer = self.make_optimizer(groups)
@@ -145,12 +147,25 @@ class Optimization:
         scheduler: Any = self.make_scheduler(optimizer)
         if isinstance(scheduler, StepSchedule):
             _plan(scheduler, trainer, self._scale)
+            self._warn_of_long_warmup(scheduler)
         elif isinstance(scheduler, ReduceLROnPlateau) and not hasattr(scheduler, "monitor"):
             scheduler._init_is_better(
                 self.monitor_mode, scheduler.threshold, scheduler.threshold_mode
             )
             scheduler._reset()
         return scheduler
+
+    def _warn_of_long_warmup(self, scheduler: StepSchedule) -> None:
+        """Warn once, also if a resumed run plans the same schedule again."""
+        total, warmup = scheduler.total_steps, scheduler.num_warmup_steps
+        text = (
+            f"The warm-up of {counted(warmup, 'step')} is not shorter than the training of"
+            f" {counted(total, 'step')}, so the learning rate never decays. For a short trial add"
+            f" --model.lr_scheduler.warmup_steps {total // 10}."
+        )
+        if warmup >= total and text != self._warned:
+            self._warned = text
+            rank_zero_warn(text)
 
     def _described(self, scheduler: Any, trainer: Trainer) -> dict[str, Any]:
         if isinstance(scheduler, StepSchedule):
@@ -299,13 +314,6 @@ def _plan(scheduler: StepSchedule, trainer: Trainer, scale: float) -> None:
             " trainer.max_epochs or trainer.max_steps."
         )
     scheduler.plan(int(total_steps), steps_per_epoch(trainer), scale)
-    if scheduler.num_warmup_steps >= total_steps:
-        rank_zero_warn(
-            f"The warm-up of {counted(scheduler.num_warmup_steps, 'step')} is not shorter than the"
-            f" training of {counted(int(total_steps), 'step')}, so the learning rate"
-            " never decays. For a short trial add"
-            f" --model.lr_scheduler.warmup_steps {int(total_steps) // 10}."
-        )
 
 
 def _advance(config: LRSchedulerConfig, position: Position) -> None:

@@ -57,7 +57,7 @@ def test_prediction_skips_and_lists_unreadable_images(
     assert "error: 4 images could not be read and have no prediction" in error
     for name, reason in zip(
         BROKEN,
-        ("truncated", "is empty", "its content is not JPEG", "no such file"),
+        ("truncated", "is empty", "its content is not JPEG", "a link to nowhere.png, which"),
         strict=True,
     ):
         (line,) = (line for line in error.splitlines() if name in line)
@@ -95,6 +95,23 @@ def test_an_interrupted_prediction_keeps_its_results(
     stop += ("--trainer.callbacks.fault", fault, "--data.eval_batch_size", "3")
     assert predict(tmp_path, task, holiday, *stop) == status
     assert predicted(tmp_path, task) == ["0.png", "2.png"]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_link_to_a_deleted_training_image(
+    task: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = str(write_recipe(tmp_path, task, write_data(tmp_path / "data", task)))
+    for path in (tmp_path / "data").rglob("1.png"):
+        if path.parent.name != "masks":
+            path.unlink()
+            path.symlink_to("/photos/gone.png")
+    assert main(["fit", "-c", config]) == 2
+    error = capsys.readouterr().err
+    assert "1.png cannot be read: it is a link to /photos/gone.png, which does not exist" in error
+    if task != "detection":  # whose images stay in place
+        assert "run it again (with --mode copy" in error
+    assert "or skip such files with --data.broken_images skip." in error
 
 
 @pytest.mark.parametrize("task", TASKS)

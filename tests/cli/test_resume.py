@@ -165,6 +165,16 @@ def test_a_run_interrupted_during_validation_repeats_it(
     ]
 
 
+def test_a_long_warmup_is_warned_of_once(config: Path, straight: Path, tmp_path: Path) -> None:
+    resumed = ["--ckpt_path", str(straight / "checkpoints" / "last.ckpt")]
+    long = ["--trainer.max_epochs", "5", "--model.lr_scheduler.warmup_steps", "15"]
+    with pytest.warns(UserWarning, match="The warm-up of 15 steps") as caught:
+        assert fit(config, tmp_path, *long, *resumed) == 0
+    texts = [str(warning.message) for warning in caught]
+    (text,) = (text for text in texts if text.startswith("The warm-up of 15 steps"))
+    assert "not shorter than the training of 15 steps" in text
+
+
 def test_last_is_from_the_highest_version(
     config: Path, straight: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from src.decoding import MAX_PIXELS, BrokenImageError, Reduce, decode
+from src.decoding import MAX_PIXELS, BrokenImageError, Reduce, dead_link, decode
 from src.errors import UserError
 
 BrokenImages = Literal["error", "skip"]
@@ -104,9 +104,14 @@ class ReadableImages:
     def refuse_or_remember(self, index: int, error: BrokenImageError) -> None:
         """Raise an error that says how to fix it, or record that the image is skipped."""
         if self.broken_images == "error":
+            advice = "Replace or delete the file"
+            if dead_link(self.path(index)) is not None:
+                advice = (
+                    "If `prepare` has made the link, run it again (with --mode copy, the dataset no"
+                    " longer needs the original files)"
+                )
             raise UserError(
-                f"{error} Replace or delete the file, or skip such files with "
-                "--data.broken_images skip."
+                f"{error} {advice}, or skip such files with --data.broken_images skip."
             ) from error
         self._broken[index] = True
 
