@@ -45,6 +45,12 @@ def _original_message(message: str, name: str) -> str:
     return message[matches[-1].end() :].strip() if matches else message
 
 
+def told_apart(value: float, limit: float) -> str:
+    """A number with as many digits, from two on, as show on which side of a limit it is."""
+    digits = next((n for n in range(2, 7) if round(value, n) != round(limit, n)), 2)
+    return f"{value:.{digits}f}"
+
+
 def counted(number: int, noun: str) -> str:
     """A number and a noun, which gets an s unless the number is 1: ``1 image``, ``2 images``."""
     return f"{number} {noun}{'s' * (number != 1)}"

@@ -15,7 +15,7 @@ from src.callbacks.output_names import OutputNames, output_names
 from src.callbacks.run_folder import is_dry_run, run_folder, tell
 from src.callbacks.unreadable import gather, is_predicting, rank_file_name
 from src.decoding import MAX_PIXELS, BrokenImageError, decode, turn_upright
-from src.errors import UserError, counted
+from src.errors import UserError, counted, told_apart
 from src.metrics.coco_results import Result, decode_masks, with_category_ids
 from src.visualization import draw_instances
 
@@ -181,12 +181,10 @@ def count_shown(results: list[list[Result]], score: float) -> str:
     highest = [max((result["score"] for result in found), default=0.0) for found in results]
     shown = sum(value >= score for value in highest)
     top = max(highest, default=0.0)
-    # As many digits as show on which side of the minimum it is.
-    digits = next((n for n in range(2, 7) if round(top, n) != round(score, n)), 2)
     has_have = "has" if 1 in (shown, len(results)) else "have"
     text = (
         f"{shown} of {counted(len(results), 'image')} {has_have} detections above {score:g}; the"
-        f" highest score is {top:.{digits}f}"
+        f" highest score is {told_apart(top, score)}"
     )
     return text if shown else f"{text}. Lower --detections.score to draw more."
 

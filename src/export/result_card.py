@@ -58,7 +58,7 @@ Class names, preprocessing and versions are in its metadata (`names`, `preproces
 
 Needs `pip install onnxruntime numpy pillow`. Saved as `predict.py`, `python predict.py FILE` reads
 an image (without `FILE`, `photo.jpg`) and writes `result.png`.
-{_colours(result)}Grey images become RGB; scale images of 16 bits to 8 bits first.
+{_colours(result)}Grey images become RGB; those of more than 8 bits are refused.
 
 ```python
 {_code(result, description, inside=inside, masks=masks, library=library)}
@@ -121,8 +121,7 @@ def _code(
     result: Result, description: Description, *, inside: bool, masks: str, library: str | None
 ) -> str:
     settings = description.preprocessing
-    photo = "Image.open(path)"
-    photo = f"ImageOps.exif_transpose({photo})" if description.upright else photo
+    photo = "ImageOps.exif_transpose(photo)" if description.upright else "photo"
     drawn = _drawing(result, masks)
     used = "Image, ImageDraw, ImageFont" + (", ImageOps" if description.upright else "")
     lines = [
@@ -139,6 +138,7 @@ def _code(
         *opening("model.onnx", library),
         "metadata = session.get_modelmeta().custom_metadata_map",
         'names = json.loads(metadata["names"])',
+        _OPENED,
         f'photo = {photo}.convert("RGB")',
         *([_WHOLE] if inside else _prepared(result, settings)),
         "outputs = [output.name for output in session.get_outputs()]",
@@ -202,6 +202,10 @@ def _prepared(result: Result, settings: Any) -> list[str]:
 _PATH = """\
 given = sys.argv[1:] if "__file__" in globals() else []  # a notebook has arguments of its own
 path = given[0] if given else "photo.jpg\""""
+_OPENED = """\
+photo = Image.open(path)
+if photo.mode[0] in "IF":  # convert("RGB") would make them white
+    raise ValueError(f"{path} has more than 8 bits per channel; save it with 8 bits first")"""
 _WHOLE = 'inputs = {"image": np.asarray(photo)[None]}'
 _CLASSES = """\
 probabilities = found["probabilities"][0]
@@ -241,8 +245,7 @@ boxes, labels, scores = found["boxes"], found["labels"], found["scores"]
 shown = np.flatnonzero(scores >= min_score)  # best first
 print(f"{len(shown)} of {len(scores)} detections have a score of at least {min_score}")
 if not len(shown):
-    print(f"0 of 1 image has detections above {min_score}; the highest score is "
-          f"{max(scores, default=0):.3f}. Lower min_score to draw more.")
+    print(f"The highest score is {max(scores, default=0):.3f}; lower min_score to draw more.")
 shades = SHADES
 # A class has a hue, and each of its detections the next of the shades (saturation and value).
 nth = [sum(labels[:i] == labels[i]) % len(shades) for i in shown]

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import difflib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from PIL import Image
@@ -71,14 +72,13 @@ class Classification(Prediction):
         """Class names, best first."""
         return [self.class_names[label] for label in self.labels.tolist()]
 
-    def plot(self, **unknown: object) -> Image.Image:
+    def plot(self, *given: object, **unknown: object) -> Image.Image:
         """Image above a bar chart of the classes.
 
         Raises:
             UserError: If there are arguments, such as the minimum score of a detection.
         """
-        if unknown:
-            raise UserError(f"plot of a classification takes no {' and no '.join(unknown)}.")
+        _check_plot("a classification", "no arguments", given, unknown)
         return draw_classes(self.image(), self.names, self.scores.tolist())
 
     def __str__(self) -> str:
@@ -91,10 +91,20 @@ class Detection(Prediction):
     """Detected objects of an image, best first.
 
     Attributes:
+        boxes: ``x1, y1, x2, y2`` in pixels of the image, float64, shape ``(D, 4)``.
+        labels: Class indices, int64, shape ``(D,)``.
+        names: Class name of each object.
+        scores: Scores in [0, 1], float32, shape ``(D,)``.
+        masks: Bool, shape ``(D, H, W)`` of the image; ``None`` for a detector without masks.
         size: Height and width of the image in pixels, with its EXIF orientation applied.
-        results: COCO results with class indices, as `src.metrics.coco_results.to_results` makes
-            them.
+        source: The image that was given: a file, or an image in memory.
+        class_names: Class names of the model in label order.
+        upright: Whether the EXIF orientation was applied to the image; drawings show it likewise.
         has_masks: Whether the detector predicts masks.
+        results: The objects as COCO results with class indices, of which the others are read; see
+            `src.metrics.coco_results.to_results`.
+
+    `above` keeps the better objects, and `plot` draws them.
     """
 
     size: tuple[int, int]
@@ -137,12 +147,17 @@ class Detection(Prediction):
             self.source, self.class_names, self.upright, self.size, kept, self.has_masks
         )
 
-    def plot(self, score: float = 0.3) -> Image.Image:
+    def plot(self, score: float = 0.3, **unknown: object) -> Image.Image:
         """Image with boxes, masks, class names and scores.
 
         Args:
             score: Minimum score of drawn objects.
+            unknown: Refused.
+
+        Raises:
+            UserError: If the score is not a number, or there are other arguments.
         """
+        _check_plot("a detection", "a score from 0 to 1", _not_numbers(score), unknown)
         shown = self.above(score)
         return draw_instances(
             self.image(),
@@ -202,12 +217,17 @@ class Segmentation(Prediction):
             raise UserError(f"There is no class {name!r}.{hint} The classes are {shown}.")
         return self.label_map == names.index(name)
 
-    def plot(self, opacity: float = 0.55) -> Image.Image:
+    def plot(self, opacity: float = 0.55, **unknown: object) -> Image.Image:
         """Image with every pixel coloured by its class, and a legend.
 
         Args:
             opacity: Opacity of the class colours, from 0 to 1.
+            unknown: Refused.
+
+        Raises:
+            UserError: If the opacity is not a number, or there are other arguments.
         """
+        _check_plot("a segmentation", "an opacity from 0 to 1", _not_numbers(opacity), unknown)
         return draw_label_map(
             self.image(), self.label_map.numpy(), self.class_names, self.palette, opacity
         )
@@ -217,3 +237,31 @@ class Segmentation(Prediction):
         shares = [(name, float(self.mask(name).sum()) / total) for name in self.names[:_SHOWN]]
         more = ", ..." if len(self.names) > _SHOWN else ""
         return ", ".join(f"{name} {share:.1%}" for name, share in shares) + more
+
+
+def _check_plot(
+    what: str, takes: str, wrong: Sequence[object], unknown: Mapping[str, object]
+) -> None:
+    """Refuse arguments of `plot`.
+
+    Args:
+        what: The prediction.
+        takes: What its `plot` takes.
+        wrong: Arguments that are none of this.
+        unknown: Further arguments by name.
+
+    Raises:
+        UserError: If there are any.
+    """
+    if wrong:
+        advice = ""
+        if isinstance(wrong[0], (str, Path)):
+            advice = f" Save the image with plot().save({str(wrong[0])!r})."
+        raise UserError(f"plot of {what} takes {takes}, got {wrong[0]!r}.{advice}")
+    if unknown:
+        raise UserError(f"plot of {what} takes {takes}, got {', '.join(unknown)}.")
+
+
+def _not_numbers(*values: object) -> list[object]:
+    """Those that are not numbers."""
+    return [value for value in values if isinstance(value, str) or not hasattr(value, "__float__")]

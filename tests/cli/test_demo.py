@@ -69,7 +69,8 @@ def test_an_image_is_answered_with_its_results(name, server_of):
     assert answer.status == 200, content
     text = json.loads(answer.headers["X-Result"])
     assert "class " in text
-    assert (" %" in text) == (network.task == "classification")
+    assert ("%" in text) == (network.task == "classification")
+    assert " %" not in text  # as in Python
     drawn = Image.open(io.BytesIO(content))
     assert drawn.format == "PNG"
     given = np.asarray(Image.open(io.BytesIO(jpeg())))
@@ -82,6 +83,27 @@ def test_an_image_is_answered_with_its_results(name, server_of):
     assert (answer.status, text[:8]) == (400, b"no image")
     too_long = {"Content-Length": str(MAX_BYTES + 1)}
     assert ask(server, "POST", "/predict", b"", too_long)[0].status == 413
+
+
+def test_the_page_says_the_highest_score_if_nothing_is_shown():
+    class Detector:
+        task, class_names, upright = "detection", ["cat"], True
+
+        def __init__(self, *scores):
+            self.scores = np.float32(scores)
+
+        def __call__(self, pixels):
+            count = len(self.scores)
+            boxes = np.tile(np.float32([10, 10, 60, 60]), (count, 1))
+            return {"boxes": boxes, "scores": self.scores, "labels": np.zeros(count, np.int64)}
+
+    for scores, line in (
+        ((), "0 objects have a score of at least 0.3; the highest score is 0.00. Start demo"),
+        ((0.22, 0.1), "the highest score is 0.22. Start demo with a lower --score to draw more."),
+        ((0.2999,), "0 objects have a score of at least 0.3; the highest score is 0.2999."),
+    ):
+        assert line in demo.predict(Detector(*scores), jpeg(), 0.3)[1]
+    assert demo.predict(Detector(0.31, 0.1), jpeg(), 0.3)[1] == "1 object: cat"
 
 
 def test_user_errors_are_one_line(tmp_path, capsys):

@@ -149,10 +149,30 @@ def test_the_script_says_the_highest_score_if_nothing_is_shown(run_script, tmp_p
     }
     description = Description("detection", ["a"], settings)
     run_script(text, description, outputs)
-    sentence = "0 of 1 image has detections above 0.3; the highest score is"
-    assert f"{sentence} 0.250. Lower min_score to draw more.\n" in capsys.readouterr().out
+    assert capsys.readouterr().out == (
+        "0 of 2 detections have a score of at least 0.3\n"
+        "The highest score is 0.250; lower min_score to draw more.\n"
+    )
     run_script(text, description, {name: value[:0] for name, value in outputs.items()})
-    assert f"{sentence} 0.000." in capsys.readouterr().out
+    assert "The highest score is 0.000;" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
+@pytest.mark.parametrize(
+    ("task", "result", "settings"),
+    [
+        ("classification", ClassResult(), {"image_size": 96}),
+        ("detection", MASK_RCNN, {"image_scale": [400, 300]}),
+        ("segmentation", LabelMapResult(), {"image_scale": [400, 300], "palette": [(1, 2, 3)]}),
+    ],
+)
+def test_the_script_refuses_images_of_more_than_8_bits(
+    task, result, settings, dtype, run_script, tmp_path
+):
+    Image.fromarray(np.full((40, 50), 9000, dtype)).save("deep.tiff")
+    text = card(result, settings, tmp_path, inside=True, task=task)
+    with pytest.raises(ValueError, match=r"^deep\.tiff has more than 8 bits per channel; save it"):
+        run_script(text, Description(task, ["a"], settings), {}, "deep.tiff")
 
 
 @pytest.mark.parametrize(("name", "width"), [("predict.py", 200), (None, 400)])
@@ -168,7 +188,7 @@ def test_the_script_takes_the_path_of_an_image(name, width, run_script, tmp_path
 @pytest.mark.parametrize("result", [MASK_RCNN, QueryResult(100, None)])
 def test_images_of_detectors_are_turned_upright(result, tmp_path):
     text = card(result, {"eval_scale": [400, 300]}, tmp_path, inside=True, task="detection")
-    assert 'ImageOps.exif_transpose(Image.open(path)).convert("RGB")' in text
+    assert 'photo = ImageOps.exif_transpose(photo).convert("RGB")' in text
     assert "- upright: True" in text
 
 

@@ -1,6 +1,7 @@
 """Predictions from Python equal those of ``python -m src predict``, for the three tasks."""
 
 import csv
+import inspect
 import io
 import json
 import re
@@ -227,7 +228,9 @@ def test_mistakes_are_one_line(run, tmp_path):
 def test_a_classification_is_drawn_without_a_minimum_score():
     image = Image.new("RGB", (8, 8))
     result = Classification(image, ["a"], True, torch.tensor([0]), torch.tensor([1.0]))
-    with pytest.raises(UserError, match=r"plot of a classification takes no score\."):
+    with pytest.raises(
+        UserError, match=r"plot of a classification takes no arguments, got score\."
+    ):
         result.plot(score=0.2)
 
 
@@ -351,6 +354,38 @@ def test_predictions_are_compared_by_identity() -> None:
         assert result != equal
         assert result not in [equal]
         assert len({result, equal}) == 2
+
+
+def test_plot_says_what_it_takes() -> None:
+    names = ["cat", "dog"]
+    classes = Classification("a.png", names, True, torch.tensor([1]), torch.tensor([0.75]))
+    objects = Detection("a.png", names, True, (2, 1))
+    areas = Segmentation("a.png", names, True, torch.zeros(2, 2), [(0, 0, 0)] * 2)
+    for result, what in (
+        (classes, "a classification takes no arguments"),
+        (objects, "a detection takes a score from 0 to 1"),
+        (areas, "a segmentation takes an opacity from 0 to 1"),
+    ):
+        saving = (
+            rf"^plot of {what}, got 'x\.png'\. Save the image with plot\(\)\.save\('x\.png'\)\.$"
+        )
+        with pytest.raises(UserError, match=saving):
+            result.plot("x.png")
+        with pytest.raises(UserError, match=rf"^plot of {what}, got scale\.$"):
+            result.plot(scale=2)
+    with pytest.raises(UserError, match=r"takes an opacity from 0 to 1, got score\.$"):
+        areas.plot(score=0.3)
+    with pytest.raises(UserError, match=r"takes a score from 0 to 1, got None\.$"):
+        objects.plot(None)
+
+
+def test_the_help_of_a_detection_starts_with_its_results() -> None:
+    text = inspect.getdoc(Detection)
+    assert text is not None
+    listed = re.findall(r"^    (\w+):", text, re.MULTILINE)
+    assert listed[:5] == ["boxes", "labels", "names", "scores", "masks"]
+    assert listed[-1] == "results"
+    assert all(hasattr(Detection("a.png", ["cat"], True, (2, 1)), name) for name in listed)
 
 
 def test_a_misspelt_class_leads_to_the_closest_one() -> None:

@@ -23,7 +23,7 @@ from src.cli.demo_page import render_page
 from src.cli.tool_parser import ToolParser
 from src.data.classes.palette import distinct_palette
 from src.decoding import decode
-from src.errors import UserError, printable
+from src.errors import UserError, counted, printable, told_apart
 from src.export.files import EXPORTED, RESULT_FILE
 from src.export.predictor import ExportedModel
 from src.stopping import Interrupted
@@ -130,7 +130,7 @@ def _classes(
     shown = [predictor.class_names[label] for label in best]
     drawn = draw_classes(image, shown, probabilities[best].tolist())
     shares = zip(shown, probabilities[best], strict=True)
-    return drawn, ", ".join(f"{name} {100 * share:.1f} %" for name, share in shares)
+    return drawn, ", ".join(f"{name} {share:.1%}" for name, share in shares)
 
 
 def _label_map(
@@ -160,8 +160,13 @@ def _instances(
         scores=found["scores"][shown].tolist(),
         classes=labels.tolist(),
     )
-    count = "1 object" if len(names) == 1 else f"{len(names)} objects"
-    return drawn, f"{count}: {', '.join(names)}" if names else count
+    if names:
+        return drawn, f"{counted(len(names), 'object')}: {', '.join(names)}"
+    highest = told_apart(float(found["scores"].max(initial=0.0)), score)
+    return drawn, (
+        f"0 objects have a score of at least {score:g}; the highest score is {highest}. Start demo"
+        " with a lower --score to draw more."
+    )
 
 
 _DRAW = {"classification": _classes, "segmentation": _label_map, "detection": _instances}
