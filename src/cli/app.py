@@ -51,7 +51,7 @@ from src.callbacks import (
 from src.callbacks.loggers import default_loggers
 from src.callbacks.monitors import check_callbacks
 from src.callbacks.progress import default_progress
-from src.callbacks.run_folder import next_run_folder
+from src.callbacks.run_folder import next_run_folder, tell
 from src.cli.arguments import checked, option
 from src.cli.checkpoints import check_reads_safely, failed_while_restoring, resolve_checkpoint
 from src.cli.class_errors import invalid_value, missing_package
@@ -62,7 +62,8 @@ from src.cli.slurm import checkpoint_of_requeued_job, requeue
 from src.cli.third_party_warnings import quieten
 from src.cli.trainer_errors import explain_trainer, float32_on_cpu, warn_about_precision
 from src.data.datamodules import BaseDataModule
-from src.errors import UserError
+from src.data.formats.image_files import LISTED_EXTENSIONS, count_other_images
+from src.errors import UserError, counted
 from src.file_names import check_name, name_of
 from src.models import InternImage  # noqa: F401  short name for YAML
 from src.runs import CONFIG, AbsentCheckpointError, has_results, trained_instead
@@ -336,6 +337,11 @@ class TrainingCLI(LightningCLI):
     def predict(self, **kwargs: Any) -> None:
         """Predict without keeping the outputs in memory; the writer callbacks store them."""
         self._run("predict", kwargs | {"return_predictions": False})
+        if left_out := count_other_images(self.datamodule.predict_source()):
+            tell(
+                f"Left out:    {counted(left_out, 'image file')} with other extensions than"
+                f" {LISTED_EXTENSIONS}"
+            )
         if self._unreadable.paths:
             message = self._unreadable.message()
             if self.datamodule.broken_images == "error":

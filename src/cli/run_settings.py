@@ -15,6 +15,7 @@ from src.runs import (
     TrainedRun,
     init_arguments,
     instead_of_best,
+    is_run,
     is_run_or_checkpoint,
     read_settings,
     trained_run,
@@ -39,7 +40,8 @@ def with_settings_of_run(args: list[str]) -> list[str]:
         args: The command and its arguments.
 
     Raises:
-        UserError: If the run or its checkpoint is missing.
+        UserError: If the run or its checkpoint is missing, or ``--name`` is another run than that
+            of ``--ckpt_path``.
     """
     for arg in args[1:2]:
         if not arg.startswith("-") and is_run_or_checkpoint(Path(arg)):
@@ -50,6 +52,8 @@ def with_settings_of_run(args: list[str]) -> list[str]:
     runs = Path(option(args, "--trainer.default_root_dir") or "runs")
     if given and given not in KEYWORDS:
         run = trained_run(given, runs=runs)
+        if name and args[0] != "fit":
+            _check_same_run(given, run, runs / name)
         tell_if_not_best(given, run.checkpoint)
     elif name and (given or args[0] != "fit"):
         run = trained_run(runs / name, given, runs)
@@ -65,6 +69,30 @@ def with_settings_of_run(args: list[str]) -> list[str]:
     names = _class_names(run) if args[0] in ("predict", "export") else []
     config = ["--config", str(run.config)]
     return [args[0], *config, *names, *args[1:], f"--ckpt_path={run.checkpoint}"]
+
+
+def _check_same_run(given: str, run: TrainedRun, named: Path) -> None:
+    """Refuse a checkpoint of one run with the name of another one.
+
+    Its results would be in the folder of a network that they are not from. A name that is no run
+    yet, or that the run of the checkpoint had before it was moved, is accepted.
+
+    Args:
+        given: ``--ckpt_path``.
+        run: The run that it refers to.
+        named: Folder of the runs named ``--name``.
+
+    Raises:
+        UserError: If there is such a run, and it is another one.
+    """
+    if not is_run(named) or named.resolve() in run.checkpoint.resolve().parents:
+        return
+    owner = read_settings(run.config).get("name")
+    if owner != named.name:
+        raise UserError(
+            f"{given} is a checkpoint of the run {owner}, but --name {named.name} is another run."
+            " Leave out --ckpt_path or --name, or give --name a new name for the results."
+        )
 
 
 def run_with_settings(args: list[str], run: Callable[[list[str]], int]) -> int:

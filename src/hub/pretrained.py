@@ -109,9 +109,9 @@ class Pretrained(ModelParts):
             ``images`` is an iterable.
 
         Raises:
-            UserError: If an argument is invalid, or an image cannot be read, whose results are then
-                missing for the whole list. To skip such images, as the command line does, call
-                `predict` for one image at a time and catch the error.
+            UserError: If an argument is invalid, or an image cannot be read, so that a list with
+                such an image has no results. To skip it, as the command line does, call `predict`
+                for one image at a time and catch the error.
         """
         # Imported here, because tasks and data modules import Lightning, which is slow.
         from src.inference import Predictor, split_batch

@@ -49,6 +49,21 @@ def test_images_are_predicted_by_a_named_run(here: Path, images: Path) -> None:
     assert len(tables[0].read_text().splitlines()) == 1 + 4
 
 
+def test_image_files_of_other_formats_are_counted(
+    here: Path, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(images / "val/red", here / "photos")
+    predict = ["predict", "--name", "tiny", "--data.predict_dir", str(folder)]
+    (folder / "notes.txt").write_text("not an image")
+    assert main(predict) == 0
+    assert "Left out:" not in capsys.readouterr().out
+    (folder / "inside").mkdir()
+    for name in ("a.gif", "inside/B.AVIF", ".hidden.gif"):
+        (folder / name).write_bytes(b"")
+    assert main(predict) == 0
+    assert "Left out:    2 image files with other extensions than .jpg," in capsys.readouterr().out
+
+
 def test_a_run_predicts_without_its_dataset(here: Path, images: Path, tmp_path: Path) -> None:
     run = tmp_path / "runs/moved/version_0"
     shutil.copytree(here / "runs/tiny/version_0", run)
@@ -103,6 +118,30 @@ def test_a_named_run_is_exported(here: Path, tmp_path: Path) -> None:
     first = (tmp_path / "model.safetensors").read_bytes()
     assert main(["export", "--ckpt_path", "runs/tiny/version_0", *flags]) == 0
     assert (tmp_path / "model.safetensors").read_bytes() == first
+
+
+@pytest.mark.parametrize("command", ["validate", "predict", "export", "plan"])
+def test_a_checkpoint_of_another_run_is_refused(
+    here: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    shutil.copytree("runs/tiny", "runs/other")
+    config = Path("runs/other/version_0/config.yaml")
+    config.write_text(config.read_text().replace("name: tiny", "name: other"))
+    before = set(here.rglob("*"))
+    assert main([command, "--name", "other", "--ckpt_path", "runs/tiny/version_0"]) == 2
+    assert (
+        "runs/tiny/version_0 is a checkpoint of the run tiny, but --name other is another run."
+        in capsys.readouterr().err
+    )
+    assert set(here.rglob("*")) == before
+
+
+def test_results_of_a_checkpoint_may_have_a_new_name(here: Path) -> None:
+    for number in range(2):
+        assert main(["validate", "--name", "new", "--ckpt_path", "runs/tiny/version_0"]) == 0
+        assert Path(f"runs/new/validate_{number}/metrics.csv").is_file()
+    shutil.copytree("runs/tiny/version_0", "copied")  # whose config.yaml has the name tiny
+    assert main(["validate", "--name", "tiny", "--ckpt_path", "copied"]) == 0
 
 
 def test_training_is_resumed_from_a_file(

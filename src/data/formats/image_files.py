@@ -14,13 +14,18 @@ from src.file_names import url_of
 from src.files import on_one_line
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+OTHER_IMAGE_EXTENSIONS = (".gif", ".avif", ".heic", ".heif", ".svg", ".jp2", ".jxl")
+"""Extensions of images that are not searched for."""
 LISTED_EXTENSIONS = ", ".join(IMAGE_EXTENSIONS)
 
 
 def is_image(path: str | Path) -> bool:
     """Whether the file name has one of `IMAGE_EXTENSIONS` (in any case) and is not hidden."""
-    name = Path(path).name
-    return not name.startswith(".") and name.lower().endswith(IMAGE_EXTENSIONS)
+    return _has_extension(Path(path).name, IMAGE_EXTENSIONS)
+
+
+def _has_extension(name: str, extensions: tuple[str, ...]) -> bool:
+    return not name.startswith(".") and name.lower().endswith(extensions)
 
 
 def list_images(root: str | Path) -> list[str]:
@@ -76,12 +81,19 @@ def refuse_url(source: str | Path) -> None:
         )
 
 
+def count_other_images(source: str | Path) -> int:
+    """Number of files under a folder that have one of `OTHER_IMAGE_EXTENSIONS`; 0 for a file."""
+    if not Path(source).is_dir():
+        return 0
+    return sum(1 for _ in _walk(source, OTHER_IMAGE_EXTENSIONS))
+
+
 def first_images(root: str | Path, count: int = 100) -> list[str]:
     """Some images under a folder, as `list_images` finds them; none if it does not exist."""
     return list(itertools.islice(_walk(root), count)) if Path(root).is_dir() else []
 
 
-def _walk(root: str | Path) -> Iterator[str]:
+def _walk(root: str | Path, extensions: tuple[str, ...] = IMAGE_EXTENSIONS) -> Iterator[str]:
     seen = set()
     folders = [os.fspath(root)]
     while folders:
@@ -95,7 +107,7 @@ def _walk(root: str | Path) -> Iterator[str]:
             for entry in entries:
                 if entry.is_dir():
                     children += [] if entry.name.startswith(".") else [entry.path]
-                elif is_image(entry.name) and _can_be_read(entry):
+                elif _has_extension(entry.name, extensions) and _can_be_read(entry):
                     yield entry.path
         folders += sorted(children, reverse=True)  # the first one is taken next
 
