@@ -5,7 +5,7 @@
 - ``operators/``: our operators as standard ONNX operators.
 - ``results/``: joins graphs to one file from image to result; ``precision.py``: smaller weights.
 - ``card.py``, ``raw_card.py``, ``result_card.py``: the text of ``EXPORT.md``; ``description.py``:
-  its facts.
+  its facts; ``preparation.py``: how images are prepared.
 - ``compare_graphs.py``, ``compare_results.py``: compare raw outputs, and results, with PyTorch;
   ``differences.py``: the largest differences and their limits.
 - ``packages.py``: the optional packages.

@@ -7,7 +7,10 @@ from pathlib import Path
 
 from src.export.card import card, opening, operators
 from src.export.description import Description
+from src.export.preparation import described, is_known, opened, prepared
 from src.models.graphs import Graph
+
+_IMPORT = "import src.ops"
 
 
 def raw_card(
@@ -25,50 +28,74 @@ def raw_card(
         library: Name of the library that ONNX files need.
     """
     tables = "\n\n".join(_table(graph) for graph in graphs)
-    content = f"""ONNX files hold {operators(library)}. `.pt2` files are read by
-`torch.export.load` after `import src.ops` of the project above; `.aoti.pt2` files by
-`torch._inductor.aoti_load_package`, on the same kind of processor. Axes that a table shows as a
-letter may have any size.
+    content = f"""{_formats(files, library)}
+Axes that a table shows as a letter may have any size.
 
 {tables}
 
 ## Running
 
-{_running(graphs[0], files, library)}"""
-    return card(
-        description,
-        files,
-        content,
-        "RGB, divided by 255, minus the mean, divided by the standard deviation:",
+{_running(graphs[0], files, description, library)}"""
+    preprocessing = described(graphs[0].result, description.preprocessing)
+    return card(description, files, content, preprocessing)
+
+
+def _formats(files: Sequence[Path], library: str | None) -> str:
+    """What reads the files."""
+    suffixes = {"".join(path.suffixes) for path in files}
+    imported = (
+        f"after `{_IMPORT}` of the project above, or\n`import dcnv3_ops`, the package of its"
+        " operators (`packaging/dcnv3_ops`)"
     )
-
-
-def _running(graph: Graph, files: Sequence[Path], library: str | None) -> str:
-    """Lines of Python that run the first file of every format."""
-    shape, names = tuple(graph.inputs["image"].shape), list(graph.outputs)
-    written = {path.name for path in files}
-    opened = "\n".join(opening(f"{graph.name}.onnx", library))
-    blocks = {
-        f"{graph.name}.onnx": f"""import numpy as np
-import onnxruntime
-
-{opened}
-image = np.zeros({shape}, np.float32)  # a prepared image
-outputs = dict(zip({names!r}, session.run(None, {{"image": image}})))""",
-        f"{graph.name}.pt2": f"""import torch
-import src.ops
-
-program = torch.export.load("{graph.name}.pt2").module()
-outputs = program(image=torch.zeros({shape}))  # a prepared image; gives {names!r}""",
-        f"{graph.name}.aoti.pt2": f"""import torch
-import src.ops
-
-program = torch._inductor.aoti_load_package("{graph.name}.aoti.pt2")
-outputs = program(image=torch.zeros({shape}))  # a prepared image; gives {names!r}""",
+    lines = {
+        ".onnx": f"ONNX files hold {operators(library)}.",
+        ".pt2": f"`.pt2` files are read by `torch.export.load` {imported}.",
+        ".aoti.pt2": "`.aoti.pt2` files are read by `torch._inductor.aoti_load_package` "
+        f"{imported},\non the same kind of processor.",
     }
+    return "\n".join(line for suffix, line in lines.items() if suffix in suffixes)
+
+
+def _running(
+    graph: Graph, files: Sequence[Path], description: Description, library: str | None
+) -> str:
+    """Scripts that run the first file of every format on a photo."""
+    name, outputs = graph.name, ", ".join(graph.outputs)
+    session = "\n".join(opening(f"{name}.onnx", library))
+    runs = {
+        f"{name}.onnx": f"""{session}
+{outputs} = session.run(None, {{"image": image}})""",
+        f"{name}.pt2": f"""program = torch.export.load("{name}.pt2").module()
+with torch.no_grad():
+    {outputs} = program(image=torch.from_numpy(image))""",
+        f"{name}.aoti.pt2": f"""program = torch._inductor.aoti_load_package("{name}.aoti.pt2")
+with torch.no_grad():
+    {outputs} = program(image=torch.from_numpy(image))""",
+    }
+    written = {path.name for path in files}
+    photo = _photo(graph, description)
     return "\n\n".join(
-        f"```python\n{text}\n```" for name, text in blocks.items() if name in written
+        f"```python\n{_imports(name, description)}\n\n{photo}\n{text}\n```"
+        for name, text in runs.items()
+        if name in written
     )
+
+
+def _imports(name: str, description: Description) -> str:
+    is_onnx = name.endswith(".onnx")
+    lines = ["import numpy as np", "import onnxruntime" if is_onnx else "import torch"]
+    if is_known(description.preprocessing):
+        lines.append(f"from PIL import Image{', ImageOps' * description.upright}")
+    return "\n".join(lines if is_onnx else [*lines, f"\n{_IMPORT}  # or dcnv3_ops"])
+
+
+def _photo(graph: Graph, description: Description) -> str:
+    """Lines that prepare ``image``, from a photo if the preprocessing is known."""
+    settings = description.preprocessing
+    if not is_known(settings):
+        return f"image = np.zeros({tuple(graph.inputs['image'].shape)}, np.float32)  # prepared"
+    lines = [*opened(upright=description.upright), *prepared(graph.result, settings)]
+    return "\n".join(['path = "photo.jpg"', *lines])
 
 
 def _table(graph: Graph) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from src.export.card import card, opening, operators
 from src.export.description import Description
+from src.export.preparation import described, opened, prepared
 from src.models.graphs import ClassResult, LabelMapResult, RegionResult, Result
 from src.visualization import HUE_STEP, INSTANCE_OPACITY, LABEL_MAP_OPACITY, SHADES
 
@@ -65,7 +66,7 @@ an image (without `FILE`, `photo.jpg`) and writes `result.png`.
 ```
 
 {tensorrt}"""
-    return card(description, files, content, _preprocessing(inside))
+    return card(description, files, content, _preprocessing(result, description, inside=inside))
 
 
 def _colours(result: Result) -> str:
@@ -90,10 +91,10 @@ trtexec --onnx=model.onnx --saveEngine=model.engine --optShapes=image:1x3x{size}
 ```"""
 
 
-def _preprocessing(inside: bool) -> str:
+def _preprocessing(result: Result, description: Description, *, inside: bool) -> str:
     if inside:
         return "Part of the file: it resizes, normalises and pads RGB images of 8 bits."
-    return "Not part of the file: RGB, divided by 255, minus the mean, divided by the deviation."
+    return f"Not part of the file. {described(result, description.preprocessing)}"
 
 
 def _inputs(result: Result, inside: bool) -> str:
@@ -121,7 +122,7 @@ def _code(
     result: Result, description: Description, *, inside: bool, masks: str, library: str | None
 ) -> str:
     settings = description.preprocessing
-    photo = "ImageOps.exif_transpose(photo)" if description.upright else "photo"
+    named = _PADDED if isinstance(result, RegionResult) else _PREPARED
     drawn = _drawing(result, masks)
     used = "Image, ImageDraw, ImageFont" + (", ImageOps" if description.upright else "")
     lines = [
@@ -138,9 +139,8 @@ def _code(
         *opening("model.onnx", library),
         "metadata = session.get_modelmeta().custom_metadata_map",
         'names = json.loads(metadata["names"])',
-        _OPENED,
-        f'photo = {photo}.convert("RGB")',
-        *([_WHOLE] if inside else _prepared(result, settings)),
+        *opened(upright=description.upright),
+        *([_WHOLE] if inside else [*prepared(result, settings), named]),
         "outputs = [output.name for output in session.get_outputs()]",
         "found = dict(zip(outputs, session.run(outputs, inputs)))",
     ]
@@ -161,51 +161,11 @@ def _drawing(result: Result, masks: str) -> str:
     return shown + masked + _BOXES
 
 
-def _prepared(result: Result, settings: Any) -> list[str]:
-    """Lines that prepare an image with Pillow, whose filter differs slightly from OpenCV's."""
-    mean, std = settings["mean"], settings["std"]
-    if "image_size" in settings:
-        side = int(settings["image_size"])
-        short = int(side / float(settings.get("crop_pct", 1.0)))
-        resample = str(settings.get("interpolation", "bicubic")).upper()
-        lines = [
-            f"sides = [side * {short} // min(photo.size) for side in photo.size]",
-            f"photo = photo.resize(sides, Image.{resample})",
-            f"left, top = [round((side - {side}) / 2) for side in photo.size]",
-            f"photo = photo.crop((left, top, left + {side}, top + {side}))",
-        ]
-    else:
-        scale = settings.get("image_scale") or settings["eval_scale"]
-        lines = [
-            f"scale = min({max(scale)} / max(photo.size), {min(scale)} / min(photo.size))",
-            "sides = [int(side * scale + 0.5) for side in photo.size]",
-        ]
-        if isinstance(result, LabelMapResult):
-            divisor = int(settings.get("size_divisor", 32))
-            lines.append(f"sides = [-(-side // {divisor}) * {divisor} for side in sides]")
-        lines.append("photo = photo.resize(sides, Image.BILINEAR)")
-    lines += [
-        f"pixels = (np.asarray(photo) / 255 - {mean}) / {std}",
-        "image = pixels.transpose(2, 0, 1)[None].astype(np.float32)",
-    ]
-    if not isinstance(result, RegionResult):
-        return [*lines, 'inputs = {"image": image}']
-    return [
-        *lines,
-        "height, width = image.shape[2:]",
-        f"padding = [(0, 0), (0, 0), (0, -height % {result.divisor}), (0, -width % "
-        f"{result.divisor})]",
-        'inputs = {"image": np.pad(image, padding), "size": np.array([height, width])}',
-    ]
-
-
 _PATH = """\
 given = sys.argv[1:] if "__file__" in globals() else []  # a notebook has arguments of its own
 path = given[0] if given else "photo.jpg\""""
-_OPENED = """\
-photo = Image.open(path)
-if photo.mode[0] in "IF":  # convert("RGB") would make them white
-    raise ValueError(f"{path} has more than 8 bits per channel; save it with 8 bits first")"""
+_PREPARED = 'inputs = {"image": image}'
+_PADDED = 'inputs = {"image": image, "size": np.array([height, width])}'
 _WHOLE = 'inputs = {"image": np.asarray(photo)[None]}'
 _CLASSES = """\
 probabilities = found["probabilities"][0]

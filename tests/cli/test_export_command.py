@@ -41,10 +41,15 @@ def test_a_run_is_exported_and_checked_on_images(trained, images, tmp_path, caps
     blocks = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     assert ["onnx" in block for block in blocks] == [True, False]
     monkeypatch.chdir(tmp_path)
-    Image.new("RGB", (90, 70)).save("photo.jpg")
+    Image.open(next((images / "val").rglob("*.png"))).resize((90, 70)).save("photo.jpg")
     monkeypatch.setattr("sys.argv", ["predict.py"])
     for block in blocks:
-        exec(block, {})
+        found = {}
+        exec(block, found)
+    assert "crop 64 x 64 pixels at the centre" in card
+    result = Pretrained.from_pretrained(tmp_path).predict("photo.jpg")
+    probabilities = found["probabilities"][0, result.labels]
+    torch.testing.assert_close(probabilities, result.scores, rtol=0, atol=1e-5)
 
 
 def test_a_check_names_images_that_cannot_be_read(trained, images, tmp_path, capsys):

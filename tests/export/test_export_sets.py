@@ -224,6 +224,18 @@ def test_the_card_describes_the_outputs(name, tmp_path):
         assert f"| `{output}` | out |" in text
 
 
+@pytest.mark.parametrize(("formats", "words"), [(["pt2"], "dcnv3_ops"), (["onnx"], "ONNX files")])
+def test_the_card_is_about_the_formats_that_are_written(formats, words, tmp_path):
+    graph = graph_of("dino")
+    files = [tmp_path / f"{graph.name}.{name}" for name in formats]
+    for file in files:
+        file.touch()
+    text = raw_card([graph], files, Description("a task", ["a"], {}))
+    others = {"dcnv3_ops", "ONNX files", "aoti"} - {words}
+    assert words in text
+    assert not any(other in text for other in others)
+
+
 @pytest.mark.parametrize("network", [nn.Linear(2, 2), Detector()])
 def test_networks_without_graphs_are_refused(network):
     with pytest.raises(UserError, match=r"cannot be exported: it does not define export_graphs"):

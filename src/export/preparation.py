@@ -1,0 +1,116 @@
+"""How images are prepared for files without preprocessing: in words, and as lines of Python."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from src.models.graphs import LabelMapResult, RegionResult, Result
+
+_SCALES = ("image_scale", "eval_scale")
+_REFUSED = """\
+if photo.mode[0] in "IF":  # convert("RGB") would make them white
+    raise ValueError(f"{path} has more than 8 bits per channel; save it with 8 bits first")"""
+_NORMALISED = "RGB, divided by 255, minus the mean, divided by the standard deviation."
+
+
+def opened(*, upright: bool) -> list[str]:
+    """Lines that read ``photo``, an RGB image, from the file ``path``.
+
+    Args:
+        upright: Whether its EXIF orientation is applied.
+    """
+    photo = "ImageOps.exif_transpose(photo)" if upright else "photo"
+    return ["photo = Image.open(path)", _REFUSED, f'photo = {photo}.convert("RGB")']
+
+
+def is_known(settings: Mapping[str, Any]) -> bool:
+    """Whether the settings say how an image is prepared."""
+    sized = any(settings.get(name) for name in ("image_size", *_SCALES))
+    return sized and {"mean", "std"} <= settings.keys()
+
+
+def described(result: Result | None, settings: Mapping[str, Any]) -> str:
+    """How an image is prepared, before a list of the settings.
+
+    Args:
+        result: What the network predicts.
+        settings: Preprocessing of the recipe.
+    """
+    if not is_known(settings):
+        return _NORMALISED
+    if "image_size" in settings:
+        side, short, resample = _crop(settings)
+        return (
+            f"Resize the shorter side to {short} pixels ({resample}, `image_size` divided by"
+            f" `crop_pct`), and crop {side} x {side} pixels at the centre. {_NORMALISED}"
+        )
+    scale = _scale(settings)
+    text = (
+        f"Resize (bilinear) until the longer side has at most {max(scale)} pixels and the shorter"
+        f" one at most {min(scale)}"
+    )
+    if isinstance(result, LabelMapResult):
+        text += f", and round both sides up to multiples of {_divisor(settings)}"
+    text += f". {_NORMALISED}"
+    if isinstance(result, RegionResult):
+        text += f" Pad with zeros below and right to multiples of {result.divisor}."
+    return text
+
+
+def prepared(result: Result | None, settings: Mapping[str, Any]) -> list[str]:
+    """Lines that prepare ``image``, ``(1, 3, H, W)`` float32, from ``photo``, with Pillow.
+
+    Its filter differs slightly from that of OpenCV.
+
+    Args:
+        result: What the network predicts.
+        settings: Preprocessing of the recipe, see `is_known`.
+    """
+    mean, std = settings["mean"], settings["std"]
+    if "image_size" in settings:
+        side, short, resample = _crop(settings)
+        lines = [
+            f"sides = [side * {short} // min(photo.size) for side in photo.size]",
+            f"photo = photo.resize(sides, Image.{resample.upper()})",
+            f"left, top = [round((side - {side}) / 2) for side in photo.size]",
+            f"photo = photo.crop((left, top, left + {side}, top + {side}))",
+        ]
+    else:
+        scale = _scale(settings)
+        lines = [
+            f"scale = min({max(scale)} / max(photo.size), {min(scale)} / min(photo.size))",
+            "sides = [int(side * scale + 0.5) for side in photo.size]",
+        ]
+        if isinstance(result, LabelMapResult):
+            divisor = _divisor(settings)
+            lines.append(f"sides = [-(-side // {divisor}) * {divisor} for side in sides]")
+        lines.append("photo = photo.resize(sides, Image.BILINEAR)")
+    lines += [
+        f"pixels = (np.asarray(photo) / 255 - {mean}) / {std}",
+        "image = pixels.transpose(2, 0, 1)[None].astype(np.float32)  # (1, 3, H, W)",
+    ]
+    if not isinstance(result, RegionResult):
+        return lines
+    return [
+        *lines,
+        "height, width = image.shape[2:]  # without padding",
+        f"padding = [(0, 0), (0, 0), (0, -height % {result.divisor}), (0, -width % "
+        f"{result.divisor})]",
+        "image = np.pad(image, padding)",
+    ]
+
+
+def _crop(settings: Mapping[str, Any]) -> tuple[int, int, str]:
+    """Side of the crop, shorter side before it, and filter."""
+    side = int(settings["image_size"])
+    short = int(side / float(settings.get("crop_pct", 1.0)))
+    return side, short, str(settings.get("interpolation", "bicubic"))
+
+
+def _scale(settings: Mapping[str, Any]) -> Any:
+    return next(settings[name] for name in _SCALES if settings.get(name))
+
+
+def _divisor(settings: Mapping[str, Any]) -> int:
+    return int(settings.get("size_divisor", 32))
