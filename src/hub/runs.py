@@ -78,7 +78,9 @@ def official_palette(class_path: str, names: Sequence[str]) -> dict[str, Any]:
     return {"palette": [list(colour) for colour in colours]}
 
 
-def load_checkpoint(network: nn.Module, path: Path, class_names: Sequence[str] = ()) -> None:
+def load_checkpoint(
+    network: nn.Module, path: Path, class_names: Sequence[str] = ()
+) -> list[str]:
     """Load the weights of a checkpoint into a network.
 
     Args:
@@ -86,12 +88,16 @@ def load_checkpoint(network: nn.Module, path: Path, class_names: Sequence[str] =
         path: A checkpoint file, or the folder of a sharded checkpoint.
         class_names: Classes of the data, for the error about another number of classes.
 
+    Returns:
+        Class names of the weights; empty if the checkpoint has none.
+
     Raises:
         UserError: If it cannot be read, or does not match the network.
     """
     content = _read(path)
-    trained = content.get("class_names", [])
+    trained = list(content.get("class_names", []))
     load_weights(network, network_weights(content), path, trained, class_names)
+    return trained
 
 
 def load_weights(

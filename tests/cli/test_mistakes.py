@@ -416,6 +416,27 @@ def test_checkpoint_of_other_classes(folder: Path, trained: Path, images: Path) 
         assert main(["validate", *flags]) == 0
 
 
+@pytest.mark.parametrize(
+    "command", [["validate"], ["predict", "--data.predict_dir", "renamed"], ["export"], ["fit"]]
+)
+def test_checkpoint_of_classes_in_another_order(
+    command: list[str],
+    folder: Path,
+    trained: Path,
+    images: Path,
+    error_of: Callable[..., str],
+) -> None:
+    shutil.copytree(images, "renamed")
+    for split in ("train", "val"):  # "blue" was the first of the sorted names
+        Path("renamed", split, "blue").rename(Path("renamed", split, "violet"))
+    checkpoint = str(trained / "runs/tiny/version_0/checkpoints/last.ckpt")
+    data = ["--data.root", "renamed"]
+    error = error_of(*command, "-c", "tiny.yaml", "--ckpt_path", checkpoint, *data)
+    assert "'green' is number 1 in the weights and 0 in the data" in error
+    assert "The weights know blue, green, red in this order. Train again" in error
+    assert not Path("exported").exists()
+
+
 def test_checkpoint_of_other_optimizer_groups(
     folder: Path, trained: Path, error_of: Callable[..., str]
 ) -> None:

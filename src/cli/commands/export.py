@@ -245,6 +245,7 @@ def load(recipe: Sequence[str], checkpoint: str | None = None) -> tuple[_Loaded,
         UserError: If there are no weights, or they do not match the network.
     """
     from src.cli import build
+    from src.tasks.class_names import compare_classes
 
     given = [*recipe, "--model.init_args.weights=null"] if checkpoint else list(recipe)
     cli = build([*given, *_ONE_CPU])
@@ -259,7 +260,10 @@ def load(recipe: Sequence[str], checkpoint: str | None = None) -> tuple[_Loaded,
     source = str(cli.model.weights)
     if checkpoint:
         path = resolve_checkpoint(checkpoint, cli.runs)
-        load_checkpoint(network, path, cli.datamodule.class_names)
+        now = list(cli.datamodule.class_names)
+        compare_classes(
+            load_checkpoint(network, path, now), now, f"The checkpoint {path}", is_fitting=False
+        )
         source = str(path)
     elif cli.model.weights is None:
         raise UserError("export needs weights: set --ckpt_path best or --model.weights FILE.")
