@@ -78,9 +78,7 @@ def official_palette(class_path: str, names: Sequence[str]) -> dict[str, Any]:
     return {"palette": [list(colour) for colour in colours]}
 
 
-def load_checkpoint(
-    network: nn.Module, path: Path, class_names: Sequence[str] = ()
-) -> list[str]:
+def load_checkpoint(network: nn.Module, path: Path, class_names: Sequence[str] = ()) -> list[str]:
     """Load the weights of a checkpoint into a network.
 
     Args:

@@ -47,9 +47,9 @@ def compare_classes(
     if moved:
         raise UserError(
             f"{source} was trained for the classes of the data in another order, so classes would"
-            f" have wrong names: {moved[0]!r} is number {trained.index(moved[0])} in the weights and"
-            f" {now.index(moved[0])} in the data. The weights know {_shown(trained)} in this order."
-            " Train again with the classes of the data, or, to predict or export only, set"
+            f" have wrong names: {moved[0]!r} is number {trained.index(moved[0])} in the weights"
+            f" and {now.index(moved[0])} in the data. The weights know {_shown(trained)} in this"
+            " order. Train again with the classes of the data, or, to predict or export only, set"
             " data.class_names to the names in the order of the weights."
         )
     advice = (
