@@ -138,10 +138,19 @@ def _beside(
     image: Image.Image, rows: Sequence[tuple[str, tuple[int, int, int], float]]
 ) -> Image.Image:
     """Image with a legend of name, colour and share of the area on its right."""
-    size = _font_size(min(image.size) // 40)
+    smallest = _font_size(min(image.size) // 40)
+    largest = _font_size(image.height // 60 + 10)
+    limit = max(round(_LEGEND * image.width), 12 * smallest)
+
+    def fits(size: int) -> bool:
+        font, space = ImageFont.load_default(size), _legend(size, limit)[1]
+        is_wide_enough = all(font.getlength(name) <= space for name, _, _ in rows)
+        return is_wide_enough and round(size * 1.6) * len(rows) + size <= image.height
+
+    # As large as names and rows allow, so that it is legible beside a small photo, too.
+    size = next((size for size in range(largest, smallest, -1) if fits(size)), smallest)
+    width, space = _legend(size, limit)
     font, row, pad = ImageFont.load_default(size), round(size * 1.6), size // 2
-    width = min(17 * size, max(round(_LEGEND * image.width), 12 * size))
-    space = width - 5.5 * size  # for the name, between its colour and its share
     height = max(image.height, row * len(rows) + 2 * pad)
     output = Image.new("RGB", (image.width + width, height), _BACKGROUND)
     output.paste(image, (0, 0))
@@ -153,6 +162,17 @@ def _beside(
         draw.text(middle, _shorten(draw, name, font, space), _TEXT, font, anchor="lm")
         draw.text((output.width - pad, middle[1]), f"{share:.0%}", _MUTED, font, anchor="rm")
     return output
+
+
+def _legend(size: int, limit: int) -> tuple[int, float]:
+    """Width of a legend, and that of the names, which are between their colours and shares.
+
+    Args:
+        size: Size of the font.
+        limit: Maximum width.
+    """
+    width = min(17 * size, limit)
+    return width, width - 5.5 * size
 
 
 def draw_instances(

@@ -29,6 +29,20 @@ def test_the_legend_takes_at_most_a_third_of_the_width_of_a_photo(size):
     assert not is_text[-4:].any()  # the name is shortened
 
 
+def test_the_legend_of_a_small_photo_is_as_large_as_names_and_rows_allow():
+    def field(name, classes=1):
+        """Width of the first colour in the legend, which is that of a letter."""
+        label_map = np.arange(360)[:, None].repeat(480, 1) * classes // 360
+        colours = [(0, 0, 200 - number) for number in range(classes)]
+        drawn = draw_label_map(Image.new("RGB", (480, 360)), label_map, [name] * classes, colours)
+        assert drawn.size == (640, 360)
+        return int((np.asarray(drawn)[:, 482:] == (0, 0, 200)).all(-1).any(0).sum())
+
+    smallest = field("a class with a name that is far too long for a legend")
+    assert smallest == field("road", classes=16)
+    assert field("road") >= smallest + 3
+
+
 @pytest.mark.parametrize("size", SIZES)
 def test_instances_in_images_of_any_shape_have_labels(size):
     width, height = size
