@@ -21,6 +21,7 @@ from src.runs import CONFIG, ENVIRONMENT, versions_with_checkpoints
 from src.tasks import BaseTask, can_predict
 from src.tasks.operators import operators_of
 
+_MANY_LEFT_OUT = 0.1  # of the training images
 _SPLITS: dict[TrainerFn | None, str] = {
     TrainerFn.FITTING: "train",
     TrainerFn.VALIDATING: "val",
@@ -182,7 +183,24 @@ def _describe_data(trainer: Trainer) -> str:
 def _describe_images(trainer: Trainer, verb: str) -> dict[str, str]:
     """Number of training images, if known."""
     images = getattr(trainer.datamodule, "images_in_use", "")  # type: ignore[attr-defined]
-    return {"Images": images} if verb == "Training" and images else {}
+    if verb != "Training" or not images:
+        return {}
+    return {"Images": images + _describe_incomplete_step(trainer)}
+
+
+def _describe_incomplete_step(trainer: Trainer) -> str:
+    """A line about the images that the last incomplete step of an epoch would have, if many."""
+    loader: Any = trainer.train_dataloader
+    left_out: int = getattr(getattr(loader, "sampler", None), "left_out", 0)
+    if not left_out or trainer.num_training_batches != len(loader):  # a part of it is asked for
+        return ""
+    total = len(loader.dataset)
+    if left_out <= _MANY_LEFT_OUT * total:
+        return ""
+    return (
+        f"\n{'':<12} {left_out} of {total} are left out of each epoch, others each time;"
+        " a smaller --data.batch_size uses more"
+    )
 
 
 def _describe_earlier_versions(folder: Path) -> dict[str, str]:

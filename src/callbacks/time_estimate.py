@@ -18,6 +18,7 @@ from lightning.pytorch.callbacks import Timer
 from src.callbacks.pace import readable_time, remaining_batches
 from src.callbacks.run_folder import is_dry_run, run_folder, tell
 from src.optim import StepSchedule
+from src.tasks import DetectionTask
 
 _STEPS = 10  # of which the first is left out: workers start, memory is allocated
 _FEW_IMAGES = 2  # are predicted soon
@@ -101,7 +102,9 @@ class TimeEstimate(Callback):
             tell(f"             {self._note}")
         if seconds > _LONG and not self._is_resumed and trainer.strategy.root_device.type == "cpu":
             command = trial_command(sys.argv[1:], trial_options(trainer, step))
-            tell(f"             For a short trial, which shows that all works: {command}")
+            few = isinstance(trainer.lightning_module, DetectionTask)
+            scores = " (its detections usually score below 0.3, so none are drawn)" if few else ""
+            tell(f"             For a short trial, which shows that all works{scores}: {command}")
 
 
 def _tell_if_busy(trainer: Trainer, loader: Any, what: str) -> None:
@@ -148,7 +151,7 @@ def _length(trainer: Trainer, steps: int) -> str:
 
 
 def trial_options(trainer: Trainer, step: float) -> list[str]:
-    """Options that make a run short enough to try it, with a warm-up that is shorter still.
+    """Options that make a run short enough to try it, with a warm-up of at most a quarter of it.
 
     Args:
         trainer: Trainer of the long run.
@@ -165,7 +168,7 @@ def trial_options(trainer: Trainer, step: float) -> list[str]:
         steps = max(1, int(_TRIAL / step / accumulated))
         options = ["--trainer.max_steps", str(steps)]
     schedules = [config.scheduler for config in trainer.lr_scheduler_configs]
-    if any(isinstance(s, StepSchedule) and s.num_warmup_steps >= steps for s in schedules):
+    if any(isinstance(s, StepSchedule) and s.num_warmup_steps > steps // 4 for s in schedules):
         options += ["--model.lr_scheduler.warmup_steps", str(steps // 10)]
     return [*options, "--name", f"{run_folder(trainer).parent.name}_trial"]
 

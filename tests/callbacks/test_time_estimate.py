@@ -116,8 +116,9 @@ def trial(
     monkeypatch.setattr("src.callbacks.time_estimate._LONG", 0.0)
     monkeypatch.setattr("src.callbacks.time_estimate._STEPS", 4)
 
-    def read() -> list[str]:
-        (command,) = re.findall(r"For a short trial, .*: (.*)", capsys.readouterr().out)
+    def read(has_few_detections: bool = False) -> list[str]:
+        ((text, command),) = re.findall(r"For a short trial(.*): (.*)", capsys.readouterr().out)
+        assert ("detections usually score below 0.3" in text) == has_few_detections
         return shlex.split(command.removeprefix("python -m src "))
 
     return read
@@ -132,7 +133,7 @@ def test_a_short_trial_of_a_long_run(
     command = ["fit", "-c", str(recipe), "--trainer.check_val_every_n_epoch", "4"]
     long = ["--trainer.max_epochs=4", "--model.lr_scheduler.warmup_steps", "7", "--name", "long"]
     assert main([*command, *long]) == 0
-    short = trial()
+    short = trial(has_few_detections=task == "detection")
     options = ["--trainer.max_epochs", "2", "--model.lr_scheduler.warmup_steps", "0"]
     assert short == [*command, *options, "--name", "long_trial"]
     with warnings.catch_warnings():
@@ -157,3 +158,13 @@ def test_a_trial_of_short_epochs_has_more_of_them(
 ) -> None:
     assert run("--trainer.max_epochs", "20") == 0
     assert trial()[3:5] == ["--trainer.max_epochs", "5"]
+
+
+@pytest.mark.parametrize(("warmup", "shortened"), [(3, 3), (4, 1)])
+def test_a_quarter_of_a_trial_may_be_warm_up(
+    run: Callable[..., int], trial: Callable[[], list[str]], warmup: int, shortened: int
+) -> None:
+    option = "--model.lr_scheduler.warmup_steps"
+    assert run("--trainer.max_epochs", "20", option, str(warmup)) == 0
+    arguments = trial()  # of 15 steps
+    assert arguments[arguments.index(option) + 1] == str(shortened)

@@ -204,3 +204,24 @@ def test_workers_can_be_spawned(
     finally:
         torch.multiprocessing.set_start_method(usual, force=True)
     assert Image.open(tmp_path / "data" / ("train/a" if task[0] == "c" else "images") / "0.png")
+
+
+@pytest.mark.parametrize(
+    ("options", "is_told"),
+    [
+        ((), True),
+        (("--data.batch_size", "5"), False),
+        (("--data.class_balanced", "true"), False),
+        (("--trainer.limit_train_batches", "1"), False),
+    ],
+)
+def test_images_of_an_incomplete_step(
+    options: tuple[str, ...], is_told: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_data(tmp_path / "data", "classification", count=5)
+    config = write_recipe(tmp_path, "classification", data)
+    assert main(["fit", "-c", str(config), *options]) == 0
+    line = "1 of 5 are left out of each epoch, others each time; a smaller --data.batch_size uses"
+    out = capsys.readouterr().out
+    assert "Images:      5 for training, 5 for validation\n" in out
+    assert (f" validation\n{'':<13}{line}" in out) == is_told

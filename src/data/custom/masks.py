@@ -97,7 +97,7 @@ def run(args: argparse.Namespace) -> None:
         notes.append(f"unlabelled, besides 255: {', '.join(map(str, labels.ignored))}")
     if is_table:
         notes.append(f"values of the classes are the numbers in {source}")
-    notes += _note_zero(args, labels)
+    notes += [*_note_zero(args, labels), *_note_predicted(labels)]
     _check_sizes(pairs, found.sizes, args.max_pixels)
     parts = _divide(pairs, labels, args)
     facts = {"source": str(args.images), "val_share": args.val_share, "seed": args.seed}
@@ -212,6 +212,20 @@ def _note_zero(args: argparse.Namespace, labels: LabelReader) -> list[str]:
     return [
         "0 is a class of its own (class 0); if it means unlabelled, add --ignore 0; --class-names "
         "gives the classes names"
+    ]
+
+
+def _note_predicted(labels: LabelReader) -> list[str]:
+    """How to get the numbers of the files from predicted label maps, which count from 0."""
+    values = labels.values
+    if not values or values == _BLACK_AND_WHITE or values == list(range(len(values))):
+        return []
+    first = values[0]
+    if values == list(range(first, first + len(values))):
+        return [f"predicted label maps count the classes from 0; add {first} to get your numbers"]
+    return [
+        "predicted label maps count the classes from 0, in the order of this list; in NumPy,"
+        f" np.array({values})[label_map] has your numbers"
     ]
 
 

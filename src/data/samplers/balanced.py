@@ -40,6 +40,11 @@ class BalancedBatchSampler(DistributedBatchSampler):
         super().__init__(dataset, batch_size, num_replicas, rank, seed)
         self.classes = [torch.from_numpy(np.flatnonzero(labels == c)) for c in np.unique(labels)]
 
+    @property
+    def left_out(self) -> int:
+        """0, because an epoch repeats images of rare classes instead of others."""
+        return 0
+
     def order(self, generator: Generator, total: int) -> Tensor:
         """Random order of ``total`` indices, with all classes equally often up to one image."""
         share = -(-total // len(self.classes))

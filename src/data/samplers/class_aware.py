@@ -73,6 +73,11 @@ class ClassAwareSampler(DistributedBatchSampler):
         if not self.classes:
             raise UserError("No training image has an annotation, so data.class_aware has nothing.")
 
+    @property
+    def left_out(self) -> int:
+        """0, because an epoch repeats images of rare classes instead of others."""
+        return 0
+
     def order(self, generator: Generator, total: int) -> Tensor:
         """Order of ``total`` indices; see `DistributedBatchSampler.order`."""
         drawn = _cycles(torch.arange(len(self.classes)), total, generator)

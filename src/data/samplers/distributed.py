@@ -76,6 +76,12 @@ class DistributedBatchSampler(DistributedSampler[Any]):
         self.batch_size = min(batch_size, -(-length // num_replicas))
         self.num_steps = max(1, length // (self.batch_size * num_replicas))
 
+    @property
+    def left_out(self) -> int:
+        """Number of images that an epoch does not use; they differ from epoch to epoch."""
+        length = len(self.dataset)  # type: ignore[arg-type]
+        return max(0, length - len(self) * self.num_replicas)
+
     def __len__(self) -> int:
         """Number of indices of a rank in an epoch."""
         return self.num_steps * self.batch_size

@@ -40,7 +40,9 @@ def test_a_table_of_classes_gives_their_values(
     assert f"3 is given in both {table} and --ignore." in capsys.readouterr().err
     status, out = prepare(street, *given, "--ignore", "0")
     assert status == 0
-    assert f"note: values of the classes are the numbers in {table}" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"note: values of the classes are the numbers in {table}" in printed
+    assert "np.array([1, 3])[label_map] has your numbers" in printed
     settings = yaml.safe_load((out / "street.yaml").read_text())["data"]["init_args"]
     assert settings["class_names"] == ["road", "car"]
     for path in out.glob("annotations/*/*.png"):
@@ -48,6 +50,15 @@ def test_a_table_of_classes_gives_their_values(
     status, _ = prepare(street, *given, "--class-values", "0", "1", "--ignore", "3")
     assert status == 0
     assert "values of the classes are the numbers" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("ignored", "is_told"), [("0", True), ("3", False)])
+def test_numbers_of_predicted_label_maps(
+    ignored: str, is_told: bool, street: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert prepare(street, str(street), "--ignore", ignored)[0] == 0
+    note = "note: predicted label maps count the classes from 0; add 1 to get your numbers\n"
+    assert (note in capsys.readouterr().out) == is_told
 
 
 def test_a_table_from_zero_names_black_and_white_masks(

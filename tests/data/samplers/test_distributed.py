@@ -33,6 +33,8 @@ def test_accumulated_batches_are_those_of_the_processes() -> None:
 def test_every_image_comes_once_and_the_rest_of_a_step_is_left_out() -> None:
     seen = [index for step in deal(50, 4, 3) for batch in step for index in batch]
     assert len(seen) == len(set(seen)) == 48
+    assert DistributedBatchSampler(range(50), 4, 3).left_out == 2
+    assert DistributedBatchSampler(range(5), 8, 2).left_out == 0
     assert deal(50, 4, 3, epoch=1) != deal(50, 4, 3) == deal(50, 4, 3)
 
 
