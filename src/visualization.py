@@ -5,6 +5,7 @@ from __future__ import annotations
 import colorsys
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 _MIN_WIDTH = 360  # pixels; smaller images are enlarged so that the text fits
 _MAX_SIDE = 1024  # pixels; maximum size of enlarged images, which then get a wider background
+# Pillow's own font has ASCII letters only.
+_FONT = Path(__file__).parent / "fonts" / "DejaVuSans.ttf"
 _FONT_SIZES = (13, 40)  # minimum and maximum in pixels
 _TEXT, _MUTED, _BACKGROUND, _BAR = (20, 20, 20), (90, 90, 90), (255, 255, 255), (178, 208, 244)
 _BLACK = (0, 0, 0)
@@ -49,7 +52,7 @@ def draw_classes(
     canvas = _fit(image.convert("RGB"))
     width = max(canvas.width, _MIN_WIDTH)
     size = max(15, _font_size(width // 28))
-    font, row, pad = ImageFont.load_default(size), round(size * 1.7), size // 2
+    font, row, pad = _font(size), round(size * 1.7), size // 2
     output = Image.new("RGB", (width, canvas.height + row * len(names) + 2 * pad), _BACKGROUND)
     output.paste(canvas, (0, 0))
     draw = ImageDraw.Draw(output)
@@ -72,6 +75,10 @@ def _fit(image: Image.Image) -> Image.Image:
     # Nearest keeps the pixels of tiny images sharp.
     resampling = Image.Resampling.NEAREST if scale > 3 else Image.Resampling.BICUBIC
     return image if scale == 1.0 else image.resize(size, resampling)
+
+
+def _font(size: int) -> Font:
+    return ImageFont.truetype(_FONT, size)
 
 
 def _font_size(size: int) -> int:
@@ -143,14 +150,14 @@ def _beside(
     limit = max(round(_LEGEND * image.width), 12 * smallest)
 
     def fits(size: int) -> bool:
-        font, space = ImageFont.load_default(size), _legend(size, limit)[1]
+        font, space = _font(size), _legend(size, limit)[1]
         is_wide_enough = all(font.getlength(name) <= space for name, _, _ in rows)
         return is_wide_enough and round(size * 1.6) * len(rows) + size <= image.height
 
     # As large as names and rows allow, so that it is legible beside a small photo, too.
     size = next((size for size in range(largest, smallest, -1) if fits(size)), smallest)
     width, space = _legend(size, limit)
-    font, row, pad = ImageFont.load_default(size), round(size * 1.6), size // 2
+    font, row, pad = _font(size), round(size * 1.6), size // 2
     height = max(image.height, row * len(rows) + 2 * pad)
     output = Image.new("RGB", (image.width + width, height), _BACKGROUND)
     output.paste(image, (0, 0))
@@ -218,7 +225,7 @@ def draw_instances(
     output.paste(canvas, (0, 0))
     draw = ImageDraw.Draw(output)
     size = _font_size(max(canvas.size) // 55)
-    font, line = ImageFont.load_default(size), max(2, size // 7)
+    font, line = _font(size), max(2, size // 7)
     corners = [
         (x * scale_x, y * scale_y, (x + width) * scale_x, (y + height) * scale_y)
         for x, y, width, height in boxes

@@ -75,6 +75,13 @@ def test_bars_of_classes_end_before_their_percentages(size):
     assert bar(0.5)[1] == pytest.approx(end / 2, rel=0.05)
 
 
+@pytest.mark.parametrize("pair", ["üö", "ßé", "ñÅ", "жф", "αβ"])
+def test_letters_of_class_names_are_drawn(pair):
+    photo = Image.new("RGB", (360, 90))
+    first, second = (np.asarray(draw_classes(photo, [letter], [0.5])) for letter in pair)
+    assert (first != second).any()  # letters that a font lacks all look the same
+
+
 def test_the_legend_leaves_out_classes_of_zero_percent():
     label_map = np.zeros((100, 100), dtype=np.uint8)
     label_map[0, :40] = 1  # 0.4 % of the pixels
