@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from src.errors import UserError
 from src.models.layers.linear import Linear, linear, linear_gelu, uses_onednn
-from src.models.layers.norm import LayerNorm, has_hooks
+from src.models.layers.norm import LayerNorm, has_hooks, is_exact_gelu
 from src.models.layers.precision import autocast_dtype, without_autocast
 from src.ops import cpu_linear, fused
 
@@ -123,6 +123,8 @@ class MLP(nn.Module):
             torch.is_grad_enabled()
             and autocast_dtype(x.device.type) is None
             and type(fc1) is type(fc2) is Linear
+            and all(map(_is_linear, (fc1, fc2)))
+            and is_exact_gelu(self.act)
             and not (drop.training and drop.p > 0)
             and not has_hooks(fc1, self.act, fc2, drop)
             and cpu_linear.is_available(x, fc1.out_features)
@@ -132,10 +134,15 @@ class MLP(nn.Module):
     def _hidden(self, x: Tensor) -> Tensor:
         """``(..., C) -> (..., hidden_channels)``; GELU is fused where there is a kernel for it."""
         fc1, act = self.fc1, self.act
-        if isinstance(fc1, Linear) and not has_hooks(fc1, act):
+        if _is_linear(fc1) and is_exact_gelu(act) and not has_hooks(fc1, act):
             if not torch.is_grad_enabled() and uses_onednn(x):
                 return linear_gelu(x, fc1.weight, fc1.bias)
             if fused.is_available(x):
                 return fused.bias_gelu(linear(x, fc1.weight), fc1.bias)
         out: Tensor = act(fc1(x))
         return out
+
+
+def _is_linear(layer: nn.Module) -> bool:
+    """Whether a layer computes what `Linear` does; a parametrized one has a type of its own."""
+    return type(layer).forward is Linear.forward and "forward" not in layer.__dict__

@@ -68,8 +68,7 @@ def norm_gelu(norm: nn.Module, act: nn.Module, x: Tensor) -> Tensor:
 
     Modules with hooks are called.
     """
-    is_gelu = type(act) is nn.GELU and act.approximate == "none"
-    if is_gelu and _is_fused(norm, x) and not has_hooks(act):
+    if is_exact_gelu(act) and _is_fused(norm, x) and not has_hooks(act):
         return fused.layer_norm_gelu(x, norm.weight, norm.bias, norm.eps)
     out: Tensor = act(norm(x))
     return out
@@ -84,6 +83,11 @@ def norm_fork(norm: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     if _is_fused(norm, x):
         return fused.layer_norm_fork(x, norm.weight, norm.bias, norm.eps)
     return norm(x), x
+
+
+def is_exact_gelu(act: nn.Module) -> bool:
+    """Whether an activation is the one that kernels compute."""
+    return type(act) is nn.GELU and act.approximate == "none"
 
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
