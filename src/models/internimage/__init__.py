@@ -6,6 +6,8 @@
 - ``backbone.py``: the backbone, one feature map per stage.
 - ``inference.py``: copies for inference on a CPU, with packed weights.
 - ``fused_block.py``, ``inference_cache.py``: a block as one operator; when networks use it.
+- ``packed_block.py``, ``packed_conv.py``: layers with packed weights; ``own_layers.py``: whether a
+  layer was replaced.
 - ``heads.py``, ``classifier.py``: pooling heads and the classifier with timm's contract.
 - ``metaformer.py``: the classifier that also reads date and place (iNaturalist 2018).
 - ``composite.py``: two backbones combined (CBNet).

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from src.models.internimage.blocks import Block
 from src.models.internimage.dcnv3 import DCNv3
-from src.models.layers.norm import LayerNorm
+from src.models.internimage.own_layers import has_own_layers, is_block
 from src.ops.cpu_block import (
     MULTIPLE,
     BlockOptions,
@@ -82,9 +82,7 @@ def with_fused_blocks(network: nn.Module) -> nn.Module:
         fused: dict[int, Any] = {
             id(module): FusedBlockModule(module)
             for module in network.modules()
-            if isinstance(module, Block)
-            and isinstance(module.norm1, LayerNorm)
-            and fits_operator(module)
+            if is_block(module) and has_own_layers(module) and fits_operator(module)
         }
     return copy.deepcopy(network, fused)  # takes what is in the second argument as copies
 

@@ -25,11 +25,11 @@ from src.models.internimage.blocks import Block, Stem, check_channels
 from src.models.internimage.dcnv3 import DCNv3
 from src.models.internimage.fused_block import FusedBlock, can_fuse
 from src.models.internimage.layers import add_branch
+from src.models.internimage.own_layers import has_own_layers, is_block, is_dense, is_downsample
 from src.models.internimage.packed_block import PackedLinear
 from src.models.internimage.packed_conv import PackedConv
 from src.models.internimage.parts import in_parts
 from src.models.internimage.stage import Stage
-from src.models.layers.low_rank import LowRank
 from src.models.layers.norm import LayerNorm, has_hooks
 from src.models.layers.precision import autocast_dtype, without_autocast
 from src.ops.cpu_norm import depthwise_norm_gelu, layer_norm
@@ -39,9 +39,11 @@ def prepare_for_inference(network: nn.Module, dtype: torch.dtype = torch.float32
     """Copy a network for inference on a CPU.
 
     The stem and the stages of every InternImage with `DCNv3` and LayerNorm in the network are
-    replaced by faster ones; the rest is copied. The copy has the weights of this moment: later
-    changes of the network do not reach it. It cannot be trained, saved, exported or moved to
-    another device or dtype.
+    replaced by faster ones. The rest is copied, and so are stages with layers of other types or
+    with parametrizations. Packed weights that the network itself keeps are freed.
+
+    The copy has the weights of this moment: later changes of the network do not reach it. It
+    cannot be trained, saved, exported or moved to another device or dtype.
 
     Args:
         network: Network in evaluation mode on the CPU, with float32 parameters.
@@ -64,14 +66,15 @@ def prepare_for_inference(network: nn.Module, dtype: torch.dtype = torch.float32
     prepared: dict[int, Any] = {}
     with torch.no_grad(), without_autocast("cpu"):
         for module in network.modules():
-            if isinstance(module, Stem) and isinstance(module.norm1, LayerNorm):
+            if type(module) is Stem and _can_prepare_stem(module):
                 prepared[id(module)] = _Stem(module, dtype)
-            elif isinstance(module, Stage) and _can_prepare(module, dtype):
+            elif type(module) is Stage and _can_prepare(module, dtype):
+                module.free()
                 prepared[id(module)] = _Stage(module, dtype)
     if not prepared:
         raise UserError(
             f"Nothing in {type(network).__name__} can be prepared for inference in {dtype}: it has"
-            " no stage of an InternImage with DCNv3 and LayerNorm."
+            " no stage of an InternImage with DCNv3 and LayerNorm that has no layers of others."
         )
     return copy.deepcopy(network, prepared)  # takes what is in the second argument as copies
 
@@ -95,16 +98,25 @@ def can_run_fused(network: nn.Module) -> bool:
 
 
 def _can_prepare(stage: Stage, dtype: torch.dtype) -> bool:
-    blocks = [block for block in stage.blocks if isinstance(block, Block)]
-    has_layer_norm = all(isinstance(block.norm1, LayerNorm) for block in blocks)
-    is_plain = not any(isinstance(m, LowRank) for m in stage.modules())
+    downsample = stage.downsample
+    layers = [*stage.blocks, *stage.post_norms]
+    if stage.norm is not None:
+        layers.append(stage.norm)
+    if downsample is not None:
+        if not is_downsample(downsample) or not is_dense(downsample.conv):
+            return False
+        layers += downsample.children()
     is_wide = any(isinstance(m, LayerNorm) and m.float32_output for m in stage.modules())
     return (
-        all(isinstance(block.dcn, DCNv3) for block in blocks)
-        and is_plain
-        and has_layer_norm
+        all(map(is_block, stage.blocks))
+        and all(map(has_own_layers, layers))
         and (dtype == torch.float32 or not is_wide)
     )
+
+
+def _can_prepare_stem(stem: Stem) -> bool:
+    has_own = all(map(has_own_layers, stem.children())) and isinstance(stem.norm1, LayerNorm)
+    return has_own and is_dense(stem.conv1) and is_dense(stem.conv2)
 
 
 class _Prepared(nn.Module):

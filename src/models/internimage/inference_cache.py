@@ -15,13 +15,18 @@ from operator import attrgetter, itemgetter
 from typing import Any, TypeVar
 
 import torch
-from timm.layers.drop import DropPath
 from torch import Tensor, nn
 
 from src.models.internimage.blocks import Block
 from src.models.internimage.dcnv3 import DCNv3
 from src.models.internimage.fused_block import FusedBlock, can_fuse
-from src.models.internimage.layers import MLP
+from src.models.internimage.own_layers import (
+    has_own_layers,
+    is_block,
+    is_dense,
+    is_downsample,
+    is_replaced,
+)
 from src.models.internimage.packed_block import PackedBlock
 from src.models.internimage.packed_conv import PackedConv, can_pack
 from src.models.internimage.parts import is_unobserved
@@ -33,17 +38,12 @@ from src.ops._load import LIBRARIES
 from src.ops.cpu_block import is_available
 
 _WITH_WEIGHT = (LayerNorm, Linear, nn.Conv2d)
-_KINDS = frozenset((Block, DCNv3, MLP, *_WITH_WEIGHT, nn.GELU, nn.Dropout, DropPath))
-"""Exact types of the modules of a block that the operator replaces.
-
-Parametrizations, wrappers that shard or quantize, and layers of others have types of their own.
-"""
-
 _OPTIONS = {
     Block: ("post_norm",),
     DCNv3: ("groups", "kernel_size", "offset_scale", "remove_center"),
     LayerNorm: ("eps", "float32_output"),
     nn.GELU: ("approximate",),
+    nn.Conv2d: ("stride", "padding", "dilation", "groups", "padding_mode"),
 }
 """Attributes that the operator depends on."""
 
@@ -86,7 +86,7 @@ class InferenceCache:
         autocast = autocast_dtype("cpu")
         is_packed = autocast is None and x.dtype == torch.float32 and _has_packed(x.dtype)
         for index, block in enumerate(blocks):
-            if type(block) is not Block:
+            if not is_block(block):
                 continue
             packed: FusedBlock | PackedBlock | None = None
             dtype = _dtype(x.dtype, block.compilation)
@@ -98,19 +98,21 @@ class InferenceCache:
                 found[index] = packed
         return found
 
-    def packed_conv(self, conv: nn.Conv2d, x: Tensor) -> PackedConv | None:
+    def packed_conv(self, downsample: nn.Module, x: Tensor) -> PackedConv | None:
         """The convolution of `Downsample` with packed weights, if there is a kernel for it.
 
         In float32, too: PyTorch would reorder its weights in every forward pass.
 
         Args:
-            conv: The convolution.
+            downsample: The step to the next stage.
             x: Feature map ``(N, H, W, C)`` in a forward pass for which `can_split` is true.
         """
+        if not is_downsample(downsample):
+            return None
         dtype = autocast_dtype("cpu") or x.dtype
         if dtype not in (torch.float32, torch.bfloat16) or not _has_packed(dtype):
             return None
-        return self._packed("conv", conv, dtype, _always, PackedConv)
+        return self._packed("conv", downsample.conv, dtype, _is_dense, PackedConv)
 
     def _packed(
         self,
@@ -173,7 +175,7 @@ class _Entry:
             or dtype != self.dtype
             or any(self._hooks)
             or any(map(_TRAINING, attributes))
-            or any(map(_is_replaced, attributes))
+            or any(map(is_replaced, attributes))
             or any(values.get(name) != value for values, name, value in self._options)
             or self._read() != self._state
             # Last, because memory that was freed has another address. NaN is never the same, so
@@ -188,20 +190,20 @@ class _Entry:
             list(map(type, self._modules)),
             list(map(_VERSION, self._parameters)),
             list(map(Tensor.data_ptr, self._parameters)),
+            all(map(Tensor.is_contiguous, self._parameters)),  # a transposed one has its address
         )
-
-
-def _is_replaced(attributes: dict[str, object]) -> bool:
-    """Whether a module has a forward pass of its own, or was compiled by itself."""
-    return "forward" in attributes or "_compiled_call_impl" in attributes
 
 
 _TRAINING, _VERSION = itemgetter("training"), attrgetter("_version")
 
 
 def _always(module: nn.Module, dtype: torch.dtype) -> bool:
-    """For layers of oneDNN, which has packed products and convolutions of all sizes."""
+    """For linear layers: oneDNN has packed products of all sizes."""
     return True
+
+
+def _is_dense(conv: nn.Conv2d, dtype: torch.dtype) -> bool:
+    return is_dense(conv)
 
 
 def _has_packed(dtype: torch.dtype) -> bool:
@@ -223,20 +225,18 @@ def _dtype(given: torch.dtype, compilation: Compilation | None) -> torch.dtype |
 def _is_plain(module: nn.Module, dtype: torch.dtype) -> bool:
     """Whether packed weights stand for a module, and every change of a weight is seen."""
     modules = list(module.modules())
-    if any(type(m) not in _KINDS or m.training or _is_replaced(m.__dict__) for m in modules):
+    if any(m.training for m in modules) or not has_own_layers(module):
         return False
     is_wide = any(isinstance(m, LayerNorm) and m.float32_output for m in modules)
-    is_exact = all(m.approximate == "none" for m in modules if isinstance(m, nn.GELU))
     # Sharding may leave other tensors where parameters were, which nobody watches.
     is_whole = all(
         isinstance(m._parameters.get("weight"), nn.Parameter)
         for m in modules
         if isinstance(m, _WITH_WEIGHT)
-    )
+    ) and not any(isinstance(value, Tensor) for m in modules for value in m.__dict__.values())
     return (
         not has_hooks(*modules)
         and (dtype == torch.float32 or not is_wide)
-        and is_exact
         and is_whole
         and all(map(_can_watch, module.parameters()))
     )

@@ -67,7 +67,7 @@ class Stage(nn.Module):
             return out, following[0] if following else out
         conv = None
         if self.downsample is not None:
-            conv = self._cache.packed_conv(self.downsample.conv, x)
+            conv = self._cache.packed_conv(self.downsample, x)
         run = partial(self._run, packed=packed, conv=conv)
         if len(packed) < len(self.blocks):
             out, *following = run(x)
@@ -82,8 +82,14 @@ class Stage(nn.Module):
             self._cache.clear()
         return super().train(mode)
 
+    def free(self) -> None:
+        """Free the packed weights that evaluation keeps; they are made again when needed."""
+        self._cache.clear()
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Stage:
-        self._cache.clear()  # the parameters move to another device or dtype
+        probe = torch.empty(0, dtype=torch.float32, device="cpu")
+        if fn(probe) is not probe:  # the parameters move to another device or dtype
+            self._cache.clear()
         return super()._apply(fn, recurse)
 
     def _run(

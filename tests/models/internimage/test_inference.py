@@ -7,6 +7,7 @@ from torch import nn
 from src.errors import UserError
 from src.models import InternImage, prepare_for_inference
 from src.models.internimage import inference, packed_block, packed_conv, parts
+from src.models.layers.linear import Linear
 
 SMALL = {"channels": 16, "depths": [1, 1, 1, 1], "groups": [1, 2, 4, 8]}
 VARIANTS = [
@@ -108,6 +109,77 @@ def test_another_precision(images):
     prepared = prepare_for_inference(make(), torch.bfloat16)
     with pytest.raises(UserError, match=r"prepared for inference in torch\.bfloat16"):
         prepared(images)
+
+
+class Doubling(Linear):
+    """A layer with a forward pass of its own."""
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class Adapted(nn.Module):
+    """A layer around another one, whose attributes it shows."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer, self.update = layer, nn.Linear(layer.in_features, layer.out_features)
+        self.weight, self.bias = layer.weight, layer.bias
+        self.out_features = layer.out_features
+
+    def forward(self, x):
+        return self.layer(x) + self.update(x)
+
+
+def adapt(network):
+    mlp = network.levels[0].blocks[0].mlp
+    mlp.fc1 = Adapted(mlp.fc1)
+
+
+def double(network):
+    network.levels[0].blocks[0].mlp.fc1.__class__ = Doubling
+
+
+def double_by_instance(network):
+    layer = network.levels[0].blocks[0].mlp.fc1
+    layer.forward = lambda x: 2 * type(layer).forward(layer, x)
+
+
+def dilate(network):
+    conv = network.levels[0].downsample.conv
+    conv.dilation = conv.padding = (2, 2)
+
+
+CHANGES = {
+    "adapter": adapt,
+    "subclass": double,
+    "forward of an instance": double_by_instance,
+    "activation": lambda n: setattr(n.levels[0].blocks[0].mlp, "act", nn.ReLU()),
+    "activation of the stem": lambda n: setattr(n.patch_embed, "act", nn.ReLU()),
+    "dilation": dilate,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+@torch.no_grad()
+def test_layers_of_others_are_called(change, images):
+    network = make()
+    before = network(images)
+    change(network)
+    network.eval()
+    expected = network(images)
+    assert not torch.allclose(expected, before, rtol=1e-3)
+    torch.testing.assert_close(
+        prepare_for_inference(network)(images), expected, rtol=1e-4, atol=1e-4
+    )
+
+
+@torch.no_grad()
+def test_packed_weights_of_the_network_are_freed(images):
+    network = make()
+    network(images)
+    prepare_for_inference(network)
+    assert not any(stage._cache._entries for stage in network.levels)
 
 
 def test_what_cannot_be_prepared():

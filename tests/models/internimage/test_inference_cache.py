@@ -12,10 +12,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from src.models import InternImage
 from src.models.internimage import inference_cache, parts
+from src.models.internimage.blocks import Downsample
 from src.models.internimage.fused_block import FusedBlock
 from src.models.internimage.inference_cache import InferenceCache
+from src.models.internimage.layers import MLP
 from src.models.internimage.packed_block import PackedBlock
 from src.models.layers.compilation import Compilation, compile_parts
+from src.models.layers.linear import Linear
 from src.models.layers.low_rank import add_low_rank
 from src.ops._load import LIBRARIES
 from src.ops.cpu_block import is_available
@@ -404,11 +407,41 @@ def test_new_weights_are_seen(build, write, images, calls):
     assert torch.equal(after, copy.deepcopy(network)(images))
 
 
+@pytest.mark.usefixtures("uncompiled")
+@torch.no_grad()
+def test_a_transposed_weight_is_seen(build, images, calls):
+    """It keeps its address, its version and its first value."""
+    network = build()
+    network(images)
+    weight = first(network).dcn.input_proj.weight
+    weight.data = weight.data.t()
+    calls.clear()
+    after = network(images)
+    assert len(calls) == BLOCKS - 1
+    weight.data = weight.data.contiguous()
+    torch.testing.assert_close(after, network(images), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.usefixtures("uncompiled")
+@torch.no_grad()
+def test_a_tensor_that_is_no_parameter_is_read_in_every_forward_pass(build, images):
+    network = build()
+    fc1 = first(network).mlp.fc1
+    bias = fc1.bias.detach().clone()
+    del fc1.bias
+    fc1.bias = bias
+    network(images)
+    bias += 1
+    after = network(images)
+    fc1.bias = nn.Parameter(bias)
+    torch.testing.assert_close(after, network(images), rtol=1e-4, atol=1e-4)
+
+
 @torch.no_grad()
 def test_packed_once(build, images, calls):
     network = build()
     network(images)
-    network.requires_grad_(False).eval()(images)
+    network.requires_grad_(False).eval().to("cpu").float()(images)
     assert [ref() for ref in calls[:BLOCKS]] == [ref() for ref in calls[BLOCKS:]]
 
 
@@ -461,6 +494,66 @@ def test_hooks_around_the_blocks_see_all_images(build, images, monkeypatch):
         conv.register_forward_hook(lambda _, given, out: sizes.append(len(out)))
     network(images)
     assert sizes == [len(images)] * 2
+
+
+class Doubling(Downsample):
+    """A subclass with a forward pass of its own."""
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class Pooling(nn.Module):
+    """A step to the next stage that is not a convolution."""
+
+    def forward(self, x):
+        return (
+            nn.functional.avg_pool2d(x.permute(0, 3, 1, 2), 2)
+            .permute(0, 2, 3, 1)
+            .repeat(1, 1, 1, 2)
+        )
+
+
+@pytest.mark.parametrize("kind", [lambda: Doubling(16), Pooling])
+@torch.no_grad()
+def test_another_downsampling_is_called(build, kind, images):
+    network = build()
+    stage = network.levels[0]
+    stage.downsample = kind().eval()
+    out, following = stage(torch.randn(2, 8, 8, 16))
+    torch.testing.assert_close(following, stage.downsample(out))
+
+
+GEOMETRIES = [
+    {"stride": (1, 1)},
+    {"dilation": (2, 2), "padding": (2, 2)},
+    {"padding_mode": "reflect", "_reversed_padding_repeated_twice": [1, 1, 1, 1]},
+]
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
+@torch.no_grad()
+def test_another_geometry_of_the_downsampling(geometry, is_first, images):
+    stage, x = make().levels[0], torch.randn(2, 8, 8, 16)
+    if not is_first:
+        stage(x)
+    for name, value in geometry.items():
+        setattr(stage.downsample.conv, name, value)
+    out, following = stage(x)
+    torch.testing.assert_close(following, stage.downsample(out), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "mixer",
+    [lambda width, groups: Linear(width, width, init="xavier"), lambda width, _: MLP(width, width)],
+    ids=["Linear", "MLP"],
+)
+@pytest.mark.usefixtures("uncompiled")
+@torch.no_grad()
+def test_mixers_of_the_same_layers(build, mixer, images, calls):
+    build(mixer=mixer)(images)
+    assert not calls
 
 
 @torch.no_grad()
