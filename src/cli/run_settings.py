@@ -88,7 +88,7 @@ def _check_same_run(given: str, run: TrainedRun, named: Path) -> None:
     if not is_run(named) or named.resolve() in run.checkpoint.resolve().parents:
         return
     owner = read_settings(run.config).get("name")
-    if owner != named.name:
+    if owner not in (None, named.name):
         raise UserError(
             f"{given} is a checkpoint of the run {owner}, but --name {named.name} is another run."
             " Leave out --ckpt_path or --name, or give --name a new name for the results."

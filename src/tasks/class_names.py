@@ -39,12 +39,9 @@ def compare_classes(
     other = [(old, new) for old, new in zip(trained, now, strict=False) if old != new]
     if not other or (len(trained) != len(now) and source != CHECKPOINT):
         return  # classification layers with another number of classes are not loaded
-    moved = [
-        name
-        for _, name in other
-        if trained.count(name) == now.count(name) == 1 and (not is_fitting or source == CHECKPOINT)
-    ]
-    if moved:
+    moved = [name for _, name in other if trained.count(name) == now.count(name) == 1]
+    is_tuned = is_fitting and source != CHECKPOINT
+    if moved and not is_tuned and len(trained) == len(now):
         raise UserError(
             f"{source} was trained for the classes of the data in another order, so classes would"
             f" have wrong names: {moved[0]!r} is number {trained.index(moved[0])} in the weights"
