@@ -16,8 +16,8 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 _MIN_WIDTH = 360  # pixels; smaller images are enlarged so that the text fits
 _MAX_SIDE = 1024  # pixels; maximum size of enlarged images, which then get a wider background
-# Pillow's own font has ASCII letters only.
-_FONT = Path(__file__).parent / "fonts" / "DejaVuSans.ttf"
+FONT = Path(__file__).parent / "fonts" / "DejaVuSans.ttf"
+"""Font of all drawings; Pillow's own has ASCII letters only."""
 _FONT_SIZES = (13, 40)  # minimum and maximum in pixels
 _TEXT, _MUTED, _BACKGROUND, _BAR = (20, 20, 20), (90, 90, 90), (255, 255, 255), (178, 208, 244)
 _BLACK = (0, 0, 0)
@@ -78,7 +78,7 @@ def _fit(image: Image.Image) -> Image.Image:
 
 
 def _font(size: int) -> Font:
-    return ImageFont.truetype(_FONT, size)
+    return ImageFont.truetype(FONT, size)
 
 
 def _font_size(size: int) -> int:

@@ -19,10 +19,11 @@ from src.export.library import COPY, required_library
 from src.export.packages import require
 from src.export.precision import CONVERSIONS, check_convertible
 from src.export.raw_card import raw_card
-from src.export.result_card import result_card
+from src.export.result_card import needs_font, result_card
 from src.models.detection.rcnn.cascade_roi_head import STAGE_STDS
 from src.models.graphs import Result
 from src.models.internimage.fused_block import with_fused_blocks
+from src.visualization import FONT
 
 _SEVERAL_PASSES = {"tta": "--data.tta false", "window_size": "--model.window_size null"}
 """Settings for several forward passes per image, and how to turn them off."""
@@ -66,25 +67,28 @@ class Written:
         results: Files from image to result.
         result: What they predict.
         libraries: Copies of the library that the files need.
+        fonts: Copies of the font that the script in ``EXPORT.md`` needs.
     """
 
     graphs: list[tuple[Graph, Path]]
     results: list[Path]
     result: Result | None
     libraries: Sequence[Path] = ()
+    fonts: Sequence[Path] = ()
 
     @property
     def paths(self) -> list[Path]:
         """All files but the description, with the files of large weights."""
         models = with_weights([*self.results, *(path for _, path in self.graphs)])
-        return [*models, *self.libraries]
+        return [*models, *self.libraries, *self.fonts]
 
     def moved_to(self, folder: Path) -> Written:
         """The same files in another folder."""
         graphs = [(graph, folder / path.name) for graph, path in self.graphs]
         results = [folder / path.name for path in self.results]
         libraries = [folder / path.name for path in self.libraries]
-        return Written(graphs, results, self.result, libraries)
+        fonts = [folder / path.name for path in self.fonts]
+        return Written(graphs, results, self.result, libraries, fonts)
 
 
 def write(
@@ -123,7 +127,7 @@ def write(
         raise UserError(
             f"--masks has no effect: {type(network).__name__} predicts no masks; leave it out."
         )
-    libraries = [_copy_library(folder)] if is_native else []
+    libraries = [_copied(required_library(), folder, COPY)] if is_native else []
     traced = _Traces()
     onnx_graphs = graphs_of(with_fused_blocks(network)) if is_native else graphs
     writers: dict[str, Callable[..., Path]] = {**WRITERS, "onnx": partial(write_onnx, dcn=form.dcn)}
@@ -145,7 +149,8 @@ def write(
             masks=form.masks,
         )
         results = [path, *(CONVERSIONS[name](path) for name in further)]
-    written = Written(pairs, results, graphs[0].result, libraries)
+    fonts = [_copied(FONT, folder)] if whole and needs_font(description.class_names) else []
+    written = Written(pairs, results, graphs[0].result, libraries, fonts)
     files.write_text(folder / "EXPORT.md", _text(written, description, form, graphs))
     return written
 
@@ -162,10 +167,10 @@ class _Traces:
         return self._programs[id(graph)]
 
 
-def _copy_library(folder: Path) -> Path:
-    """Write the library of native operators."""
-    copy = folder / COPY
-    files.copy(required_library(), copy)
+def _copied(source: Path, folder: Path, name: str = "") -> Path:
+    """The copy of a file in a folder, under the same name by default."""
+    copy = folder / (name or source.name)
+    files.copy(source, copy)
     return copy
 
 
@@ -184,8 +189,8 @@ def possible_names(formats: Sequence[str]) -> list[str]:
     stages = range(1, len(STAGE_STDS) + 1)
     graphs = ["model", "backbone", "boxes", "masks", *(f"boxes_{stage}" for stage in stages)]
     suffixes = [suffix for name in formats for suffix in _SUFFIXES[name]]
-    libraries = [COPY] if "onnx" in formats else []
-    return [graph + suffix for graph in graphs for suffix in suffixes] + libraries
+    companions = [COPY, FONT.name] if "onnx" in formats else []
+    return [graph + suffix for graph in graphs for suffix in suffixes] + companions
 
 
 def with_weights(paths: Sequence[Path]) -> list[Path]:
@@ -210,7 +215,7 @@ def _text(written: Written, description: Description, form: Form, graphs: Sequen
         texts.append(
             result_card(
                 written.result,
-                [*with_weights(written.results), *written.libraries],
+                [*with_weights(written.results), *written.libraries, *written.fonts],
                 description,
                 inside=form.inside,
                 masks=form.masks,

@@ -10,7 +10,7 @@ from src.export.card import card, opening, operators
 from src.export.description import Description
 from src.export.preparation import described, opened, prepared
 from src.models.graphs import ClassResult, LabelMapResult, RegionResult, Result
-from src.visualization import HUE_STEP, INSTANCE_OPACITY, LABEL_MAP_OPACITY, SHADES
+from src.visualization import FONT, HUE_STEP, INSTANCE_OPACITY, LABEL_MAP_OPACITY, SHADES
 
 _BOX_OUTPUTS = {
     "boxes": "(detections, 4) float32 | x1, y1, x2, y2 in pixels of the input, best first",
@@ -69,6 +69,11 @@ an image (without `FILE`, `photo.jpg`) and writes `result.png`.
     return card(description, files, content, _preprocessing(result, description, inside=inside))
 
 
+def needs_font(class_names: Sequence[str]) -> bool:
+    """Whether class names have letters that Pillow's own font lacks."""
+    return not all(map(str.isascii, class_names))
+
+
 def _colours(result: Result) -> str:
     is_text = isinstance(result, ClassResult)
     return "" if is_text else "Its colours are those of `python -m src predict`. "
@@ -124,6 +129,8 @@ def _code(
     settings = description.preprocessing
     named = _PADDED if isinstance(result, RegionResult) else _PREPARED
     drawn = _drawing(result, masks)
+    if needs_font(description.class_names):
+        drawn = drawn.replace("ImageFont.load_default(", f'ImageFont.truetype("{FONT.name}", ')
     used = "Image, ImageDraw, ImageFont" + (", ImageOps" if description.upright else "")
     lines = [
         *(["import colorsys"] if "colorsys" in drawn else []),

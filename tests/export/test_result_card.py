@@ -1,6 +1,7 @@
 """``EXPORT.md`` of a file from image to result."""
 
 import re
+import shutil
 import sys
 from email.message import Message
 from pathlib import Path
@@ -15,7 +16,7 @@ from src.export.description import Description
 from src.export.package import with_weights
 from src.export.result_card import result_card
 from src.models.graphs import ClassResult, LabelMapResult, QueryResult, RegionResult
-from src.visualization import draw_instances, draw_label_map
+from src.visualization import FONT, draw_instances, draw_label_map
 
 COLOURS = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 MASK_RCNN = RegionResult(1000, 1000, 0.7, ((0.1, 0.1, 0.2, 0.2),), 0.05, 0.5, 100, 0.4, 32, 3)
@@ -183,6 +184,18 @@ def test_the_script_takes_the_path_of_an_image(name, width, run_script, tmp_path
     description = Description("classification", ["a", "b"], {})
     drawn = run_script(text, description, outputs, "other.png", name=name)  # a notebook has no name
     assert drawn.shape[1] == width
+
+
+def test_letters_of_class_names_are_drawn(run_script, tmp_path):
+    shutil.copy(FONT, tmp_path)  # as `write` does for such names
+
+    def drawn(name):
+        description = Description("classification", [name, "b"], {"image_size": 96} | COLOURS)
+        text = result_card(ClassResult(), [], description, inside=True, masks="box")
+        return run_script(text, description, {"probabilities": np.float32([[0.9, 0.1]])})
+
+    first, second = drawn("ü"), drawn("é")
+    assert (first != second).any()  # letters that a font lacks all look the same
 
 
 @pytest.mark.parametrize("result", [MASK_RCNN, QueryResult(100, None)])

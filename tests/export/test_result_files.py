@@ -382,6 +382,19 @@ def test_files_of_an_earlier_export_are_known_by_name(name):
         assert f"{graph.name}.onnx" in known
 
 
+def test_a_font_is_written_for_class_names_beyond_ascii(tmp_path):
+    _, classes, make, settings = NETWORKS["classifier"]
+    names = ["ä", *map(str, range(1, classes))]
+    description = Description("classification", names, {**settings, **COLOURS})
+    written = write(make().eval(), description, tmp_path, ["onnx"], Form())
+    (font,) = written.fonts
+    assert {"model.onnx", "EXPORT.md", font.name} == {path.name for path in tmp_path.iterdir()}
+    text = (tmp_path / "EXPORT.md").read_text()
+    assert f"- `{font.name}`" in text
+    assert f'ImageFont.truetype("{font.name}", ' in text
+    assert font.name in possible_names(["onnx"])
+
+
 def test_too_large_networks_are_refused_before_tracing(tmp_path, monkeypatch):
     monkeypatch.setattr("src.export.precision.LARGEST_SINGLE_FILE", 1000)
     monkeypatch.setattr("src.export.package.trace", lambda graph: pytest.fail("traced"))
