@@ -20,6 +20,7 @@ from src.callbacks.run_folder import is_dry_run, run_folder, tell
 from src.optim import StepSchedule
 from src.tasks import DetectionTask
 
+_ONE_THREAD = "OMP_NUM_THREADS=1"
 _STEPS = 10  # of which the first is left out: workers start, memory is allocated
 _FEW_IMAGES = 2  # are predicted soon
 _FEW_STEPS, _PATIENCE = 4, 30.0  # enough after so many seconds
@@ -104,6 +105,8 @@ class TimeEstimate(Callback):
             command = trial_command(sys.argv[1:], trial_options(trainer, step))
             few = isinstance(trainer.lightning_module, DetectionTask)
             scores = " (its detections usually score below 0.3, so none are drawn)" if few else ""
+            if self._note and command.startswith("python"):
+                command = f"{_ONE_THREAD} {command}"
             tell(f"             For a short trial, which shows that all works{scores}: {command}")
 
 
@@ -127,7 +130,7 @@ def busy_note(trainer: Trainer, what: str) -> str:
         return ""
     return (
         f"Other programs use this computer (load {others:.1f} on {os.cpu_count()} cores), which can"
-        f" make {what} several times slower. If it is slow, stop it and put OMP_NUM_THREADS=1"
+        f" make {what} several times slower. If it is slow, stop it and put {_ONE_THREAD}"
         " before the command (docs/faq.md)."
     )
 

@@ -26,6 +26,7 @@ _MEANINGS = {
     " is given that of the file for what follows",
     "proposals": "share of the queries that start from another pixel; PyTorch is given those of"
     " the file",
+    "proposal_scores": "difference of the scores of these pixels in PyTorch; 0 if all are the same",
     "boxes": "in pixels of the image",
     "unmatched": "share of detections without a counterpart",
 }

@@ -115,6 +115,7 @@ def trial(
     """The arguments of a short trial that were printed, for runs of any length."""
     monkeypatch.setattr("src.callbacks.time_estimate._LONG", 0.0)
     monkeypatch.setattr("src.callbacks.time_estimate._STEPS", 4)
+    monkeypatch.setattr("src.callbacks.time_estimate.busy_cores", lambda: 0.0)
 
     def read(has_few_detections: bool = False) -> list[str]:
         ((text, command),) = re.findall(r"For a short trial(.*): (.*)", capsys.readouterr().out)
@@ -141,6 +142,20 @@ def test_a_short_trial_of_a_long_run(
         assert main(short) == 0
     checkpoints = tmp_path / "runs/long_trial/version_0/checkpoints"
     assert {path.name for path in checkpoints.iterdir()} == {"best-epoch=1.ckpt", "last.ckpt"}
+
+
+def test_a_trial_on_a_busy_cpu_has_one_thread(
+    run: Callable[..., int],
+    trial: Callable[[], list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("src.callbacks.time_estimate.busy_cores", lambda: 9.0)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    assert run() == 0
+    printed = capsys.readouterr().out
+    assert "put OMP_NUM_THREADS=1 before the command" in printed
+    assert re.search(r"For a short trial.*: OMP_NUM_THREADS=1 python -m src fit ", printed)
 
 
 def test_a_trial_of_long_epochs_has_few_steps(
