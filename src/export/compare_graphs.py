@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from src.errors import UserError
 from src.export.session import session
 from src.models.graphs import Graph
 
@@ -26,7 +27,8 @@ def runner(path: Path, threads: int | None = None) -> Runner:
         Function from inputs by name to outputs in order.
 
     Raises:
-        UserError: If ONNX Runtime is not installed.
+        UserError: If ONNX Runtime is not installed. The function raises one if a program does not
+            accept the size of an input.
     """
     if path.suffix == ".onnx":
         return _onnx_runner(path, threads)
@@ -35,8 +37,20 @@ def runner(path: Path, threads: int | None = None) -> Runner:
 
         package: Any = aoti_load_package(str(path))
         return lambda inputs: _as_list(package(**inputs))
+    return _program_runner(path)
+
+
+def _program_runner(path: Path) -> Runner:
     module = torch.export.load(path).module()
-    return lambda inputs: _as_list(module(**inputs))
+
+    def run(inputs: dict[str, Tensor]) -> list[Tensor]:
+        try:
+            return _as_list(module(**inputs))
+        except AssertionError as error:
+            sizes = ", ".join(str(tuple(value.shape)) for value in inputs.values())
+            raise UserError(f"{path} does not accept inputs of the size {sizes}: {error}") from None
+
+    return run
 
 
 def _onnx_runner(path: Path, threads: int | None) -> Runner:

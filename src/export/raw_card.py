@@ -8,7 +8,7 @@ from pathlib import Path
 from src.export.card import card, opening, operators
 from src.export.description import Description
 from src.export.preparation import described, is_known, opened, prepared
-from src.models.graphs import Graph
+from src.models.graphs import Graph, RegionResult
 
 _IMPORT = "import src.ops"
 
@@ -29,7 +29,7 @@ def raw_card(
     """
     tables = "\n\n".join(_table(graph) for graph in graphs)
     content = f"""{_formats(files, library)}
-Axes that a table shows as a letter may have any size.
+Axes that a table shows as a letter may have any size{_smallest(graphs[0])}.
 
 {tables}
 
@@ -38,6 +38,13 @@ Axes that a table shows as a letter may have any size.
 {_running(graphs[0], files, description, library)}"""
     preprocessing = described(graphs[0].result, description.preprocessing)
     return card(description, files, content, preprocessing)
+
+
+def _smallest(graph: Graph) -> str:
+    """Limit of the sides of an image, if the network reads more than one cell of its last level."""
+    if not isinstance(graph.result, RegionResult):
+        return ""
+    return f"; the sides of an image at least {3 * graph.result.divisor} pixels in `.pt2` files"
 
 
 def _formats(files: Sequence[Path], library: str | None) -> str:

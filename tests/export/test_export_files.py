@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from src.errors import UserError
 from src.export.compare_graphs import compare_graph, runner
 from src.export.differences import TOLERANCE
 from src.export.files import OPSETS, trace, write_compiled, write_onnx, write_program
@@ -188,10 +189,13 @@ def test_boxes_shrunk_to_points_add_nothing():
     torch.testing.assert_close(align(tuple(maps), rois, 7), expected, rtol=0, atol=1e-6)
 
 
+def detector(kind):
+    return lively(kind(3, partial(InternImageBackbone, **TINY), channels=16, fc_channels=24))
+
+
 @pytest.mark.parametrize("kind", [MaskRCNN, pytest.param(CascadeMaskRCNN, marks=pytest.mark.slow)])
 def test_a_detector_in_parts(kind, tmp_path):
-    network = kind(3, partial(InternImageBackbone, **TINY), channels=16, fc_channels=24)
-    graphs = {graph.name: graph for graph in graphs_of(lively(network))}
+    graphs = {graph.name: graph for graph in graphs_of(detector(kind))}
     stages = {"boxes"} if kind is MaskRCNN else {"boxes_1", "boxes_2", "boxes_3"}
     assert graphs.keys() == {"backbone", "masks"} | stages
     backbone = runner(written(graphs["backbone"], tmp_path))
@@ -213,6 +217,15 @@ def test_a_program_of_torch_export_keeps_the_compiled_operator(tmp_path):
     run = runner(write_program(graph, program, tmp_path))
     assert largest(compare_graph(graph, run, images(3, 3, 80, 48))) < TOLERANCE
     assert any("dcnv3" in str(node.target) for node in program.graph.nodes)
+
+
+def test_a_program_of_a_detector_at_other_sizes(tmp_path):
+    graph, *_ = graphs_of(detector(MaskRCNN))
+    run = runner(write_program(graph, trace(graph), tmp_path))
+    for shape in ((1, 3, 96, 96), (2, 3, 128, 224), (1, 3, 256, 192)):
+        assert largest(compare_graph(graph, run, images(*shape))) < TOLERANCE
+    with pytest.raises(UserError, match=r"backbone\.pt2 .* inputs of the size \(1, 3, 64, 64\)"):
+        run(images(1, 3, 64, 64))
 
 
 @pytest.mark.slow

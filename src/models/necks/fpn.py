@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -72,4 +73,6 @@ class FPN(nn.Module):
             size = merged[i - 1].shape[-2:]
             merged[i - 1] = merged[i - 1] + F.interpolate(merged[i], size=size, mode="nearest")
         pyramid = [conv(m) for conv, m in zip(self.fpn_convs, merged, strict=True)]
-        return [*pyramid, pyramid[-1][:, :, ::2, ::2]]
+        # Copied, because exported programs would otherwise only accept sizes with the same strides.
+        coarse = pyramid[-1][:, :, ::2, ::2].clone(memory_format=torch.contiguous_format)
+        return [*pyramid, coarse]
