@@ -54,14 +54,19 @@ class UnreadableImages(Callback):
                 )
             )
 
-    def message(self) -> str:
-        """Which images could not be read, and why."""
+    def message(self, *, is_error: bool) -> str:
+        """Which images could not be read, and why.
+
+        Args:
+            is_error: Whether to say what to do, or the user has asked to skip them.
+        """
         count = len(self.paths)
         text = (
             f"{counted(count, 'image')} could not be read and {'has' if count == 1 else 'have'} no"
-            " prediction; all other predictions have been written. Replace or remove these files,"
-            " or use --data.broken_images skip"
+            " prediction; all other predictions have been written"
         )
+        if is_error:
+            text += ". Replace or remove these files, or use --data.broken_images skip"
         return with_reasons(text, self.paths, self._max_pixels)
 
 

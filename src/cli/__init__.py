@@ -160,7 +160,7 @@ def _command(name: str) -> Callable[[list[str]], int]:
     if name in OTHER_COMMANDS:
         raise UserError(f"There is no command {name!r}; use {OTHER_COMMANDS[name]!r}.")
     known = [*TRAINER_COMMANDS, *TOOLS]
-    found = closest(name, [*known, *OTHER_COMMANDS])
+    found = closest(name, [*known, *OTHER_COMMANDS, "--version"])
     hint = "" if found is None else f" Did you mean {OTHER_COMMANDS.get(found, found)!r}?"
     raise UserError(f"Unknown command {name!r}; expected one of {', '.join(known)}.{hint}")
 

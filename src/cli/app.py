@@ -343,8 +343,9 @@ class TrainingCLI(LightningCLI):
                 f" {LISTED_EXTENSIONS}"
             )
         if self._unreadable.paths:
-            message = self._unreadable.message()
-            if self.datamodule.broken_images == "error":
+            is_error = self.datamodule.broken_images == "error"
+            message = self._unreadable.message(is_error=is_error)
+            if is_error:
                 raise UserError(message)
             rank_zero_warn(message)
 

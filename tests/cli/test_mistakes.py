@@ -241,6 +241,7 @@ def test_arguments_with_spaces_are_shown_whole(
 def test_commands_of_other_libraries(folder: Path, error_of: Callable[..., str]) -> None:
     assert error_of("train") == "There is no command 'train'; use 'fit'."
     assert error_of("trian").endswith("Did you mean 'fit'?")
+    assert error_of("--versoin").endswith("Did you mean '--version'?")
     assert error_of("valdate").endswith("Did you mean 'validate'?")
     assert error_of("detect") == "There is no command 'detect'; use 'predict'."
     assert error_of("env", "--foo") == "env takes no arguments, got '--foo'."
