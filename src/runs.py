@@ -5,6 +5,7 @@ The folder of a run, ``runs/<name>/version_<n>``, contains ``config.yaml`` and `
 
 from __future__ import annotations
 
+import difflib
 import re
 import shlex
 from collections.abc import Sequence
@@ -112,7 +113,9 @@ def find_checkpoint(
         if recipe.is_file()
         else ""
     )
-    raise UserError(f"There is no run {path}.{others}{first}")
+    close = difflib.get_close_matches(path.name, runs_with_checkpoints(runs), n=1)
+    hint = f" Did you mean {close[0]}?" if close and not first else ""
+    raise UserError(f"There is no run {path}.{hint}{others}{first}")
 
 
 def is_run_or_checkpoint(path: Path) -> bool:

@@ -43,6 +43,13 @@ def test_the_checkpoint_of_a_run_is_validated(
     assert text.count("Results:") == 1
 
 
+def test_a_misspelt_run_leads_to_the_closest_one(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["validate", "--name", "tniy"]) == 2
+    assert "There is no run runs/tniy. Did you mean tiny?" in capsys.readouterr().err
+
+
 def test_images_are_predicted_by_a_named_run(here: Path, images: Path) -> None:
     assert main(["predict", "--name", "tiny", "--data.predict_dir", str(images / "val/red")]) == 0
     tables = list(Path("runs/tiny").glob("predict_*/predictions.csv"))
