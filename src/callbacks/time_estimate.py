@@ -136,11 +136,15 @@ def busy_note(trainer: Trainer, what: str) -> str:
 
 
 def busy_cores() -> float:
-    """Other programs that wanted a core in the last minute; 0 where the system does not tell."""
+    """Other programs that wanted a core; 0 where the system does not tell.
+
+    The smaller one of the averages over one and five minutes, because the first still contains a
+    command that has just ended.
+    """
     if not hasattr(os, "getloadavg"):  # Windows
         return 0.0
     own = time.process_time() / max(60.0, time.process_time())  # of which this process was a part
-    return max(0.0, os.getloadavg()[0] - own)
+    return max(0.0, min(os.getloadavg()[:2]) - own)
 
 
 def _length(trainer: Trainer, steps: int) -> str:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from src.callbacks import TimeEstimate
+from src.callbacks.time_estimate import busy_cores
 from src.cli import main
 from tests.cli.tiny import TASKS, write_data
 from tests.cli.tiny import write_recipe as write_tiny
@@ -62,6 +63,14 @@ def test_other_programs_are_named(
     output = capsys.readouterr().out
     assert ("Other programs use this computer (load 2.6 on" in output) == is_told
     assert ("OMP_NUM_THREADS=1" in output) == is_told
+
+
+@pytest.mark.parametrize(("averages", "busy"), [((3.0, 0.4, 0.1), False), ((3.0, 2.9, 1), True)])
+def test_a_command_that_has_just_ended_is_no_other_program(
+    averages: tuple[float, float, float], busy: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.getloadavg", lambda: averages)
+    assert (busy_cores() >= 1) == busy
 
 
 def test_other_programs_are_named_before_many_images(
