@@ -66,6 +66,7 @@ _NETWORKS = {
     "Segmentor": "UPerNet",
 }  # names of classes for the user
 _BATCH = {"classification": 16, "detection": 4, "boxes": 4, "segmentation": 8}
+_LEFT_OUT = 0.1  # of the images, at most, of an epoch of whole batches
 _STEPS = {True: 600, False: 400}  # from scratch or not; a target for any number of images
 _SLOW = {"boxes": 2}  # a DINO decoder needs more steps from scratch
 _EPOCHS = {True: (30, 200), False: (12, 100)}  # minimum and maximum
@@ -129,7 +130,9 @@ def write(
     if weights is None and args.network != "nano":
         weights, size = published_weights(task, base)
     recipe = small_data_recipe(task, base, weights, data, images)
-    facts = recipe["trainer"]["max_epochs"], recipe["data"]["init_args"]["batch_size"]
+    epochs, batch = recipe["trainer"]["max_epochs"], recipe["data"]["init_args"]["batch_size"]
+    is_smaller = batch < min(_BATCH[task], images)  # so that few images are left out
+    left_out = images % _BATCH[task]
     start = f"fine-tunes {weights}" if weights else "starts from scratch"
     source = f"configs/{_FOLDERS.get(task, task)}/{base}.yaml"
     comment = (
@@ -146,7 +149,8 @@ def write(
     if kept is not None:
         print(f"Kept:    {kept}: the recipe that was there, with other content")
     print(f"Recipe:  {path}: {network}, {start}")
-    print(f"         {facts[0]} epochs, batches of {facts[1]}")
+    usual = f"; {_BATCH[task]} would leave out {left_out} of {images} images"
+    print(f"         {epochs} epochs, batches of {batch}{usual if is_smaller else ''}")
     if size:
         print(f"         `fit` downloads {weights}.pth once (about {size} MB)")
     first, *others = (name for name in RECIPES[task] if name != "nano")
@@ -201,7 +205,7 @@ def small_data_recipe(
     """
     recipe: dict[str, Any] = yaml.safe_load(_read(_path(task, base)))
     is_nano = "nano" in base
-    batch = max(1, min(_BATCH[task], images))
+    batch = batch_size(task, images)
     steps_per_epoch = max(1, images // batch)
     fewest, most = _EPOCHS[weights is None]
     steps, slow = _STEPS[weights is None], _SLOW.get(task, 1) if weights is None else 1
@@ -222,6 +226,22 @@ def small_data_recipe(
         "gradient_clip_val": recipe["trainer"].get("gradient_clip_val", 1.0),
     }
     return recipe
+
+
+def batch_size(task: str, images: int) -> int:
+    """Largest usual batch size with which an epoch has nearly all images.
+
+    Training drops the last incomplete batch: of 47 images, batches of 16 would leave out 15, and
+    batches of 15 leave out 2. Detectors fill it up instead.
+
+    Args:
+        task: A key of `RECIPES`.
+        images: Number of training images, at least 1.
+    """
+    most = max(1, min(_BATCH[task], images))
+    if task in _DETECTORS:
+        return most
+    return next(size for size in range(most, 0, -1) if images % size <= _LEFT_OUT * images)
 
 
 def published_weights(task: str, base: str) -> tuple[str, int]:

@@ -10,7 +10,7 @@ import yaml
 from PIL import Image
 
 from src.cli import build, main
-from src.data.custom.recipe import RECIPES, published_weights, small_data_recipe
+from src.data.custom.recipe import RECIPES, batch_size, published_weights, small_data_recipe
 from src.decoding import decode
 from src.models.weights.files import HUB_FILES
 
@@ -525,3 +525,29 @@ def test_a_recipe_exists_for_every_size_of_network(task):
         assert 10 < recipe["trainer"]["max_epochs"] <= 200
         assert model.get("mixup_alpha", 0.0) == 0.0
         assert "mixup_prob" not in model  # it would have no effect
+
+
+@pytest.mark.parametrize(("task", "usual"), [("classification", 16), ("segmentation", 8)])
+def test_an_epoch_has_nearly_all_images(task, usual):
+    for images in range(1, 200):
+        size = batch_size(task, images)
+        assert images % size <= images / 10
+        larger = range(size + 1, min(usual, images) + 1)
+        assert all(images % other > images / 10 for other in larger)
+    assert [batch_size("classification", images) for images in (5, 24, 47, 1000)] == [5, 12, 15, 16]
+
+
+def test_detectors_fill_up_their_batches():
+    assert [batch_size("boxes", images) for images in (1, 3, 5, 7, 47)] == [1, 3, 4, 4, 4]
+
+
+@pytest.mark.parametrize(
+    ("images", "line"),
+    [(20, "batches of 16\n"), (30, "batches of 12; 16 would leave out 8 of 24 images\n")],
+)
+def test_prepare_tells_a_smaller_batch(images, line, tmp_path, capsys):
+    for number in range(images):
+        save(tmp_path / f"in/{'ab'[number % 2]}/{number}.png", seed=number)
+    given = ["from-folder", str(tmp_path / "in"), "--out", str(tmp_path / "out")]
+    assert main(["prepare", *given]) == 0
+    assert f" epochs, {line}" in capsys.readouterr().out
