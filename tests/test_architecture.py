@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "visualization": {"types"},
     "environment": {"ops"},
     "profiling": {"models", "ops", "types"},
-    "export": {"models", "ops", "types", "visualization"},
+    "export": {"models", "ops", "types", "visualization", "decoding"},
     "hub": {"models", "data", "serialization", "distributed", "inference", "runs"},
     "inference": {"data", "tasks", "metrics", "serialization", "decoding", "visualization"},
     "distributed": {"serialization"},

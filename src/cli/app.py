@@ -62,8 +62,8 @@ from src.cli.slurm import checkpoint_of_requeued_job, requeue
 from src.cli.third_party_warnings import quieten
 from src.cli.trainer_errors import explain_trainer, float32_on_cpu, warn_about_precision
 from src.data.datamodules import BaseDataModule
-from src.data.formats.image_files import LISTED_EXTENSIONS, count_other_images
-from src.errors import UserError, counted
+from src.data.formats.image_files import left_out
+from src.errors import UserError, printable
 from src.file_names import check_name, name_of
 from src.models import InternImage  # noqa: F401  short name for YAML
 from src.runs import CONFIG, AbsentCheckpointError, has_results, trained_instead
@@ -337,11 +337,8 @@ class TrainingCLI(LightningCLI):
     def predict(self, **kwargs: Any) -> None:
         """Predict without keeping the outputs in memory; the writer callbacks store them."""
         self._run("predict", kwargs | {"return_predictions": False})
-        if left_out := count_other_images(self.datamodule.predict_source()):
-            tell(
-                f"Left out:    {counted(left_out, 'image file')} with other extensions than"
-                f" {LISTED_EXTENSIONS}"
-            )
+        if others := left_out(self.datamodule.predict_source()):
+            tell(f"Left out:    {printable(others)}")
         if self._unreadable.paths:
             is_error = self.datamodule.broken_images == "error"
             message = self._unreadable.message(is_error=is_error)

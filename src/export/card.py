@@ -7,8 +7,23 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from src.export.description import Description
-from src.files import readable_size
+from src.files import readable_size, write_text
 from src.project import origin
+
+_CHECK = "Check: "
+"""Beginning of the line that says how the check of the files ended."""
+
+
+def note_check(path: Path, verdict: str) -> None:
+    """Write into ``EXPORT.md`` how the check of the files ended.
+
+    Args:
+        path: The file.
+        verdict: On one line.
+    """
+    lines = path.read_text("utf-8").splitlines()
+    noted = [f"{_CHECK}{verdict}" if line.startswith(_CHECK) else line for line in lines]
+    write_text(path, "\n".join(noted) + "\n")
 
 
 def operators(library: str | None) -> str:
@@ -56,6 +71,8 @@ def card(description: Description, files: Sequence[Path], content: str, preproce
     return f"""# InternImage for {description.task}, exported
 
 Written by `python -m src export` of {origin()}.
+
+{_CHECK}not done; `--check FOLDER` compares the files with PyTorch on images.
 
 {listed}
 

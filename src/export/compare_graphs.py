@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from src.errors import UserError
-from src.export.session import session
+from src.export.session import DoesNotRunError, session
 from src.models.graphs import Graph
 
 Runner = Callable[[dict[str, Tensor]], list[Tensor]]
@@ -27,9 +26,22 @@ def runner(path: Path, threads: int | None = None) -> Runner:
         Function from inputs by name to outputs in order.
 
     Raises:
-        UserError: If ONNX Runtime is not installed. The function raises one if a program does not
-            accept the size of an input.
+        UserError: If ONNX Runtime is not installed.
+        DoesNotRunError: By the function, if the file does not run on an input.
     """
+    run = _run_by_kind(path, threads)
+
+    def checked(inputs: dict[str, Tensor]) -> list[Tensor]:
+        try:
+            return run(inputs)
+        except Exception as error:  # ONNX Runtime and AOTInductor raise unrelated classes
+            shapes = [value.shape for value in inputs.values()]
+            raise DoesNotRunError(path, shapes, error) from None
+
+    return checked
+
+
+def _run_by_kind(path: Path, threads: int | None) -> Runner:
     if path.suffix == ".onnx":
         return _onnx_runner(path, threads)
     if path.name.endswith(".aoti.pt2"):
@@ -37,20 +49,8 @@ def runner(path: Path, threads: int | None = None) -> Runner:
 
         package: Any = aoti_load_package(str(path))
         return lambda inputs: _as_list(package(**inputs))
-    return _program_runner(path)
-
-
-def _program_runner(path: Path) -> Runner:
     module = torch.export.load(path).module()
-
-    def run(inputs: dict[str, Tensor]) -> list[Tensor]:
-        try:
-            return _as_list(module(**inputs))
-        except AssertionError as error:
-            sizes = ", ".join(str(tuple(value.shape)) for value in inputs.values())
-            raise UserError(f"{path} does not accept inputs of the size {sizes}: {error}") from None
-
-    return run
+    return lambda inputs: _as_list(module(**inputs))
 
 
 def _onnx_runner(path: Path, threads: int | None) -> Runner:

@@ -14,7 +14,7 @@ from src.export.files import read_onnx
 from src.export.graphs import graphs_of
 from src.export.packages import require
 from src.export.results import NETWORK, PREPARED
-from src.export.session import session
+from src.export.session import DoesNotRunError, session
 from src.models.detection.detector import Detector
 from src.models.detection.rcnn.postprocess import paste_masks
 from src.models.graphs import ClassResult, LabelMapResult, QueryResult, RegionResult, Result
@@ -58,18 +58,25 @@ class ResultFile:
     """
 
     def __init__(self, path: Path, inside: bool, threads: int | None = None) -> None:
-        self.inside = inside
+        self.inside, self._path = inside, path
         self._session = _session_with({PREPARED: "FLOAT", _CHOSEN: "INT64"}, path, threads)
         self.names = [output.name for output in self._session.get_outputs()]
         self._inputs = {x.name for x in self._session.get_inputs()}
 
     def __call__(self, example: Example) -> dict[str, Tensor]:
-        """Outputs by name, with the prepared image and the proposals of DINO."""
+        """Outputs by name, with the prepared image and the proposals of DINO.
+
+        Raises:
+            DoesNotRunError: If the file does not run on the image.
+        """
         given = {"image": example.pixels[None] if self.inside else example.prepared}
         if "size" in self._inputs:
             given["size"] = torch.tensor(example.size)
         inputs = {name: value.numpy() for name, value in given.items()}
-        outputs = self._session.run(self.names, inputs)
+        try:
+            outputs = self._session.run(self.names, inputs)
+        except Exception as error:  # ONNX Runtime raises several unrelated classes
+            raise DoesNotRunError(self._path, [given["image"].shape], error) from None
         found = {k: torch.from_numpy(x) for k, x in zip(self.names, outputs, strict=True)}
         return found if self.inside else found | {PREPARED: example.prepared}
 

@@ -68,6 +68,14 @@ class Differences:
         """Whether no output is above its limit."""
         return bool(self._worst) and not any(map(self.is_above, self._worst))
 
+    def above(self) -> list[str]:
+        """Outputs above their limits, each with its file and difference."""
+        return [
+            f"{name} of {file} ({value:.1e})"
+            for (file, name), value in self._worst.items()
+            if self.is_above((file, name))
+        ]
+
     def table(self) -> str:
         """One line per file and output."""
         return "\n".join(

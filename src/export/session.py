@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from src.errors import UserError
 from src.export.library import DOMAIN, installed_library, required_library
 from src.export.packages import require
+
+
+class DoesNotRunError(UserError):
+    """A file does not run on an input.
+
+    Args:
+        path: The file.
+        sizes: Shapes of the inputs.
+        error: What its runtime says.
+    """
+
+    def __init__(self, path: Path, sizes: Iterable[Sequence[int]], error: Exception) -> None:
+        shapes = ", ".join(str(tuple(size)) for size in sizes)
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        super().__init__(f"{path.name} does not accept inputs of the size {shapes}: {reason}")
 
 
 def session(path: str | Path, threads: int | None = None) -> Any:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -77,10 +78,41 @@ def test_a_check_names_images_that_cannot_be_read(trained, images, tmp_path, cap
     assert f"{photos}/empty.jpg" in note
 
 
+def test_a_failed_check_is_told_beside_the_files(trained, images, tmp_path, capsys):
+    # A program of torch.export takes images of more than 32 pixels.
+    given = ["--format", "pt2", "--ckpt_path", "best", "--data.image_size"]
+    check = ["--check", str(images / "val")]
+    card = tmp_path / "EXPORT.md"
+    assert main(command(trained, tmp_path, *given, "32", *check)) == 1
+    printed = capsys.readouterr()
+    reason = "FAILED: model.pt2 does not accept inputs of the size (8, 3, 32, 32): "
+    assert f"Wrote:   {tmp_path / 'model.pt2'}" in printed.out
+    assert f"Check:   {reason}" in printed.out
+    assert f"\nCheck: {reason}" in card.read_text()
+    assert main(command(trained, tmp_path, *given, "64")) == 0
+    assert "\nCheck: not done; " in card.read_text()
+    assert main(command(trained, tmp_path, *given, "64", *check)) == 0
+    assert "\nCheck: passed, on 12 images\n" in card.read_text()
+
+
+def test_a_check_reads_images_as_predict_does(trained, images, tmp_path, capsys):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    shutil.copy(next((images / "val").rglob("*.png")), photos / "a.png")
+    (photos / "animated.gif").touch()
+    given = ["--data.image_size", "64", "--ckpt_path", "best", "--check", str(photos)]
+    assert main(command(trained, tmp_path / "out", *given)) == 0
+    printed = capsys.readouterr().out
+    assert "Left out: 1 image file with other extensions than .jpg, " in printed
+    assert ": animated.gif\n" in printed
+    assert main(command(trained, tmp_path / "out", *given, "--data.max_pixels", "10")) == 2
+    assert "and the limit is 10" in capsys.readouterr().err
+
+
 def test_a_check_shows_its_progress_and_what_is_written_if_it_is_stopped(
     trained, images, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr("src.cli.commands.export._SECONDS", 0.0)
+    monkeypatch.setattr("src.export.check._SECONDS", 0.0)
     compared = []
 
     def compare(*_):
@@ -89,13 +121,14 @@ def test_a_check_shows_its_progress_and_what_is_written_if_it_is_stopped(
             raise KeyboardInterrupt
         return {}
 
-    monkeypatch.setattr("src.cli.commands.export.compare_result", compare)
+    monkeypatch.setattr("src.export.check.compare_result", compare)
     check = ["--data.image_size", "64", "--ckpt_path", "best", "--check", str(images / "val")]
     assert main(command(trained, tmp_path, *check)) == 130
     printed = capsys.readouterr()
     assert "Checked 1 of 12 images\nChecked 2 of 12 images\n" in printed.out
     assert f"Interrupted. The files in {tmp_path} are written, but not checked." in printed.err
     assert (tmp_path / "model.onnx").exists()
+    assert "\nCheck: not finished\n" in (tmp_path / "EXPORT.md").read_text()
 
 
 def test_raw_outputs(trained, tmp_path, capsys):

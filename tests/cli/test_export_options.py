@@ -2,13 +2,17 @@
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from PIL import Image
 
 from src.cli.commands import export
 from src.data import COCODataModule
+from src.decoding import BrokenImageError
 from src.errors import UserError
+from src.export import check
 from src.export.compare_results import ResultFile
 from src.export.package import Form, Written
 
@@ -39,7 +43,7 @@ def test_a_failed_check_is_not_uploaded(passed, pushed, monkeypatch):
     model = Model()
     loaded = export._Loaded(model, "x", "last.ckpt")
     monkeypatch.setattr(export, "load", lambda *given: (loaded, None))
-    monkeypatch.setattr(export, "export", lambda *given: ([], passed))
+    monkeypatch.setattr(export, "export", lambda *given: ([], check.Checked(passed)))
     assert export.main(["--config", "recipe.yaml", "--push", "a/b"]) == (passed is False)
     assert model.pushed == pushed
 
@@ -60,11 +64,11 @@ def test_turned_images_of_a_detector_are_checked_upright(tmp_path, monkeypatch, 
         root=str(tmp_path), class_names=["cat"], eval_scale=(90, 60), num_workers=0
     )
     found = []
-    monkeypatch.setattr(export, "ResultFile", lambda path, inside: lambda example: example)
+    monkeypatch.setattr(check, "ResultFile", lambda path, inside: lambda example: example)
     monkeypatch.setattr(
-        export, "compare_result", lambda network, result, example, file: found.append(example) or {}
+        check, "compare_result", lambda network, result, example, file: found.append(example) or {}
     )
-    export._check(None, Written([], [Path("model.onnx")], object()), tmp_path, data, Form())
+    check.check_files(None, Written([], [Path("model.onnx")], object()), tmp_path, data, Form())
     assert [(example.original, example.size) for example in found] == [((90, 60), (90, 60))]
     assert f"Checking 1 image from {tmp_path}" in capsys.readouterr().out
 
@@ -73,3 +77,14 @@ def test_a_check_needs_onnx_runtime(monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(UserError, match="need onnxruntime"):
         ResultFile(Path("model.onnx"), inside=False)
+
+
+def test_a_check_decodes_images_up_to_the_limit_of_the_recipe(tmp_path, monkeypatch):
+    Image.new("RGB", (90, 60)).save(tmp_path / "photo.png")
+    limit = 90 * 60
+    batch = {"path": [str(tmp_path / "photo.png")], "image": torch.zeros(1, 3, 60, 90)}
+    loader = SimpleNamespace(dataset=SimpleNamespace(upright=False))
+    (example,) = check._examples(batch, loader, limit, 1)
+    assert example.original == (60, 90)
+    with pytest.raises(BrokenImageError, match="the limit is 5399"):
+        list(check._examples(batch, loader, limit - 1, 1))

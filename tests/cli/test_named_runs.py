@@ -56,7 +56,7 @@ def test_images_are_predicted_by_a_named_run(here: Path, images: Path) -> None:
     assert len(tables[0].read_text().splitlines()) == 1 + 4
 
 
-def test_image_files_of_other_formats_are_counted(
+def test_image_files_of_other_formats_are_named(
     here: Path, images: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = shutil.copytree(images / "val/red", here / "photos")
@@ -68,7 +68,9 @@ def test_image_files_of_other_formats_are_counted(
     for name in ("a.gif", "inside/B.AVIF", ".hidden.gif"):
         (folder / name).write_bytes(b"")
     assert main(predict) == 0
-    assert "Left out:    2 image files with other extensions than .jpg," in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "Left out:    2 image files with other extensions than .jpg," in printed
+    assert ": a.gif, inside/B.AVIF\n" in printed
 
 
 def test_a_run_predicts_without_its_dataset(here: Path, images: Path, tmp_path: Path) -> None:

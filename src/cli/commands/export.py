@@ -8,30 +8,23 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import numpy
-import torch
-from torch import Tensor, nn
-from torch.nn import functional
 
 from src import files
 from src.callbacks.unreadable import with_reasons
 from src.cli.checkpoints import resolve_checkpoint
 from src.cli.run_settings import run_with_settings
 from src.cli.tool_parser import ToolParser
-from src.data.formats.image_files import LISTED_EXTENSIONS, first_images
-from src.decoding import decode
+from src.data.formats.image_files import LISTED_EXTENSIONS, first_images, left_out
 from src.errors import UserError, counted, printable
-from src.export.compare_graphs import compare_graph, runner
-from src.export.compare_results import Example, ResultFile, compare_result
+from src.export.card import note_check
+from src.export.check import Checked, check_files
 from src.export.description import Description
-from src.export.differences import Differences
 from src.export.files import EXPORTED, OPSETS, WRITERS
-from src.export.package import Form, Written, possible_names, write
+from src.export.package import Form, possible_names, write
+from src.export.packages import require
 from src.hub import Pretrained, load_checkpoint, preprocessing_of, task_of
 from src.hub.folders import CONFIG_FILE, WEIGHT_FILE
 from src.hub.runs import without_num_classes
@@ -39,7 +32,6 @@ from src.models.layers.low_rank import merge_low_rank
 from src.stopping import Interrupted
 
 FORMATS = (*WRITERS, "safetensors")
-_SECONDS = 30.0  # between two lines of the progress of a check
 _ONE_CPU = tuple(
     f"--trainer.{name}"
     for name in (
@@ -60,7 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments after ``export``.
 
     Returns:
-        0; 1 if a check found differences that rounding does not explain.
+        0; 1 if a check failed: it found differences that rounding does not explain, or a file does
+        not run on an image. The files stay, and ``EXPORT.md`` says so.
 
     Raises:
         UserError: If an option is invalid, or an image to check cannot be read.
@@ -80,6 +73,8 @@ def _run(argv: list[str]) -> int:
         )
     if args.check and set(args.format) == {"safetensors"}:
         raise UserError("--check needs onnx, pt2 or aoti; add one of them to --format.")
+    if args.check and "onnx" in args.format:
+        require("ONNX files", "onnxruntime")
     _refuse_options_without_effect(args, parser)
     model, data = load(recipe, args.ckpt_path)
     out = Path(args.out or EXPORTED / model.name)
@@ -89,23 +84,25 @@ def _run(argv: list[str]) -> int:
     print(f"Writing: {', '.join(args.format)} (seconds; minutes for large networks)", flush=True)
     form = Form(args.dcn, args.outputs, args.preprocessing, args.masks, args.precision)
     former = [path for name in args.format for path in _files_of(name, out)]
-    written, passed = export(model.pretrained, out, args.format, args.check, data, form)
+    written, checked = export(model.pretrained, out, args.format, args.check, data, form)
     deleted = [path.name for path in former if not path.exists()]
     if deleted:
         print(f"Deleted: {', '.join(deleted)} in {out} (of an earlier export)")
     for path in written:
         print(f"Wrote:   {path} ({files.readable_size(path.stat().st_size)})")
-    is_unchecked = args.check is not None and passed is None
-    if args.push and passed is not False and not is_unchecked:
+    is_unchecked = args.check is not None and checked.passed is None
+    if args.push and checked.passed is not False and not is_unchecked:
         print(f"Hub:     {model.pretrained.push_to_hub(args.push)}")
     elif args.push:
         reason = "nothing was checked" if is_unchecked else "the check failed"
         print(f"Hub:     not uploaded, because {reason}")
-    if passed is not None:
-        print(f"Check:   {'passed' if passed else 'FAILED: see the outputs marked ABOVE'}")
+    if checked.passed is not None:
+        print(f"Check:   {printable(checked.verdict)}")
+    if args.check and (others := left_out(args.check)):
+        print(f"Left out: {printable(others)}")
     if args.check and data.unreadable:
-        _tell_unreadable(data, passed)
-    return 1 if passed is False else 0
+        _tell_unreadable(data, checked.passed)
+    return 1 if checked.passed is False else 0
 
 
 def _tell_unreadable(data: Any, passed: bool | None) -> None:
@@ -299,7 +296,7 @@ def export(
     check: Path | None = None,
     data: Any = None,
     form: Form | None = None,
-) -> tuple[list[Path], bool | None]:
+) -> tuple[list[Path], Checked]:
     """Export a network and optionally check the files.
 
     Args:
@@ -311,7 +308,8 @@ def export(
         form: Form of ONNX files; default is `Form`.
 
     Returns:
-        The written files, and whether they passed if ``check`` was given and has a readable image.
+        The written files, and how the check ended. ``EXPORT.md`` says it as well, also after an
+        interruption.
     """
     form = form or Form()
     names: list[str] = []
@@ -325,94 +323,17 @@ def export(
             description = Description(model.task, model.class_names, model.preprocessing)
             written = write(model.network, description, folder, chosen, form)
             names += [path.name for path in written.paths] + ["EXPORT.md"]
-    passed = None
-    if check and written is not None:
-        try:
-            passed = _check(model.network, written.moved_to(out), check, data, form)
-        except (Interrupted, KeyboardInterrupt):
-            raise Interrupted(
-                f"Interrupted. The files in {out} are written, but not checked. To check them, run"
-                " the same command again."
-            ) from None
-    return [out / name for name in names], passed
-
-
-def _check(
-    network: nn.Module, written: Written, images: Path, data: Any, form: Form
-) -> bool | None:
-    """Run the files on images and print the differences from PyTorch; None if none is readable."""
-    data.predict_dir, data.num_workers = str(images), 0
-    data.setup("predict")
-    loader = data.predict_dataloader()
-    print(f"Checking {counted(len(loader.dataset), 'image')} from {images}", flush=True)
-    progress = _Progress(len(loader.dataset))
-    graphs = [(graph, path, runner(path)) for graph, path in written.graphs]
-    results = [(path, ResultFile(path, form.inside)) for path in written.results]
-    found = Differences()
-    count = 0
-    for loaded in loader:
-        if "is_padding" in loaded:  # none of its images could be read
-            continue
-        batch = data.normalise(loaded)
-        count += len(batch["path"])
-        for inputs in _inputs(network, batch) if graphs else ():
-            for graph, path, run in graphs:
-                graph_inputs = {name: inputs[name] for name in graph.inputs if name in inputs}
-                if len(graph_inputs) == len(graph.inputs):
-                    found.add(path, compare_graph(graph, run, graph_inputs), graph.integer_outputs)
-        if written.result is None or not results:
-            progress.show(count)
-            continue
-        divisor = getattr(written.result, "divisor", 1)
-        before = count - len(batch["path"])
-        for done, example in enumerate(_examples(batch, loader.dataset.upright, divisor), before):
-            progress.show(done)
-            for path, file in results:
-                found.add(path, compare_result(network, written.result, example, file(example)))
-    if not count:
-        return None
-    print(f"Largest difference from PyTorch over {counted(count, 'image')}:")
-    print("\n".join([found.table(), *found.legend()]))
-    return found.passed
-
-
-class _Progress:
-    """Progress of a long check.
-
-    Args:
-        total: Number of images.
-    """
-
-    def __init__(self, total: int) -> None:
-        self.total, self.shown = total, time.monotonic()
-
-    def show(self, done: int) -> None:
-        """Print the number of checked images if the last line is old."""
-        now = time.monotonic()
-        if 0 < done < self.total and now - self.shown >= _SECONDS:
-            print(f"Checked {done} of {self.total} images", flush=True)
-            self.shown = now
-
-
-def _examples(batch: Any, upright: bool, divisor: int) -> Iterator[Example]:
-    """Every image of a batch, as its file and as the recipe prepares it, padded to ``divisor``."""
-    for i, path in enumerate(batch["path"]):
-        image = batch["views"][i][0] if "views" in batch else batch["image"][i]
-        size = batch["size"][i] if "original_size" in batch else image.shape[1:]
-        height, width = int(size[0]), int(size[1])
-        padding = (0, -width % divisor, 0, -height % divisor)
-        padded = functional.pad(image[:, :height, :width], padding)[None]
-        pixels = numpy.array(decode(path, upright=upright))
-        yield Example(torch.from_numpy(pixels), padded, (height, width))
-
-
-@torch.no_grad()
-def _inputs(network: nn.Module, batch: Any) -> Iterator[dict[str, Tensor]]:
-    """Inputs of the graphs by name, for a batch of preprocessed images."""
-    if "views" in batch:
-        for views in batch["views"]:
-            yield {"image": views[0][None]}
-    elif (export_inputs := getattr(network, "export_inputs", None)) is not None:
-        yield from export_inputs(batch["image"], batch["size"])
-    else:
-        yield {"image": batch["image"]}
+            if check:  # stays there if the check is interrupted
+                note_check(folder / "EXPORT.md", "not finished")
+    paths = [out / name for name in names]
+    if check is None or written is None:
+        return paths, Checked()
+    try:
+        checked = check_files(model.network, written.moved_to(out), check, data, form)
+    except (Interrupted, KeyboardInterrupt):
+        raise Interrupted(
+            f"Interrupted. The files in {out} are written, but not checked. To check them, run"
+            " the same command again."
+        ) from None
+    note_check(out / "EXPORT.md", checked.verdict)
+    return paths, checked

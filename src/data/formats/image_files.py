@@ -9,13 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from src.errors import UserError
+from src.errors import UserError, counted
 from src.file_names import url_of
 from src.files import on_one_line
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 OTHER_IMAGE_EXTENSIONS = (".gif", ".avif", ".heic", ".heif", ".svg", ".jp2", ".jxl")
 """Extensions of images that are not searched for."""
+_MAX_NAMED = 5
 LISTED_EXTENSIONS = ", ".join(IMAGE_EXTENSIONS)
 
 
@@ -81,11 +82,23 @@ def refuse_url(source: str | Path) -> None:
         )
 
 
-def count_other_images(source: str | Path) -> int:
-    """Number of files under a folder that have one of `OTHER_IMAGE_EXTENSIONS`; 0 for a file."""
+def left_out(source: str | Path) -> str | None:
+    """Which files under a folder have one of `OTHER_IMAGE_EXTENSIONS`, and why they are not read.
+
+    Returns:
+        One sentence; ``None`` if there are none, or for a file.
+    """
     if not Path(source).is_dir():
-        return 0
-    return sum(1 for _ in _walk(source, OTHER_IMAGE_EXTENSIONS))
+        return None
+    found = sorted(_walk(source, OTHER_IMAGE_EXTENSIONS))
+    if not found:
+        return None
+    names = [on_one_line(os.path.relpath(path, source)) for path in found[:_MAX_NAMED]]
+    more = f", and {len(found) - _MAX_NAMED} more" if len(found) > _MAX_NAMED else ""
+    return (
+        f"{counted(len(found), 'image file')} with other extensions than {LISTED_EXTENSIONS}:"
+        f" {', '.join(names)}{more}"
+    )
 
 
 def first_images(root: str | Path, count: int = 100) -> list[str]:
