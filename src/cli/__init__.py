@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from src.cli.arguments import check_files, check_recipe, check_trainer_settings, checked
+from src.cli.misspellings import check_spelling, check_values_given
 from src.cli.process_failures import explanation, stop_with_parent
 from src.cli.requirements import missing_requirement
 from src.cli.short_help import short_help
@@ -88,6 +89,7 @@ def _main(given: list[str], stops: StopSignals) -> int:
         print(f"{PACKAGE} {version()}")
         return 0
     try:
+        check_values_given(given[0], given[1:])
         args = find_configs(given[1:])
         check_files(args)
         check_trainer_settings(args)
@@ -166,6 +168,7 @@ def _command(name: str) -> Callable[[list[str]], int]:
 
 
 def _run_tool(name: str, args: list[str]) -> int:
+    check_spelling(name, args)
     check_recipe(name, args)
     if name in _TOOLS_WITH_LIGHTNING and not {"-h", "--help"} & set(args):
         _say_that_imports_take_time(name)
@@ -178,7 +181,8 @@ def _train(args: list[str]) -> int:
         print(short_help(args[0]))
         return 0
     args = ["--help" if arg == "--help_all" else arg for arg in args]
-    args = checked(args, after=1)  # before the imports, of which Lightning takes seconds
+    check_spelling(args[0], args[1:])  # all before the imports, of which Lightning takes seconds
+    args = checked(args, after=1)
     check_recipe(args[0], args[1:])
     _say_that_imports_take_time(args[0])
     from src.cli.run_settings import run_with_settings

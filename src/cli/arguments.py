@@ -5,14 +5,13 @@ This module does not import PyTorch or Lightning, so that these errors are repor
 
 from __future__ import annotations
 
-import ast
 import json
 import re
 import shlex
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 
+from src.cli.misspellings import OWN_OPTIONS, is_recipe_given, trainer_settings
 from src.cli.other_names import answer_for, no_such_option
 from src.cli.suggestions import suggest
 from src.errors import UserError
@@ -25,8 +24,7 @@ GIVE_RECIPE = (
     "Give a recipe with --config configs/<recipe>.yaml, or a trained run with --ckpt_path FILE"
     " (all commands but fit: or --name RUN)."
 )
-_RECIPE = ("--config", "-c", "--name", "--ckpt_path")
-_PARTS = ("--model", "--data", "--help", "-h", "--print_config")
+_PARTS = ("--model", "--data", "--help", "-h", "--help_all", "--print_config")
 """Options without which a command needs a recipe."""
 
 
@@ -38,14 +36,35 @@ def check_recipe(command: str, args: Sequence[str]) -> None:
     """
     if args and not args[0].startswith("-"):
         return  # reported later, with the option to use
-    if command == "export" and not any(arg.startswith((*_RECIPE, "--help", "-h")) for arg in args):
+    names = [arg.partition("=")[0] for arg in args]
+    if (
+        command not in OWN_OPTIONS
+        or is_recipe_given(command, args)
+        or {"-h", "--help"} & set(names)
+    ):
+        return
+    if command == "export":
         raise UserError(
             "export needs --name RUN, --ckpt_path FILE, or --config FILE, the recipe that the"
             " network was trained with."
         )
-    is_without = not any(arg.startswith((*_RECIPE, *_PARTS)) for arg in args)
-    if command in ("fit", "validate", "test", "predict", "plan", "benchmark") and is_without:
-        raise UserError(f"Missing settings: data and model. {GIVE_RECIPE}")
+    if any(name in _PARTS for name in names):
+        return
+    for group in ("model", "data"):
+        if any(name.startswith(f"--{group}.") for name in names):
+            raise UserError(settings_of_nothing(group))
+    raise UserError(f"Missing settings: data and model. {GIVE_RECIPE}")
+
+
+def settings_of_nothing(group: str) -> str:
+    """Message about settings of a model or of data that no recipe gives.
+
+    Args:
+        group: The beginning of their names, for example ``model``.
+    """
+    return (
+        f"--{group}.* settings change those of a recipe or a run, and none is given. {GIVE_RECIPE}"
+    )
 
 
 def check_trainer_settings(args: Sequence[str]) -> None:
@@ -55,7 +74,7 @@ def check_trainer_settings(args: Sequence[str]) -> None:
         UserError: If there is one.
     """
     given = [match for arg in args if (match := re.match(r"--(trainer\.(\w+)[\w.]*)", arg))]
-    known = _trainer_settings() if given else set()
+    known = trainer_settings() if given else set()
     for match in given if known else ():
         if match[2] not in known:
             hint = suggest(match[2], [f"trainer.{name}" for name in known], option=True)
@@ -63,19 +82,6 @@ def check_trainer_settings(args: Sequence[str]) -> None:
                 no_such_option(f"--{match[1]}")
                 or f"There is no setting {match[1]!r}.{hint or ' See --help.'}"
             )
-
-
-def _trainer_settings() -> set[str]:
-    """Arguments of Lightning's trainer from its source code; empty if it is not where expected."""
-    spec = find_spec("lightning")  # which does not import it
-    folder = Path(spec.origin if spec and spec.origin else "").parent
-    path = folder / "pytorch" / "trainer" / "trainer.py"
-    if not path.is_file():
-        return set()
-    parts = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-    trainer = next(p for p in parts if isinstance(p, ast.ClassDef) and p.name == "Trainer")
-    (start,) = (p for p in trainer.body if isinstance(p, ast.FunctionDef) and p.name == "__init__")
-    return {argument.arg for argument in (*start.args.args, *start.args.kwonlyargs)}
 
 
 def check_files(args: Sequence[str]) -> None:

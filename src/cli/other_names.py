@@ -78,7 +78,7 @@ _SETTINGS = {
     "--config": "cfg conf_file config_file yaml recipe",
     _SIZES: "image_size img_size imgsz imgs size input_size resolution crop_size",
     _WEIGHTS: (
-        "weights pretrained pretrain checkpoint ckpt resume load load_from resume_from"
+        "weights pretrained pretrain checkpoint resume load load_from resume_from"
         " resume_from_checkpoint finetune initial_checkpoint model_path checkpoint_path"
     ),
     _DEVICES: "device devices gpu gpus num_gpus ngpus accelerator nproc_per_node use_gpu cuda cpu",

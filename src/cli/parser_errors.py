@@ -13,7 +13,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from src.cli.arguments import GIVE_RECIPE
+from src.cli.arguments import GIVE_RECIPE, settings_of_nothing
+from src.cli.misspellings import OPTIONS, needed_value
 from src.cli.other_names import answer_for, no_such_option
 from src.cli.suggestions import suggest
 from src.file_names import similar_file
@@ -95,7 +96,7 @@ def _unknown_option(message: str, parser: Any) -> str | None:
     known = [key for key in vars(parser.get_defaults().as_flat()) if key != "help"]
     groups = sorted({key.split(".")[0] for key in known})
     inside = [key for key in known if key.startswith(f"{name.split('.')[0]}.")]
-    choices = inside or [*groups, *known, *_task_and_data_settings()]
+    choices = inside or [*groups, *known, *OPTIONS, *_task_and_data_settings()]
     hint = suggest(name, choices, option=True) or " See --help."
     return f"There is no setting {name!r}.{hint}"
 
@@ -116,8 +117,7 @@ def _missing_value(message: str, parser: Any) -> str | None:
     match = re.search(r"argument (?:-\w/)?--([\w.+]+): expected (?:one|at least one) arg", message)
     if not match:
         return None
-    needs = {"ckpt_path": "last, best or a file", "config": "a .yaml file", "name": "a run's name"}
-    return f"--{match[1]} needs {needs.get(match[1], 'a value')}."
+    return needed_value(f"--{match[1]}")
 
 
 def _folder_as_config(message: str, parser: Any) -> str | None:
@@ -144,8 +144,7 @@ def _abstract_class(message: str, parser: Any) -> str | None:
     match = re.search(r"([\w.]+) is abstract", message)
     if match is None or _load(match[1]) is None:
         return None
-    key = _join(message)
-    return f"--{key}.* settings change those of a recipe or a run, and none is given. {GIVE_RECIPE}"
+    return settings_of_nothing(_join(message))
 
 
 def _unknown_class(message: str, parser: Any) -> str | None:

@@ -79,7 +79,11 @@ def error_of(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
         ("--trainer.accelerator", "cuda", "PyTorch sees no GPU; use --trainer.accelerator auto."),
         ("--trainer.callbacks+", "EarlyStoping", "Did you mean 'EarlyStopping'?"),
         ("--trainer.callbacks+", "EarlyStopping", "EarlyStopping needs a value for monitor."),
-        ("--trainr.max_epochs", "1", "no option --trainr.max_epochs. Use --trainer.max_epochs."),
+        (
+            "--trainr.max_epochs",
+            "1",
+            "Did you mean --trainer.max_epochs?",
+        ),
         ("--lr", "0.1", "There is no option --lr. Use --model.optimizer.lr."),
         ("--epochs", "3", "There is no option --epochs. Use --trainer.max_epochs."),
         ("--batch-size", "8", "There is no option --batch-size. Use --data.batch_size."),

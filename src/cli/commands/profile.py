@@ -11,6 +11,7 @@ import timm
 import torch
 
 import src.models  # noqa: F401  registers the variants with timm
+from src.cli.suggestions import suggest
 from src.cli.tool_parser import ToolParser
 from src.errors import UserError
 from src.profiling.profile import (
@@ -42,7 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     names = timm.list_models(["internimage*", "flash_internimage*"])
     if args.model not in names:
-        raise UserError(f"Unknown model '{args.model}'; expected one of {', '.join(names)}.")
+        raise UserError(
+            f"Unknown model {args.model!r}; expected one of {', '.join(names)}."
+            f"{suggest(args.model, names)}"
+        )
     if args.batch < 1 or min(args.size) < 1:
         raise UserError("--batch and --size must be at least 1.")
     with torch.device("meta"):
