@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
 import os
 import shlex
 import statistics
 import sys
 import time
 from collections.abc import Sequence, Sized
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +23,9 @@ from src.optim import StepSchedule
 from src.tasks import DetectionTask
 
 _ONE_THREAD = "OMP_NUM_THREADS=1"
+_PROC = Path("/proc")
+_WINDOW = 0.5  # seconds in which other programs are measured
+_BUSY = 0.75  # cores; a program that computes with one thread uses nearly one
 _STEPS = 10  # of which the first is left out: workers start, memory is allocated
 _FEW_IMAGES = 2  # are predicted soon
 _FEW_STEPS, _PATIENCE = 4, 30.0  # enough after so many seconds
@@ -50,8 +55,8 @@ class TimeEstimate(Callback):
         has_limit = any(isinstance(callback, Timer) for callback in callbacks)
         self._is_waiting = not has_limit and not is_dry_run(trainer)
         self._is_resumed = trainer.global_step > 0
+        self._note = busy_note(trainer, "training") if self._is_waiting else ""
         self._seconds, self._previous = [], time.monotonic()
-        self._note = busy_note(trainer, "training")
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the note of `validate`."""
@@ -111,10 +116,10 @@ class TimeEstimate(Callback):
 
 
 def _tell_if_busy(trainer: Trainer, loader: Any, what: str) -> None:
-    note = busy_note(trainer, what)
     images = getattr(loader, "dataset", None)  # several loaders or a stream have no length
-    is_short = isinstance(images, Sized) and len(images) <= _FEW_IMAGES
-    if note and not is_dry_run(trainer) and not is_short:
+    if is_dry_run(trainer) or (isinstance(images, Sized) and len(images) <= _FEW_IMAGES):
+        return
+    if note := busy_note(trainer, what):
         tell(f"Note:        {note}")
 
 
@@ -125,26 +130,45 @@ def busy_note(trainer: Trainer, what: str) -> str:
         trainer: Its device is the CPU or another one.
         what: What becomes slow.
     """
-    others = busy_cores() if trainer.strategy.root_device.type == "cpu" else 0.0
-    if others < 1 or torch.get_num_threads() == 1:
+    if trainer.strategy.root_device.type != "cpu" or torch.get_num_threads() == 1:
+        return ""
+    others = busy_cores()
+    if others < _BUSY:
         return ""
     return (
-        f"Other programs use this computer (load {others:.1f} on {os.cpu_count()} cores), which can"
+        f"Other programs use {others:.1f} of the {os.cpu_count()} cores of this computer, which can"
         f" make {what} several times slower. If it is slow, stop it and put {_ONE_THREAD}"
         " before the command (docs/faq.md)."
     )
 
 
 def busy_cores() -> float:
-    """Other programs that wanted a core; 0 where the system does not tell.
+    """Cores that other programs use, measured for half a second; 0 on other systems than Linux.
 
-    The smaller one of the averages over one and five minutes, because the first still contains a
-    command that has just ended.
+    Load averages would contain what the user's earlier commands have computed in the last minutes.
     """
-    if not hasattr(os, "getloadavg"):  # Windows
+    if not (_PROC / "stat").is_file():
         return 0.0
-    own = time.process_time() / max(60.0, time.process_time())  # of which this process was a part
-    return max(0.0, min(os.getloadavg()[:2]) - own)
+    before = _cpu_times()
+    time.sleep(_WINDOW)
+    busy, own, total = (new - old for new, old in zip(_cpu_times(), before, strict=True))
+    return max(0, busy - own) / max(1, total) * (os.cpu_count() or 1)
+
+
+def _cpu_times() -> tuple[int, int, int]:
+    """CPU time in clock ticks: of all programs, of this one with its workers, and with idle time.
+
+    Source: the manual pages proc_stat(5) and proc_pid_stat(5).
+    """
+    first_line = (_PROC / "stat").read_text().partition("\n")[0]
+    user, nice, system, idle, waiting, irq, softirq, *_ = map(int, first_line.split()[1:])
+    busy = user + nice + system + irq + softirq
+    own = 0
+    for pid in (os.getpid(), *(worker.pid for worker in multiprocessing.active_children())):
+        # The name of a program, in parentheses, may contain spaces.
+        fields = (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
+        own += int(fields[11]) + int(fields[12])  # user and system
+    return busy, own, busy + idle + waiting
 
 
 def _length(trainer: Trainer, steps: int) -> str:
