@@ -95,6 +95,22 @@ class ToolParser(argparse.ArgumentParser):
         return " or ".join(action.choices or [f"{name[0].upper()}, a {action.help}"])
 
 
+def add_recipe_options(parser: argparse.ArgumentParser, purpose: str) -> None:
+    """Describe the options that bring a recipe in the help; the settings' parser reads them.
+
+    Args:
+        parser: Parser of a command that reads a recipe.
+        purpose: What the command does with a run.
+    """
+    parser.add_argument_group(
+        "recipe",
+        "-c, --config FILE  a recipe; later ones override earlier ones\n"
+        f"--name RUN         {purpose}\n"
+        "--ckpt_path FILE   the same for the run of a checkpoint or for the folder of a run",
+    )
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+
+
 def _explain(message: str, command: str, options: Iterable[str], arguments: Iterable[str]) -> str:
     see = f"See python -m src {command} --help."
     if match := re.search(r"argument (.+?): invalid choice: '(.*)' \(choose from (.+)\)", message):

@@ -121,6 +121,17 @@ def test_a_run_is_planned_and_measured(
     assert set(here.rglob("*")) == before
 
 
+@pytest.mark.parametrize("is_present", [True, False])
+def test_a_run_is_planned_with_its_own_classes(
+    here: Path, images: Path, capsys: pytest.CaptureFixture[str], is_present: bool
+) -> None:
+    config = Path("runs/tiny/version_0/config.yaml")
+    root = images if is_present else "elsewhere"
+    config.write_text(config.read_text().replace(f"root: {images}", f"root: {root}"))
+    assert main(["plan", "--name", "tiny"]) == 0
+    assert " M parameters, 3 classes\n" in capsys.readouterr().out
+
+
 def test_a_named_run_is_exported(here: Path, tmp_path: Path) -> None:
     flags = ["--format", "safetensors", "--out", str(tmp_path)]
     assert main(["export", "--name", "tiny", *flags]) == 0

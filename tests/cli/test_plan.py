@@ -89,3 +89,24 @@ def test_frozen_parts_need_no_gradients_and_no_optimizer_state(capsys, flags):
     (whole, _), (part, _) = (row(plan(capsys, recipe, *gpu, *more), "ddp") for more in ((), flags))
     assert part[1] < 0.2 * whole[1]  # optimizer
     assert part[3] < whole[3]  # gradients and activations
+
+
+@pytest.mark.parametrize(
+    ("recipe", "flags", "classes"),
+    [
+        ("classification/internimage_t_1k_224", (), "1000 classes (assumed, as the dataset is not"),
+        ("classification/internimage_t_1k_224", ("--num_classes", "7"), "7 classes\n"),
+        ("toy/detection", ("--data.class_names", '["a", "b"]'), "2 classes\n"),
+    ],
+)
+def test_the_number_of_classes_is_said(capsys, recipe, flags, classes):
+    assert f" M parameters, {classes}" in plan(capsys, recipe, *flags)
+
+
+@pytest.mark.parametrize("command", ["plan", "benchmark"])
+def test_the_help_says_what_is_done_with_a_run(capsys, command):
+    with pytest.raises(SystemExit, match="0"):
+        main([command, "--help"])
+    text = capsys.readouterr().out
+    assert "(--config FILE | --name RUN | --ckpt_path FILE)" in text
+    assert f"--name RUN         {'plan' if command == 'plan' else 'measure'} " in text

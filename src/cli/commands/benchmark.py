@@ -29,7 +29,7 @@ from src.callbacks.run_folder import describe_operators
 from src.callbacks.step_times import StepTimes, Waiting, now
 from src.cli.app import TrainingCLI
 from src.cli.run_settings import with_settings_of_run
-from src.cli.tool_parser import ToolParser
+from src.cli.tool_parser import ToolParser, add_recipe_options
 from src.environment import package_version
 from src.errors import UserError
 
@@ -261,9 +261,11 @@ def table(facts: dict[str, Any], speeds: dict[str, Speed]) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = ToolParser(
         prog="python -m src benchmark",
-        description="Images per second, latency and memory of a recipe on this device. Further"
-        " arguments are those of fit: --config, --data.batch_size, --trainer.precision, ...",
+        usage="python -m src benchmark (--config FILE | --name RUN | --ckpt_path FILE) [options]",
+        description="Images per second, latency and memory of a recipe on this device.\n"
+        "Also accepts the settings of fit: --data.batch_size, --trainer.precision, ...",
     )
+    add_recipe_options(parser, "measure training and inference with the recipe of a run")
     add = parser.add_argument
     add("--warmup", type=int, default=10, help="steps that are not measured (%(default)s)")
     add(

@@ -18,8 +18,9 @@ import torch
 from torch import nn
 
 from src.cli.app import TrainingCLI
+from src.cli.class_count import ClassCount, class_count
 from src.cli.run_settings import with_settings_of_run
-from src.cli.tool_parser import ToolParser
+from src.cli.tool_parser import ToolParser, add_recipe_options
 from src.cli.training_plan import add_arguments, describe_training
 from src.errors import UserError, counted
 from src.models.image_text import ImageTextModel
@@ -29,7 +30,6 @@ from src.tasks.building import SHARDED_UNITS
 from src.tasks.partial_training import adapt
 
 STRATEGIES = ("ddp", "fsdp1 SHARD_GRAD_OP", "fsdp2")
-_CLASSES = {"ClassificationTask": 1000, "DetectionTask": 80, "SegmentationTask": 150}
 _POWERS = {"M": 2, "G": 3, "T": 4}
 _RESERVE = 0.1  # fraction of memory for CUDA context, fragmentation and library workspaces
 _GIB = 2**30
@@ -109,14 +109,13 @@ class Recipe(TrainingCLI):
         height, width = (-(-int(side) // 32) * 32 for side in size)
         return height, width
 
-    def task(self, num_classes: int | None) -> BaseTask:
+    def task(self, num_classes: int) -> BaseTask:
         """The task, without its network."""
         from lightning.pytorch.cli import instantiate_module
 
-        path = self.config.model.class_path
-        classes = num_classes or _CLASSES.get(path.rpartition(".")[2], 1000)
         settings = self.config.model.init_args.as_dict()
-        settings |= {"_class_path": path, "num_classes": classes, "weights": None}
+        settings |= {"_class_path": self.config.model.class_path}
+        settings |= {"num_classes": num_classes, "weights": None}
         task = instantiate_module(BaseTask, settings)
         assert isinstance(task, BaseTask)
         return task
@@ -128,11 +127,12 @@ class Plan:
     Args:
         recipe: The recipe.
         gpus: Number of GPUs.
-        num_classes: Number of classes; default is that of the public dataset of the task.
+        classes: Number of classes.
     """
 
-    def __init__(self, recipe: Recipe, gpus: int, num_classes: int | None = None) -> None:
-        self.recipe, self.gpus, self.task = recipe, gpus, recipe.task(num_classes)
+    def __init__(self, recipe: Recipe, gpus: int, classes: ClassCount) -> None:
+        self.recipe, self.gpus, self.task = recipe, gpus, recipe.task(classes.number)
+        self.classes = classes
         self.precision = str(recipe.config.trainer.precision or "32-true")
         if self.precision not in PRECISIONS:
             raise UserError(
@@ -254,7 +254,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(f"--gpus: expected a positive number, got {args.gpus}.")
     memory = read_bytes(args.memory or _MEMORY)
     recipe = Recipe.create(settings, run=False)
-    plan = Plan(recipe, args.gpus, args.num_classes)
+    plan = Plan(recipe, args.gpus, class_count(recipe.config, settings, args.num_classes))
     batch = args.batch_size or int(recipe.data["batch_size"])
     print(describe(plan, batch))
     print(table(plan, batch, memory, is_given=args.memory is not None))
@@ -273,8 +273,10 @@ def describe(plan: Plan, batch: int) -> str:
     weights = sum(parameter.numel() for parameter in plan.network.parameters())
     height, width = plan.recipe.image_size()
     per_image = plan.measure(2, plan.checkpointing).operations / 2
+    classes = "" if isinstance(plan.network, ImageTextModel) else f", {plan.classes}"
     return (
-        f"{plan.recipe.name}: {type(plan.network).__name__}, {weights / 1e6:,.1f} M parameters\n"
+        f"{plan.recipe.name}: {type(plan.network).__name__}, {weights / 1e6:,.1f} M parameters"
+        f"{classes}\n"
         f"{counted(plan.gpus, 'GPU')}, {counted(batch, 'image')} of {height} x {width} on each,"
         f" {plan.precision},"
         f" checkpointing {'on' if plan.checkpointing else 'off'},"
@@ -353,9 +355,11 @@ def duration(plan: Plan, tflops: float, images: int) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = ToolParser(
         prog="python -m src plan",
-        description="Estimate the memory per GPU of a recipe under each strategy. Also accepts the"
-        " arguments of fit: --config, --data.batch_size, --trainer.precision, ...",
+        usage="python -m src plan (--config FILE | --name RUN | --ckpt_path FILE) [options]",
+        description="Estimate the memory per GPU of training a recipe, under each strategy.\n"
+        "Also accepts the settings of fit: --data.batch_size, --trainer.precision, ...",
     )
+    add_recipe_options(parser, "plan the training of a run again, with its recipe and its classes")
     parser.add_argument("--gpus", type=int, default=1, help="total number of GPUs")
     parser.add_argument(
         "--memory",
@@ -365,7 +369,7 @@ def _parser() -> argparse.ArgumentParser:
         "--batch_size", type=int, help="images per GPU; default: that of the recipe"
     )
     parser.add_argument("--global_batch", type=int, help="desired images per optimizer step")
-    parser.add_argument("--num_classes", type=int, help="default: that of the public dataset")
+    parser.add_argument("--num_classes", type=int, help="default: that of the dataset or the run")
     parser.add_argument("--tflops", type=float, help="measured throughput of a GPU")
     parser.add_argument("--images", type=int, help="images per epoch, to estimate its duration")
     add_arguments(parser)
