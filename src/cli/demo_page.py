@@ -3,15 +3,25 @@
 from html import escape
 
 
-def render_page(task: str, classes: int) -> str:
+def curl_command(port: int) -> str:
+    """The same as the page in a terminal.
+
+    Args:
+        port: Port of the server on this computer.
+    """
+    return f"curl -F file=@photo.jpg -o result.png 127.0.0.1:{port}/predict"
+
+
+def render_page(task: str, classes: int, port: int) -> str:
     """The page as HTML.
 
     Args:
         task: Task of the network.
         classes: Number of its classes.
+        port: Port of the server on this computer.
     """
     title = f"InternImage: {task}, {classes} {'class' if classes == 1 else 'classes'}"
-    return _PAGE.replace("TITLE", escape(title))
+    return _PAGE.replace("TITLE", escape(title)).replace("COMMAND", escape(curl_command(port)))
 
 
 _PAGE = """<!doctype html>
@@ -32,6 +42,7 @@ body { font: 16px sans-serif; max-width: 64rem; margin: 2rem auto; padding: 0 1r
 <input id="file" type="file" accept="image/*" hidden></label>
 <p id="text" role="status"></p>
 <img id="result" alt="" hidden>
+<p>In a terminal: <code>COMMAND</code></p>
 <script>
 const drop = document.getElementById("drop");
 const text = document.getElementById("text");

@@ -3,7 +3,10 @@
 import io
 import json
 import os
+import shlex
+import shutil
 import signal
+import subprocess
 import threading
 import time
 from http.client import HTTPConnection
@@ -16,6 +19,7 @@ from PIL import Image
 from src.cli import main
 from src.cli.commands import demo
 from src.cli.commands.demo import MAX_BYTES, make_server
+from src.cli.demo_page import curl_command
 from src.export.predictor import ExportedModel
 from tests.export.test_result_files import exported, photo
 
@@ -78,11 +82,62 @@ def test_an_image_is_answered_with_its_results(name, server_of):
     answer, text = ask(server, "POST", "/predict", b"not an image")
     assert answer.status == 400
     assert text.startswith(b"The image file cannot be read: its content")
-    assert ask(server, "GET", "/etc/passwd")[0].status == 404
+    command = f"curl -F file=@photo.jpg -o result.png 127.0.0.1:{server.server_port}/predict"
+    assert command in page.decode()
+    for method, path, code in (
+        ("GET", "/etc/passwd", 404),
+        ("GET", "/predict", 404),
+        ("PUT", "/photo.jpg", 405),
+        ("POST", "/predict", 400),
+    ):
+        answer, text = ask(server, method, path)
+        assert answer.status == code
+        assert text.decode().endswith(f"Send an image file: {command}\n")
     answer, text = ask(server, "POST", "/predict")
     assert (answer.status, text[:8]) == (400, b"no image")
     too_long = {"Content-Length": str(MAX_BYTES + 1)}
     assert ask(server, "POST", "/predict", b"", too_long)[0].status == 413
+
+
+def form(*parts):
+    """Body and headers of a form; parts are headers and content."""
+    lines = [b"--aB c\r\n" + head + b"\r\n\r\n" + content + b"\r\n" for head, content in parts]
+    kind = 'multipart/form-data; boundary="aB c"'
+    return b"".join(lines) + b"--aB c--\r\n", {"Content-Type": kind}
+
+
+def test_forms_are_accepted(server_of):
+    server = server_of("classifier")
+    content = jpeg() + b"\r\n--aB\r\n"  # no boundary
+    text = (b'Content-Disposition: form-data; name="comment"', b"hello")
+    file = (
+        b'Content-Disposition: form-data; name="file"; filename="photo.jpg"\r\n'
+        b"Content-Type: image/jpeg",
+        content,
+    )
+    _, expected = ask(server, "POST", "/predict", content)
+    for parts in ((file,), (text, file, text)):
+        answer, drawn = ask(server, "POST", "/predict", *form(*parts))
+        assert answer.status == 200, drawn
+        assert drawn == expected
+    answer, message = ask(server, "POST", "/predict", *form(text))
+    assert answer.status == 400
+    assert message.startswith(b"The form has no file. Send an image file: curl -F file=@")
+    changed = {"Content-Type": "application/x-www-form-urlencoded"}  # as by curl -d @photo.jpg
+    answer, message = ask(server, "POST", "/predict", b"not an image", changed)
+    assert answer.status == 400
+    assert message.startswith(b"The image file cannot be read")
+    assert b"curl -F" in message
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+def test_the_printed_command_works(server_of, tmp_path):
+    server = server_of("classifier")
+    (tmp_path / "photo.jpg").write_bytes(jpeg())
+    command = [*shlex.split(curl_command(server.server_port)), "--silent", "-D", "-"]
+    headers = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)
+    assert "X-Result:" in headers.stdout
+    assert Image.open(tmp_path / "result.png").format == "PNG"
 
 
 def test_the_page_says_the_highest_score_if_nothing_is_shown():
