@@ -5,17 +5,19 @@ The values are those that ``python -m src predict`` writes, and `Prediction.plot
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from src.errors import UserError
+from src.errors import UserError, counted
 from src.inference.images import ImageSource, load_image
 from src.metrics.coco_results import Result, decode_masks
 from src.visualization import draw_classes, draw_instances, draw_label_map
@@ -104,7 +106,10 @@ class Detection(Prediction):
         results: The objects as COCO results with class indices, of which the others are read; see
             `src.metrics.coco_results.to_results`.
 
-    `above` keeps the better objects, and `plot` draws them.
+    `above` keeps the better objects, and `plot` draws them. ``len`` is the number of objects, so a
+    result without objects is false. ``result[0]``, ``result[:3]`` and
+    ``result[result.labels == 1]`` are the detections of these objects, and a loop takes them one by
+    one.
     """
 
     size: tuple[int, int]
@@ -140,12 +145,30 @@ class Detection(Prediction):
         """Class name of each object."""
         return [self.class_names[result["category_id"]] for result in self.results]
 
+    def __len__(self) -> int:
+        return len(self.results)
+
+    def __getitem__(self, chosen: int | slice | Sequence[int] | Tensor) -> Detection:
+        """The detections of some objects.
+
+        Args:
+            chosen: Index, slice, indices, or a bool mask of shape ``(D,)``.
+
+        Raises:
+            IndexError: If there is no such object, or the mask has another length.
+        """
+        indices = np.atleast_1d(np.arange(len(self))[chosen])
+        return self._with([self.results[index] for index in indices.tolist()])
+
+    def __iter__(self) -> Iterator[Detection]:
+        return (self._with([result]) for result in self.results)
+
     def above(self, score: float) -> Detection:
         """The detections with at least this score."""
-        kept = [result for result in self.results if result["score"] >= score]
-        return Detection(
-            self.source, self.class_names, self.upright, self.size, kept, self.has_masks
-        )
+        return self._with([result for result in self.results if result["score"] >= score])
+
+    def _with(self, results: list[Result]) -> Detection:
+        return dataclasses.replace(self, results=results)
 
     def plot(self, score: float = 0.3, **unknown: object) -> Image.Image:
         """Image with boxes, masks, class names and scores.
@@ -172,7 +195,7 @@ class Detection(Prediction):
         best = zip(self.names[:_SHOWN], self.scores[:_SHOWN].tolist(), strict=True)
         more = ", ..." if len(self.results) > _SHOWN else ""
         listed = ", ".join(f"{name} {score:.1%}" for name, score in best)
-        return f"{len(self.results)} objects{': ' if listed else ''}{listed}{more}"
+        return f"{counted(len(self), 'object')}{': ' if listed else ''}{listed}{more}"
 
 
 @dataclass(repr=False, eq=False)

@@ -21,7 +21,8 @@ from src.hub import Pretrained
 from src.hub.runs import official_palette
 from src.inference import Classification, Detection, Prediction, Segmentation
 from src.inference.images import load_image
-from src.metrics.coco_results import decode_masks
+from src.metrics.coco_results import decode_masks, to_results
+from src.types import Detections
 from tests.cli.tiny import TASKS, save_image, write_data, write_recipe
 
 # Settings that change predictions.
@@ -338,6 +339,52 @@ def test_the_text_of_a_prediction_is_short():
         "a.png", ["cat", "dog"], True, torch.tensor([1, 0]), torch.tensor([0.75, 0.25])
     )
     assert repr(result) == "Classification(dog 75.0%, cat 25.0%)"
+    label_map = torch.tensor([[1, 1, 0, 1]], dtype=torch.uint8)
+    scene = Segmentation("a.png", ["cat", "dog"], True, label_map, [(0, 0, 0)] * 2)
+    assert repr(scene) == "Segmentation(dog 75.0%, cat 25.0%)"
+    assert repr(detection(0.9, 0.5)) == "Detection(2 objects: dog 90.0%, cat 50.0%)"
+    assert repr(detection(0.9)) == "Detection(1 object: dog 90.0%)"
+    assert repr(detection()) == "Detection(0 objects)"
+
+
+def detection(*scores: float) -> Detection:
+    """A dog, then cats, of an image of four pixels."""
+    found = Detections(
+        boxes=torch.tensor([[0.0, 0, 2, 1]]).repeat(len(scores), 1),
+        scores=torch.tensor(scores),
+        labels=torch.tensor([1, *[0] * len(scores)])[: len(scores)],
+        masks=torch.ones(len(scores), 2, 2, dtype=torch.bool),
+    )
+    results = to_results(found, 1)
+    return Detection("a.png", ["cat", "dog"], True, (2, 2), results, has_masks=True)
+
+
+def test_detections_are_counted_chosen_and_visited() -> None:
+    result = detection(0.75, 0.5, 0.25)
+    assert len(result) == 3
+    assert not detection()
+    assert [(len(one), one.names) for one in result] == [(1, ["dog"]), (1, ["cat"]), (1, ["cat"])]
+    assert [float(one.scores) for one in result] == [0.75, 0.5, 0.25]
+    for chosen, scores in (
+        (0, [0.75]),
+        (-1, [0.25]),
+        (slice(2), [0.75, 0.5]),
+        ([2, 0], [0.25, 0.75]),
+        ([], []),
+        (torch.tensor(1), [0.5]),
+        (result.labels == 0, [0.5, 0.25]),
+        (result.scores > 0.95, []),
+        (result.labels.numpy() == 1, [0.75]),
+    ):
+        part = result[chosen]
+        assert part.scores.tolist() == scores
+        assert part.boxes.shape == (len(scores), 4)
+        assert part.masks is not None
+        assert part.masks.shape == (len(scores), 2, 2)
+        assert (part.source, part.size) == ("a.png", (2, 2))
+    for wrong in (3, result.labels[:2] == 0):
+        with pytest.raises(IndexError):
+            result[wrong]
 
 
 def test_predictions_are_compared_by_identity() -> None:
