@@ -84,6 +84,27 @@ def similar_file(path: str | Path) -> str:
     return f" Did you mean {path.with_name(close[0])}?" if close else ""
 
 
+def similar_folder(path: str | Path) -> Path | None:
+    """A folder whose path is close to one that does not exist, or ``None``.
+
+    Args:
+        path: The folder; each of its missing parts is replaced by the closest name that is there.
+    """
+    path = Path(path)
+    found = Path(path.anchor)
+    for part in path.relative_to(path.anchor).parts:
+        if part in ("..", ".") or (found / part).is_dir():
+            found /= part
+            continue
+        there = sorted(other.name for other in found.glob("*") if other.is_dir())
+        of_lower = {name.lower(): name for name in there}
+        close = difflib.get_close_matches(part.lower(), of_lower, n=1, cutoff=0.7)
+        if not close:
+            return None
+        found /= of_lower[close[0]]
+    return found
+
+
 def name_of(stems: Iterable[str], default: str) -> str:
     """Valid folder name built from file stems.
 

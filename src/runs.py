@@ -17,7 +17,7 @@ import yaml
 
 from src.distributed.checkpoints import is_sharded_checkpoint
 from src.errors import UserError
-from src.file_names import similar_file
+from src.file_names import similar_file, similar_folder
 from src.serialization import REST, read_entries, shown
 
 KEYWORDS = ("last", "best")
@@ -115,6 +115,13 @@ def find_checkpoint(
     )
     close = difflib.get_close_matches(path.name, runs_with_checkpoints(runs), n=1)
     hint = f" Did you mean {close[0]}?" if close and not first else ""
+    if (
+        not close
+        and not other_versions(path)
+        and (folder := similar_folder(path)) is not None
+        and is_run(folder)
+    ):
+        hint = f" Did you mean {folder}?"
     raise UserError(f"There is no run {path}.{hint}{others}{first}")
 
 
@@ -286,7 +293,8 @@ def _best_of_run(checkpoint: Path) -> Path:
     if checkpoint.parent.resolve().parents[1] not in found.resolve().parents:
         raise UserError(
             f"The best checkpoint of the run of {checkpoint} is {shown(found, 300)}, which is not"
-            " in a folder of this run. To use it, give it with --ckpt_path."
+            " in a folder of this run. To use it, give its path (on the command line as"
+            " --ckpt_path)."
         )
     return found if checkpoint.is_absolute() else _from_here(found)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from src.errors import UserError
-from src.file_names import check_name, name_of, shorten, similar_file
+from src.file_names import check_name, name_of, shorten, similar_file, similar_folder
 
 
 @pytest.mark.parametrize("name", ["run", "internimage-t_run2", "a.b", "two words", "猫", "x" * 150])
@@ -72,6 +72,16 @@ def test_a_similar_file_of_the_same_kind_is_suggested(tmp_path: Path) -> None:
     assert similar_file(tmp_path / "internimage_t_1k_225.yaml") == recipe
     assert similar_file(tmp_path / "internimage_t_1k_224.yml") == recipe
     assert similar_file(tmp_path / "other.yaml") == similar_file("gone/last.ckpt") == ""
+
+
+def test_a_similar_folder_is_found(tmp_path: Path) -> None:
+    (tmp_path / "runs/first/version_0").mkdir(parents=True)
+    (tmp_path / "runs/first/notes").touch()
+    for given in ("run/first", "Runs/frist", "runs/first"):
+        assert similar_folder(tmp_path / given) == tmp_path / "runs/first"
+    assert similar_folder(tmp_path / "run/first/version0") == tmp_path / "runs/first/version_0"
+    assert similar_folder(tmp_path / "runs/first/note") is None
+    assert similar_folder(tmp_path / "elsewhere/first") is None
 
 
 def test_shortened_names_stay_unique() -> None:

@@ -64,6 +64,11 @@ def test_the_closest_checkpoint_is_suggested(here: Path) -> None:
         find_checkpoint("runs/tiny/version_0/checkpoints/x.ckpt")
 
 
+def test_a_misspelt_folder_of_runs_leads_to_the_run(here: Path) -> None:
+    with pytest.raises(UserError, match=r"Did you mean runs/tiny/version_0\?"):
+        find_checkpoint("run/tiny/version_0")
+
+
 def test_what_is_missing_is_named(here: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no run runs/tyni\. The only run with .* is tiny"):
         find_checkpoint("tyni")
@@ -117,7 +122,8 @@ def test_a_checkpoint_cannot_refer_to_the_run_of_another_folder(
             state["best_model_path"] = str(elsewhere.with_name("elsewhere.ckpt"))
     torch.save(content, "changed.ckpt")  # not in place, because its tensors are memory-mapped
     Path("changed.ckpt").replace(best)
-    with pytest.raises(UserError, match=r"elsewhere\.ckpt, which is not in a folder of this run"):
+    expected = r"elsewhere\.ckpt, which is not in a folder of this run\. To use it, give its path"
+    with pytest.raises(UserError, match=expected):
         trained_run("mine")
 
 

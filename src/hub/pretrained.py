@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 import torch
 
 from src.errors import UserError
-from src.file_names import url_of
+from src.file_names import similar_folder, url_of
 from src.hub.folders import CONFIG_FILE, WEIGHT_FILE, read_folder, write_folder
 from src.hub.parts import ModelParts
 from src.hub.published import read_published
@@ -179,9 +179,12 @@ def _parts(path: Path, name: str) -> ModelParts:
     if path.suffix == ".ckpt" or is_run(path):
         return read_run(path)
     if path.is_dir():
+        names = runs_with_checkpoints(path)
+        runs = f"{with_checkpoints('run', path, names[:10])} " if names else ""
+        runs += f"The run is {path.parent}. " if is_run(path.parent) else ""
         raise UserError(
-            f"{path} is not a saved model: expected {CONFIG_FILE} and {WEIGHT_FILE} (export with"
-            f" --format {_formats(path)}), or the folder of a run with a checkpoint."
+            f"{path} is not a saved model. {runs}Expected {CONFIG_FILE} and {WEIGHT_FILE} (export"
+            f" with --format {_formats(path)}), or the folder of a run with a checkpoint."
         )
     published = path.name.removesuffix(".pth")
     if published in HUB_FILES and (path.is_file() or path.name == name):
@@ -193,6 +196,9 @@ def _parts(path: Path, name: str) -> ModelParts:
     other_runs = runs_with_checkpoints(path.parent)
     if name.count("/") == 1 and not path.exists() and not other_runs:
         return read_folder(_download(name))
+    is_known = other_runs or other_versions(path) or is_run(Path("runs") / name)
+    if not is_known and (meant := _meant(path)) is not None:
+        raise UserError(f"There is no model '{name}'. Did you mean {meant}?")
     close = _closest(published, [*HUB_FILES, *other_runs])
     close = [str(path.parent / name) if name in other_runs else name for name in close]
     hint = f"Did you mean {' or '.join(close)}? " if close else ""
@@ -253,6 +259,15 @@ def _closest(name: str, known: Sequence[str]) -> list[str]:
     return [other for other, ratio in zip(close, similar, strict=True) if ratio == similar[0]]
 
 
+def _meant(path: Path) -> Path | None:
+    """The run or saved model that a misspelt path, or the misspelt name of a run, stands for."""
+    for given in (path, Path("runs") / path):
+        found = similar_folder(given)
+        if found is not None and (is_run(found) or (found / CONFIG_FILE).is_file()):
+            return found
+    return None
+
+
 def _download(repository: str) -> Path:
     from huggingface_hub import snapshot_download
 
@@ -265,7 +280,9 @@ def _download(repository: str) -> Path:
         there = sorted(p.name for p in parent.iterdir() if p.is_dir()) if parent.is_dir() else []
         are = "are" if len(there) > 1 else "is"
         others = f"There is no folder {repository}; there {are} {', '.join(there[:10])}. "
+        meant = _meant(Path(repository))
+        hint = f" Did you mean the folder {meant}?" if meant else ""
         raise UserError(
             f"{others if there else ''}The model {repository} is not cached and could not be"
-            f" downloaded from https://huggingface.co/{repository} ({problem(error)})."
+            f" downloaded from https://huggingface.co/{repository} ({problem(error)}).{hint}"
         ) from None  # without the chain of the client's errors

@@ -159,3 +159,24 @@ def test_an_image_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="The device 'tpu' cannot be used") as caught:
         model.predict("good.png", device="tpu")
     assert_is_short(caught.value)
+
+
+@pytest.mark.parametrize("source", ["run/first", "runs/frist", "run/frist", "frist", "Runs/first"])
+def test_a_misspelt_run_leads_to_the_one_that_is_there(source: str) -> None:
+    checkpoint = Path("runs/first/version_0/checkpoints/last.ckpt")
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.touch()
+    with pytest.raises(UserError, match=r"Did you mean (the folder )?runs/first\?") as caught:
+        Pretrained.from_pretrained(source)
+    assert_is_short(caught.value)
+
+
+def test_the_folder_of_all_runs_or_of_checkpoints_leads_to_a_run() -> None:
+    checkpoint = Path("runs/first/version_0/checkpoints/last.ckpt")
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.touch()
+    (checkpoint.parents[1] / "config.yaml").touch()
+    with pytest.raises(UserError, match=r"The only run with checkpoints in runs is first\."):
+        Pretrained.from_pretrained("runs")
+    with pytest.raises(UserError, match=r"The run is runs/first/version_0\."):
+        Pretrained.from_pretrained(checkpoint.parent)
