@@ -24,6 +24,8 @@ KEYWORDS = ("last", "best")
 CONFIG = "config.yaml"
 ENVIRONMENT = "env.txt"
 _HPARAMS, _EVENTS = "hparams.yaml", "events.out.tfevents"  # of the default loggers
+TRIAL = "_trial"
+"""End of the name of a short trial of a run, which `fit` proposes."""
 _MAX_CONFIG = 2**20  # bytes
 
 
@@ -103,7 +105,8 @@ def find_checkpoint(
     others = other_versions(path) or _others(runs)
     if any(path.glob(f"*/{CONFIG}")):  # results of other commands
         raise UserError(
-            f"{path} has no checkpoint; train the network with fit, or name another run.{others}"
+            f"{path} has no checkpoint; train the network with fit, or name another run."
+            f"{trial_of(path)}{others}"
         )
     if path.exists():
         raise UserError(f"{path} is not the folder of a run.{others}")
@@ -113,7 +116,8 @@ def find_checkpoint(
         if recipe.is_file()
         else ""
     )
-    close = difflib.get_close_matches(path.name, runs_with_checkpoints(runs), n=1)
+    known = [name for name in runs_with_checkpoints(runs) if name != f"{path.name}{TRIAL}"]
+    close = difflib.get_close_matches(path.name, known, n=1)
     hint = f" Did you mean {close[0]}?" if close and not first else ""
     if (
         not close
@@ -122,7 +126,18 @@ def find_checkpoint(
         and is_run(folder)
     ):
         hint = f" Did you mean {folder}?"
-    raise UserError(f"There is no run {path}.{hint}{others}{first}")
+    raise UserError(f"There is no run {path}.{trial_of(path) or hint}{others}{first}")
+
+
+def trial_of(path: Path) -> str:
+    """Sentence about a trial of a run that has a checkpoint, with a leading space, or nothing.
+
+    Args:
+        path: Folder of all runs of a name, such as ``runs/street``.
+    """
+    trial = path.with_name(f"{path.name}{TRIAL}")
+    has_trial = bool(path.name) and bool(versions_with_checkpoints(trial))
+    return f" Its trial {trial.name} has a checkpoint: use {trial.name} instead." * has_trial
 
 
 def is_run_or_checkpoint(path: Path) -> bool:
@@ -234,8 +249,8 @@ def newest_checkpoint(keyword: str | None, runs: Path, version: str = "version_*
             advice = f"There is a {other!r} one: add --ckpt_path {other}."
         else:
             advice = (
-                f"{_others(runs)} Give a checkpoint, or on the command line the --name of another"
-                " run, or omit --ckpt_path to start from the beginning."
+                f"{trial_of(runs)}{_others(runs)} Give a checkpoint, or on the command line the"
+                " --name of another run, or omit --ckpt_path to start from the beginning."
             ).lstrip()
         raise UserError(
             f"There is no {keyword!r} checkpoint in {runs}/{version}/checkpoints{reason}. {advice}"

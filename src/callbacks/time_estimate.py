@@ -20,6 +20,7 @@ from lightning.pytorch.callbacks import Timer
 from src.callbacks.pace import readable_time, remaining_batches
 from src.callbacks.run_folder import is_dry_run, run_folder, tell
 from src.optim import StepSchedule
+from src.runs import TRIAL
 from src.tasks import DetectionTask
 
 _ONE_THREAD = "OMP_NUM_THREADS=1"
@@ -201,7 +202,7 @@ def trial_options(trainer: Trainer, step: float) -> list[str]:
     schedules = [config.scheduler for config in trainer.lr_scheduler_configs]
     if any(isinstance(s, StepSchedule) and s.num_warmup_steps > steps // 4 for s in schedules):
         options += ["--model.lr_scheduler.warmup_steps", str(steps // 10)]
-    return [*options, "--name", f"{run_folder(trainer).parent.name}_trial"]
+    return [*options, "--name", f"{run_folder(trainer).parent.name}{TRIAL}"]
 
 
 def trial_command(given: Sequence[str], options: Sequence[str]) -> str:

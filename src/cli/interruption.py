@@ -8,6 +8,7 @@ from pathlib import Path
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from src.runs import trial_of
 from src.tasks import can_predict
 
 
@@ -19,11 +20,12 @@ def after_interrupted_fit(trainer: Trainer, model: LightningModule) -> str:
         model: Its task; a command to predict is left out if it cannot predict.
     """
     callbacks = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
+    trial = trial_of(Path(trainer.default_root_dir))
     last = next((c.last_model_path for c in callbacks if c.last_model_path), None)
     if last is None:
         return (
             "Interrupted. Nothing was saved, because no step was completed or saving is turned off."
-            " Run the same command again."
+            f" Run the same command again.{trial}"
         )
     resume = "To resume, run the same command with --ckpt_path last"
     if not can_predict(model):
@@ -31,7 +33,7 @@ def after_interrupted_fit(trainer: Trainer, model: LightningModule) -> str:
     known = (c.best_model_path for c in callbacks)
     best = next((path for path in known if path and Path(path).exists()), None)
     state = (
-        "There is no best checkpoint yet; it is written after a validation."
+        f"There is no best checkpoint yet; it is written after a validation.{trial}"
         if best is None
         else f"The best checkpoint so far is {best}"
     )

@@ -50,6 +50,20 @@ def test_a_misspelt_run_leads_to_the_closest_one(
     assert "There is no run runs/tniy. Did you mean tiny?" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("is_started", [False, True])
+def test_a_run_without_a_checkpoint_leads_to_its_trial(
+    here: Path, capsys: pytest.CaptureFixture[str], is_started: bool
+) -> None:
+    shutil.copytree("runs/tiny", "runs/photos_trial")
+    if is_started:
+        Path("runs/photos/version_0").mkdir(parents=True)
+    assert main(["predict", "--name", "photos"]) == 2
+    sentence = "Its trial photos_trial has a checkpoint: use photos_trial instead."
+    assert sentence in capsys.readouterr().err
+    assert main(["predict", "--name", "tniy"]) == 2
+    assert "Its trial" not in capsys.readouterr().err
+
+
 def test_images_are_predicted_by_a_named_run(here: Path, images: Path) -> None:
     assert main(["predict", "--name", "tiny", "--data.predict_dir", str(images / "val/red")]) == 0
     tables = list(Path("runs/tiny").glob("predict_*/predictions.csv"))

@@ -234,6 +234,20 @@ def test_a_signal_before_the_first_step_saves_nothing(
     assert not list(tmp_path.rglob("*.ckpt"))
 
 
+def test_an_interrupted_run_leads_to_its_trial(
+    config: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    trial = tmp_path / "tiny_trial/version_0/checkpoints/last.ckpt"
+    trial.parent.mkdir(parents=True)
+    trial.touch()
+    signal_at(monkeypatch, "training_step", lambda task: task.global_step == 0)
+    assert fit(config, tmp_path) == 130
+    assert "Its trial tiny_trial has a checkpoint" in capsys.readouterr().err
+
+
 def test_a_signal_during_data_setup_stops_at_once(
     config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
