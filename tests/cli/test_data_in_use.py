@@ -54,9 +54,11 @@ def test_images_without_the_suffix_are_counted(
 @pytest.mark.parametrize(
     ("values", "settings", "warning"),
     [
-        ((0, 255), {}, r"1 of the 2 classes occur in none of the 4 .*: b\. .*255 is unlabelled"),
+        ((0, 255), {}, r"1 of the 2 classes occurs in none of the 4 .*: b\. .*255 is unlabelled"),
         ((0, 1), {"class_names": ["a", "b", "c"]}, r"1 of the 3 classes .*: c\. .*count from 0"),
         ((0, 1), {"reduce_zero_label": True}, r"1 of the 2 classes .*: b\. .*set it to false"),
+        ((0, 2), {"class_names": ["a", "b", "c"]}, r"1 of the 3 classes .* learned: b\.$"),
+        ((0, 1), {"class_names": ["a", "b", "c", "d"]}, r"2 of the 4 classes occur in .*: c, d\."),
         ((0, 7), {"class_values": [0, 7], "class_names": ["a", "b"]}, None),
         (
             (0, 7),

@@ -24,7 +24,7 @@ def find_occurring_classes(dataset: SegmentationTrainDataset) -> tuple[set[int],
 
     Returns:
         Labels that occur; where the others do not, as it reads after "occur in"; and a sentence
-        about the likely cause.
+        about the likely cause, if the numbers may be.
 
     Raises:
         UserError: If a label map is broken or has a value that is no class, or no label map has any
@@ -43,7 +43,8 @@ def find_occurring_classes(dataset: SegmentationTrainDataset) -> tuple[set[int],
                 ignored += unlabelled
             if len(present) == dataset.num_classes:
                 break
-    hint = _hint(dataset, ignored > 0)
+    ends_occur = {0, dataset.num_classes - 1} <= present  # so the numbers are not shifted
+    hint = "" if ends_occur else _hint(dataset, ignored > 0)
     if not present and count == len(dataset):
         raise UserError(
             f"None of the {count} training label maps (the first is {dataset.label_path(0)}) shows "

@@ -253,9 +253,10 @@ class BaseDataModule(LightningDataModule, ABC):
         absent = [name for label, name in enumerate(names) if label not in present]
         if absent:
             listed = ", ".join(absent[:5]) + (", ..." if len(absent) > 5 else "")
+            verb = "occurs" if len(absent) == 1 else "occur"
             rank_zero_warn(
-                f"{len(absent)} of the {len(names)} classes occur in {where} and cannot be learned:"
-                f" {listed}.{hint}"
+                f"{len(absent)} of the {len(names)} classes {verb} in {where} and cannot be"
+                f" learned: {listed}.{hint}"
             )
 
     @property
