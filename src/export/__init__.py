@@ -6,6 +6,8 @@
 - ``results/``: joins graphs to one file from image to result; ``precision.py``: smaller weights.
 - ``card.py``, ``raw_card.py``, ``result_card.py``: the text of ``EXPORT.md``; ``description.py``:
   its facts; ``preparation.py``: how images are prepared.
+- ``script.py``: the scripts beside the files, from the file of an image to its result;
+  ``drawing.py``: how they print and draw it.
 - ``check.py``: runs the files on images and compares them with PyTorch.
 - ``compare_graphs.py``, ``compare_results.py``: compare raw outputs, and results, with PyTorch;
   ``differences.py``: the largest differences and their limits.

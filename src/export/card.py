@@ -41,18 +41,18 @@ def operators(library: str | None) -> str:
 
 
 def opening(name: str, library: str | None) -> list[str]:
-    """Lines of Python that open an ONNX file in ONNX Runtime.
+    """Lines of Python that open an ONNX file of the folder ``FOLDER`` in ONNX Runtime.
 
     Args:
         name: Name of the file.
         library: See `operators`.
     """
     if library is None:
-        return [f'session = onnxruntime.InferenceSession("{name}")']
+        return [f'session = onnxruntime.InferenceSession(str(FOLDER / "{name}"))']
     return [
         "options = onnxruntime.SessionOptions()",
-        f'options.register_custom_ops_library("./{library}")',
-        f'session = onnxruntime.InferenceSession("{name}", options)',
+        f'options.register_custom_ops_library(str(FOLDER / "{library}"))',
+        f'session = onnxruntime.InferenceSession(str(FOLDER / "{name}"), options)',
     ]
 
 

@@ -13,13 +13,15 @@ from torch.export import ExportedProgram
 from src import files
 from src.errors import UserError
 from src.export.description import Description
+from src.export.drawing import needs_font
 from src.export.files import NATIVE, WRITERS, trace, write_onnx, write_result
 from src.export.graphs import Graph, graphs_of
 from src.export.library import COPY, required_library
 from src.export.packages import require
 from src.export.precision import CONVERSIONS, check_convertible
 from src.export.raw_card import raw_card
-from src.export.result_card import needs_font, result_card
+from src.export.result_card import result_card
+from src.export.script import SCRIPTS, raw_script, result_script
 from src.models.detection.rcnn.cascade_roi_head import STAGE_STDS
 from src.models.graphs import Result
 from src.models.internimage.fused_block import with_fused_blocks
@@ -67,7 +69,8 @@ class Written:
         results: Files from image to result.
         result: What they predict.
         libraries: Copies of the library that the files need.
-        fonts: Copies of the font that the script in ``EXPORT.md`` needs.
+        fonts: Copies of the font that the scripts need.
+        scripts: Scripts that run the files on an image.
     """
 
     graphs: list[tuple[Graph, Path]]
@@ -75,12 +78,13 @@ class Written:
     result: Result | None
     libraries: Sequence[Path] = ()
     fonts: Sequence[Path] = ()
+    scripts: Sequence[Path] = ()
 
     @property
     def paths(self) -> list[Path]:
         """All files but the description, with the files of large weights."""
         models = with_weights([*self.results, *(path for _, path in self.graphs)])
-        return [*models, *self.libraries, *self.fonts]
+        return [*models, *self.libraries, *self.fonts, *self.scripts]
 
     def moved_to(self, folder: Path) -> Written:
         """The same files in another folder."""
@@ -88,7 +92,8 @@ class Written:
         results = [folder / path.name for path in self.results]
         libraries = [folder / path.name for path in self.libraries]
         fonts = [folder / path.name for path in self.fonts]
-        return Written(graphs, results, self.result, libraries, fonts)
+        scripts = [folder / path.name for path in self.scripts]
+        return Written(graphs, results, self.result, libraries, fonts, scripts)
 
 
 def write(
@@ -149,10 +154,35 @@ def write(
             masks=form.masks,
         )
         results = [path, *(CONVERSIONS[name](path) for name in further)]
-    fonts = [_copied(FONT, folder)] if whole and needs_font(description.class_names) else []
-    written = Written(pairs, results, graphs[0].result, libraries, fonts)
+    scripts = _scripts(graphs[0], description, folder, formats, form)
+    fonts = [_copied(FONT, folder)] if scripts and needs_font(description.class_names) else []
+    written = Written(pairs, results, graphs[0].result, libraries, fonts, scripts)
     files.write_text(folder / "EXPORT.md", _text(written, description, form, graphs))
     return written
+
+
+def _scripts(
+    graph: Graph, description: Description, folder: Path, formats: Sequence[str], form: Form
+) -> list[Path]:
+    """Write the script of every format that has one."""
+    library = COPY if form.dcn == NATIVE else None
+    scripts = []
+    for name in formats:
+        if name == "onnx" and form.outputs == "result":
+            assert graph.result is not None
+            text: str | None = result_script(
+                graph.result,
+                description,
+                inside=form.inside,
+                masks=form.masks,
+                library=library,
+            )
+        else:
+            text = raw_script(name, graph, description, library)
+        if text is not None:
+            scripts.append(folder / SCRIPTS[name])
+            files.write_text(scripts[-1], text)
+    return scripts
 
 
 class _Traces:
@@ -189,7 +219,8 @@ def possible_names(formats: Sequence[str]) -> list[str]:
     stages = range(1, len(STAGE_STDS) + 1)
     graphs = ["model", "backbone", "boxes", "masks", *(f"boxes_{stage}" for stage in stages)]
     suffixes = [suffix for name in formats for suffix in _SUFFIXES[name]]
-    companions = [COPY, FONT.name] if "onnx" in formats else []
+    library = [COPY] if "onnx" in formats else []
+    companions = [*library, *(SCRIPTS[name] for name in formats), FONT.name]
     return [graph + suffix for graph in graphs for suffix in suffixes] + companions
 
 
@@ -215,7 +246,12 @@ def _text(written: Written, description: Description, form: Form, graphs: Sequen
         texts.append(
             result_card(
                 written.result,
-                [*with_weights(written.results), *written.libraries, *written.fonts],
+                [
+                    *with_weights(written.results),
+                    *written.libraries,
+                    *written.fonts,
+                    *(path for path in written.scripts if path.name == SCRIPTS["onnx"]),
+                ],
                 description,
                 inside=form.inside,
                 masks=form.masks,
@@ -224,6 +260,7 @@ def _text(written: Written, description: Description, form: Form, graphs: Sequen
         )
     if written.graphs:
         paths = with_weights([path for _, path in written.graphs])
+        paths += [path for path in written.scripts if not texts or path.name != SCRIPTS["onnx"]]
         library = COPY if written.libraries and not written.results else None
         texts.append(raw_card(graphs, paths, description, library))
     return "\n".join(texts)

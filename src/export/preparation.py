@@ -8,20 +8,26 @@ from typing import Any
 from src.models.graphs import LabelMapResult, RegionResult, Result
 
 _SCALES = ("image_scale", "eval_scale")
+_READ = """\
+try:
+    photo = Image.open(path)
+    photo.load()
+except Exception:  # Pillow raises many kinds of exceptions
+    sys.exit(f"error: {path} is not an image that can be read")"""
 _REFUSED = """\
 if photo.mode[0] in "IF":  # convert("RGB") would make them white
-    raise ValueError(f"{path} has more than 8 bits per channel; save it with 8 bits first")"""
+    sys.exit(f"error: {path} has more than 8 bits per channel; save it with 8 bits first")"""
 _NORMALISED = "RGB, divided by 255, minus the mean, divided by the standard deviation."
 
 
 def opened(*, upright: bool) -> list[str]:
-    """Lines that read ``photo``, an RGB image, from the file ``path``.
+    """Lines that read ``photo``, an RGB image, from the file ``path``, or exit with a sentence.
 
     Args:
         upright: Whether its EXIF orientation is applied.
     """
     photo = "ImageOps.exif_transpose(photo)" if upright else "photo"
-    return ["photo = Image.open(path)", _REFUSED, f'photo = {photo}.convert("RGB")']
+    return [_READ, _REFUSED, f'photo = {photo}.convert("RGB")']
 
 
 def is_known(settings: Mapping[str, Any]) -> bool:

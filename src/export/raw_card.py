@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from src.export.card import card, opening, operators
+from src.export.card import card, operators
 from src.export.description import Description
-from src.export.preparation import described, is_known, opened, prepared
+from src.export.preparation import described
+from src.export.script import has_script, running
 from src.models.graphs import Graph, RegionResult
 
 _IMPORT = "import src.ops"
@@ -35,7 +36,7 @@ Axes that a table shows as a letter may have any size{_smallest(graphs[0])}.
 
 ## Running
 
-{_running(graphs[0], files, description, library)}"""
+{_running(graphs[0], files, description)}"""
     preprocessing = described(graphs[0].result, description.preprocessing)
     return card(description, files, content, preprocessing)
 
@@ -63,46 +64,19 @@ def _formats(files: Sequence[Path], library: str | None) -> str:
     return "\n".join(line for suffix, line in lines.items() if suffix in suffixes)
 
 
-def _running(
-    graph: Graph, files: Sequence[Path], description: Description, library: str | None
-) -> str:
-    """Scripts that run the first file of every format on a photo."""
-    name, outputs = graph.name, ", ".join(graph.outputs)
-    session = "\n".join(opening(f"{name}.onnx", library))
-    runs = {
-        f"{name}.onnx": f"""{session}
-{outputs} = session.run(None, {{"image": image}})""",
-        f"{name}.pt2": f"""program = torch.export.load("{name}.pt2").module()
-with torch.no_grad():
-    {outputs} = program(image=torch.from_numpy(image))""",
-        f"{name}.aoti.pt2": f"""program = torch._inductor.aoti_load_package("{name}.aoti.pt2")
-with torch.no_grad():
-    {outputs} = program(image=torch.from_numpy(image))""",
-    }
-    written = {path.name for path in files}
-    photo = _photo(graph, description)
+def _running(graph: Graph, files: Sequence[Path], description: Description) -> str:
+    """How to run the script of every format."""
+    written = {"".join(path.suffixes).lstrip(".") for path in files}
+    kinds = {"onnx": "onnx", "pt2": "pt2", "aoti.pt2": "aoti"}
+    if graph.result is None or not has_script(graph, description):
+        return (
+            "There is no script for these files: none of them alone leads to a result."
+            " `docs/export.md` of the\nproject says how to join them. `--format onnx` without"
+            " `--outputs raw` writes one file from image\nto result, with a script."
+        )
     return "\n\n".join(
-        f"```python\n{_imports(name, description)}\n\n{photo}\n{text}\n```"
-        for name, text in runs.items()
-        if name in written
+        running(kind, graph.result) for suffix, kind in kinds.items() if suffix in written
     )
-
-
-def _imports(name: str, description: Description) -> str:
-    is_onnx = name.endswith(".onnx")
-    lines = ["import numpy as np", "import onnxruntime" if is_onnx else "import torch"]
-    if is_known(description.preprocessing):
-        lines.append(f"from PIL import Image{', ImageOps' * description.upright}")
-    return "\n".join(lines if is_onnx else [*lines, f"\n{_IMPORT}  # or dcnv3_ops"])
-
-
-def _photo(graph: Graph, description: Description) -> str:
-    """Lines that prepare ``image``, from a photo if the preprocessing is known."""
-    settings = description.preprocessing
-    if not is_known(settings):
-        return f"image = np.zeros({tuple(graph.inputs['image'].shape)}, np.float32)  # prepared"
-    lines = [*opened(upright=description.upright), *prepared(graph.result, settings)]
-    return "\n".join(['path = "photo.jpg"', *lines])
 
 
 def _table(graph: Graph) -> str:

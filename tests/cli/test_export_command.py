@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 import shutil
 from pathlib import Path
 
@@ -39,18 +40,22 @@ def test_a_run_is_exported_and_checked_on_images(trained, images, tmp_path, caps
     assert "| `image` | in | (batch, height, width, 3) uint8 |" in card  # model.onnx
     assert "| `image` | in | (N, 3, H, W) |" in card  # model.pt2
     assert "0 blue" in card
-    blocks = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
-    assert ["onnx" in block for block in blocks] == [True, False]
-    monkeypatch.chdir(tmp_path)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
     Image.open(next((images / "val").rglob("*.png"))).resize((90, 70)).save("photo.jpg")
-    monkeypatch.setattr("sys.argv", ["predict.py"])
-    for block in blocks:
-        found = {}
-        exec(block, found)
+    printed = {}
+    for script in ("predict.py", "predict_pt2.py"):
+        assert f"python {script} photo.jpg" in card
+        monkeypatch.setattr("sys.argv", [script, "photo.jpg"])
+        found = runpy.run_path(str(tmp_path / script))
+        printed[script] = capsys.readouterr().out
+        assert re.fullmatch(r"(\w+ \d+\.\d%\n){3}Wrote photo_result.png\n", printed[script])
+        Path("photo_result.png").unlink()
     assert "crop 64 x 64 pixels at the centre" in card
     result = Pretrained.from_pretrained(tmp_path).predict("photo.jpg")
-    probabilities = found["probabilities"][0, result.labels]
-    torch.testing.assert_close(probabilities, result.scores, rtol=0, atol=1e-5)
+    probabilities = found["found"]["probabilities"][0, result.labels.numpy()]
+    torch.testing.assert_close(torch.from_numpy(probabilities), result.scores, rtol=0, atol=1e-5)
 
 
 def test_a_check_names_images_that_cannot_be_read(trained, images, tmp_path, capsys):
@@ -141,7 +146,7 @@ def test_raw_outputs(trained, tmp_path, capsys):
     card = (tmp_path / "EXPORT.md").read_text()
     assert "| `logits` | out |" in card
     names = {path.name for path in tmp_path.iterdir()}
-    assert names == {"model.onnx", "EXPORT.md", *kept}
+    assert names == {"model.onnx", "predict.py", "EXPORT.md", *kept}
     assert "Deleted: model.onnx.data, " in capsys.readouterr().out
 
 
@@ -160,7 +165,8 @@ def test_the_checkpoint_is_named_and_formats_of_other_weights_are_not_mixed(
     assert main([*given, "pt2"]) == 2
     error = capsys.readouterr().err
     assert "other formats (model.safetensors)" in error
-    assert "--format pt2 safetensors" in error
+    assert "Repeat the command with --format pt2 safetensors to replace all of them, " in error
+    assert f"or with --out {out}_2 to keep them" in error
     assert {path.name for path in out.iterdir()} == written
     assert main([*given, "pt2", "safetensors"]) == 0
     assert "Deleted" not in capsys.readouterr().out

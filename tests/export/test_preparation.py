@@ -40,7 +40,7 @@ def test_a_photo_is_prepared_as_described(
     assert words in described(result, settings)
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (400, 300), (255, 0, 51)).save("photo.png")
-    lines = ["import numpy as np", "from PIL import Image", 'path = "photo.png"']
+    lines = ["import sys", "import numpy as np", "from PIL import Image", 'path = "photo.png"']
     found: dict[str, Any] = {}
     exec("\n".join([*lines, *opened(upright=False), *prepared(result, settings)]), found)
     image = found["image"]

@@ -1,8 +1,8 @@
 """``EXPORT.md`` of a file from image to result."""
 
-import re
 import shutil
 import sys
+from dataclasses import replace
 from email.message import Message
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,11 +15,17 @@ from src import project
 from src.export.description import Description
 from src.export.package import with_weights
 from src.export.result_card import result_card
+from src.export.script import result_script
 from src.models.graphs import ClassResult, LabelMapResult, QueryResult, RegionResult
 from src.visualization import FONT, draw_instances, draw_label_map
 
 COLOURS = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 MASK_RCNN = RegionResult(1000, 1000, 0.7, ((0.1, 0.1, 0.2, 0.2),), 0.05, 0.5, 100, 0.4, 32, 3)
+
+
+def script(result, settings, *, inside=False, masks="box", task="task"):
+    description = Description(task, ["a", "b"], {**COLOURS, **settings})
+    return result_script(result, description, inside=inside, masks=masks, library=None)
 
 
 def card(result, settings, folder: Path, *, inside=False, masks="box", task="task"):
@@ -31,11 +37,11 @@ def card(result, settings, folder: Path, *, inside=False, masks="box", task="tas
 
 @pytest.fixture
 def run_script(tmp_path, monkeypatch):
-    """Runs the script of a description on a grey photo; the file returns ``outputs``."""
+    """Runs a script on a grey photo; the file returns ``outputs``."""
     monkeypatch.chdir(tmp_path)
     Image.new("L", (400, 300), 128).save("photo.jpg")
 
-    def run(text, description, outputs, *given, name="predict.py"):
+    def run(text, description, outputs, *given):
         session = SimpleNamespace(
             get_modelmeta=lambda: SimpleNamespace(custom_metadata_map=description.metadata(True)),
             get_outputs=lambda: [SimpleNamespace(name=name) for name in outputs],
@@ -43,10 +49,10 @@ def run_script(tmp_path, monkeypatch):
         )
         stub = SimpleNamespace(InferenceSession=lambda path: session)
         monkeypatch.setitem(sys.modules, "onnxruntime", stub)
+        given = given or ("photo.jpg",)
         monkeypatch.setattr(sys, "argv", ["predict.py", *given])
-        (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-        exec(code, {"__file__": name} if name else {})
-        return np.asarray(Image.open("result.png"))
+        exec(text, {"__file__": str(tmp_path / "predict.py")})
+        return np.asarray(Image.open(f"{Path(given[0]).stem}_result.png"))
 
     return run
 
@@ -54,15 +60,16 @@ def run_script(tmp_path, monkeypatch):
 @pytest.mark.parametrize("filter_", ["bilinear", "bicubic"])
 def test_the_script_prepares_images_as_the_recipe(filter_, tmp_path):
     settings = {"image_size": 96, "crop_pct": 0.9, "interpolation": filter_}
-    text = card(ClassResult(), settings, tmp_path)
+    text = script(ClassResult(), settings)
     assert f"Image.{filter_.upper()})" in text
     assert "round((side - 96) / 2)" in text
-    assert "--optShapes=image:1x3x96x96" in text
+    assert "--optShapes=image:1x3x96x96" in card(ClassResult(), settings, tmp_path)
 
 
 def test_masks_have_the_threshold_of_the_network(tmp_path):
-    text = card(MASK_RCNN, {"image_scale": [200, 128]}, tmp_path, inside=True)
-    assert "mask > 0.4" in text
+    settings = {"image_scale": [200, 128]}
+    assert "mask > 0.4" in script(MASK_RCNN, settings, inside=True)
+    text = card(MASK_RCNN, settings, tmp_path, inside=True)
     assert "trtexec" not in text
     assert "--preprocessing outside" in text
 
@@ -77,8 +84,8 @@ def test_label_maps_have_the_colours_of_predict(run_script, tmp_path):
     palette = [(210, 40, 30), (20, 90, 250)]
     settings = {"image_scale": [400, 300], "palette": palette}
     description = Description("segmentation", ["a", "b"], settings)
-    text = card(LabelMapResult(), settings, tmp_path, inside=True, task="segmentation")
-    assert "- palette" not in text
+    assert "- palette" not in card(LabelMapResult(), settings, tmp_path, task="segmentation")
+    text = script(LabelMapResult(), settings, inside=True, task="segmentation")
     labels = np.zeros((300, 400), np.int64)
     labels[100:] = 1
     drawn = run_script(text, description, {"label_map": labels[None], "scores": labels[None]})
@@ -93,14 +100,16 @@ def test_label_maps_have_the_colours_of_predict(run_script, tmp_path):
 def test_label_maps_have_the_shares_of_predict(run_script, tmp_path, capsys):
     settings = {"image_scale": [400, 300], "palette": [(210, 40, 30), (20, 90, 250)]}
     description = Description("segmentation", ["a", "b"], settings)
-    text = card(LabelMapResult(), settings, tmp_path, inside=True, task="segmentation")
+    text = script(LabelMapResult(), settings, inside=True, task="segmentation")
     labels = np.zeros((1, 300, 400), np.int64)
     labels[:, :, 100:] = 1
     run_script(text, description, {"label_map": labels, "scores": labels})
-    assert capsys.readouterr().out == "b 75.0%, a 25.0%\n"
+    wrote = "Wrote photo_label_map.png with the class number of every pixel\n"
+    assert capsys.readouterr().out == f"{wrote}1 b 75.0%\n0 a 25.0%\nWrote photo_result.png\n"
+    np.testing.assert_array_equal(Image.open("photo_label_map.png"), labels[0])
     labels[:, :, 1:] = 1  # the area of a is below 0.5 %
     drawn = run_script(text, description, {"label_map": labels, "scores": labels})
-    assert capsys.readouterr().out == "b 99.8%, a 0.2%\n"
+    assert "1 b 99.8%\n0 a 0.2%\n" in capsys.readouterr().out
     assert (210, 40, 30) not in {tuple(colour) for colour in drawn[:, 400:].reshape(-1, 3)}
 
 
@@ -115,12 +124,12 @@ def test_detections_have_the_colours_of_predict(masks, run_script, tmp_path, cap
     outputs["masks"] = whole if masks == "image" else np.ones((6, 28, 28), np.float32)
     settings = {"image_scale": [400, 300]}
     result = MASK_RCNN if masks else QueryResult(100, None)
-    text = card(result, settings, tmp_path, inside=True, masks=masks or "box", task="detection")
+    text = script(result, settings, inside=True, masks=masks or "box", task="detection")
     drawn = run_script(text, Description("detection", ["a", "b"], settings), outputs)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "3 of 6 detections have a score of at least 0.3"
-    assert [line.split()[0] for line in lines[1:]] == ["b", "b", "a"]
-    assert lines[1].split()[1] == "90.0%"
+    assert [line.split()[0] for line in lines[1:]] == ["b", "b", "a", "Wrote"]
+    assert lines[1] == "b 90.0% box 20.0, 20.0, 120.0, 220.0"
     expected = np.asarray(
         draw_instances(
             Image.open("photo.jpg"),
@@ -142,7 +151,7 @@ def test_detections_have_the_colours_of_predict(masks, run_script, tmp_path, cap
 
 def test_the_script_says_the_highest_score_if_nothing_is_shown(run_script, tmp_path, capsys):
     settings = {"eval_scale": [400, 300]}
-    text = card(QueryResult(100, None), settings, tmp_path, inside=True, task="detection")
+    text = script(QueryResult(100, None), settings, inside=True, task="detection")
     outputs = {
         "boxes": np.zeros((2, 4), np.float32),
         "scores": np.float32([0.25, 0.1]),
@@ -153,6 +162,7 @@ def test_the_script_says_the_highest_score_if_nothing_is_shown(run_script, tmp_p
     assert capsys.readouterr().out == (
         "0 of 2 detections have a score of at least 0.3\n"
         "The highest score is 0.250; lower min_score to draw more.\n"
+        "Wrote photo_result.png\n"
     )
     run_script(text, description, {name: value[:0] for name, value in outputs.items()})
     assert "The highest score is 0.000;" in capsys.readouterr().out
@@ -171,19 +181,58 @@ def test_the_script_refuses_images_of_more_than_8_bits(
     task, result, settings, dtype, run_script, tmp_path
 ):
     Image.fromarray(np.full((40, 50), 9000, dtype)).save("deep.tiff")
-    text = card(result, settings, tmp_path, inside=True, task=task)
-    with pytest.raises(ValueError, match=r"^deep\.tiff has more than 8 bits per channel; save it"):
+    text = script(result, settings, inside=True, task=task)
+    with pytest.raises(SystemExit, match=r"^error: deep\.tiff has more than 8 bits"):
         run_script(text, Description(task, ["a"], settings), {}, "deep.tiff")
 
 
-@pytest.mark.parametrize(("name", "width"), [("predict.py", 200), (None, 400)])
-def test_the_script_takes_the_path_of_an_image(name, width, run_script, tmp_path):
+def test_the_script_takes_the_path_of_an_image(run_script, monkeypatch, tmp_path):
     Image.new("RGB", (200, 100)).save("other.png")
-    text = card(ClassResult(), {"image_size": 96}, tmp_path, inside=True)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    text = script(ClassResult(), {"image_size": 96}, inside=True)
     outputs = {"probabilities": np.float32([[0.9, 0.1]])}
     description = Description("classification", ["a", "b"], {})
-    drawn = run_script(text, description, outputs, "other.png", name=name)  # a notebook has no name
-    assert drawn.shape[1] == width
+    assert run_script(text, description, outputs, "../other.png").shape[1] == 200
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ([], "usage: python predict.py IMAGE"),
+        (["a.jpg", "b.jpg"], "usage: python predict.py IMAGE"),
+        (["missing.jpg"], "error: there is no file missing.jpg"),
+        (["text.jpg"], "error: text.jpg is not an image that can be read"),
+        (["cut.jpg"], "error: cut.jpg is not an image that can be read"),
+    ],
+)
+def test_mistakes_are_one_sentence(given, message, run_script, tmp_path, monkeypatch):
+    Path("text.jpg").write_text("not an image")
+    Path("cut.jpg").write_bytes(Path("photo.jpg").read_bytes()[:500])
+    monkeypatch.setitem(sys.modules, "onnxruntime", SimpleNamespace())
+    monkeypatch.setattr(sys, "argv", ["predict.py", *given])
+    text = script(ClassResult(), {"image_size": 96}, inside=True)
+    with pytest.raises(SystemExit) as stopped:
+        exec(text, {"__file__": str(tmp_path / "predict.py")})
+    assert stopped.value.code == message
+
+
+def test_results_for_prepared_images_are_those_of_the_photo(run_script, capsys):
+    settings = {"eval_scale": [200, 150]}  # half of the photo
+    outputs = {"boxes": np.float32([[10, 20, 110, 70]]), "scores": np.float32([0.9])}
+    outputs["labels"] = np.array([1])
+    for result in (QueryResult(100, None), replace(MASK_RCNN, mask_threshold=None)):
+        text = script(result, settings, task="detection")
+        drawn = run_script(text, Description("detection", ["a", "b"], settings), outputs)
+        assert drawn.shape == (300, 400, 3)
+        assert "b 90.0% box 20.0, 40.0, 220.0, 140.0\n" in capsys.readouterr().out
+    settings = {"image_scale": [200, 150], "size_divisor": 1, "palette": [(1, 2, 3), (4, 5, 6)]}
+    labels = np.zeros((1, 150, 200), np.int64)
+    labels[:, 75:] = 1
+    text = script(LabelMapResult(), settings, task="segmentation")
+    run_script(text, Description("segmentation", ["a", "b"], settings), {"label_map": labels})
+    written = np.asarray(Image.open("photo_label_map.png"))
+    np.testing.assert_array_equal(written, labels[0].repeat(2, 0).repeat(2, 1))
 
 
 def test_letters_of_class_names_are_drawn(run_script, tmp_path):
@@ -191,7 +240,7 @@ def test_letters_of_class_names_are_drawn(run_script, tmp_path):
 
     def drawn(name):
         description = Description("classification", [name, "b"], {"image_size": 96} | COLOURS)
-        text = result_card(ClassResult(), [], description, inside=True, masks="box")
+        text = result_script(ClassResult(), description, inside=True, masks="box", library=None)
         return run_script(text, description, {"probabilities": np.float32([[0.9, 0.1]])})
 
     first, second = drawn("ü"), drawn("é")
@@ -200,9 +249,10 @@ def test_letters_of_class_names_are_drawn(run_script, tmp_path):
 
 @pytest.mark.parametrize("result", [MASK_RCNN, QueryResult(100, None)])
 def test_images_of_detectors_are_turned_upright(result, tmp_path):
-    text = card(result, {"eval_scale": [400, 300]}, tmp_path, inside=True, task="detection")
+    settings = {"eval_scale": [400, 300]}
+    text = script(result, settings, inside=True, task="detection")
     assert 'photo = ImageOps.exif_transpose(photo).convert("RGB")' in text
-    assert "- upright: True" in text
+    assert "- upright: True" in card(result, settings, tmp_path, task="detection")
 
 
 @pytest.mark.parametrize(

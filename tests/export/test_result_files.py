@@ -1,7 +1,6 @@
 """One file from image to result: what PyTorch predicts on the same image."""
 
 import json
-import re
 import subprocess
 import sys
 from functools import partial
@@ -166,7 +165,7 @@ def test_preprocessing_is_that_of_the_data_modules(settings, transform, divisor,
 )
 def test_images_of_8_bits(name, tmp_path):
     network, written = exported(name, tmp_path)
-    assert [path.name for path in written.paths] == ["model.onnx"]
+    assert [path.name for path in written.paths] == ["model.onnx", "predict.py"]
     file = ResultFile(written.paths[0], inside=True)
     for size in SIZES:
         given = example(name, size)
@@ -281,7 +280,23 @@ def test_batches_names_and_metadata(tmp_path):
     np.testing.assert_allclose(predictor(images[1])["probabilities"], second[0], atol=1e-6)
 
 
-BLOCKED = "import sys; sys.modules.update(dict.fromkeys(['torch', 'torchvision', 'src', 'cv2']));"
+_BLOCKED = """\
+import runpy, sys
+sys.modules.update(dict.fromkeys(["torch", "torchvision", "src", "cv2"]))
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def run_script(script, *given):
+    """Run a script in the folder of the script, without PyTorch and this project."""
+    return subprocess.run(
+        [sys.executable, "-P", "-c", _BLOCKED, script, *given],
+        cwd=script.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 @slow
@@ -292,16 +307,12 @@ def test_the_description_is_enough_for_a_newcomer(name, preprocessing, tmp_path)
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by 90 degrees, as phones save photos
     Image.fromarray(photo(90, 130)).save(tmp_path / "photo.jpg", exif=exif)
-    text = (tmp_path / "EXPORT.md").read_text()
-    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    (tmp_path / "run.py").write_text(BLOCKED + "\n" + code)
-    done = subprocess.run(
-        [sys.executable, "-P", "run.py"], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
+    assert "python predict.py photo.jpg" in (tmp_path / "EXPORT.md").read_text()
+    done = run_script(tmp_path / "predict.py", tmp_path / "photo.jpg")
     assert done.returncode == 0, done.stderr
     assert ("at least 0.3" in done.stdout) == (name in ("mask_rcnn", "dino"))
     assert "class " in done.stdout or name == "mask_rcnn"
-    drawn, given = Image.open(tmp_path / "result.png"), Image.open(tmp_path / "photo.jpg")
+    drawn, given = Image.open(tmp_path / "photo_result.png"), Image.open(tmp_path / "photo.jpg")
     if preprocessing == "inside":
         if name != "classifier":  # whose recipe leaves images as they are
             given = ImageOps.exif_transpose(given)
@@ -321,7 +332,7 @@ def test_the_description_is_enough_for_a_newcomer(name, preprocessing, tmp_path)
 @pytest.mark.parametrize("name", ["classifier", "upernet", "mask_rcnn"])
 def test_smaller_weights(name, tmp_path):
     network, written = exported(name, tmp_path, precisions=["float32", "float16", "int8"])
-    whole, half, int8 = written.paths
+    whole, half, int8 = written.results
     assert half.stat().st_size < 0.7 * whole.stat().st_size
     assert int8.stat().st_size < whole.stat().st_size
     given = example(name, SIZES[0])
@@ -388,10 +399,12 @@ def test_a_font_is_written_for_class_names_beyond_ascii(tmp_path):
     description = Description("classification", names, {**settings, **COLOURS})
     written = write(make().eval(), description, tmp_path, ["onnx"], Form())
     (font,) = written.fonts
-    assert {"model.onnx", "EXPORT.md", font.name} == {path.name for path in tmp_path.iterdir()}
+    assert {"model.onnx", "predict.py", "EXPORT.md", font.name} == {
+        path.name for path in tmp_path.iterdir()
+    }
     text = (tmp_path / "EXPORT.md").read_text()
     assert f"- `{font.name}`" in text
-    assert f'ImageFont.truetype("{font.name}", ' in text
+    assert f'ImageFont.truetype(str(FOLDER / "{font.name}"), ' in written.scripts[0].read_text()
     assert font.name in possible_names(["onnx"])
 
 

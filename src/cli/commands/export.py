@@ -7,6 +7,7 @@ of a recipe are accepted. ``--check`` compares the exported files with PyTorch o
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,6 +33,8 @@ from src.models.layers.low_rank import merge_low_rank
 from src.stopping import Interrupted
 
 FORMATS = (*WRITERS, "safetensors")
+_SHARED = (".py", ".ttf")
+"""Scripts and the font, which may be of the user or of another format."""
 _ONE_CPU = tuple(
     f"--trainer.{name}"
     for name in (
@@ -205,15 +208,26 @@ def _refuse_options_without_effect(
 
 def _refuse_mixture(out: Path, formats: Sequence[str]) -> None:
     """Refuse a folder with files in other formats, which may be of another network."""
-    others = {name: _files_of(name, out) for name in FORMATS if name not in formats}
+    others = {
+        name: [path for path in _files_of(name, out) if path.suffix not in _SHARED]
+        for name in FORMATS
+        if name not in formats
+    }
     found = [path.name for paths in others.values() for path in paths]
     if found:
         together = [name for name in FORMATS if name in formats or others[name]]
         raise UserError(
             f"{out} has files of an earlier export in other formats ({', '.join(found)}), which may"
-            f" be of other weights. Write all formats together, --format {' '.join(together)},"
-            " choose another folder with --out, or delete these files."
+            f" be of other weights. Repeat the command with --format {' '.join(together)} to"
+            f" replace all of them, or with --out {_free(out)} to keep them."
         )
+
+
+def _free(out: Path) -> Path:
+    """A folder beside another one that does not exist yet."""
+    beside = (Path.cwd() / out).resolve() if out.name in ("", "..") else out
+    names = (beside.with_name(f"{beside.name}_{number}") for number in itertools.count(2))
+    return next(path for path in names if not path.exists())
 
 
 def _files_of(name: str, folder: Path) -> list[Path]:

@@ -1,0 +1,123 @@
+"""Lines of the scripts beside exported files that print and draw a result."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from src.models.graphs import ClassResult, LabelMapResult, RegionResult, Result
+from src.visualization import FONT, HUE_STEP, INSTANCE_OPACITY, LABEL_MAP_OPACITY, SHADES
+
+MIN_SCORE = "min_score = 0.3  # of the detections that are shown"
+
+
+def needs_font(class_names: Sequence[str]) -> bool:
+    """Whether class names have letters that Pillow's own font lacks."""
+    return not all(map(str.isascii, class_names))
+
+
+def drawing(result: Result, masks: str, class_names: Sequence[str]) -> str:
+    """Lines that print and draw a result, in the colours of `src.visualization`.
+
+    They use ``found`` (results of a file from image to result, in pixels of ``photo``), ``photo``,
+    ``path``, ``names`` and ``FOLDER``, and of a segmentor ``palette``; they define ``result``.
+
+    Args:
+        result: What the file predicts.
+        masks: ``box`` or ``image``, see `src.export.results.assemble`.
+        class_names: Names of the classes.
+    """
+    text = _drawing(result, masks)
+    if needs_font(class_names):
+        font = f'ImageFont.truetype(str(FOLDER / "{FONT.name}"), '
+        text = text.replace("ImageFont.load_default(", font)
+    return text
+
+
+def _drawing(result: Result, masks: str) -> str:
+    if isinstance(result, ClassResult):
+        return _CLASSES
+    if isinstance(result, LabelMapResult):
+        return _LABELS.replace("OPACITY", str(LABEL_MAP_OPACITY))
+    masked = ""
+    if isinstance(result, RegionResult) and result.mask_threshold is not None:
+        masked = _MASKS[masks].replace("THRESHOLD", str(result.mask_threshold))
+        masked = masked.replace("OPACITY", str(round(255 * INSTANCE_OPACITY)))
+    shown = _SHOWN.replace("SHADES", str(list(SHADES))).replace("HUE_STEP", str(HUE_STEP))
+    return shown + masked + _BOXES
+
+
+_CLASSES = """\
+probabilities = found["probabilities"][0]
+best = (-probabilities).argsort(kind="stable")[:5]
+text = "\\n".join(f"{names[label]} {probabilities[label]:.1%}" for label in best)
+print(text)
+font = ImageFont.load_default(photo.width // 40 + 10)
+_, _, right, bottom = map(round, ImageDraw.Draw(photo).textbbox((8, 8), text, font))
+size = max(photo.width, right + 8), photo.height + bottom + 8
+result = Image.new("RGB", size, "white")
+result.paste(photo)
+ImageDraw.Draw(result).text((8, photo.height + 8), text, "black", font)
+"""
+_LABELS = """\
+labels = found["label_map"][0]
+Image.fromarray(labels.astype(np.uint8)).save(f"{path.stem}_label_map.png")
+print(f"Wrote {path.stem}_label_map.png with the class number of every pixel")
+shown, counts = np.unique(labels, return_counts=True)
+shares = dict(sorted(zip(shown, counts / labels.size), key=lambda pair: -pair[1]))
+for label, share in shares.items():
+    print(f"{label} {names[label]} {share:.1%}")
+shown = [label for label, share in shares.items() if f"{share:.0%}" != "0%"][:24]
+grey = photo.convert("L").convert("RGB")  # so that colours are those of the legend
+photo = Image.blend(grey, Image.fromarray(np.uint8(palette)[labels]), OPACITY)
+side = photo.height // 60 + 10  # of a field in the legend
+height = max(photo.height, (len(shown) + 1) * 3 * side // 2)
+result = Image.new("RGB", (photo.width + 14 * side, height), "white")
+result.paste(photo)
+draw, font = ImageDraw.Draw(result), ImageFont.load_default(side)
+for i, label in enumerate(shown):
+    x, y = photo.width + side // 2, side // 2 + i * 3 * side // 2
+    draw.rectangle((x, y, x + side, y + side), palette[label])
+    text = f"{names[label]} {shares[label]:.0%}"
+    draw.text((x + 3 * side // 2, y), text, "black", font)
+"""
+_SHOWN = """\
+boxes, labels, scores = found["boxes"], found["labels"], found["scores"]
+shown = np.flatnonzero(scores >= min_score)  # best first
+print(f"{len(shown)} of {len(scores)} detections have a score of at least {min_score}")
+if not len(shown):
+    print(f"The highest score is {max(scores, default=0):.3f}; lower min_score to draw more.")
+shades = SHADES
+# A class has a hue, and each of its detections the next of the shades (saturation and value).
+nth = [sum(labels[:i] == labels[i]) % len(shades) for i in shown]
+rgb = [colorsys.hsv_to_rgb(labels[i] * HUE_STEP % 1, *shades[n]) for i, n in zip(shown, nth)]
+colours = {i: tuple(round(255 * c) for c in colour) for i, colour in zip(shown, rgb)}
+result, side = photo.copy(), max(photo.size) // 60 + 10
+"""
+_BOXES = """\
+draw, font = ImageDraw.Draw(result), ImageFont.load_default(side)
+for i in shown[::-1]:  # the best ones on top
+    draw.rectangle(boxes[i].tolist(), outline=colours[i], width=side // 5)
+    x, y = boxes[i, 0], max(boxes[i, 1] - 1.3 * side, 0)
+    text = f"{names[labels[i]]} {scores[i]:.0%}"
+    draw.rectangle(draw.textbbox((x, y), text, font), colours[i])
+    is_bright = np.dot(colours[i], (0.3, 0.6, 0.1)) > 120
+    draw.text((x, y), text, "black" if is_bright else "white", font)
+for i in shown:
+    corners = ", ".join(f"{value:.1f}" for value in boxes[i])
+    print(f"{names[labels[i]]} {scores[i]:.1%} box {corners}")
+"""
+_MASKS = {
+    "box": """\
+for i in shown[::-1]:  # masks have the size of their box
+    left, top, right, bottom = boxes[i].round().astype(int).tolist()
+    size = max(right - left, 1), max(bottom - top, 1)
+    mask = np.asarray(Image.fromarray(found["masks"][i]).resize(size, Image.BILINEAR))
+    mask = Image.fromarray(((mask > THRESHOLD) * OPACITY).astype(np.uint8))
+    result.paste(colours[i], (left, top), mask)
+""",
+    "image": """\
+for i in shown[::-1]:
+    mask = Image.fromarray((found["masks"][i] * OPACITY).astype(np.uint8)).resize(result.size)
+    result.paste(colours[i], (0, 0), mask)
+""",
+}

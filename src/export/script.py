@@ -1,0 +1,264 @@
+"""Scripts beside exported files: from the file of an image to its result."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+from src.export.card import opening
+from src.export.description import Description
+from src.export.drawing import MIN_SCORE, drawing
+from src.export.files import RESULT_FILE
+from src.export.preparation import is_known, opened, prepared
+from src.models.graphs import ClassResult, Graph, LabelMapResult, QueryResult, RegionResult, Result
+
+SCRIPTS: Mapping[str, str] = {
+    "onnx": "predict.py",
+    "pt2": "predict_pt2.py",
+    "aoti": "predict_aoti.py",
+}
+"""Name of the script of each format."""
+PACKAGES = {"onnx": "onnxruntime numpy pillow", "pt2": "torch numpy pillow"}
+PACKAGES["aoti"] = PACKAGES["pt2"]
+
+
+def result_script(
+    result: Result, description: Description, *, inside: bool, masks: str, library: str | None
+) -> str:
+    """Script for ``model.onnx``, a file from image to result.
+
+    Args:
+        result: What the file predicts.
+        description: Task, classes and preprocessing.
+        inside: Whether preprocessing is part of the file.
+        masks: ``box`` or ``image``, see `src.export.results.assemble`.
+        library: Name of the library that the file needs.
+    """
+    shown = drawing(result, masks, description.class_names)
+    names = ['names = json.loads(metadata["names"])']
+    if isinstance(result, LabelMapResult):
+        names.append(_PALETTE.format('json.loads(metadata["palette"])'))
+    if inside:
+        prepare, after = ['inputs = {"image": np.asarray(photo)[None]}'], ""
+    else:
+        prepare = [*_prepared(result, description), *_inputs(result)]
+        after = _RESCALED.get(type(result), "")
+    return _script(
+        "onnx",
+        RESULT_FILE,
+        description,
+        shown,
+        model=[*opening(RESULT_FILE, library), _METADATA, *names],
+        prepare=prepare,
+        after=after,
+    )
+
+
+def raw_script(
+    kind: str, graph: Graph, description: Description, library: str | None
+) -> str | None:
+    """Script for a file with raw outputs.
+
+    Args:
+        kind: Format, one of `SCRIPTS`.
+        graph: What is in the file.
+        description: Task, classes and preprocessing.
+        library: Name of the library that an ONNX file needs.
+
+    Returns:
+        ``None`` if one file does not lead to a result, or the preprocessing is not known.
+    """
+    result = graph.result
+    if result is None or not has_script(graph, description):
+        return None
+    file = {"onnx": "model.onnx", "pt2": "model.pt2", "aoti": "model.aoti.pt2"}[kind]
+    names = [f"names = {json.dumps(list(description.class_names), ensure_ascii=False)}"]
+    if isinstance(result, LabelMapResult):
+        names.append(_PALETTE.format(json.dumps(description.preprocessing["palette"])))
+    after = _FOUND.get(type(result), "")
+    if isinstance(result, QueryResult):
+        after = after.replace("MAX", str(result.max_detections))
+    return _script(
+        kind,
+        file,
+        description,
+        drawing(result, "box", description.class_names),
+        model=[*(opening(file, library) if kind == "onnx" else _OPENED[kind]), *names],
+        prepare=[*_prepared(result, description), 'inputs = {"image": image}'],
+        after=after,
+    ).replace("OUTPUTS", str(graph.outputs))
+
+
+def has_script(graph: Graph, description: Description) -> bool:
+    """Whether a file with raw outputs leads to a result, and how images are prepared is known."""
+    is_whole = graph.result is not None and not isinstance(graph.result, RegionResult)
+    return is_whole and is_known(description.preprocessing)
+
+
+def running(kind: str, result: Result) -> str:
+    """How to run a script, and what it prints and writes, for ``EXPORT.md``."""
+    name = SCRIPTS[kind]
+    needed = "" if kind == "onnx" else _ALSO
+    return f"""```bash
+pip install {PACKAGES[kind]}
+python {name} photo.jpg
+```
+
+`{name}` {_shown(result)}
+in the current folder, in the colours of `python -m src predict`. It runs from any folder, and is
+an example for your own program. Grey images become RGB; those of more than 8 bits are refused.
+{needed}"""
+
+
+def _shown(result: Result) -> str:
+    if isinstance(result, ClassResult):
+        return "prints the best classes with their probabilities, and writes `photo_result.png`"
+    if isinstance(result, LabelMapResult):
+        return (
+            "prints the number, name and share of each class, and writes"
+            " `photo_label_map.png`\nwith the class number of every pixel, and `photo_result.png`"
+        )
+    return "prints the class, score and box of each detection, and writes `photo_result.png`"
+
+
+def _script(
+    kind: str,
+    file: str,
+    description: Description,
+    shown: str,
+    *,
+    model: list[str],
+    prepare: list[str],
+    after: str,
+) -> str:
+    name = SCRIPTS[kind]
+    used = "Image, ImageDraw, ImageFont" + (", ImageOps" if description.upright else "")
+    is_onnx = kind == "onnx"
+    lines = [
+        f'"""Predict on an image with {file}: python {name} IMAGE',
+        "",
+        f"Needs: pip install {PACKAGES[kind]}",
+        *([] if is_onnx else [_NEEDED]),
+        '"""',
+        "",
+        *(["import colorsys"] if "colorsys" in shown else []),
+        *(["import json"] if any("json." in line for line in model) else []),
+        "import sys",
+        "from pathlib import Path",
+        "",
+        "import numpy as np",
+        "import onnxruntime" if is_onnx else "import torch",
+        f"from PIL import {used}",
+        "",
+        "FOLDER = Path(__file__).resolve().parent",
+        *([MIN_SCORE] if "min_score" in shown else []),
+        "",
+        _PATH.replace("NAME", name),
+        *opened(upright=description.upright),
+        "",
+        *model,
+        *prepare,
+        _RUN[is_onnx].replace("FILE", file),
+        *([after] if after else []),
+        "",
+    ]
+    return "\n".join(lines) + shown + _SAVED
+
+
+def _prepared(result: Result, description: Description) -> list[str]:
+    lines = prepared(result, description.preprocessing)
+    return ["original = photo", *lines, "photo = original"]
+
+
+def _inputs(result: Result) -> list[str]:
+    if isinstance(result, RegionResult):
+        return ['inputs = {"image": image, "size": np.array([height, width])}']
+    return ["height, width = image.shape[2:]", 'inputs = {"image": image}']
+
+
+_PATH = """\
+if len(sys.argv) != 2:
+    sys.exit("usage: python NAME IMAGE")
+path = Path(sys.argv[1])
+if not path.is_file():
+    sys.exit(f"error: there is no file {path}")"""
+_METADATA = "metadata = session.get_modelmeta().custom_metadata_map"
+_PALETTE = "palette = [tuple(colour) for colour in {}]"
+_RUN = {
+    True: """\
+outputs = [output.name for output in session.get_outputs()]
+try:
+    found = dict(zip(outputs, session.run(outputs, inputs)))
+except Exception as error:
+    sys.exit(f"error: FILE does not accept {path}: {str(error).splitlines()[0]}")""",
+    False: """\
+try:
+    with torch.no_grad():
+        values = program(**{name: torch.from_numpy(value) for name, value in inputs.items()})
+except Exception as error:
+    sys.exit(f"error: FILE does not accept {path}: {str(error).splitlines()[0]}")
+found = dict(zip(OUTPUTS, (value.numpy() for value in values)))""",
+}
+"""By whether the file is an ONNX file."""
+_ALSO = (
+    "\nIt also needs the operators: the package `dcnv3_ops` (`packaging/dcnv3_ops` of the project"
+    "\nabove), or that project, installed."
+)
+_NEEDED = """\
+and the operators: the package dcnv3_ops, or the installed project that wrote this file"""
+_OPERATORS = """\
+try:
+    import dcnv3_ops
+except ImportError:
+    try:
+        import src.ops
+    except ImportError:
+        sys.exit("error: install dcnv3_ops, or the project that wrote this file")"""
+_OPENED = {
+    "pt2": [_OPERATORS, 'program = torch.export.load(str(FOLDER / "model.pt2")).module()'],
+    "aoti": [
+        _OPERATORS,
+        "from torch._inductor import aoti_load_package",
+        "",
+        'program = aoti_load_package(str(FOLDER / "model.aoti.pt2"))',
+    ],
+}
+_RESCALED: dict[type, str] = {
+    LabelMapResult: """\
+small = Image.fromarray(found["label_map"][0].astype(np.uint8))
+found["label_map"] = np.asarray(small.resize(photo.size, Image.NEAREST))[None]""",
+    QueryResult: """\
+found["boxes"] = found["boxes"] * np.tile(np.divide(photo.size, (width, height)), 2)""",
+}
+_RESCALED[RegionResult] = _RESCALED[QueryResult]
+"""From results in pixels of the prepared image to those of the photo."""
+_FOUND: dict[type, str] = {
+    LabelMapResult: """\
+# The best class of each pixel of the photo, from logits at the size of the prepared image, which
+# are resized as in evaluation: bilinear without antialiasing.
+def resized(x):
+    for axis, size in enumerate(photo.size[::-1]):
+        last = x.shape[axis] - 1
+        place = ((np.arange(size) + 0.5) * x.shape[axis] / size - 0.5).clip(0, last)
+        low = place.astype(int)
+        share = np.float32(place - low) if axis else np.float32(place - low)[:, None]
+        x = x.take(low, axis) * (1 - share) + x.take(np.minimum(low + 1, last), axis) * share
+    return x
+
+
+logits = [resized(x) for x in found["logits"][0, : len(names)]]
+found = {"label_map": np.argmax(logits, axis=0)[None]}""",
+    QueryResult: """\
+# The best pairs of query and class; boxes are centre and size relative to the image.
+scores = np.exp(-np.logaddexp(0, -found["logits"][0].ravel()))
+index = (-scores).argsort(kind="stable")[:MAX]
+query, labels = np.divmod(index, found["logits"].shape[2])
+centre, size = found["boxes"][0, query, :2], found["boxes"][0, query, 2:]
+corners = np.concatenate([centre - size / 2, centre + size / 2], axis=1).clip(0, 1)
+found = {"boxes": corners * np.tile(photo.size, 2), "scores": scores[index], "labels": labels}""",
+}
+"""From raw outputs to the results of a file from image to result."""
+_SAVED = """\
+result.save(f"{path.stem}_result.png")
+print(f"Wrote {path.stem}_result.png")
+"""
