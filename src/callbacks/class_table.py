@@ -67,6 +67,8 @@ class ClassTable(Callback):
         if trainer.state.fn != "fit" and self._is_printing:
             shown = "val" if split == "test" and not _has_test_images(trainer) else split
             lines = summary(trainer.callback_metrics, task, split, shown)
+            if any(line.endswith("  -") for line in lines):
+                lines.append("(-: no such objects are annotated)")
             tell("\n".join([*lines, *legend(trainer.callback_metrics, split)]))
             if 0 < length <= _MAX_ROWS:
                 images = None if counts is None else counts.sum(1).tolist()

@@ -123,7 +123,7 @@ class RunFolder(Callback):
         tell(f"\nResults:     {self.path}")
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, ModelCheckpoint):
-                _announce_checkpoints(callback)
+                _announce_checkpoints(callback, pl_module)
         if can_predict(pl_module) and self.path.parent.parent == Path("runs"):
             name = shlex.quote(self.path.parent.name)
             tell(f"Predict:     python -m src predict --name {name} --data.predict_dir FOLDER")
@@ -245,9 +245,14 @@ def _describe_operators(task: LightningModule) -> dict[str, str]:
     return {"Operator": found} if found else {}
 
 
-def _announce_checkpoints(callback: ModelCheckpoint) -> None:
+def _announce_checkpoints(callback: ModelCheckpoint, task: LightningModule) -> None:
     if callback.best_model_path and callback.best_model_score is not None:
-        score = f"{callback.monitor} {float(callback.best_model_score):.4f}"
+        value = float(callback.best_model_score)
+        is_score = callback.monitor in getattr(task, "score_names", set)()
+        score = f"{callback.monitor} {f'{value:.1%}' if is_score else f'{value:.4f}'}"
         tell(f"Best:        {callback.best_model_path} ({score})")
+        meaning = getattr(task, "zero_score", "")
+        if meaning and value == 0 and callback.monitor == getattr(task, "monitor", None):
+            tell(f"Note:        {meaning}")
     if callback.last_model_path:
         tell(f"Last:        {callback.last_model_path}")

@@ -56,6 +56,8 @@ class BaseTask(CheckpointHooks):
     monitor: ClassVar[str] = "val/loss"
     """Logged metric that decides which checkpoint is best."""
     monitor_mode: ClassVar[str] = "min"
+    zero_score: ClassVar[str] = ""
+    """Advice at the end of training if the best value of the metric is 0."""
     predicts: ClassVar[bool] = True
     """Whether the task defines `predict_step`."""
     compiles_all_sizes: ClassVar[bool] = True

@@ -60,6 +60,7 @@ class DetectionTask(DenseTask):
     """
 
     monitor: ClassVar[str] = "val/bbox_AP"
+    zero_score: ClassVar[str] = "nothing is detected correctly yet; train for more epochs"
     monitor_mode: ClassVar[str] = "max"
 
     def __init__(
@@ -216,7 +217,7 @@ class DetectionTask(DenseTask):
         return [fuse([only_finite(d) for d in found]) for found in zip(*views_found, strict=True)]
 
     def log_scores(self, stage: str, suffix: str) -> None:
-        """Log the scalar metrics, and store the per-class ones."""
+        """Log the scalar metrics, NaN without annotated objects, and store the per-class ones."""
         metrics = self.metrics_of(stage + suffix)
         data = getattr(self.trainer, "datamodule", None)
         self._metric(stage + suffix).class_facts = getattr(data, "class_facts", ClassFacts())
@@ -224,7 +225,12 @@ class DetectionTask(DenseTask):
         if not self._is_fitting and self.trainer.is_global_zero:
             self.scored_results = self._metric(stage + suffix).results
         metrics.reset()
-        scalars = {name: value.float() for name, value in scores.items() if value.ndim == 0}
+        # The COCO tools give -1 if no such objects are annotated, which is no score.
+        scalars = {
+            name: value.float().where(value >= 0, torch.nan)
+            for name, value in scores.items()
+            if value.ndim == 0
+        }
         main = f"{stage}/bbox_AP{suffix}", f"{stage}/segm_AP{suffix}"
         for name, value in scalars.items():
             # All ranks have the same values; sync_dist only informs Lightning.
