@@ -23,8 +23,8 @@ from src.visualization import draw_label_map
 class LabelMapWriter(Callback):
     """Write ``label_maps/*.png`` and ``overlays/*.png`` into the run folder during ``predict``.
 
-    Label maps contain class indices from 0 and a palette for viewing. For datasets that count
-    classes from 1 (ADE20K), add 1 to use the files as annotations.
+    Label maps contain class indices from 0 and a palette for viewing. If the annotations have
+    other numbers (ADE20K counts from 1), a printed sentence says how to get them.
 
     Args:
         folder: Output folder; default is the run folder.
@@ -60,6 +60,8 @@ class LabelMapWriter(Callback):
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         names, palette = class_names(trainer), list(data.palette)
         self._classes = f"; values 0 ({names[0]}) to {len(names) - 1} ({names[-1]})"
+        if (own := getattr(data, "to_own_numbers", lambda: None)()) is not None:
+            self._classes += f"; {own}"
         folder = run_folder(trainer, self.folder)
         for source, label_map in zip(outputs["path"], outputs["label_map"], strict=True):
             name = self._names(source)

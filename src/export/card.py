@@ -67,7 +67,6 @@ def card(description: Description, files: Sequence[Path], content: str, preproce
     """
     listed = "\n".join(f"- `{path.name}` ({readable_size(path.stat().st_size)})" for path in files)
     settings = "\n".join(f"- {name}: {value}" for name, value in description.settings.items())
-    names = "\n".join(f"{number} {name}" for number, name in enumerate(description.class_names))
     return f"""# InternImage for {description.task}, exported
 
 Written by `python -m src export` of {origin()}.
@@ -86,7 +85,21 @@ Written by `python -m src export` of {origin()}.
 
 ## Classes
 
-```
-{names}
-```
+{_classes(description)}
 """
+
+
+def _classes(description: Description) -> str:
+    """Class numbers and names, with the numbers of the user's label maps if they differ."""
+    own = description.own_numbers
+    names = list(enumerate(description.class_names))
+    if own is None:
+        listed = "\n".join(f"{number} {name}" for number, name in names)
+        return f"Numbers in the results, and names:\n\n```\n{listed}\n```"
+    rows = "\n".join(f"| {number} | {own[number]} | {name} |" for number, name in names)
+    return (
+        "The classes count from 0; the label maps of the training have other numbers."
+        f" `np.array({list(own)})[label_map]`\ngives these.\n\n"
+        "| number in the results | number in the label maps of the training | class |\n"
+        f"| ---: | ---: | --- |\n{rows}"
+    )

@@ -22,11 +22,13 @@ class Description:
         class_names: Names in label order.
         preprocessing: Arguments of the data module, see `src.hub.preprocessing_of`, with the
             ``palette`` of a segmentor.
+        own_numbers: Number of each class in the user's label maps, if they do not count from 0.
     """
 
     task: str
     class_names: Sequence[str]
     preprocessing: Mapping[str, Any]
+    own_numbers: Sequence[int] | None = None
 
     @property
     def upright(self) -> bool:

@@ -15,7 +15,12 @@ def needs_font(class_names: Sequence[str]) -> bool:
     return not all(map(str.isascii, class_names))
 
 
-def drawing(result: Result, masks: str, class_names: Sequence[str]) -> str:
+def drawing(
+    result: Result,
+    masks: str,
+    class_names: Sequence[str],
+    own_numbers: Sequence[int] | None = None,
+) -> str:
     """Lines that print and draw a result, in the colours of `src.visualization`.
 
     They use ``found`` (results of a file from image to result, in pixels of ``photo``), ``photo``,
@@ -25,8 +30,10 @@ def drawing(result: Result, masks: str, class_names: Sequence[str]) -> str:
         result: What the file predicts.
         masks: ``box`` or ``image``, see `src.export.results.assemble`.
         class_names: Names of the classes.
+        own_numbers: See `src.export.description.Description`.
     """
-    text = _drawing(result, masks)
+    own = "" if own_numbers is None else f" ({{{list(own_numbers)}[label]}} in your label maps)"
+    text = _drawing(result, masks).replace("OWN", own)
     if needs_font(class_names):
         font = f'ImageFont.truetype(str(FOLDER / "{FONT.name}"), '
         text = text.replace("ImageFont.load_default(", font)
@@ -65,7 +72,7 @@ print(f"Wrote {path.stem}_label_map.png with the class number of every pixel")
 shown, counts = np.unique(labels, return_counts=True)
 shares = dict(sorted(zip(shown, counts / labels.size), key=lambda pair: -pair[1]))
 for label, share in shares.items():
-    print(f"{label} {names[label]} {share:.1%}")
+    print(f"{label} {names[label]} {share:.1%}OWN")
 shown = [label for label, share in shares.items() if f"{share:.0%}" != "0%"][:24]
 grey = photo.convert("L").convert("RGB")  # so that colours are those of the legend
 photo = Image.blend(grey, Image.fromarray(np.uint8(palette)[labels]), OPACITY)

@@ -34,7 +34,7 @@ def result_script(
         masks: ``box`` or ``image``, see `src.export.results.assemble`.
         library: Name of the library that the file needs.
     """
-    shown = drawing(result, masks, description.class_names)
+    shown = drawing(result, masks, description.class_names, description.own_numbers)
     names = ['names = json.loads(metadata["names"])']
     if isinstance(result, LabelMapResult):
         names.append(_PALETTE.format('json.loads(metadata["palette"])'))
@@ -82,7 +82,7 @@ def raw_script(
         kind,
         file,
         description,
-        drawing(result, "box", description.class_names),
+        drawing(result, "box", description.class_names, description.own_numbers),
         model=[*(opening(file, library) if kind == "onnx" else _OPENED[kind]), *names],
         prepare=[*_prepared(result, description), 'inputs = {"image": image}'],
         after=after,

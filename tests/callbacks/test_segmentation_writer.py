@@ -24,12 +24,12 @@ def images(tmp_path):
     return folder
 
 
-def write(writer, images):
+def write(writer, images, **more):
     paths = list_images(images)
     label_map = torch.zeros(30, 40, dtype=torch.uint8)
     label_map[:10] = 2
     data = SimpleNamespace(
-        class_names=NAMES, palette=PALETTE, upright=False, predict_dir=str(images)
+        class_names=NAMES, palette=PALETTE, upright=False, predict_dir=str(images), **more
     )
     loader = SimpleNamespace(dataset=SimpleNamespace(paths=paths))
     trainer = SimpleNamespace(datamodule=data, predict_dataloaders=loader)
@@ -48,6 +48,12 @@ def test_label_maps_have_class_indices_and_a_palette(tmp_path, images):
         assert image.convert("RGB").getpixel((0, 0)) == PALETTE[2]
     with Image.open(tmp_path / "out" / "overlays" / "one.png") as image:
         assert image.mode == "RGB"
+
+
+def test_numbers_of_the_label_maps_of_the_user_are_told(tmp_path, images, capsys):
+    writer = LabelMapWriter(folder=str(tmp_path / "out"))
+    write(writer, images, to_own_numbers=lambda: "add 1 to get your numbers")
+    assert "values 0 (sky) to 2 (sea); add 1 to get your numbers)\n" in capsys.readouterr().out
 
 
 def test_outputs_are_named_after_the_images(tmp_path, images, capsys):

@@ -23,6 +23,18 @@ COLOURS = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 MASK_RCNN = RegionResult(1000, 1000, 0.7, ((0.1, 0.1, 0.2, 0.2),), 0.05, 0.5, 100, 0.4, 32, 3)
 
 
+def test_numbers_of_the_label_maps_of_the_user_are_told(run_script, tmp_path, capsys):
+    settings = {**COLOURS, "image_scale": [400, 300], "palette": [(1, 2, 3), (4, 5, 6)]}
+    description = Description("segmentation", ["a", "b"], settings, own_numbers=[1, 7])
+    result = LabelMapResult()
+    text = result_card(result, [], description, inside=True, masks="box")
+    assert "| 0 | 1 | a |\n| 1 | 7 | b |\n" in text
+    assert "`np.array([1, 7])[label_map]`" in text
+    text = result_script(result, description, inside=True, masks="box", library=None)
+    run_script(text, description, {"label_map": np.ones((1, 300, 400), np.int64)})
+    assert "\n1 b 100.0% (7 in your label maps)\n" in capsys.readouterr().out
+
+
 def script(result, settings, *, inside=False, masks="box", task="task"):
     description = Description(task, ["a", "b"], {**COLOURS, **settings})
     return result_script(result, description, inside=inside, masks=masks, library=None)

@@ -334,7 +334,8 @@ def export(
             model.save_pretrained(folder)
             names += [WEIGHT_FILE, CONFIG_FILE, "README.md"]
         if chosen:
-            description = Description(model.task, model.class_names, model.preprocessing)
+            numbers = getattr(data, "own_numbers", None)
+            description = Description(model.task, model.class_names, model.preprocessing, numbers)
             written = write(model.network, description, folder, chosen, form)
             names += [path.name for path in written.paths] + ["EXPORT.md"]
             if check:  # stays there if the check is interrupted

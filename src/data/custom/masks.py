@@ -23,6 +23,7 @@ from src.data.custom.colours import read_colours
 from src.data.custom.label_values import LabelReader, check_numbers, note_absent
 from src.data.custom.pairs import Pair, match_label_maps
 from src.data.custom.survey import survey
+from src.data.formats.label_maps import to_own_numbers
 from src.data.formats.splits import SPLITS
 from src.decoding import open_image
 from src.errors import UserError, counted
@@ -103,6 +104,8 @@ def run(args: argparse.Namespace) -> None:
     facts = {"source": str(args.images), "val_share": args.val_share, "seed": args.seed}
     data: dict[str, Any] = {"root": str(out), "class_names": labels.names, "upright": True}
     data["reduce_zero_label"] = False
+    if _note_predicted(labels) and labels.values:
+        data["own_values"] = labels.values
     if "test" in parts:
         data |= {"test_images": "images/test", "test_labels": "annotations/test"}
     if colours:
@@ -220,12 +223,9 @@ def _note_predicted(labels: LabelReader) -> list[str]:
     values = labels.values
     if not values or values == _BLACK_AND_WHITE or values == list(range(len(values))):
         return []
-    first = values[0]
-    if values == list(range(first, first + len(values))):
-        return [f"predicted label maps count the classes from 0; add {first} to get your numbers"]
     return [
-        "predicted label maps count the classes from 0, in the order of this list; in NumPy,"
-        f" np.array({values})[label_map] has your numbers"
+        "predicted label maps count the classes from 0, in the order of this list;"
+        f" {to_own_numbers(values)}"
     ]
 
 

@@ -90,6 +90,18 @@ def _look_up(
     return label.astype(np.uint8)
 
 
+def to_own_numbers(values: Sequence[int]) -> str:
+    """How to get the numbers of the user's label maps from predicted ones, which count from 0.
+
+    Args:
+        values: Number of each class.
+    """
+    first = values[0]
+    if list(values) == list(range(first, first + len(values))):
+        return f"add {first} to get your numbers"
+    return f"in NumPy, np.array({list(values)})[label_map] has your numbers"
+
+
 def class_of_value(class_values: ClassValues) -> dict[int, int]:
     """Class of each number that `ClassValues` name."""
     if isinstance(class_values, Mapping):

@@ -57,7 +57,7 @@ def test_numbers_of_predicted_label_maps(
     ignored: str, is_told: bool, street: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert prepare(street, str(street), "--ignore", ignored)[0] == 0
-    note = "note: predicted label maps count the classes from 0; add 1 to get your numbers\n"
+    note = "count the classes from 0, in the order of this list; add 1 to get your numbers\n"
     assert (note in capsys.readouterr().out) == is_told
 
 

@@ -202,3 +202,22 @@ def test_every_image_counts_once_over_processes(root, processes):
     counted = [sample["path"] for sample in samples if (sample["label"] != 255).any()]
     assert counted == [sample["path"] for sample in samples if "is_padding" not in sample]
     assert sorted(counted) == sorted(pair[0] for pair in pairs)
+
+
+@pytest.mark.parametrize(
+    ("given", "numbers", "note"),
+    [
+        ({"reduce_zero_label": True}, [1, 2, 3], "add 1 to get your numbers"),
+        ({"own_values": [1, 2, 3]}, [1, 2, 3], "add 1 to get your numbers"),
+        ({"own_values": [1, 5, 2]}, [1, 5, 2], "np.array([1, 5, 2])[label_map] has your numbers"),
+        ({"class_values": [4, 5, 9]}, [4, 5, 9], "np.array([4, 5, 9])[label_map]"),
+        ({"class_values": {7: 0, 8: 2, 9: 1, 0: 255}}, [7, 9, 8], "np.array([7, 9, 8])"),
+        ({"class_values": {7: 0, 8: 0, 9: 1, 4: 2}}, None, None),  # two numbers of one class
+        ({}, None, None),
+    ],
+)
+def test_numbers_of_the_label_maps_of_the_user(given, numbers, note):
+    settings = {"class_names": ["a", "b", "c"], "reduce_zero_label": False} | given
+    data = ADE20KDataModule(**settings)
+    assert data.own_numbers == numbers
+    assert data.to_own_numbers() is None if note is None else note in data.to_own_numbers()
