@@ -58,7 +58,7 @@ OWN_OPTIONS = {
 }
 """Commands that read a recipe, and the further options of each."""
 _NEEDS = {"ckpt_path": "last, best or a file", "config": "a .yaml file", "c": "a .yaml file"}
-_OPTION = re.compile(r"(--?)([A-Za-z][\w-]*)((?:\.[\w.-]*)?)\+?(?:=.*)?", re.DOTALL)
+_OPTION = re.compile(r"(--?)([A-Za-z][\w-]*)((?:\.[\w.]*)?)\+?(?:=.*)?", re.DOTALL)
 
 
 def needed_value(option: str, command: str = "") -> str:
@@ -73,7 +73,7 @@ def needed_value(option: str, command: str = "") -> str:
 
 
 def check_values_given(command: str, args: Sequence[str]) -> None:
-    """Refuse ``--option=``, and a recipe or a run without its name.
+    """Refuse ``--option=``, and a run that is missing or is named twice.
 
     Raises:
         UserError: If there is one.
@@ -82,6 +82,12 @@ def check_values_given(command: str, args: Sequence[str]) -> None:
         is_of_run = arg in ("-c", *(f"--{name}" for name in RECIPE)) and following.startswith("-")
         if is_of_run or re.fullmatch(r"--?[\w.-]+=", arg):
             raise UserError(needed_value(arg.rstrip("="), command))
+    for option in ("--name", "--ckpt_path"):
+        pairs = zip(args, [*args[1:], ""], strict=False)
+        given = [after for arg, after in pairs if arg == option]
+        given += [arg.partition("=")[2] for arg in args if arg.startswith(f"{option}=")]
+        if len(set(given)) > 1:
+            raise UserError(f"{option} is given more than once: {', '.join(given)}. Give one.")
 
 
 def is_recipe_given(command: str, args: Iterable[str]) -> bool:
@@ -112,13 +118,12 @@ def check_spelling(command: str, args: Sequence[str]) -> None:
     following = dict(pairwise(args))
     for arg, match in _options(args):
         hyphens, name, rest = match[1], match[2], match[3]
-        is_known = name in {"c", "h"} or (hyphens == "--" and name in {*known, *OPTIONS})
-        if is_known and "-" not in rest:
+        if name in {"c", "h"} or (hyphens == "--" and name in {*known, *OPTIONS}):
             continue
         given = f"{hyphens}{name}{rest}"
         value = arg.partition("=")[2] or following.get(arg, "")
         if rest:
-            found, rest = close_options(name, _GROUPS)[:1], rest.replace("-", "_")
+            found = close_options(name, _GROUPS)[:1]
         elif is_read_later and hyphens == "--":
             continue
         elif value.endswith((".yaml", ".yml")) and "config".startswith(name):

@@ -40,8 +40,6 @@ def error_of(command: str, capsys: pytest.CaptureFixture[str]) -> str:
         ("predict --name first --modle.weights X", "--model.weights"),
         ("fit --modle.network.variant internimage_t", "--model.network.variant"),
         ("fit --trainr.max_epochs 3", "--trainer.max_epochs"),
-        ("fit --data.batch-size 3", "--data.batch_size"),
-        ("plan --name first --data.batch-size 3", "--data.batch_size"),
         ("fit --helpp", "--help"),
         ("validate --verbos true", "--verbose"),
         ("benchmark --stpes 3", "--steps"),
@@ -55,7 +53,6 @@ def error_of(command: str, capsys: pytest.CaptureFixture[str]) -> str:
         ("prepare from-folder photos --nmae x", "--name"),
         ("prepare from-folder photos -name x", "--name"),
         ("prepare toy --roto x", "--root"),
-        ("demo --name x --prot 8", "--port"),
     ],
 )
 def test_the_closest_option_is_named(
@@ -74,6 +71,7 @@ def test_the_closest_option_is_named(
         ("benchmark --name first --steps=", "--steps needs a value."),
         ("verify imagenet --root=", "--root needs a value."),
         ("prepare from-folder photos --name", "--name needs a value."),
+        ("plan --name a --name b", "--name is given more than once: a, b. Give one."),
         ("prepare --nmae x from-folder photos", "prepare needs from-folder first, then --nmae."),
         ("verify --root x", "crowdhuman first, then --root."),
         ("completion", "completion needs bash or zsh."),
