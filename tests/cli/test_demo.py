@@ -179,11 +179,13 @@ def test_an_exported_run_is_found_by_its_name(tmp_path, capsys, monkeypatch):
     assert "demo needs --model or --name. See" in capsys.readouterr().err
     assert main(["demo", "--name", "first"]) == 2
     expected = (
-        "There is no exported/first/model.onnx; write it with python -m src export --name first,"
+        "There is no exported/first/model.onnx. Write it with python -m src export --name first,"
     )
     assert expected in capsys.readouterr().err
     (tmp_path / "exported/first").mkdir(parents=True)
     (tmp_path / "exported/first/model.onnx").touch()
+    assert main(["demo", "--name", "frist"]) == 2
+    assert "frist/model.onnx. Did you mean 'first'? Write it" in capsys.readouterr().err
     opened = []
     monkeypatch.setattr(demo, "ExportedModel", opened.append)
     monkeypatch.setattr(demo, "make_server", lambda *given: InterruptedServer())

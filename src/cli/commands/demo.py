@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from src.cli.demo_page import curl_command, render_page
+from src.cli.suggestions import suggest
 from src.cli.tool_parser import ToolParser
 from src.data.classes.palette import distinct_palette
 from src.decoding import decode
@@ -78,9 +79,10 @@ def _parser() -> argparse.ArgumentParser:
 def _exported(name: str) -> Path:
     path = EXPORTED / name / RESULT_FILE
     if not path.is_file():
+        folders = (other.parent.name for other in EXPORTED.glob(f"*/{RESULT_FILE}"))
         raise UserError(
-            f"There is no {path}; write it with python -m src export --name {shlex.quote(name)}, or"
-            " give another file with --model."
+            f"There is no {path}.{suggest(name, folders)} Write it with python -m src export"
+            f" --name {shlex.quote(name)}, or give another file with --model."
         )
     return path
 
