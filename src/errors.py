@@ -56,6 +56,11 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'s' * (number != 1)}"
 
 
+def agreed(number: int, one: str, several: str) -> str:
+    """The form of a verb that goes with a number: ``agreed(1, "is", "are")`` is ``is``."""
+    return one if number == 1 else several
+
+
 def printable(text: str) -> str:
     """Text for a terminal, with control characters (for example of file names) escaped.
 

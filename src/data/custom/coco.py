@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from src.data.custom import recipe, split
+from src.data.custom.coco_check import read_part
 from src.data.custom.coco_layout import find_annotations, find_images, neighbours
-from src.data.custom.detection import Part, check_categories, check_files, prepare
-from src.data.formats.coco_json import MAX_ANNOTATIONS, CocoFile, read_coco
+from src.data.custom.detection import Part, check_categories, prepare
+from src.data.formats.coco_json import MAX_ANNOTATIONS, read_coco
 from src.errors import UserError
 
 
@@ -51,20 +52,36 @@ def run(args: argparse.Namespace) -> None:
     name, out = split.target(args, args.annotations if is_folder else images, searched=is_folder)
     content = read_coco(path)
     masks = _has_masks(content)
-    readers = {"train": CocoFile(path, masks, None, args.max_annotations, content)}
-    for part in sources.keys() - {"train"}:
-        readers[part] = CocoFile(sources[part][0], masks, None, args.max_annotations)
-        check_categories(readers["train"], readers[part])
-    notes = []
+    parts, notes = _read_parts(args, sources, content, masks)
     if not masks:
         notes.append("the annotations have boxes but no masks, so the recipe trains DINO")
     for other in [] if is_folder else neighbours(path):
         notes.append(f"{other} is not used; give {path.parent.parent} to use all splits")
-    parts = {
-        part: Part(file, sources[part][1], check_files(file, sources[part][1], args.max_pixels))
-        for part, file in readers.items()
-    }
     prepare(args, name, out, path, parts, content, notes)
+
+
+def _read_parts(
+    args: argparse.Namespace,
+    sources: dict[str, tuple[Path, Path]],
+    content: dict[str, list[Any]],
+    masks: bool,
+) -> tuple[dict[str, Part], list[str]]:
+    """Read and check all splits, and report the faults of all of them together."""
+    parts, notes, problems = {}, [], []
+    for part, (path, images) in sources.items():
+        read = content if part == "train" else read_coco(path)
+        try:
+            parts[part], found = read_part(
+                path, read, images, masks, args.max_annotations, args.max_pixels
+            )
+            notes += found
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError("\n".join(problems))
+    for part in parts.keys() - {"train"}:
+        check_categories(parts["train"].file, parts[part].file)
+    return parts, notes
 
 
 def _has_masks(content: dict[str, list[Any]]) -> bool:

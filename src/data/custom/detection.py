@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from src import files
 from src.data.custom import recipe, split
-from src.data.custom.survey import Survey, survey
+from src.data.custom.survey import Survey
 from src.data.formats.coco_json import CocoFile, training_images
 from src.data.formats.image_files import list_images
 from src.data.formats.splits import SPLITS
@@ -145,45 +145,6 @@ def check_categories(train: CocoFile, val: CocoFile) -> None:
             f"{val.path} has other categories than {train.path}: {val.class_names} instead of "
             f"{train.class_names}. Both files must list the same ids and names."
         )
-
-
-def check_files(file: CocoFile, images: Path, max_pixels: int) -> Survey:
-    """Decode every image of a file and compare its size with the entry.
-
-    Raises:
-        UserError: If images are missing, cannot be read or have another size, or none is annotated.
-    """
-    paths = [str(image.path(images, file.path)) for image in file.images]
-    missing = [path for path in paths if not Path(path).is_file()]
-    if missing:
-        is_are = "is" if len(missing) == 1 else "are"
-        raise UserError(
-            f"{len(missing)} of {len(paths)} images of {file.path} {is_are} not in {images}; the "
-            f"first is {missing[0]}.{_in_other_case(Path(missing[0]))} Check --images: file names "
-            "in the json start from there."
-        )
-    if not file.images or not any(file.num_annotations):
-        raise UserError(f"{file.path} has no annotated images, so there is nothing to train on.")
-    found = survey(paths, max_pixels)
-    for image, path in zip(file.images, paths, strict=True):
-        height, width = found.sizes[path]
-        if image.size not in ((height, width), (width, height)):
-            raise UserError(
-                f"{path} is {width}x{height} pixels, but {file.path} says "
-                f"{image.size[1]}x{image.size[0]}; the annotations would be misplaced."
-            )
-    return found
-
-
-def _in_other_case(path: Path) -> str:
-    """A sentence about a file that differs from a missing one by capital letters, if there is one.
-
-    It begins with a space.
-    """
-    beside = sorted(path.parent.iterdir()) if path.parent.is_dir() else []
-    name = path.name.lower()
-    other = next((found.name for found in beside if found.name.lower() == name), None)
-    return "" if other is None else f" There is {other}, with other capital letters."
 
 
 def _divide(file: CocoFile, source: Path, args: argparse.Namespace) -> dict[str, NDArray[np.int64]]:

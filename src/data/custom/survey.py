@@ -9,8 +9,16 @@ from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.pool import ThreadPool
 
-from src.decoding import MAX_PIXELS, BrokenImageError, decode, open_image, orientation
-from src.errors import UserError
+from src.decoding import (
+    MAX_PIXELS,
+    BrokenImageError,
+    decode,
+    open_image,
+    orientation,
+    turn_upright,
+)
+from src.errors import UserError, agreed, counted
+from src.types import Size
 
 _KINDS = {"1": "black and white", "L": "grey", "LA": "grey", "CMYK": "CMYK", "YCCK": "CMYK"}
 _MAX_NAMED = 10
@@ -24,12 +32,14 @@ class Survey:
         count: Number of images.
         kinds: Number of unusual images, by kind.
         sizes: Height and width of each image that can be read, turned upright.
+        stored: Height and width of each image that can be read, as it is stored.
         broken: One sentence for each that cannot be read.
     """
 
     count: int = 0
     kinds: Counter[str] = field(default_factory=Counter)
-    sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
+    sizes: dict[str, Size] = field(default_factory=dict)
+    stored: dict[str, Size] = field(default_factory=dict)
     broken: list[str] = field(default_factory=list)
 
     def __add__(self, other: Survey) -> Survey:
@@ -38,6 +48,7 @@ class Survey:
             self.count + other.count,
             self.kinds + other.kinds,
             self.sizes | other.sizes,
+            self.stored | other.stored,
             self.broken + other.broken,
         )
 
@@ -45,6 +56,18 @@ class Survey:
         unusual = ", ".join(f"{count} {kind}" for kind, count in sorted(self.kinds.items()))
         images = "the image" if self.count == 1 else f"all {self.count} images"
         return f"{images} can be read" + (f" ({unusual})" if unusual else "")
+
+    def unreadable(self) -> list[str]:
+        """A message that counts the broken images and names up to ten; empty if there are none."""
+        if not self.broken:
+            return []
+        shown = "\n  ".join(self.broken[:_MAX_NAMED])
+        more = len(self.broken) - _MAX_NAMED
+        tail = f"\n  and {more} more" if more > 0 else ""
+        return [
+            f"{len(self.broken)} of {counted(self.count, 'image')} cannot be read; replace or"
+            f" remove {agreed(len(self.broken), 'it', 'them')}:\n  {shown}{tail}"
+        ]
 
 
 def survey(
@@ -64,33 +87,37 @@ def survey(
         UserError: If there are problems, or files cannot be read; the message names up to ten of
             them.
     """
+    found = look_at(paths, max_pixels)
+    problems = [*problems, *found.unreadable()]
+    if problems:
+        raise UserError("\n".join(problems))
+    return found
+
+
+def look_at(paths: Sequence[str], max_pixels: int = MAX_PIXELS) -> Survey:
+    """Decode every image, on all cores, and keep the errors of broken ones in the survey.
+
+    Args:
+        paths: The files.
+        max_pixels: Larger images count as broken.
+    """
     found = Survey(len(paths))
     with ThreadPool(os.cpu_count() or 1) as pool:  # PIL releases the GIL while it decodes
-        for path, (kinds, size, problem) in zip(
+        for path, (kinds, upright, stored, problem) in zip(
             paths, pool.imap(partial(_look, max_pixels=max_pixels), paths, chunksize=8), strict=True
         ):
             found.kinds.update(kinds)
             if problem:
                 found.broken.append(problem)
             else:
-                found.sizes[path] = size
-    problems = list(problems)
-    if found.broken:
-        shown = "\n  ".join(found.broken[:_MAX_NAMED])
-        more = len(found.broken) - _MAX_NAMED
-        tail = f"\n  and {more} more" if more > 0 else ""
-        problems.append(
-            f"{len(found.broken)} of {len(paths)} images cannot be read; replace or remove them:"
-            f"\n  {shown}{tail}"
-        )
-    if problems:
-        raise UserError("\n".join(problems))
+                found.sizes[path], found.stored[path] = upright, stored
     return found
 
 
-def _look(path: str, max_pixels: int) -> tuple[list[str], tuple[int, int], str]:
+def _look(path: str, max_pixels: int) -> tuple[list[str], Size, Size, str]:
     try:
-        upright = decode(path, upright=True, max_pixels=max_pixels)
+        stored = decode(path, max_pixels=max_pixels)
+        upright = turn_upright(stored, path)
         with open_image(path, max_pixels) as image:
             kinds = [_KINDS[image.mode]] if image.mode in _KINDS else []
             if image.mode.startswith(("I", "F")):
@@ -98,5 +125,5 @@ def _look(path: str, max_pixels: int) -> tuple[list[str], tuple[int, int], str]:
             if orientation(image, path) != 1:
                 kinds.append("turned by EXIF")
     except BrokenImageError as error:
-        return [], (0, 0), str(error)
-    return kinds, (upright.height, upright.width), ""
+        return [], (0, 0), (0, 0), str(error)
+    return kinds, (upright.height, upright.width), (stored.height, stored.width), ""

@@ -302,9 +302,12 @@ class AnnotationRows:
             end = int(self._corner_ends[polygon])
             yield self.columns.coordinates[end - int(self.columns.corners[polygon]) : end].tolist()
 
+    def extents(self, rows: NDArray[np.int64] | slice) -> NDArray[np.int64]:
+        """Width and height of the image of each annotation, ``(N, 2)``."""
+        return self._sizes[self.columns.image[rows]][:, ::-1]
+
     def clipped_boxes(self, rows: NDArray[np.int64] | slice) -> NDArray[np.float64]:
         """Boxes as ``x1, y1, x2, y2``, clipped to their images, ``(N, 4)``."""
         box = self.columns.box[rows]
         corners = np.concatenate([box[:, :2], box[:, :2] + box[:, 2:]], axis=1)
-        limits = np.tile(self._sizes[self.columns.image[rows]][:, ::-1], 2)
-        return np.asarray(np.clip(corners, 0, limits))
+        return np.asarray(np.clip(corners, 0, np.tile(self.extents(rows), 2)))

@@ -31,7 +31,7 @@ from src.data.formats.coco_entries import (
     find_categories,
     shown,
 )
-from src.errors import UserError
+from src.errors import UserError, agreed, counted
 
 MAX_ANNOTATIONS = 10_000
 """Default of the largest number of annotations of an image."""
@@ -142,6 +142,15 @@ class CocoFile:
             chosen &= is_asked_for[columns.image]
         return np.bincount(columns.label[chosen], minlength=len(self.categories))
 
+    def boxes(self) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """All boxes, in the order of the file.
+
+        Returns:
+            ``x, y, width, height`` as in the file, ``(N, 4)``, and width and height of the image of
+            each, ``(N, 2)``.
+        """
+        return self._rows.columns.box, self._rows.extents(slice(None))
+
     def classes_of_images(self) -> list[set[int]]:
         """Class indices of the annotations of each image that training uses."""
         columns = self._rows.columns
@@ -216,12 +225,14 @@ class CocoFile:
             if not len(rows):
                 continue
             found[_REASONS[code]] = len(rows)
-            key, what = ("id", "ids") if "id" in entries[rows[0]] else ("image_id", "of the images")
+            key, what = ("id", "id") if "id" in entries[rows[0]] else ("image_id", "of the image")
+            what += "s" * (len(rows) > 1)
             ids = ", ".join(shown(entries[row].get(key)) for row in rows[:5])
             _log.warning(
-                "%s: %d annotations are left out of training because of %s (%s %s)",
+                "%s: %s %s left out of training because of %s (%s %s)",
                 self.path,
-                len(rows),
+                counted(len(rows), "annotation"),
+                agreed(len(rows), "is", "are"),
                 _REASONS[code],
                 what,
                 ids + (", ..." if len(rows) > 5 else ""),

@@ -27,6 +27,20 @@ def read_sizes(paths: Sequence[str], max_pixels: int) -> list[Size | BrokenImage
         return pool.map(partial(_size, max_pixels=max_pixels), paths, chunksize=64)
 
 
+def is_transposed(path: str, max_pixels: int) -> bool:
+    """Whether the EXIF orientation exchanges width and height.
+
+    Args:
+        path: The file.
+        max_pixels: Larger images count as broken.
+
+    Raises:
+        BrokenImageError: If the file is not an image.
+    """
+    with open_image(path, max_pixels) as image:
+        return orientation(image, path) in _TRANSPOSED
+
+
 def _size(path: str, max_pixels: int) -> Size | BrokenImageError:
     try:
         with open_image(path, max_pixels) as image:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from src.data.formats.image_sizes import read_sizes
+from src.data.formats.image_sizes import is_transposed, read_sizes
 from src.data.verify.layout import DataModuleLayout
 from src.data.verify.report import Report
-from src.errors import UserError
+from src.errors import UserError, agreed, counted
 
 if TYPE_CHECKING:
     from src.data.formats.coco_json import CocoFile
@@ -34,7 +34,8 @@ def _describe(report: Report, file: CocoFile) -> None:
         f"{file.num_usable} of them for training, {used} classes occur"
     )
     report.notes += [
-        f"{file.path}: {count} annotations are left out of training because of {reason}"
+        f"{file.path}: {counted(count, 'annotation')} {agreed(count, 'is', 'are')} left out of"
+        f" training because of {reason}"
         for reason, count in file.left_out.items()
     ]
     absent = [name for label, name in enumerate(file.class_names) if not counts[label]]
@@ -51,7 +52,10 @@ def _check_images(report: Report, file: CocoFile, module: Any, split: str, max_p
     for image, path, size in zip(file.images, paths, sizes, strict=True):
         if isinstance(size, UserError):
             report.problems.append(str(size))
-        elif image.size not in (size, size[::-1]):  # annotations may ignore the orientation
+        elif image.size != size and not (
+            # Annotations may ignore the orientation.
+            image.size == size[::-1] and is_transposed(path, max_pixels)
+        ):
             report.problems.append(
                 f"The image {path} is {size[1]}x{size[0]} pixels, but {file.path} says "
                 f"{image.size[1]}x{image.size[0]}."

@@ -263,7 +263,7 @@ def test_mistakes_in_coco_files_are_named(annotated, tmp_path, capsys):
     assert "6 of 6 images" in capsys.readouterr().err
     save(images / "bild 3.jpg", (20, 20))
     assert main([*given, str(images)]) == 2
-    assert "20x20 pixels, but" in capsys.readouterr().err
+    assert "and the image is 20x20." in capsys.readouterr().err
 
 
 def without_masks(path):

@@ -349,7 +349,7 @@ def test_many_annotations_take_little_time_and_memory(write, caplog):
         file = CocoFile(path)
     assert time.process_time() - start < 20
     assert file.num_annotations.tolist() == [6000] * 20
-    assert "1 annotations are left out of training because of no usable mask (ids 70001)" in (
+    assert "1 annotation is left out of training because of no usable mask (id 70001)" in (
         caplog.text
     )
     assert file.annotations(3)[7]["bbox"] == boxes[3 + 7 * 20]
