@@ -53,7 +53,8 @@ class Interrupted(BaseException):
 class StopSignals:
     """Context manager that handles stop signals as described in the module docstring.
 
-    Signals that are ignored at the start (``nohup``, background jobs of a script) stay ignored.
+    They are held until `release`, so that none is raised while the manager itself starts. Signals
+    that are ignored at the start (``nohup``, background jobs of a script) stay ignored.
     Outside the main thread, where Python does not allow signal handlers, it does nothing.
 
     Attributes:
@@ -80,6 +81,7 @@ class StopSignals:
         if os.name != "posix" or not is_main or _active is not None:
             return self
         _active = self
+        self._held = True
         self._ends = os.pipe()
         for end in self._ends:
             os.set_blocking(end, False)

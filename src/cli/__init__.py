@@ -89,6 +89,7 @@ def _main(given: list[str], stops: StopSignals) -> int:
         print(f"{PACKAGE} {version()}")
         return 0
     try:
+        stops.release()
         check_values_given(given[0], given[1:])
         args = find_configs(given[1:])
         check_files(args)

@@ -211,15 +211,16 @@ def _check_syntax(path: Path, text: str) -> None:
 
 
 def _check_values(args: list[str]) -> None:
-    """Refuse options of other libraries.
+    """Refuse options of other libraries, all of them at once.
 
     A setting without a value is refused as well; the parser would report it as its parent.
     """
+    names = [arg.partition("=")[0] for arg in args]
+    options = [name for name in names if name.startswith("-") and "." not in name]
+    others = (no_such_option(name) for name in options if name.lstrip("-") not in _GROUPS)
+    if messages := list(dict.fromkeys(filter(None, others))):
+        raise UserError(" ".join(messages))
     for arg, following in zip(args, [*args[1:], "--"], strict=False):
-        name = arg.partition("=")[0]
-        is_option = name.startswith("-") and "." not in name and name.lstrip("-") not in _GROUPS
-        if is_option and (message := no_such_option(name)) is not None:
-            raise UserError(message)
         found = re.fullmatch(r"(--\w+(?:\.\w+)+)(=?)", arg)
         if found and (found[2] or following.startswith("--")):
             raise UserError(f"{found[1]} needs a value.")

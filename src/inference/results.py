@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,6 +47,10 @@ class Prediction(ABC):
         """Names of the predicted classes."""
 
     @abstractmethod
+    def rows(self) -> list[dict[str, Any]]:
+        """Plain Python values for ``json.dumps`` and ``pandas.DataFrame``."""
+
+    @abstractmethod
     def plot(self) -> Image.Image:
         """Draw the prediction; RGB."""
 
@@ -73,6 +78,10 @@ class Classification(Prediction):
     def names(self) -> list[str]:
         """Class names, best first."""
         return [self.class_names[label] for label in self.labels.tolist()]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """``label``, ``name`` and ``score`` of each class, best first."""
+        return _rows(label=self.labels.tolist(), name=self.names, score=self.scores.tolist())
 
     def plot(self, *given: object, **unknown: object) -> Image.Image:
         """Image above a bar chart of the classes.
@@ -163,6 +172,12 @@ class Detection(Prediction):
     def __iter__(self) -> Iterator[Detection]:
         return (self._with([result]) for result in self.results)
 
+    def rows(self) -> list[dict[str, Any]]:
+        """``label``, ``name``, ``score``, ``x1``, ``y1``, ``x2`` and ``y2`` of each object."""
+        x1, y1, x2, y2 = self.boxes.T.tolist()
+        labels, scores = self.labels.tolist(), self.scores.tolist()
+        return _rows(label=labels, name=self.names, score=scores, x1=x1, y1=y1, x2=x2, y2=y2)
+
     def above(self, score: float) -> Detection:
         """The detections with at least this score."""
         return self._with([result for result in self.results if result["score"] >= score])
@@ -222,6 +237,12 @@ class Segmentation(Prediction):
         """Names of the classes that occur, largest area first."""
         return [self.class_names[label] for label in self.labels.tolist()]
 
+    def rows(self) -> list[dict[str, Any]]:
+        """``label``, ``name``, ``pixels`` and ``share`` of each class, largest first."""
+        pixels = [int((self.label_map == label).sum()) for label in self.labels.tolist()]
+        shares = [count / self.label_map.numel() for count in pixels]
+        return _rows(label=self.labels.tolist(), name=self.names, pixels=pixels, share=shares)
+
     def mask(self, name: str) -> Tensor:
         """Pixels of one class, bool, shape ``(H, W)``.
 
@@ -260,6 +281,13 @@ class Segmentation(Prediction):
         shares = [(name, float(self.mask(name).sum()) / total) for name in self.names[:_SHOWN]]
         more = ", ..." if len(self.names) > _SHOWN else ""
         return ", ".join(f"{name} {share:.1%}" for name, share in shares) + more
+
+
+def _rows(**columns: Sequence[Any]) -> list[dict[str, Any]]:
+    """Columns of the same length as a list of rows."""
+    return [
+        dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)
+    ]
 
 
 def _check_plot(

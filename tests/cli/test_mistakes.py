@@ -123,6 +123,15 @@ def test_wrong_settings(
     assert not Path("runs").exists()
 
 
+def test_options_of_other_libraries_are_answered_at_once(
+    folder: Path, error_of: Callable[..., str]
+) -> None:
+    text = error_of("fit", "-c", "tiny.yaml", "--lr", "0.1", "--epochs", "3", "--lr", "0.2")
+    use = "There is no option --lr. Use --model.optimizer.lr. There is no option --epochs. Use"
+    assert f"{use} --trainer.max_epochs." in text
+    assert text.count("--lr.") == 1
+
+
 def test_16_mixed_on_a_cpu(folder: Path) -> None:
     with pytest.warns(UserWarning, match="CPUs do not have the precision 16-mixed; bf16-mixed is"):
         assert main(["fit", "-c", "tiny.yaml", "--trainer.precision", "16-mixed"]) == 0

@@ -6,6 +6,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -366,3 +367,19 @@ def test_message_about_a_dead_worker(message: str, expected: str) -> None:
 
 def test_other_errors_have_no_message_about_workers() -> None:
     assert explanation(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) is None
+
+
+@pytest.mark.parametrize("number", STOPS)
+def test_a_signal_while_a_command_starts(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: signal.Signals
+) -> None:
+    class SlowThread(threading.Thread):
+        def start(self) -> None:
+            super().start()
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr("src.stopping.threading.Thread", SlowThread)
+    assert main(["env"]) == 130
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.endswith("Interrupted. Run the same command again.\n")

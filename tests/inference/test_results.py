@@ -1,0 +1,143 @@
+"""Results of predictions: text, rows, chosen objects and drawings."""
+
+import inspect
+import json
+import re
+
+import pytest
+import torch
+
+from src.errors import UserError
+from src.inference import Classification, Detection, Prediction, Segmentation
+from src.metrics.coco_results import to_results
+from src.types import Detections
+
+
+def test_the_text_of_a_prediction_is_short():
+    result = Classification(
+        "a.png", ["cat", "dog"], True, torch.tensor([1, 0]), torch.tensor([0.75, 0.25])
+    )
+    assert repr(result) == "Classification(dog 75.0%, cat 25.0%)"
+    label_map = torch.tensor([[1, 1, 0, 1]], dtype=torch.uint8)
+    scene = Segmentation("a.png", ["cat", "dog"], True, label_map, [(0, 0, 0)] * 2)
+    assert repr(scene) == "Segmentation(dog 75.0%, cat 25.0%)"
+    assert repr(detection(0.9, 0.5)) == "Detection(2 objects: dog 90.0%, cat 50.0%)"
+    assert repr(detection(0.9)) == "Detection(1 object: dog 90.0%)"
+    assert repr(detection()) == "Detection(0 objects)"
+
+
+def detection(*scores: float) -> Detection:
+    """A dog, then cats, of an image of four pixels."""
+    found = Detections(
+        boxes=torch.tensor([[0.0, 0, 2, 1]]).repeat(len(scores), 1),
+        scores=torch.tensor(scores),
+        labels=torch.tensor([1, *[0] * len(scores)])[: len(scores)],
+        masks=torch.ones(len(scores), 2, 2, dtype=torch.bool),
+    )
+    results = to_results(found, 1)
+    return Detection("a.png", ["cat", "dog"], True, (2, 2), results, has_masks=True)
+
+
+def test_rows_are_written_as_json() -> None:
+    values = torch.tensor([1, 0])
+    classes = Classification("a.png", ["cat", "dog"], True, values, torch.tensor([0.75, 0.25]))
+    assert json.loads(json.dumps(classes.rows())) == [
+        {"label": 1, "name": "dog", "score": 0.75},
+        {"label": 0, "name": "cat", "score": 0.25},
+    ]
+    box = {"x1": 0.0, "y1": 0.0, "x2": 2.0, "y2": 1.0}
+    assert json.loads(json.dumps(detection(0.75, 0.5).rows())) == [
+        {"label": 1, "name": "dog", "score": 0.75, **box},
+        {"label": 0, "name": "cat", "score": 0.5, **box},
+    ]
+    assert detection().rows() == []
+    label_map = torch.tensor([[1, 1, 0, 1]], dtype=torch.uint8)
+    scene = Segmentation("a.png", ["cat", "dog", "road"], True, label_map, [(0, 0, 0)] * 3)
+    assert json.loads(json.dumps(scene.rows())) == [
+        {"label": 1, "name": "dog", "pixels": 3, "share": 0.75},
+        {"label": 0, "name": "cat", "pixels": 1, "share": 0.25},
+    ]
+
+
+def test_detections_are_counted_chosen_and_visited() -> None:
+    result = detection(0.75, 0.5, 0.25)
+    assert len(result) == 3
+    assert not detection()
+    assert [(len(one), one.names) for one in result] == [(1, ["dog"]), (1, ["cat"]), (1, ["cat"])]
+    assert [float(one.scores) for one in result] == [0.75, 0.5, 0.25]
+    for chosen, scores in (
+        (0, [0.75]),
+        (-1, [0.25]),
+        (slice(2), [0.75, 0.5]),
+        ([2, 0], [0.25, 0.75]),
+        ([], []),
+        (torch.tensor(1), [0.5]),
+        (result.labels == 0, [0.5, 0.25]),
+        (result.scores > 0.95, []),
+        (result.labels.numpy() == 1, [0.75]),
+    ):
+        part = result[chosen]
+        assert part.scores.tolist() == scores
+        assert part.boxes.shape == (len(scores), 4)
+        assert part.masks is not None
+        assert part.masks.shape == (len(scores), 2, 2)
+        assert (part.source, part.size) == ("a.png", (2, 2))
+    for wrong in (3, result.labels[:2] == 0):
+        with pytest.raises(IndexError):
+            result[wrong]
+
+
+def test_predictions_are_compared_by_identity() -> None:
+    def predictions() -> list[Prediction]:
+        values = torch.tensor([0, 1])
+        return [
+            Classification("a.png", ["cat", "dog"], True, values, values.float()),
+            Detection("a.png", ["cat", "dog"], True, (2, 1)),
+            Segmentation("a.png", ["cat", "dog"], True, values[:, None], [(0, 0, 0)] * 2),
+        ]
+
+    for result, equal in zip(predictions(), predictions(), strict=True):
+        assert result == result
+        assert result != equal
+        assert result not in [equal]
+        assert len({result, equal}) == 2
+
+
+def test_plot_says_what_it_takes() -> None:
+    names = ["cat", "dog"]
+    classes = Classification("a.png", names, True, torch.tensor([1]), torch.tensor([0.75]))
+    objects = Detection("a.png", names, True, (2, 1))
+    areas = Segmentation("a.png", names, True, torch.zeros(2, 2), [(0, 0, 0)] * 2)
+    for result, what in (
+        (classes, "a classification takes no arguments"),
+        (objects, "a detection takes a score from 0 to 1"),
+        (areas, "a segmentation takes an opacity from 0 to 1"),
+    ):
+        saving = (
+            rf"^plot of {what}, got 'x\.png'\. Save the image with plot\(\)\.save\('x\.png'\)\.$"
+        )
+        with pytest.raises(UserError, match=saving):
+            result.plot("x.png")
+        with pytest.raises(UserError, match=rf"^plot of {what}, got scale\.$"):
+            result.plot(scale=2)
+    with pytest.raises(UserError, match=r"takes an opacity from 0 to 1, got score\.$"):
+        areas.plot(score=0.3)
+    with pytest.raises(UserError, match=r"takes a score from 0 to 1, got None\.$"):
+        objects.plot(None)
+
+
+def test_the_help_of_a_detection_starts_with_its_results() -> None:
+    text = inspect.getdoc(Detection)
+    assert text is not None
+    listed = re.findall(r"^    (\w+):", text, re.MULTILINE)
+    assert listed[:5] == ["boxes", "labels", "names", "scores", "masks"]
+    assert listed[-1] == "results"
+    assert all(hasattr(Detection("a.png", ["cat"], True, (2, 1)), name) for name in listed)
+
+
+def test_a_misspelt_class_leads_to_the_closest_one() -> None:
+    names = [f"class {number}" for number in range(10)] + ["road"]
+    result = Segmentation("a.png", names, True, torch.zeros(2, 2), [(0, 0, 0)] * 11)
+    expected = r"no class 'rod'\. Did you mean 'road'\? The classes .*, class 9 and 1 more\.$"
+    with pytest.raises(UserError, match=expected):
+        result.mask("rod")
