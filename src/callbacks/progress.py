@@ -9,6 +9,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ProgressBar, RichProgressBar, TQDMProgressBar
 
+from src.callbacks.metric_text import is_score, percent
 from src.callbacks.pace import Pace, number_of_images, readable_time
 
 
@@ -23,10 +24,13 @@ class _Measured(ProgressBar):
     def get_metrics(
         self, trainer: Trainer, pl_module: LightningModule
     ) -> dict[str, int | str | float | dict[str, float]]:
-        """Logged metrics, validation metrics only after a validation; no version number."""
+        """Logged metrics, scores in percent, those of a validation only after it; no version."""
         metrics = super().get_metrics(trainer, pl_module)
         for name in ("v_num", "train/images_per_second"):
             metrics.pop(name, None)
+        for name, value in metrics.items():
+            if isinstance(value, float) and is_score(name, pl_module):
+                metrics[name] = percent(value)
         if trainer.state.fn != "fit":
             return metrics
         if not self._has_validated:

@@ -16,6 +16,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
 from src import files, ops
+from src.callbacks.metric_text import is_score, percent
 from src.environment import report
 from src.runs import CONFIG, ENVIRONMENT, versions_with_checkpoints
 from src.tasks import BaseTask, can_predict
@@ -248,9 +249,9 @@ def _describe_operators(task: LightningModule) -> dict[str, str]:
 def _announce_checkpoints(callback: ModelCheckpoint, task: LightningModule) -> None:
     if callback.best_model_path and callback.best_model_score is not None:
         value = float(callback.best_model_score)
-        is_score = callback.monitor in getattr(task, "score_names", set)()
-        score = f"{callback.monitor} {f'{value:.1%}' if is_score else f'{value:.4f}'}"
-        tell(f"Best:        {callback.best_model_path} ({score})")
+        is_of_task = is_score(str(callback.monitor), task)
+        text = percent(value) if is_of_task else f"{value:.4f}"
+        tell(f"Best:        {callback.best_model_path} ({callback.monitor} {text})")
         meaning = getattr(task, "zero_score", "")
         if meaning and value == 0 and callback.monitor == getattr(task, "monitor", None):
             tell(f"Note:        {meaning}")

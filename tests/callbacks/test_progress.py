@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from src.callbacks.metric_text import percent
 from src.callbacks.pace import Pace, readable_time
 from src.callbacks.progress import LogProgress, NotebookProgress, TerminalProgress
 from src.cli import main
@@ -31,7 +32,8 @@ def test_metrics_are_on_the_line_where_they_were_measured(
     assert fit(write_recipe(tmp_path), tmp_path, *flags) == 0
     epochs = lines()
     assert [line.split()[1] for line in epochs] == ["0/3", "1/3", "2/3", "3/3"]
-    assert ["val/top1" in line for line in epochs] == [False, True, False, True]
+    percents = [re.search(r"  val/top1 \d+\.\d%  ", line) is not None for line in epochs]
+    assert percents == [False, True, False, True]
     assert all(re.search(r"  lr \S+  \d+\S* images/s", line) for line in epochs)
     assert [" left" in line for line in epochs] == [True, True, True, False]
 
@@ -83,6 +85,10 @@ def test_an_epoch_that_was_finished_before_the_resume_has_no_line(
     lines()
     assert fit(recipe, tmp_path, *steps, "9", "--ckpt_path", "last") == 0
     assert [line.split("  ")[0] for line in lines()] == ["epoch 1/3", "epoch 2/3"]
+
+
+def test_a_score_without_objects_is_shown_as_missing() -> None:
+    assert (percent(0.8333), percent(0.0), percent(float("nan"))) == ("83.3%", "0.0%", "-")
 
 
 @pytest.mark.parametrize("bars", [TerminalProgress, NotebookProgress])
