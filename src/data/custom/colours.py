@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from src.data.formats.label_maps import MAX_CLASSES, refuse_floats, stored_values
 from src.decoding import MAX_PIXELS, open_image
-from src.errors import UserError
+from src.errors import UserError, counted
 from src.types import IGNORE_LABEL
 
 Colour = tuple[int, int, int]
@@ -72,9 +72,10 @@ class Colours:
                     "as PNG without either, or give --snap, which takes the nearest colour."
                 )
             raise UserError(
-                f"The label map {path} has the colour #{code:06x} in {int((~known).sum())} pixels, "
-                f"which the table does not list. Add it, as `#{code:06x} name` or "
-                f"`#{code:06x} {UNLABELLED[0]}`. Label maps must be saved without loss (PNG)."
+                f"The label map {path} has the colour #{code:06x} in"
+                f" {counted(int((~known).sum()), 'pixel')}, which the table does not list."
+                f" Add it, as `#{code:06x} name` or `#{code:06x} {UNLABELLED[0]}`."
+                " Label maps must be saved without loss (PNG)."
             )
         return labels
 

@@ -20,7 +20,7 @@ from src.data.custom.survey import Survey
 from src.data.formats.coco_json import CocoFile, training_images
 from src.data.formats.image_files import list_images
 from src.data.formats.splits import SPLITS
-from src.errors import UserError
+from src.errors import UserError, agreed, counted
 from src.types import ImageId
 
 _MAX_CLASSES = 15  # that are listed with their number of objects
@@ -74,8 +74,9 @@ def prepare(
         raise UserError(f"{source} has no annotation with {what}, so nothing can be learned.")
     indices = {part: np.arange(len(found.file.images)) for part, found in parts.items()}
     new = {part: found.content for part, found in parts.items() if found.content is not None}
+    is_divided = "val" not in parts
     surveys = sum((found.survey for found in parts.values()), Survey())
-    if "val" not in parts:
+    if is_divided:
         divided = _divide(train, source, args)
         indices |= divided
         parts = parts | {"val": parts["train"]}
@@ -87,7 +88,8 @@ def prepare(
     )
     if not kept:
         reasons = "; ".join(f"{count} {reason}" for reason, count in left_out.items())
-        raise UserError(f"{source} has {len(chosen)} images, none of them for training: {reasons}.")
+        images = counted(len(chosen), "image")
+        raise UserError(f"{source} has {images}, none of them for training: {reasons}.")
     order = [part for part in SPLITS if part in parts]
     learned = {part: parts[part].file.count_training_annotations(indices[part]) for part in order}
     data: dict[str, Any] = {"root": "."}
@@ -101,16 +103,9 @@ def prepare(
         for line in _class_lines(train.class_names, [learned[part] for part in order]):
             print(f"  {line}")
         for reason, count in left_out.items():
-            print(f"note: {count} of {len(chosen)} training images are left out: {reason}")
-        never = learned["train"] == 0
-        unseen = (learned["val"] == 0) & ~never
-        if never.any():
-            named = _chosen_classes(train.class_names, never)
-            print(f"note: no training annotation, so they cannot be learned: {named}")
-        if unseen.any():
-            named = _chosen_classes(train.class_names, unseen)
-            print(f"note: no validation annotation, so the metrics leave them out: {named}")
-        for note in notes:
+            is_are = agreed(count, "is", "are")
+            print(f"note: {count} of {len(chosen)} training images {is_are} left out: {reason}")
+        for note in [*_absent_classes(train, learned, is_divided, args), *notes]:
             print(f"note: {note}")
         print(f"Checked: {surveys}")
         for part, written in new.items():
@@ -118,6 +113,28 @@ def prepare(
         task = "detection" if train.masks else "boxes"
         unseen = _unseen(parts, indices["val"], out, work, args.mode)
         recipe.write(args, out / f"{name}.yaml", task, data, len(kept), work, unseen)
+
+
+def _absent_classes(
+    train: CocoFile,
+    learned: dict[str, NDArray[np.int64]],
+    is_divided: bool,
+    args: argparse.Namespace,
+) -> list[str]:
+    """Notes about classes without annotations for training or for validation."""
+    notes = []
+    never = learned["train"] == 0
+    unseen = (learned["val"] == 0) & ~never
+    if never.any():
+        named = _chosen_classes(train.class_names, never)
+        notes.append(f"no training annotation, so they cannot be learned: {named}")
+    if unseen.any():
+        named = _chosen_classes(train.class_names, unseen)
+        if is_divided:
+            classes = train.classes_of_images()
+            named += split.advice_on_share(classes, args.val_share, args.seed)
+        notes.append(f"no validation annotation, so the metrics leave them out: {named}")
+    return notes
 
 
 def _unseen(
@@ -168,20 +185,20 @@ def _selected(content: dict[str, list[Any]], kept: set[ImageId]) -> dict[str, li
 
 
 def _class_lines(names: list[str], counts: list[NDArray[np.int64]]) -> list[str]:
-    """Number of objects of the classes that have some, the most frequent class first.
+    """Number of objects of the classes that have some, in label order.
 
     Args:
         names: Class names in label order.
         counts: Objects of each class, for each split.
     """
     total = np.sum(counts, axis=0)
-    found = [int(label) for label in np.argsort(-total, kind="stable") if total[label]]
+    found = np.flatnonzero(total)
     lines = [
         f"{names[label]}: " + " + ".join(str(part[label]) for part in counts)
         for label in found[:_MAX_CLASSES]
     ]
     more = len(found) - _MAX_CLASSES
-    return lines + [f"and {more} more classes"] * (more > 0)
+    return lines + [f"and {more} more {agreed(more, 'class', 'classes')}"] * (more > 0)
 
 
 def _chosen_classes(names: list[str], chosen: NDArray[np.bool_]) -> str:

@@ -129,11 +129,17 @@ def _classes(folder: Path) -> list[str]:
     loose = [path for path in folder.iterdir() if path.is_file()]
     if len(classes) < 2:
         raise UserError(
-            f"{folder} has {counted(len(classes), 'class folder')}"
-            f" ({', '.join(classes) or 'none'}) and {counted(len(loose), 'file')} beside them;"
-            " expected at least two folders of images, each named after its class."
+            f"{folder} has {_found(classes, len(loose))}; expected at least two folders of images,"
+            " each named after its class."
         )
     return classes
+
+
+def _found(classes: list[str], files: int) -> str:
+    loose = counted(files, "file")
+    if not classes:
+        return f"no class folders and {loose}"
+    return f"{counted(len(classes), 'class folder')} ({', '.join(classes)}) and {loose} beside it"
 
 
 def _other_files(source: Path) -> Iterator[Path]:

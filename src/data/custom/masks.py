@@ -22,12 +22,12 @@ from src.data.custom import recipe, split
 from src.data.custom.colours import read_colours
 from src.data.custom.label_values import LabelReader, check_numbers, note_absent
 from src.data.custom.pairs import Pair, match_label_maps
-from src.data.custom.survey import survey
+from src.data.custom.survey import Survey, look_at
 from src.data.formats.label_maps import to_own_numbers
 from src.data.formats.splits import SPLITS
-from src.decoding import open_image
-from src.errors import UserError, counted
-from src.types import IGNORE_LABEL
+from src.decoding import BrokenImageError, open_image
+from src.errors import UserError, agreed, counted
+from src.types import IGNORE_LABEL, Size
 
 _BLACK_AND_WHITE = [0, 255]  # values of a mask whose white pixels are a class
 _FOLDERS = {"train": "training", "val": "validation", "test": "test"}
@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> None:
             "are needed, two for a training batch and one for validation."
         )
     colours = read_colours(args.colours) if args.colours else None
-    found = survey([pair.image for pair in pairs], args.max_pixels)
+    found = _check_files(pairs, args.max_pixels)
     masks = [pair.mask for pair in pairs]
     names, values = _given_classes(args)
     is_table = values != args.class_values
@@ -99,8 +99,7 @@ def run(args: argparse.Namespace) -> None:
     if is_table:
         notes.append(f"values of the classes are the numbers in {source}")
     notes += [*_note_zero(args, labels), *_note_predicted(labels)]
-    _check_sizes(pairs, found.sizes, args.max_pixels)
-    parts = _divide(pairs, labels, args)
+    parts, advice = _divide(pairs, labels, args)
     facts = {"source": str(args.images), "val_share": args.val_share, "seed": args.seed}
     data: dict[str, Any] = {"root": str(out), "class_names": labels.names, "upright": True}
     data["reduce_zero_label"] = False
@@ -121,7 +120,8 @@ def run(args: argparse.Namespace) -> None:
             print(f"  {label}: " + " + ".join(str(counts[part][number]) for part in parts))
         print(f"Checked: {found}, and all label maps have their sizes")
         for part in parts:
-            notes += note_absent(labels.names, counts[part], _FOLDERS[part])
+            absent = note_absent(labels.names, counts[part], _FOLDERS[part])
+            notes += [note + advice * (part == "val") for note in absent]
         for note in notes:
             print(f"note: {note}")
         path = out / f"{name}.yaml"
@@ -147,8 +147,11 @@ def _place(
 
 def _divide(
     pairs: list[Pair], labels: LabelReader, args: argparse.Namespace
-) -> dict[str, list[Pair]]:
+) -> tuple[dict[str, list[Pair]], str]:
     """Pairs of each split, by their folders, or at random with the same share of each class.
+
+    Returns:
+        The pairs, and advice for classes that no validation image shows.
 
     Raises:
         UserError: If only some are in folders of splits, or there is none for training.
@@ -169,6 +172,7 @@ def _divide(
         raise UserError(
             f"{args.images} has images of the split {found} only; there are none for training."
         )
+    advice = ""
     if not parts["val"]:
         by_name = {pair.image: pair for pair in parts["train"]}
         if len(by_name) < 2:
@@ -181,8 +185,9 @@ def _divide(
             for pair in by_name.values()
         ]
         chosen = split.split_by_class(list(by_name), classes, args.val_share, args.seed)
+        advice = split.advice_on_share(classes, args.val_share, args.seed)
         parts["train"], parts["val"] = ([by_name[name] for name in part] for part in chosen)
-    return {part: found for part, found in parts.items() if found}
+    return {part: found for part, found in parts.items() if found}, advice
 
 
 def _given_classes(args: argparse.Namespace) -> tuple[list[str] | None, list[int] | None]:
@@ -229,14 +234,43 @@ def _note_predicted(labels: LabelReader) -> list[str]:
     ]
 
 
-def _check_sizes(pairs: list[Pair], sizes: dict[str, tuple[int, int]], max_pixels: int) -> None:
+def _check_files(pairs: list[Pair], max_pixels: int) -> Survey:
+    """Decode the images, and compare their sizes with those of the label maps.
+
+    Raises:
+        UserError: If images or label maps cannot be read, or sizes differ; the message has a line
+            for each kind of fault.
+    """
+    found = look_at([pair.image for pair in pairs], max_pixels)
+    sizes: dict[str, Size] = {}
+    maps = Survey(len(pairs))
     for pair in pairs:
-        image, label = pair.image, pair.mask
-        with open_image(label, max_pixels, "label map") as mask:
-            size = (mask.height, mask.width)
-        if size != sizes[image]:
-            height, width = sizes[image]
-            raise UserError(
-                f"The image {image} is {width}x{height} pixels (upright), but its label map "
-                f"{label} is {size[1]}x{size[0]}; they must have the same size."
-            )
+        try:
+            with open_image(pair.mask, max_pixels, "label map") as mask:
+                sizes[pair.image] = (mask.height, mask.width)
+        except BrokenImageError as error:
+            maps.broken.append(str(error))
+    known = [pair for pair in pairs if pair.image in found.sizes.keys() & sizes.keys()]
+    other = [pair for pair in known if sizes[pair.image] != found.sizes[pair.image]]
+    problems = [*found.unreadable(), *maps.unreadable("label map")]
+    if other:
+        problems.append(_other_sizes(other, len(pairs), found, sizes))
+    if problems:
+        raise UserError("\n".join(problems))
+    return found
+
+
+def _other_sizes(other: list[Pair], total: int, found: Survey, sizes: dict[str, Size]) -> str:
+    first = other[0]
+    (height, width), (high, wide) = found.sizes[first.image], sizes[first.image]
+    advice = "they must have the same size."
+    if all(sizes[pair.image] == found.stored[pair.image] for pair in other):
+        advice += (
+            " The label maps fit the images as they are stored, without the EXIF orientation: turn"
+            " the label maps, or remove the orientation from the images."
+        )
+    return (
+        f"{len(other)} of {counted(total, 'label map')} {agreed(len(other), 'has', 'have')} another"
+        f" size than the image; the first is {first.mask}: {wide}x{high}, and its image"
+        f" {first.image} is {width}x{height} pixels (upright); {advice}"
+    )

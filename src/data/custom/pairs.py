@@ -14,7 +14,7 @@ from pathlib import Path
 
 from src.data.formats.image_files import list_images
 from src.data.formats.splits import split_of
-from src.errors import UserError, counted
+from src.errors import UserError, agreed, counted
 
 _IMAGE_FOLDERS = {"image", "images", "img", "imgs", "photos", "pictures", "jpegimages"}
 _MASK_FOLDERS = {
@@ -91,8 +91,9 @@ def match_label_maps(
     missing = [file for file in shown if (file.parents, names[id(file)]) not in by_name]
     if missing:
         raise UserError(
-            f"{len(missing)} of {len(shown)} images in {images} have no label map in {masks}; the "
-            f"first is {missing[0].path}, whose label map should be named {names[id(missing[0])]}. "
+            f"{len(missing)} of {len(shown)} images in {images}"
+            f" {agreed(len(missing), 'has', 'have')} no label map in {masks}; the first is"
+            f" {missing[0].path}, whose label map should be named {names[id(missing[0])]}. "
             "--mask-suffix and --image-suffix say how the names end."
         )
     notes = []

@@ -19,7 +19,7 @@ import yaml
 
 from src import files
 from src.config_files import CONFIGS
-from src.errors import UserError
+from src.errors import UserError, agreed, counted
 from src.types import ENOUGH_IMAGES
 
 RECIPES = {
@@ -136,7 +136,8 @@ def write(
     start = f"fine-tunes {weights}" if weights else "starts from scratch"
     source = f"configs/{_FOLDERS.get(task, task)}/{base}.yaml"
     comment = (
-        f"# Made by `python -m src prepare` for {images} training images; edit it freely.\n"
+        f"# Made by `python -m src prepare` for {counted(images, 'training image')}; edit it"
+        " freely.\n"
         f"# Network and augmentation of {source}; {start}. No published number.\n"
     )
     text = yaml.safe_dump(recipe, allow_unicode=True, sort_keys=False, default_flow_style=None)
@@ -157,8 +158,8 @@ def write(
     advice = f"add --network {first} (or {', '.join(others)}) to fine-tune published weights"
     if not weights and task in _DETECTORS and images < ENOUGH_IMAGES:
         print(
-            f"note: {images} training images are few for a detector from scratch, which needs more "
-            f"than {ENOUGH_IMAGES}; {advice}"
+            f"note: {counted(images, 'training image')} {agreed(images, 'is', 'are')} few for a"
+            f" detector from scratch, which needs more than {ENOUGH_IMAGES}; {advice}"
         )
     elif not weights:
         print(f"         {advice}, the usual choice with few images")

@@ -26,6 +26,8 @@ RECORD = "prepared.json"
 _UNNAMED = ("images", "image", "imgs", "img")
 """Folder names that say nothing of a dataset: it gets the name of the folder around them."""
 DEFAULT_PARENT = Path("data/own")
+_LARGER_SHARES = (0.3, 0.4, 0.5)
+_FEW = 1000  # images that can be divided several times in a moment
 _PARTS = {"train": "training", "val": "validation", "test": "test"}
 
 
@@ -241,6 +243,33 @@ def split_by_class(
         [item for i, item in enumerate(items) if chosen[i] == 0],
         [item for i, item in enumerate(items) if chosen[i] == 1],
     )
+
+
+def advice_on_share(classes: Sequence[Collection[int]], val_share: float, seed: int) -> str:
+    """What helps if classes have no validation image, for the end of a note about them.
+
+    Args:
+        classes: Classes of each image that was divided.
+        val_share: Share of the validation part.
+        seed: Seed of the split.
+
+    Returns:
+        The larger ``--val-share``, up to one half, with which most classes are in both parts, or
+        advice to add images; empty for many images, of which other splits would take long.
+    """
+    if len(classes) > _FEW:
+        return ""
+
+    def measured(share: float) -> int:
+        parts = split_by_class(list(map(str, range(len(classes)))), classes, share, seed)
+        seen = [{label for item in part for label in classes[int(item)]} for part in parts]
+        return len(seen[0] & seen[1])
+
+    shares = [val_share, *(share for share in _LARGER_SHARES if share > val_share)]
+    best = max(shares, key=measured)
+    if best == val_share:
+        return "; add images of them"
+    return f"; --val-share {best} measures more of them"
 
 
 def place(source: Path, destination: Path, mode: str) -> None:

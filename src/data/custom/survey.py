@@ -57,15 +57,19 @@ class Survey:
         images = "the image" if self.count == 1 else f"all {self.count} images"
         return f"{images} can be read" + (f" ({unusual})" if unusual else "")
 
-    def unreadable(self) -> list[str]:
-        """A message that counts the broken images and names up to ten; empty if there are none."""
+    def unreadable(self, noun: str = "image") -> list[str]:
+        """A message that counts the broken files and names up to ten; empty if there are none.
+
+        Args:
+            noun: What the files are.
+        """
         if not self.broken:
             return []
         shown = "\n  ".join(self.broken[:_MAX_NAMED])
         more = len(self.broken) - _MAX_NAMED
         tail = f"\n  and {more} more" if more > 0 else ""
         return [
-            f"{len(self.broken)} of {counted(self.count, 'image')} cannot be read; replace or"
+            f"{len(self.broken)} of {counted(self.count, noun)} cannot be read; replace or"
             f" remove {agreed(len(self.broken), 'it', 'them')}:\n  {shown}{tail}"
         ]
 

@@ -20,7 +20,7 @@ from src.data.custom.survey import survey
 from src.data.custom.yolo_labels import Box, read_labels
 from src.data.custom.yolo_layout import Dataset, find_dataset, label_file
 from src.data.formats.coco_json import MAX_ANNOTATIONS, CocoFile
-from src.errors import UserError
+from src.errors import UserError, agreed
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> None:
     boxes = [box for found in labels.values() for box in found or ()]
     if not boxes:
         raise UserError(
-            f"None of the {len(images)} images of {args.dataset} has a label; the labels of "
+            f"{_none_of(images)} of {args.dataset} has a label; the labels of "
             f"{images[0]} are expected in {label_file(images[0])}."
         )
     masks = dataset.has_polygons and all(box.polygon for box in boxes)
@@ -74,11 +74,18 @@ def run(args: argparse.Namespace) -> None:
     notes = list(dataset.notes)
     missing = sum(found is None for found in labels.values())
     if missing:
-        notes.append(f"{missing} of {len(images)} images have no label file: no objects")
+        notes.append(
+            f"{missing} of {len(images)} images {agreed(missing, 'has', 'have')} no label file: no"
+            " objects"
+        )
     kind = "polygons, so the recipe trains Mask R-CNN" if masks else "boxes: the recipe trains DINO"
     notes.append(f"the labels are {kind}")
     content = parts["train"].content or {}
     prepare(args, name, out, args.dataset, parts, content, notes)
+
+
+def _none_of(images: list[Path]) -> str:
+    return f"None of the {len(images)} images" if len(images) > 1 else "The only image"
 
 
 def _labels(image: Path, dataset: Dataset) -> list[Box] | None:

@@ -22,7 +22,7 @@ from src.data.classes.cityscapes import (
     CITYSCAPES_NOT_DRAWN,
 )
 from src.decoding import MAX_PIXELS
-from src.errors import MALFORMED_CONTENT, UserError
+from src.errors import MALFORMED_CONTENT, UserError, agreed, counted
 from src.types import IGNORE_LABEL
 
 _POLYGONS, _LABELS = "_polygons.json", "_labelTrainIds.png"
@@ -61,8 +61,10 @@ def run(args: argparse.Namespace) -> None:
     with ThreadPool(max(1, args.workers)) as pool:
         for _ in pool.imap(_write, missing):
             pass  # iterating over the results raises errors of the threads
+    there = len(found) - len(missing)
     print(
-        f"{args.root}: wrote {len(missing)} label maps, {len(found) - len(missing)} already exist"
+        f"{args.root}: wrote {counted(len(missing), 'label map')}, {there} already"
+        f" {agreed(there, 'exists', 'exist')}"
     )
 
 

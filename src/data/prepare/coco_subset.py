@@ -7,7 +7,7 @@ from pathlib import Path
 
 from src import files
 from src.data.formats.coco_json import CocoFile, read_coco
-from src.errors import UserError
+from src.errors import UserError, counted
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Write the annotation file and print its number of objects."""
     count = write_subset(args.annotations, args.out, args.images, args.max_objects)
-    print(f"{args.out}: {args.images} images with {count} objects")
+    print(f"{args.out}: {counted(args.images, 'image')} with {counted(count, 'object')}")
 
 
 def write_subset(source: Path, target: Path, images: int, max_objects: int | None = None) -> int:
@@ -59,7 +59,7 @@ def write_subset(source: Path, target: Path, images: int, max_objects: int | Non
     ][:images]
     if len(chosen) < images:
         raise UserError(
-            f"{source} has only {len(chosen)} images with objects and without crowds"
+            f"{source} has only {counted(len(chosen), 'image')} with objects and without crowds"
             f"{f', at most {max_objects} objects each' if max_objects else ''}; asked for "
             f"{images}."
         )

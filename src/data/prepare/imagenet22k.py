@@ -13,7 +13,7 @@ from pathlib import Path
 
 from src import files
 from src.data.formats.image_files import list_class_folders, list_images
-from src.errors import UserError
+from src.errors import UserError, counted
 
 _SYNSET = re.compile(r"n\d{8}")
 
@@ -69,5 +69,6 @@ def run(args: argparse.Namespace) -> None:
     files.write_text(root / "classes.txt", "\n".join(synsets) + "\n")
     print(
         f"{root}: wrote classes.txt ({len(synsets)} classes), train.txt"
-        f" ({len(lines['train'])} images) and val.txt ({len(lines['val'])} images)"
+        f" ({counted(len(lines['train']), 'image')}) and val.txt"
+        f" ({counted(len(lines['val']), 'image')})"
     )

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from src import files
 from src.data.classes.class_names import imagenet_synsets
-from src.errors import UserError
+from src.errors import UserError, agreed, counted
 
 Mode = Literal["symlink", "hardlink", "copy", "move"]
 
@@ -53,7 +53,9 @@ def run(args: argparse.Namespace) -> None:
     """Sort the images and print how many were placed."""
     target = args.root / "val"
     placed, before = arrange_val(args.images, read_val_labels(args.labels), target, args.mode)
-    print(f"{target}: {placed} images placed by {args.mode}, {before} were there before")
+    was = agreed(before, "was", "were")
+    images = counted(placed, "image")
+    print(f"{target}: {images} placed by {args.mode}, {before} {was} there before")
     print(f"check with `python -m src verify imagenet --root {args.root}`")
 
 

@@ -19,7 +19,7 @@ from src.data.tars.filters import Filters
 from src.data.tars.index import TarIndex
 from src.data.tars.names import find_tars
 from src.data.tars.scan import Fields
-from src.errors import UserError
+from src.errors import UserError, agreed, counted
 
 _SHOWN = 10
 
@@ -95,4 +95,6 @@ def _report(found: TarIndex, problems: list[str]) -> None:
         files.write_text(path, "\n".join(problems) + "\n")
         for line in problems[:_SHOWN]:
             print(f"  {files.on_one_line(line)}")
-        print(f"  {len(problems)} problems are listed in {path}")
+        number = len(problems)
+        are = agreed(number, "is", "are")
+        print(f"  {counted(number, 'problem')} {are} listed in {path}")

@@ -130,6 +130,23 @@ def test_faults_of_all_kinds_are_reported_together(
     assert "must have" not in error  # of an image that is named already
 
 
+def test_classes_without_validation_images_lead_to_a_larger_share(
+    labels: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = json.loads(labels.read_text())
+    content["categories"] += [{"id": 3, "name": "c"}]
+    for annotation in content["annotations"]:
+        annotation["category_id"] = 1 + annotation["image_id"] % 3
+    labels.write_text(json.dumps(content))
+    assert from_coco(labels) == 0
+    text = capsys.readouterr().out
+    assert "so the metrics leave them out: 2 of 3 classes (" in text
+    assert "; --val-share 0.5 measures more of them\n" in text
+    out = ["--images", str(labels.parent / "images"), "--out", str(labels.parent / "out")]
+    assert main(["prepare", "from-coco", str(labels), *out, "--val-share", "0.5"]) == 0
+    assert "leave them out" not in capsys.readouterr().out
+
+
 def test_faults_of_all_splits_are_reported_together(
     labels: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

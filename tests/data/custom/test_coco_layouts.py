@@ -131,5 +131,5 @@ def test_prepare_counts_the_images_that_training_uses(
     text = capsys.readouterr().out
     assert "2 training and 5 validation images" in text
     assert "2 of 5 training images are left out: with a side below 32 pixels" in text
-    assert "1 of 5 training images are left out: without annotations (data.keep_empty)" in text
+    assert "1 of 5 training images is left out: without annotations (data.keep_empty)" in text
     assert data["batch_size"] == 2

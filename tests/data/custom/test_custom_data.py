@@ -149,7 +149,8 @@ def test_an_edited_recipe_is_kept(photos, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({"a/1.png": "ok", "a/2.png": "ok"}, "has 1 class folder (a) and 0 files beside"),
+        ({"a/1.png": "ok", "a/2.png": "ok"}, "has 1 class folder (a) and 0 files beside it;"),
+        ({"1.png": "ok"}, "has no class folders and 1 file;"),
         ({"a/1.png": "ok", "a/2.png": "ok", "b/1.png": "ok"}, "'b'"),
         ({"a/1.png": "ok", "a/2.png": "ok", "b/1.png": "ok", "b/2.png": "bad"}, "b/2.png"),
     ],
@@ -236,7 +237,9 @@ def test_only_classes_with_objects_are_listed(annotated, tmp_path, capsys):
     text = capsys.readouterr().out
     listed = text.split("objects (training + validation):\n")[1].split("note:")[0].splitlines()
     assert [line.split(":")[0].strip() for line in listed] == [
-        *(f"class {n}" for n in range(19, 4, -1)),
+        "roter Apfel",
+        "梨",
+        *(f"class {n}" for n in range(13)),
         "and 7 more classes",
     ]
     (note,) = re.findall("note: no training annotation, .*", text)
@@ -499,10 +502,10 @@ def test_mistakes_in_label_maps_are_named(tmp_path, capsys):
     (tmp_path / "images" / "3.jpeg").unlink()
     (tmp_path / "masks" / "2.png").unlink()
     assert main(given) == 2
-    assert "have no label map" in capsys.readouterr().err
+    assert "1 of 4 images in" in capsys.readouterr().err
     Image.new("L", (5, 5)).save(tmp_path / "masks" / "2.png")
     assert main([*given, "--colours", str(table)]) == 2
-    assert "5x5; they must have the same size" in capsys.readouterr().err
+    assert "masks/2.png: 5x5, and its image" in capsys.readouterr().err
     for number in (2, 3):
         (tmp_path / "images" / f"{number}.jpg").unlink()
     assert main(given) == 2

@@ -8,7 +8,7 @@ import yaml
 from PIL import Image
 
 from src.cli import main
-from tests.cli.tiny import save_image
+from tests.cli.tiny import save_image, save_mask
 
 
 @pytest.fixture
@@ -91,3 +91,58 @@ def test_both_ways_to_give_the_folders_are_the_same_source(
     street.rename(street.parent / "road")
     assert prepare(street, str(street.parent / "road"))[0] == 2
     assert f"was made from {street}, so nothing was written" in capsys.readouterr().err
+
+
+def test_all_files_that_do_not_fit_are_counted(
+    street: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in (1, 2):
+        Image.new("L", (5, 6)).save(street / "masks" / f"{number}.png")
+    (street / "masks" / "3.png").write_bytes(b"no image")
+    (street / "images" / "0.jpg").write_bytes(b"no image")
+    assert prepare(street, str(street))[0] == 2
+    error = capsys.readouterr().err
+    assert "1 of 4 images cannot be read; replace or remove it:" in error
+    assert "1 of 4 label maps cannot be read; replace or remove it:" in error
+    assert f"2 of 4 label maps have another size than the image; the first is {street}" in error
+    assert f"1.png: 5x6, and its image {street}/images/1.jpg is 20x16 pixels (upright);" in error
+    assert "EXIF" not in error
+
+
+def test_label_maps_of_images_as_stored_are_called_so(
+    street: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees
+    path = street / "images" / "0.jpg"
+    Image.open(path).save(path, exif=exif)
+    assert prepare(street, str(street))[0] == 2
+    error = capsys.readouterr().err
+    assert "1 of 4 label maps has another size" in error
+    assert "as they are stored, without the EXIF orientation: turn the label maps" in error
+
+
+@pytest.mark.parametrize(
+    ("shown", "advice"),
+    [
+        # Each class is in two images: half of them can be for validation.
+        ([[0, 1], [0, 1], [2, 3], [2, 3], [0, 2]], "; --val-share 0.3 measures more of them\n"),
+        ([[0], [1], [2], [3], [4]], "; add images of them\n"),
+    ],
+)
+def test_classes_that_are_not_validated_lead_to_a_larger_share(
+    shown: list[list[int]], advice: str, street: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, classes in enumerate(shown):
+        save_image(street / "images" / f"{number}.jpg", number, (20, 16))
+        save_mask(street / "masks" / f"{number}.png", tuple(classes), (20, 16))
+    assert prepare(street, str(street))[0] == 0
+    (note,) = [
+        line
+        for line in capsys.readouterr().out.splitlines(keepends=True)
+        if line.startswith("note: no validation label map shows")
+    ]
+    assert note.endswith(advice)
+    if "--val-share" in advice:
+        assert prepare(street, str(street), "--val-share", "0.3")[0] == 0
+        assert "note: no validation label map" not in capsys.readouterr().out

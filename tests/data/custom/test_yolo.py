@@ -134,7 +134,7 @@ def test_images_without_a_label_file_are_reported(dataset, tmp_path, capsys):
     (dataset / "labels" / "train" / "1.txt").write_text("")
     assert prepare(dataset, tmp_path / "out") == 0
     text = capsys.readouterr().out
-    assert "1 of 12 images have no label file" in text
+    assert "1 of 12 images has no label file" in text
     assert "2 of 8 training images are left out: without annotations" in text
 
 
