@@ -15,6 +15,9 @@ from src.tasks import BaseTask
 class TaskEarlyStopping(EarlyStopping):
     """Stop when the metric that selects the best checkpoint has not improved.
 
+    A validation without an annotated object has no value (NaN) and counts as no improvement. A loss
+    that is not finite is the matter of `TerminateOnNaN`.
+
     Args:
         monitor: Logged metric; default is that of the task (``val/top1``, ``val/bbox_AP``,
             ``val/mIoU``).
@@ -36,7 +39,9 @@ class TaskEarlyStopping(EarlyStopping):
         for name, value in (("patience", patience), ("min_delta", min_delta)):
             if value < 0:
                 raise UserError(f"TaskEarlyStopping.{name}: expected 0 or more, got {value}.")
-        super().__init__(monitor or "val/loss", min_delta, patience, mode=mode or "min")
+        super().__init__(
+            monitor or "val/loss", min_delta, patience, mode=mode or "min", check_finite=False
+        )
         self.requested_monitor, self.requested_mode = monitor, mode
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -49,6 +54,7 @@ class TaskEarlyStopping(EarlyStopping):
                 abs(self.min_delta),
                 self.patience,
                 mode=mode,
+                check_finite=False,
             )
         super().setup(trainer, pl_module, stage)
 

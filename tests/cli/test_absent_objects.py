@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from src.cli import main
-from tests.cli.tiny import write_annotations, write_data, write_recipe
+from tests.cli.tiny import ROOT, write_annotations, write_data, write_recipe
 
 
 @pytest.fixture
@@ -52,3 +52,10 @@ def test_images_without_any_object_have_no_best_epoch(
     assert "Last:" in text
     with pytest.warns(UserWarning, match=r"val/bbox_AP is nan"):
         assert main([*fit, "--ckpt_path", "last", "--trainer.max_epochs", "2"]) == 0
+    stopping = [str(ROOT / "configs" / "callbacks" / "early_stopping.yaml")]
+    longer = ["--trainer.max_epochs", "4", "--trainer.callbacks.patience", "2"]
+    capsys.readouterr()
+    with pytest.warns(UserWarning, match=r"val/bbox_AP is nan"):
+        assert main([*fit, "-c", *stopping, *longer]) == 0
+    text = capsys.readouterr().out
+    assert "Early stopping: Monitored metric val/bbox_AP did not improve in the last 2" in text

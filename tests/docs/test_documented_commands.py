@@ -111,8 +111,8 @@ def test_quickstart_runs_on_own_images(
     for shape, name in (("star", "golden star"), ("heart", "heart"), ("ring", "ring")):
         shutil.copytree(tmp_path / "toy" / "train" / shape, tmp_path / "photos" / name)
     pages = commands(ROOT / "docs" / "quickstart.md")
-    tour = [args for args in pages if "photos" in " ".join(args)]
-    assert [args[0] for args in tour] == ["prepare", "fit", "fit", "predict", "export", "fit"]
+    tour = [args for args in pages if "photos" in " ".join(args) and "FOLDER" not in args]
+    assert [args[0] for args in tour] == ["prepare", "fit", "predict", "export", "fit"]
     shorter = {"fit": ["--trainer.max_epochs", "2"], "prepare": []}
     for args in tour:
         assert main([*args, *shorter.get(args[0], [])]) == 0, args
