@@ -16,17 +16,20 @@ from typing import Any
 from src.data.custom import recipe, split
 from src.data.custom.coco_layout import looks_like_coco
 from src.data.custom.layout import Layout, find_layout
-from src.data.custom.survey import survey
+from src.data.custom.survey import Survey, look_at
 from src.data.formats.image_files import is_image, list_class_folders, list_images
 from src.data.formats.splits import SPLITS
 from src.data.verify.imagenet import verify_imagenet
-from src.errors import UserError, counted
+from src.errors import UserError, agreed, counted
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument(
         "folder", type=Path, help="contains <class>/*, or train/<class>/* and val/<class>/*"
+    )
+    parser.add_argument(
+        "--skip-broken", action="store_true", help="leave out images that cannot be read"
     )
     split.add_arguments(parser, places_files=True)
     recipe.add_arguments(parser, "classification")
@@ -59,7 +62,8 @@ def run(args: argparse.Namespace) -> None:
     splits = layout.splits
     folders = splits.values() or [layout.root]
     paths = [path for folder in folders for path in list_images(folder)]
-    found = survey(paths, args.max_pixels, _problems(layout))
+    found = look_at(paths, args.max_pixels)
+    _refuse_problems(layout, found, skip_broken=args.skip_broken)
     is_split = "val" in splits
     facts: dict[str, object] = {"source": str(source)}
     if not is_split:
@@ -74,13 +78,19 @@ def run(args: argparse.Namespace) -> None:
                 if folder.name != part
             }
         else:
-            _divide(layout, work, args)
+            _divide(layout, found, work, args)
             data = {"root": str(out)}
             splits = {part: work / part for part in SPLITS if (work / part).is_dir()}
         if "test" in splits:
             data["test_split"] = splits["test"].name
-        number = _report(data["root"], splits, classes)
+        number = _report(data["root"], splits, classes, set(paths) - found.sizes.keys())
         print(f"Checked: {found}")
+        if found.broken:
+            number_broken = counted(len(found.broken), "image")
+            are = agreed(len(found.broken), "is", "are")
+            print(f"note: {number_broken} {are} left out (--skip-broken):{found.named()}")
+        if found.broken and is_split:  # the folders still hold them
+            data["broken_images"] = "skip"
         for note in layout.notes:
             print(f"note: {note}")
         _report_nested(source, classes)
@@ -91,10 +101,13 @@ def run(args: argparse.Namespace) -> None:
         recipe.write(args, path, "classification", data, number, work, unseen)
 
 
-def _report(root: str, splits: dict[str, Path], classes: list[str]) -> int:
+def _report(root: str, splits: dict[str, Path], classes: list[str], broken: set[str]) -> int:
     """Print the number of images per class and split; returns the number for training."""
     counts = {
-        part: {label: len(list_images(folder / label)) for label in list_class_folders(folder)}
+        part: {
+            label: len(set(list_images(folder / label)) - broken)
+            for label in list_class_folders(folder)
+        }
         for part, folder in splits.items()
     }
     number = {part: sum(counts[part].values()) for part in splits}
@@ -147,33 +160,58 @@ def _other_files(source: Path) -> Iterator[Path]:
     return (p for p in files if not is_image(p) and not p.name.startswith("."))
 
 
-def _problems(layout: Layout) -> list[str]:
-    """Class folders that are empty, have too few images to divide, or are in one split only."""
-    divided = "val" not in layout.splits
+def _refuse_problems(layout: Layout, found: Survey, *, skip_broken: bool) -> None:
+    """Refuse broken images, and class folders that are empty, too small or in one split only.
+
+    Raises:
+        UserError: If there are such images or folders; the message has a line for each of them.
+    """
     names = [folder.name for folder in layout.splits.values()]
     compared = names if len(names) > 1 else []
     problems = verify_imagenet(layout.root, compared).problems
+    problems += _small_classes(layout, found, skip_broken=skip_broken, is_verified=bool(compared))
+    if not skip_broken:
+        problems += found.unreadable(advice=", or leave out such images with --skip-broken")
+    if problems:
+        raise UserError("\n".join(problems))
+
+
+def _small_classes(
+    layout: Layout, found: Survey, *, skip_broken: bool, is_verified: bool
+) -> list[str]:
+    """Messages about classes with too few images to divide them, or without a readable one."""
     source = layout.splits.get("train", layout.root)
-    for label in list_class_folders(source) if divided else ():
-        number = len(list_images(source / label))
-        if number == 1 or (number == 0 and not compared):
+    is_divided = "val" not in layout.splits
+    problems = []
+    for label in list_class_folders(source):
+        images = list_images(source / label)
+        if not images and is_verified:  # a problem that is known
+            continue
+        number = sum(path in found.sizes for path in images) if skip_broken else len(images)
+        needed = "two are needed, one for training and one for validation"
+        if number < (2 if is_divided else 1):
+            some = "one image" if number else "no images"
+            some += " that can be read" * (number < len(images))
             problems.append(
-                f"The class {label!r} in {source} has {'one image' if number else 'no images'}; at"
-                " least two are needed, one for training and one for validation."
+                f"The class {label!r} in {source} has {some};"
+                f" at least {needed if is_divided else 'one is needed'}. Add images, or move the"
+                " folder elsewhere to continue without this class."
             )
     return problems
 
 
-def _divide(layout: Layout, work: Path, args: argparse.Namespace) -> None:
-    """Use a part of the training images for validation, and keep a test split."""
+def _divide(layout: Layout, found: Survey, work: Path, args: argparse.Namespace) -> None:
+    """Use a part of the readable training images for validation, and keep a test split."""
     source = layout.splits.get("train", layout.root)
     for label in list_class_folders(source):
-        divided = split.split(list_images(source / label), args.val_share, args.seed)
+        readable = [path for path in list_images(source / label) if path in found.sizes]
+        divided = split.split(readable, args.val_share, args.seed)
         for part, images in zip(SPLITS, divided, strict=False):
             for image in map(Path, images):
                 inside = image.relative_to(source / label)
                 split.place(image, work / part / label / inside, args.mode)
     if "test" in layout.splits:
-        for image in map(Path, list_images(layout.splits["test"])):
+        readable = [path for path in list_images(layout.splits["test"]) if path in found.sizes]
+        for image in map(Path, readable):
             inside = image.relative_to(layout.splits["test"])
             split.place(image, work / "test" / inside, args.mode)

@@ -55,46 +55,48 @@ class Survey:
     def __str__(self) -> str:
         unusual = ", ".join(f"{count} {kind}" for kind, count in sorted(self.kinds.items()))
         images = "the image" if self.count == 1 else f"all {self.count} images"
+        if self.broken:
+            images = f"{self.count - len(self.broken)} of {counted(self.count, 'image')}"
         return f"{images} can be read" + (f" ({unusual})" if unusual else "")
 
-    def unreadable(self, noun: str = "image") -> list[str]:
+    def named(self) -> str:
+        """The messages about up to ten broken images, each on a line of its own."""
+        lines = self.broken[:_MAX_NAMED]
+        if (more := len(self.broken) - _MAX_NAMED) > 0:
+            lines = [*lines, f"and {more} more"]
+        return "".join(f"\n  {line}" for line in lines)
+
+    def unreadable(self, noun: str = "image", advice: str = "") -> list[str]:
         """A message that counts the broken files and names up to ten; empty if there are none.
 
         Args:
             noun: What the files are.
+            advice: What else can be done than to replace or remove them; begins with a comma.
         """
         if not self.broken:
             return []
-        shown = "\n  ".join(self.broken[:_MAX_NAMED])
-        more = len(self.broken) - _MAX_NAMED
-        tail = f"\n  and {more} more" if more > 0 else ""
         return [
             f"{len(self.broken)} of {counted(self.count, noun)} cannot be read; replace or"
-            f" remove {agreed(len(self.broken), 'it', 'them')}:\n  {shown}{tail}"
+            f" remove {agreed(len(self.broken), 'it', 'them')}{advice}:{self.named()}"
         ]
 
 
-def survey(
-    paths: Sequence[str], max_pixels: int = MAX_PIXELS, problems: Sequence[str] = ()
-) -> Survey:
+def survey(paths: Sequence[str], max_pixels: int = MAX_PIXELS) -> Survey:
     """Decode every image, on all cores.
 
     Args:
         paths: The files.
         max_pixels: Larger images count as broken.
-        problems: Other problems of the dataset, which are reported together with broken images.
 
     Returns:
         The survey; no file in it is broken.
 
     Raises:
-        UserError: If there are problems, or files cannot be read; the message names up to ten of
-            them.
+        UserError: If files cannot be read; the message names up to ten of them.
     """
     found = look_at(paths, max_pixels)
-    problems = [*problems, *found.unreadable()]
-    if problems:
-        raise UserError("\n".join(problems))
+    if found.broken:
+        raise UserError("\n".join(found.unreadable()))
     return found
 
 
