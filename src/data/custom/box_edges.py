@@ -36,17 +36,19 @@ def check_edges(file: CocoFile, entries: list[Any]) -> list[str]:
     name = f"annotation {shown(first['id'])}" if "id" in first else "one without id"
     counts = f"{number} of {len(boxes)} {agreed(len(boxes), 'box', 'boxes')}"
     reach = agreed(number, "reaches", "reach")
-    if number > len(boxes) / 2 and _are_corners(boxes, limits):
+    are_corners = _are_corners(boxes, limits)
+    if are_corners and number > len(boxes) / 2:
         box = shown(first["bbox"])
         raise UserError(
             f"{counts} in {file.path} {reach} past the edge of their image, but all are inside it"
             f" if they are x1, y1, x2, y2 (the first is {name}: {box}); COCO boxes are x, y, width,"
             " height, so write [x1, y1, x2 - x1, y2 - y1]."
         )
+    hint = ". Are they x1, y1, x2, y2? All would be inside; COCO boxes are x, y, width, height"
     return [
         f"{counts} in {file.path} {reach} past the edge of the image, by up to"
         f" {past.max():.0f} pixels (the first is {name}); training clips"
-        f" {agreed(number, 'it', 'them')}"
+        f" {agreed(number, 'it', 'them')}{hint * are_corners}"
     ]
 
 

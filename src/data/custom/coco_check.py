@@ -118,8 +118,9 @@ def _check_images(
     sound = faults.sound(entries, lambda _, entry: check_image(entry, path).path(folder, path))
     images = [check_image(entry, path) for entry in sound]
     files = [str(image.path(folder, path)) for image in images]
-    missing = [file for file in files if not Path(file).is_file()]
-    survey = look_at([file for file in files if file not in set(missing)], max_pixels)
+    there = {file for file in files if Path(file).is_file()}
+    missing = [file for file in files if file not in there]
+    survey = look_at([file for file in files if file in there], max_pixels)
     other = [
         (image, file)
         for image, file in zip(images, files, strict=True)

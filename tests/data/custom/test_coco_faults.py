@@ -87,6 +87,15 @@ def test_boxes_of_two_corners_are_refused(labels: Path, capsys: pytest.CaptureFi
     assert "write [x1, y1, x2 - x1, y2 - y1]" in error
 
 
+def test_fewer_boxes_that_may_be_two_corners_are_a_note(
+    labels: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    give_boxes(labels, [30, 20, 60, 40], [20, 20, 60, 40])
+    assert from_coco(labels) == 0
+    note = "training clips them. Are they x1, y1, x2, y2? All would be inside;"
+    assert note in capsys.readouterr().out
+
+
 def test_boxes_past_the_edge_are_counted(labels: Path, capsys: pytest.CaptureFixture[str]) -> None:
     give_boxes(labels, [2, 2, 16, 16], [50, 10, 204, 20], [60, 2, 4.5, 10])
     assert from_coco(labels) == 0

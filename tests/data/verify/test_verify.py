@@ -1,7 +1,11 @@
+from pathlib import Path
+
 import pytest
+from PIL import Image
 
 from src.cli.commands.verify import main as verify
 from src.errors import UserError
+from tests.cli.tiny import save_image, write_annotations
 
 
 def run(root, *options):
@@ -60,3 +64,23 @@ def test_one_split_can_be_checked_alone(make_tree):
 def test_a_layout_must_be_named():
     with pytest.raises(UserError, match="verify needs LAYOUT"):
         verify([])
+
+
+def test_exchanged_sizes_are_accepted_only_of_images_turned_by_exif(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The file says 48x64; the first image is stored as 64x48 and turned, the second is not."""
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees
+    turned = save_image(tmp_path / "images" / "0.png", 0)
+    Image.open(turned).save(turned, exif=exif)
+    lying = save_image(tmp_path / "images" / "1.png", 1)
+    path = write_annotations(tmp_path / "labels.json", [(48, 64)] * 2)
+    given = ["coco", "--root", str(tmp_path), "--splits", "val"]
+    given += ["--val-images", "images", "--val-annotations", path.name]
+    assert verify(given) == 1
+    text = capsys.readouterr().out
+    assert f"The image {lying} is 64x48 pixels, but {path} says 48x64." in text
+    assert str(turned) not in text
+    write_annotations(path, [(64, 48)] * 2)  # as both are stored
+    assert verify(given) == 0
