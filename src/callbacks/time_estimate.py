@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import multiprocessing
 import os
@@ -131,8 +132,9 @@ def busy_note(trainer: Trainer, what: str) -> str:
         trainer: Its device is the CPU or another one.
         what: What becomes slow.
     """
-    if trainer.strategy.root_device.type != "cpu" or torch.get_num_threads() == 1:
-        return ""
+    has_one_thread = torch.get_num_threads() == 1
+    if trainer.strategy.root_device.type != "cpu" or has_one_thread or trainer.world_size > 1:
+        return ""  # other ranks are no other programs
     others = busy_cores()
     if others < _BUSY:
         return ""
@@ -166,9 +168,10 @@ def _cpu_times() -> tuple[int, int, int]:
     busy = user + nice + system + irq + softirq
     own = 0
     for pid in (os.getpid(), *(worker.pid for worker in multiprocessing.active_children())):
-        # The name of a program, in parentheses, may contain spaces.
-        fields = (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
-        own += int(fields[11]) + int(fields[12])  # user and system
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a worker has just ended
+            # The name of a program, in parentheses, may contain spaces.
+            fields = (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
+            own += int(fields[11]) + int(fields[12])  # user and system
     return busy, own, busy + idle + waiting
 
 
