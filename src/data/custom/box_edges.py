@@ -17,6 +17,8 @@ _ROUNDING = 1.0  # pixels past the edge that are not worth a note
 def check_edges(file: CocoFile, entries: list[Any]) -> list[str]:
     """Count the boxes that reach past the edge of their image.
 
+    The note leaves out annotations that training does not use, which `CocoFile` reports.
+
     Args:
         file: The checked annotations.
         entries: List ``annotations`` of the file, for the ids.
@@ -29,15 +31,17 @@ def check_edges(file: CocoFile, entries: list[Any]) -> list[str]:
     """
     boxes, limits = file.boxes()
     past = np.maximum(boxes[:, :2] + boxes[:, 2:] - limits, -boxes[:, :2]).max(axis=1, initial=0)
-    rows = np.flatnonzero(past > _ROUNDING)
+    is_past = past > _ROUNDING
+    are_corners = _are_corners(boxes, limits)
+    is_refused = are_corners and is_past.sum() > len(boxes) / 2
+    rows = np.flatnonzero(is_past if is_refused else is_past & file.is_usable())
     if not len(rows):
         return []
     first, number = entries[rows[0]], len(rows)
     name = f"annotation {shown(first['id'])}" if "id" in first else "one without id"
     counts = f"{number} of {len(boxes)} {agreed(len(boxes), 'box', 'boxes')}"
     reach = agreed(number, "reaches", "reach")
-    are_corners = _are_corners(boxes, limits)
-    if are_corners and number > len(boxes) / 2:
+    if is_refused:
         box = shown(first["bbox"])
         raise UserError(
             f"{counts} in {file.path} {reach} past the edge of their image, but all are inside it"
@@ -47,7 +51,7 @@ def check_edges(file: CocoFile, entries: list[Any]) -> list[str]:
     hint = ". Are they x1, y1, x2, y2? All would be inside; COCO boxes are x, y, width, height"
     return [
         f"{counts} in {file.path} {reach} past the edge of the image, by up to"
-        f" {past.max():.0f} pixels (the first is {name}); training clips"
+        f" {past[rows].max():.0f} pixels (the first is {name}); training clips"
         f" {agreed(number, 'it', 'them')}{hint * are_corners}"
     ]
 

@@ -135,7 +135,7 @@ class CocoFile:
             indices: Images to count; default is all.
         """
         columns = self._rows.columns
-        chosen = self._reasons(slice(None)) == _USABLE
+        chosen = self.is_usable()
         if indices is not None:
             is_asked_for = np.zeros(len(self.images), dtype=bool)
             is_asked_for[indices] = True
@@ -151,10 +151,14 @@ class CocoFile:
         """
         return self._rows.columns.box, self._rows.extents(slice(None))
 
+    def is_usable(self) -> NDArray[np.bool_]:
+        """Whether training uses each annotation, ``(N,)``, in the order of the file."""
+        return self._reasons(slice(None)) == _USABLE
+
     def classes_of_images(self) -> list[set[int]]:
         """Class indices of the annotations of each image that training uses."""
         columns = self._rows.columns
-        usable = np.flatnonzero(self._reasons(slice(None)) == _USABLE)
+        usable = np.flatnonzero(self.is_usable())
         found: list[set[int]] = [set() for _ in self.images]
         for row in usable:
             found[columns.image[row]].add(int(columns.label[row]))

@@ -109,6 +109,22 @@ def test_boxes_past_the_edge_are_counted(labels: Path, capsys: pytest.CaptureFix
     assert "5 of 6 boxes" in capsys.readouterr().out
 
 
+def test_a_box_outside_is_left_out_and_not_called_clipped(
+    labels: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    give_boxes(labels, [300, 300, 10, 10])
+    assert from_coco(labels) == 0
+    text = capsys.readouterr()
+    assert "left out of training because of a box outside the image (id 1)" in (
+        text.err + caplog.text
+    )
+    assert "past the edge" not in text.out
+    give_boxes(labels, [300, 300, 10, 10], [50, 10, 204, 20])
+    assert from_coco(labels) == 0
+    assert "note: 1 of 6 boxes in" in (out := capsys.readouterr().out)
+    assert "by up to 190 pixels (the first is annotation 2)" in out
+
+
 def test_faults_of_all_kinds_are_reported_together(
     labels: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
