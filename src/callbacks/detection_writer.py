@@ -16,16 +16,16 @@ from src.callbacks.run_folder import is_dry_run, run_folder, tell
 from src.callbacks.unreadable import gather, is_predicting, rank_file_name
 from src.decoding import MAX_PIXELS, BrokenImageError, decode, turn_upright
 from src.errors import UserError, counted, told_apart
-from src.metrics.coco_results import Result, decode_masks, with_category_ids
+from src.metrics.coco_results import Result, as_annotations, decode_masks, with_category_ids
 from src.visualization import draw_instances
 
 
 class DetectionWriter(Callback):
     """Write the results of a detector into the run folder.
 
-    ``predict``: ``detections.json`` (COCO results; ``images`` lists id, file and size of every
-    image) and ``overlays/*.png``. ``validate`` and ``test``: ``results_val.json`` or
-    ``results_test.json`` (COCO results with the ids of the annotation file).
+    ``predict``: ``detections.json`` (a COCO file whose annotations also have a ``score``) and
+    ``overlays/*.png``. ``validate`` and ``test``: ``results_val.json`` or ``results_test.json``
+    (COCO results with the ids of the annotation file).
 
     Args:
         folder: Output folder; default is the run folder.
@@ -109,7 +109,7 @@ class DetectionWriter(Callback):
         names, ids = class_names(trainer), category_ids(trainer)
         content = {
             "images": list(images),
-            "annotations": with_category_ids([r for part in results for r in part], ids),
+            "annotations": as_annotations([r for part in results for r in part], ids),
             "categories": [{"id": i, "name": n} for i, n in zip(ids, names, strict=True)],
         }
         path = run_folder(trainer, self.folder) / name

@@ -16,7 +16,7 @@ from src.callbacks.output_names import OutputNames, output_names
 from src.callbacks.run_folder import run_folder, tell
 from src.callbacks.unreadable import gather
 from src.errors import counted
-from src.metrics.coco_results import to_results, with_category_ids
+from src.metrics.coco_results import as_annotations, to_results, with_category_ids
 from src.types import PanopticSegments
 
 
@@ -106,7 +106,7 @@ class PanopticWriter(Callback):
         folder = run_folder(trainer, self.folder)
         panoptic, results = folder / "panoptic.json", folder / "instances.json"
         files.write_json(panoptic, head | {"annotations": annotations}, allow_nan=False)
-        annotated = head | {"annotations": with_category_ids(instances, ids)}
+        annotated = head | {"annotations": as_annotations(instances, ids)}
         files.write_json(results, annotated, allow_nan=False)
         tell(f"Panoptic:    {panoptic} ({counted(len(images), 'image')})")
         tell(f"Instances:   {results}")

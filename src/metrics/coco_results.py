@@ -113,6 +113,31 @@ def with_category_ids(results: list[Result], category_ids: list[int]) -> list[Re
     return [{**result, "category_id": category_ids[result["category_id"]]} for result in results]
 
 
+def as_annotations(results: list[Result], category_ids: list[int]) -> list[Result]:
+    """COCO results as the ``annotations`` of a COCO file, which ``pycocotools.coco.COCO`` loads.
+
+    Args:
+        results: With class indices.
+        category_ids: Category id of each class.
+
+    Returns:
+        Copies with ``category_id`` of the annotation file, and with ``id`` (from 1), ``area`` (of
+        the mask, else of the box, in pixels) and ``iscrowd`` (0).
+    """
+    annotations = with_category_ids(results, category_ids)
+    for number, annotation in enumerate(annotations, start=1):
+        annotation |= {"id": number, "area": _area(annotation), "iscrowd": 0}
+    return annotations
+
+
+def _area(result: Result) -> float:
+    """Area of the mask of a result, or of its box if there is none, in pixels."""
+    if "segmentation" in result:
+        return float(coco_mask.area(result["segmentation"]))
+    _, _, width, height = result["bbox"]
+    return float(width * height)
+
+
 def annotated_results(annotations: list[dict[str, Any]], size: tuple[int, int]) -> list[Result]:
     """COCO annotations of one image as results with score 1, for drawing.
 

@@ -114,6 +114,11 @@ def test_predict_writes_overlays_and_results_with_category_ids(folder):
     assert [image["id"] for image in content["images"]] == [1, 2]
     assert content["categories"][0] == {"id": 1, "name": "arrow"}
     assert {a["category_id"] for a in content["annotations"]} <= set(range(1, 11))
+    with contextlib.redirect_stdout(io.StringIO()):
+        written = COCO(str(results / "detections.json"))
+    found = written.loadAnns(written.getAnnIds(imgIds=[1]))
+    assert found == [a for a in content["annotations"] if a["image_id"] == 1] != []
+    assert written.annToMask(found[0]).sum() == found[0]["area"]
 
 
 def test_a_run_predicts_without_its_annotations(folder, tmp_path, monkeypatch):

@@ -1,6 +1,8 @@
 """Mask2Former on the command line: fit, augmented validation, prediction, unusual images."""
 
+import contextlib
 import csv
+import io
 import json
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from pycocotools.coco import COCO
 
 from src.cli import main
 from src.cli.commands.prepare import main as prepare
@@ -107,7 +110,8 @@ def test_panoptic_segments_and_instances(folder):
         assert areas == {int(i): int((ids == i).sum()) for i in np.unique(ids) if i}
         found += len(areas)
     assert found
-    instances = json.loads((result.parent / "instances.json").read_text())["annotations"]
+    with contextlib.redirect_stdout(io.StringIO()):
+        instances = list(COCO(str(result.parent / "instances.json")).anns.values())
     names = {entry["id"]: entry["name"] for entry in content["categories"]}
     assert {names[entry["category_id"]] for entry in instances} <= {"star", "ring"}
     assert all(0 <= entry["score"] <= 1 and entry["segmentation"] for entry in instances)

@@ -14,7 +14,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from src.metrics.coco import NUMBERS, COCOMetric
-from src.metrics.coco_results import to_results, with_category_ids
+from src.metrics.coco_results import as_annotations, to_results, with_category_ids
 from src.types import Detections
 
 SIZE = (120, 160)
@@ -162,6 +162,28 @@ def test_results_name_the_categories_of_the_file():
     labels = [result["category_id"] for result in results]
     assert [result["category_id"] for result in named] == [[7, 8, 90][i] for i in labels]
     assert json.loads(json.dumps(named)) == named
+
+
+def test_results_are_written_as_annotations_that_the_coco_tools_load(tmp_path):
+    dataset = make_dataset()
+    masks = to_results(detections_of(dataset, dataset["images"][2]), 12)
+    boxes = [{k: v for k, v in result.items() if k != "segmentation"} for result in masks]
+    for results in (masks, boxes, []):
+        annotations = as_annotations(results, [7, 8, 90])
+        categories = [{"id": number, "name": str(number)} for number in (7, 8, 90)]
+        content = {"images": dataset["images"], "categories": categories}
+        (tmp_path / "found.json").write_text(json.dumps(content | {"annotations": annotations}))
+        with contextlib.redirect_stdout(io.StringIO()):
+            loaded = COCO(str(tmp_path / "found.json"))
+        assert sorted(loaded.anns) == list(range(1, len(results) + 1))
+        for result, annotation in zip(results, loaded.loadAnns(sorted(loaded.anns)), strict=True):
+            assert annotation["score"] == result["score"]
+            assert annotation["iscrowd"] == 0
+            _, _, width, height = annotation["bbox"]
+            whole = "segmentation" in result
+            area = loaded.annToMask(annotation).sum() if whole else width * height
+            assert annotation["area"] == area > 0
+    assert len(masks) > 0
 
 
 def _score_a_share(rank, address, queue):
