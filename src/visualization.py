@@ -68,6 +68,11 @@ def draw_classes(
     return output
 
 
+def _check_opacity(opacity: float) -> None:
+    if not 0 <= opacity <= 1:
+        raise ValueError(f"opacity: expected a number from 0 to 1, got {opacity}")
+
+
 def _fit(image: Image.Image) -> Image.Image:
     """Resize to sides of at most `_MAX_SIDE` and, if possible, a width of at least `_MIN_WIDTH`."""
     scale = min(max(1.0, _MIN_WIDTH / image.width), _MAX_SIDE / max(image.size))
@@ -119,8 +124,9 @@ def draw_label_map(
         RGB image, up to 1024 pixels high and wide, with the legend on the right.
 
     Raises:
-        ValueError: If label map and image differ in size.
+        ValueError: If label map and image differ in size, or the opacity is out of range.
     """
+    _check_opacity(opacity)
     if label_map.shape != (image.height, image.width):
         raise ValueError(
             f"the label map is {label_map.shape[1]}x{label_map.shape[0]}, the image "
@@ -209,7 +215,11 @@ def draw_instances(
     Returns:
         RGB image up to 1024 pixels high and wide. Small images are enlarged so that text is
         legible, and narrow ones are padded with white on the right to a width of 360 pixels.
+
+    Raises:
+        ValueError: If the opacity is out of range.
     """
+    _check_opacity(opacity)
     best_first = sorted(range(len(boxes)), key=lambda i: -scores[i])  # equal ones as given
     order = best_first[::-1]
     colours = _instance_colours(classes, best_first)

@@ -94,6 +94,15 @@ def test_the_legend_leaves_out_classes_of_zero_percent():
     assert [200, 0, 0] not in legend
 
 
+@pytest.mark.parametrize("opacity", [1.01, -0.01, float("nan")])
+def test_opacity_outside_of_0_to_1_is_refused(opacity):
+    image, label_map = Image.new("RGB", (9, 9)), np.zeros((9, 9), dtype=np.uint8)
+    with pytest.raises(ValueError, match="from 0 to 1"):
+        draw_label_map(image, label_map, ["sky"], [(0, 0, 200)], opacity=opacity)
+    with pytest.raises(ValueError, match="from 0 to 1"):
+        draw_instances(image, [], [], [], [], [], opacity=opacity)
+
+
 def drawn_boxes(boxes, classes, size=(640, 480), scores=None):
     """The image, and the boxes with their labels as coloured pixels."""
     scores = scores or [0.9 - 0.05 * i for i in range(len(boxes))]

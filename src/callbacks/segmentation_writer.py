@@ -16,7 +16,7 @@ from src.callbacks.output_names import OutputNames, output_names
 from src.callbacks.run_folder import run_folder, tell
 from src.callbacks.unreadable import gather
 from src.decoding import BrokenImageError, decode
-from src.errors import counted
+from src.errors import UserError, counted
 from src.visualization import draw_label_map
 
 
@@ -30,11 +30,16 @@ class LabelMapWriter(Callback):
         folder: Output folder; default is the run folder.
         max_overlays: Maximum number of overlays per rank; -1 for all, 0 for none.
         opacity: Opacity of the class colours in overlays, from 0 to 1.
+
+    Raises:
+        UserError: If the opacity is out of range.
     """
 
     def __init__(
         self, folder: str | None = None, max_overlays: int = 200, opacity: float = 0.55
     ) -> None:
+        if not 0 <= opacity <= 1:
+            raise UserError(f"label_maps.opacity: expected a number from 0 to 1, got {opacity}.")
         self.folder, self.max_overlays, self.opacity = folder, max_overlays, opacity
         self._count = self._drawn = 0
         self._names = OutputNames((), None)

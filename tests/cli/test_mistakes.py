@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from src.cli import main
+from src.config_files import CONFIGS
 
 
 @pytest.fixture
@@ -496,6 +497,15 @@ def test_traceback_on_request(
     monkeypatch.setenv("INTERNIMAGE_TRACEBACK", "1")
     assert main(["fit", "-c", "nowhere.yaml"]) == 2
     assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("opacity", ["5", "-1", "nan"])
+def test_opacity_of_overlays(opacity: str, error_of: Callable[..., str]) -> None:
+    recipe = CONFIGS / "segmentation" / "upernet_nano_camvid.yaml"
+    error = error_of("predict", "--config", str(recipe), "--label_maps.opacity", opacity)
+    assert re.match(
+        r"label_maps\.opacity(: expected a number from 0 to 1| must be a number)", error
+    )
 
 
 @pytest.mark.parametrize(
