@@ -5,8 +5,8 @@
     python packaging/dcnv3_ops/build.py --manylinux x86_64 aarch64   # with zig as cross compiler
 
 Needs `build`, and an installed torch for its headers; `--manylinux` also needs `ziglang`. A wheel
-is for every Python from 3.11 and every torch from 2.11. With nvcc and INTERNIMAGE_CUDA_ARCHS, the
-wheel of this machine contains the CUDA library (see setup.py).
+is for every Python from 3.11 and every torch from 2.11 to 2.15. With nvcc and
+INTERNIMAGE_CUDA_ARCHS, the wheel of this machine contains the CUDA library (see setup.py).
 
 The sources are copied into a temporary folder as package `dcnv3_ops` next to the project's own
 setup.py, so there is no second copy in the repository.

@@ -60,7 +60,12 @@ from src.cli.parser_errors import explain
 from src.cli.process_failures import explanation
 from src.cli.slurm import checkpoint_of_requeued_job, requeue
 from src.cli.third_party_warnings import quieten
-from src.cli.trainer_errors import explain_trainer, float32_on_cpu, warn_about_precision
+from src.cli.trainer_errors import (
+    check_number_of_devices,
+    explain_trainer,
+    float32_on_cpu,
+    warn_about_precision,
+)
 from src.data.datamodules import BaseDataModule
 from src.data.formats.image_files import left_out
 from src.errors import UserError, printable
@@ -241,6 +246,7 @@ class TrainingCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Create the trainer with this project's loggers, callbacks and run folder."""
         config = self._get(self.config_init, "trainer")
+        check_number_of_devices(config)
         reserve = self.subcommand is not None and not config.fast_dev_run
         self._folder = folder = self._choose_folder(reserve=reserve)
         self._is_reserved = reserve

@@ -73,7 +73,7 @@ def check_trainer_settings(args: Sequence[str]) -> None:
     Raises:
         UserError: If there is one.
     """
-    given = [match for arg in args if (match := re.match(r"--(trainer\.(\w+)[\w.]*)", arg))]
+    given = [match for arg in args if (match := re.match(r"--(trainer\.([\w-]+)[\w.-]*)", arg))]
     known = trainer_settings() if given else set()
     for match in given if known else ():
         if match[2] not in known:

@@ -58,6 +58,7 @@ OWN_OPTIONS = {
 }
 """Commands that read a recipe, and the further options of each."""
 _NEEDS = {"ckpt_path": "last, best or a file", "config": "a .yaml file", "c": "a .yaml file"}
+_HYPHEN = re.compile(r"(--?\w+\.[\w.-]*-[\w.-]*)\+?(?:=.*)?", re.DOTALL)
 _OPTION = re.compile(r"(--?)([A-Za-z][\w-]*)((?:\.[\w.]*)?)\+?(?:=.*)?", re.DOTALL)
 
 
@@ -112,6 +113,9 @@ def check_spelling(command: str, args: Sequence[str]) -> None:
     """
     if command not in OWN_OPTIONS:
         return
+    for match in filter(None, map(_HYPHEN.fullmatch, args)):
+        name = match[1].lstrip("-").replace("-", "_")
+        raise UserError(f"There is no option {match[1]}. Did you mean --{name}?")
     own, has_recipe = OWN_OPTIONS[command].split(), is_recipe_given(command, args)
     is_read_later = has_recipe and command in ("fit", "validate", "test", "predict")
     known = {*own, *RECIPE} if has_recipe else {*own, *OPTIONS}

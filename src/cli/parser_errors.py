@@ -154,6 +154,8 @@ def _unknown_class(message: str, parser: Any) -> str | None:
     base = _expected_base(message)
     if not match or base is None:
         return None
+    if re.search(r"Subtypes: \[<class '(?:float|int)'>", message):
+        return f"{_join(message)}: expected a number, got {match[1]!r}."
     known = sorted({cls.__name__ for cls in _subclasses(base)} - _BASES)
     if re.fullmatch(r"internimage_\w+", match[1]):
         return (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +12,9 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
 from src.callbacks.run_folder import tell
+from src.errors import UserError, counted
 
+_RANKS_PER_CORE = 8
 _NO_GPU = "PyTorch sees no GPU; use --trainer.accelerator auto."
 _EXPLANATIONS: tuple[tuple[str, Callable[[re.Match[str]], str]], ...] = (
     (
@@ -42,6 +45,24 @@ def explain_trainer(error: BaseException) -> str:
         if match := re.search(pattern, text):
             return explanation(match)
     return f"The settings in `trainer` are incompatible: {text}"
+
+
+def check_number_of_devices(config: Any) -> None:
+    """Refuse far more processes than this computer has cores; they would block it.
+
+    Args:
+        config: ``trainer`` of the configuration.
+
+    Raises:
+        UserError: If CPUs are used, with more than `_RANKS_PER_CORE` processes on each.
+    """
+    is_on_cpu = config.accelerator == "cpu" or not torch.accelerator.is_available()
+    cores, asked = os.cpu_count() or 1, str(config.devices)
+    if is_on_cpu and asked.isdecimal() and int(asked) > _RANKS_PER_CORE * cores:
+        raise UserError(
+            f"trainer.devices is {asked}, the number of processes on CPUs, and this computer has"
+            f" {counted(cores, 'core')}; one or two per core are useful."
+        )
 
 
 def warn_about_precision(asked: object, trainer: Trainer) -> None:

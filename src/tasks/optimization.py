@@ -96,6 +96,8 @@ class Optimization:
         _check_step(self.make_optimizer, groups)
         self._configured = [settings_of(group) for group in optimizer.param_groups]
         self._configure(optimizer, trainer)
+        if not any(group["lr"] for group in self.current):
+            rank_zero_warn("The learning rate is 0, so nothing is learned.")
         if self.make_scheduler is None:
             return {"optimizer": optimizer}
         scheduler = self._new_scheduler(optimizer, trainer)
@@ -274,11 +276,9 @@ def _check_settings(trainer: Trainer) -> None:
         raise UserError(f"trainer.gradient_clip_val must be 0 or more, got {clip}.")
     if accumulated < 1:
         raise UserError(f"trainer.accumulate_grad_batches must be at least 1, got {accumulated}.")
-    if trainer.max_steps == 0 or trainer.limit_train_batches == 0:
-        raise UserError(
-            "There is nothing to train on: trainer.max_steps and trainer.limit_train_batches must"
-            f" not be 0, got {trainer.max_steps} and {trainer.limit_train_batches}."
-        )
+    for name in ("max_steps", "max_epochs", "limit_train_batches"):
+        if getattr(trainer, name) == 0:
+            raise UserError(f"There is nothing to train on: trainer.{name} must not be 0.")
 
 
 def _set_up_data(trainer: Trainer) -> None:

@@ -95,6 +95,11 @@ def error_of(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
         ("--trainer.gradient_clip_val", "-1", "trainer.gradient_clip_val must be 0 or more"),
         ("--trainer.accumulate_grad_batches", "0", "accumulate_grad_batches must be at least 1"),
         ("--trainer.max_steps", "0", "There is nothing to train on"),
+        ("--trainer.max_epochs", "0", "nothing to train on: trainer.max_epochs must not be 0."),
+        ("--trainer.max-epochs", "2", "Use --trainer.max_epochs."),
+        ("--data.batch-size", "8", "There is no option --data.batch-size. Did you mean --data."),
+        ("--trainer.devices", "2000000", "trainer.devices is 2000000, the number of processes on"),
+        ("--model.optimizer.lr", "fast", "model.optimizer.lr: expected a number, got 'fast'."),
         ("--trainer.limit_train_batches", "0", "There is nothing to train on"),
         ("--trainer.val_check_interval", "1000", "`val_check_interval` (1000) must be less"),
         (
@@ -131,6 +136,11 @@ def test_options_of_other_libraries_are_answered_at_once(
     use = "There is no option --lr. Use --model.optimizer.lr. There is no option --epochs. Use"
     assert f"{use} --trainer.max_epochs." in text
     assert text.count("--lr.") == 1
+
+
+def test_a_learning_rate_of_zero(folder: Path) -> None:
+    with pytest.warns(UserWarning, match=r"The learning rate is 0, so nothing is learned\."):
+        assert main(["fit", "-c", "tiny.yaml", "--model.optimizer.lr", "0"]) == 0
 
 
 def test_16_mixed_on_a_cpu(folder: Path) -> None:

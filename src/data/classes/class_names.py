@@ -257,9 +257,9 @@ def _no_classes(root: Path, splits: Sequence[str]) -> str:
     tree = "expected " + " and ".join(f"{root}/{split}/<class>/*.jpg" for split in splits)
     if not root.exists():
         return (
-            f"The data folder {root} does not exist; {tree}. Set data.root, or draw a small "
-            "dataset with `python -m src prepare toy --root data/toy`. Without data, predict needs"
-            " data.class_names (imagenet-1k for published classifiers)."
+            f"The data folder {root} does not exist; {tree}. Give its folder with"
+            " --data.root, or draw a small dataset: `python -m src prepare toy --root data/toy`."
+            " Without data, predict needs data.class_names (imagenet-1k for published classifiers)."
         )
     if not root.is_dir():
         return f"The data folder {root} is a file; {tree}. Set data.root to their parent."
