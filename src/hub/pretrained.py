@@ -30,6 +30,9 @@ from src.hub.runs import read_run
 from src.models.weights.files import HUB_FILES, is_hub_reachable, problem
 from src.runs import is_run, other_versions, runs_with_checkpoints, with_checkpoints
 
+_LOCAL = ("./", "../", "runs/", "exported/")
+"""Beginnings of paths, which are not searched on the hub."""
+
 if TYPE_CHECKING:
     from src.inference import ImageSource, Prediction
 
@@ -63,7 +66,8 @@ class Pretrained(ModelParts):
                 ``"user/repository"``; a name of ``docs/model_zoo.md`` such as
                 ``"upernet_internimage_t_512_160k_ade20k"``; or a file of such a name (``.pth``),
                 because the name says which network it is of.
-                An existing folder or file takes precedence over a name.
+                An existing folder or file takes precedence over a name. Names that begin with
+                ``runs/``, ``exported/``, ``./`` or ``../`` are not searched on the hub.
 
         Raises:
             UserError: If the model does not exist or is damaged, or the hub cannot be reached.
@@ -193,24 +197,43 @@ def _parts(path: Path, name: str) -> ModelParts:
         raise UserError(_not_a_model(path))
     if path.suffix == ".pth" and path.name != name:
         raise UserError(f"There is no file {path}.")
-    other_runs = runs_with_checkpoints(path.parent)
-    if name.count("/") == 1 and not path.exists() and not other_runs:
+    is_local = path.is_absolute() or name.startswith(_LOCAL) or name.count("/") > 1
+    if "/" in name and not is_local and not runs_with_checkpoints(path.parent):
         return read_folder(_download(name))
-    is_known = other_runs or other_versions(path) or is_run(Path("runs") / name)
-    if not is_known and (meant := _meant(path)) is not None:
-        raise UserError(f"There is no model '{name}'. Did you mean {meant}?")
-    close = _closest(published, [*HUB_FILES, *other_runs])
+    raise UserError(_no_model(path, name))
+
+
+def _no_model(path: Path, name: str) -> str:
+    """Message about a path or a name of which there is nothing."""
+    other_runs, run = runs_with_checkpoints(path.parent), Path("runs") / path.name
+    known = with_checkpoints("run", path.parent, other_runs[:10]) if other_runs else ""
+    known += other_versions(path)
+    message = f"There is no model '{name}'."
+    if "/" in name:
+        message = _no_folder(path, list_others=not known)
+    if is_run(run) and not known:
+        export = ", or export it with --format onnx safetensors" if "/" in name else ""
+        return f"{message} There is a run {run}: give '{run}'{export}."
+    if not known and (meant := _meant(path)) is not None:
+        return f"{message} Did you mean {meant}?"
+    close = _closest(path.name.removesuffix(".pth"), [*HUB_FILES, *other_runs])
     close = [str(path.parent / name) if name in other_runs else name for name in close]
-    hint = f"Did you mean {' or '.join(close)}? " if close else ""
-    if other_runs:
-        hint += f"{with_checkpoints('run', path.parent, other_runs[:10])} "
-    hint += f"{other_versions(path)} ".lstrip()
-    if is_run(run := Path("runs") / name):
-        hint = f"There is a run {run}: give '{run}'. "
-    raise UserError(
-        f"There is no model '{name}'. {hint}Give the folder of a run, a checkpoint, a folder with"
-        f" {CONFIG_FILE}, a hub repository (user/name), or a name of docs/model_zoo.md."
+    hint = f"Did you mean {' or '.join(close)}?" if close else ""
+    advice = (
+        f"Give the folder of a run, a checkpoint, a folder with {CONFIG_FILE}, a hub repository"
+        " (user/name), or a name of docs/model_zoo.md."
     )
+    return " ".join(part.strip() for part in (message, hint, known, advice) if part)
+
+
+def _no_folder(path: Path, *, list_others: bool = True) -> str:
+    """Sentence about a path of which there is nothing, and the folders beside it."""
+    parent, here = path.parent, Path.cwd()
+    from_here = f" here (paths are relative to the current folder, {here.name or here})"
+    there = sorted(p.name for p in parent.iterdir() if p.is_dir()) if parent.is_dir() else []
+    are = "are" if len(there) > 1 else "is"
+    others = f"; there {are} {', '.join(there[:10])}" if there and list_others else ""
+    return f"There is no folder {path}{'' if path.is_absolute() else from_here}{others}."
 
 
 def _not_a_model(path: Path) -> str:
@@ -276,13 +299,10 @@ def _download(repository: str) -> Path:
         files = [CONFIG_FILE, WEIGHT_FILE]
         return Path(snapshot_download(repository, allow_patterns=files, local_files_only=offline))
     except Exception as error:  # the hub client raises several unrelated classes
-        parent = Path(repository).parent
-        there = sorted(p.name for p in parent.iterdir() if p.is_dir()) if parent.is_dir() else []
-        are = "are" if len(there) > 1 else "is"
-        others = f"There is no folder {repository}; there {are} {', '.join(there[:10])}. "
-        meant = _meant(Path(repository))
+        path = Path(repository)
+        others, meant = f"{_no_folder(path)} " if path.parent.is_dir() else "", _meant(path)
         hint = f" Did you mean the folder {meant}?" if meant else ""
         raise UserError(
-            f"{others if there else ''}The model {repository} is not cached and could not be"
+            f"{others}The model {repository} is not cached and could not be"
             f" downloaded from https://huggingface.co/{repository} ({problem(error)}).{hint}"
         ) from None  # without the chain of the client's errors

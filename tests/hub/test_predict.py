@@ -269,7 +269,7 @@ def test_tensors_of_other_whole_numbers_are_refused():
 def test_a_missing_run_is_not_searched_on_the_hub(run, monkeypatch):
     _, runs, _ = run
     monkeypatch.chdir(runs.parent.parent)
-    message = r"There is no model 'runs/missing'\. The only run with checkpoints in runs is "
+    message = r"no folder runs/missing here \(.*\)\. The only run with checkpoints in runs is "
     with pytest.raises(UserError, match=message):
         Pretrained.from_pretrained("runs/missing")
 

@@ -96,12 +96,42 @@ def test_a_download_elsewhere_keeps_its_name() -> None:
 
 def test_a_misspelt_folder_leads_to_the_others() -> None:
     Path("exported/first").mkdir(parents=True)
-    with pytest.raises(UserError, match="no folder exported/frist; there is first") as caught:
+    with pytest.raises(
+        UserError, match=r"no folder exported/frist here .*; there is first\."
+    ) as caught:
         Pretrained.from_pretrained("exported/frist")
     assert_is_short(caught.value)
     Path("exported/second").mkdir()
     with pytest.raises(UserError, match="there are first, second"):
         Pretrained.from_pretrained("exported/frist")
+
+
+def test_a_path_that_is_not_there_is_called_so(tmp_path: Path) -> None:
+    """From another folder, or before the export; the hub would have no such repository."""
+    for source in ("runs/nope", "exported/x", "./photos", "../photos", "models/mine/photos"):
+        message = (
+            rf"^There is no folder {Path(source)} here \(paths are relative to the current folder,"
+        )
+        with pytest.raises(UserError, match=rf"{message} {tmp_path.name}\)[.;]") as caught:
+            Pretrained.from_pretrained(source)
+        assert "huggingface.co" not in str(caught.value)
+        assert_is_short(caught.value)
+    with pytest.raises(UserError, match=rf"^There is no folder {tmp_path}/photos\. Give the"):
+        Pretrained.from_pretrained(tmp_path / "photos")
+    checkpoint = Path("runs/photos/version_0/checkpoints/last.ckpt")
+    checkpoint.parent.mkdir(parents=True)
+    expected = (
+        r"There is a run runs/photos: give 'runs/photos', or export it with --format onnx saf"
+    )
+    with pytest.raises(UserError, match=expected):
+        Pretrained.from_pretrained("exported/photos")
+
+
+def test_a_name_of_the_hub_may_start_with_the_name_of_a_folder() -> None:
+    Path("me").mkdir()
+    with pytest.raises(UserError, match=r"^There is no folder me/flowers here \(") as caught:
+        Pretrained.from_pretrained("me/flowers")
+    assert "The model me/flowers is not cached and could not be downloaded" in str(caught.value)
 
 
 def test_an_upload_needs_a_connection(monkeypatch: pytest.MonkeyPatch) -> None:
