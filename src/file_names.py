@@ -1,4 +1,4 @@
-"""Validation, sanitising and shortening of file and folder names."""
+"""Validation, sanitising, shortening and quoting of file and folder names."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import difflib
 import hashlib
 import os
 import re
+import shlex
+import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from src.errors import UserError
 _FORBIDDEN = '/\\:*?"<>|'
 _LONGEST_NAME = 150  # bytes; leaves room for suffixes such as `-version_0.yaml`
 _DIGITS = 12
+_SAFE = "%+,-./:=@_"  # in a shell, besides letters and digits of any alphabet
 _YAML = (".yaml", ".yml")
 _URL = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+:)/+")
 
@@ -115,6 +118,20 @@ def name_of(stems: Iterable[str], default: str) -> str:
     joined = "-".join(stems)
     clean = "".join("_" if c in _FORBIDDEN or not c.isprintable() else c for c in joined)
     return shorten(clean.strip(" ").lstrip(".-~ ").rstrip(". "), _LONGEST_NAME) or default
+
+
+def quoted(text: str | Path) -> str:
+    """Text as one word of a shell command, in quotes only if a shell needs them.
+
+    `shlex.quote` also quotes letters beyond ASCII, which every shell reads as they are.
+
+    Args:
+        text: A name, path or other argument of a command that is shown to the user.
+    """
+    text = str(text)
+    # Letters, marks (an umlaut may be two characters) and numbers.
+    is_plain = all(c in _SAFE or unicodedata.category(c)[0] in "LMN" for c in text)
+    return text if text and is_plain else shlex.quote(text)
 
 
 def shorten(name: str, longest: int) -> str:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import difflib
 import re
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ import yaml
 
 from src.distributed.checkpoints import is_sharded_checkpoint
 from src.errors import UserError
-from src.file_names import similar_file, similar_folder
+from src.file_names import quoted, similar_file, similar_folder
 from src.serialization import REST, read_entries, shown
 
 KEYWORDS = ("last", "best")
@@ -112,9 +111,7 @@ def find_checkpoint(
         raise UserError(f"{path} is not the folder of a run.{others}")
     recipe = Path("data/own") / path.name / f"{path.name}.yaml"  # where `prepare` writes it
     first = (
-        f" Train it first: python -m src fit --config {shlex.quote(str(recipe))}"
-        if recipe.is_file()
-        else ""
+        f" Train it first: python -m src fit --config {quoted(recipe)}" if recipe.is_file() else ""
     )
     known = [name for name in runs_with_checkpoints(runs) if name != f"{path.name}{TRIAL}"]
     close = difflib.get_close_matches(path.name, known, n=1)
@@ -319,8 +316,8 @@ def trained_instead(runs: Path) -> str:
     for keyword in ("best", "last"):
         if checkpoints(keyword, runs):
             return (
-                f" {runs} has a trained one: add --ckpt_path {keyword}, or give --name {runs.name}"
-                " without --config."
+                f" {runs} has a trained one: add --ckpt_path {keyword}, or give"
+                f" --name {quoted(runs.name)} without --config."
             )
     return ""
 

@@ -1,12 +1,14 @@
 """Validation of names given by users."""
 
 import os
+import shlex
+import unicodedata
 from pathlib import Path
 
 import pytest
 
 from src.errors import UserError
-from src.file_names import check_name, name_of, shorten, similar_file, similar_folder
+from src.file_names import check_name, name_of, quoted, shorten, similar_file, similar_folder
 
 
 @pytest.mark.parametrize("name", ["run", "internimage-t_run2", "a.b", "two words", "猫", "x" * 150])
@@ -91,3 +93,18 @@ def test_shortened_names_stay_unique() -> None:
     assert all(len(os.fsencode(name)) <= 100 for name in short)
     assert shorten("short", 100) == "short"
     assert len(os.fsencode(shorten("\udce9" * 300, 100))) <= 100
+
+
+@pytest.mark.parametrize(
+    "word", ["Tüten_fotos", unicodedata.normalize("NFD", "Tüten"), "猫/1.jpg", "дом-2", "a=b:c@d"]
+)
+def test_words_that_a_shell_reads_as_they_are_have_no_quotes(word: str) -> None:
+    assert quoted(word) == word
+
+
+@pytest.mark.parametrize(
+    "word", ["", "two words", "it's", "$HOME", "~/x", "a;b", "a&b", "*", "a\u00a0b", "“a”", "[1]"]
+)
+def test_other_words_are_in_quotes(word: str) -> None:
+    assert quoted(word) != word
+    assert shlex.split(quoted(word)) == [word]

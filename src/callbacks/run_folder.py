@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from torch import nn
 from src import files, ops
 from src.callbacks.metric_text import is_score, percent
 from src.environment import report
+from src.file_names import quoted
 from src.runs import CONFIG, ENVIRONMENT, versions_with_checkpoints
 from src.tasks import BaseTask, can_predict
 from src.tasks.operators import operators_of
@@ -126,7 +126,7 @@ class RunFolder(Callback):
             if isinstance(callback, ModelCheckpoint):
                 _announce_checkpoints(callback, pl_module)
         if can_predict(pl_module) and self.path.parent.parent == Path("runs"):
-            name = shlex.quote(self.path.parent.name)
+            name = quoted(self.path.parent.name)
             tell(f"Predict:     python -m src predict --name {name} --data.predict_dir FOLDER")
             tell(f"Export:      python -m src export --name {name} --check FOLDER")
 
@@ -209,8 +209,8 @@ def _describe_earlier_versions(folder: Path) -> dict[str, str]:
     runs = folder.parent
     if versions := [name for name in versions_with_checkpoints(runs) if name != folder.name]:
         return {
-            "Note": f"{runs} has earlier versions; --name {runs.name} means this one from now on,"
-            f" --ckpt_path {runs / versions[-1]} the previous one"
+            "Note": f"{runs} has earlier versions; --name {quoted(runs.name)} means this one from"
+            f" now on, --ckpt_path {quoted(runs / versions[-1])} the previous one"
         }
     return {}
 

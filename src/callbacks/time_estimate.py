@@ -6,7 +6,6 @@ import contextlib
 import math
 import multiprocessing
 import os
-import shlex
 import statistics
 import sys
 import time
@@ -20,6 +19,7 @@ from lightning.pytorch.callbacks import Timer
 
 from src.callbacks.pace import readable_time, remaining_batches
 from src.callbacks.run_folder import is_dry_run, run_folder, tell
+from src.file_names import quoted
 from src.optim import StepSchedule
 from src.runs import TRIAL
 from src.tasks import DetectionTask
@@ -216,7 +216,7 @@ def trial_command(given: Sequence[str], options: Sequence[str]) -> str:
         options: Alternating names and values, which replace the given ones.
     """
     if given[:1] != ["fit"]:
-        return f"add {shlex.join(options)}"
+        return f"add {' '.join(map(quoted, options))}"
     kept: list[str] = []
     arguments = iter(given)
     for argument in arguments:
@@ -224,4 +224,4 @@ def trial_command(given: Sequence[str], options: Sequence[str]) -> str:
             next(arguments, None)  # its value
         elif argument.partition("=")[0] not in options[::2]:
             kept.append(argument)
-    return shlex.join(["python", "-m", "src", *kept, *options])
+    return " ".join(map(quoted, ["python", "-m", "src", *kept, *options]))

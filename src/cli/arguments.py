@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from src.cli.misspellings import OWN_OPTIONS, is_recipe_given, trainer_settings
 from src.cli.other_names import answer_for, no_such_option
 from src.cli.suggestions import suggest
 from src.errors import UserError
-from src.file_names import similar_file
+from src.file_names import quoted, similar_file
 
 _GROUPS = ("model", "data", "trainer", "checkpoint")
 """Options that a class or a file can be given for, also if other libraries use these names."""
@@ -139,19 +138,19 @@ def _loose_argument(argument: str) -> str:
     from src.runs import is_run_or_checkpoint  # late, because it imports torch
 
     name, separator, value = argument.partition("=")
-    path, quoted = Path(argument), shlex.quote(argument)
+    path, word = Path(argument), quoted(argument)
     if is_run_or_checkpoint(path):
-        return f"Unexpected argument {argument!r}; use --ckpt_path {quoted}."
+        return f"Unexpected argument {argument!r}; use --ckpt_path {word}."
     if separator and re.fullmatch(r"[\w.]+", name):
         answer = answer_for(name)
         use = f"--{name}={value}" if answer is None else answer
         return f"Unexpected argument {argument!r}; options start with two hyphens: {use}."
     if path.suffix in (".yaml", ".yml"):
-        return f"Unexpected argument {argument!r}; use --config {quoted} for a settings file."
+        return f"Unexpected argument {argument!r}; use --config {word} for a settings file."
     if path.exists():
-        dataset = f", or --data.root {quoted} for a dataset" if path.is_dir() else ""
+        dataset = f", or --data.root {word} for a dataset" if path.is_dir() else ""
         return (
-            f"Unexpected argument {argument!r}; use --data.predict_dir {quoted} for images to"
+            f"Unexpected argument {argument!r}; use --data.predict_dir {word} for images to"
             f" predict{dataset}."
         )
     return f"Unexpected argument {argument!r}; every value follows an option such as --config."
@@ -164,17 +163,19 @@ def _check_is_settings(path: Path) -> None:
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        advice = f"use --ckpt_path {path}" if path.suffix == ".ckpt" else "give a .yaml file"
+        advice = (
+            f"use --ckpt_path {quoted(path)}" if path.suffix == ".ckpt" else "give a .yaml file"
+        )
         raise UserError(f"{path} is not a settings file; {advice}.") from error
     if {"train", "names"} <= {line.partition(":")[0] for line in text.splitlines()}:
         raise UserError(
             f"{path} describes a YOLO dataset; convert it by `python -m src prepare from-yolo"
-            f" {path.parent}` first."
+            f" {quoted(path.parent)}` first."
         )
     if _is_coco(text):
         raise UserError(
             f"{path} is a COCO annotation file; make a recipe by `python -m src prepare from-coco"
-            f" {shlex.quote(str(path))}` first."
+            f" {quoted(path)}` first."
         )
     _check_syntax(path, text)
 

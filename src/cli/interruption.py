@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from src.file_names import quoted
 from src.runs import trial_of
 from src.tasks import can_predict
 
@@ -37,6 +37,6 @@ def after_interrupted_fit(trainer: Trainer, model: LightningModule) -> str:
         if best is None
         else f"The best checkpoint so far is {best}"
     )
-    file = shlex.quote(best or last)
+    file = quoted(best or last)
     predict = f"To predict: python -m src predict --ckpt_path {file} --data.predict_dir FOLDER"
     return f"Interrupted. Saved to {last}\n{state}\n{predict}\n{resume}"

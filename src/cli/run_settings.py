@@ -9,6 +9,7 @@ from pathlib import Path
 
 from src.cli.arguments import option
 from src.errors import UserError, printable
+from src.file_names import quoted
 from src.runs import (
     KEYWORDS,
     AbsentCheckpointError,
@@ -45,7 +46,7 @@ def with_settings_of_run(args: list[str]) -> list[str]:
     """
     for arg in args[1:2]:
         if not arg.startswith("-") and is_run_or_checkpoint(Path(arg)):
-            raise UserError(f"Unexpected argument {arg!r}; use --ckpt_path {arg}.")
+            raise UserError(f"Unexpected argument {arg!r}; use --ckpt_path {quoted(arg)}.")
     if any(arg.split("=")[0] in ("--config", "-c") for arg in args):
         return args
     given, name = option(args, "--ckpt_path"), option(args, "--name")

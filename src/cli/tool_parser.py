@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import shlex
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any, NoReturn
 from src.cli.misspellings import close_options, did_you_mean, needed_value
 from src.cli.suggestions import suggest
 from src.errors import UserError
+from src.file_names import quoted
 
 _KINDS = {"int": "an integer", "float": "a number", "_count": "a number such as 427M"}
 
@@ -64,9 +64,7 @@ class ToolParser(argparse.ArgumentParser):
         """Refuse an option before the subcommand that it belongs to."""
         if argument.startswith("-"):
             wanted = subcommand or f"one of {', '.join(self._subcommands())}"
-            raise UserError(
-                f"{self._command()} needs {wanted} first, then {shlex.quote(argument)}."
-            )
+            raise UserError(f"{self._command()} needs {wanted} first, then {quoted(argument)}.")
 
     def _command(self) -> str:
         return self.prog.removeprefix("python -m src ")

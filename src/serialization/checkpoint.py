@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from src.errors import UserError
+from src.file_names import quoted
 from src.serialization.files import read_plain
 from src.serialization.limits import NAME_LENGTH, shown
 from src.serialization.tensors import first_not_finite, odd_kind
@@ -80,7 +81,7 @@ def check_checkpoint(content: Any, path: Path, *, has_weights: bool = True) -> N
     if not isinstance(content, dict) or VERSION not in content:
         raise UserError(
             f"{path} is not a checkpoint of a training run. To use pretrained weights, set"
-            f" --model.weights {path} instead of --ckpt_path."
+            f" --model.weights {quoted(path)} instead of --ckpt_path."
         )
     for key, check in _CHECKS.items():
         if key in content:

@@ -16,6 +16,7 @@ from src.data.custom.coco_layout import find_annotations, find_images, neighbour
 from src.data.custom.detection import Part, check_categories, prepare
 from src.data.formats.coco_json import MAX_ANNOTATIONS, read_coco
 from src.errors import UserError
+from src.file_names import quoted
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,7 +57,7 @@ def run(args: argparse.Namespace) -> None:
     if not masks:
         notes.append("the annotations have boxes but no masks, so the recipe trains DINO")
     for other in [] if is_folder else neighbours(path):
-        notes.append(f"{other} is not used; give {path.parent.parent} to use all splits")
+        notes.append(f"{other} is not used; give {quoted(path.parent.parent)} to use all splits")
     prepare(args, name, out, path, parts, content, notes)
 
 

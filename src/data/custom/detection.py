@@ -97,7 +97,7 @@ def prepare(
         path = out / "annotations" / f"{part}.json" if part in new else parts[part].file.path
         data |= {f"{part}_images": str(parts[part].images), f"{part}_annotations": str(path)}
     facts = {"source": str(source), "val_share": args.val_share, "seed": args.seed}
-    with split.start_over(out, ("annotations", "val"), facts) as work:
+    with split.start_over(args, out, ("annotations", "val"), facts) as work:
         numbers = {part: len(indices[part]) for part in order} | {"train": len(kept)}
         print(f"{out}: {split.image_counts(numbers)}; objects ({split.columns(order)}):")
         for line in _class_lines(train.class_names, [learned[part] for part in order]):

@@ -7,7 +7,6 @@ with splits of any usual name (``train``, ``valid``, ``Testing``), which are use
 from __future__ import annotations
 
 import argparse
-import shlex
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +20,7 @@ from src.data.formats.image_files import is_image, list_class_folders, list_imag
 from src.data.formats.splits import SPLITS
 from src.data.verify.imagenet import verify_imagenet
 from src.errors import UserError, agreed, counted
+from src.file_names import quoted
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> None:
     except UserError as error:
         if (file := looks_like_coco(source)) is None:
             raise
-        given = shlex.quote(str(file))
+        given = quoted(file)
         raise UserError(
             f"{error} {file} is a COCO annotation file; use `python -m src prepare from-coco"
             f" {given}`."
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> None:
     if not is_split:
         facts = {"source": str(splits.get("train", layout.root))}
         facts |= {"val_share": args.val_share, "seed": args.seed}
-    with split.start_over(out, () if is_split else SPLITS, facts) as work:
+    with split.start_over(args, out, () if is_split else SPLITS, facts) as work:
         if is_split:
             data: dict[str, Any] = {"root": str(layout.root)}
             data |= {
@@ -123,7 +123,7 @@ def _report_nested(source: Path, classes: list[str]) -> None:
         inner = list_class_folders(source / label) if (source / label).is_dir() else []
         is_empty = not any(is_image(path) for path in (source / label).glob("*"))
         if len(inner) > 1 and is_empty:
-            folder = shlex.quote(str(source / label))
+            folder = quoted(source / label)
             print(
                 f"note: {label} has no images itself, but folders ({', '.join(inner[:3])}"
                 f"{', ...' * (len(inner) > 3)}); if these are the classes, give {folder}"

@@ -17,6 +17,7 @@ from src.data.formats.image_files import (
 )
 from src.data.formats.splits import assign, split_of
 from src.errors import UserError
+from src.file_names import quoted
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def find_layout(source: Path) -> Layout:
         rest.remove(folder)
         notes.append(
             f"{folder.name} has no class folders, so it cannot be tested on; to look at it: "
-            f"predict --data.predict_dir {folder}"
+            f"predict --data.predict_dir {quoted(folder)}"
         )
     if rest:
         raise UserError(

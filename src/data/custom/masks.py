@@ -109,7 +109,7 @@ def run(args: argparse.Namespace) -> None:
         data |= {"test_images": "images/test", "test_labels": "annotations/test"}
     if colours:
         data["palette"] = [list(colour) for colour in colours.values]
-    with split.start_over(out, ("images", "annotations"), facts) as work:
+    with split.start_over(args, out, ("images", "annotations"), facts) as work:
         counts = _place(parts, labels, work, args.mode)
         numbers = {part: len(chosen) for part, chosen in parts.items()}
         print(

@@ -11,7 +11,6 @@ import argparse
 import itertools
 import os
 import re
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ import yaml
 from src import files
 from src.config_files import CONFIGS
 from src.errors import UserError, agreed, counted
+from src.file_names import quoted
 from src.types import ENOUGH_IMAGES
 
 RECIPES = {
@@ -163,9 +163,9 @@ def write(
         )
     elif not weights:
         print(f"         {advice}, the usual choice with few images")
-    name = shlex.quote(path.stem)
-    print(f"Train:   python -m src fit --config {shlex.quote(str(path))}")
-    some = "FOLDER" if unseen is None else shlex.quote(str(unseen))
+    name = quoted(path.stem)
+    print(f"Train:   python -m src fit --config {quoted(path)}")
+    some = "FOLDER" if unseen is None else quoted(unseen)
     print(f"Predict: python -m src predict --name {name} --data.predict_dir {some}")
     print(f"Export:  python -m src export --name {name} --check {some}")
 

@@ -20,7 +20,7 @@ from typing import Any
 from src import files
 from src.decoding import MAX_PIXELS
 from src.errors import MALFORMED_CONTENT, UserError, counted
-from src.file_names import check_name, name_of
+from src.file_names import check_name, name_of, quoted
 
 RECORD = "prepared.json"
 _UNNAMED = ("images", "image", "imgs", "img")
@@ -98,7 +98,10 @@ def target(args: argparse.Namespace, source: Path, *, searched: bool = True) -> 
     if not 0 < args.val_share < 1:
         raise UserError(f"--val-share accepts a share between 0 and 1, got {args.val_share}.")
     if args.name is None:
-        name = name_of([re.sub(r"\s+", "_", _dataset_folder(source).name)], "mine")
+        folder = _dataset_folder(source).name
+        name = name_of([re.sub(r"\s+", "_", folder)], "mine")
+        if name != folder:
+            print(f"note: the name is {name}, from the folder {folder!r}; --name gives another")
     else:
         name = check_name(args.name, "--name")
     out = Path(args.out) if args.out else DEFAULT_PARENT / name
@@ -141,10 +144,13 @@ def _made_from(out: Path) -> Path | None:
 
 
 @contextmanager
-def start_over(out: Path, parts: Sequence[str], facts: dict[str, Any]) -> Iterator[Path]:
+def start_over(
+    args: argparse.Namespace, out: Path, parts: Sequence[str], facts: dict[str, Any]
+) -> Iterator[Path]:
     """Yield a folder to fill, which replaces ``parts`` of ``out`` when the block succeeds.
 
     Args:
+        args: What `add_arguments` declares.
         out: The folder to make, or one made before, which is not changed until then.
         parts: Names of the subfolders that are replaced.
         facts: What the folder is made from, for ``prepared.json``.
@@ -159,12 +165,25 @@ def start_over(out: Path, parts: Sequence[str], facts: dict[str, Any]) -> Iterat
     source = Path(facts["source"])
     if made_from is not None and _dataset_folder(made_from) != _dataset_folder(source):
         raise UserError(
-            f"{out} was made from {made_from}, so nothing was written; give another --name, or"
-            f" delete {out}."
+            f"{out} was made from {made_from}, so nothing was written."
+            f" {_advice_on_name(args, out, source)}, or delete {out}."
         )
     with files.whole_folder(out, last=[RECORD], parts=parts) as work:
         yield work
         files.write_json(work / RECORD, facts, ensure_ascii=False, indent=1)
+
+
+def _advice_on_name(args: argparse.Namespace, out: Path, source: Path) -> str:
+    """Which option puts a dataset into another folder than one that is taken."""
+    stem = name_of([re.sub(r"\s+", "_", _dataset_folder(source).stem)], "mine")
+    names = [stem, *(f"{out.name}_{number}" for number in range(2, 100))]
+    free = next((out.with_name(name) for name in names if not out.with_name(name).exists()), out)
+    if args.out:
+        return f"Give another folder, such as --out {quoted(free)}"
+    option = f"--name {quoted(free.name)}"
+    if args.name:
+        return f"Give another name, such as {option}"
+    return f"The name is that of the folder of the images unless you give one, such as {option}"
 
 
 def _is_empty(folder: Path) -> bool:

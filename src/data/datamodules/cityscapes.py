@@ -20,6 +20,7 @@ from src.data.datasets.cityscapes import CityscapesEvalDataset
 from src.data.datasets.segmentation_folder import SegmentationEvalDataset, find_pairs
 from src.data.formats.label_maps import ClassValues
 from src.errors import UserError
+from src.file_names import quoted
 
 _IMAGE = "_leftImg8bit.png"
 _COARSE = {
@@ -108,8 +109,8 @@ class CityscapesDataModule(ADE20KDataModule):
             if next(self.root.glob("gt*/*/*/*_polygons.json"), None) is None:
                 raise
             raise UserError(
-                f"{error} `python -m src prepare cityscapes --root {self.root}` makes label maps "
-                "of train ids from the polygons."
+                f"{error} `python -m src prepare cityscapes --root {quoted(self.root)}` makes label"
+                " maps of train ids from the polygons."
             ) from error
         return pairs
 

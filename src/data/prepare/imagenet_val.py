@@ -18,6 +18,7 @@ from typing import Any, Literal
 from src import files
 from src.data.classes.class_names import imagenet_synsets
 from src.errors import UserError, agreed, counted
+from src.file_names import quoted
 
 Mode = Literal["symlink", "hardlink", "copy", "move"]
 
@@ -56,7 +57,7 @@ def run(args: argparse.Namespace) -> None:
     was = agreed(before, "was", "were")
     images = counted(placed, "image")
     print(f"{target}: {images} placed by {args.mode}, {before} {was} there before")
-    print(f"check with `python -m src verify imagenet --root {args.root}`")
+    print(f"check with `python -m src verify imagenet --root {quoted(args.root)}`")
 
 
 def read_val_labels(path: Path) -> dict[str, str]:

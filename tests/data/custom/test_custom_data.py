@@ -247,6 +247,41 @@ def test_only_classes_with_objects_are_listed(annotated, tmp_path, capsys):
     assert note.endswith("class 29 and 10 more)")
 
 
+def test_a_folder_name_in_any_alphabet_is_told_and_needs_no_quotes(
+    photos, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    folder = photos.rename(tmp_path / "Tüten fotos")
+    assert main(["prepare", "from-folder", str(folder)]) == 0
+    printed = capsys.readouterr().out
+    assert "note: the name is Tüten_fotos, from the folder 'Tüten fotos'; --name gives" in printed
+    assert "Train:   python -m src fit --config data/own/Tüten_fotos/Tüten_fotos.yaml\n" in printed
+    assert "predict --name Tüten_fotos --data.predict_dir data/own/Tüten_fotos/val\n" in printed
+    assert main(["prepare", "from-folder", str(folder), "--name", "Tüten_fotos"]) == 0
+    assert "note: the name" not in capsys.readouterr().out
+
+
+def test_a_taken_name_leads_to_a_free_one(annotated, tmp_path, capsys, monkeypatch):
+    images, path = annotated
+    monkeypatch.chdir(tmp_path)
+    assert main(["prepare", "from-coco", str(path), "--images", str(images)]) == 0
+    name = next((tmp_path / "data" / "own").iterdir()).name
+    other = shutil.copy(path, tmp_path / "grüne Äpfel.json")
+    given = ["prepare", "from-coco", str(other), "--images", str(images)]
+    assert main(given) == 2
+    error = capsys.readouterr().err
+    assert f"data/own/{name} was made from {path}, so nothing was written. The name is that of" in (
+        error
+    )
+    assert f"such as --name grüne_Äpfel, or delete data/own/{name}." in error
+    assert main([*given, "--name", "grüne_Äpfel"]) == 0
+    assert main([*given, "--name", name]) == 2
+    assert f"Give another name, such as --name {name}_2, or" in capsys.readouterr().err
+    assert main([*given, "--out", f"data/own/{name}"]) == 2
+    error = capsys.readouterr().err
+    assert f"Give another folder, such as --out data/own/{name}_2, or" in error
+
+
 def test_a_refused_annotation_file_is_not_reported_as_prepared(annotated, tmp_path, capsys):
     images, path = annotated
     given = ["--images", str(images), "--out", str(tmp_path / "out")]
