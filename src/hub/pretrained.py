@@ -100,11 +100,13 @@ class Pretrained(ModelParts):
         Args:
             images: An image, or an iterable of images: a file, a Pillow image, an RGB array
                 ``(H, W, 3)`` or an RGB tensor ``(3, H, W)``; arrays and tensors are uint8, or
-                floating-point with values from 0 to 1. Grey ones, ``(H, W)``, ``(H, W, 1)`` or
-                ``(1, H, W)``, become RGB, as grey files do. An array or tensor with four axes is a
+                floating-point with values from 0 to 1 (up to 0.001 beyond is clamped). Grey ones,
+                ``(H, W)``, ``(H, W, 1)`` or ``(1, H, W)``, become RGB, and alpha, ``(H, W, 4)`` or
+                ``(4, H, W)``, is dropped, as those of files. An array or tensor with four axes is a
                 list. `src.inference.find_images` lists those of a folder.
-            batch_size: Images per forward pass. A detector pads images of different sizes to one
-                size, which changes its results slightly, so the default is 1.
+            batch_size: Images per forward pass. A detector pads images of different sizes to the
+                largest one of the batch, which moves its boxes slightly and can change scores in
+                the second decimal; with 1, the default, a result does not depend on other images.
             device: Where to compute, such as ``"cuda"``; the network is moved there. Default: where
                 it is.
 

@@ -18,9 +18,14 @@ from src.errors import UserError
 ImageSource = str | Path | Image.Image | NDArray[Any] | Tensor
 """A file, a Pillow image of any mode, an array or a tensor.
 
-Arrays are RGB ``(H, W, 3)`` or grey, ``(H, W)`` or ``(H, W, 1)``; tensors are RGB ``(3, H, W)`` or
-grey ``(1, H, W)``. Their values are uint8, or floating-point from 0 to 1. Grey becomes RGB.
+Arrays are RGB ``(H, W, 3)``, RGBA ``(H, W, 4)`` or grey, ``(H, W)`` or ``(H, W, 1)``; tensors are
+RGB ``(3, H, W)``, RGBA ``(4, H, W)`` or grey ``(1, H, W)``. Their values are uint8, or
+floating-point from 0 to 1; values up to 0.001 beyond, as resizing leaves them, are clamped. Grey
+becomes RGB, and alpha is dropped, as those of a file.
 """
+
+_CHANNELS = (1, 3, 4)
+_BEYOND = 1e-3  # of floating-point values, which resizing and colour conversion leave
 
 
 def load_image(
@@ -59,15 +64,17 @@ def load_image(
             raise UserError(f"The image cannot be decoded: {error}.") from None
         return turn_upright(image, "the image") if upright else image
     if isinstance(source, Tensor):
-        if source.ndim != 3 or source.shape[0] not in (1, 3):
-            raise _wrong_shape("a tensor", "(3, H, W), or grey (1, H, W)", source.shape)
+        if source.ndim != 3 or source.shape[0] not in _CHANNELS:
+            expected = "(3, H, W), RGBA (4, H, W) or grey (1, H, W)"
+            raise _wrong_shape("a tensor", expected, source.shape)
         array = source.detach().cpu()
         # NumPy has no bfloat16.
         values = array.float() if array.is_floating_point() else array
-        return _from_array(values.permute(1, 2, 0).numpy())
+        return _from_array(values.permute(1, 2, 0).numpy(), is_tensor=True)
     if isinstance(source, np.ndarray):
-        if source.ndim not in (2, 3) or (source.ndim == 3 and source.shape[2] not in (1, 3)):
-            raise _wrong_shape("an array", "(H, W, 3), or grey (H, W) or (H, W, 1)", source.shape)
+        if source.ndim not in (2, 3) or source.shape[2:] not in ((), *((n,) for n in _CHANNELS)):
+            expected = "(H, W, 3), RGBA (H, W, 4) or grey (H, W) or (H, W, 1)"
+            raise _wrong_shape("an array", expected, source.shape)
         return _from_array(source)
     raise UserError(
         "predict takes the path of a file, a Pillow image, a NumPy array (H, W, 3) or a tensor"
@@ -90,24 +97,38 @@ def split_batch(images: Any) -> list[ImageSource] | None:
     return list(images) if isinstance(images, Iterable) and not is_single else None
 
 
-def _from_array(array: NDArray[Any]) -> Image.Image:
-    """RGB image of an array ``(H, W)``, ``(H, W, 1)`` or ``(H, W, 3)``."""
+def _from_array(array: NDArray[Any], *, is_tensor: bool = False) -> Image.Image:
+    """RGB image of an array ``(H, W)``, ``(H, W, 1)``, ``(H, W, 3)`` or ``(H, W, 4)``."""
     if min(array.shape[:2]) < 1:
         raise UserError(f"The image has {array.shape[1]}x{array.shape[0]} pixels.")
     values = array.squeeze(2) if array.ndim == 3 and array.shape[2] == 1 else array
     if np.issubdtype(values.dtype, np.floating):
         low, high = float(values.min()), float(values.max())
-        if not 0 <= low <= high <= 1:  # also if there is a NaN
+        if not -_BEYOND <= low <= high <= 1 + _BEYOND:  # also if there is a NaN
             raise UserError(
                 "Floating-point images must have values from 0 to 1 (not normalised), got values"
                 f" from {low:g} to {high:g}."
             )
-        values = np.rint(values * 255).astype(np.uint8)
+        values = np.rint(values.clip(0, 1) * 255).astype(np.uint8)
     if values.dtype != np.uint8:
         raise UserError(
-            f"An array or tensor of an image must be uint8 or floating-point, got {values.dtype}."
+            "An array or tensor of an image must be uint8 or floating-point, got"
+            f" {values.dtype}.{_conversion(values.dtype, is_tensor)}"
         )
     return Image.fromarray(np.ascontiguousarray(values)).convert("RGB")
+
+
+def _conversion(dtype: np.dtype[Any], is_tensor: bool) -> str:
+    """How to convert an image whose values are of another type, with a leading space."""
+    to_uint8 = "image.to(torch.uint8)" if is_tensor else "image.astype(np.uint8)"
+    to_float = "image.float()" if is_tensor else "image.astype(np.float32)"
+    if dtype == np.bool_:
+        return f" Convert it with {to_uint8} * 255."
+    if dtype == np.uint16:
+        return f" Convert it with {to_float} / 65535, or divide by another largest value."
+    if np.issubdtype(dtype, np.integer):
+        return f" Convert values from 0 to 255 with {to_uint8}."
+    return ""
 
 
 def _wrong_shape(what: str, expected: str, got: Sequence[int]) -> UserError:

@@ -48,7 +48,7 @@ class Prediction(ABC):
 
     @abstractmethod
     def rows(self) -> list[dict[str, Any]]:
-        """Plain Python values for ``json.dumps`` and ``pandas.DataFrame``."""
+        """Plain Python values for ``json.dumps`` and ``pandas.DataFrame``; labels count from 0."""
 
     @abstractmethod
     def plot(self) -> Image.Image:
@@ -179,7 +179,16 @@ class Detection(Prediction):
         return _rows(label=labels, name=self.names, score=scores, x1=x1, y1=y1, x2=x2, y2=y2)
 
     def above(self, score: float) -> Detection:
-        """The detections with at least this score."""
+        """The detections with at least this score.
+
+        Args:
+            score: Minimum score, from 0 to 1.
+
+        Raises:
+            UserError: If it is not a number from 0 to 1.
+        """
+        if _outside_0_to_1(score):
+            raise UserError(f"above takes a score from 0 to 1, got {score!r}.")
         return self._with([result for result in self.results if result["score"] >= score])
 
     def _with(self, results: list[Result]) -> Detection:
@@ -189,13 +198,15 @@ class Detection(Prediction):
         """Image with boxes, masks, class names and scores.
 
         Args:
-            score: Minimum score of drawn objects.
+            score: Minimum score of drawn objects, from 0 to 1.
             unknown: Refused.
 
         Raises:
-            UserError: If the score is not a number, or there are other arguments.
+            UserError: If the score is not a number from 0 to 1, or there are other arguments.
         """
-        _check_plot("a detection", "a score from 0 to 1", _not_numbers(score), unknown)
+        _check_plot(
+            "a detection", "one argument, score from 0 to 1", _outside_0_to_1(score), unknown
+        )
         shown = self.above(score)
         return draw_instances(
             self.image(),
@@ -243,16 +254,23 @@ class Segmentation(Prediction):
         shares = [count / self.label_map.numel() for count in pixels]
         return _rows(label=self.labels.tolist(), name=self.names, pixels=pixels, share=shares)
 
-    def mask(self, name: str) -> Tensor:
+    def mask(self, name: str | int) -> Tensor:
         """Pixels of one class, bool, shape ``(H, W)``.
 
         Args:
-            name: A class name.
+            name: A class name, or a class index as in `labels` and `rows`.
 
         Raises:
             UserError: If the model has no such class.
         """
         names = list(self.class_names)
+        if name not in names and type(label := _plain(name)) is int:
+            if not 0 <= label < len(names):
+                raise UserError(
+                    f"There is no class {label}. The classes are 0 ({names[0]}) to"
+                    f" {len(names) - 1} ({names[-1]})."
+                )
+            return self.label_map == label
         if name not in names:
             close = difflib.get_close_matches(str(name), names, n=1)
             hint = f" Did you mean {close[0]!r}?" if close else ""
@@ -269,9 +287,11 @@ class Segmentation(Prediction):
             unknown: Refused.
 
         Raises:
-            UserError: If the opacity is not a number, or there are other arguments.
+            UserError: If the opacity is not a number from 0 to 1, or there are other arguments.
         """
-        _check_plot("a segmentation", "an opacity from 0 to 1", _not_numbers(opacity), unknown)
+        _check_plot(
+            "a segmentation", "one argument, opacity from 0 to 1", _outside_0_to_1(opacity), unknown
+        )
         return draw_label_map(
             self.image(), self.label_map.numpy(), self.class_names, self.palette, opacity
         )
@@ -313,6 +333,12 @@ def _check_plot(
         raise UserError(f"plot of {what} takes {takes}, got {', '.join(unknown)}.")
 
 
-def _not_numbers(*values: object) -> list[object]:
-    """Those that are not numbers."""
-    return [value for value in values if isinstance(value, str) or not hasattr(value, "__float__")]
+def _plain(value: Any) -> Any:
+    """The Python number of an array or a tensor of one value; anything else as it is."""
+    return value.item() if getattr(value, "shape", None) == () else value
+
+
+def _outside_0_to_1(value: Any) -> list[object]:
+    """The value, if it is not a number from 0 to 1."""
+    is_number = hasattr(value, "__float__") and np.ndim(value) == 0
+    return [] if is_number and 0 <= float(value) <= 1 else [value]

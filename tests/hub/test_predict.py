@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import re
 import shutil
 from pathlib import Path
@@ -199,8 +200,8 @@ def test_mistakes_are_one_line(run, tmp_path):
     for image, message in (
         ("https://example.org/a.jpg", r"https://example\.org/a\.jpg is a URL"),
         (tmp_path / "missing.jpg", "there is no such file"),
-        (np.zeros((3, 8, 8), np.uint8), r"shape \(H, W, 3\), or grey.*got \(3, 8, 8\)"),
-        (np.zeros((8, 8, 4), np.uint8), r"got \(8, 8, 4\)"),
+        (np.zeros((3, 8, 8), np.uint8), r"shape \(H, W, 3\), RGBA.*got \(3, 8, 8\)"),
+        (np.zeros((8, 8, 5), np.uint8), r"RGBA \(H, W, 4\) or grey.*got \(8, 8, 5\)"),
         (np.full((8, 8, 3), 2.0), "values from 0 to 1"),
         (torch.zeros(8, 8, 3), r"shape \(3, H, W\)"),
         (np.zeros((8, 8), np.int64), "uint8 or floating-point, got int64"),
@@ -261,9 +262,39 @@ def test_an_image_that_pillow_cannot_decode_is_refused(tmp_path):
         load_image(Image.open(tmp_path / "half.jpg"))
 
 
-def test_tensors_of_other_whole_numbers_are_refused():
-    with pytest.raises(UserError, match="must be uint8 or floating-point, got int64"):
-        load_image(torch.ones(3, 2, 2, dtype=torch.int64))
+def test_images_of_other_types_lead_to_their_conversion():
+    for image, got, conversion in (
+        (np.ones((2, 2, 3), np.int64), "int64", "image.astype(np.uint8)"),
+        (np.ones((2, 2), bool), "bool", "image.astype(np.uint8) * 255"),
+        (np.full((2, 2), 65535, np.uint16), "uint16", "image.astype(np.float32) / 65535"),
+        (torch.ones(3, 2, 2, dtype=torch.int64), "int64", "image.to(torch.uint8)"),
+        (torch.ones(1, 2, 2, dtype=torch.bool), "bool", "image.to(torch.uint8) * 255"),
+        (torch.ones(1, 2, 2).mul(65535).to(torch.uint16), "uint16", "image.float() / 65535"),
+    ):
+        with pytest.raises(UserError, match=f"be uint8 or floating-point, got {got}\\.") as caught:
+            load_image(image)
+        assert f"with {conversion}" in str(caught.value)
+        value = 1 if got == "int64" else 255
+        converted = eval(conversion, {"image": image, "np": np, "torch": torch})
+        assert load_image(converted).getpixel((0, 0)) == (value,) * 3
+
+
+def test_values_a_hair_beyond_0_and_1_are_clamped():
+    for image in (np.full((2, 2, 3), 1.0001), torch.full((3, 2, 2), 1.0009, dtype=torch.float64)):
+        assert load_image(image).getpixel((0, 0)) == (255, 255, 255)
+        assert load_image(1 - image).getpixel((0, 0)) == (0, 0, 0)
+        for wrong in (image + 0.001, -image * 0.0011, image * math.nan):
+            with pytest.raises(UserError, match="values from 0 to 1"):
+                load_image(wrong)
+
+
+def test_transparent_arrays_are_read_as_such_files_are(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 4, 4), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "clear.png")
+    expected = np.asarray(load_image(tmp_path / "clear.png"))
+    tensor = torch.from_numpy(pixels).permute(2, 0, 1)
+    for image in (pixels, pixels / 255, tensor, tensor / 255):
+        np.testing.assert_array_equal(np.asarray(load_image(image)), expected)
 
 
 def test_a_missing_run_is_not_searched_on_the_hub(run, monkeypatch):

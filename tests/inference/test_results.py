@@ -4,6 +4,7 @@ import inspect
 import json
 import re
 
+import numpy as np
 import pytest
 import torch
 
@@ -110,8 +111,8 @@ def test_plot_says_what_it_takes() -> None:
     areas = Segmentation("a.png", names, True, torch.zeros(2, 2), [(0, 0, 0)] * 2)
     for result, what in (
         (classes, "a classification takes no arguments"),
-        (objects, "a detection takes a score from 0 to 1"),
-        (areas, "a segmentation takes an opacity from 0 to 1"),
+        (objects, "a detection takes one argument, score from 0 to 1"),
+        (areas, "a segmentation takes one argument, opacity from 0 to 1"),
     ):
         saving = (
             rf"^plot of {what}, got 'x\.png'\. Save the image with plot\(\)\.save\('x\.png'\)\.$"
@@ -120,10 +121,17 @@ def test_plot_says_what_it_takes() -> None:
             result.plot("x.png")
         with pytest.raises(UserError, match=rf"^plot of {what}, got scale\.$"):
             result.plot(scale=2)
-    with pytest.raises(UserError, match=r"takes an opacity from 0 to 1, got score\.$"):
-        areas.plot(score=0.3)
-    with pytest.raises(UserError, match=r"takes a score from 0 to 1, got None\.$"):
-        objects.plot(None)
+    with pytest.raises(UserError, match=r"argument, opacity from 0 to 1, got alpha\.$"):
+        areas.plot(alpha=0.3)
+    for wrong in (None, 2, -0.1, float("nan"), [0.5]):
+        got = re.escape(f"from 0 to 1, got {wrong!r}.")
+        for call in (objects.plot, areas.plot, objects.above):
+            with pytest.raises(UserError, match=rf"takes .*(score|opacity) {got}$"):
+                call(wrong)
+    for right in (0, 1, np.float32(0.5), torch.tensor(0.5)):
+        assert len(objects.above(right)) == 0
+    with pytest.raises(UserError, match="above takes a score from 0 to 1, got 'x'"):
+        objects.above("x")
 
 
 def test_the_help_of_a_detection_starts_with_its_results() -> None:
@@ -141,3 +149,19 @@ def test_a_misspelt_class_leads_to_the_closest_one() -> None:
     expected = r"no class 'rod'\. Did you mean 'road'\? The classes .*, class 9 and 1 more\.$"
     with pytest.raises(UserError, match=expected):
         result.mask("rod")
+
+
+def test_a_mask_is_chosen_by_name_or_number() -> None:
+    label_map = torch.tensor([[1, 1, 0, 1]], dtype=torch.uint8)
+    scene = Segmentation("a.png", ["cat", "dog", "road"], True, label_map, [(0, 0, 0)] * 3)
+    dogs = [[True, True, False, True]]
+    for chosen in ("dog", 1, np.int64(1), scene.labels[0], scene.rows()[0]["label"]):
+        assert scene.mask(chosen).tolist() == dogs
+    assert not scene.mask(2).any()
+    for wrong in (3, -1):
+        expected = rf"^There is no class {wrong}\. The classes are 0 \(cat\) to 2 \(road\)\.$"
+        with pytest.raises(UserError, match=expected):
+            scene.mask(wrong)
+    for wrong in (None, True):
+        with pytest.raises(UserError, match=rf"no class {wrong}\. The classes are cat, dog, road"):
+            scene.mask(wrong)
