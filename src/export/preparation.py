@@ -17,6 +17,17 @@ except Exception:  # Pillow raises many kinds of exceptions
 _REFUSED = """\
 if photo.mode[0] in "IF":  # convert("RGB") would make them white
     sys.exit(f"error: {path} has more than 8 bits per channel; save it with 8 bits first")"""
+RESIZED = """\
+def resized(x, sides):
+    # Bilinear without antialiasing, as in training: filters of Pillow average when they shrink.
+    for axis, side in enumerate(sides[::-1]):
+        last = x.shape[axis] - 1
+        place = ((np.arange(side) + 0.5) * x.shape[axis] / side - 0.5).clip(0, last)
+        low = place.astype(int)
+        share = np.float32(place - low).reshape(-1, *[1] * (x.ndim - axis - 1))
+        x = x.take(low, axis) * (1 - share) + x.take(np.minimum(low + 1, last), axis) * share
+    return x"""
+"""Function that resizes an array, ``(H, W)`` or ``(H, W, C)``, to width and height ``sides``."""
 _NORMALISED = "RGB, divided by 255, minus the mean, divided by the standard deviation."
 
 
@@ -48,26 +59,28 @@ def described(result: Result | None, settings: Mapping[str, Any]) -> str:
     if "image_size" in settings:
         side, short, resample = _crop(settings)
         return (
-            f"Resize the shorter side to {short} pixels ({resample}, `image_size` divided by"
-            f" `crop_pct`), and crop {side} x {side} pixels at the centre. {_NORMALISED}"
+            f"Resize the shorter side to {short} pixels ({resample} with antialiasing, as Pillow"
+            f" does it; `image_size` divided by `crop_pct`), and crop {side} x {side} pixels at the"
+            f" centre. {_NORMALISED}"
         )
     scale = _scale(settings)
     text = (
-        f"Resize (bilinear) until the longer side has at most {max(scale)} pixels and the shorter"
-        f" one at most {min(scale)}"
+        "Resize (bilinear without antialiasing, rounded to whole grey values) until the longer side"
+        f" has at most {max(scale)} pixels and the shorter one at most {min(scale)}."
     )
     if isinstance(result, LabelMapResult):
-        text += f", and round both sides up to multiples of {_divisor(settings)}"
-    text += f". {_NORMALISED}"
+        text += f" Resize again, to sides rounded up to multiples of {_divisor(settings)}."
+    text += f" {_NORMALISED}"
     if isinstance(result, RegionResult):
         text += f" Pad with zeros below and right to multiples of {result.divisor}."
     return text
 
 
 def prepared(result: Result | None, settings: Mapping[str, Any]) -> list[str]:
-    """Lines that prepare ``image``, ``(1, 3, H, W)`` float32, from ``photo``, with Pillow.
+    """Lines that prepare ``image``, ``(1, 3, H, W)`` float32, from ``photo``.
 
-    Its filter differs slightly from that of OpenCV.
+    They use the function `RESIZED` for detectors and segmentors, whose recipes resize with OpenCV;
+    it rounds some grey values differently. Resizes of classifiers are Pillow's.
 
     Args:
         result: What the network predicts.
@@ -78,22 +91,23 @@ def prepared(result: Result | None, settings: Mapping[str, Any]) -> list[str]:
         side, short, resample = _crop(settings)
         lines = [
             f"sides = [side * {short} // min(photo.size) for side in photo.size]",
-            f"photo = photo.resize(sides, Image.{resample.upper()})",
-            f"left, top = [round((side - {side}) / 2) for side in photo.size]",
-            f"photo = photo.crop((left, top, left + {side}, top + {side}))",
+            f"small = photo.resize(sides, Image.{resample.upper()})",
+            f"left, top = [round((side - {side}) / 2) for side in small.size]",
+            f"pixels = np.asarray(small.crop((left, top, left + {side}, top + {side})))",
         ]
     else:
         scale = _scale(settings)
         lines = [
             f"scale = min({max(scale)} / max(photo.size), {min(scale)} / min(photo.size))",
-            "sides = [int(side * scale + 0.5) for side in photo.size]",
+            "sides = [max(1, int(side * scale + 0.5)) for side in photo.size]",
+            "pixels = np.floor(resized(np.asarray(photo), sides) + 0.5)",
         ]
         if isinstance(result, LabelMapResult):
             divisor = _divisor(settings)
             lines.append(f"sides = [-(-side // {divisor}) * {divisor} for side in sides]")
-        lines.append("photo = photo.resize(sides, Image.BILINEAR)")
+            lines.append("pixels = np.floor(resized(pixels, sides) + 0.5)  # again, as in training")
     lines += [
-        f"pixels = (np.asarray(photo) / 255 - {mean}) / {std}",
+        f"pixels = (pixels / 255 - {mean}) / {std}",
         "image = pixels.transpose(2, 0, 1)[None].astype(np.float32)  # (1, 3, H, W)",
     ]
     if not isinstance(result, RegionResult):

@@ -9,7 +9,7 @@ from src.export.card import opening
 from src.export.description import Description
 from src.export.drawing import MIN_SCORE, drawing
 from src.export.files import RESULT_FILE
-from src.export.preparation import is_known, opened, prepared
+from src.export.preparation import RESIZED, is_known, opened, prepared
 from src.models.graphs import ClassResult, Graph, LabelMapResult, QueryResult, RegionResult, Result
 
 SCRIPTS: Mapping[str, str] = {
@@ -41,7 +41,7 @@ def result_script(
     if inside:
         prepare, after = ['inputs = {"image": np.asarray(photo)[None]}'], ""
     else:
-        prepare = [*_prepared(result, description), *_inputs(result)]
+        prepare = [*prepared(result, description.preprocessing), *_inputs(result)]
         after = _RESCALED.get(type(result), "")
     return _script(
         "onnx",
@@ -84,7 +84,7 @@ def raw_script(
         description,
         drawing(result, "box", description.class_names, description.own_numbers),
         model=[*(opening(file, library) if kind == "onnx" else _OPENED[kind]), *names],
-        prepare=[*_prepared(result, description), 'inputs = {"image": image}'],
+        prepare=[*prepared(result, description.preprocessing), 'inputs = {"image": image}'],
         after=after,
     ).replace("OUTPUTS", str(graph.outputs))
 
@@ -152,6 +152,7 @@ def _script(
         "",
         "FOLDER = Path(__file__).resolve().parent",
         *([MIN_SCORE] if "min_score" in shown else []),
+        *(["", "", RESIZED, ""] if "resized(" in "".join([*prepare, after]) else []),
         "",
         _PATH.replace("NAME", name),
         *opened(upright=description.upright),
@@ -163,11 +164,6 @@ def _script(
         "",
     ]
     return "\n".join(lines) + shown + _SAVED
-
-
-def _prepared(result: Result, description: Description) -> list[str]:
-    lines = prepared(result, description.preprocessing)
-    return ["original = photo", *lines, "photo = original"]
 
 
 def _inputs(result: Result) -> list[str]:
@@ -236,17 +232,7 @@ _FOUND: dict[type, str] = {
     LabelMapResult: """\
 # The best class of each pixel of the photo, from logits at the size of the prepared image, which
 # are resized as in evaluation: bilinear without antialiasing.
-def resized(x):
-    for axis, size in enumerate(photo.size[::-1]):
-        last = x.shape[axis] - 1
-        place = ((np.arange(size) + 0.5) * x.shape[axis] / size - 0.5).clip(0, last)
-        low = place.astype(int)
-        share = np.float32(place - low) if axis else np.float32(place - low)[:, None]
-        x = x.take(low, axis) * (1 - share) + x.take(np.minimum(low + 1, last), axis) * share
-    return x
-
-
-logits = [resized(x) for x in found["logits"][0, : len(names)]]
+logits = [resized(x, photo.size) for x in found["logits"][0, : len(names)]]
 found = {"label_map": np.argmax(logits, axis=0)[None]}""",
     QueryResult: """\
 # The best pairs of query and class; boxes are centre and size relative to the image.

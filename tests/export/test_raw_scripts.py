@@ -11,6 +11,7 @@ from src.export.description import Description
 from src.export.graphs import graphs_of
 from src.export.package import Form, write
 from src.export.script import raw_script
+from src.hub import Pretrained
 from src.models.segmentation.inference import image_probabilities
 from tests.export.test_result_files import COLOURS, NETWORKS, photo
 
@@ -23,7 +24,9 @@ def written_raw(name, folder, formats):
     task, classes, make, settings = NETWORKS[name]
     torch.manual_seed(0)
     network = make().eval()
-    settings = {**settings, **COLOURS, "palette": [[20 * i, 250, 10] for i in range(classes)]}
+    settings = {**settings, **COLOURS}
+    if task == "segmentation":
+        settings["palette"] = [[20 * i, 250, 10] for i in range(classes)]
     description = Description(task, [f"class {i}" for i in range(classes)], settings)
     write(network, description, folder, formats, RAW)
     Image.fromarray(photo(90, 130)).save(folder / "photo.png")
@@ -71,6 +74,28 @@ def test_detections_of_dino(tmp_path, run):
     np.testing.assert_array_equal(found["found"]["labels"], expected.labels)
     np.testing.assert_allclose(found["found"]["boxes"], expected.boxes, atol=1e-2)
     assert f" of {len(expected.scores)} detections have a score of at least 0.3\n" in printed
+
+
+@pytest.mark.parametrize("name", ["classifier", "segformer", pytest.param("dino", marks=slow)])
+def test_results_are_those_of_predict(name, tmp_path, run):
+    network, description = written_raw(name, tmp_path, ["onnx", "pt2"])
+    details = np.random.default_rng(0).integers(0, 256, (64, 95, 3), np.uint8)
+    # Twice the size of the prepared image of DINO, which all roundings of a bilinear resize give
+    # alike: its proposals change places otherwise.
+    Image.fromarray(details).resize((380, 256)).save("photo.png")
+    names, settings = list(description.class_names), dict(description.preprocessing)
+    expected = Pretrained(network, {}, names, description.task, settings).predict("photo.png")
+    for script in ("predict.py", "predict_pt2.py"):
+        found = run(script)[0]["found"]
+        if name == "segformer":
+            assert (found["label_map"][0] != expected.label_map.numpy()).mean() < 1e-2
+        elif name == "dino":
+            np.testing.assert_allclose(found["scores"], expected.scores, atol=1e-4)
+            np.testing.assert_array_equal(found["labels"][:20], expected.labels[:20])
+            np.testing.assert_allclose(found["boxes"][:20], expected.boxes[:20], atol=1e-2)
+        else:
+            probabilities = found["probabilities"][0, expected.labels.numpy()]
+            np.testing.assert_allclose(probabilities, expected.scores, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["onnx", "pt2", "aoti"])
