@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from src.data.formats.image_files import list_class_folders
-from src.errors import UserError
+from src.errors import UserError, counted
 
 _SYNSET = re.compile(r"n\d{8}")
 _ROW = re.compile(r"(\d{1,9})(?:\s*[,;:=|.)]\s*(?=\D)|\s+)(.+)")  # a number and a name
@@ -79,9 +79,10 @@ def resolve_classes(
         return ClassSet(tuple(folders), tuple(names))
     missing = next(folder for folder in folders if folder not in set(names))
     raise UserError(
-        f"class_names has {len(names)} names but {root} has {len(folders)} class folders, and the "
-        f"folder {missing!r} is not among the names. Give one name per folder (sorted by folder "
-        "name), or the full list of folder names in label order."
+        f"class_names has {counted(len(names), 'name')} but {root} has"
+        f" {counted(len(folders), 'class folder')}, and the folder {missing!r} is not"
+        " among the names. Give one name per folder (sorted by folder name), or the"
+        " full list of folder names in label order."
     )
 
 

@@ -103,8 +103,8 @@ def prepare(
         for line in _class_lines(train.class_names, [learned[part] for part in order]):
             print(f"  {line}")
         for reason, count in left_out.items():
-            is_are = agreed(count, "is", "are")
-            print(f"note: {count} of {len(chosen)} training images {is_are} left out: {reason}")
+            images = counted(len(chosen), "training image")
+            print(f"note: {count} of {images} {agreed(count, 'is', 'are')} left out: {reason}")
         for note in [*_absent_classes(train, learned, is_divided, args), *notes]:
             print(f"note: {note}")
         print(f"Checked: {surveys}")
@@ -126,14 +126,15 @@ def _absent_classes(
     never = learned["train"] == 0
     unseen = (learned["val"] == 0) & ~never
     if never.any():
-        named = _chosen_classes(train.class_names, never)
-        notes.append(f"no training annotation, so they cannot be learned: {named}")
+        named, they = _chosen_classes(train.class_names, never), _pronoun(never, "it", "they")
+        notes.append(f"no training annotation, so {they} cannot be learned: {named}")
     if unseen.any():
         named = _chosen_classes(train.class_names, unseen)
         if is_divided:
             classes = train.classes_of_images()
             named += split.advice_on_share(classes, args.val_share, args.seed)
-        notes.append(f"no validation annotation, so the metrics leave them out: {named}")
+        them = _pronoun(unseen, "it", "them")
+        notes.append(f"no validation annotation, so the metrics leave {them} out: {named}")
     return notes
 
 
@@ -201,8 +202,13 @@ def _class_lines(names: list[str], counts: list[NDArray[np.int64]]) -> list[str]
     return lines + [f"and {more} more {agreed(more, 'class', 'classes')}"] * (more > 0)
 
 
+def _pronoun(chosen: NDArray[np.bool_], one: str, several: str) -> str:
+    return agreed(int(chosen.sum()), one, several)
+
+
 def _chosen_classes(names: list[str], chosen: NDArray[np.bool_]) -> str:
     """Number and names of some classes."""
     found = [name for name, is_chosen in zip(names, chosen, strict=True) if is_chosen]
     more = f" and {len(found) - _MAX_NAMED} more" if found[_MAX_NAMED:] else ""
-    return f"{len(found)} of {len(names)} classes ({', '.join(found[:_MAX_NAMED])}{more})"
+    classes = f"{len(found)} of {len(names)} {agreed(len(names), 'class', 'classes')}"
+    return f"{classes} ({', '.join(found[:_MAX_NAMED])}{more})"

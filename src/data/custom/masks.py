@@ -27,9 +27,11 @@ from src.data.formats.label_maps import to_own_numbers
 from src.data.formats.splits import SPLITS
 from src.decoding import BrokenImageError, open_image
 from src.errors import UserError, agreed, counted
+from src.file_names import quoted
 from src.types import IGNORE_LABEL, Size
 
 _BLACK_AND_WHITE = [0, 255]  # values of a mask whose white pixels are a class
+_NAME_FILES = ("classes.txt", "class_names.txt")  # usual names of a list of the classes
 _FOLDERS = {"train": "training", "val": "validation", "test": "test"}
 
 
@@ -98,7 +100,7 @@ def run(args: argparse.Namespace) -> None:
         notes.append(f"unlabelled, besides 255: {', '.join(map(str, labels.ignored))}")
     if is_table:
         notes.append(f"values of the classes are the numbers in {source}")
-    notes += [*_note_zero(args, labels), *_note_predicted(labels)]
+    notes += [*_note_zero(args, labels), *_note_names(args), *_note_predicted(labels)]
     parts, advice = _divide(pairs, labels, args)
     facts = {"source": str(args.images), "val_share": args.val_share, "seed": args.seed}
     data: dict[str, Any] = {"root": str(out), "class_names": labels.names, "upright": True}
@@ -163,9 +165,9 @@ def _divide(
     if apart and len(apart) < len(pairs):
         names = " and ".join(f"{len(parts[p])} in {p}" for p in SPLITS if parts[p])
         raise UserError(
-            f"{args.images} has {len(pairs) - len(apart)} images in folders of splits and "
-            f"{len(apart)} in none (the first is {apart[0].image}; counted with train: {names}). "
-            "Put all of them into train, val or test, or none."
+            f"{args.images} has {counted(len(pairs) - len(apart), 'image')} in folders of splits"
+            f" and {len(apart)} in none (the first is {apart[0].image}; counted with train:"
+            f" {names}). Put all of them into train, val or test, or none."
         )
     if not parts["train"]:
         found = ", ".join(part for part in SPLITS if parts[part])
@@ -221,6 +223,19 @@ def _note_zero(args: argparse.Namespace, labels: LabelReader) -> list[str]:
         "0 is a class of its own (class 0); if it means unlabelled, add --ignore 0; --class-names "
         "gives the classes names"
     ]
+
+
+def _note_names(args: argparse.Namespace) -> list[str]:
+    """A note about a file of class names that lies beside the data and is not given."""
+    if args.class_names or args.colours:
+        return []
+    apart = args.images != args.masks
+    folders = [args.images, args.masks, *[args.images.parent, args.masks.parent] * apart]
+    paths = (folder / name for folder in folders for name in _NAME_FILES)
+    found = next((path for path in paths if path.is_file()), None)
+    if found is None:
+        return []
+    return [f"{found} is not used; to name the classes by it, add --class-names {quoted(found)}"]
 
 
 def _note_predicted(labels: LabelReader) -> list[str]:

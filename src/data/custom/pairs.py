@@ -91,7 +91,7 @@ def match_label_maps(
     missing = [file for file in shown if (file.parents, names[id(file)]) not in by_name]
     if missing:
         raise UserError(
-            f"{len(missing)} of {len(shown)} images in {images}"
+            f"{len(missing)} of {counted(len(shown), 'image')} in {images}"
             f" {agreed(len(missing), 'has', 'have')} no label map in {masks}; the first is"
             f" {missing[0].path}, whose label map should be named {names[id(missing[0])]}. "
             "--mask-suffix and --image-suffix say how the names end."

@@ -20,7 +20,7 @@ from src.data.custom.survey import survey
 from src.data.custom.yolo_labels import Box, read_labels
 from src.data.custom.yolo_layout import Dataset, find_dataset, label_file
 from src.data.formats.coco_json import MAX_ANNOTATIONS, CocoFile
-from src.errors import UserError, agreed
+from src.errors import UserError, agreed, counted
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -75,8 +75,8 @@ def run(args: argparse.Namespace) -> None:
     missing = sum(found is None for found in labels.values())
     if missing:
         notes.append(
-            f"{missing} of {len(images)} images {agreed(missing, 'has', 'have')} no label file: no"
-            " objects"
+            f"{missing} of {counted(len(images), 'image')} {agreed(missing, 'has', 'have')}"
+            " no label file: no objects"
         )
     kind = "polygons, so the recipe trains Mask R-CNN" if masks else "boxes: the recipe trains DINO"
     notes.append(f"the labels are {kind}")

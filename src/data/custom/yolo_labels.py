@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from src.errors import UserError
+from src.errors import UserError, counted
 
 _MAX_CLASS = 100_000  # if the number of classes is not known
 _TOLERANCE = 0.01  # beyond the image, from rounding; clipped
@@ -63,7 +63,7 @@ def _box(fields: list[str], where: str, classes: int | None, has_polygons: bool)
     if not has_polygons:
         values = values[:4]
     if not is_polygon and len(values) != 4:
-        raise UserError(f"{where} has {len(fields)} numbers: {shown!r}; {_EXPECTED}.")
+        raise UserError(f"{where} has {counted(len(fields), 'number')}: {shown!r}; {_EXPECTED}.")
     most = _MAX_CLASS if classes is None else classes - 1
     if not label.is_integer() or not 0 <= label <= most:
         raise UserError(f"{where} has the class {fields[0]}; expected an integer from 0 to {most}.")

@@ -11,7 +11,7 @@ import yaml
 from src.data.classes.class_names import class_names_of_option, read_class_names
 from src.data.formats.image_files import is_image, list_images
 from src.data.formats.splits import SPLITS, split_of
-from src.errors import UserError
+from src.errors import UserError, counted
 
 _CLASS_FILES = ("classes.txt", "labels/classes.txt", "obj.names")
 _EXPECTED = (
@@ -139,7 +139,7 @@ def _names(content: dict[str, Any], path: Path) -> list[str]:
         twice = next(name for name in names if names.count(name) > 1)
         raise UserError(f"{path} has the class name {twice!r} twice; give different names.")
     if content.get("nc", len(names)) != len(names):
-        raise UserError(f"{path} has nc: {content['nc']}, but {len(names)} names.")
+        raise UserError(f"{path} has nc: {content['nc']}, but {counted(len(names), 'name')}.")
     return names
 
 

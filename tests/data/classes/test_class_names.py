@@ -55,7 +55,7 @@ def test_names_from_a_file_need_no_data_set(tmp_path):
 @pytest.mark.parametrize(
     ("names", "sentence"),
     [
-        (["cat"], "1 names but .* has 2 class folders, and the folder 'a' is not among"),
+        (["cat"], "1 name but .* has 2 class folders, and the folder 'a' is not among"),
         (["b", "aa"], "2 names but .* has 2 class folders, and the folder 'a' is not among"),
         ([], "holds no names"),
         (["a", "a"], "'a' more than once"),

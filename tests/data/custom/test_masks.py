@@ -71,6 +71,24 @@ def test_a_table_from_zero_names_black_and_white_masks(
     assert "  car: 3 + 1\n" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("where", ["folder", "both", "parent"])
+def test_a_file_of_class_names_beside_the_label_maps_is_pointed_at(
+    where: str, street: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inside, apart = [str(street)], ["--images", f"{street}/images", "--masks", f"{street}/masks"]
+    names = street / ("masks/classes.txt" if where == "both" else "classes.txt")
+    names.write_text("sky\nroad\npole\ncar\n")
+    given = inside if where == "folder" else apart
+    assert prepare(street, *given)[0] == 0
+    printed = capsys.readouterr().out
+    option = f"--class-names {names}"
+    assert f"note: {names} is not used; to name the classes by it, add {option}\n" in printed
+    assert prepare(street, *given, *option.split())[0] == 0
+    printed = capsys.readouterr().out
+    assert "is not used" not in printed
+    assert "  car: 3 + 1\n" in printed
+
+
 def test_label_maps_may_have_several_extensions(street: Path) -> None:
     for number in (1, 3):
         path = street / "masks" / f"{number}.png"

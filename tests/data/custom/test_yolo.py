@@ -65,7 +65,7 @@ def test_polygons_become_a_recipe_of_mask_rcnn(dataset, tmp_path, capsys):
     assert prepare(dataset, tmp_path / "out") == 0
     text = capsys.readouterr().out
     assert "Mask R-CNN with InternImage-NANO" in text
-    assert "no training annotation, so they cannot be learned: 1 of 2 classes (dog)" in text
+    assert "no training annotation, so it cannot be learned: 1 of 2 classes (dog)" in text
     annotation = read(tmp_path / "out", "val")["annotations"][0]
     assert annotation["segmentation"] == [[16.0, 12.0, 48.0, 12.0, 48.0, 36.0]]
     assert annotation["bbox"] == [16.0, 12.0, 32.0, 24.0]
