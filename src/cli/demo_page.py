@@ -3,12 +3,15 @@
 from html import escape
 
 
-def curl_command(port: int) -> str:
+def curl_command(port: int, *, as_json: bool = False) -> str:
     """The same as the page in a terminal.
 
     Args:
         port: Port of the server on this computer.
+        as_json: Whether the answer is JSON instead of the drawn image.
     """
+    if as_json:
+        return f"curl -H Accept:application/json -F file=@photo.jpg 127.0.0.1:{port}/predict"
     return f"curl -F file=@photo.jpg -o result.png 127.0.0.1:{port}/predict"
 
 
@@ -21,7 +24,9 @@ def render_page(task: str, classes: int, port: int) -> str:
         port: Port of the server on this computer.
     """
     title = f"InternImage: {task}, {classes} {'class' if classes == 1 else 'classes'}"
-    return _PAGE.replace("TITLE", escape(title)).replace("COMMAND", escape(curl_command(port)))
+    page = _PAGE.replace("TITLE", escape(title))
+    page = page.replace("JSON_COMMAND", escape(curl_command(port, as_json=True)))
+    return page.replace("COMMAND", escape(curl_command(port)))
 
 
 _PAGE = """<!doctype html>
@@ -43,6 +48,7 @@ body { font: 16px sans-serif; max-width: 64rem; margin: 2rem auto; padding: 0 1r
 <p id="text" role="status"></p>
 <img id="result" alt="" hidden>
 <p>In a terminal: <code>COMMAND</code></p>
+<p>As JSON: <code>JSON_COMMAND</code></p>
 <script>
 const drop = document.getElementById("drop");
 const text = document.getElementById("text");

@@ -43,6 +43,9 @@ def server_of(tmp_path_factory):
         server.server_close()
 
 
+AS_JSON = {"Accept": "application/json"}
+
+
 def ask(server, method, path, body=None, headers=None):
     connection = HTTPConnection("127.0.0.1", server.server_port, timeout=60)
     connection.request(method, path, body, headers or {})
@@ -73,8 +76,23 @@ def test_an_image_is_answered_with_its_results(name, server_of):
     assert answer.status == 200, content
     text = json.loads(answer.headers["X-Result"])
     assert "class " in text
-    assert ("%" in text) == (network.task == "classification")
+    assert "%" in text
     assert " %" not in text  # as in Python
+    answer, content_json = ask(server, "POST", "/predict", jpeg(), AS_JSON)
+    assert (answer.status, answer.headers["Content-Type"]) == (200, "application/json")
+    assert json.loads(answer.headers["X-Result"]) == text
+    rows = json.loads(content_json)
+    keys = {
+        "classification": ["score"],
+        "detection": ["score", "x1", "y1", "x2", "y2"],
+        "segmentation": ["pixels", "share"],
+    }[network.task]
+    for row in rows:
+        assert [*row] == ["label", "name", *keys]
+        assert row["name"] == network.class_names[row["label"]]
+    value = keys[-1] if network.task == "segmentation" else "score"
+    assert [row[value] for row in rows] == sorted((row[value] for row in rows), reverse=True)
+    assert text.endswith(", ".join(f"{row['name']} {row[value]:.1%}" for row in rows))
     drawn = Image.open(io.BytesIO(content))
     assert drawn.format == "PNG"
     given = np.asarray(Image.open(io.BytesIO(jpeg())))
@@ -84,6 +102,13 @@ def test_an_image_is_answered_with_its_results(name, server_of):
     assert text.startswith(b"The image file cannot be read: its content")
     command = f"curl -F file=@photo.jpg -o result.png 127.0.0.1:{server.server_port}/predict"
     assert command in page.decode()
+    as_json = curl_command(server.server_port, as_json=True)
+    assert f"As JSON: <code>{as_json}</code>" in page.decode()
+    answer, text = ask(server, "POST", "/predict", b"not an image", AS_JSON)
+    assert answer.status == 400
+    assert json.loads(text)["error"].startswith("The image file cannot be read: its content")
+    answer, text = ask(server, "POST", "/predict", None, AS_JSON)
+    assert json.loads(text) == {"error": f"no image. Send an image file: {command}"}
     for method, path, code in (
         ("GET", "/etc/passwd", 404),
         ("GET", "/predict", 404),
@@ -138,6 +163,9 @@ def test_the_printed_command_works(server_of, tmp_path):
     headers = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)
     assert "X-Result:" in headers.stdout
     assert Image.open(tmp_path / "result.png").format == "PNG"
+    command = shlex.split(curl_command(server.server_port, as_json=True))
+    rows = json.loads(subprocess.run(command, cwd=tmp_path, check=True, capture_output=True).stdout)
+    assert rows[0].keys() == {"label", "name", "score"}
 
 
 def test_the_page_says_the_highest_score_if_nothing_is_shown():
@@ -158,7 +186,27 @@ def test_the_page_says_the_highest_score_if_nothing_is_shown():
         ((0.2999,), "0 objects have a score of at least 0.3; the highest score is 0.2999."),
     ):
         assert line in demo.predict(Detector(*scores), jpeg(), 0.3)[1]
-    assert demo.predict(Detector(0.31, 0.1), jpeg(), 0.3)[1] == "1 object: cat"
+    assert demo.predict(Detector(0.31, 0.1), jpeg(), 0.3)[1] == "1 object: cat 31.0%"
+    rows = demo.predict(Detector(0.31, 0.1), jpeg(), 0.3, as_json=True)[0]
+    box = {"x1": 10, "y1": 10, "x2": 60, "y2": 60}
+    assert json.loads(rows) == [{"label": 0, "name": "cat", "score": pytest.approx(0.31), **box}]
+    assert json.loads(demo.predict(Detector(), jpeg(), 0.3, as_json=True)[0]) == []
+
+
+def test_areas_are_listed_with_their_shares():
+    class Segmentor:
+        task, class_names, upright = "segmentation", ["cat", "dog", "road"], True
+        palette = ()
+
+        def __call__(self, pixels):
+            label_map = np.full(pixels.shape[:2], 2)
+            label_map[: len(label_map) // 3] = 0
+            return {"label_map": label_map}
+
+    assert demo.predict(Segmentor(), jpeg(), 0.3)[1] == "road 66.7%, cat 33.3%"
+    rows = json.loads(demo.predict(Segmentor(), jpeg(), 0.3, as_json=True)[0])
+    assert rows[0] == {"label": 2, "name": "road", "pixels": 60 * 130, "share": 60 / 90}
+    assert [row["label"] for row in rows] == [2, 0]
 
 
 def test_user_errors_are_one_line(tmp_path, capsys):
@@ -179,13 +227,28 @@ def test_an_exported_run_is_found_by_its_name(tmp_path, capsys, monkeypatch):
     assert "demo needs --model or --name. See" in capsys.readouterr().err
     assert main(["demo", "--name", "first"]) == 2
     expected = (
-        "There is no exported/first/model.onnx. Write it with python -m src export --name first,"
+        "There is no exported/first/model.onnx. No run is exported; write it with python -m src"
+        " export --name RUN. Or give another file with --model."
     )
     assert expected in capsys.readouterr().err
+    checkpoint = tmp_path / "runs/second/version_0/checkpoints/last.ckpt"
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.touch()
+    for name, advice in (
+        ("second", "Write it with python -m src export --name second. Or give"),
+        (
+            "secnd",
+            "Did you mean the run 'second'? Export it with python -m src export --name s",
+        ),
+    ):
+        assert main(["demo", "--name", name]) == 2
+        assert f"There is no exported/{name}/model.onnx. {advice}" in capsys.readouterr().err
     (tmp_path / "exported/first").mkdir(parents=True)
     (tmp_path / "exported/first/model.onnx").touch()
     assert main(["demo", "--name", "frist"]) == 2
-    assert "frist/model.onnx. Did you mean 'first'? Write it" in capsys.readouterr().err
+    assert "frist/model.onnx. Did you mean 'first'? Or give" in capsys.readouterr().err
+    assert main(["demo", "--name", "x"]) == 2
+    assert "There is no exported/x/model.onnx. Exported runs are first." in capsys.readouterr().err
     opened = []
     monkeypatch.setattr(demo, "ExportedModel", opened.append)
     monkeypatch.setattr(demo, "make_server", lambda *given: InterruptedServer())

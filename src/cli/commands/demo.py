@@ -3,7 +3,9 @@
 The page and the results are served by the standard library on this computer only, one image at a
 time; nothing is loaded from elsewhere, and images are not kept. Other programs can send images, as
 ``curl -F file=@photo.jpg -o result.png -D - 127.0.0.1:8000/predict`` does. The answer is the drawn
-image; its header ``X-Result`` is a JSON string of the classes or objects.
+image; its header ``X-Result`` is a JSON string of the classes or objects with their scores, or
+shares of the image. With the header ``Accept: application/json``, the answer is a JSON list of them
+(`src.cli.demo_results.Answer.rows`), and errors are ``{"error": message}``.
 """
 
 from __future__ import annotations
@@ -19,23 +21,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
 
 from src.cli.demo_page import curl_command, render_page
-from src.cli.suggestions import suggest
+from src.cli.demo_results import answer
+from src.cli.suggestions import closest
 from src.cli.tool_parser import ToolParser
-from src.data.classes.palette import distinct_palette
 from src.decoding import decode
-from src.errors import UserError, counted, printable, told_apart
+from src.errors import UserError, printable
 from src.export.files import EXPORTED, RESULT_FILE
 from src.export.predictor import ExportedModel
+from src.runs import is_run, runs_with_checkpoints
 from src.stopping import Interrupted
-from src.visualization import draw_classes, draw_instances, draw_label_map
 
 MAX_BYTES = 64 * 2**20
-_TOP = 5
+_JSON = "application/json"
 _PORT = 8000
+_RUNS = Path("runs")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     server = make_server(ExportedModel(model), args.port, args.score)
     print(f"Open http://127.0.0.1:{server.server_port} and drop an image. Ctrl-C ends it.")
     print(f"Or in a terminal: {curl_command(server.server_port)}")
+    print(f"As JSON:          {curl_command(server.server_port, as_json=True)}")
     try:
         server.serve_forever()
     except (KeyboardInterrupt, Interrupted):
@@ -65,26 +67,39 @@ def _parser() -> argparse.ArgumentParser:
     parser = ToolParser(
         prog="python -m src demo",
         description="Try an exported network in the browser, or in another terminal: "
-        f"{curl_command(_PORT)} (-D - shows the classes in the header X-Result)",
+        f"{curl_command(_PORT)} (-D - shows the classes in the header X-Result), or, for classes,"
+        f" scores and boxes as JSON: {curl_command(_PORT, as_json=True)}",
     )
     add = parser.add_argument
     model = parser.add_mutually_exclusive_group(required=True)
     model.add_argument("--model", help="model.onnx of python -m src export")
     model.add_argument("--name", help=f"name of an exported run: {EXPORTED}/NAME/{RESULT_FILE}")
     add("--port", type=int, default=_PORT, help="port on this computer, 0 is any (%(default)s)")
-    add("--score", type=float, default=0.3, help="minimum score of drawn boxes (%(default)s)")
+    add("--score", type=float, default=0.3, help="minimum score of boxes (%(default)s)")
     return parser
 
 
 def _exported(name: str) -> Path:
     path = EXPORTED / name / RESULT_FILE
     if not path.is_file():
-        folders = (other.parent.name for other in EXPORTED.glob(f"*/{RESULT_FILE}"))
-        raise UserError(
-            f"There is no {path}.{suggest(name, folders)} Write it with python -m src export"
-            f" --name {shlex.quote(name)}, or give another file with --model."
-        )
+        raise UserError(f"There is no {path}. {_advice(name)} Or give another file with --model.")
     return path
+
+
+def _advice(name: str) -> str:
+    """What to do about a name that no exported run has."""
+    exported = sorted(other.parent.name for other in EXPORTED.glob(f"*/{RESULT_FILE}"))
+    similar_run = closest(name, runs_with_checkpoints(_RUNS))
+    if is_run(_RUNS / name):
+        return f"Write it with python -m src export --name {shlex.quote(name)}."
+    if (similar := closest(name, exported)) is not None:
+        return f"Did you mean {similar!r}?"
+    if similar_run is not None:
+        command = f"python -m src export --name {shlex.quote(similar_run)}"
+        return f"Did you mean the run {similar_run!r}? Export it with {command}."
+    if exported:
+        return f"Exported runs are {', '.join(exported[:10])}."
+    return "No run is exported; write it with python -m src export --name RUN."
 
 
 def make_server(predictor: ExportedModel, port: int = 0, score: float = 0.3) -> HTTPServer:
@@ -93,14 +108,16 @@ def make_server(predictor: ExportedModel, port: int = 0, score: float = 0.3) -> 
     Args:
         predictor: The exported network.
         port: Port, 0 is any.
-        score: Minimum score of drawn boxes.
+        score: Minimum score of boxes.
 
     Raises:
         UserError: If the port is in use.
     """
 
     class Handler(_Handler):
-        predict = staticmethod(lambda content: predict(predictor, content, score))
+        predict = staticmethod(
+            lambda content, as_json: predict(predictor, content, score, as_json=as_json)
+        )
 
     try:
         server = HTTPServer(("127.0.0.1", port), Handler)
@@ -112,76 +129,30 @@ def make_server(predictor: ExportedModel, port: int = 0, score: float = 0.3) -> 
     return server
 
 
-def predict(predictor: ExportedModel, content: bytes, score: float) -> tuple[bytes, str]:
+def predict(
+    predictor: ExportedModel, content: bytes, score: float, *, as_json: bool = False
+) -> tuple[bytes, str]:
     """Predict an image file.
 
     Args:
         predictor: The exported network.
         content: The file.
-        score: Minimum score of drawn boxes.
+        score: Minimum score of boxes.
+        as_json: Whether to return the results as JSON instead of drawing them.
 
     Returns:
-        A PNG file with the results, and a line that describes them.
+        A PNG file with the results, or a JSON list of them, and a line that describes them.
 
     Raises:
         UserError: If the image cannot be read.
     """
     image = decode("file", upright=predictor.upright, content=content)
-    found = predictor(np.array(image))
-    drawn, text = _DRAW[predictor.task](image, found, predictor, score)
+    result = answer(image, predictor(np.array(image)), predictor, score)
+    if as_json:
+        return f"{json.dumps(result.rows, ensure_ascii=False)}\n".encode(), result.text
     file = io.BytesIO()
-    drawn.save(file, "PNG")
-    return file.getvalue(), text
-
-
-def _classes(
-    image: Image.Image, found: dict[str, NDArray[Any]], predictor: ExportedModel, _: float
-) -> tuple[Image.Image, str]:
-    probabilities = found["probabilities"]
-    best = (-probabilities).argsort(kind="stable")[:_TOP]
-    shown = [predictor.class_names[label] for label in best]
-    drawn = draw_classes(image, shown, probabilities[best].tolist())
-    shares = zip(shown, probabilities[best], strict=True)
-    return drawn, ", ".join(f"{name} {share:.1%}" for name, share in shares)
-
-
-def _label_map(
-    image: Image.Image, found: dict[str, NDArray[Any]], predictor: ExportedModel, _: float
-) -> tuple[Image.Image, str]:
-    labels, names = found["label_map"], predictor.class_names
-    palette = predictor.palette or distinct_palette(len(names))
-    drawn = draw_label_map(image, labels, names, palette)
-    return drawn, ", ".join(names[label] for label in np.unique(labels))
-
-
-def _instances(
-    image: Image.Image, found: dict[str, NDArray[Any]], predictor: ExportedModel, score: float
-) -> tuple[Image.Image, str]:
-    shown = found["scores"] >= score
-    boxes, labels = found["boxes"][shown], found["labels"][shown]
-    masks: list[NDArray[np.bool_]] = []
-    if "masks" in found:
-        size = image.height, image.width
-        masks = list(predictor.whole_masks(found["masks"][shown], boxes, size))
-    names = [predictor.class_names[label] for label in labels]
-    drawn = draw_instances(
-        image,
-        boxes=[[x1, y1, x2 - x1, y2 - y1] for x1, y1, x2, y2 in boxes.tolist()],
-        masks=masks,
-        names=names,
-        scores=found["scores"][shown].tolist(),
-        classes=labels.tolist(),
-    )
-    if names:
-        return drawn, f"{counted(len(names), 'object')}: {', '.join(names)}"
-    highest = told_apart(float(found["scores"].max(initial=0.0)), score)
-    return drawn, (
-        f"0 objects have a score of at least {score:g}; the highest score is {highest}. Start demo"
-        " with a lower --score to draw more."
-    )
-
-
-_DRAW = {"classification": _classes, "segmentation": _label_map, "detection": _instances}
+    result.draw().save(file, "PNG")
+    return file.getvalue(), result.text
 
 
 def _uploaded(headers: Message, content: bytes) -> bytes:
@@ -205,10 +176,10 @@ def _uploaded(headers: Message, content: bytes) -> bytes:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """``GET /``: the page. ``POST /predict``: an image file; the answer is a PNG file.
+    """``GET /``: the page. ``POST /predict``: an image file; the answer is a PNG file, or JSON.
 
     Attributes:
-        predict: Function of the content of the file.
+        predict: Function of the content of the file, and of whether the answer is JSON.
         page: The page.
         usage: How to send an image.
     """
@@ -243,19 +214,28 @@ class _Handler(BaseHTTPRequestHandler):
     def _predict(self, body: bytes) -> None:
         kind = self.headers.get_content_type()
         try:
-            content, text = self.predict(_uploaded(self.headers, body))
+            content, text = self.predict(_uploaded(self.headers, body), self._wants_json())
         except UserError as error:
             # `curl -d` changes the file, and a form may be any.
             form = kind in ("application/x-www-form-urlencoded", "multipart/form-data")
             advice = f" {self.usage}" if form else ""
-            message = printable(str(error)) + advice
-            self._send(400, "text/plain; charset=utf-8", f"{message}\n".encode())
+            self._send_error(400, printable(str(error)) + advice)
             return
-        self._send(200, "image/png", content, {"X-Result": json.dumps(text)})
+        kind = _JSON if self._wants_json() else "image/png"
+        self._send(200, kind, content, {"X-Result": json.dumps(text)})
+
+    def _wants_json(self) -> bool:
+        return _JSON in self.headers.get("Accept", "").lower()
 
     def _refuse(self, code: int, reason: str) -> None:
-        self._send(code, "text/plain", f"{reason} {self.usage}\n".encode())
+        self._send_error(code, f"{reason} {self.usage}")
         self.close_connection = True
+
+    def _send_error(self, code: int, message: str) -> None:
+        if self._wants_json():
+            self._send(code, _JSON, f"{json.dumps({'error': message})}\n".encode())
+        else:
+            self._send(code, "text/plain; charset=utf-8", f"{message}\n".encode())
 
     def _send(
         self, code: int, kind: str, content: bytes, more: dict[str, str] | None = None
