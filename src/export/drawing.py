@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from src.models.graphs import ClassResult, LabelMapResult, RegionResult, Result
 from src.visualization import FONT, HUE_STEP, INSTANCE_OPACITY, LABEL_MAP_OPACITY, SHADES
 
-MIN_SCORE = "min_score = 0.3  # of the detections that are shown"
+MIN_SCORE = 0.3
+"""Default minimum score of the detections that are shown."""
 
 
 def needs_font(class_names: Sequence[str]) -> bool:
@@ -24,7 +25,8 @@ def drawing(
     """Lines that print and draw a result, in the colours of `src.visualization`.
 
     They use ``found`` (results of a file from image to result, in pixels of ``photo``), ``photo``,
-    ``path``, ``names`` and ``FOLDER``, and of a segmentor ``palette``; they define ``result``.
+    ``path``, ``names`` and ``FOLDER``, of a segmentor ``palette``, and of a detector ``min_score``;
+    they define ``result``. ``SUFFIX`` stands for the end of the names of written files.
 
     Args:
         result: What the file predicts.
@@ -67,8 +69,8 @@ ImageDraw.Draw(result).text((8, photo.height + 8), text, "black", font)
 """
 _LABELS = """\
 labels = found["label_map"][0]
-Image.fromarray(labels.astype(np.uint8)).save(f"{path.stem}_label_map.png")
-print(f"Wrote {path.stem}_label_map.png with the class number of every pixel")
+Image.fromarray(labels.astype(np.uint8)).save(f"{path.stem}_label_mapSUFFIX.png")
+print(f"Wrote {path.stem}_label_mapSUFFIX.png with the class number of every pixel")
 shown, counts = np.unique(labels, return_counts=True)
 shares = dict(sorted(zip(shown, counts / labels.size), key=lambda pair: -pair[1]))
 for label, share in shares.items():
@@ -92,7 +94,7 @@ boxes, labels, scores = found["boxes"], found["labels"], found["scores"]
 shown = np.flatnonzero(scores >= min_score)  # best first
 print(f"{len(shown)} of {len(scores)} detections have a score of at least {min_score}")
 if not len(shown):
-    print(f"The highest score is {max(scores, default=0):.3f}; lower min_score to draw more.")
+    print(f"The highest score is {max(scores, default=0):.3f}; lower --min-score to draw more.")
 shades = SHADES
 # A class has a hue, and each of its detections the next of the shades (saturation and value).
 nth = [sum(labels[:i] == labels[i]) % len(shades) for i in shown]

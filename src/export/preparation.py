@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from src.decoding import FORMATS
 from src.models.graphs import LabelMapResult, RegionResult, Result
 
 _SCALES = ("image_scale", "eval_scale")
 _READ = """\
 try:
-    photo = Image.open(path)
+    photo = Image.open(path, formats=FORMATS)
     photo.load()
 except Exception:  # Pillow raises many kinds of exceptions
-    sys.exit(f"error: {path} is not an image that can be read")"""
+    sys.exit(f"error: {path} cannot be read; expected an image file (ACCEPTED)")"""
 _REFUSED = """\
 if photo.mode[0] in "IF":  # convert("RGB") would make them white
     sys.exit(f"error: {path} has more than 8 bits per channel; save it with 8 bits first")"""
@@ -34,11 +35,19 @@ _NORMALISED = "RGB, divided by 255, minus the mean, divided by the standard devi
 def opened(*, upright: bool) -> list[str]:
     """Lines that read ``photo``, an RGB image, from the file ``path``, or exit with a sentence.
 
+    They read the formats that ``predict`` reads.
+
     Args:
         upright: Whether its EXIF orientation is applied.
     """
     photo = "ImageOps.exif_transpose(photo)" if upright else "photo"
-    return [_READ, _REFUSED, f'photo = {photo}.convert("RGB")']
+    read = _READ.replace("FORMATS", str(FORMATS)).replace("ACCEPTED", accepted_formats())
+    return [read, _REFUSED, f'photo = {photo}.convert("RGB")']
+
+
+def accepted_formats() -> str:
+    """Formats of image files, as in a sentence."""
+    return f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
 
 
 def is_known(settings: Mapping[str, Any]) -> bool:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Mapping
 
 from src.export.card import opening
 from src.export.description import Description
 from src.export.drawing import MIN_SCORE, drawing
 from src.export.files import RESULT_FILE
-from src.export.preparation import RESIZED, is_known, opened, prepared
+from src.export.preparation import RESIZED, accepted_formats, is_known, opened, prepared
 from src.models.graphs import ClassResult, Graph, LabelMapResult, QueryResult, RegionResult, Result
 
 SCRIPTS: Mapping[str, str] = {
@@ -18,6 +19,8 @@ SCRIPTS: Mapping[str, str] = {
     "aoti": "predict_aoti.py",
 }
 """Name of the script of each format."""
+_SUFFIXES = {"onnx": "", "pt2": "_pt2", "aoti": "_aoti"}
+"""Ends of the names of the files that the script of a format writes."""
 PACKAGES = {"onnx": "onnxruntime numpy pillow", "pt2": "torch numpy pillow"}
 PACKAGES["aoti"] = PACKAGES["pt2"]
 
@@ -104,21 +107,27 @@ pip install {PACKAGES[kind]}
 python {name} photo.jpg
 ```
 
-`{name}` {_shown(result)}
-in the current folder, in the colours of `python -m src predict`. It runs from any folder, and is
-an example for your own program. Grey images become RGB; those of more than 8 bits are refused.
+`{name}` {_shown(result).replace("SUFFIX", _SUFFIXES[kind])}
+It takes any number of images, writes into the current folder, runs from any folder, and is an
+example for your own program; `--help` lists its options. It reads the files that
+`python -m src predict` reads ({accepted_formats()}). Grey images become RGB;
+those of more than 8 bits are refused.
 {needed}"""
 
 
 def _shown(result: Result) -> str:
     if isinstance(result, ClassResult):
-        return "prints the best classes with their probabilities, and writes `photo_result.png`"
+        return (
+            "prints the best classes with their probabilities, and writes them below the image,"
+            " to\n`photo_resultSUFFIX.png`."
+        )
+    colours = "`photo_resultSUFFIX.png`,\nin the colours of `python -m src predict`."
     if isinstance(result, LabelMapResult):
         return (
             "prints the number, name and share of each class, and writes"
-            " `photo_label_map.png`\nwith the class number of every pixel, and `photo_result.png`"
+            f" `photo_label_mapSUFFIX.png`\nwith the class number of every pixel, and {colours}"
         )
-    return "prints the class, score and box of each detection, and writes `photo_result.png`"
+    return f"prints the class, score and box of each detection, and writes {colours}"
 
 
 def _script(
@@ -134,36 +143,46 @@ def _script(
     name = SCRIPTS[kind]
     used = "Image, ImageDraw, ImageFont" + (", ImageOps" if description.upright else "")
     is_onnx = kind == "onnx"
+    has_scores = "min_score" in shown
     lines = [
-        f'"""Predict on an image with {file}: python {name} IMAGE',
+        f'"""Predict on images with {file}: python {name} IMAGE ...',
         "",
         f"Needs: pip install {PACKAGES[kind]}",
         *([] if is_onnx else [_NEEDED]),
         '"""',
         "",
+        "import argparse",
         *(["import colorsys"] if "colorsys" in shown else []),
         *(["import json"] if any("json." in line for line in model) else []),
         "import sys",
         "from pathlib import Path",
         "",
         "import numpy as np",
-        "import onnxruntime" if is_onnx else "import torch",
+        *(["import onnxruntime"] if is_onnx else []),
         f"from PIL import {used}",
         "",
         "FOLDER = Path(__file__).resolve().parent",
-        *([MIN_SCORE] if "min_score" in shown else []),
         *(["", "", RESIZED, ""] if "resized(" in "".join([*prepare, after]) else []),
         "",
-        _PATH.replace("NAME", name),
-        *opened(upright=description.upright),
-        "",
+        _ARGUMENTS.replace("FILE", file),
+        *([_MIN_SCORE] if has_scores else []),
+        _PATHS,
+        *([] if is_onnx else ["", "import torch  # takes seconds, so after the arguments", ""]),
         *model,
+        "",
+        "for path in args.images:",
+    ]
+    steps = [
+        _TITLE,
+        *opened(upright=description.upright),
         *prepare,
         _RUN[is_onnx].replace("FILE", file),
         *([after] if after else []),
-        "",
+        *(["min_score = args.min_score"] if has_scores else []),
+        shown + _SAVED,
     ]
-    return "\n".join(lines) + shown + _SAVED
+    body = textwrap.indent("\n".join(steps), "    ").replace("SUFFIX", _SUFFIXES[kind])
+    return "\n".join([*lines, body])
 
 
 def _inputs(result: Result) -> list[str]:
@@ -172,12 +191,28 @@ def _inputs(result: Result) -> list[str]:
     return ["height, width = image.shape[2:]", 'inputs = {"image": image}']
 
 
-_PATH = """\
-if len(sys.argv) != 2:
-    sys.exit("usage: python NAME IMAGE")
-path = Path(sys.argv[1])
-if not path.is_file():
-    sys.exit(f"error: there is no file {path}")"""
+_ARGUMENTS = """\
+parser = argparse.ArgumentParser(description="Predict on images with FILE.")
+parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="files of images")"""
+_MIN_SCORE = f"""\
+parser.add_argument(
+    "--min-score",
+    type=float,
+    default={MIN_SCORE},
+    metavar="SCORE",
+    help="of the detections that are shown, from 0 to 1 (%(default)s)",
+)"""
+_PATHS = """\
+args = parser.parse_args()
+stems = [path.stem for path in args.images]
+for path in args.images:
+    if not path.is_file():
+        sys.exit(f"error: there is no file {path}")
+    if stems.count(path.stem) > 1:
+        sys.exit(f"error: several images are called {path.stem}, and so would be their results")"""
+_TITLE = """\
+if len(args.images) > 1:
+    print(f"{path}:")"""
 _METADATA = "metadata = session.get_modelmeta().custom_metadata_map"
 _PALETTE = "palette = [tuple(colour) for colour in {}]"
 _RUN = {
@@ -245,6 +280,6 @@ found = {"boxes": corners * np.tile(photo.size, 2), "scores": scores[index], "la
 }
 """From raw outputs to the results of a file from image to result."""
 _SAVED = """\
-result.save(f"{path.stem}_result.png")
-print(f"Wrote {path.stem}_result.png")
+result.save(f"{path.stem}_resultSUFFIX.png")
+print(f"Wrote {path.stem}_resultSUFFIX.png")
 """

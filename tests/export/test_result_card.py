@@ -1,5 +1,6 @@
 """``EXPORT.md`` of a file from image to result."""
 
+import re
 import shutil
 import sys
 from dataclasses import replace
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image
 
 from src import project
+from src.decoding import BrokenImageError, decode
 from src.export.description import Description
 from src.export.package import with_weights
 from src.export.result_card import result_card
@@ -20,6 +22,7 @@ from src.models.graphs import ClassResult, LabelMapResult, QueryResult, RegionRe
 from src.visualization import FONT, draw_instances, draw_label_map
 
 COLOURS = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+ACCEPTED = "expected an image file (JPEG, PNG, WEBP, BMP, PPM or TIFF)"
 MASK_RCNN = RegionResult(1000, 1000, 0.7, ((0.1, 0.1, 0.2, 0.2),), 0.05, 0.5, 100, 0.4, 32, 3)
 
 
@@ -52,6 +55,8 @@ def run_script(tmp_path, monkeypatch):
     """Runs a script on a grey photo; the file returns ``outputs``."""
     monkeypatch.chdir(tmp_path)
     Image.new("L", (400, 300), 128).save("photo.jpg")
+    (tmp_path / "a").mkdir()
+    Image.new("L", (400, 300), 128).save("a/photo.png")
 
     def run(text, description, outputs, *given):
         session = SimpleNamespace(
@@ -156,8 +161,8 @@ def test_detections_have_the_colours_of_predict(masks, run_script, tmp_path, cap
         np.testing.assert_array_equal(drawn[y2, (x1 + x2) // 2], expected[y2, (x1 + x2) // 2])
         inside = np.s_[y2 - 60, (x1 + x2) // 2]
         assert np.abs(drawn[inside].astype(int) - expected[inside]).max() <= 1
-    higher = text.replace("min_score = 0.3", "min_score = 0.75")
-    run_script(higher, Description("detection", ["a", "b"], settings), outputs)
+    description = Description("detection", ["a", "b"], settings)
+    run_script(text, description, outputs, "photo.jpg", "--min-score", "0.75")
     assert "2 of 6 detections have a score of at least 0.75" in capsys.readouterr().out
 
 
@@ -173,7 +178,7 @@ def test_the_script_says_the_highest_score_if_nothing_is_shown(run_script, tmp_p
     run_script(text, description, outputs)
     assert capsys.readouterr().out == (
         "0 of 2 detections have a score of at least 0.3\n"
-        "The highest score is 0.250; lower min_score to draw more.\n"
+        "The highest score is 0.250; lower --min-score to draw more.\n"
         "Wrote photo_result.png\n"
     )
     run_script(text, description, {name: value[:0] for name, value in outputs.items()})
@@ -211,22 +216,56 @@ def test_the_script_takes_the_path_of_an_image(run_script, monkeypatch, tmp_path
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ([], "usage: python predict.py IMAGE"),
-        (["a.jpg", "b.jpg"], "usage: python predict.py IMAGE"),
-        (["missing.jpg"], "error: there is no file missing.jpg"),
-        (["text.jpg"], "error: text.jpg is not an image that can be read"),
-        (["cut.jpg"], "error: cut.jpg is not an image that can be read"),
+        (["missing.jpg"], "there is no file missing.jpg"),
+        (["photo.jpg", "missing.jpg"], "there is no file missing.jpg"),
+        (["photo.jpg", "a/photo.png"], "several images are called photo, and so would be their"),
+        (["text.jpg"], f"text.jpg cannot be read; {ACCEPTED}"),
+        (["cut.jpg"], f"cut.jpg cannot be read; {ACCEPTED}"),
+        (["moving.gif"], f"moving.gif cannot be read; {ACCEPTED}"),
     ],
 )
-def test_mistakes_are_one_sentence(given, message, run_script, tmp_path, monkeypatch):
+def test_mistakes_are_one_sentence(given, message, run_script):
     Path("text.jpg").write_text("not an image")
     Path("cut.jpg").write_bytes(Path("photo.jpg").read_bytes()[:500])
-    monkeypatch.setitem(sys.modules, "onnxruntime", SimpleNamespace())
-    monkeypatch.setattr(sys, "argv", ["predict.py", *given])
+    Image.new("RGB", (40, 30)).save("moving.gif")
+    with pytest.raises(BrokenImageError):  # as in `predict`
+        decode("moving.gif")
     text = script(ClassResult(), {"image_size": 96}, inside=True)
-    with pytest.raises(SystemExit) as stopped:
-        exec(text, {"__file__": str(tmp_path / "predict.py")})
-    assert stopped.value.code == message
+    with pytest.raises(SystemExit, match=re.escape(f"error: {message}")):
+        run_script(text, Description("classification", ["a"], {}), {}, *given)
+    assert not list(Path().glob("*_result.png"))
+
+
+def test_help_lists_the_options(run_script, capsys):
+    text = script(MASK_RCNN, {"image_scale": [400, 300]}, inside=True, task="detection")
+    description = Description("detection", ["a"], {})
+    with pytest.raises(SystemExit, match="0"):
+        run_script(text, description, {}, "--help")
+    assert "--min-score SCORE" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="2"):
+        run_script(text, description, {}, "photo.jpg", "--minimum", "1")
+    assert "usage: predict.py" in capsys.readouterr().err
+
+
+def test_the_script_takes_several_images(run_script, capsys):
+    Image.new("RGB", (200, 100)).save("other.png")
+    text = script(ClassResult(), {"image_size": 96}, inside=True)
+    outputs = {"probabilities": np.float32([[0.9, 0.1]])}
+    description = Description("classification", ["a", "b"], {})
+    assert run_script(text, description, outputs, "other.png", "photo.jpg").shape[1] == 200
+    assert Image.open("photo_result.png").width == 400
+    assert capsys.readouterr().out == (
+        "other.png:\na 90.0%\nb 10.0%\nWrote other_result.png\n"
+        "photo.jpg:\na 90.0%\nb 10.0%\nWrote photo_result.png\n"
+    )
+
+
+def test_colours_are_those_of_predict_only_where_there_are_some(tmp_path):
+    colours = "in the colours of `python -m src predict`"
+    assert colours in card(MASK_RCNN, {"image_scale": [400, 300]}, tmp_path, inside=True)
+    text = card(ClassResult(), {"image_size": 96}, tmp_path, inside=True)
+    assert colours not in text
+    assert "writes them below the image, to\n`photo_result.png`." in text
 
 
 def test_results_for_prepared_images_are_those_of_the_photo(run_script, capsys):
