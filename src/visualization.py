@@ -23,10 +23,11 @@ _TEXT, _MUTED, _BACKGROUND, _BAR = (20, 20, 20), (90, 90, 90), (255, 255, 255), 
 _BLACK = (0, 0, 0)
 HUE_STEP = 0.618034  # turns; the golden angle
 """Difference of the hues of consecutive classes."""
-SHADES = ((0.9, 1.0), (0.5, 1.0), (0.95, 0.65), (0.3, 1.0), (0.7, 0.8), (1.0, 0.45))
-"""Saturation and value of the instances of one class."""
+SHADES = ((0.9, 1.0), (0.4, 1.0), (1.0, 0.55), (0.5, 0.75))
+"""Saturation and value of the instances of one class: few, so that they are easy to tell apart."""
 LABEL_MAP_OPACITY, INSTANCE_OPACITY = 0.55, 0.45
 _LEGEND = 1 / 3  # of the width of the image; a narrow one has a wider legend, to be legible
+_LABELS = 0.15  # of the image; no further labels if they cover more
 _MAX_LINES = 6  # how far a label may be from its place, in labels
 
 
@@ -201,7 +202,8 @@ def draw_instances(
 
     A class has a hue, and its instances have different shades of it. Labels do not cover each
     other: each takes the nearest free place at its box, the highest score first. A label is left
-    out if there is no free place within the height of a few lines.
+    out if there is no free place within the height of a few lines, or if those of higher scores
+    cover 15 % of the image, so that many labels do not hide it.
 
     Args:
         image: Image of any mode.
@@ -246,12 +248,20 @@ def draw_instances(
             draw.rectangle(outline, outline=_TEXT, width=1)
         draw.rectangle(corners[i], outline=colours[i], width=line)
     taken: list[_Rectangle] = []
+    room = _LABELS * canvas.width * canvas.height
     for i in best_first:  # labels last, so that boxes do not cover them
+        if sum(map(_area, taken)) > room:
+            break
         _draw_tag(draw, f"{names[i]} {scores[i]:.0%}", corners[i], colours[i], font, taken)
     return output
 
 
 _Rectangle = tuple[float, float, float, float]
+
+
+def _area(box: _Rectangle) -> float:
+    left, top, right, bottom = box
+    return (right - left) * (bottom - top)
 
 
 def _inner_outline(box: _Rectangle, line: int) -> _Rectangle | None:

@@ -1,5 +1,7 @@
 """Annotated images have a reasonable size for any shape of the input."""
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -129,6 +131,33 @@ def test_instances_of_a_class_have_different_shades_of_its_hue():
     assert len(shades) == 4
     assert all(red == max(red, green, blue) for red, green, blue in shades)  # class 0 is red
     assert len({np.argmax(colour) for colour in colours_of(different)}) > 1
+
+
+def lab(colour):
+    """CIE L*a*b* of an sRGB colour from 0 to 1, for the white point D65."""
+    values = np.asarray(colour)
+    linear = np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
+    matrix = [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
+    white = np.array([0.9505, 1.0, 1.089])
+    scaled = matrix @ linear / white
+    x, y, z = np.where(scaled > 216 / 24389, np.cbrt(scaled), (scaled * 24389 / 27 + 16) / 116)
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+@pytest.mark.parametrize("label", range(12))
+def test_the_shades_of_a_class_are_easy_to_tell_apart(label):
+    drawn = drawn_boxes([(20 + 150 * i, 100, 100, 100) for i in range(4)], [label] * 4)
+    colours = [lab(np.array(colour) / 255) for colour in colours_of(drawn)]
+    assert len(colours) == 4
+    assert min(np.linalg.norm(a - b) for a, b in combinations(colours, 2)) > 18
+
+
+def test_labels_of_many_boxes_do_not_hide_the_image():
+    boxes = [(20 + 25 * (i % 12), 20 + 25 * (i // 12), 20, 20) for i in range(96)]
+    drawn = drawn_boxes(boxes, [0] * 96, (360, 260), [0.96 - 0.01 * i for i in range(96)])
+    assert (drawn != 128).any(-1).mean() < 0.4  # boxes are 0.24, and all labels 0.43
+    assert (drawn[4:19, 22:90] != 128).any(-1).all()  # the label of the best box
+    assert (drawn[200:210, 20:320] != 128).any(-1).all(0).sum() >= 12 * 4  # sides of the last row
 
 
 def test_the_first_of_equal_scores_has_the_first_shade():
