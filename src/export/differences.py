@@ -22,8 +22,9 @@ by 1.5e-3 pixels between float32 and float64 in PyTorch alone, on images of 640 
 its proposals may differ, because the scores that they are chosen by have a limit."""
 
 _MEANINGS = {
-    "prepared": "the resized and normalised image, mean difference in standard deviations; PyTorch"
-    " is given that of the file for what follows",
+    "prepared": "the resized and normalised image, mean difference in standard deviations. The rows"
+    " below it compare results on the image as the file prepared it; results of predict may differ"
+    " a little more from those of the file because of this row",
     "proposals": "share of the queries that start from another pixel; PyTorch is given those of"
     " the file",
     "proposal_scores": "difference of the scores of these pixels in PyTorch; 0 if all are the same",

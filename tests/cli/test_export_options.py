@@ -30,6 +30,15 @@ def test_options_without_effect_are_refused(given, message):
         export.main(["--config", "recipe.yaml", *given])
 
 
+@pytest.mark.parametrize(
+    ("name", "way"),
+    [("tensorrt", "--preprocessing outside, and convert"), ("OpenVINO", "--dcn gridsample")],
+)
+def test_formats_that_are_made_of_onnx_files_lead_to_onnx(name, way):
+    with pytest.raises(UserError, match=f"reads ONNX files: use --format onnx {way}"):
+        export.main(["--config", "recipe.yaml", "--format", name])
+
+
 class Model:
     pushed = ""
 

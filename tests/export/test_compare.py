@@ -35,3 +35,11 @@ def test_outputs_with_unusual_names_are_explained():
         "  boxes: in pixels of the image",
         "  unmatched: share of detections without a counterpart",
     ]
+
+
+def test_results_of_predict_may_differ_more_than_a_check_says():
+    found = Differences()
+    found.add(Path("model.onnx"), {"prepared": 9e-3, "scores": 2.5e-7})
+    (line,) = found.legend()
+    assert "below it compare results on the image as the file prepared it" in line
+    assert "results of predict may differ a little more from those of the file" in line

@@ -33,6 +33,12 @@ from src.models.layers.low_rank import merge_low_rank
 from src.stopping import Interrupted
 
 FORMATS = (*WRITERS, "safetensors")
+_FROM_ONNX = {
+    "tensorrt": "TensorRT reads ONNX files: use --format onnx --preprocessing outside, and convert"
+    " model.onnx with trtexec (docs/export.md)",
+    "openvino": "OpenVINO reads ONNX files: use --format onnx --dcn gridsample (docs/export.md)",
+}
+"""How to come to formats that other programs make of ONNX files."""
 _SHARED = (".py", ".ttf")
 """Scripts and the font, which may be of the user or of another format."""
 _ONE_CPU = tuple(
@@ -142,6 +148,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--format",
         nargs="+",
+        type=_format,
         choices=FORMATS,
         default=["onnx"],
         help="onnx; pt2: torch.export; aoti: compiled by AOTInductor; safetensors: weights, "
@@ -187,6 +194,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--check", type=Path, metavar="FOLDER", help="compare with PyTorch on these images")
     add("--push", metavar="USER/NAME", help="upload the safetensors folder to the hub")
     return parser
+
+
+def _format(name: str) -> str:
+    """A format; those made of ONNX files are refused with the way to them."""
+    if name.lower() in _FROM_ONNX:
+        raise argparse.ArgumentTypeError(_FROM_ONNX[name.lower()])
+    return name
 
 
 def _refuse_options_without_effect(
