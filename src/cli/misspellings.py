@@ -74,7 +74,7 @@ def needed_value(option: str, command: str = "") -> str:
 
 
 def check_values_given(command: str, args: Sequence[str]) -> None:
-    """Refuse ``--option=``, and a run that is missing or is named twice.
+    """Refuse ``--option=``, and ``--name``, ``--ckpt_path`` or ``--config`` without a value.
 
     Raises:
         UserError: If there is one.
@@ -83,12 +83,6 @@ def check_values_given(command: str, args: Sequence[str]) -> None:
         is_of_run = arg in ("-c", *(f"--{name}" for name in RECIPE)) and following.startswith("-")
         if is_of_run or re.fullmatch(r"--?[\w.-]+=", arg):
             raise UserError(needed_value(arg.rstrip("="), command))
-    for option in ("--name", "--ckpt_path"):
-        pairs = zip(args, [*args[1:], ""], strict=False)
-        given = [after for arg, after in pairs if arg == option]
-        given += [arg.partition("=")[2] for arg in args if arg.startswith(f"{option}=")]
-        if len(set(given)) > 1:
-            raise UserError(f"{option} is given more than once: {', '.join(given)}. Give one.")
 
 
 def is_recipe_given(command: str, args: Iterable[str]) -> bool:

@@ -6,8 +6,8 @@ import platform
 from collections.abc import Sequence
 from pathlib import Path
 
+from src import files
 from src.export.description import Description
-from src.files import readable_size, write_text
 from src.project import origin
 
 _CHECK = "Check: "
@@ -23,7 +23,7 @@ def note_check(path: Path, verdict: str) -> None:
     """
     lines = path.read_text("utf-8").splitlines()
     noted = [f"{_CHECK}{verdict}" if line.startswith(_CHECK) else line for line in lines]
-    write_text(path, "\n".join(noted) + "\n")
+    files.write_text(path, "\n".join(noted) + "\n")
 
 
 def operators(library: str | None) -> str:
@@ -56,16 +56,18 @@ def opening(name: str, library: str | None) -> list[str]:
     ]
 
 
-def card(description: Description, files: Sequence[Path], content: str, preprocessing: str) -> str:
+def card(description: Description, paths: Sequence[Path], content: str, preprocessing: str) -> str:
     """Text of ``EXPORT.md``.
 
     Args:
         description: Task, classes and preprocessing.
-        files: The files.
+        paths: The files.
         content: Inputs and outputs, and how to run the files.
         preprocessing: How images are prepared; the settings follow it.
     """
-    listed = "\n".join(f"- `{path.name}` ({readable_size(path.stat().st_size)})" for path in files)
+    listed = "\n".join(
+        f"- `{path.name}` ({files.readable_size(path.stat().st_size)})" for path in paths
+    )
     settings = "\n".join(f"- {name}: {value}" for name, value in description.settings.items())
     return f"""# InternImage for {description.task}, exported
 

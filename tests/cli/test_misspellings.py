@@ -71,7 +71,6 @@ def test_the_closest_option_is_named(
         ("benchmark --name first --steps=", "--steps needs a value."),
         ("verify imagenet --root=", "--root needs a value."),
         ("prepare from-folder photos --name", "--name needs a value."),
-        ("plan --name a --name b", "--name is given more than once: a, b. Give one."),
         ("prepare --nmae x from-folder photos", "prepare needs from-folder first, then --nmae."),
         ("verify --root x", "crowdhuman first, then --root."),
         ("completion", "completion needs bash or zsh."),
