@@ -25,7 +25,7 @@ def drawing(
     """Lines that print and draw a result, in the colours of `src.visualization`.
 
     They use ``found`` (results of a file from image to result, in pixels of ``photo``), ``photo``,
-    ``path``, ``names`` and ``FOLDER``, of a segmentor ``palette``, and of a detector ``min_score``;
+    ``stem``, ``names`` and ``FOLDER``, of a segmentor ``palette``, and of a detector ``min_score``;
     they define ``result``. ``SUFFIX`` stands for the end of the names of written files.
 
     Args:
@@ -69,8 +69,8 @@ ImageDraw.Draw(result).text((8, photo.height + 8), text, "black", font)
 """
 _LABELS = """\
 labels = found["label_map"][0]
-Image.fromarray(labels.astype(np.uint8)).save(f"{path.stem}_label_mapSUFFIX.png")
-print(f"Wrote {path.stem}_label_mapSUFFIX.png with the class number of every pixel")
+Image.fromarray(labels.astype(np.uint8)).save(f"{stem}_label_mapSUFFIX.png")
+print(f"Wrote {stem}_label_mapSUFFIX.png with the class number of every pixel")
 shown, counts = np.unique(labels, return_counts=True)
 shares = dict(sorted(zip(shown, counts / labels.size), key=lambda pair: -pair[1]))
 for label, share in shares.items():

@@ -170,7 +170,7 @@ def _script(
         *([] if is_onnx else ["", "import torch  # takes seconds, so after the arguments", ""]),
         *model,
         "",
-        "for path in args.images:",
+        "for path, stem in zip(args.images, stems):",
     ]
     steps = [
         _TITLE,
@@ -204,12 +204,15 @@ parser.add_argument(
 )"""
 _PATHS = """\
 args = parser.parse_args()
-stems = [path.stem for path in args.images]
 for path in args.images:
     if not path.is_file():
         sys.exit(f"error: there is no file {path}")
-    if stems.count(path.stem) > 1:
-        sys.exit(f"error: several images are called {path.stem}, and so would be their results")"""
+stems = [path.stem for path in args.images]  # of the names of results
+if len(set(stems)) < len(stems):
+    stems = [f"{path.absolute().parent.name}_{path.stem}" for path in args.images]
+double = [stem for stem in stems if stems.count(stem) > 1]
+if double:
+    sys.exit(f"error: the results of several images would be called {double[0]}")"""
 _TITLE = """\
 if len(args.images) > 1:
     print(f"{path}:")"""
@@ -280,6 +283,6 @@ found = {"boxes": corners * np.tile(photo.size, 2), "scores": scores[index], "la
 }
 """From raw outputs to the results of a file from image to result."""
 _SAVED = """\
-result.save(f"{path.stem}_resultSUFFIX.png")
-print(f"Wrote {path.stem}_resultSUFFIX.png")
+result.save(f"{stem}_resultSUFFIX.png")
+print(f"Wrote {stem}_resultSUFFIX.png")
 """

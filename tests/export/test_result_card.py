@@ -52,7 +52,10 @@ def card(result, settings, folder: Path, *, inside=False, masks="box", task="tas
 
 @pytest.fixture
 def run_script(tmp_path, monkeypatch):
-    """Runs a script on a grey photo; the file returns ``outputs``."""
+    """Runs a script, by default on a grey photo; the file returns ``outputs``.
+
+    Returns what it draws for the last image.
+    """
     monkeypatch.chdir(tmp_path)
     Image.new("L", (400, 300), 128).save("photo.jpg")
     (tmp_path / "a").mkdir()
@@ -68,8 +71,9 @@ def run_script(tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, "onnxruntime", stub)
         given = given or ("photo.jpg",)
         monkeypatch.setattr(sys, "argv", ["predict.py", *given])
-        exec(text, {"__file__": str(tmp_path / "predict.py")})
-        return np.asarray(Image.open(f"{Path(given[0]).stem}_result.png"))
+        variables = {"__file__": str(tmp_path / "predict.py")}
+        exec(text, variables)
+        return np.asarray(Image.open(f"{variables['stem']}_result.png"))
 
     return run
 
@@ -218,7 +222,7 @@ def test_the_script_takes_the_path_of_an_image(run_script, monkeypatch, tmp_path
     [
         (["missing.jpg"], "there is no file missing.jpg"),
         (["photo.jpg", "missing.jpg"], "there is no file missing.jpg"),
-        (["photo.jpg", "a/photo.png"], "several images are called photo, and so would be their"),
+        (["a/photo.png", "a/photo.png"], "the results of several images would be called a_photo"),
         (["text.jpg"], f"text.jpg cannot be read; {ACCEPTED}"),
         (["cut.jpg"], f"cut.jpg cannot be read; {ACCEPTED}"),
         (["moving.gif"], f"moving.gif cannot be read; {ACCEPTED}"),
@@ -252,12 +256,22 @@ def test_the_script_takes_several_images(run_script, capsys):
     text = script(ClassResult(), {"image_size": 96}, inside=True)
     outputs = {"probabilities": np.float32([[0.9, 0.1]])}
     description = Description("classification", ["a", "b"], {})
-    assert run_script(text, description, outputs, "other.png", "photo.jpg").shape[1] == 200
-    assert Image.open("photo_result.png").width == 400
+    assert run_script(text, description, outputs, "other.png", "photo.jpg").shape[1] == 400
+    assert Image.open("other_result.png").width == 200
     assert capsys.readouterr().out == (
         "other.png:\na 90.0%\nb 10.0%\nWrote other_result.png\n"
         "photo.jpg:\na 90.0%\nb 10.0%\nWrote photo_result.png\n"
     )
+
+
+def test_images_of_one_name_have_results_of_their_own(run_script):
+    text = script(ClassResult(), {"image_size": 96}, inside=True)
+    outputs = {"probabilities": np.float32([[0.9, 0.1]])}
+    description = Description("classification", ["a", "b"], {})
+    run_script(text, description, outputs, "photo.jpg", "a/photo.png")
+    results = {path.name for path in Path().glob("*_result.png")}
+    folder = Path().absolute().name
+    assert results == {f"{folder}_photo_result.png", "a_photo_result.png"}
 
 
 def test_colours_are_those_of_predict_only_where_there_are_some(tmp_path):
