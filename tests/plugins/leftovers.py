@@ -44,6 +44,7 @@ def leftovers(mark: str) -> Iterator[tuple[psutil.Process, str]]:
     """Descendants of this process, and those whose parents have ended; with their commands."""
     own = psutil.Process()
     descendants = {process.pid for process in own.children(recursive=True)}
+    psutil.process_iter.cache_clear()  # it skips a process that has the number of an earlier one
     for process in psutil.process_iter():
         try:
             is_marked = process.environ().get(MARK) == mark and process.pid != own.pid

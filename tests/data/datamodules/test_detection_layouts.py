@@ -114,7 +114,7 @@ def test_images_are_named_where_annotations_have_no_id(tmp_path: Path, caplog) -
     WRITERS["voc"](tmp_path)
     (tmp_path / "VOC2007/Annotations/test0.xml").write_text(voc_xml(False).replace("29<", "5<"))
     data.VOCDataModule(root=str(tmp_path)).annotation_file("val")
-    assert "because of no area (of the images 'VOC2007/test0')" in caplog.text
+    assert "because of no area (of the image 'VOC2007/test0')" in caplog.text
 
 
 @pytest.mark.parametrize("name", WRITERS)

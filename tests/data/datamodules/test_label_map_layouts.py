@@ -205,7 +205,7 @@ def test_label_maps_are_made_from_polygons(tmp_path, capsys):
     with pytest.raises(UserError, match="prepare cityscapes --root"):
         module.labelled_files("train")
     assert prepare(["cityscapes", "--root", str(tmp_path)]) == 0
-    assert "wrote 1 label maps, 0 already exist" in capsys.readouterr().out
+    assert "wrote 1 label map, 0 already exist" in capsys.readouterr().out
     ((_, label),) = module.labelled_files("train")
     road, car, unlabelled = 0, 13, 255
     rows = [[road] * 4 + [car] * 4] * 3 + [[unlabelled] * 2 + [road] * 2 + [car] * 4]
