@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import shlex
 from collections.abc import Sequence
 from email.message import Message
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -30,6 +29,7 @@ from src.decoding import decode
 from src.errors import UserError, printable
 from src.export.files import EXPORTED, RESULT_FILE
 from src.export.predictor import ExportedModel
+from src.file_names import quoted
 from src.runs import is_run, runs_with_checkpoints
 from src.stopping import Interrupted
 
@@ -91,11 +91,11 @@ def _advice(name: str) -> str:
     exported = sorted(other.parent.name for other in EXPORTED.glob(f"*/{RESULT_FILE}"))
     similar_run = closest(name, runs_with_checkpoints(_RUNS))
     if is_run(_RUNS / name):
-        return f"Write it with python -m src export --name {shlex.quote(name)}."
+        return f"Write it with python -m src export --name {quoted(name)}."
     if (similar := closest(name, exported)) is not None:
         return f"Did you mean {similar!r}?"
     if similar_run is not None:
-        command = f"python -m src export --name {shlex.quote(similar_run)}"
+        command = f"python -m src export --name {quoted(similar_run)}"
         return f"Did you mean the run {similar_run!r}? Export it with {command}."
     if exported:
         return f"Exported runs are {', '.join(exported[:10])}."
