@@ -14,10 +14,14 @@ try:
     photo = Image.open(path, formats=FORMATS)
     photo.load()
 except Exception:  # Pillow raises many kinds of exceptions
-    sys.exit(f"error: {path} cannot be read; expected an image file (ACCEPTED)")"""
+    print(f"error: {path} cannot be read; expected an image file (ACCEPTED)", file=sys.stderr)
+    status = 1
+    continue"""
 _REFUSED = """\
 if photo.mode[0] in "IF":  # convert("RGB") would make them white
-    sys.exit(f"error: {path} has more than 8 bits per channel; save it with 8 bits first")"""
+    print(f"error: {path} has more than 8 bits; save it with 8 bits first", file=sys.stderr)
+    status = 1
+    continue"""
 RESIZED = """\
 def resized(x, sides):
     # Bilinear without antialiasing, as in training: filters of Pillow average when they shrink.
@@ -33,9 +37,10 @@ _NORMALISED = "RGB, divided by 255, minus the mean, divided by the standard devi
 
 
 def opened(*, upright: bool) -> list[str]:
-    """Lines that read ``photo``, an RGB image, from the file ``path``, or exit with a sentence.
+    """Lines that read ``photo``, an RGB image, from the file ``path``.
 
-    They read the formats that ``predict`` reads.
+    They are in a loop, and read the formats that ``predict`` reads. A file that cannot be read
+    leads to a sentence, ``status`` 1, and the next file.
 
     Args:
         upright: Whether its EXIF orientation is applied.

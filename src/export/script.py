@@ -108,8 +108,9 @@ python {name} photo.jpg
 ```
 
 `{name}` {_shown(result).replace("SUFFIX", _SUFFIXES[kind])}
-It takes any number of images, writes into the current folder, runs from any folder, and is an
-example for your own program; `--help` lists its options. It reads the files that
+It takes any number of images, writes into the current folder, and runs from any folder. An image
+that cannot be read leads to a message and, at the end, to exit status 1; the others have results.
+The script is an example for your own program; `--help` lists its options. It reads the files that
 `python -m src predict` reads ({accepted_formats()}). Grey images become RGB;
 those of more than 8 bits are refused.
 {needed}"""
@@ -170,11 +171,11 @@ def _script(
         *([] if is_onnx else ["", "import torch  # takes seconds, so after the arguments", ""]),
         *model,
         "",
-        "for path, stem in zip(args.images, stems):",
+        "for path, stem in zip(images, stems):",
     ]
     steps = [
-        _TITLE,
         *opened(upright=description.upright),
+        _TITLE,
         *prepare,
         _RUN[is_onnx].replace("FILE", file),
         *([after] if after else []),
@@ -182,7 +183,7 @@ def _script(
         shown + _SAVED,
     ]
     body = textwrap.indent("\n".join(steps), "    ").replace("SUFFIX", _SUFFIXES[kind])
-    return "\n".join([*lines, body])
+    return "\n".join([*lines, body, "if status:", "    sys.exit(status)", ""])
 
 
 def _inputs(result: Result) -> list[str]:
@@ -204,12 +205,16 @@ parser.add_argument(
 )"""
 _PATHS = """\
 args = parser.parse_args()
+images = [path for path in args.images if path.is_file()]
+status = int(len(images) < len(args.images))  # 1 if an image has no result
 for path in args.images:
-    if not path.is_file():
-        sys.exit(f"error: there is no file {path}")
-stems = [path.stem for path in args.images]  # of the names of results
+    if path not in images:
+        print(f"error: there is no file {path}", file=sys.stderr)
+if not images:
+    sys.exit(status)
+stems = [path.stem for path in images]  # of the names of results
 if len(set(stems)) < len(stems):
-    stems = [f"{path.absolute().parent.name}_{path.stem}" for path in args.images]
+    stems = [f"{path.absolute().parent.name}_{path.stem}" for path in images]
 double = [stem for stem in stems if stems.count(stem) > 1]
 if double:
     sys.exit(f"error: the results of several images would be called {double[0]}")"""
@@ -224,13 +229,19 @@ outputs = [output.name for output in session.get_outputs()]
 try:
     found = dict(zip(outputs, session.run(outputs, inputs)))
 except Exception as error:
-    sys.exit(f"error: FILE does not accept {path}: {str(error).splitlines()[0]}")""",
+    reason = (str(error) or repr(error)).splitlines()[0]
+    print(f"error: FILE does not accept {path}: {reason}", file=sys.stderr)
+    status = 1
+    continue""",
     False: """\
 try:
     with torch.no_grad():
         values = program(**{name: torch.from_numpy(value) for name, value in inputs.items()})
 except Exception as error:
-    sys.exit(f"error: FILE does not accept {path}: {str(error).splitlines()[0]}")
+    reason = (str(error) or repr(error)).splitlines()[0]
+    print(f"error: FILE does not accept {path}: {reason}", file=sys.stderr)
+    status = 1
+    continue
 found = dict(zip(OUTPUTS, (value.numpy() for value in values)))""",
 }
 """By whether the file is an ONNX file."""
@@ -284,5 +295,4 @@ found = {"boxes": corners * np.tile(photo.size, 2), "scores": scores[index], "la
 """From raw outputs to the results of a file from image to result."""
 _SAVED = """\
 result.save(f"{stem}_resultSUFFIX.png")
-print(f"Wrote {stem}_resultSUFFIX.png")
-"""
+print(f"Wrote {stem}_resultSUFFIX.png")"""

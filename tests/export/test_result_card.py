@@ -1,6 +1,5 @@
 """``EXPORT.md`` of a file from image to result."""
 
-import re
 import shutil
 import sys
 from dataclasses import replace
@@ -199,12 +198,13 @@ def test_the_script_says_the_highest_score_if_nothing_is_shown(run_script, tmp_p
     ],
 )
 def test_the_script_refuses_images_of_more_than_8_bits(
-    task, result, settings, dtype, run_script, tmp_path
+    task, result, settings, dtype, run_script, capsys
 ):
     Image.fromarray(np.full((40, 50), 9000, dtype)).save("deep.tiff")
     text = script(result, settings, inside=True, task=task)
-    with pytest.raises(SystemExit, match=r"^error: deep\.tiff has more than 8 bits"):
+    with pytest.raises(SystemExit, match="1"):
         run_script(text, Description(task, ["a"], settings), {}, "deep.tiff")
+    assert capsys.readouterr().err.startswith("error: deep.tiff has more than 8 bits")
 
 
 def test_the_script_takes_the_path_of_an_image(run_script, monkeypatch, tmp_path):
@@ -221,23 +221,75 @@ def test_the_script_takes_the_path_of_an_image(run_script, monkeypatch, tmp_path
     ("given", "message"),
     [
         (["missing.jpg"], "there is no file missing.jpg"),
-        (["photo.jpg", "missing.jpg"], "there is no file missing.jpg"),
-        (["a/photo.png", "a/photo.png"], "the results of several images would be called a_photo"),
         (["text.jpg"], f"text.jpg cannot be read; {ACCEPTED}"),
         (["cut.jpg"], f"cut.jpg cannot be read; {ACCEPTED}"),
         (["moving.gif"], f"moving.gif cannot be read; {ACCEPTED}"),
     ],
 )
-def test_mistakes_are_one_sentence(given, message, run_script):
+def test_mistakes_are_one_sentence(given, message, run_script, capsys):
+    broken_files()
+    text = script(ClassResult(), {"image_size": 96}, inside=True)
+    with pytest.raises(SystemExit, match="1"):
+        run_script(text, Description("classification", ["a"], {}), {}, *given)
+    assert capsys.readouterr() == ("", f"error: {message}\n")
+    assert not list(Path().glob("*_result.png"))
+
+
+def broken_files():
+    """Write a text, the start of an image, and an image of another format."""
     Path("text.jpg").write_text("not an image")
     Path("cut.jpg").write_bytes(Path("photo.jpg").read_bytes()[:500])
     Image.new("RGB", (40, 30)).save("moving.gif")
     with pytest.raises(BrokenImageError):  # as in `predict`
         decode("moving.gif")
+
+
+def test_images_that_cannot_be_read_are_left_out(run_script, capsys):
+    broken_files()
+    Image.new("RGB", (200, 100)).save("other.png")
     text = script(ClassResult(), {"image_size": 96}, inside=True)
-    with pytest.raises(SystemExit, match=re.escape(f"error: {message}")):
-        run_script(text, Description("classification", ["a"], {}), {}, *given)
-    assert not list(Path().glob("*_result.png"))
+    outputs = {"probabilities": np.float32([[0.9, 0.1]])}
+    description = Description("classification", ["a", "b"], {})
+    given = ("cut.jpg", "photo.jpg", "missing.jpg", "text.jpg", "other.png")
+    with pytest.raises(SystemExit, match="1"):
+        run_script(text, description, outputs, *given)
+    printed, errors = capsys.readouterr()
+    assert printed == (
+        "photo.jpg:\na 90.0%\nb 10.0%\nWrote photo_result.png\n"
+        "other.png:\na 90.0%\nb 10.0%\nWrote other_result.png\n"
+    )
+    assert errors == (
+        "error: there is no file missing.jpg\n"
+        f"error: cut.jpg cannot be read; {ACCEPTED}\n"
+        f"error: text.jpg cannot be read; {ACCEPTED}\n"
+    )
+
+
+class Refusing(dict):
+    """Outputs of a file for which there is not enough memory."""
+
+    def __getitem__(self, name):
+        raise MemoryError
+
+
+def test_images_that_the_file_does_not_accept_are_left_out(run_script, capsys):
+    text = script(ClassResult(), {"image_size": 96}, inside=True)
+    description = Description("classification", ["a", "b"], {})
+    outputs = Refusing(probabilities=np.float32([[0.9, 0.1]]))
+    with pytest.raises(SystemExit, match="1"):
+        run_script(text, description, outputs, "photo.jpg", "a/photo.png")
+    assert capsys.readouterr().err == (
+        "error: model.onnx does not accept photo.jpg: MemoryError()\n"
+        "error: model.onnx does not accept a/photo.png: MemoryError()\n"
+    )
+
+
+def test_two_results_of_one_name_are_refused(run_script):
+    text = script(ClassResult(), {"image_size": 96}, inside=True)
+    description = Description("classification", ["a"], {})
+    message = "^error: the results of several images would be called a_photo$"
+    with pytest.raises(SystemExit, match=message):
+        run_script(text, description, {}, "a/photo.png", "a/photo.png")
 
 
 def test_help_lists_the_options(run_script, capsys):
