@@ -5,7 +5,7 @@ Logged metrics and files contain fractions; the printed tables show percent.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -33,8 +33,9 @@ class ClassTable(Callback):
     Writes the following files of the latest evaluation to the run folder, with ``test`` instead of
     ``val`` for the test split:
 
-    - ``classes_val.csv``: metrics of every class, as fractions; empty cells for classes that do not
-      occur.
+    - ``classes_val.csv``: number of images (classification), annotated objects (detection) or
+      labelled pixels (segmentation) of every class, and its metrics, as fractions; empty cells for
+      classes that do not occur.
     - ``confusion_val.csv`` (classification): number of images by class (row) and predicted class
       (column).
     """
@@ -60,7 +61,7 @@ class ClassTable(Callback):
     def _report(self, trainer: Trainer, task: Any, split: str) -> None:
         if not trainer.is_global_zero:
             return
-        scores: dict[str, Tensor] = getattr(task, "class_scores", {})
+        scores = _counts_first(getattr(task, "class_scores", {}))
         counts: Tensor | None = getattr(task, "confusion_counts", None)
         length = len(next(iter(scores.values()))) if scores else 0
         names = class_names(trainer) or [str(index) for index in range(length)]
@@ -71,12 +72,11 @@ class ClassTable(Callback):
                 lines.append("(-: no such objects are annotated)")
             tell("\n".join([*lines, *legend(trainer.callback_metrics, split)]))
             if 0 < length <= _MAX_ROWS:
-                images = None if counts is None else counts.sum(1).tolist()
-                tell("\n".join(class_rows(names, scores, images)))
+                tell("\n".join(class_rows(names, scores)))
         if not scores or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         folder = run_folder(trainer)
-        columns = [[_fraction(value) for value in values.tolist()] for values in scores.values()]
+        columns = [_shown(values, _fraction) for values in scores.values()]
         rows = zip(names, *columns, strict=True)
         files.write_csv(folder / f"classes_{split}.csv", [("class", *scores), *rows])
         if counts is not None:
@@ -136,28 +136,35 @@ def legend(metrics: Iterable[str], split: str) -> list[str]:
     return [f"({'; '.join(known)})"] if known else []
 
 
-def class_rows(
-    names: Sequence[str], scores: Mapping[str, Tensor], images: Sequence[int] | None = None
-) -> list[str]:
+def class_rows(names: Sequence[str], scores: Mapping[str, Tensor]) -> list[str]:
     """Lines with the metrics of every class in percent, ``-`` for a class that does not occur.
 
     Args:
         names: Class names in label order.
-        scores: Scores of every class, as fractions, by the name of their column.
-        images: Number of images of every class.
+        scores: By the name of their column: scores of every class, as fractions, and integers,
+            which are counts.
     """
-    columns = {
-        name: [_percent(value) for value in values.tolist()] for name, values in scores.items()
-    }
-    if images is not None:
-        columns["images"] = [str(count) for count in images]
+    columns = {name: _shown(values, _percent) for name, values in scores.items()}
+    widths = [max(9, *map(len, texts)) for texts in columns.values()]
     width = max(len("class"), *(len(printable(name)) for name in names))
-    head = f"\n{'class':<{width}}" + "".join(f"  {name:>9}" for name in columns)
-    rows = [
-        f"{printable(name):<{width}}" + "".join(f"  {text:>9}" for text in row)
-        for name, *row in zip(names, *columns.values(), strict=True)
-    ]
-    return [head, *rows]
+    lines = zip(
+        ["class", *map(printable, names)], *([n, *t] for n, t in columns.items()), strict=True
+    )
+    head, *rows = (
+        f"{name:<{width}}"
+        + "".join(f"  {text:>{size}}" for text, size in zip(texts, widths, strict=True))
+        for name, *texts in lines
+    )
+    return [f"\n{head}", *rows]
+
+
+def _counts_first(scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return dict(sorted(scores.items(), key=lambda item: item[1].is_floating_point()))
+
+
+def _shown(values: Tensor, form: Callable[[float], str]) -> list[str]:
+    """Scores in a form, and counts as they are."""
+    return [form(value) if values.is_floating_point() else str(value) for value in values.tolist()]
 
 
 def _percent(value: float) -> str:

@@ -18,6 +18,8 @@ class ScoreMetric(Metric):
 
     `compute` returns them by name: scalars, which are logged, and scores of every class, shape
     ``(num_classes,)``, which make the table of classes. Printed tables show them in percent.
+    Integers of every class are counts, such as the number of annotated objects; tables show them
+    first and as they are.
     """
 
     full_state_update = False

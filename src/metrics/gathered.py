@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -86,9 +87,24 @@ class GatheredMetric(DetectionMetric):
             )
 
     def compute(self) -> dict[str, Tensor]:
-        """Score all images that were added, on all ranks."""
+        """Score all images that were added, on all ranks.
+
+        Returns:
+            Scores of `score`, and ``class_objects``, int64: annotated objects of every class, shape
+            ``(num_classes,)``. Without those of ``iscrowd`` and ``ignore``, unless `score` counts.
+        """
         self.scored = gather(self.images)
-        return self.score(self.scored)
+        return {"class_objects": self._objects()} | self.score(self.scored)
+
+    def _objects(self) -> Tensor:
+        labels = [
+            annotation["category_id"]
+            for image in self.scored.values()
+            for annotation in image.annotations
+            if not (annotation.get("iscrowd") or annotation.get("ignore"))
+        ]
+        numbers = torch.tensor(labels, dtype=torch.int64)
+        return torch.bincount(numbers, minlength=self.num_classes)
 
     def reset(self) -> None:
         """Forget all images."""

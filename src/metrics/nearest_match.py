@@ -47,8 +47,9 @@ def score_classes(
         eleven_points: See `average_precision`.
 
     Returns:
-        ``bbox_AP``, -1 if there is nothing to find, and ``bbox_class_AP``, shape
-        ``(num_classes,)``, NaN for a class without annotations to find.
+        ``bbox_AP``, -1 if there is nothing to find, and of shape ``(num_classes,)``
+        ``bbox_class_AP``, NaN for a class without annotations to find, and ``class_objects``, the
+        number of annotations to find, int64.
     """
     hits: dict[int, list[Hits]] = defaultdict(list)
     number = np.zeros(num_classes, dtype=np.int64)
@@ -66,7 +67,8 @@ def score_classes(
     ]
     scores_of_classes = torch.tensor(per_class, dtype=torch.float64)
     mean = scores_of_classes.nanmean().nan_to_num(-1.0)
-    return {"bbox_AP": mean, "bbox_class_AP": scores_of_classes}
+    objects = torch.from_numpy(number)
+    return {"bbox_AP": mean, "bbox_class_AP": scores_of_classes, "class_objects": objects}
 
 
 def assign_nearest(overlaps: NDArray[np.float64], threshold: float = 0.5) -> NDArray[np.int64]:

@@ -53,7 +53,8 @@ class SegmentationMetric(ScoreMetric):
 
         Returns:
             Scalars ``mIoU``, ``mAcc`` and ``aAcc``, and ``IoU`` and ``Acc`` of every class, shape
-            ``(num_classes,)``. NaN if the denominator is zero.
+            ``(num_classes,)``. NaN if the denominator is zero. ``pixels``, int64, are the labelled
+            pixels of every class.
         """
         # float64 is exact up to counts of 2**53, but not every device has it.
         confusion = self.confusion.cpu().double()
@@ -65,6 +66,7 @@ class SegmentationMetric(ScoreMetric):
             "mIoU": iou.nanmean(),
             "mAcc": accuracy.nanmean(),
             "aAcc": hits.sum() / labelled.sum(),
+            "pixels": self.confusion.cpu().sum(1),
             "IoU": iou,
             "Acc": accuracy,
         }

@@ -185,7 +185,8 @@ class ClassificationTask(BaseTask):
         counts: Tensor = self.confusion.compute().cpu()
         self.confusion.reset()
         self.confusion_counts = counts
-        self.class_scores = {"accuracy": counts.diagonal().double() / counts.sum(1)}
+        images = counts.sum(1)
+        self.class_scores = {"images": images, "accuracy": counts.diagonal().double() / images}
 
     def _full_logits(self, network: nn.Module, batch: ClassificationBatch | FeatureBatch) -> Tensor:
         """Logits without autocast, because published results were measured in float32."""

@@ -46,10 +46,14 @@ def test_abbreviations_are_explained() -> None:
 
 
 def test_classes_that_do_not_occur_have_no_percentage() -> None:
-    scores = {"IoU": torch.tensor([0.5, math.nan]), "Acc": torch.tensor([1.0, math.nan])}
-    head, *rows = (line.split() for line in class_rows(["sky", "sea"], scores, [3, 0]))
-    assert head == ["class", "IoU", "Acc", "images"]
-    assert rows == [["sky", "50.0", "100.0", "3"], ["sea", "-", "-", "0"]]
+    scores = {
+        "pixels": torch.tensor([3, 0]),
+        "IoU": torch.tensor([0.5, math.nan]),
+        "Acc": torch.tensor([1.0, math.nan]),
+    }
+    head, *rows = (line.split() for line in class_rows(["sky", "sea"], scores))
+    assert head == ["class", "pixels", "IoU", "Acc"]
+    assert rows == [["sky", "3", "50.0", "100.0"], ["sea", "0", "-", "-"]]
 
 
 def test_validation_of_a_classifier(
@@ -65,7 +69,10 @@ def test_validation_of_a_classifier(
     assert "Validate metric" not in text  # Lightning's table
     assert text.index("top1") < text.index("blue")
     with (tmp_path / "tiny/validate_0/classes_val.csv").open() as file:
-        classes = {row["class"]: float(row["accuracy"]) for row in csv.DictReader(file)}
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["class", "images", "accuracy"]
+    assert [row["images"] for row in rows] == ["4", "4", "4"]
+    classes = {row["class"]: float(row["accuracy"]) for row in rows}
     with (tmp_path / "tiny/validate_0/confusion_val.csv").open() as file:
         confusion = {row["class"]: row for row in csv.DictReader(file)}
     for name, accuracy in classes.items():

@@ -79,7 +79,9 @@ def test_fit_logs_losses_coco_metrics_and_per_class_results(folder):
     assert sum(key.startswith("val/") for key in values) == 24
     with (run_folder / "classes_val.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert rows[0].keys() == {"class", "bbox_AP", "bbox_AP50", "segm_AP", "segm_AP50"}
+    assert list(rows[0]) == ["class", "objects", "bbox_AP", "bbox_AP50", "segm_AP", "segm_AP50"]
+    truth = json.loads((folder / "toy/annotations/instances_val2017.json").read_text())
+    assert sum(int(row["objects"]) for row in rows) == len(truth["annotations"])
     assert rows[0]["class"] == "arrow"
     assert not list(run_folder.glob("results_*.json"))
 

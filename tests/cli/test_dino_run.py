@@ -79,7 +79,7 @@ def test_fit_logs_all_losses_and_box_metrics_only(folder):
     assert {name for name in values if name.startswith("val/bbox_")}
     assert not any("segm" in name for name in values)
     with (run_folder / "classes_val.csv").open() as file:
-        assert next(csv.reader(file)) == ["class", "bbox_AP", "bbox_AP50"]
+        assert next(csv.reader(file)) == ["class", "objects", "bbox_AP", "bbox_AP50"]
 
 
 def test_validate_plain_and_with_several_views(folder):

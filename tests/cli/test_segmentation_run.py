@@ -58,6 +58,12 @@ def newest(folder, prefix):
     )
 
 
+def labelled_pixels(folder, label):
+    """Pixels of a class in the validation label maps, which count from 1."""
+    maps = (folder / "toy/ade20k/annotations/validation").glob("*.png")
+    return sum(int((np.asarray(Image.open(path)) == label + 1).sum()) for path in maps)
+
+
 def last_values(path):
     with path.open() as file:
         return {k: float(v) for row in csv.DictReader(file) for k, v in row.items() if v}
@@ -71,6 +77,9 @@ def test_fit_logs_metrics_and_per_class_results(folder):
     with (run_folder / "classes_val.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["class"] for row in rows][:2] == ["background", "arrow"]
+    assert list(rows[0]) == ["class", "pixels", "IoU", "Acc"]
+    for number, row in enumerate(rows):
+        assert int(row["pixels"]) == labelled_pixels(folder, number)
     scores = [float(row["IoU"]) for row in rows if row["IoU"]]
     assert np.mean(scores) == pytest.approx(values["val/mIoU"], abs=1e-4)
 

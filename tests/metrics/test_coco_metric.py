@@ -107,6 +107,8 @@ def test_truth_scored_as_detections_is_perfect():
     assert scores["bbox_AP"] == 1
     assert scores["segm_AP"] == 1
     assert scores["bbox_class_AP"].tolist() == [1, 1, 1]
+    labels = [a["category_id"] for a in dataset["annotations"] if not a["iscrowd"]]
+    assert scores["class_objects"].tolist() == [labels.count(label) for label in range(NUM_CLASSES)]
 
 
 @pytest.mark.parametrize("kind", ["bbox", "segm"])

@@ -67,7 +67,9 @@ def test_eleven_points_by_hand() -> None:
     scenes = [Scene(truth, found)]
     assert float(score(VOCMetric(1, eleven_points=True), scenes)["bbox_AP"]) == 6 / 11
     assert float(score(VOCMetric(1), scenes)["bbox_AP"]) == 0.5
-    assert score(VOCMetric(2), scenes)["bbox_class_AP"].isnan().tolist() == [False, True]
+    scores = score(VOCMetric(2), scenes)
+    assert scores["bbox_class_AP"].isnan().tolist() == [False, True]
+    assert scores["class_objects"].tolist() == [2, 0]
 
 
 def test_boxes_include_their_last_pixel() -> None:
