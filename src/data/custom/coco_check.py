@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,48 +16,22 @@ from src.data.formats.coco_entries import (
     check_image,
 )
 from src.data.formats.coco_json import CocoFile
+from src.data.formats.faults import Faults
 from src.errors import UserError, agreed, counted
 
 Content = dict[str, list[Any]]
 
-_KINDS = {
-    " has category_id ": "with an unknown category_id",
-    " belongs to image_id ": "of an unknown image_id",
-    " has the bbox ": "with a wrong bbox",
-    " must have ": "without a value that is needed",
-}
-"""Kind of a fault by words of its message; others are called wrong values."""
 
-
-@dataclass
-class _Faults:
-    """Messages about entries of one list, by kind."""
-
-    path: Path
-    by_kind: dict[str, list[str]] = field(default_factory=dict)
-
-    def sound(self, entries: Sequence[Any], check: Callable[[int, Any], object]) -> list[Any]:
-        """Entries that a check accepts; the others are remembered."""
-        kept = []
-        for position, entry in enumerate(entries):
-            try:
-                check(position, entry)
-            except UserError as error:
-                text = str(error).removeprefix(f"{self.path}: ")
-                kind = next((_KINDS[words] for words in _KINDS if words in text), "")
-                self.by_kind.setdefault(kind or "with a wrong value", []).append(text)
-            else:
-                kept.append(entry)
-        return kept
-
-    def lines(self, noun: str) -> list[str]:
-        """One line per kind, with the number of entries and the first one."""
-        return [
-            f"{self.path}: {found[0]}"
-            if len(found) == 1
-            else f"{self.path}: {counted(len(found), noun)} {kind}; the first: {found[0]}"
-            for kind, found in self.by_kind.items()
-        ]
+def _sound(
+    entries: Sequence[Any], check: Callable[[int, Any], object], faults: Faults
+) -> list[Any]:
+    """Entries that a check accepts; the faults of the others are noted."""
+    kept = []
+    for position, entry in enumerate(entries):
+        with faults.noted():
+            check(position, entry)
+            kept.append(entry)
+    return kept
 
 
 def read_part(
@@ -114,8 +87,8 @@ def _check_images(
         What was found in the images that exist, the entries that are wrong, and one message for
         each kind of fault.
     """
-    faults = _Faults(path)
-    sound = faults.sound(entries, lambda _, entry: check_image(entry, path).path(folder, path))
+    faults = Faults("images with a wrong value", f"{path}: ")
+    sound = _sound(entries, lambda _, e: check_image(e, path).path(folder, path), faults)
     images = [check_image(entry, path) for entry in sound]
     files = [str(image.path(folder, path)) for image in images]
     there = {file for file in files if Path(file).is_file()}
@@ -126,7 +99,7 @@ def _check_images(
         for image, file in zip(images, files, strict=True)
         if file in survey.sizes and image.size not in (survey.sizes[file], survey.stored[file])
     ]
-    problems = faults.lines("image")
+    problems = faults.lines()
     if missing:
         problems.append(_missing(path, folder, missing, len(files)))
     problems += survey.unreadable()
@@ -201,16 +174,17 @@ def _faults_of(path: Path, content: Content, masks: bool, error: UserError) -> l
         }
     except UserError:
         return [str(error)]
-    faults = _Faults(path)
-    sound = faults.sound(
+    faults = Faults("annotations with a wrong value", f"{path}: ")
+    sound = _sound(
         content["annotations"],
         lambda position, entry: check_annotation(
             entry, position, dict.fromkeys(label_of, 0), sizes, path
         ),
+        faults,
     )
     if not faults.by_kind:
         return [str(error)]
-    lines = faults.lines("annotation")
+    lines = faults.lines()
     try:
         CocoFile(path, masks, content=content | {"annotations": sound})
     except UserError as further:

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from src.data.formats.faults import EntryError
 from src.data.formats.run_length import run_lengths
 from src.errors import UserError
 from src.types import ImageId
@@ -34,6 +35,8 @@ _MAX_PIXELS = 2**31 - 1  # pycocotools counts pixels with 32 bits
 _MAX_CLASS_NAME = 1000  # characters
 _MAX_ID = 2**63
 _MAX_FILE_NAME, _MAX_PATH = 255, 4096  # bytes that file systems accept
+
+_WRONG_BBOX = "annotations with a wrong bbox"  # kind of an `EntryError`
 
 _repr = reprlib.Repr()
 _repr.maxstring = _repr.maxother = _repr.maxlong = 60
@@ -154,9 +157,10 @@ def check_image(entry: Any, path: Path) -> ImageEntry:
     name = file_name(entry)
     if name is None or any(key not in entry for key in needed):
         number = entry.get("id", entry) if isinstance(entry, dict) else entry
-        raise UserError(
+        raise EntryError(
             f"{path}: the image {shown(number)} must have 'id', 'file_name' (or 'coco_url'), "
-            "'height' and 'width'."
+            "'height' and 'width'.",
+            "images without a value that is needed",
         )
     number = entry["id"]
     if not _is_id(number):
@@ -235,24 +239,32 @@ def check_annotation(
     )
     needed = ("image_id", "category_id", "bbox")
     if not isinstance(entry, dict) or any(key not in entry for key in needed):
-        raise UserError(f"{name} must have 'image_id', 'category_id' and 'bbox'.")
+        raise EntryError(
+            f"{name} must have 'image_id', 'category_id' and 'bbox'.",
+            "annotations without a value that is needed",
+        )
     category, image = entry["category_id"], entry["image_id"]
     if not _is_id(category) or category not in label_of:
-        raise UserError(
+        raise EntryError(
             f"{name} has category_id {shown(category)}, which is not one of the file's "
-            f"categories {_shorten(list(label_of))}."
+            f"categories {_shorten(list(label_of))}.",
+            "annotations with an unknown category_id",
         )
     if not _is_id(image) or image not in sizes:
-        raise UserError(
-            f"{name} belongs to image_id {shown(image)}, which is not one of the file's images."
+        raise EntryError(
+            f"{name} belongs to image_id {shown(image)}, which is not one of the file's images.",
+            "annotations of an unknown image_id",
         )
     box = entry["bbox"]
     if not (isinstance(box, list) and len(box) == 4 and all(map(_is_number, box))):
-        raise UserError(f"{name} has the bbox {shown(box)}; expected four numbers x, y, w, h.")
+        raise EntryError(
+            f"{name} has the bbox {shown(box)}; expected four numbers x, y, w, h.", _WRONG_BBOX
+        )
     if max(map(abs, box)) > MAX_COORDINATE:
-        raise UserError(
+        raise EntryError(
             f"{name} has the bbox {shown(box)}; expected numbers up to {MAX_COORDINATE:,.0f} "
-            "pixels."
+            "pixels.",
+            _WRONG_BBOX,
         )
     area: Any = entry.get("area")
     if type(area) not in (int, float) or area != area:  # not a number
