@@ -17,7 +17,7 @@ from src.decoding import (
     orientation,
     turn_upright,
 )
-from src.errors import UserError, agreed, counted
+from src.errors import agreed, counted
 from src.types import Size
 
 _KINDS = {"1": "black and white", "L": "grey", "LA": "grey", "CMYK": "CMYK", "YCCK": "CMYK"}
@@ -79,25 +79,6 @@ class Survey:
             f"{len(self.broken)} of {counted(self.count, noun)} cannot be read; replace or"
             f" remove {agreed(len(self.broken), 'it', 'them')}{advice}:{self.named()}"
         ]
-
-
-def survey(paths: Sequence[str], max_pixels: int = MAX_PIXELS) -> Survey:
-    """Decode every image, on all cores.
-
-    Args:
-        paths: The files.
-        max_pixels: Larger images count as broken.
-
-    Returns:
-        The survey; no file in it is broken.
-
-    Raises:
-        UserError: If files cannot be read; the message names up to ten of them.
-    """
-    found = look_at(paths, max_pixels)
-    if found.broken:
-        raise UserError("\n".join(found.unreadable()))
-    return found
 
 
 def look_at(paths: Sequence[str], max_pixels: int = MAX_PIXELS) -> Survey:

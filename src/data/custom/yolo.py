@@ -16,10 +16,11 @@ from typing import Any
 
 from src.data.custom import recipe, split
 from src.data.custom.detection import Part, prepare
-from src.data.custom.survey import survey
+from src.data.custom.survey import Survey, look_at
 from src.data.custom.yolo_labels import Box, read_labels
 from src.data.custom.yolo_layout import Dataset, find_dataset, label_file
 from src.data.formats.coco_json import MAX_ANNOTATIONS, CocoFile
+from src.data.formats.faults import Faults
 from src.errors import UserError, agreed, counted
 
 
@@ -43,7 +44,7 @@ def run(args: argparse.Namespace) -> None:
     """Check, convert into COCO files, split, write the recipe and print the next commands.
 
     Raises:
-        UserError: If files are missing or broken, or a line is no label.
+        UserError: If files are missing or broken, or lines are no labels.
     """
     dataset = find_dataset(args.dataset, args.class_names)
     name, out = split.target(args, dataset.root)
@@ -55,7 +56,7 @@ def run(args: argparse.Namespace) -> None:
         dataset = replace(dataset, splits=splits)
         images = [path for part in dataset.splits.values() for path in part]
     folder = Path(os.path.commonpath([path.parent for path in images]))
-    labels = {path: _labels(path, dataset) for path in images}
+    surveys, labels = _check(dataset, args.max_pixels)
     boxes = [box for found in labels.values() for box in found or ()]
     if not boxes:
         raise UserError(
@@ -66,7 +67,7 @@ def run(args: argparse.Namespace) -> None:
     names = dataset.names or [f"class {i}" for i in range(1 + max(box.label for box in boxes))]
     parts = {}
     for part, paths in dataset.splits.items():
-        found = survey([str(path) for path in paths], args.max_pixels)
+        found = surveys[part]
         content = _coco({p: (found.sizes[str(p)], labels[p] or []) for p in paths}, folder, names)
         path = out / "annotations" / f"{part}.json"
         file = CocoFile(path, masks, None, args.max_annotations, content)
@@ -88,11 +89,37 @@ def _none_of(images: list[Path]) -> str:
     return f"None of the {len(images)} images" if len(images) > 1 else "The only image"
 
 
-def _labels(image: Path, dataset: Dataset) -> list[Box] | None:
-    """Labels of an image; None if it has no label file."""
-    path = label_file(image)
+def _check(
+    dataset: Dataset, max_pixels: int
+) -> tuple[dict[str, Survey], dict[Path, list[Box] | None]]:
+    """Decode the images of all splits and read their labels.
+
+    Args:
+        dataset: The dataset.
+        max_pixels: Larger images count as broken.
+
+    Returns:
+        What was found in the images of each split, and the labels of each image, None if it has no
+        label file.
+
+    Raises:
+        UserError: If lines are wrong or images are broken; the message has a line for each kind of
+            fault.
+    """
+    faults = Faults("wrong lines")
     count = len(dataset.names) if dataset.names else None
-    return read_labels(path, count, dataset.has_polygons) if path.is_file() else None
+    surveys, labels = {}, {}
+    for part, paths in dataset.splits.items():
+        surveys[part] = look_at([str(path) for path in paths], max_pixels)
+        for image in paths:
+            path = label_file(image)
+            is_labelled = path.is_file()
+            read = read_labels(path, count, dataset.has_polygons, faults) if is_labelled else None
+            labels[image] = read
+    images = sum(surveys.values(), Survey())
+    if problems := [*images.unreadable(), *faults.lines()]:
+        raise UserError("\n".join(problems))
+    return surveys, labels
 
 
 def _coco(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from src.errors import UserError, counted
+from src.data.formats.faults import EntryError, Faults
+from src.errors import counted
 
 _MAX_CLASS = 100_000  # if the number of classes is not known
 _TOLERANCE = 0.01  # beyond the image, from rounding; clipped
@@ -30,7 +32,9 @@ class Box:
     polygon: tuple[float, ...] = ()
 
 
-def read_labels(path: Path, classes: int | None, has_polygons: bool = True) -> list[Box]:
+def read_labels(
+    path: Path, classes: int | None, has_polygons: bool = True, faults: Faults | None = None
+) -> list[Box]:
     """Read a label file.
 
     Args:
@@ -38,19 +42,32 @@ def read_labels(path: Path, classes: int | None, has_polygons: bool = True) -> l
         classes: Number of classes; None if it is not known.
         has_polygons: Whether more than five numbers in a line are a polygon; otherwise they are
             key points after a box, which are left out.
+        faults: Where wrong lines are noted; without it, the first one is an error.
+
+    Returns:
+        The objects of the lines that are right.
 
     Raises:
         UserError: If a line is wrong; the message names file and line.
     """
+    boxes = []
+    with faults.noted() if faults else nullcontext():
+        for number, line in enumerate(_lines(path), 1):
+            if line.strip():
+                with faults.noted() if faults else nullcontext():
+                    where = f"Line {number} of {path}"
+                    boxes.append(_box(line.split(), where, classes, has_polygons))
+    return boxes
+
+
+def _lines(path: Path) -> list[str]:
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        return path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
-        raise UserError(f"The label file {path} is not UTF-8 text; {_EXPECTED}.") from error
-    return [
-        _box(line.split(), f"Line {number} of {path}", classes, has_polygons)
-        for number, line in enumerate(lines, 1)
-        if line.strip()
-    ]
+        raise EntryError(
+            f"The label file {path} is not UTF-8 text; {_EXPECTED}.",
+            "label files that are not UTF-8 text",
+        ) from error
 
 
 def _box(fields: list[str], where: str, classes: int | None, has_polygons: bool) -> Box:
@@ -58,24 +75,33 @@ def _box(fields: list[str], where: str, classes: int | None, has_polygons: bool)
     try:
         label, values = float(fields[0]), [float(field) for field in fields[1:]]
     except ValueError:
-        raise UserError(f"{where} is not a label: {shown!r}; {_EXPECTED}.") from None
+        raise EntryError(
+            f"{where} is not a label: {shown!r}; {_EXPECTED}.", "lines that are no labels"
+        ) from None
     is_polygon = has_polygons and len(values) >= 6 and len(values) % 2 == 0
     if not has_polygons:
         values = values[:4]
     if not is_polygon and len(values) != 4:
-        raise UserError(f"{where} has {counted(len(fields), 'number')}: {shown!r}; {_EXPECTED}.")
+        raise EntryError(
+            f"{where} has {counted(len(fields), 'number')}: {shown!r}; {_EXPECTED}.",
+            "lines with too few or too many numbers",
+        )
     most = _MAX_CLASS if classes is None else classes - 1
     if not label.is_integer() or not 0 <= label <= most:
-        raise UserError(f"{where} has the class {fields[0]}; expected an integer from 0 to {most}.")
+        raise EntryError(
+            f"{where} has the class {fields[0]}; expected an integer from 0 to {most}.",
+            "lines with an unknown class",
+        )
     if is_polygon:
         corners = (min(values[::2]), min(values[1::2]), max(values[::2]), max(values[1::2]))
     else:
         x, y, width, height = values
         corners = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
     if not all(-_TOLERANCE <= value <= 1 + _TOLERANCE for value in (*values, *corners)):
-        raise UserError(
+        raise EntryError(
             f"{where} has numbers outside of 0 to 1: {shown!r}; {_EXPECTED}. Divide pixels by the "
-            "width and height of the image."
+            "width and height of the image.",
+            "lines with numbers outside of 0 to 1",
         )
     left, top, right, bottom = (min(max(value, 0.0), 1.0) for value in corners)
     polygon = tuple(min(max(v, 0.0), 1.0) for v in values) if is_polygon else ()

@@ -166,6 +166,33 @@ def test_wrong_lines_are_named(line, message, dataset, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+def test_faults_of_all_kinds_and_splits_are_reported_together(dataset, tmp_path, capsys):
+    wrong = {
+        "train/0": "7 0.5 0.5 0.1 0.1\n0 0.5 0.5 0.1 0.1\n8 0.5 0.5 0.1 0.1",
+        "train/1": "0 0.5 0.5",
+        "train/2": "cat 0.5 0.5 0.1 0.1",
+        "val/8": "0 32 24 10 10\n9 0.5 0.5 0.1 0.1",
+    }
+    for name, text in wrong.items():
+        (dataset / "labels" / f"{name}.txt").write_text(text)
+    for name in ("train/3", "train/4"):
+        (dataset / "labels" / f"{name}.txt").write_bytes(b"\xff")
+    (dataset / "images/train/5.jpg").write_bytes(b"no image")
+    assert prepare(dataset, tmp_path / "out") == 2
+    error = capsys.readouterr().err
+    labels = dataset / "labels"
+    for line in (
+        "1 of 12 images cannot be read; replace or remove it:",
+        f"3 lines with an unknown class; the first: Line 1 of {labels}/train/0.txt has the class 7",
+        f"Line 1 of {labels}/train/1.txt has 3 numbers",
+        f"Line 1 of {labels}/train/2.txt is not a label",
+        f"Line 1 of {labels}/val/8.txt has numbers outside of 0 to 1",
+        f"2 label files that are not UTF-8 text; the first: The label file {labels}/train/3.txt",
+    ):
+        assert error.count(line) == 1, line
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
