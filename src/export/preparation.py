@@ -9,19 +9,45 @@ from src.decoding import FORMATS
 from src.models.graphs import LabelMapResult, RegionResult, Result
 
 _SCALES = ("image_scale", "eval_scale")
+
+
+def accepted_formats() -> str:
+    """Formats of image files, as in a sentence."""
+    return f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
+
+
 _READ = """\
-try:
+def read(path):
+    # 8-bit RGB. Values of more bits are scaled, because convert("RGB") would make them white.
     photo = Image.open(path, formats=FORMATS)
     photo.load()
-except Exception:  # Pillow raises many kinds of exceptions
-    print(f"error: {path} cannot be read; expected an image file (ACCEPTED)", file=sys.stderr)
+    is_16_bit = photo.mode.startswith("I;") or photo.format in ("PNG", "PPM")
+    photo = UPRIGHT
+    if photo.mode[0] in "IF":
+        values = np.asarray(photo)
+        low, high = values.min(), values.max()
+        if photo.mode == "F":
+            if not 0 <= low <= high <= 255:
+                wanted = "floating-point values from 0 to 1 or from 0 to 255"
+                raise ValueError(f"expected {wanted}, got values from {low:g} to {high:g}")
+            values = np.rint(values * 255 if high <= 1 else values)
+        elif is_16_bit or high > 255:
+            values = values >> 8
+        photo = Image.fromarray(values.clip(0, 255).astype(np.uint8))
+    return photo.convert("RGB")"""
+OPENED = """\
+try:
+    photo = read(path)
+except Exception as error:  # Pillow raises many kinds of exceptions
+    wanted = "expected an image file (ACCEPTED)"
+    reason = error if isinstance(error, ValueError) else wanted
+    print(f"error: {path} cannot be read; {reason}", file=sys.stderr)
     status = 1
-    continue"""
-_REFUSED = """\
-if photo.mode[0] in "IF":  # convert("RGB") would make them white
-    print(f"error: {path} has more than 8 bits; save it with 8 bits first", file=sys.stderr)
-    status = 1
-    continue"""
+    continue""".replace("ACCEPTED", accepted_formats())
+"""Lines of a loop that read ``photo`` from the file ``path`` with `reader`.
+
+A file that cannot be read leads to a sentence, ``status`` 1, and the next file.
+"""
 RESIZED = """\
 def resized(x, sides):
     # Bilinear without antialiasing, as in training: filters of Pillow average when they shrink.
@@ -36,23 +62,16 @@ def resized(x, sides):
 _NORMALISED = "RGB, divided by 255, minus the mean, divided by the standard deviation."
 
 
-def opened(*, upright: bool) -> list[str]:
-    """Lines that read ``photo``, an RGB image, from the file ``path``.
-
-    They are in a loop, and read the formats that ``predict`` reads. A file that cannot be read
-    leads to a sentence, ``status`` 1, and the next file.
+def reader(*, upright: bool) -> str:
+    """Function ``read`` of a path, which returns an RGB image as `src.decoding.decode` does.
 
     Args:
         upright: Whether its EXIF orientation is applied.
     """
-    photo = "ImageOps.exif_transpose(photo)" if upright else "photo"
-    read = _READ.replace("FORMATS", str(FORMATS)).replace("ACCEPTED", accepted_formats())
-    return [read, _REFUSED, f'photo = {photo}.convert("RGB")']
-
-
-def accepted_formats() -> str:
-    """Formats of image files, as in a sentence."""
-    return f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
+    text = _READ.replace("FORMATS", str(FORMATS))
+    if upright:
+        return text.replace("UPRIGHT", "ImageOps.exif_transpose(photo)")
+    return text.replace("    photo = UPRIGHT\n", "")
 
 
 def is_known(settings: Mapping[str, Any]) -> bool:

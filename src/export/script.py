@@ -10,7 +10,7 @@ from src.export.card import opening
 from src.export.description import Description
 from src.export.drawing import MIN_SCORE, drawing
 from src.export.files import RESULT_FILE
-from src.export.preparation import RESIZED, accepted_formats, is_known, opened, prepared
+from src.export.preparation import OPENED, RESIZED, accepted_formats, is_known, prepared, reader
 from src.models.graphs import ClassResult, Graph, LabelMapResult, QueryResult, RegionResult, Result
 
 SCRIPTS: Mapping[str, str] = {
@@ -111,8 +111,8 @@ python {name} photo.jpg
 It takes any number of images, writes into the current folder, and runs from any folder. An image
 that cannot be read leads to a message and, at the end, to exit status 1; the others have results.
 The script is an example for your own program; `--help` lists its options. It reads the files that
-`python -m src predict` reads ({accepted_formats()}). Grey images become RGB;
-those of more than 8 bits are refused.
+`python -m src predict` reads ({accepted_formats()}), and converts grey images
+and those of more than 8 bits to 8-bit RGB as it does.
 {needed}"""
 
 
@@ -163,8 +163,9 @@ def _script(
         f"from PIL import {used}",
         "",
         "FOLDER = Path(__file__).resolve().parent",
-        *(["", "", RESIZED, ""] if "resized(" in "".join([*prepare, after]) else []),
-        "",
+        *["", "", reader(upright=description.upright)],
+        *(["", "", RESIZED] if "resized(" in "".join([*prepare, after]) else []),
+        *["", ""],
         _ARGUMENTS.replace("FILE", file),
         *([_MIN_SCORE] if has_scores else []),
         _PATHS,
@@ -174,7 +175,7 @@ def _script(
         "for path, stem in zip(images, stems):",
     ]
     steps = [
-        *opened(upright=description.upright),
+        OPENED,
         _TITLE,
         *prepare,
         _RUN[is_onnx].replace("FILE", file),

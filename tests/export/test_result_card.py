@@ -188,23 +188,65 @@ def test_the_script_says_the_highest_score_if_nothing_is_shown(run_script, tmp_p
     assert "The highest score is 0.000;" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
+def deep_image(kind, shape=(40, 50)):
+    """A grey image of more than 8 bits, and the extension of a file that keeps them."""
+    values = np.linspace(0, 1, shape[0] * shape[1]).reshape(shape)
+    return {
+        "16-bit PNG": (Image.fromarray((values * 65535).astype(np.uint16)), "png"),
+        "dark 16-bit PNG": (Image.fromarray((values * 200).astype(np.uint16)), "png"),
+        "16-bit PPM": (Image.fromarray((values * 65535).astype(np.uint16)), "pgm"),
+        "16-bit TIFF": (Image.fromarray((values * 65535).astype(np.uint16)), "tiff"),
+        "big-endian TIFF": (Image.fromarray((values * 65535).astype(">u2")), "tiff"),
+        "32-bit TIFF": (Image.fromarray((values * 90000 - 500).astype(np.int32)), "tiff"),
+        "8 of 32 bits": (Image.fromarray((values * 255).astype(np.int32)), "tiff"),
+        "floats to 1": (Image.fromarray(values.astype(np.float32)), "tiff"),
+        "floats to 255": (Image.fromarray((values * 255).astype(np.float32)), "tiff"),
+    }[kind]
+
+
 @pytest.mark.parametrize(
-    ("task", "result", "settings"),
+    "kind",
     [
-        ("classification", ClassResult(), {"image_size": 96}),
-        ("detection", MASK_RCNN, {"image_scale": [400, 300]}),
-        ("segmentation", LabelMapResult(), {"image_scale": [400, 300], "palette": [(1, 2, 3)]}),
+        *("16-bit PNG", "dark 16-bit PNG", "16-bit PPM", "16-bit TIFF", "big-endian TIFF"),
+        *("32-bit TIFF", "8 of 32 bits", "floats to 1", "floats to 255"),
     ],
 )
-def test_the_script_refuses_images_of_more_than_8_bits(
-    task, result, settings, dtype, run_script, capsys
-):
-    Image.fromarray(np.full((40, 50), 9000, dtype)).save("deep.tiff")
-    text = script(result, settings, inside=True, task=task)
+def test_the_script_converts_images_of_more_than_8_bits_as_predict(kind, run_script):
+    image, extension = deep_image(kind)
+    assert image.mode[0] in "IF"
+    image.save(f"deep.{extension}")
+    expected = np.asarray(decode(f"deep.{extension}"))
+    text = script(ClassResult(), {"image_size": 96}, inside=True)
+    description = Description("classification", ["a"], {})
+    outputs = {"probabilities": np.float32([[1]])}
+    drawn = run_script(text, description, outputs, f"deep.{extension}")
+    np.testing.assert_array_equal(drawn[:40, :50], expected)
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_images_of_more_than_8_bits_are_turned_upright(orientation, run_script):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    deep_image("16-bit PNG")[0].save("deep.png", exif=exif)
+    settings = {"image_size": 96, "upright": True}
+    description = Description("classification", ["a"], {**COLOURS, **settings})
+    text = result_script(ClassResult(), description, inside=True, masks="box", library=None)
+    expected = np.asarray(decode("deep.png", upright=True))
+    drawn = run_script(text, description, {"probabilities": np.float32([[1]])}, "deep.png")
+    np.testing.assert_array_equal(drawn[: len(expected), : len(expected[0])], expected)
+    assert expected.shape == ((50, 40, 3) if orientation == 6 else (40, 50, 3))
+
+
+def test_floating_point_values_out_of_range_are_refused_as_in_predict(run_script, capsys):
+    Image.fromarray(np.full((40, 50), 9000, np.float32)).save("deep.tiff")
+    with pytest.raises(BrokenImageError) as error:
+        decode("deep.tiff")
+    text = script(ClassResult(), {"image_size": 96}, inside=True)
     with pytest.raises(SystemExit, match="1"):
-        run_script(text, Description(task, ["a"], settings), {}, "deep.tiff")
-    assert capsys.readouterr().err.startswith("error: deep.tiff has more than 8 bits")
+        run_script(text, Description("classification", ["a"], {}), {}, "deep.tiff")
+    reason = "expected floating-point values from 0 to 1 or from 0 to 255, got values from 9000"
+    assert reason in str(error.value)
+    assert capsys.readouterr().err.startswith(f"error: deep.tiff cannot be read; {reason}")
 
 
 def test_the_script_takes_the_path_of_an_image(run_script, monkeypatch, tmp_path):
@@ -368,7 +410,7 @@ def test_letters_of_class_names_are_drawn(run_script, tmp_path):
 def test_images_of_detectors_are_turned_upright(result, tmp_path):
     settings = {"eval_scale": [400, 300]}
     text = script(result, settings, inside=True, task="detection")
-    assert 'photo = ImageOps.exif_transpose(photo).convert("RGB")' in text
+    assert "photo = ImageOps.exif_transpose(photo)" in text
     assert "- upright: True" in card(result, settings, tmp_path, task="detection")
 
 
