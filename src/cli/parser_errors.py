@@ -16,11 +16,14 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from src.cli.arguments import GIVE_RECIPE, settings_of_nothing
 from src.cli.misspellings import OPTIONS, needed_value
 from src.cli.other_names import answer_for, no_such_option
-from src.cli.suggestions import suggest
+from src.cli.suggestions import closest, suggest
 from src.file_names import similar_file
 
 _KEY = re.compile(r'Parser key "([^"]+)"')
 _CLASS_PATH = re.compile(r"class_path '([\w.]+)'|class_path='([\w.]+)'")
+_GIVEN_CLASS = re.compile(
+    r"Got value: Namespace\((?:init_args=NestedArg\(.*?\), )?class_path='([\w.]+)'"
+)
 _PLAIN = {"NoneType": "null", "str": "text", "int": "an integer", "float": "a number"}
 _MAX_LENGTH = 400
 _MAX_LIST = 6
@@ -71,7 +74,9 @@ def _unknown_setting(message: str, parser: Any) -> str | None:
             f"{subject} has no setting {_join(message, name)!r}; it is a setting of"
             f" {', '.join(others[:_MAX_OWNERS])}{', ...' if len(others) > _MAX_OWNERS else '.'}"
         )
-    hint = suggest(name, known) or (f" Its settings are {', '.join(known)}." if known else "")
+    hint = suggest(name, [_join(message, other) for other in known]) or (
+        f" Its settings are {', '.join(known)}." if known else ""
+    )
     return f"{subject} has no setting {_join(message, name)!r}.{hint}"
 
 
@@ -90,6 +95,9 @@ def _unknown_option(message: str, parser: Any) -> str | None:
     match = match or re.search(r"unrecognized arguments: (-*[\w.]+[\w.-]*)", message)
     if not match:
         return None
+    owner = _innermost_class(message)
+    if owner is not None and "unrecognized arguments" in match[0]:
+        return _unknown_group(_join(message), match[1].lstrip("-"), owner)
     if (answer := no_such_option(match[1])) is not None:
         return answer
     name = match[1].lstrip("-")
@@ -99,6 +107,26 @@ def _unknown_option(message: str, parser: Any) -> str | None:
     choices = inside or [*groups, *known, *OPTIONS, *_task_and_data_settings()]
     hint = suggest(name, choices, option=True) or " See --help."
     return f"There is no setting {name!r}.{hint}"
+
+
+def _unknown_group(parent: str, name: str, owner: type) -> str:
+    """Message about settings below one that a class does not have.
+
+    Args:
+        parent: Setting that the class is given for, for example ``model``.
+        name: The unknown setting and what follows, for example ``networ.variant``.
+        owner: The class.
+    """
+    known = sorted(setting_names(owner))
+    group, _, rest = name.partition(".")
+    option = f"--{parent}.{name}"
+    if (found := closest(group, known)) is not None:
+        meant = ".".join(filter(None, (parent, found, rest)))
+        return f"There is no option {option}. Did you mean --{meant}?"
+    return no_such_option(option) or (
+        f"{owner.__name__} has no setting {f'{parent}.{group}'!r}. Its settings are"
+        f" {', '.join(known)}."
+    )
 
 
 def _task_and_data_settings() -> list[str]:
@@ -196,9 +224,12 @@ def _wrong_value(message: str, parser: Any) -> str | None:
         return None
     keys, owner = list(dict.fromkeys(_KEY.findall(message))), _innermost_class(message)
     annotation = _annotation(owner, keys[-1]) if owner is not None and len(keys) > 1 else None
+    below = re.match(r"NestedArg\(key='([\w.]+)'", given[0])
     text = " or ".join(dict.fromkeys(_readable_type(name) for name in wanted))
     text = text if annotation is None else _readable_annotation(annotation)
     text = _EXPECTED.get(_join(message), text)
+    if below is not None:
+        return f"There is no setting {_join(message, below[1])!r}; {_join(message)} is {text}."
     return f"{_join(message)} must be {text}, got {given[0].strip()!r}."
 
 
@@ -237,6 +268,9 @@ def _join(message: str, name: str = "") -> str:
 
 
 def _innermost_class(message: str) -> type | None:
+    # Functions that return a class are reported from the inside to the outside, others reversed.
+    if (first := _GIVEN_CLASS.search(message)) is not None:
+        return _load(first[1])
     found = [path for pair in _CLASS_PATH.findall(message) for path in pair if path]
     return _load(found[-1]) if found else None
 

@@ -48,5 +48,5 @@ def test_a_task_is_loaded_from_its_checkpoint(trained: Path) -> None:
 
 
 def test_build_raises_user_errors(trained: Path) -> None:
-    with pytest.raises(UserError, match="Did you mean 'label_smoothing'"):
+    with pytest.raises(UserError, match=r"Did you mean 'model\.label_smoothing'"):
         build(["-c", str(trained / "tiny.yaml"), "--model.label_smothing", "1"])

@@ -43,7 +43,19 @@ def error_of(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     ("setting", "value", "message"),
     [
         ("--model.init_args.typo", "1", "ClassificationTask has no setting 'model.typo'"),
-        ("--model.label_smothing", "1", "Did you mean 'label_smoothing'?"),
+        ("--model.label_smothing", "1", "Did you mean 'model.label_smoothing'?"),
+        (
+            "--model.networ.variant",
+            "internimage_nano",
+            "There is no option --model.networ.variant. Did you mean --model.network.variant?",
+        ),
+        (
+            "--model.optimzer.lr",
+            "0.1",
+            "Did you mean --model.optimizer.lr?",
+        ),
+        ("--model.mixup_alpha.x", "1", "'model.mixup_alpha.x'; model.mixup_alpha is a number."),
+        ("--data.foo.bar", "1", "ImageNetDataModule has no setting 'data.foo'. Its settings are"),
         ("--model.network.chanels", "4", "InternImage has no setting 'model.network.chanels'."),
         ("--model.network.drop_path_rate", "x", "model.network.drop_path_rate must be a number"),
         ("--model.network", "internimage_t", "use --model.network.variant internimage_t."),
@@ -63,7 +75,11 @@ def error_of(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
         ("--model.lr_scheduler", "Cosine", "model.lr_scheduler: there is no class 'Cosine'."),
         ("--model.num_classes", "7", "model.num_classes cannot be set"),
         ("--model", "ClasificationTask", "Did you mean 'ClassificationTask'?"),
-        ("--data.rot", "x", "ImageNetDataModule has no setting 'data.rot'. Did you mean 'root'?"),
+        (
+            "--data.rot",
+            "x",
+            "ImageNetDataModule has no setting 'data.rot'. Did you mean 'data.root'?",
+        ),
         ("--data.xyz", "x", "has no setting 'data.xyz'. Its settings are auto_augment, batch_size"),
         ("--data.tta", "true", "it is a setting of ADE20KDataModule"),
         ("--data.batch_size", "x", "data.batch_size must be an integer, got 'x'."),
@@ -129,6 +145,24 @@ def test_wrong_settings(
     assert not Path("runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("model.network.backbne.variant", "Did you mean --model.network.backbone.variant?"),
+        (
+            "model.network.backbone.varian",
+            "InternImageBackbone has no setting 'model.network.backbone.varian'."
+            " Did you mean 'model.network.backbone.variant'?",
+        ),
+    ],
+)
+def test_misspelt_settings_within_a_detector(
+    folder: Path, error_of: Callable[..., str], setting: str, message: str
+) -> None:
+    recipe = CONFIGS / "toy" / "detection.yaml"
+    assert message in error_of("fit", "-c", str(recipe), f"--{setting}", "internimage_nano")
+
+
 def test_options_of_other_libraries_are_answered_at_once(
     folder: Path, error_of: Callable[..., str]
 ) -> None:
@@ -187,7 +221,7 @@ def test_a_suggestion_replaces_the_list_of_settings(
     folder: Path, error_of: Callable[..., str]
 ) -> None:
     text = error_of("predict", "-c", "tiny.yaml", "--data.predict", "images")
-    assert text.endswith("no setting 'data.predict'. Did you mean 'predict_dir'?")
+    assert text.endswith("no setting 'data.predict'. Did you mean 'data.predict_dir'?")
 
 
 def test_a_folder_instead_of_a_configuration(folder: Path, error_of: Callable[..., str]) -> None:
@@ -339,7 +373,7 @@ def test_wrong_configuration_files(folder: Path, error_of: Callable[..., str]) -
     assert text == "The configuration file broken.yaml is nested too deeply."
     Path("model.yaml").write_text("class_path: ClassificationTask\ninit_args: {netwrk: null}")
     text = error_of("fit", "-c", "tiny.yaml", "--model", "model.yaml")
-    assert "no setting 'model.netwrk'. Did you mean 'network'?" in text
+    assert "no setting 'model.netwrk'. Did you mean 'model.network'?" in text
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "text"])
