@@ -26,8 +26,9 @@ HUE_STEP = 0.618034  # turns; the golden angle
 SHADES = ((0.9, 1.0), (0.4, 1.0), (1.0, 0.55), (0.5, 0.75))
 """Saturation and value of the instances of one class: few, so that they are easy to tell apart."""
 LABEL_MAP_OPACITY, INSTANCE_OPACITY = 0.55, 0.45
+LABELS = 0.15
+"""Share of the image that labels of detections may cover; there are no further ones beyond it."""
 _LEGEND = 1 / 3  # of the width of the image; a narrow one has a wider legend, to be legible
-_LABELS = 0.15  # of the image; no further labels if they cover more
 _MAX_LINES = 6  # how far a label may be from its place, in labels
 
 
@@ -248,7 +249,7 @@ def draw_instances(
             draw.rectangle(outline, outline=_TEXT, width=1)
         draw.rectangle(corners[i], outline=colours[i], width=line)
     taken: list[_Rectangle] = []
-    room = _LABELS * canvas.width * canvas.height
+    room = LABELS * canvas.width * canvas.height
     for i in best_first:  # labels last, so that boxes do not cover them
         if sum(map(_area, taken)) > room:
             break

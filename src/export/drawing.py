@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from src.models.graphs import ClassResult, LabelMapResult, RegionResult, Result
-from src.visualization import FONT, HUE_STEP, INSTANCE_OPACITY, LABEL_MAP_OPACITY, SHADES
+from src.visualization import FONT, HUE_STEP, INSTANCE_OPACITY, LABEL_MAP_OPACITY, LABELS, SHADES
 
 MIN_SCORE = 0.3
 """Default minimum score of the detections that are shown."""
@@ -52,7 +52,7 @@ def _drawing(result: Result, masks: str) -> str:
         masked = _MASKS[masks].replace("THRESHOLD", str(result.mask_threshold))
         masked = masked.replace("OPACITY", str(round(255 * INSTANCE_OPACITY)))
     shown = _SHOWN.replace("SHADES", str(list(SHADES))).replace("HUE_STEP", str(HUE_STEP))
-    return shown + masked + _BOXES
+    return shown + masked + _BOXES.replace("LABELS", str(LABELS))
 
 
 _CLASSES = """\
@@ -106,11 +106,24 @@ _BOXES = """\
 draw, font = ImageDraw.Draw(result), ImageFont.load_default(side)
 for i in shown[::-1]:  # the best ones on top
     draw.rectangle(boxes[i].tolist(), outline=colours[i], width=side // 5)
-    x, y = boxes[i, 0], max(boxes[i, 1] - 1.3 * side, 0)
+taken, high = [], 13 * side // 10  # rectangles of labels, and their height
+for i in shown:  # the best labels first, each at the nearest place without another label
     text = f"{names[labels[i]]} {scores[i]:.0%}"
-    draw.rectangle(draw.textbbox((x, y), text, font), colours[i])
+    wide = font.getlength(text) + 4
+    left, top, right, bottom = boxes[i].tolist()
+    rows = [top - high, top, bottom - high, bottom, *(top + n * high for n in range(1, 6))]
+    for y, x in [(y, x) for y in rows for x in (left, right - wide)]:
+        x, y = max(min(x, result.width - wide), 0), max(min(y, result.height - high), 0)
+        if all(x + wide < a or c < x or y + high < b or d < y for a, b, c, d in taken):
+            break
+    else:
+        continue  # without a label: it would hide others
+    if sum((c - a) * high for a, _, c, _ in taken) > LABELS * result.width * result.height:
+        break  # labels would hide the image
+    taken.append((x, y, x + wide, y + high))
+    draw.rectangle(taken[-1], colours[i])
     is_bright = np.dot(colours[i], (0.3, 0.6, 0.1)) > 120
-    draw.text((x, y), text, "black" if is_bright else "white", font)
+    draw.text((x + 2, y + high / 2), text, "black" if is_bright else "white", font, anchor="lm")
 for i in shown:
     corners = ", ".join(f"{value:.1f}" for value in boxes[i])
     print(f"{names[labels[i]]} {scores[i]:.1%} box {corners}")

@@ -169,6 +169,35 @@ def test_detections_have_the_colours_of_predict(masks, run_script, tmp_path, cap
     assert "2 of 6 detections have a score of at least 0.75" in capsys.readouterr().out
 
 
+def drawn_detections(run, boxes):
+    """What the script draws for boxes of one class, whose scores are 90 %."""
+    outputs = {"boxes": np.float32(boxes), "scores": np.full(len(boxes), 0.9, np.float32)}
+    outputs["labels"] = np.zeros(len(boxes), np.int64)
+    settings = {"eval_scale": [400, 300]}
+    text = script(QueryResult(100, None), settings, inside=True, task="detection")
+    return run(text, Description("detection", ["apple"], settings), outputs)
+
+
+def test_labels_of_detections_do_not_cover_each_other(run_script):
+    drawn = drawn_detections(run_script, [[100, 100, 300, 200]] * 3)
+    _, counts = np.unique(drawn.reshape(-1, 3), axis=0, return_counts=True)
+    assert (counts > 500).sum() == 1 + 3  # the grey image, and three labels in their shades
+
+
+def test_many_labels_do_not_hide_the_image(run_script):
+    places = [(x, y) for y in range(10, 290, 25) for x in range(10, 390, 20)]
+    drawn = drawn_detections(run_script, [[x, y, x + 1, y + 1] for x, y in places])
+    covered = (drawn != np.asarray(Image.open("photo.jpg").convert("RGB"))).any(axis=2)
+    outlines = 5 * 5 * len(places) / covered.size
+    assert 0.1 < covered.mean() <= 0.15 + outlines
+
+
+def test_an_image_smaller_than_a_label_has_one(run_script):
+    Image.new("L", (12, 8), 128).save("photo.jpg")
+    drawn = drawn_detections(run_script, [[2, 2, 4, 4]])
+    assert (drawn[:, 8:] != 128).any()
+
+
 def test_the_script_says_the_highest_score_if_nothing_is_shown(run_script, tmp_path, capsys):
     settings = {"eval_scale": [400, 300]}
     text = script(QueryResult(100, None), settings, inside=True, task="detection")
