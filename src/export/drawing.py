@@ -79,15 +79,16 @@ shown = [label for label, share in shares.items() if f"{share:.0%}" != "0%"][:24
 grey = photo.convert("L").convert("RGB")  # so that colours are those of the legend
 photo = Image.blend(grey, Image.fromarray(np.uint8(palette)[labels]), OPACITY)
 side = photo.height // 60 + 10  # of a field in the legend
-height = max(photo.height, (len(shown) + 1) * 3 * side // 2)
-result = Image.new("RGB", (photo.width + 14 * side, height), "white")
+font, texts = ImageFont.load_default(side), [f"{names[i]} {shares[i]:.0%}" for i in shown]
+width = photo.width + 5 * side // 2 + int(max(map(font.getlength, texts), default=0))
+height = max(photo.height, side // 2 + len(shown) * 3 * side // 2)
+result = Image.new("RGB", (width, height), "white")
 result.paste(photo)
-draw, font = ImageDraw.Draw(result), ImageFont.load_default(side)
+draw = ImageDraw.Draw(result)
 for i, label in enumerate(shown):
     x, y = photo.width + side // 2, side // 2 + i * 3 * side // 2
     draw.rectangle((x, y, x + side, y + side), palette[label])
-    text = f"{names[label]} {shares[label]:.0%}"
-    draw.text((x + 3 * side // 2, y), text, "black", font)
+    draw.text((x + 3 * side // 2, y + side // 2), texts[i], "black", font, anchor="lm")
 """
 _SHOWN = """\
 boxes, labels, scores = found["boxes"], found["labels"], found["scores"]

@@ -133,6 +133,17 @@ def test_label_maps_have_the_shares_of_predict(run_script, tmp_path, capsys):
     assert (210, 40, 30) not in {tuple(colour) for colour in drawn[:, 400:].reshape(-1, 3)}
 
 
+@pytest.mark.parametrize("name", ["a", "a much longer class name than that"])
+def test_the_legend_of_a_label_map_is_as_wide_as_its_text(name, run_script):
+    settings = {"image_scale": [400, 300], "palette": [(210, 40, 30)]}
+    description = Description("segmentation", [name], settings)
+    text = script(LabelMapResult(), settings, inside=True, task="segmentation")
+    drawn = run_script(text, description, {"label_map": np.zeros((1, 300, 400), np.int64)})
+    written = (drawn != 255).any(axis=(0, 2)).nonzero()[0]
+    margin = drawn.shape[1] - 1 - written.max()  # at the right of the text
+    assert 3 <= margin <= 12  # half the size of the font is 7
+
+
 @pytest.mark.parametrize("masks", [None, "box", "image"])
 def test_detections_have_the_colours_of_predict(masks, run_script, tmp_path, capsys):
     boxes = np.float32([[20, 20, 120, 220], [160, 20, 220, 220], [260, 50, 390, 250]] * 2)
