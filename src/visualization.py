@@ -19,7 +19,9 @@ _MAX_SIDE = 1024  # pixels; maximum size of enlarged images, which then get a wi
 FONT = Path(__file__).parent / "fonts" / "DejaVuSans.ttf"
 """Font of all drawings; Pillow's own has ASCII letters only."""
 _FONT_SIZES = (13, 40)  # minimum and maximum in pixels
-_TEXT, _MUTED, _BACKGROUND, _BAR = (20, 20, 20), (90, 90, 90), (255, 255, 255), (178, 208, 244)
+_TEXT, _MUTED, _BACKGROUND = (20, 20, 20), (90, 90, 90), (255, 255, 255)
+BAR = (178, 208, 244)
+"""Colour of the bars of probabilities."""
 _BLACK = (0, 0, 0)
 HUE_STEP = 0.618034  # turns; the golden angle
 """Difference of the hues of consecutive classes."""
@@ -61,7 +63,7 @@ def draw_classes(
     full = width - 4 * pad - draw.textlength("100.0%", font)  # bars end before the numbers
     for line, (name, probability) in enumerate(zip(names, probabilities, strict=True)):
         top = canvas.height + pad + line * row
-        draw.rectangle((pad, top + 2, pad + round(full * probability), top + row - 2), fill=_BAR)
+        draw.rectangle((pad, top + 2, pad + round(full * probability), top + row - 2), fill=BAR)
         percent, space = f"{probability:.1%}", full - 2 * pad
         middle = top + row // 2
         color = _TEXT if line == 0 else _MUTED

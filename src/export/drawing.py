@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from src.models.graphs import ClassResult, LabelMapResult, RegionResult, Result
-from src.visualization import FONT, HUE_STEP, INSTANCE_OPACITY, LABEL_MAP_OPACITY, LABELS, SHADES
+from src.visualization import (
+    BAR,
+    FONT,
+    HUE_STEP,
+    INSTANCE_OPACITY,
+    LABEL_MAP_OPACITY,
+    LABELS,
+    SHADES,
+)
 
 MIN_SCORE = 0.3
 """Default minimum score of the detections that are shown."""
@@ -44,7 +52,7 @@ def drawing(
 
 def _drawing(result: Result, masks: str) -> str:
     if isinstance(result, ClassResult):
-        return _CLASSES
+        return _CLASSES.replace("BAR", str(BAR))
     if isinstance(result, LabelMapResult):
         return _LABELS.replace("OPACITY", str(LABEL_MAP_OPACITY))
     masked = ""
@@ -58,14 +66,21 @@ def _drawing(result: Result, masks: str) -> str:
 _CLASSES = """\
 probabilities = found["probabilities"][0]
 best = (-probabilities).argsort(kind="stable")[:5]
-text = "\\n".join(f"{names[label]} {probabilities[label]:.1%}" for label in best)
-print(text)
-font = ImageFont.load_default(photo.width // 40 + 10)
-_, _, right, bottom = map(round, ImageDraw.Draw(photo).textbbox((8, 8), text, font))
-size = max(photo.width, right + 8), photo.height + bottom + 8
-result = Image.new("RGB", size, "white")
+side = photo.width // 40 + 10  # size of the text
+font, row = ImageFont.load_default(side), 7 * side // 4
+longest = int(max(font.getlength(names[i]) for i in best))
+full = max(longest, 9 * side, photo.width - 6 * side)  # width of a bar of 100 %
+result = Image.new("RGB", (full + 6 * side, photo.height + len(best) * row + side), "white")
 result.paste(photo)
-ImageDraw.Draw(result).text((8, photo.height + 8), text, "black", font)
+draw = ImageDraw.Draw(result)
+for i, label in enumerate(best):
+    print(f"{names[label]} {probabilities[label]:.1%}")
+    top = photo.height + side // 2 + i * row
+    bar = side // 2 + round(full * float(probabilities[label]))
+    draw.rectangle((side // 2, top + 2, bar, top + row - 2), BAR)
+    draw.text((side, top + row // 2), names[label], "black", font, anchor="lm")
+    percent = f"{probabilities[label]:.1%}"
+    draw.text((result.width - side, top + row // 2), percent, "black", font, anchor="rm")
 """
 _LABELS = """\
 labels = found["label_map"][0]

@@ -119,8 +119,8 @@ and those of more than 8 bits to 8-bit RGB as it does.
 def _shown(result: Result) -> str:
     if isinstance(result, ClassResult):
         return (
-            "prints the best classes with their probabilities, and writes them below the image,"
-            " to\n`photo_resultSUFFIX.png`."
+            "prints the best classes with their probabilities, and draws them as bars below the"
+            " image, to\n`photo_resultSUFFIX.png`."
         )
     colours = "`photo_resultSUFFIX.png`,\nin the colours of `python -m src predict`."
     if isinstance(result, LabelMapResult):

@@ -18,7 +18,7 @@ from src.export.package import with_weights
 from src.export.result_card import result_card
 from src.export.script import result_script
 from src.models.graphs import ClassResult, LabelMapResult, QueryResult, RegionResult
-from src.visualization import FONT, draw_instances, draw_label_map
+from src.visualization import BAR, FONT, draw_instances, draw_label_map
 
 COLOURS = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 ACCEPTED = "expected an image file (JPEG, PNG, WEBP, BMP, PPM or TIFF)"
@@ -398,6 +398,24 @@ def test_the_script_takes_several_images(run_script, capsys):
     )
 
 
+@pytest.mark.parametrize("width", [40, 400])
+def test_classes_have_bars_as_long_as_their_probabilities(width, run_script):
+    Image.new("L", (width, 300), 128).save("photo.jpg")
+    text = script(ClassResult(), {"image_size": 96}, inside=True)
+    description = Description("classification", ["a long name", "b", "c"], {})
+    outputs = {"probabilities": np.float32([[0.8, 0.2, 0]])}
+    drawn = run_script(text, description, outputs)
+    side = width // 40 + 10  # size of the text
+    lines = (drawn[300 + side // 2 :] == BAR).all(axis=2)
+    lengths = [lines[i * 7 * side // 4 :][: side // 2].any(axis=0).sum() for i in range(3)]
+    assert lengths[0] > 40
+    assert lengths[1] / lengths[0] == pytest.approx(0.2 / 0.8, abs=0.02)
+    assert lengths[2] <= 1
+    assert (drawn[300:, -5:] == 255).all()  # the numbers end before the edge
+    photo = np.asarray(Image.open("photo.jpg").convert("RGB"))
+    np.testing.assert_array_equal(drawn[:300, :width], photo)
+
+
 def test_images_of_one_name_have_results_of_their_own(run_script):
     text = script(ClassResult(), {"image_size": 96}, inside=True)
     outputs = {"probabilities": np.float32([[0.9, 0.1]])}
@@ -413,7 +431,7 @@ def test_colours_are_those_of_predict_only_where_there_are_some(tmp_path):
     assert colours in card(MASK_RCNN, {"image_scale": [400, 300]}, tmp_path, inside=True)
     text = card(ClassResult(), {"image_size": 96}, tmp_path, inside=True)
     assert colours not in text
-    assert "writes them below the image, to\n`photo_result.png`." in text
+    assert "draws them as bars below the image, to\n`photo_result.png`." in text
 
 
 def test_results_for_prepared_images_are_those_of_the_photo(run_script, capsys):
