@@ -69,7 +69,7 @@ best = (-probabilities).argsort(kind="stable")[:5]
 side = photo.width // 40 + 10  # size of the text
 font, row = ImageFont.load_default(side), 7 * side // 4
 longest = int(max(font.getlength(names[i]) for i in best))
-full = max(longest, 9 * side, photo.width - 6 * side)  # width of a bar of 100 %
+full = max(longest, 6 * side, photo.width - 6 * side)  # width of a bar of 100 %
 result = Image.new("RGB", (full + 6 * side, photo.height + len(best) * row + side), "white")
 result.paste(photo)
 draw = ImageDraw.Draw(result)
