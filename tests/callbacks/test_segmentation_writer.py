@@ -9,6 +9,7 @@ from PIL import Image
 
 from src.callbacks import LabelMapWriter
 from src.data.formats.image_files import list_images
+from src.errors import UserError
 from src.visualization import draw_label_map
 
 NAMES = ["sky", "a class with a rather long name", "sea"]
@@ -53,7 +54,36 @@ def test_label_maps_have_class_indices_and_a_palette(tmp_path, images):
 def test_numbers_of_the_label_maps_of_the_user_are_told(tmp_path, images, capsys):
     writer = LabelMapWriter(folder=str(tmp_path / "out"))
     write(writer, images, to_own_numbers=lambda: "add 1 to get your numbers")
-    assert "values 0 (sky) to 2 (sea); add 1 to get your numbers)\n" in capsys.readouterr().out
+    assert (
+        "values 0 (sky) to 2 (sea); add 1 to get your numbers, or add --label_maps.values own)\n"
+        in capsys.readouterr().out
+    )
+
+
+@pytest.mark.parametrize(
+    ("own", "mode", "note"),
+    [
+        ([1, 7, 200], "P", "your values, 1 (sky) to 200 (sea)"),
+        ([0, 700, 65535], "I;16", "your values, 0 (sky) to 65535 (sea)"),
+        ([(9, 9, 9), (1, 2, 3), (255, 0, 171)], "RGB", "your values, #090909 (sky) to #ff00ab (se"),
+    ],
+)
+def test_label_maps_have_the_values_of_the_user(tmp_path, images, capsys, own, mode, note):
+    writer = LabelMapWriter(folder=str(tmp_path / "out"), values="own")
+    label_map = write(writer, images, own_values=own)
+    assert note in capsys.readouterr().out
+    with Image.open(tmp_path / "out" / "label_maps" / "one.png") as image:
+        assert image.mode == mode
+        assert (np.array(image) == np.array(own)[label_map]).all()
+        if mode == "P":  # which colours are not those of the numbers, but of their classes
+            assert image.convert("RGB").getpixel((0, 0)) == PALETTE[2]
+
+
+def test_unknown_values_of_the_user_are_refused_before_predicting(tmp_path, images):
+    writer = LabelMapWriter(folder=str(tmp_path / "out"), values="own")
+    with pytest.raises(UserError, match=r"are not known, .* set data\.own_values"):
+        write(writer, images, own_values=None)
+    assert not (tmp_path / "out").exists()
 
 
 def test_outputs_are_named_after_the_images(tmp_path, images, capsys):

@@ -9,6 +9,7 @@ Folders such as ``train`` and ``valid`` are splits.
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -105,12 +106,13 @@ def run(args: argparse.Namespace) -> None:
     facts = {"source": str(args.images), "val_share": args.val_share, "seed": args.seed}
     data: dict[str, Any] = {"root": str(out), "class_names": labels.names, "upright": True}
     data["reduce_zero_label"] = False
-    if _note_predicted(labels) and labels.values:
-        data["own_values"] = labels.values
     if "test" in parts:
         data |= {"test_images": "images/test", "test_labels": "annotations/test"}
     if colours:
         data["palette"] = [list(colour) for colour in colours.values]
+        data["own_values"] = [list(colour) for colour in colours.values]
+    else:
+        data["own_values"] = _own_numbers(labels)
     with split.start_over(args, out, ("images", "annotations"), facts) as work:
         counts = _place(parts, labels, work, args.mode)
         numbers = {part: len(chosen) for part, chosen in parts.items()}
@@ -238,6 +240,13 @@ def _note_names(args: argparse.Namespace) -> list[str]:
     return [f"{found} is not used; to name the classes by it, add --class-names {quoted(found)}"]
 
 
+def _own_numbers(labels: LabelReader) -> list[int]:
+    """Number of each class, also of named ones after the highest number that occurs."""
+    further = itertools.count(max(labels.values, default=-1) + 1)
+    unused = (number for number in further if number not in labels.ignored)
+    return [*labels.values, *itertools.islice(unused, len(labels.names) - len(labels.values))]
+
+
 def _note_predicted(labels: LabelReader) -> list[str]:
     """How to get the numbers of the files from predicted label maps, which count from 0."""
     values = labels.values
@@ -245,7 +254,7 @@ def _note_predicted(labels: LabelReader) -> list[str]:
         return []
     return [
         "predicted label maps count the classes from 0, in the order of this list;"
-        f" {to_own_numbers(values)}"
+        f" {to_own_numbers(values)}, or predict with --label_maps.values own"
     ]
 
 

@@ -31,7 +31,13 @@ from src.data.datasets.segmentation_folder import (
     listed_pairs,
 )
 from src.data.formats.image_files import first_images, list_images
-from src.data.formats.label_maps import MAX_CLASSES, ClassValues, to_own_numbers
+from src.data.formats.label_maps import (
+    MAX_CLASSES,
+    ClassValues,
+    is_own_value,
+    number_of_each_class,
+    to_own_numbers,
+)
 from src.data.transforms.batches import Normalization, clear_padding
 from src.data.transforms.protocols import ViewsTransform
 from src.decoding import MAX_PIXELS
@@ -64,8 +70,9 @@ class ADE20KDataModule(BaseDataModule):
         class_values: Number of each class in the label maps, in label order, for numbers with gaps,
             or class of each number, such as ``{7: 0, 8: 0, 9: 255}``; default counts from 0 or,
             with ``reduce_zero_label``, from 1. 255 is unlabelled.
-        own_values: Number of each class in your own label maps, if ``prepare from-masks`` has
-            renumbered them; ``predict`` and ``export`` then say them beside the class numbers.
+        own_values: Number or colour of each class in your own label maps, from which ``prepare
+            from-masks`` has made others; ``predict --label_maps.values own`` writes them, and
+            ``predict`` and ``export`` say numbers beside the class numbers.
         class_names: Names of the classes in label order: a list, a text file with one name per
             line, or ``"ade20k"``. Default: those of ADE20K; required if the images are not
             ADE20K's, whose file names start with ``ADE_``.
@@ -116,7 +123,7 @@ class ADE20KDataModule(BaseDataModule):
         label_suffix: str = ".png",
         reduce_zero_label: bool = True,
         class_values: list[int] | dict[int, int] | None = None,
-        own_values: list[int] | None = None,
+        own_values: list[int] | list[tuple[int, int, int]] | None = None,
         class_names: list[str] | str | None = None,
         palette: list[tuple[int, int, int]] | None = None,
         image_scale: tuple[int, int] = (2048, 512),
@@ -177,6 +184,12 @@ class ADE20KDataModule(BaseDataModule):
             class_values,
             "different numbers from 0 to 254, or the class or 255 of numbers from 0 to 255, with "
             "data.reduce_zero_label false",
+        )
+        check(
+            own_values is None or all(map(is_own_value, own_values)),
+            "own_values",
+            own_values,
+            "numbers from 0 to 65535, or colours of three numbers from 0 to 255",
         )
         check(
             image_lists is None or image_lists.keys() <= {"train", "val", "test"},
@@ -380,20 +393,32 @@ class ADE20KDataModule(BaseDataModule):
         return listed_pairs(self.root / names, images, labels, image_suffix or ".jpg", label_suffix)
 
     @property
-    def own_numbers(self) -> list[int] | None:
-        """Number of each class in the user's label maps, if they do not count from 0.
+    def own_values(self) -> list[int] | list[Colour] | None:
+        """Number or colour of each class in the user's label maps.
 
-        ``None`` also if several numbers stand for one class.
+        ``None`` if several numbers stand for one class, or ``own_values`` are not one per class.
         """
-        values = self._own_values or _number_of_each_class(self.class_values)
-        if self.class_values is None and self._own_values is None:
-            values = [label + int(self.reduce_zero_label) for label in range(self.num_classes)]
-        is_complete = values is not None and len(values) == self.num_classes
-        return values if is_complete and values != list(range(self.num_classes)) else None
+        values: list[Any] | None = [
+            n + int(self.reduce_zero_label) for n in range(self.num_classes)
+        ]
+        if self._own_values is not None:
+            values = [v if isinstance(v, int) else tuple(v) for v in self._own_values]
+        elif self.class_values is not None:
+            values = number_of_each_class(self.class_values)
+        return values if values is not None and len(values) == self.num_classes else None
+
+    @property
+    def own_numbers(self) -> list[int] | None:
+        """`own_values` if they are numbers that do not count from 0."""
+        numbers = [value for value in self.own_values or () if isinstance(value, int)]
+        return numbers if numbers not in ([], list(range(self.num_classes))) else None
 
     def to_own_numbers(self) -> str | None:
-        """How to get `own_numbers` from predicted label maps, in a sentence."""
-        return None if self.own_numbers is None else to_own_numbers(self.own_numbers)
+        """How to get `own_values` from predicted label maps, in a sentence."""
+        if self.own_numbers is not None:
+            return to_own_numbers(self.own_numbers)
+        has_colours = any(not isinstance(value, int) for value in self.own_values or ())
+        return "convert them to RGB to get your colours" if has_colours else None
 
     def label_values(self, split: str) -> ClassValues | None:
         """Number of each class in the label maps of a split, or class of each number."""
@@ -416,15 +441,6 @@ class ADE20KDataModule(BaseDataModule):
             "broken_images": self.broken_images,
             "max_pixels": self.max_pixels,
         }
-
-
-def _number_of_each_class(values: ClassValues | None) -> list[int] | None:
-    """Numbers in label order; ``None`` if several stand for one class."""
-    if not isinstance(values, Mapping):
-        return None if values is None else list(values)
-    pairs = sorted((label, value) for value, label in values.items() if label != IGNORE_LABEL)
-    is_one_to_one = len({label for label, _ in pairs}) == len(pairs)
-    return [value for _, value in pairs] if is_one_to_one else None
 
 
 def _are_values(values: ClassValues) -> bool:

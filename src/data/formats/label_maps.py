@@ -16,6 +16,7 @@ from src.types import IGNORE_LABEL
 MAX_CLASSES = 255
 ClassValues = Sequence[int] | Mapping[int, int]
 """Number of each class in label order, or the class of each number (255: unlabelled)."""
+_MAX_OWN_NUMBER = 65535
 _STRETCH = {"L;2": 85, "L;4": 17}
 
 
@@ -100,6 +101,22 @@ def to_own_numbers(values: Sequence[int]) -> str:
     if list(values) == list(range(first, first + len(values))):
         return f"add {first} to get your numbers"
     return f"in NumPy, np.array({list(values)})[label_map] has your numbers"
+
+
+def number_of_each_class(values: ClassValues) -> list[int] | None:
+    """Numbers in label order; ``None`` if several stand for one class."""
+    if not isinstance(values, Mapping):
+        return list(values)
+    pairs = sorted((label, value) for value, label in values.items() if label != IGNORE_LABEL)
+    is_one_to_one = len({label for label, _ in pairs}) == len(pairs)
+    return [value for _, value in pairs] if is_one_to_one else None
+
+
+def is_own_value(value: int | tuple[int, int, int]) -> bool:
+    """Whether a value is a number of 16 bits or a colour of 8 bits per channel."""
+    if isinstance(value, int):
+        return 0 <= value <= _MAX_OWN_NUMBER
+    return len(value) == 3 and min(value) >= 0 and max(value) <= 255
 
 
 def class_of_value(class_values: ClassValues) -> dict[int, int]:

@@ -57,8 +57,42 @@ def test_numbers_of_predicted_label_maps(
     ignored: str, is_told: bool, street: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert prepare(street, str(street), "--ignore", ignored)[0] == 0
-    note = "count the classes from 0, in the order of this list; add 1 to get your numbers\n"
+    note = "count the classes from 0, in the order of this list; add 1 to get your numbers, or"
     assert (note in capsys.readouterr().out) == is_told
+
+
+@pytest.mark.parametrize(
+    ("options", "own"),
+    [
+        (["--ignore", "0"], [1, 2, 3]),
+        (["--ignore", "0", "--class-names", "a", "b", "c", "never"], [1, 2, 3, 4]),
+        (["--class-names", "table.txt"], [0, 1, 3]),
+        (["--snap"], [0, 255]),  # black and white
+        (["--colours", "colours.txt"], [[0, 0, 0], [1, 1, 1], [3, 3, 3]]),
+    ],
+)
+def test_predicted_label_maps_can_have_the_values_of_the_masks(
+    options: list[str],
+    own: list[object],
+    street: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(street.parent)
+    Path("table.txt").write_text("0 a\n1 b\n3 c\n")
+    Path("colours.txt").write_text("#000000 a\n#010101 b\n#030303 c\n")
+    status, out = prepare(street, str(street), *options)
+    assert status == 0
+    recipe = yaml.safe_load((out / "street.yaml").read_text())
+    assert recipe["data"]["init_args"]["own_values"] == own
+    given = ["predict", "-c", str(out / "street.yaml"), "--data.predict_dir", "street/images"]
+    for values in ("classes", "own"):
+        assert main([*given, "--label_maps.values", values]) == 0
+    assert "; your values, " in capsys.readouterr().out
+    for number in range(4):
+        maps = (Path(f"runs/street/predict_{n}/label_maps/{number}.png") for n in range(2))
+        classes, found = (np.asarray(Image.open(path)) for path in maps)
+        assert (found == np.array(own)[classes]).all()
 
 
 def test_a_table_from_zero_names_black_and_white_masks(

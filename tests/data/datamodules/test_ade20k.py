@@ -221,3 +221,26 @@ def test_numbers_of_the_label_maps_of_the_user(given, numbers, note):
     data = ADE20KDataModule(**settings)
     assert data.own_numbers == numbers
     assert data.to_own_numbers() is None if note is None else note in data.to_own_numbers()
+    known = None if isinstance(given.get("class_values"), dict) else [0, 1, 2]
+    assert data.own_values == (numbers or known)
+
+
+def test_colours_of_the_label_maps_of_the_user():
+    colours = [[255, 0, 0], [0, 0, 9]]
+    settings = {"class_names": ["a", "b"], "reduce_zero_label": False}
+    data = ADE20KDataModule(**settings, own_values=colours)
+    assert data.own_values == [(255, 0, 0), (0, 0, 9)]
+    assert data.own_numbers is None
+    assert data.to_own_numbers() == "convert them to RGB to get your colours"
+
+
+@pytest.mark.parametrize("values", [[1, 2], [1, 2, 3, 4]])
+def test_values_of_the_user_of_other_classes_are_not_known(values):
+    data = ADE20KDataModule(class_names=["a", "b", "c"], own_values=values)
+    assert data.own_values is None
+
+
+@pytest.mark.parametrize("values", [[-1, 2], [70000], [[0, 0, 256]], [[0, 0]]])
+def test_impossible_values_of_the_user_are_refused(values):
+    with pytest.raises(UserError, match=r"own_values.*numbers from 0 to 65535"):
+        ADE20KDataModule(own_values=values)
