@@ -44,6 +44,11 @@ def check_name(name: str, option: str) -> str:
     return name
 
 
+def is_name(name: str) -> bool:
+    """Whether `check_name` accepts a name."""
+    return _problem(name) is None
+
+
 def _problem(name: str) -> str | None:
     found = [character for character in _FORBIDDEN if character in name]
     if not name.strip():

@@ -164,7 +164,7 @@ def config_of(checkpoint: Path) -> Path:
             f" and {folder.parent}). Copy the {CONFIG} of its run beside it, or give the folder of"
             " the run (on the command line also its recipe, with --config FILE)."
         )
-    return _from_here(config)
+    return from_here(config)
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -308,7 +308,7 @@ def _best_of_run(checkpoint: Path) -> Path:
             " in a folder of this run. To use it, give its path (on the command line as"
             " --ckpt_path)."
         )
-    return found if checkpoint.is_absolute() else _from_here(found)
+    return found if checkpoint.is_absolute() else from_here(found)
 
 
 def trained_instead(runs: Path) -> str:
@@ -322,7 +322,7 @@ def trained_instead(runs: Path) -> str:
     return ""
 
 
-def _from_here(path: Path) -> Path:
+def from_here(path: Path) -> Path:
     """The path relative to the working directory if it is inside."""
     here = Path.cwd()
     return path.relative_to(here) if path.is_relative_to(here) else path

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 from src.cli.arguments import option
 from src.errors import UserError, printable
-from src.file_names import quoted
+from src.file_names import is_name, quoted
 from src.runs import (
     KEYWORDS,
     AbsentCheckpointError,
     TrainedRun,
+    from_here,
     init_arguments,
     instead_of_best,
     is_run,
@@ -24,6 +26,8 @@ from src.runs import (
 from src.serialization import read_entries
 from src.stopping import is_first_rank
 
+_WRITING = ("validate", "test", "predict")  # into a folder beside the run
+
 
 def with_settings_of_run(args: list[str]) -> list[str]:
     """Arguments, completed by the configuration and the checkpoint of a run if it is named.
@@ -33,6 +37,9 @@ def with_settings_of_run(args: list[str]) -> list[str]:
     unless ``--ckpt_path last`` is given. If there is no best one, the last one is used, and a note
     says so. Training needs ``--ckpt_path``, because ``--name`` alone
     is the name of a new run.
+
+    ``validate``, ``test`` and ``predict`` write beside the run of ``--ckpt_path FILE``, wherever
+    its folder is, unless ``--name`` or ``--trainer.default_root_dir`` is given.
 
     For ``predict`` and ``export``, the class names come from the checkpoint if the dataset of the
     run is not on this machine.
@@ -50,12 +57,16 @@ def with_settings_of_run(args: list[str]) -> list[str]:
     if any(arg.split("=")[0] in ("--config", "-c") for arg in args):
         return args
     given, name = option(args, "--ckpt_path"), option(args, "--name")
-    runs = Path(option(args, "--trainer.default_root_dir") or "runs")
+    root = option(args, "--trainer.default_root_dir")
+    runs = Path(root or "runs")
+    where: list[str] = []
     if given and given not in KEYWORDS:
         run = trained_run(given, runs=runs)
         if name and args[0] != "fit":
             _check_same_run(given, run, runs / name)
         tell_if_not_best(given, run.checkpoint)
+        if not name and root is None and args[0] in _WRITING:
+            where = _beside(run.config)
     elif name and (given or args[0] != "fit"):
         run = trained_run(runs / name, given, runs)
         if not given:
@@ -69,7 +80,24 @@ def with_settings_of_run(args: list[str]) -> list[str]:
         return args
     names = _class_names(run) if args[0] in ("predict", "export") else []
     config = ["--config", str(run.config)]
-    return [args[0], *config, *names, *args[1:], f"--ckpt_path={run.checkpoint}"]
+    return [args[0], *config, *where, *names, *args[1:], f"--ckpt_path={run.checkpoint}"]
+
+
+def _beside(config: Path) -> list[str]:
+    """Options that make the folder of the results: beside the versions of a run, or in its folder.
+
+    Args:
+        config: ``config.yaml`` of the run, such as ``runs/first/version_0/config.yaml``, whose
+            results go to ``runs/first``. A folder of another name, such as ``copied``, gets them
+            itself.
+    """
+    folder = config.absolute().parent
+    if re.fullmatch(r"version_\d+", folder.name):
+        folder = folder.parent
+    if not is_name(folder.name):  # also of the root of a disk, which has none
+        return []
+    root = from_here(folder.parent)
+    return [f"--name={folder.name}", f"--trainer.default_root_dir={root}"]
 
 
 def _check_same_run(given: str, run: TrainedRun, named: Path) -> None:

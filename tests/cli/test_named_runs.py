@@ -99,6 +99,69 @@ def test_a_run_predicts_without_its_dataset(here: Path, images: Path, tmp_path: 
 
 
 @pytest.mark.parametrize(
+    ("run", "results"),
+    [
+        ("elsewhere/renamed/version_0", "elsewhere/renamed"),
+        ("elsewhere/copied", "elsewhere/copied"),
+        ("here/runs/tiny/version_0", "here/runs/tiny"),
+    ],
+)
+@pytest.mark.parametrize("is_file", [True, False])
+def test_results_are_beside_the_run_of_the_checkpoint(
+    run: str,
+    results: str,
+    is_file: bool,
+    here: Path,
+    images: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = tmp_path / run
+    if not folder.exists():
+        shutil.copytree(here / "runs/tiny/version_0", folder)
+    current = tmp_path / "current"
+    current.mkdir()
+    monkeypatch.chdir(current)
+    given = Path("..", run, *(["checkpoints/last.ckpt"] if is_file else []))
+    flags = ["--ckpt_path", str(given), "--data.predict_dir", str(images / "val/red")]
+    assert main(["predict", *flags]) == 0
+    table = tmp_path / results / "predict_0/predictions.csv"
+    assert table.is_file()
+    assert f"Predictions: {table} (4 files)" in capsys.readouterr().out
+    assert main(["validate", *flags]) == 0
+    assert f"Results:     {tmp_path / results / 'validate_0'}\n" in capsys.readouterr().out
+    assert list(current.iterdir()) == []
+
+
+def test_results_of_a_run_in_a_folder_that_cannot_be_written_to(
+    here: Path,
+    images: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    make = Path.mkdir
+
+    def refuse(path: Path, *args: bool, **options: bool) -> None:  # as of another user
+        if path.is_relative_to(here / "runs/tiny"):
+            raise PermissionError(13, "Permission denied")
+        make(path, *args, **options)
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    current = here / "current"
+    make(current)
+    monkeypatch.chdir(current)
+    flags = ["--ckpt_path", f"../{LAST}", "--data.predict_dir", str(images / "val/red")]
+    assert main(["predict", *flags]) == 2
+    assert (
+        f"Cannot create the run folder {here}/runs/tiny/predict_0 (Permission denied). Choose"
+        " another location with --trainer.default_root_dir."
+    ) in capsys.readouterr().err
+    assert main(["predict", *flags, "--trainer.default_root_dir", "results"]) == 0
+    assert Path("results/tiny/predict_0/predictions.csv").is_file()
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("data: {class_path: ImageNetDataModule}", "The configuration has no data.init_args"),
