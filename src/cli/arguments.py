@@ -5,6 +5,7 @@ This module does not import PyTorch or Lightning, so that these errors are repor
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from pathlib import Path
 from src.cli.misspellings import OWN_OPTIONS, is_recipe_given, trainer_settings
 from src.cli.other_names import answer_for, no_such_option
 from src.cli.suggestions import suggest
+from src.config_files import CONFIGS
 from src.errors import UserError
 from src.file_names import quoted, similar_file
 
@@ -23,6 +25,7 @@ GIVE_RECIPE = (
     "Give a recipe with --config configs/<recipe>.yaml, or a trained run with --ckpt_path FILE"
     " (all commands but fit: or --name RUN)."
 )
+_YAML = (".yaml", ".yml")
 _PARTS = ("--model", "--data", "--help", "-h", "--help_all", "--print_config")
 """Options without which a command needs a recipe."""
 
@@ -91,9 +94,34 @@ def check_files(args: Sequence[str]) -> None:
     """
     for arg, following in zip(args, [*args[1:], ""], strict=False):
         name, _, value = arg.partition("=")
-        path = Path(value or following)
-        if name in ("--config", "-c") and path.suffix in (".yaml", ".yml") and not path.exists():
-            raise UserError(f"The configuration file {path} does not exist.{similar_file(path)}")
+        given = value or following
+        is_text = re.search(r"[{}:\n]", given) is not None  # settings in place of a file
+        if name not in ("--config", "-c") or not given or Path(given).exists():
+            continue
+        if given.endswith(_YAML) or not (is_text or given.startswith("-")):
+            hint = _similar_config(Path(given))
+            raise UserError(f"The configuration file {given} does not exist.{hint}")
+
+
+def _similar_config(path: Path) -> str:
+    """A suggestion for a missing configuration file, with a leading space; empty without one.
+
+    Args:
+        path: The file; the ending, ``configs/`` or the folder within it may be left out.
+    """
+    stem = path.name.removesuffix(path.suffix) if path.suffix in _YAML else path.name
+    names = [path.with_name(stem + ending) for ending in _YAML]
+    files = [*names, *(CONFIGS / name for name in names if not name.is_absolute())]
+    found = next((file for file in files if file.is_file()), None)
+    if found is None and (close := similar_file(names[0])):
+        return close
+    if found is None:
+        recipes = {recipe.name: recipe for recipe in sorted(CONFIGS.rglob("*.yaml"))}
+        similar = difflib.get_close_matches(names[0].name, recipes, n=1, cutoff=0.8)
+        found = recipes[similar[0]] if similar else None
+    if found is not None and found.is_relative_to(CONFIGS):
+        found = "configs" / found.relative_to(CONFIGS)  # which `find_configs` finds in any folder
+    return "" if found is None else f" Did you mean {found}?"
 
 
 def checked(args: list[str], after: int) -> list[str]:

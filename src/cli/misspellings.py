@@ -80,8 +80,9 @@ def check_values_given(command: str, args: Sequence[str]) -> None:
         UserError: If there is one.
     """
     for arg, following in zip(args, [*args[1:], "-"], strict=False):
-        is_of_run = arg in ("-c", *(f"--{name}" for name in RECIPE)) and following.startswith("-")
-        if is_of_run or re.fullmatch(r"--?[\w.-]+=", arg):
+        has_none = not following or following.startswith("-")
+        is_of_run = arg in ("-c", *(f"--{name}" for name in RECIPE))
+        if (is_of_run and has_none) or re.fullmatch(r"--?[\w.-]+=", arg):
             raise UserError(needed_value(arg.rstrip("="), command))
 
 

@@ -65,6 +65,7 @@ def test_the_closest_option_is_named(
     ("command", "message"),
     [
         ("predict --name", "--name needs a run's name."),
+        ("fit --config= --name first", "--config needs a .yaml file."),
         ("export --name=", "--name needs a run's name."),
         ("test --name --ckpt_path last", "--name needs a run's name."),
         ("fit --config", "--config needs a .yaml file."),
@@ -85,6 +86,11 @@ def test_what_is_missing_is_said(
     capsys: pytest.CaptureFixture[str], command: str, message: str
 ) -> None:
     assert message in error_of(command, capsys)
+
+
+def test_empty_values(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", "--config", ""]) == 2
+    assert capsys.readouterr().err == "error: --config needs a .yaml file.\n"
 
 
 @pytest.mark.parametrize("command", TRAINER_COMMANDS)

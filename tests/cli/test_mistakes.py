@@ -376,6 +376,25 @@ def test_wrong_configuration_files(folder: Path, error_of: Callable[..., str]) -
     assert "no setting 'model.netwrk'. Did you mean 'model.network'?" in text
 
 
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("tiny", "tiny.yaml"),
+        ("configs/toy/detection", "configs/toy/detection.yaml"),
+        ("configs/toy/detection.yml", "configs/toy/detection.yaml"),
+        ("toy/detection.yaml", "configs/toy/detection.yaml"),
+        ("internimage_t_1k_224", "configs/classification/internimage_t_1k_224.yaml"),
+        ("configs/internimage_t_1k_225.yaml", "configs/classification/internimage_t_1k_224.yaml"),
+    ],
+)
+def test_incomplete_names_of_configuration_files(
+    folder: Path, error_of: Callable[..., str], given: str, meant: str
+) -> None:
+    expected = f"The configuration file {given} does not exist. Did you mean {meant}?"
+    assert error_of("fit", "-c", given) == error_of("plan", f"--config={given}") == expected
+    assert error_of("fit", "-c", "nowhere") == "The configuration file nowhere does not exist."
+
+
 @pytest.mark.parametrize("damage", ["truncated", "empty", "text"])
 def test_damaged_checkpoints(
     folder: Path, trained: Path, error_of: Callable[..., str], damage: str
