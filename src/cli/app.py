@@ -248,7 +248,7 @@ class TrainingCLI(LightningCLI):
         """Create the trainer with this project's loggers, callbacks and run folder."""
         config = self._get(self.config_init, "trainer")
         check_number_of_devices(config)
-        warn_about_unused_writers(self.run_config, self.model)
+        warn_about_unused_writers(self.run_config, self.model, sys.argv)
         reserve = self.subcommand is not None and not config.fast_dev_run
         self._folder = folder = self._choose_folder(reserve=reserve)
         self._is_reserved = reserve

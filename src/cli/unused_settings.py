@@ -1,40 +1,59 @@
-"""Settings of the output files of one task in a run of another."""
+"""Settings of output files that a command or its task does not write."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_warn
 
-from src.callbacks import ClassPredictionWriter, DetectionWriter, LabelMapWriter
+from src.callbacks import (
+    ClassPredictionWriter,
+    DetectionWriter,
+    LabelMapWriter,
+    PanopticWriter,
+)
+from src.cli.arguments import option
 from src.tasks import ClassificationTask, DetectionTask, SegmentationTask
 
 _WRITERS = {
     "predictions": (ClassPredictionWriter, ClassificationTask, "classifiers"),
     "label_maps": (LabelMapWriter, SegmentationTask, "segmentors"),
+    "panoptic": (PanopticWriter, SegmentationTask, "segmentors"),
     "detections": (DetectionWriter, DetectionTask, "detectors"),
 }
+_ALWAYS_USED = ("detections.folder",)
+"""Settings of files that ``validate`` and ``test`` write, too."""
 _TASKS = tuple(task for _, task, _ in _WRITERS.values())
 
 
-def warn_about_unused_writers(settings: Mapping[str, Any], task: object) -> None:
-    """Warn of settings of output files that the task does not write.
+def warn_about_unused_writers(
+    settings: Mapping[str, Any], task: object, command: Sequence[str]
+) -> None:
+    """Warn of settings of output files that the task or the command does not write.
 
     Args:
         settings: Settings of the command; those that differ from their defaults count as set.
         task: The task. One of another package may write any of the files.
+        command: The command line. Settings of a recipe are for all of its commands, so that
+            ``validate`` and ``test`` warn of its options only.
     """
     if not isinstance(task, _TASKS):
         return
+    is_evaluation = not {"validate", "test"}.isdisjoint(command[1:2])
     for key, (writer, kind, whose) in _WRITERS.items():
-        if isinstance(task, kind):
-            continue
         given = settings.get(key) or {}
         for name, parameter in inspect.signature(writer).parameters.items():
-            if given.get(name, parameter.default) != parameter.default:
+            setting, value = f"{key}.{name}", given.get(name, parameter.default)
+            if not isinstance(task, kind):
+                if value != parameter.default:
+                    rank_zero_warn(
+                        f"{setting}={value} has no effect with a {type(task).__name__}: it is"
+                        f" for the results of {whose}. Leave it out."
+                    )
+            elif is_evaluation and setting not in _ALWAYS_USED and option(command, f"--{setting}"):
                 rank_zero_warn(
-                    f"{key}.{name}={given[name]} has no effect with a {type(task).__name__}: it is"
-                    f" for the results of {whose}. Leave it out."
+                    f"{setting}={value} has no effect in {command[1]} and changes no metric: it is"
+                    " for the files that predict writes. Leave it out."
                 )

@@ -1,4 +1,4 @@
-"""Settings of the results of another task lead to a warning."""
+"""Settings of results that a task or a command does not write lead to a warning."""
 
 import warnings
 from collections.abc import Callable
@@ -36,3 +36,32 @@ def test_settings_of_another_task_are_said_to_have_no_effect(fit) -> None:
 
 def test_settings_of_its_own_task_and_defaults_are_accepted(fit) -> None:
     assert fit("--predictions.max_images", "3", "--detections.score", "0.3") == []
+
+
+@pytest.mark.parametrize("command", ["validate", "test"])
+def test_settings_of_predictions_have_no_effect_in_an_evaluation(
+    command: str, trained: Path, tmp_path: Path
+) -> None:
+    checkpoint = trained / "runs/tiny/version_0/checkpoints/last.ckpt"
+    run = [command, "--ckpt_path", str(checkpoint), "--trainer.default_root_dir", str(tmp_path)]
+    with pytest.warns(UserWarning, match="changes no metric") as caught:
+        assert main([*run, "--predictions.max_images=3", "--detections.score", "0.5"]) == 0
+    found = [str(one.message) for one in caught if "no effect" in str(one.message)]
+    assert found == [
+        f"predictions.max_images=3 has no effect in {command} and changes no metric: it is for the"
+        " files that predict writes. Leave it out.",
+        "detections.score=0.5 has no effect with a ClassificationTask: it is for the results of"
+        " detectors. Leave it out.",
+    ]
+
+
+def test_settings_of_a_recipe_are_for_all_commands(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = trained / "runs/tiny/version_0"
+    Path("few.yaml").write_text("predictions: {max_images: 3}")
+    validate = ["validate", "-c", str(run / "config.yaml"), "-c", "few.yaml", "--name", "few"]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="predictions.max_images")
+        assert main([*validate, "--ckpt_path", str(run / "checkpoints/last.ckpt")]) == 0
