@@ -17,6 +17,7 @@ from torch import nn
 from src import files, ops
 from src.callbacks.metric_text import is_score, percent
 from src.environment import report
+from src.errors import counted
 from src.file_names import quoted
 from src.runs import CONFIG, ENVIRONMENT, versions_with_checkpoints
 from src.tasks import BaseTask, can_predict
@@ -137,6 +138,7 @@ class RunFolder(Callback):
             verb: _describe_task(pl_module),
             "Data": _describe_data(trainer),
             **_describe_images(trainer, verb),
+            **_describe_rate(trainer, pl_module, verb),
             "Device": _describe_device(trainer),
             **_describe_operators(pl_module),
         }
@@ -187,6 +189,20 @@ def _describe_images(trainer: Trainer, verb: str) -> dict[str, str]:
     if verb != "Training" or not images:
         return {}
     return {"Images": images + _describe_incomplete_step(trainer)}
+
+
+def _describe_rate(trainer: Trainer, task: LightningModule, verb: str) -> dict[str, str]:
+    """The learning rate of training, if it is scaled by another batch size than its own."""
+    if verb != "Training" or not isinstance(task, BaseTask) or trainer.train_dataloader is None:
+        return {}
+    optimization = task.optimization
+    scale, reference = optimization.rate_scale(trainer), optimization.reference_batch_size
+    if reference is None or scale == 1 or optimization.found_lr is not None:
+        return {}
+    return {
+        "Rate": f"{task.lr * scale:.3g} for {counted(round(reference * scale), 'image')} per step"
+        f" (model.optimizer.lr is {task.lr:.3g} for {reference})"
+    }
 
 
 def _describe_incomplete_step(trainer: Trainer) -> str:

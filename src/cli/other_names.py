@@ -32,9 +32,13 @@ _DEVICES = "--trainer.accelerator gpu or cpu, and --trainer.devices for their nu
 _PRECISION = "--trainer.precision bf16-mixed (or 16-mixed, 32-true)"
 _OUTPUT = "--name for the name of the run, --trainer.default_root_dir for the folder of all runs"
 _CLASSES = "--data.class_names for names; the number of classes is that of the data"
+_RATE = (
+    "--model.optimizer.lr, the rate for a batch of model.reference_batch_size images, which is"
+    " scaled with the batch size"
+)
 
 _SETTINGS = {
-    "--model.optimizer.lr": "lr lr0 learning_rate base_lr init_lr",
+    _RATE: "lr lr0 learning_rate base_lr init_lr",
     "--model.optimizer.weight_decay": "weight_decay wd",
     "--model.optimizer.momentum": "momentum",
     "--model.optimizer, for example torch.optim.SGD": "optimizer opt optim",

@@ -101,7 +101,7 @@ def error_of(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
             "1",
             "Did you mean --trainer.max_epochs?",
         ),
-        ("--lr", "0.1", "There is no option --lr. Use --model.optimizer.lr."),
+        ("--lr", "0.1", "There is no option --lr. Use --model.optimizer.lr, the rate for a batch"),
         ("--epochs", "3", "There is no option --epochs. Use --trainer.max_epochs."),
         ("--batch-size", "8", "There is no option --batch-size. Use --data.batch_size."),
         ("-b", "8", "There is no option -b. Use --data.batch_size."),
@@ -167,8 +167,8 @@ def test_options_of_other_libraries_are_answered_at_once(
     folder: Path, error_of: Callable[..., str]
 ) -> None:
     text = error_of("fit", "-c", "tiny.yaml", "--lr", "0.1", "--epochs", "3", "--lr", "0.2")
-    use = "There is no option --lr. Use --model.optimizer.lr. There is no option --epochs. Use"
-    assert f"{use} --trainer.max_epochs." in text
+    assert "There is no option --lr. Use --model.optimizer.lr, the rate for a batch of" in text
+    assert "scaled with the batch size. There is no option --epochs. Use --trainer.max" in text
     assert text.count("--lr.") == 1
 
 

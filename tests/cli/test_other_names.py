@@ -76,7 +76,7 @@ def test_options_of_the_parser_are_not_taken_for_those_of_other_libraries(
         ("fti", "Unknown command 'fti'"),
         ("fit --config gone.yaml", "The configuration file gone.yaml does not exist."),
         ("plan -c=gone.yaml --gpus 8", "The configuration file gone.yaml does not exist."),
-        ("fit --lr 0.1", "There is no option --lr. Use --model.optimizer.lr."),
+        ("fit --lr 0.1", "There is no option --lr. Use --model.optimizer.lr, the rate for a batch"),
         ("predict --data.predict_dir", "--data.predict_dir needs a value."),
         ("fit --trainer.max_epoch 3", "'trainer.max_epoch'. Did you mean --trainer.max_epochs?"),
         ("export --name a --trainer.gpus 1", "There is no option --trainer.gpus. Use"),

@@ -3,6 +3,7 @@
 import csv
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -214,3 +215,20 @@ def test_training_on_two_ranks(trained: Path, tmp_path: Path) -> None:
 
 def load(path: Path) -> dict:
     return torch.load(path, map_location="cpu", weights_only=True)
+
+
+@pytest.mark.parametrize(("accumulated", "is_shown"), [(2, True), (1, False)])
+def test_a_scaled_learning_rate_is_printed(
+    accumulated: int,
+    is_shown: bool,
+    tmp_path: Path,
+    write_recipe: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    rate = ["--model.optimizer.lr", "0.01", "--model.reference_batch_size", "4"]
+    batch = ["--data.batch_size=4", f"--trainer.accumulate_grad_batches={accumulated}"]
+    trial = ["fit", "-c", str(write_recipe(tmp_path)), "--trainer.fast_dev_run", "1"]
+    assert main([*trial, *rate, *batch]) == 0
+    line = "Rate:        0.02 for 8 images per step (model.optimizer.lr is 0.01 for 4)\n"
+    assert (line in (output := capsys.readouterr().out)) is is_shown
+    assert ("Rate:" in output) is is_shown
