@@ -4,8 +4,8 @@
 - ``graphs.py``: gets the graphs of a network; ``files.py`` writes a graph in each format.
 - ``operators/``: our operators as standard ONNX operators.
 - ``results/``: joins graphs to one file from image to result; ``precision.py``: smaller weights.
-- ``card.py``, ``raw_card.py``, ``result_card.py``: the text of ``EXPORT.md``; ``description.py``:
-  its facts; ``preparation.py``: how images are prepared.
+- ``card.py``: the text of ``EXPORT.md``, with the sections of ``result_card.py`` and
+  ``raw_card.py``; ``description.py``: its facts; ``preparation.py``: how images are prepared.
 - ``script.py``: the scripts beside the files, from the file of an image to its result;
   ``drawing.py``: how they print and draw it.
 - ``check.py``: runs the files on images and compares them with PyTorch.

@@ -1,13 +1,17 @@
-"""``EXPORT.md``: what the descriptions of all exported files have in common."""
+"""``EXPORT.md``: the description of exported files."""
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Sequence
 from pathlib import Path
 
 from src import files
 from src.export.description import Description
+from src.export.files import RESULT_FILE
+from src.export.preparation import described
+from src.export.raw_card import FORMATS, formats_of
+from src.export.script import SCRIPTS, running
+from src.models.graphs import Result
 from src.project import origin
 
 _CHECK = "Check: "
@@ -26,49 +30,28 @@ def note_check(path: Path, verdict: str) -> None:
     files.write_text(path, "\n".join(noted) + "\n")
 
 
-def operators(library: str | None) -> str:
-    """What the operators of ONNX files are, as an object of a sentence.
-
-    Args:
-        library: Name of the library that the files need, or ``None``.
-    """
-    if library is None:
-        return "standard operators only"
-    return (
-        f"standard operators and those of `{library}`: the CPU kernels of InternImage for ONNX "
-        f"Runtime 1.22 or later, built for {platform.system()} on {platform.machine()}"
-    )
-
-
-def opening(name: str, library: str | None) -> list[str]:
-    """Lines of Python that open an ONNX file of the folder ``FOLDER`` in ONNX Runtime.
-
-    Args:
-        name: Name of the file.
-        library: See `operators`.
-    """
-    if library is None:
-        return [f'session = onnxruntime.InferenceSession(str(FOLDER / "{name}"))']
-    return [
-        "options = onnxruntime.SessionOptions()",
-        f'options.register_custom_ops_library(str(FOLDER / "{library}"))',
-        f'session = onnxruntime.InferenceSession(str(FOLDER / "{name}"), options)',
-    ]
-
-
-def card(description: Description, paths: Sequence[Path], content: str, preprocessing: str) -> str:
-    """Text of ``EXPORT.md``.
+def card(
+    description: Description,
+    paths: Sequence[Path],
+    result: Result | None,
+    sections: Sequence[str],
+    *,
+    inside: bool,
+) -> str:
+    """Text of ``EXPORT.md``: one for the files of all formats.
 
     Args:
         description: Task, classes and preprocessing.
-        paths: The files.
-        content: Inputs and outputs, and how to run the files.
-        preprocessing: How images are prepared; the settings follow it.
+        paths: The files, with their scripts.
+        result: What the network predicts.
+        sections: Inputs and outputs of the files of some formats, with a heading.
+        inside: Whether preprocessing is part of ``model.onnx``.
     """
     listed = "\n".join(
         f"- `{path.name}` ({files.readable_size(path.stat().st_size)})" for path in paths
     )
     settings = "\n".join(f"- {name}: {value}" for name, value in description.settings.items())
+    parts = "\n\n".join(sections)
     return f"""# InternImage for {description.task}, exported
 
 Written by `python -m src export` of {origin()}.
@@ -77,11 +60,15 @@ Written by `python -m src export` of {origin()}.
 
 {listed}
 
-{content}
+## Running
+
+{_running(paths, result)}
+
+{parts}
 
 ## Preprocessing
 
-{preprocessing}
+{_preprocessing(paths, result, description, inside=inside)}
 
 {settings}
 
@@ -89,6 +76,36 @@ Written by `python -m src export` of {origin()}.
 
 {_classes(description)}
 """
+
+
+def _running(paths: Sequence[Path], result: Result | None) -> str:
+    """How to run the scripts, and which files have none."""
+    names = {path.name for path in paths}
+    written = formats_of(paths)
+    scripted = [kind for kind in written if result is not None and SCRIPTS[kind] in names]
+    texts = [running(scripted, result)] if result is not None and scripted else []
+    bare = [FORMATS[kind] for kind in written if kind not in scripted]
+    if bare:
+        whole = "`--format onnx` without `--outputs raw` writes one file that does, with a script."
+        if scripted:
+            whole = f"`{RESULT_FILE}` does."
+        texts.append(
+            f"There is no script for the files of {' and '.join(bare)}: none of them alone leads to"
+            f" a result.\n`docs/export.md` of the project says how to join them. {whole}"
+        )
+    return "\n\n".join(texts)
+
+
+def _preprocessing(
+    paths: Sequence[Path], result: Result | None, description: Description, *, inside: bool
+) -> str:
+    """Which files prepare images, and how it is done for the others."""
+    part = f"Part of `{RESULT_FILE}`: it resizes, normalises and pads RGB images of 8 bits."
+    how = described(result, description.preprocessing)
+    if not inside:
+        return f"Not part of the files. {how}"
+    is_alone = formats_of(paths) == ["onnx"]
+    return part if is_alone else f"{part}\n\nNot part of the other files. {how}"
 
 
 def _classes(description: Description) -> str:

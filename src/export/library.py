@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from pathlib import Path
 
 from src import ops
@@ -36,3 +37,33 @@ def required_library() -> Path:
             f"`{BUILD_COMMANDS['cpu']}`, or export with --dcn deformconv."
         )
     return library
+
+
+def operators(library: str | None) -> str:
+    """What the operators of ONNX files are, as an object of a sentence.
+
+    Args:
+        library: Name of the library that the files need, or ``None``.
+    """
+    if library is None:
+        return "standard operators only"
+    return (
+        f"standard operators and those of `{library}`: the CPU kernels of InternImage for ONNX "
+        f"Runtime 1.22 or later, built for {platform.system()} on {platform.machine()}"
+    )
+
+
+def opening(name: str, library: str | None) -> list[str]:
+    """Lines of Python that open an ONNX file of the folder ``FOLDER`` in ONNX Runtime.
+
+    Args:
+        name: Name of the file.
+        library: See `operators`.
+    """
+    if library is None:
+        return [f'session = onnxruntime.InferenceSession(str(FOLDER / "{name}"))']
+    return [
+        "options = onnxruntime.SessionOptions()",
+        f'options.register_custom_ops_library(str(FOLDER / "{library}"))',
+        f'session = onnxruntime.InferenceSession(str(FOLDER / "{name}"), options)',
+    ]

@@ -12,6 +12,7 @@ from torch.export import ExportedProgram
 
 from src import files
 from src.errors import UserError
+from src.export.card import card
 from src.export.description import Description
 from src.export.drawing import needs_font
 from src.export.files import NATIVE, WRITERS, trace, write_onnx, write_result
@@ -19,8 +20,8 @@ from src.export.graphs import Graph, graphs_of
 from src.export.library import COPY, required_library
 from src.export.packages import require
 from src.export.precision import CONVERSIONS, check_convertible
-from src.export.raw_card import raw_card
-from src.export.result_card import result_card
+from src.export.raw_card import raw_section
+from src.export.result_card import result_section
 from src.export.script import SCRIPTS, raw_script, result_script
 from src.models.detection.rcnn.cascade_roi_head import STAGE_STDS
 from src.models.graphs import Result
@@ -241,26 +242,17 @@ def _check_single_pass(description: Description) -> None:
 
 
 def _text(written: Written, description: Description, form: Form, graphs: Sequence[Graph]) -> str:
-    texts = []
+    library = COPY if written.libraries else None
+    sections = []
     if written.results and written.result is not None:
-        texts.append(
-            result_card(
-                written.result,
-                [
-                    *with_weights(written.results),
-                    *written.libraries,
-                    *written.fonts,
-                    *(path for path in written.scripts if path.name == SCRIPTS["onnx"]),
-                ],
-                description,
-                inside=form.inside,
-                masks=form.masks,
-                library=COPY if written.libraries else None,
+        settings = description.preprocessing
+        sections.append(
+            result_section(
+                written.result, settings, inside=form.inside, masks=form.masks, library=library
             )
         )
     if written.graphs:
-        paths = with_weights([path for _, path in written.graphs])
-        paths += [path for path in written.scripts if not texts or path.name != SCRIPTS["onnx"]]
-        library = COPY if written.libraries and not written.results else None
-        texts.append(raw_card(graphs, paths, description, library))
-    return "\n".join(texts)
+        paths = [path for _, path in written.graphs]
+        sections.append(raw_section(graphs, paths, library))
+    inside = form.inside and bool(written.results)
+    return card(description, written.paths, written.result, sections, inside=inside)

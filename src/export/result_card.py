@@ -1,15 +1,12 @@
-"""``EXPORT.md`` of a network that is one file from image to result."""
+"""Section of ``EXPORT.md`` about a network that is one file from image to result."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
-from src.export.card import card, operators
-from src.export.description import Description
-from src.export.preparation import described
-from src.export.script import running
+from src.export.files import RESULT_FILE
+from src.export.library import operators
 from src.models.graphs import ClassResult, LabelMapResult, RegionResult, Result
 
 _BOX_OUTPUTS = {
@@ -25,42 +22,35 @@ _LABEL_MAP = {
 }
 
 
-def result_card(
+def result_section(
     result: Result,
-    files: Sequence[Path],
-    description: Description,
+    settings: Mapping[str, Any],
     *,
     inside: bool,
     masks: str,
     library: str | None = None,
 ) -> str:
-    """Text of ``EXPORT.md``.
+    """Section of ``EXPORT.md`` about a file from image to result.
 
     Args:
         result: What the file predicts.
-        files: The files.
-        description: Task, classes and preprocessing.
+        settings: Preprocessing of the recipe.
         inside: Whether preprocessing is part of the file.
         masks: ``box`` or ``image``, see `src.export.results.assemble`.
         library: Name of the library that the file needs.
     """
     rows = "\n".join(f"| `{k}` | out | {v} |" for k, v in _outputs(result, masks).items())
-    tensorrt = "" if library else _tensorrt(description.preprocessing, inside)
-    content = f"""`model.onnx` takes an image and gives the result, with {operators(library)}.
+    tensorrt = "" if library else f"\n\n{_tensorrt(settings, inside)}"
+    return f"""## ONNX
+
+`{RESULT_FILE}` takes an image and gives the result, with {operators(library)}.
 Class names, preprocessing and versions are in its metadata (`names`, `preprocessing` and
 `versions`, JSON){_palette(result)}.
 
 | name | | shape, type | meaning |
 | --- | --- | --- | --- |
 {_inputs(result, inside)}
-{rows}
-
-## Running it
-
-{running("onnx", result)}
-
-{tensorrt}"""
-    return card(description, files, content, _preprocessing(result, description, inside=inside))
+{rows}{tensorrt}"""
 
 
 def _palette(result: Result) -> str:
@@ -78,12 +68,6 @@ def _tensorrt(settings: Mapping[str, Any], inside: bool) -> str:
 ```bash
 trtexec --onnx=model.onnx --saveEngine=model.engine --optShapes=image:1x3x{size}
 ```"""
-
-
-def _preprocessing(result: Result, description: Description, *, inside: bool) -> str:
-    if inside:
-        return "Part of the file: it resizes, normalises and pads RGB images of 8 bits."
-    return f"Not part of the file. {described(result, description.preprocessing)}"
 
 
 def _inputs(result: Result, inside: bool) -> str:

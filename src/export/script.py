@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from src.export.card import opening
 from src.export.description import Description
 from src.export.drawing import MIN_SCORE, drawing
 from src.export.files import RESULT_FILE
+from src.export.library import opening
 from src.export.preparation import OPENED, RESIZED, accepted_formats, is_known, prepared, reader
 from src.models.graphs import ClassResult, Graph, LabelMapResult, QueryResult, RegionResult, Result
 
@@ -98,22 +98,28 @@ def has_script(graph: Graph, description: Description) -> bool:
     return is_whole and is_known(description.preprocessing)
 
 
-def running(kind: str, result: Result) -> str:
-    """How to run a script, and what it prints and writes, for ``EXPORT.md``."""
-    name = SCRIPTS[kind]
-    needed = "" if kind == "onnx" else _ALSO
-    return f"""```bash
-pip install {PACKAGES[kind]}
-python {name} photo.jpg
-```
+def running(kinds: Sequence[str], result: Result) -> str:
+    """How to run the scripts of some formats, and what they print and write, for ``EXPORT.md``."""
+    commands = "\n".join(
+        f"```bash\npip install {PACKAGES[kind]}\npython {SCRIPTS[kind]} photo.jpg\n```\n"
+        for kind in kinds
+    )
+    first, *others = kinds
+    shown = [f"`{SCRIPTS[first]}` {_shown(result).replace('SUFFIX', _SUFFIXES[first])}"]
+    shown += [
+        f"`{SCRIPTS[kind]}` does the same; the names of its files end with `{_SUFFIXES[kind]}`."
+        for kind in others
+    ]
+    native = " and ".join(f"`{SCRIPTS[kind]}`" for kind in kinds if kind != "onnx")
+    text = "\n".join(shown)
+    return f"""{commands}
+{text}
 
-`{name}` {_shown(result).replace("SUFFIX", _SUFFIXES[kind])}
-It takes any number of images, writes into the current folder, and runs from any folder. An image
-that cannot be read leads to a message and, at the end, to exit status 1; the others have results.
-The script is an example for your own program; `--help` lists its options. It reads the files that
-`python -m src predict` reads ({accepted_formats()}), and converts grey images
-and those of more than 8 bits to 8-bit RGB as it does.
-{needed}"""
+A script takes any number of images, writes into the current folder, and runs from any folder. An
+image that cannot be read leads to a message and, at the end, to exit status 1; the others have
+results. Use it as an example for your own program; `--help` lists its options. It reads the files
+that `python -m src predict` reads ({accepted_formats()}), and converts grey images
+and those of more than 8 bits to 8-bit RGB as it does.{_ALSO.format(native) if native else ""}"""
 
 
 def _shown(result: Result) -> str:
@@ -247,8 +253,8 @@ found = dict(zip(OUTPUTS, (value.numpy() for value in values)))""",
 }
 """By whether the file is an ONNX file."""
 _ALSO = (
-    "\nIt also needs the operators: the package `dcnv3_ops` (`packaging/dcnv3_ops` of the project"
-    "\nabove), or that project, installed."
+    "\n\nThe operators are needed for {}, too: the package `dcnv3_ops` (`packaging/dcnv3_ops` of"
+    " the\nproject above), or that project, installed."
 )
 _NEEDED = """\
 and the operators: the package dcnv3_ops, or the installed project that wrote this file"""

@@ -15,11 +15,10 @@ from torch.nn import functional
 
 from src.errors import UserError
 from src.export.compare_graphs import compare_graph, runner
-from src.export.description import Description
 from src.export.differences import TOLERANCE
 from src.export.files import OPSETS, trace, write_onnx, write_program
 from src.export.graphs import Graph, graphs_of
-from src.export.raw_card import raw_card
+from src.export.raw_card import raw_section
 from src.models import (
     CBDINO,
     DINO,
@@ -219,7 +218,7 @@ def test_another_choice_of_equal_proposals_is_followed():
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_card_describes_the_outputs(name, tmp_path):
     graph = graph_of(name)
-    text = raw_card([graph], [], Description("a task", ["a"], {}))
+    text = raw_section([graph], [])
     for output in graph.outputs:
         assert f"| `{output}` | out |" in text
 
@@ -230,7 +229,7 @@ def test_the_card_is_about_the_formats_that_are_written(formats, words, tmp_path
     files = [tmp_path / f"{graph.name}.{name}" for name in formats]
     for file in files:
         file.touch()
-    text = raw_card([graph], files, Description("a task", ["a"], {}))
+    text = raw_section([graph], files)
     others = {"dcnv3_ops", "ONNX files", "aoti"} - {words}
     assert words in text
     assert not any(other in text for other in others)

@@ -1,5 +1,6 @@
-"""``EXPORT.md`` of a file from image to result."""
+"""``EXPORT.md``, and the script of a file from image to result."""
 
+import re
 import shutil
 import sys
 from dataclasses import replace
@@ -13,12 +14,18 @@ from PIL import Image
 
 from src import project
 from src.decoding import BrokenImageError, decode
+from src.export.card import card as whole_card
 from src.export.description import Description
+from src.export.graphs import graphs_of
 from src.export.package import with_weights
-from src.export.result_card import result_card
+from src.export.raw_card import raw_section
+from src.export.result_card import result_section
 from src.export.script import result_script
+from src.models import MaskRCNN
 from src.models.graphs import ClassResult, LabelMapResult, QueryResult, RegionResult
 from src.visualization import BAR, FONT, draw_instances, draw_label_map
+from tests.export.test_export_files import classifier
+from tests.export.test_result_files import two_stage
 
 COLOURS = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 ACCEPTED = "expected an image file (JPEG, PNG, WEBP, BMP, PPM or TIFF)"
@@ -29,7 +36,7 @@ def test_numbers_of_the_label_maps_of_the_user_are_told(run_script, tmp_path, ca
     settings = {**COLOURS, "image_scale": [400, 300], "palette": [(1, 2, 3), (4, 5, 6)]}
     description = Description("segmentation", ["a", "b"], settings, own_numbers=[1, 7])
     result = LabelMapResult()
-    text = result_card(result, [], description, inside=True, masks="box")
+    text = card_of(result, [], description, inside=True)
     assert "| 0 | 1 | a |\n| 1 | 7 | b |\n" in text
     assert "`np.array([1, 7])[label_map]`" in text
     text = result_script(result, description, inside=True, masks="box", library=None)
@@ -46,7 +53,15 @@ def card(result, settings, folder: Path, *, inside=False, masks="box", task="tas
     path = folder / "model.onnx"
     path.write_bytes(bytes(2000))
     description = Description(task, ["a", "b"], {**COLOURS, **settings})
-    return result_card(result, with_weights([path]), description, inside=inside, masks=masks)
+    (folder / "predict.py").touch()
+    paths = [*with_weights([path]), folder / "predict.py"]
+    return card_of(result, paths, description, inside=inside, masks=masks)
+
+
+def card_of(result, paths, description, *, inside, masks="box"):
+    settings = description.preprocessing
+    section = result_section(result, settings, inside=inside, masks=masks)
+    return whole_card(description, paths, result, [section], inside=inside)
 
 
 @pytest.fixture
@@ -92,6 +107,48 @@ def test_masks_have_the_threshold_of_the_network(tmp_path):
     text = card(MASK_RCNN, settings, tmp_path, inside=True)
     assert "trtexec" not in text
     assert "--preprocessing outside" in text
+
+
+def described_with_pt2(result, graph, settings, task, scripts, folder):
+    """Description of an ONNX file from image to result, and of raw outputs in ``.pt2``."""
+    names = ["model.onnx", f"{graph.name}.pt2", *scripts]
+    for name in names:
+        (folder / name).touch()
+    description = Description(task, ["a", "b"], {**COLOURS, **settings})
+    sections = [
+        result_section(result, description.preprocessing, inside=True, masks="box"),
+        raw_section([graph], [folder / f"{graph.name}.pt2"]),
+    ]
+    paths = [folder / name for name in names]
+    return whole_card(description, paths, result, sections, inside=True)
+
+
+def test_two_formats_have_one_description(tmp_path):
+    (graph,) = graphs_of(classifier())
+    scripts = ["predict.py", "predict_pt2.py"]
+    settings = {"image_size": 96}
+    text = described_with_pt2(ClassResult(), graph, settings, "classification", scripts, tmp_path)
+    titles = re.findall("^#+ .*", text, re.MULTILINE)
+    assert titles == [
+        "# InternImage for classification, exported",
+        *("## Running", "## ONNX", "## torch.export", "### model"),
+        *("## Preprocessing", "## Classes"),
+    ]
+    assert text.count("photo_result.png") == 1
+    assert "`predict_pt2.py` does the same; the names of its files end with `_pt2`.\n" in text
+    assert "Part of `model.onnx`: it resizes" in text
+    assert "Not part of the other files. Resize the shorter side to 96 pixels" in text
+    paragraphs = [part for part in text.split("\n\n") if part != "```"]
+    assert len(set(paragraphs)) == len(paragraphs)  # nothing is said twice
+
+
+def test_files_of_a_format_without_a_script_are_named(tmp_path):
+    graph = graphs_of(two_stage(MaskRCNN))[0]
+    settings = {"eval_scale": [400, 300]}
+    text = described_with_pt2(MASK_RCNN, graph, settings, "detection", ["predict.py"], tmp_path)
+    assert "python predict.py photo.jpg" in text
+    assert "There is no script for the files of torch.export: none of them alone leads" in text
+    assert "says how to join them. `model.onnx` does.\n" in text
 
 
 def test_large_weights_are_listed(tmp_path):
