@@ -29,3 +29,6 @@ __all__ = [
     "ms_deform_attn",
     "ms_deform_attn_reference",
 ]
+
+__version__ = "0.1.0"
+"""Version of the package ``dcnv3_ops``, whose build reads it here."""

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from src import ops
+
 pytest.importorskip("build.__main__")
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
@@ -57,7 +59,7 @@ def project(tmp_path_factory):
 
 def test_operator_contents(operator):
     wheel, site = operator
-    assert wheel.name.startswith("dcnv3_ops-0.1.0-cp311-abi3-")
+    assert wheel.name.startswith(f"dcnv3_ops-{ops.__version__}-cp311-abi3-")
     (library,) = site.rglob("*.so")
     assert library.name == "_C.abi3.so"
     assert wheel.stat().st_size < 3e6
@@ -70,13 +72,14 @@ def test_operator_contents(operator):
 def test_operator_runs(operator, tmp_path):
     """No module of the project and no compiler is needed."""
     code = """
-import json, sys, torch
-from dcnv3_ops import backends, dcnv3, official as DCNv3
+import importlib.metadata, json, sys, torch
+from dcnv3_ops import __version__, backends, dcnv3, official as DCNv3
 x = torch.rand(1, 5, 6, 16, dtype=torch.float64)
 offset, mask = torch.randn(1, 5, 6, 36).double(), torch.rand(1, 5, 6, 18).double()
 window = 3, 3, 1, 1, 1, 1, 1, 1, 2, 8, 1.0
 a = DCNv3.dcnv3_forward(x, offset, mask, *window, 256, False)
 b = DCNv3.dcnv3_core_pytorch(x, offset, mask, *window)
+assert importlib.metadata.version("dcnv3-ops") == __version__
 print(json.dumps([backends()["cpu"], (a - b).abs().max().item(), "src" in sys.modules]))
 """
     environment = {"PYTHONPATH": str(operator[1]), "PATH": "", "INTERNIMAGE_OPS": "compiled"}
