@@ -1,6 +1,9 @@
 """Predictions for one image, with class names and drawings.
 
-The values are those that ``python -m src predict`` writes, and `Prediction.plot` draws as it does.
+The values are those that ``python -m src predict`` writes, and `Prediction.plot` draws as it does::
+
+    result.plot().save("prediction.png")  # a Pillow image; .show() opens it
+    json.dumps(result.rows())  # also pandas.DataFrame(result.rows())
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import torch
@@ -25,6 +28,14 @@ from src.visualization import draw_classes, draw_instances, draw_label_map
 
 _SHOWN = 5  # entries of the text of a prediction
 _LISTED = 10  # class names in a message
+_ELSEWHERE = {
+    "save": 'result.plot().save("prediction.png")',
+    "show": "result.plot().show()",
+    "to_dict": "result.rows()",
+    **dict.fromkeys(("json", "to_json", "tojson"), "json.dumps(result.rows())"),
+    **dict.fromkeys(("to_df", "pandas"), "pandas.DataFrame(result.rows())"),
+}
+"""What does the same as methods that results of other libraries have."""
 
 
 @dataclass(repr=False, eq=False)  # compared by identity: tensors have no truth value
@@ -35,11 +46,23 @@ class Prediction(ABC):
         source: The image that was given: a file, or an image in memory.
         class_names: Class names of the model in label order.
         upright: Whether the EXIF orientation was applied to the image; drawings show it likewise.
+
+    `plot` returns a Pillow image, which has ``save(path)`` and ``show()``; ``json.dumps`` and
+    ``pandas.DataFrame`` take `rows`.
     """
 
     source: ImageSource
     class_names: Sequence[str]
     upright: bool
+
+    if not TYPE_CHECKING:  # a type checker would accept any attribute
+
+        def __getattr__(self, name: str) -> NoReturn:
+            """Say what does the same as a method of another library."""
+            message = f"{type(self).__name__!r} object has no attribute {name!r}"
+            if name in _ELSEWHERE:
+                message += f"; use {_ELSEWHERE[name]}"
+            raise AttributeError(message, name=name, obj=self)
 
     @property
     @abstractmethod
@@ -52,7 +75,7 @@ class Prediction(ABC):
 
     @abstractmethod
     def plot(self) -> Image.Image:
-        """Draw the prediction; RGB."""
+        """Draw the prediction; an RGB image with ``save(path)`` and ``show()``."""
 
     def image(self) -> Image.Image:
         """The image that `plot` draws on; files are read again."""

@@ -1,12 +1,16 @@
 """Results of predictions: text, rows, chosen objects and drawings."""
 
+import dataclasses
 import inspect
 import json
+import pickle
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from src.errors import UserError
 from src.inference import Classification, Detection, Prediction, Segmentation
@@ -37,6 +41,30 @@ def detection(*scores: float) -> Detection:
     )
     results = to_results(found, 1)
     return Detection("a.png", ["cat", "dog"], True, (2, 2), results, has_masks=True)
+
+
+@pytest.mark.parametrize("name", ["save", "show", "to_json", "to_df"])
+def test_methods_of_other_libraries_lead_to_ours(name, tmp_path):
+    Image.new("RGB", (2, 2)).save(tmp_path / "a.png")
+    result = dataclasses.replace(detection(0.75), source=tmp_path / "a.png")
+    assert not hasattr(result, name)
+    with pytest.raises(AttributeError, match=f"no attribute {name!r}; use ") as error:
+        getattr(result, name)
+    advice = str(error.value).split("; use ")[1]
+    module = SimpleNamespace(DataFrame=list)  # pandas is not a requirement
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        patch.setattr(Image.Image, "show", lambda image: None)
+        done = eval(advice, {"result": result, "json": json, "pandas": module})
+    assert (tmp_path / "prediction.png").exists() == (name == "save")
+    if name == "to_json":
+        assert json.loads(done) == result.rows()
+
+
+def test_other_missing_attributes_are_ordinary_errors():
+    with pytest.raises(AttributeError, match=r"^'Detection' object has no attribute 'nothing'$"):
+        _ = detection(0.75).nothing
+    assert len(pickle.loads(pickle.dumps(detection(0.75)))) == 1
 
 
 def test_rows_are_written_as_json() -> None:
