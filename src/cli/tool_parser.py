@@ -86,11 +86,11 @@ class ToolParser(argparse.ArgumentParser):
         raise UserError(_explain(message, self._command(), self.option_names(), names))
 
     def _meaning(self, name: re.Match[str]) -> str:
-        """What to give for an argument without hyphens."""
+        """What to give for an argument without hyphens, whose help is a noun phrase."""
         action = next((action for action in self._actions if action.dest == name[0]), None)
         if action is None:
             return name[0]
-        return " or ".join(action.choices or [f"{name[0].upper()}, a {action.help}"])
+        return " or ".join(action.choices or [f"{name[0].upper()}, {action.help}"])
 
 
 def add_recipe_options(parser: argparse.ArgumentParser, purpose: str) -> None:
@@ -123,7 +123,7 @@ def _explain(message: str, command: str, options: Iterable[str], arguments: Iter
     if match := re.search(r"argument (.+?): expected (?:one|at least one|\d+) arg", message):
         return needed_value(_option(match[1]), command.split()[0])
     if match := re.search(r"the following arguments are required: (.+)", message):
-        return f"{command} needs {match[1]}. {see}"
+        return f"{command} needs {_joined(match[1])}. {see}"
     if match := re.search(r"one of the arguments (.+) is required", message):
         return f"{command} needs {' or '.join(match[1].split())}. {see}"
     if match := re.search(r"unrecognized arguments: (.+)", message):
@@ -134,6 +134,15 @@ def _explain(message: str, command: str, options: Iterable[str], arguments: Iter
             hint = f" Give {found[0].upper()} without an option: {command} {found[0].upper()}."
         return f"{command} does not accept {match[1]!r}.{hint} {see}"
     return f"{command}: {message}. {see}"
+
+
+def _joined(required: str) -> str:
+    """Required arguments, with an "and" before the last option: ``TARS and --out``."""
+    first, separator, last = required.rpartition(", --")
+    if not separator:
+        return required
+    named = (name if name.startswith("-") else name.upper() for name in first.split(", "))
+    return f"{', '.join(named)} and --{last}"
 
 
 def _option(text: str) -> str:

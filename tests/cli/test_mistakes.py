@@ -316,6 +316,19 @@ def test_commands_of_other_libraries(folder: Path, error_of: Callable[..., str])
         ("prepare", ", toy. See python -m src prepare --help."),
         ("prepare runs", "prepare expects from-folder, from-coco,"),
         (
+            "prepare from-folder",
+            "prepare from-folder needs FOLDER, a folder of <class>/*, or of train/<class>/* and"
+            " val/<class>/*. See python -m src prepare from-folder --help.",
+        ),
+        ("prepare from-coco", "from-coco needs ANNOTATIONS, a COCO file, or a folder with one for"),
+        (
+            "prepare from-yolo",
+            "from-yolo needs DATASET, a data.yaml, or the folder of the dataset.",
+        ),
+        ("prepare coco-subset", "prepare coco-subset needs --annotations and --out. See python -m"),
+        ("prepare index-tars", "prepare index-tars needs TARS and --out. See python -m src prep"),
+        ("consolidate", "consolidate needs CHECKPOINT, a checkpoint folder (or file). See python"),
+        (
             "export runs/tiny/version_0",
             "Unexpected argument 'runs/tiny/version_0'; use --ckpt_path",
         ),

@@ -122,7 +122,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m src consolidate",
         description="Convert a checkpoint folder of several ranks to a single file.",
     )
-    parser.add_argument("checkpoint", type=Path, help="checkpoint folder (or file)")
+    parser.add_argument("checkpoint", type=Path, help="a checkpoint folder (or file)")
     parser.add_argument(
         "--output", type=Path, help="file to write; default: <checkpoint>_whole.ckpt or .pth"
     )

@@ -22,7 +22,9 @@ from src.file_names import quoted
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     add = parser.add_argument
-    add("annotations", type=Path, help="COCO file, or a folder with one for train, valid and test")
+    add(
+        "annotations", type=Path, help="a COCO file, or a folder with one for train, valid and test"
+    )
     add("--images", type=Path, help="folder of the images (default: searched nearby)")
     add(
         "--val-annotations",

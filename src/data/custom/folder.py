@@ -26,7 +26,7 @@ from src.file_names import quoted
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument(
-        "folder", type=Path, help="contains <class>/*, or train/<class>/* and val/<class>/*"
+        "folder", type=Path, help="a folder of <class>/*, or of train/<class>/* and val/<class>/*"
     )
     parser.add_argument(
         "--skip-broken", action="store_true", help="leave out images that cannot be read"

@@ -39,7 +39,7 @@ _FOLDERS = {"train": "training", "val": "validation", "test": "test"}
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     add = parser.add_argument
-    add("folder", type=Path, nargs="?", help="holds images and label maps, or two folders of them")
+    add("folder", type=Path, nargs="?", help="a folder of images and label maps")
     add("--images", type=Path, help="folder of images, searched at any depth (default: FOLDER)")
     add("--masks", type=Path, help="folder of label maps, may be the same (default: FOLDER)")
     add("--image-suffix", help="suffix of image files, e.g. _leftImg8bit.png")

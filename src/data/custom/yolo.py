@@ -27,7 +27,7 @@ from src.errors import UserError, agreed, counted
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     add = parser.add_argument
-    add("dataset", type=Path, help="data.yaml, or the folder of the dataset")
+    add("dataset", type=Path, help="a data.yaml, or the folder of the dataset")
     add("--class-names", nargs="+", help="names in label order (default: from data.yaml)")
     add(
         "--max-annotations",
