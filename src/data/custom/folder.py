@@ -14,6 +14,7 @@ from typing import Any
 
 from src.data.custom import recipe, split
 from src.data.custom.coco_layout import looks_like_coco
+from src.data.custom.label_folders import refuse_label_folders
 from src.data.custom.layout import Layout, find_layout
 from src.data.custom.survey import Survey, look_at
 from src.data.formats.image_files import is_image, list_class_folders, list_images
@@ -50,7 +51,8 @@ def run(args: argparse.Namespace) -> None:
     name, out = split.target(args, source)
     try:
         layout = find_layout(source)
-        classes = _classes(layout.splits.get("train", layout.root))
+        labelled = layout.splits.get("train", layout.root)
+        classes = _classes(labelled)
     except UserError as error:
         if (file := looks_like_coco(source)) is None:
             raise
@@ -59,6 +61,7 @@ def run(args: argparse.Namespace) -> None:
             f"{error} {file} is a COCO annotation file; use `python -m src prepare from-coco"
             f" {given}`."
         ) from error
+    refuse_label_folders(source, labelled)
     splits = layout.splits
     folders = splits.values() or [layout.root]
     paths = [path for folder in folders for path in list_images(folder)]
@@ -67,7 +70,7 @@ def run(args: argparse.Namespace) -> None:
     is_split = "val" in splits
     facts: dict[str, object] = {"source": str(source)}
     if not is_split:
-        facts = {"source": str(splits.get("train", layout.root))}
+        facts = {"source": str(labelled)}
         facts |= {"val_share": args.val_share, "seed": args.seed}
     with split.start_over(args, out, () if is_split else SPLITS, facts) as work:
         if is_split:

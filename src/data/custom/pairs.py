@@ -16,11 +16,13 @@ from src.data.formats.image_files import list_images
 from src.data.formats.splits import split_of
 from src.errors import UserError, agreed, counted
 
-_IMAGE_FOLDERS = {"image", "images", "img", "imgs", "photos", "pictures", "jpegimages"}
-_MASK_FOLDERS = {
+IMAGE_FOLDERS = {"image", "images", "img", "imgs", "photos", "pictures", "jpegimages"}
+"""Usual names of folders of images, in lower case."""
+LABEL_FOLDERS = {
     "mask", "masks", "label", "labels", "annotation", "annotations", "labelmaps", "label_maps",
     "segmentation", "segmentations", "segmentationclass", "gt", "groundtruth", "ground_truth",
 }  # fmt: skip
+"""Usual names of folders of labels, in lower case."""
 _USUAL = ".png"
 
 
@@ -127,9 +129,9 @@ def _two_kinds(
             maps = [path for path in maps if os.path.realpath(path) not in inner]
         return [_file(p, images, set()) for p in shown], [_file(p, masks, set()) for p in maps]
     files = list_images(images)
-    below = [path for path in files if _folders_of(path, images) & _MASK_FOLDERS]
+    below = [path for path in files if _folders_of(path, images) & LABEL_FOLDERS]
     if below:
-        words, apart = _IMAGE_FOLDERS | _MASK_FOLDERS, set(below)
+        words, apart = IMAGE_FOLDERS | LABEL_FOLDERS, set(below)
         shown = [path for path in files if path not in apart]
         return [_file(p, images, words) for p in shown], [_file(p, images, words) for p in below]
     every = [_file(path, images, set()) for path in files]
