@@ -7,7 +7,12 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DEMO := runs/demo
 WORKERS ?= auto
-PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PIP = $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -c constraints.txt
+# Of pip's hundreds of lines: one per download of at least 20 MB, and the number of packages.
+PROGRESS := awk '/^ *Downloading .*\([0-9.]+ [MG]B\)/ && (/GB\)/ || substr($$3, 2) + 0 >= 20) \
+    { printf "        downloading %s %s %s\n", $$2, $$3, $$4; fflush() } \
+    /^Installing collected packages/ \
+    { printf "        installing %d packages\n", NF - 3; fflush() }'
 PYTEST = $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 OPERATOR_SOURCES := setup.py $(shell find src/ops/csrc -type f 2>/dev/null)
 
@@ -23,11 +28,12 @@ install: $(INSTALLED) ## Create .venv, install the project and compile the opera
 
 $(INSTALLED): pyproject.toml constraints.txt $(OPERATOR_SOURCES)
 	@test -x $(BIN)/python || { echo "==> creating $(VENV)"; $(PYTHON) -m venv $(VENV); }
-	@echo "==> 1/3 downloading and installing PyTorch (minutes; about 5 GB on disk on Linux, 4 GB of it"
-	@echo "        CUDA libraries, which this build of PyTorch needs on computers without a GPU too)"
-	@$(PIP) setuptools wheel ninja torch torchvision
-	@echo "==> 2/3 downloading and installing the other packages (minutes; about 1.3 GB on disk)"
-	@SRC_BUILD_OPS=0 $(PIP) --no-build-isolation -e ".[dev]"
+	@echo "==> about 5 minutes on 2 cores with a fast connection (docs/quickstart.md)"
+	@echo "==> 1/3 PyTorch (minutes; about 5 GB on disk on Linux, 4 GB of it CUDA"
+	@echo "        libraries, which this build of PyTorch needs on computers without a GPU too)"
+	@set -o pipefail; $(PIP) setuptools wheel ninja torch torchvision | $(PROGRESS)
+	@echo "==> 2/3 the other packages (minutes; about 1.3 GB on disk)"
+	@set -o pipefail; SRC_BUILD_OPS=0 $(PIP) --no-build-isolation -e ".[dev]" | $(PROGRESS)
 	@echo "==> 3/3 compiling the operator (about a minute; minutes with nvcc and a GPU)"
 	@$(BIN)/python setup.py build_ext --inplace > /dev/null
 	@touch $@
