@@ -189,9 +189,12 @@ def architecture_of(variant: str | None, given: Architecture) -> ClassifierArchi
     if unknown := sorted(given.keys() - Architecture.__optional_keys__):
         raise TypeError(f"InternImageBackbone got an unexpected keyword argument {unknown[0]!r}")
     if variant is not None and variant not in ARCHITECTURES:
+        full = f"internimage_{variant}"
+        hint = f" Did you mean {full!r}?" if full in ARCHITECTURES else ""
         raise UserError(
             f"There is no InternImage variant {variant!r}; expected one of"
             f" {', '.join(ARCHITECTURES)}, or null with channels, depths and groups written out."
+            f"{hint}"
         )
     own: ClassifierArchitecture = {} if variant is None else ARCHITECTURES[variant]
     return {**DEFAULTS, **own, **given}

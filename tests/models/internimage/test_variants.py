@@ -97,6 +97,7 @@ def test_another_variant_on_the_command_line(nano_recipe: str) -> None:
     ("setting", "value", "sentence"),
     [
         ("variant", "t", "There is no InternImage variant 't'; expected one of internimage_nano"),
+        ("variant", "nano", "written out. Did you mean 'internimage_nano'?"),
         ("chanels", "8", "Did you mean 'model.network.channels'?"),
         ("channels", "x", "model.network.channels must be an integer, got 'x'."),
         ("layer_scale", "x", "model.network.layer_scale must be a number or null, got 'x'."),
