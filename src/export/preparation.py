@@ -39,9 +39,10 @@ OPENED = """\
 try:
     photo = read(path)
 except Exception as error:  # Pillow raises many kinds of exceptions
-    wanted = "expected an image file (ACCEPTED)"
-    reason = error if isinstance(error, ValueError) else wanted
-    print(f"error: {path} cannot be read; {reason}", file=sys.stderr)
+    reason = str(error) or repr(error)
+    if isinstance(error, UnidentifiedImageError):
+        reason = "expected an image file (ACCEPTED)"
+    print(f"error: {path} cannot be read: {reason}", file=sys.stderr)
     status = 1
     continue""".replace("ACCEPTED", accepted_formats())
 """Lines of a loop that read ``photo`` from the file ``path`` with `reader`.

@@ -148,7 +148,7 @@ def _script(
     after: str,
 ) -> str:
     name = SCRIPTS[kind]
-    used = "Image, ImageDraw, ImageFont" + (", ImageOps" if description.upright else "")
+    used = "Image, ImageDraw, ImageFont, " + ("ImageOps, " if description.upright else "")
     is_onnx = kind == "onnx"
     has_scores = "min_score" in shown
     lines = [
@@ -166,7 +166,7 @@ def _script(
         "",
         "import numpy as np",
         *(["import onnxruntime"] if is_onnx else []),
-        f"from PIL import {used}",
+        f"from PIL import {used}UnidentifiedImageError",
         "",
         "FOLDER = Path(__file__).resolve().parent",
         *["", "", reader(upright=description.upright)],

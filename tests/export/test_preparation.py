@@ -10,7 +10,7 @@ from src.data.transforms.classification import EvalTransform as ClassificationTr
 from src.data.transforms.detection import DetectionEvalTransform
 from src.data.transforms.segmentation import EvalTransform as SegmentationTransform
 from src.export.differences import LIMITS
-from src.export.preparation import RESIZED, described, is_known, opened, prepared
+from src.export.preparation import RESIZED, described, is_known, prepared, reader
 from src.models.graphs import ClassResult, LabelMapResult, QueryResult, RegionResult, Result
 
 COLOURS = {"mean": [0.5, 0.25, 0.0], "std": [0.5, 0.5, 0.5]}
@@ -20,9 +20,9 @@ MASK_RCNN = RegionResult(1000, 1000, 0.7, ((0.1, 0.1, 0.2, 0.2),), 0.05, 0.5, 10
 
 def prepared_file(path: str, result: Result, settings: dict[str, Any]) -> dict[str, Any]:
     """Variables of the lines that prepare an image."""
-    lines = ["import sys", "import numpy as np", "from PIL import Image", RESIZED]
+    lines = ["import numpy as np", "from PIL import Image", RESIZED, reader(upright=False)]
     found: dict[str, Any] = {"path": path}
-    exec("\n".join([*lines, *opened(upright=False), *prepared(result, settings)]), found)
+    exec("\n".join([*lines, "photo = read(path)", *prepared(result, settings)]), found)
     return found
 
 

@@ -28,6 +28,7 @@ from tests.export.test_export_files import classifier
 from tests.export.test_result_files import two_stage
 
 COLOURS = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+TRUNCATED = "image file is truncated"
 ACCEPTED = "expected an image file (JPEG, PNG, WEBP, BMP, PPM or TIFF)"
 MASK_RCNN = RegionResult(1000, 1000, 0.7, ((0.1, 0.1, 0.2, 0.2),), 0.05, 0.5, 100, 0.4, 32, 3)
 
@@ -343,7 +344,7 @@ def test_floating_point_values_out_of_range_are_refused_as_in_predict(run_script
         run_script(text, Description("classification", ["a"], {}), {}, "deep.tiff")
     reason = "expected floating-point values from 0 to 1 or from 0 to 255, got values from 9000"
     assert reason in str(error.value)
-    assert capsys.readouterr().err.startswith(f"error: deep.tiff cannot be read; {reason}")
+    assert capsys.readouterr().err.startswith(f"error: deep.tiff cannot be read: {reason}")
 
 
 def test_the_script_takes_the_path_of_an_image(run_script, monkeypatch, tmp_path):
@@ -360,9 +361,10 @@ def test_the_script_takes_the_path_of_an_image(run_script, monkeypatch, tmp_path
     ("given", "message"),
     [
         (["missing.jpg"], "there is no file missing.jpg"),
-        (["text.jpg"], f"text.jpg cannot be read; {ACCEPTED}"),
-        (["cut.jpg"], f"cut.jpg cannot be read; {ACCEPTED}"),
-        (["moving.gif"], f"moving.gif cannot be read; {ACCEPTED}"),
+        (["text.jpg"], f"text.jpg cannot be read: {ACCEPTED}"),
+        (["cut.jpg"], f"cut.jpg cannot be read: {TRUNCATED}"),
+        (["bomb.png"], "bomb.png cannot be read: Image size (400000000 pixels) exceeds limit"),
+        (["moving.gif"], f"moving.gif cannot be read: {ACCEPTED}"),
     ],
 )
 def test_mistakes_are_one_sentence(given, message, run_script, capsys):
@@ -370,14 +372,19 @@ def test_mistakes_are_one_sentence(given, message, run_script, capsys):
     text = script(ClassResult(), {"image_size": 96}, inside=True)
     with pytest.raises(SystemExit, match="1"):
         run_script(text, Description("classification", ["a"], {}), {}, *given)
-    assert capsys.readouterr() == ("", f"error: {message}\n")
+    printed, errors = capsys.readouterr()
+    assert printed == ""
+    assert errors.startswith(f"error: {message}")
+    assert errors.count("\n") == 1
     assert not list(Path().glob("*_result.png"))
 
 
 def broken_files():
-    """Write a text, the start of an image, and an image of another format."""
+    """Write a text, the start of an image, one of 400 million pixels, and another format."""
     Path("text.jpg").write_text("not an image")
-    Path("cut.jpg").write_bytes(Path("photo.jpg").read_bytes()[:500])
+    Image.effect_noise((400, 300), 50).save("cut.jpg")
+    Path("cut.jpg").write_bytes(Path("cut.jpg").read_bytes()[:-1000])
+    Image.new("1", (20_000, 20_000)).save("bomb.png")
     Image.new("RGB", (40, 30)).save("moving.gif")
     with pytest.raises(BrokenImageError):  # as in `predict`
         decode("moving.gif")
@@ -397,11 +404,10 @@ def test_images_that_cannot_be_read_are_left_out(run_script, capsys):
         "photo.jpg:\na 90.0%\nb 10.0%\nWrote photo_result.png\n"
         "other.png:\na 90.0%\nb 10.0%\nWrote other_result.png\n"
     )
-    assert errors == (
-        "error: there is no file missing.jpg\n"
-        f"error: cut.jpg cannot be read; {ACCEPTED}\n"
-        f"error: text.jpg cannot be read; {ACCEPTED}\n"
-    )
+    missing, cut, text = errors.splitlines()
+    assert missing == "error: there is no file missing.jpg"
+    assert cut.startswith(f"error: cut.jpg cannot be read: {TRUNCATED}")
+    assert text == f"error: text.jpg cannot be read: {ACCEPTED}"
 
 
 class Refusing(dict):
