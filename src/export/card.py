@@ -11,11 +11,16 @@ from src.export.files import RESULT_FILE
 from src.export.preparation import described
 from src.export.raw_card import FORMATS, formats_of
 from src.export.script import SCRIPTS, running
-from src.models.graphs import Result
+from src.models.graphs import ClassResult, RegionResult, Result
 from src.project import origin
 
 _CHECK = "Check: "
 """Beginning of the line that says how the check of the files ended."""
+_STEPS: dict[type, str] = {
+    ClassResult: "resizes, crops and normalises",
+    RegionResult: "resizes, normalises and pads",
+}
+"""Preprocessing in words, where it is more than resizing and normalising."""
 
 
 def note_check(path: Path, verdict: str) -> None:
@@ -100,7 +105,8 @@ def _preprocessing(
     paths: Sequence[Path], result: Result | None, description: Description, *, inside: bool
 ) -> str:
     """Which files prepare images, and how it is done for the others."""
-    part = f"Part of `{RESULT_FILE}`: it resizes, normalises and pads RGB images of 8 bits."
+    steps = _STEPS.get(type(result), "resizes and normalises")
+    part = f"Part of `{RESULT_FILE}`: it {steps} RGB images of 8 bits."
     how = described(result, description.preprocessing)
     if not inside:
         return f"Not part of the files. {how}"

@@ -22,9 +22,8 @@ by 1.5e-3 pixels between float32 and float64 in PyTorch alone, on images of 640 
 its proposals may differ, because the scores that they are chosen by have a limit."""
 
 _MEANINGS = {
-    "prepared": "the resized and normalised image, mean difference in standard deviations. The rows"
-    " below it compare results on the image as the file prepared it; results of predict may differ"
-    " a little more from those of the file because of this row",
+    "prepared": "mean difference of the resized, normalised image from that of predict; not part"
+    " of the other rows",
     "proposals": "share of the queries that start from another pixel; PyTorch is given those of"
     " the file",
     "proposal_scores": "difference of the scores of these pixels in PyTorch; 0 if all are the same",

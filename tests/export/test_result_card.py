@@ -137,7 +137,7 @@ def test_two_formats_have_one_description(tmp_path):
     ]
     assert text.count("photo_result.png") == 1
     assert "`predict_pt2.py` does the same; the names of its files end with `_pt2`.\n" in text
-    assert "Part of `model.onnx`: it resizes" in text
+    assert "Part of `model.onnx`: it resizes, crops and normalises RGB images of 8 bits." in text
     assert "Not part of the other files. Resize the shorter side to 96 pixels" in text
     paragraphs = [part for part in text.split("\n\n") if part != "```"]
     assert len(set(paragraphs)) == len(paragraphs)  # nothing is said twice
@@ -148,6 +148,7 @@ def test_files_of_a_format_without_a_script_are_named(tmp_path):
     settings = {"eval_scale": [400, 300]}
     text = described_with_pt2(MASK_RCNN, graph, settings, "detection", ["predict.py"], tmp_path)
     assert "python predict.py photo.jpg" in text
+    assert "Part of `model.onnx`: it resizes, normalises and pads RGB images of 8 bits." in text
     assert "There is no script for the files of torch.export: none of them alone leads" in text
     assert "says how to join them. `model.onnx` does.\n" in text
 
