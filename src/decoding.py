@@ -78,6 +78,10 @@ class BrokenImageError(UserError):
     """An image file that cannot be decoded."""
 
 
+class MissingImageError(BrokenImageError, FileNotFoundError):
+    """An image file that does not exist."""
+
+
 def decode(
     path: str | Path,
     *,
@@ -107,7 +111,8 @@ def decode(
         The decoded image, mode ``"RGB"``. Without ``upright`` it keeps its EXIF orientation tag.
 
     Raises:
-        BrokenImageError: If the file is missing, truncated, not an image, too large, or has
+        MissingImageError: If the file does not exist; it is a `BrokenImageError`, too.
+        BrokenImageError: If the file is truncated, not an image, too large, or has
             floating-point values out of range.
         UserError: If there is not enough memory.
     """
@@ -142,7 +147,8 @@ def open_image(
         The image with a checked header. Decoding errors within the context are converted too.
 
     Raises:
-        BrokenImageError: If the file is missing, truncated, not an image, or too large.
+        MissingImageError: If the file does not exist; it is a `BrokenImageError`, too.
+        BrokenImageError: If the file is truncated, not an image, or too large.
         UserError: If there is not enough memory.
     """
     try:
@@ -163,7 +169,9 @@ def open_image(
             "lower data.max_pixels to refuse large images."
         ) from error
     except Exception as error:  # PIL's plugins raise OSError, SyntaxError, struct.error, ...
-        raise BrokenImageError(
+        is_missing = content is None and isinstance(error, FileNotFoundError)
+        kind = MissingImageError if is_missing else BrokenImageError
+        raise kind(
             f"The {what} {path} cannot be read: {_reason(path, error, max_pixels, content)}."
         ) from None
 

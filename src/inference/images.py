@@ -12,8 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from src.data.formats.image_files import refuse_url
-from src.decoding import MAX_PIXELS, Reduce, decode, to_rgb, turn_upright
-from src.errors import UserError
+from src.decoding import MAX_PIXELS, MissingImageError, Reduce, decode, to_rgb, turn_upright
+from src.errors import UserError, counted
 
 ImageSource = str | Path | Image.Image | NDArray[Any] | Tensor
 """A file, a Pillow image of any mode, an array or a tensor.
@@ -44,6 +44,8 @@ def load_image(
         reduce: See `src.decoding.decode`; only for files.
 
     Raises:
+        MissingImageError: If the file does not exist; it is a `UserError` and a
+            ``FileNotFoundError``.
         UserError: If the file cannot be decoded, or the source is a URL or not an image.
     """
     if isinstance(source, (str, Path)):
@@ -56,7 +58,10 @@ def load_image(
             f" find_images({str(source)!r}) with `from src.inference import find_images`."
         )
     if isinstance(source, (str, Path)):
-        return decode(source, upright=upright, max_pixels=max_pixels, reduce=reduce)
+        try:
+            return decode(source, upright=upright, max_pixels=max_pixels, reduce=reduce)
+        except MissingImageError as error:
+            raise MissingImageError(f"{error}{_relative_to(Path(source))}") from None
     if isinstance(source, Image.Image):
         try:
             image = to_rgb(source)
@@ -82,6 +87,14 @@ def load_image(
     )
 
 
+def _relative_to(path: Path) -> str:
+    """Which folder a relative path of a missing file starts from, with a leading space."""
+    if path.is_absolute() or path.is_symlink():  # the target of a broken link is missing
+        return ""
+    here = Path.cwd()
+    return f" Paths are relative to the current folder, {here.name or here}."
+
+
 def _with_pillow(source: object) -> str:
     """How Pillow opens the bytes of a file or an open one; empty for anything else."""
     if isinstance(source, (bytes, bytearray)):
@@ -104,7 +117,13 @@ def _from_array(array: NDArray[Any], *, is_tensor: bool = False) -> Image.Image:
     values = array.squeeze(2) if array.ndim == 3 and array.shape[2] == 1 else array
     if np.issubdtype(values.dtype, np.floating):
         low, high = float(values.min()), float(values.max())
-        if not -_BEYOND <= low <= high <= 1 + _BEYOND:  # also if there is a NaN
+        if np.isnan(low):  # the minimum of values with a NaN is NaN
+            count = int(np.isnan(values).sum())
+            raise UserError(
+                f"Floating-point images must have values from 0 to 1, got {counted(count, 'NaN')}"
+                f" in {values.size} values."
+            )
+        if not -_BEYOND <= low <= high <= 1 + _BEYOND:
             raise UserError(
                 "Floating-point images must have values from 0 to 1 (not normalised), got values"
                 f" from {low:g} to {high:g}."

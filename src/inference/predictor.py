@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import nn
 
 from src.data.datamodules.ade20k import ADE20KDataModule
 from src.data.datamodules.base import BaseDataModule
 from src.data.datamodules.coco import COCODataModule
 from src.data.datamodules.imagenet import ImageNetDataModule
+from src.data.datasets.files_to_predict import FilesToPredict
 from src.errors import UserError
 from src.inference.images import ImageSource, load_image
 from src.inference.results import Classification, Detection, Prediction, Segmentation
@@ -111,12 +113,7 @@ class Predictor:
         ]
         files = self.data.files_to_predict(names)
         samples = [
-            files.sample(
-                load_image(
-                    image, upright=files.upright, max_pixels=files.max_pixels, reduce=files.reduce
-                ),
-                number,
-            )
+            files.sample(self._load(image, start + number, files), number)
             for number, image in enumerate(images)
         ]
         batch = self.data.collate_fn("predict")(samples)
@@ -126,6 +123,18 @@ class Predictor:
             self._result(output, number, image, files.upright)
             for number, image in enumerate(images)
         ]
+
+    def _load(self, image: ImageSource, index: int, files: FilesToPredict) -> Image.Image:
+        """Read an image; an error says which one of several it is."""
+        try:
+            return load_image(
+                image, upright=files.upright, max_pixels=files.max_pixels, reduce=files.reduce
+            )
+        except UserError as error:
+            if self.task.image_count == 1:
+                raise
+            message = f"{error} This is images[{index}] of {self.task.image_count} images."
+            raise type(error)(message) from None
 
     def _result(
         self, output: Mapping[str, Any], number: int, image: ImageSource, upright: bool

@@ -3,6 +3,7 @@
 import traceback
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -178,6 +179,8 @@ def test_an_image_that_cannot_be_read(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=message) as caught:
             model.predict(["good.png", image])
         assert_is_short(caught.value)
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        model.predict("gone.jpg")
     Path("folder/inner").mkdir(parents=True)
     Image.new("RGB", (8, 8)).save("folder/inner/b.png")
     Image.new("RGB", (8, 8)).save("folder/a.png")
@@ -189,6 +192,38 @@ def test_an_image_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="The device 'tpu' cannot be used") as caught:
         model.predict("good.png", device="tpu")
     assert_is_short(caught.value)
+
+
+def test_a_missing_image_is_looked_for_in_the_current_folder(tmp_path: Path) -> None:
+    model = model_for("classification")
+    message = rf"file\. Paths are relative to the current folder, {tmp_path.name}\.$"
+    with pytest.raises(UserError, match=message) as caught:
+        model.predict("photos/gone.jpg")
+    assert_is_short(caught.value)
+    with pytest.raises(UserError, match=r"gone\.jpg cannot be read: there is no such file\.$"):
+        model.predict(tmp_path / "gone.jpg")
+    Path("link.jpg").symlink_to(tmp_path / "gone.jpg")
+    with pytest.raises(FileNotFoundError, match=r"gone\.jpg, which does not exist\.$"):
+        model.predict("link.jpg")
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_a_wrong_image_of_a_list_is_counted(batch_size: int) -> None:
+    model = model_for("classification")
+    good = Image.new("RGB", (8, 8))
+    for wrong, message in (
+        ("gone.jpg", "no such file"),
+        (np.full((2, 2, 3), np.nan), r"from 0 to 1, got 12 NaNs in 12 values\."),
+        (5, "got int"),
+    ):
+        with pytest.raises(UserError, match=message) as caught:
+            model.predict(wrong)
+        assert "images[" not in str(caught.value)
+        with pytest.raises(
+            UserError, match=rf"{message}.* This is images\[2\] of 4 images"
+        ) as caught:
+            model.predict([good, good, wrong, good], batch_size=batch_size)
+        assert_is_short(caught.value)
 
 
 @pytest.mark.parametrize("source", ["run/first", "runs/frist", "run/frist", "frist", "Runs/first"])
