@@ -1,4 +1,4 @@
-"""`Pretrained.predict` equals `predict` for detectors of the toy recipes, at the defaults of both."""
+"""`Pretrained.predict` equals `predict` for detectors of the toy recipes."""
 
 import json
 from pathlib import Path
