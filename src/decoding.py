@@ -29,7 +29,9 @@ from PIL import Image, ImageFile, JpegImagePlugin, UnidentifiedImageError
 from src.errors import UserError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF")
-"""Formats that Pillow may read, matching the extensions in `src.data.formats.image_files`."""
+"""Formats that Pillow may read."""
+IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+"""Extensions of their files, which are those of torchvision's image folders."""
 
 MAX_PIXELS = 120_000_000
 """Default maximum number of pixels of an image; phones take photos of up to 108 million."""

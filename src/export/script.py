@@ -6,6 +6,7 @@ import json
 import textwrap
 from collections.abc import Mapping, Sequence
 
+from src.decoding import IMAGE_EXTENSIONS
 from src.export.description import Description
 from src.export.drawing import MIN_SCORE, drawing
 from src.export.files import RESULT_FILE
@@ -115,11 +116,12 @@ def running(kinds: Sequence[str], result: Result) -> str:
     return f"""{commands}
 {text}
 
-A script takes any number of images, writes into the current folder, and runs from any folder. An
-image that cannot be read leads to a message and, at the end, to exit status 1; the others have
-results. Use it as an example for your own program; `--help` lists its options. It reads the files
-that `python -m src predict` reads ({accepted_formats()}), and converts grey images
-and those of more than 8 bits to 8-bit RGB as it does.{_ALSO.format(native) if native else ""}"""
+A script takes any number of images and folders of images, writes into the current folder, and runs
+from any folder. An image that cannot be read leads to a message and, at the end, to exit status 1;
+the others have results. Use it as an example for your own program; `--help` lists its options. It
+reads the files that `python -m src predict` reads ({accepted_formats()}), and
+converts grey images and those of more than 8 bits to 8-bit RGB as it
+does.{_ALSO.format(native) if native else ""}"""
 
 
 def _shown(result: Result) -> str:
@@ -201,7 +203,7 @@ def _inputs(result: Result) -> list[str]:
 
 _ARGUMENTS = """\
 parser = argparse.ArgumentParser(description="Predict on images with FILE.")
-parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="files of images")"""
+parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="file or folder")"""
 _MIN_SCORE = f"""\
 parser.add_argument(
     "--min-score",
@@ -212,11 +214,16 @@ parser.add_argument(
 )"""
 _PATHS = """\
 args = parser.parse_args()
-images = [path for path in args.images if path.is_file()]
-status = int(len(images) < len(args.images))  # 1 if an image has no result
+images, status = [], 0  # status 1: an image has no result
 for path in args.images:
-    if path not in images:
-        print(f"error: there is no file {path}", file=sys.stderr)
+    found, missing = [path] if path.is_file() else [], "is no file"
+    if path.is_dir():
+        found = sorted(file for file in path.iterdir() if file.suffix.lower() in EXTENSIONS)
+        missing = "are no images in the folder"
+    if not found:
+        print(f"error: there {missing} {path}", file=sys.stderr)
+        status = 1
+    images += found
 if not images:
     sys.exit(status)
 stems = [path.stem for path in images]  # of the names of results
@@ -225,8 +232,9 @@ if len(set(stems)) < len(stems):
 double = [stem for stem in stems if stems.count(stem) > 1]
 if double:
     sys.exit(f"error: the results of several images would be called {double[0]}")"""
+_PATHS = _PATHS.replace("EXTENSIONS", str(IMAGE_EXTENSIONS))
 _TITLE = """\
-if len(args.images) > 1:
+if len(images) > 1:
     print(f"{path}:")"""
 _METADATA = "metadata = session.get_modelmeta().custom_metadata_map"
 _PALETTE = "palette = [tuple(colour) for colour in {}]"

@@ -362,6 +362,7 @@ def test_the_script_takes_the_path_of_an_image(run_script, monkeypatch, tmp_path
     ("given", "message"),
     [
         (["missing.jpg"], "there is no file missing.jpg"),
+        (["empty"], "there are no images in the folder empty"),
         (["text.jpg"], f"text.jpg cannot be read: {ACCEPTED}"),
         (["cut.jpg"], f"cut.jpg cannot be read: {TRUNCATED}"),
         (["bomb.png"], "bomb.png cannot be read: Image size (400000000 pixels) exceeds limit"),
@@ -382,6 +383,8 @@ def test_mistakes_are_one_sentence(given, message, run_script, capsys):
 
 def broken_files():
     """Write a text, the start of an image, one of 400 million pixels, and another format."""
+    Path("empty").mkdir()
+    Path("empty/notes.txt").write_text("not an image")
     Path("text.jpg").write_text("not an image")
     Image.effect_noise((400, 300), 50).save("cut.jpg")
     Path("cut.jpg").write_bytes(Path("cut.jpg").read_bytes()[:-1000])
@@ -460,6 +463,18 @@ def test_the_script_takes_several_images(run_script, capsys):
         "other.png:\na 90.0%\nb 10.0%\nWrote other_result.png\n"
         "photo.jpg:\na 90.0%\nb 10.0%\nWrote photo_result.png\n"
     )
+
+
+def test_the_script_takes_a_folder(run_script, capsys):
+    Path("a/deeper").mkdir()
+    Path("a/notes.txt").write_text("no image")
+    for name in ("Z.JPG", "b.png", "deeper/c.png"):
+        Image.new("RGB", (20, 10)).save(Path("a", name))
+    text = script(ClassResult(), {"image_size": 96}, inside=True)
+    outputs = {"probabilities": np.float32([[0.9, 0.1]])}
+    run_script(text, Description("classification", ["a", "b"], {}), outputs, "a")
+    titles = [line for line in capsys.readouterr().out.splitlines() if line.endswith(":")]
+    assert titles == ["a/Z.JPG:", "a/b.png:", "a/photo.png:"]
 
 
 @pytest.mark.parametrize("width", [40, 400])

@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from src.decoding import IMAGE_EXTENSIONS
 from src.errors import UserError, counted
 from src.file_names import url_of
 from src.files import on_one_line
 
-IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 OTHER_IMAGE_EXTENSIONS = (".gif", ".avif", ".heic", ".heif", ".svg", ".jp2", ".jxl")
 """Extensions of images that are not searched for."""
 _MAX_NAMED = 5
