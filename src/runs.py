@@ -123,7 +123,15 @@ def find_checkpoint(
         and is_run(folder)
     ):
         hint = f" Did you mean {folder}?"
-    raise UserError(f"There is no run {path}.{trial_of(path) or hint}{others}{first}")
+    hint = trial_of(path) or hint
+    is_known = path.is_absolute() or bool(other_versions(path))
+    where = "" if is_known else f" in the current folder, {Path.cwd()}"
+    if not (hint or others or first):
+        first = (
+            " Change to the folder in which it was trained, or give the path of the run (on the"
+            " command line with --ckpt_path)."
+        )
+    raise UserError(f"There is no run {path}{where}.{hint}{others}{first}")
 
 
 def trial_of(path: Path) -> str:

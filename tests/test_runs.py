@@ -70,7 +70,9 @@ def test_a_misspelt_folder_of_runs_leads_to_the_run(here: Path) -> None:
 
 
 def test_what_is_missing_is_named(here: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no run runs/tyni\. The only run with .* is tiny"):
+    folder = re.escape(f"{Path.cwd()}")
+    expected = rf"no run runs/tyni in the current folder, {folder}\. The only run with .* is tiny"
+    with pytest.raises(UserError, match=expected):
         find_checkpoint("tyni")
     recipe = Path("data/own/shapes/shapes.yaml")
     recipe.parent.mkdir(parents=True)
@@ -88,6 +90,21 @@ def test_what_is_missing_is_named(here: Path, tmp_path: Path) -> None:
     (tmp_path / "alone.ckpt").write_bytes(b"")
     with pytest.raises(UserError, match=r"no config\.yaml of the run .*with --config FILE"):
         trained_run(tmp_path / "alone.ckpt")
+
+
+def test_another_folder_than_that_of_the_runs_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as caught:
+        find_checkpoint("tiny")
+    assert str(caught.value) == (
+        f"There is no run runs/tiny in the current folder, {Path.cwd()}. Change to the folder in"
+        " which it was trained, or give the path of the run (on the command line with"
+        " --ckpt_path)."
+    )
+    with pytest.raises(UserError, match=rf"no run {re.escape(str(tmp_path))}/tiny\. Change to"):
+        find_checkpoint(tmp_path / "tiny")
 
 
 def test_a_checkpoint_outside_its_run_is_named_without_dots(

@@ -51,7 +51,7 @@ def test_commands_that_import_lightning_say_so_at_once() -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     first, error = done.stderr.splitlines()
     assert first == "predict: loading PyTorch and Lightning ..."
-    assert error.startswith("error: There is no run runs/no-such.")
+    assert error.startswith(f"error: There is no run runs/no-such in the current folder, {ROOT}.")
 
 
 @pytest.mark.parametrize("command", ["prepare", "verify", "profile"])

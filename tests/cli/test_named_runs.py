@@ -47,7 +47,8 @@ def test_a_misspelt_run_leads_to_the_closest_one(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["validate", "--name", "tniy"]) == 2
-    assert "There is no run runs/tniy. Did you mean tiny?" in capsys.readouterr().err
+    expected = f"There is no run runs/tniy in the current folder, {here}. Did you mean tiny?"
+    assert expected in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("is_started", [False, True])
