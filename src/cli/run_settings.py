@@ -68,6 +68,7 @@ def with_settings_of_run(args: list[str]) -> list[str]:
         if not name and root is None and args[0] in _WRITING:
             where = _beside(run.config)
     elif name and (given or args[0] != "fit"):
+        _check_is_name(name, runs)
         run = trained_run(runs / name, given, runs)
         if not given:
             tell_if_not_best(runs / name, run.checkpoint)
@@ -81,6 +82,19 @@ def with_settings_of_run(args: list[str]) -> list[str]:
     names = _class_names(run) if args[0] in ("predict", "export") else []
     config = ["--config", str(run.config)]
     return [args[0], *config, *where, *names, *args[1:], f"--ckpt_path={run.checkpoint}"]
+
+
+def _check_is_name(name: str, runs: Path) -> None:
+    """Refuse the path of a run in place of its name, such as that of a run that was moved.
+
+    Raises:
+        UserError: If there is no run of this name, but a run or a checkpoint at this path.
+    """
+    if not (runs / name).exists() and is_run_or_checkpoint(Path(name)):
+        raise UserError(
+            f"There is no run {runs / name}, but {name} is a run or a checkpoint: use --ckpt_path"
+            f" {quoted(name)} instead of --name."
+        )
 
 
 def _beside(config: Path) -> list[str]:

@@ -8,6 +8,7 @@ import torch
 
 from src.cli import main
 from src.cli.app import TrainingCLI
+from src.runs import trained_run
 
 
 @pytest.fixture
@@ -49,6 +50,19 @@ def test_a_misspelt_run_leads_to_the_closest_one(
     assert main(["validate", "--name", "tniy"]) == 2
     expected = f"There is no run runs/tniy in the current folder, {here}. Did you mean tiny?"
     assert expected in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("inside", ["", "/version_0", "/version_0/checkpoints/last.ckpt"])
+def test_the_path_of_a_moved_run_in_place_of_its_name(
+    here: Path, capsys: pytest.CaptureFixture[str], inside: str
+) -> None:
+    shutil.copytree("runs/tiny", "keep/moved_tiny")
+    path = f"keep/moved_tiny{inside}"
+    assert main(["validate", "--name", path]) == 2
+    error = capsys.readouterr().err
+    assert f"{path} is a run or a checkpoint: use --ckpt_path {path} instead of --name." in error
+    assert "Did you mean" not in error
+    assert trained_run(path).config == Path("keep/moved_tiny/version_0/config.yaml")
 
 
 @pytest.mark.parametrize("is_started", [False, True])
