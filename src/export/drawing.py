@@ -108,9 +108,10 @@ for i, label in enumerate(shown):
 _SHOWN = """\
 boxes, labels, scores = found["boxes"], found["labels"], found["scores"]
 shown = np.flatnonzero(scores >= min_score)  # best first
-print(f"{len(shown)} of {len(scores)} detections have a score of at least {min_score}")
-if not len(shown):
-    print(f"The highest score is {max(scores, default=0):.3f}; lower --min-score to draw more.")
+counts = f"{len(shown)} of {len(scores)} detections have a score of at least {min_score:g}"
+print(counts if len(scores) else "There are no detections.")
+if len(scores) and not len(shown):
+    print(f"The highest score is {max(scores):.3f}; lower --score to draw more.")
 shades = SHADES
 # A class has a hue, and each of its detections the next of the shades (saturation and value).
 nth = [sum(labels[:i] == labels[i]) % len(shades) for i in shown]

@@ -176,6 +176,8 @@ def _script(
         *["", ""],
         _ARGUMENTS.replace("FILE", file),
         *([_MIN_SCORE] if has_scores else []),
+        "args = parser.parse_args()",
+        *([_IS_SCORE] if has_scores else []),
         _PATHS,
         *([] if is_onnx else ["", "import torch  # takes seconds, so after the arguments", ""]),
         *model,
@@ -188,7 +190,7 @@ def _script(
         *prepare,
         _RUN[is_onnx].replace("FILE", file),
         *([after] if after else []),
-        *(["min_score = args.min_score"] if has_scores else []),
+        *(["min_score = args.score"] if has_scores else []),
         shown + _SAVED,
     ]
     body = textwrap.indent("\n".join(steps), "    ").replace("SUFFIX", _SUFFIXES[kind])
@@ -206,14 +208,12 @@ parser = argparse.ArgumentParser(description="Predict on images with FILE.")
 parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="file or folder")"""
 _MIN_SCORE = f"""\
 parser.add_argument(
-    "--min-score",
-    type=float,
-    default={MIN_SCORE},
-    metavar="SCORE",
-    help="of the detections that are shown, from 0 to 1 (%(default)s)",
+    "--score", type=float, default={MIN_SCORE}, help="minimum score of detections (%(default)s)"
 )"""
+_IS_SCORE = """\
+if not 0 <= args.score <= 1:
+    parser.error(f"--score: expected a number from 0 to 1, got {args.score:g}")"""
 _PATHS = """\
-args = parser.parse_args()
 images, status = [], 0  # status 1: an image has no result
 for path in args.images:
     found, missing = [path] if path.is_file() else [], "is no file"

@@ -235,7 +235,7 @@ def test_detections_have_the_colours_of_predict(masks, run_script, tmp_path, cap
         inside = np.s_[y2 - 60, (x1 + x2) // 2]
         assert np.abs(drawn[inside].astype(int) - expected[inside]).max() <= 1
     description = Description("detection", ["a", "b"], settings)
-    run_script(text, description, outputs, "photo.jpg", "--min-score", "0.75")
+    run_script(text, description, outputs, "photo.jpg", "--score", "0.75")
     assert "2 of 6 detections have a score of at least 0.75" in capsys.readouterr().out
 
 
@@ -280,11 +280,11 @@ def test_the_script_says_the_highest_score_if_nothing_is_shown(run_script, tmp_p
     run_script(text, description, outputs)
     assert capsys.readouterr().out == (
         "0 of 2 detections have a score of at least 0.3\n"
-        "The highest score is 0.250; lower --min-score to draw more.\n"
+        "The highest score is 0.250; lower --score to draw more.\n"
         "Wrote photo_result.png\n"
     )
     run_script(text, description, {name: value[:0] for name, value in outputs.items()})
-    assert "The highest score is 0.000;" in capsys.readouterr().out
+    assert capsys.readouterr().out == "There are no detections.\nWrote photo_result.png\n"
 
 
 def deep_image(kind, shape=(40, 50)):
@@ -446,10 +446,19 @@ def test_help_lists_the_options(run_script, capsys):
     description = Description("detection", ["a"], {})
     with pytest.raises(SystemExit, match="0"):
         run_script(text, description, {}, "--help")
-    assert "--min-score SCORE" in capsys.readouterr().out
+    assert "--score SCORE" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="2"):
         run_script(text, description, {}, "photo.jpg", "--minimum", "1")
     assert "usage: predict.py" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("score", ["5", "-1", "nan"])
+def test_scores_out_of_range_are_refused(score, run_script, capsys):
+    text = script(MASK_RCNN, {"image_scale": [400, 300]}, inside=True, task="detection")
+    description = Description("detection", ["a"], {})
+    with pytest.raises(SystemExit, match="2"):
+        run_script(text, description, {}, "photo.jpg", "--score", score)
+    assert f"--score: expected a number from 0 to 1, got {score}\n" in capsys.readouterr().err
 
 
 def test_the_script_takes_several_images(run_script, capsys):
