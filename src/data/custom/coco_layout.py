@@ -7,11 +7,11 @@ Layouts: ``<split>/_annotations.coco.json`` beside its images, as labelling tool
 from __future__ import annotations
 
 import itertools
-import json
 import re
 from pathlib import Path
 
 from src.data.formats.coco_entries import file_name
+from src.data.formats.coco_json import parse_json
 from src.data.formats.splits import SPLITS, split_of
 from src.errors import MALFORMED_CONTENT, UserError
 
@@ -79,10 +79,11 @@ def find_images(annotations: Path, root: Path) -> Path:
         root: Folder of the dataset.
 
     Raises:
-        UserError: If no folder nearby has the first image.
+        UserError: If the file is no COCO json, or no folder nearby has the first image.
     """
+    content = parse_json(annotations)
     try:
-        first = file_name(json.loads(annotations.read_bytes())["images"][0])
+        first = file_name(content["images"][0])
         if not isinstance(first, str):
             raise TypeError("no file name")
     except MALFORMED_CONTENT as error:

@@ -318,7 +318,7 @@ def read_coco(path: Path) -> dict[str, list[Any]]:
             f"The annotation file {path} does not exist; check data.root and the names of the "
             "annotation files (data.train_annotations, data.val_annotations)."
         )
-    content = _parse(path)
+    content = parse_json(path)
     if isinstance(content, dict) and {"images", "categories"} <= content.keys():
         content.setdefault("annotations", [])  # lists of test images have none
     lacking = [
@@ -335,7 +335,12 @@ def read_coco(path: Path) -> dict[str, list[Any]]:
     return content
 
 
-def _parse(path: Path) -> Any:
+def parse_json(path: Path) -> Any:
+    """Content of an annotation file.
+
+    Raises:
+        UserError: If it is not json, compressed, nested too deeply, or larger than the memory.
+    """
     try:
         text = path.read_bytes()
     except MemoryError as error:
@@ -354,12 +359,30 @@ def _parse(path: Path) -> Any:
             except ValueError:  # an integer of thousands of digits; the checks will name its entry
                 return json.loads(text, parse_int=_parse_int)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"The annotation file {path} is not json: {error}.") from error
+        raise UserError(_not_json(path, error)) from error
     except RecursionError as error:
         raise UserError(
             f"The annotation file {path} has lists or objects nested more deeply than any COCO "
             "file."
         ) from error
+
+
+def _not_json(path: Path, error: json.JSONDecodeError | UnicodeDecodeError) -> str:
+    """What is wrong with a file: an error at its end means that the rest is missing."""
+    if isinstance(error, UnicodeDecodeError):
+        is_cut_off = error.reason == "unexpected end of data"
+    elif not error.doc.strip():
+        return f"The annotation file {path} is empty."
+    else:
+        is_open = error.msg.startswith("Unterminated string")  # at the start of the string
+        is_cut_off = is_open or error.pos >= len(error.doc.rstrip())
+    if is_cut_off:
+        size = path.stat().st_size
+        return (
+            f"The annotation file {path} ends in the middle of the json, after {size} bytes: it"
+            " seems to be cut off. Copy, download or export it again."
+        )
+    return f"The annotation file {path} is not json: {error}."
 
 
 def _parse_int(digits: str) -> float:

@@ -185,3 +185,12 @@ def test_faults_of_all_splits_are_reported_together(
     error = capsys.readouterr().err
     assert f"{labels}: 6 images with a wrong value; the first: the image 0 has height 48" in error
     assert f"{other}: 6 annotations without a value that is needed; the first: the anno" in error
+
+
+def test_a_file_that_is_cut_off_is_called_so(
+    labels: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels.write_bytes(labels.read_bytes()[:200])
+    for images in ([], ["--images", str(labels.parent / "images")]):
+        assert main(["prepare", "from-coco", str(labels), *images]) == 2
+        assert "after 200 bytes: it seems to be cut off" in capsys.readouterr().err
