@@ -196,6 +196,31 @@ def test_a_trial_on_a_busy_cpu_has_one_thread(
     assert re.search(r"For a short trial.*: OMP_NUM_THREADS=1 python -m src fit ", printed)
 
 
+@pytest.mark.parametrize(
+    ("busy", "expected", "length"),
+    [(0.0, "2", "about 3 min"), (9.0, "3", "2 min to 4 min")],
+    ids=["idle", "busy"],
+)
+def test_a_trial_on_a_busy_cpu_has_more_epochs_because_one_thread_is_faster(
+    busy: float,
+    expected: str,
+    length: str,
+    run: Callable[..., int],
+    trial: Callable[[], list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Epochs of 90 seconds, of which a trial of three minutes has two."""
+    monkeypatch.setattr("src.callbacks.time_estimate.busy_cores", lambda: busy)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr("src.callbacks.time_estimate.statistics.median", lambda _: 30.0)
+    assert run("--trainer.max_epochs", "12", "--trainer.check_val_every_n_epoch", "12") == 0
+    printed = capsys.readouterr().out
+    assert "about 18 min for 12 epochs of 3 steps (30 s a step" in printed
+    assert f"For a short trial of {length}, which shows that all works: " in printed
+    assert f" --trainer.max_epochs {expected} " in printed
+
+
 def test_a_trial_of_long_epochs_has_few_steps(
     run: Callable[..., int], trial: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
