@@ -52,7 +52,8 @@ def run(args: argparse.Namespace) -> None:
     sources = _find_files(args)
     is_folder = args.annotations.is_dir()
     path, images = sources["train"]
-    name, out = split.target(args, args.annotations if is_folder else images, searched=is_folder)
+    source = args.annotations if is_folder else images
+    name, out, name_notes = split.target(args, source, searched=is_folder)
     content = read_coco(path)
     masks = _has_masks(content)
     parts, notes = _read_parts(args, sources, content, masks)
@@ -60,7 +61,7 @@ def run(args: argparse.Namespace) -> None:
         notes.append("the annotations have boxes but no masks, so the recipe trains DINO")
     for other in [] if is_folder else neighbours(path):
         notes.append(f"{other} is not used; give {quoted(path.parent.parent)} to use all splits")
-    prepare(args, name, out, path, parts, content, notes)
+    prepare(args, name, out, path, parts, content, [*name_notes, *notes])
 
 
 def _read_parts(

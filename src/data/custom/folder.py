@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> None:
     if not source.is_dir():
         state = "is a file" if source.exists() else "does not exist"
         raise UserError(f"The folder {source} {state}; expected folders <class>/*.jpg in it.")
-    name, out = split.target(args, source)
+    name, out, notes = split.target(args, source)
     try:
         layout = find_layout(source)
         labelled = layout.splits.get("train", layout.root)
@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> None:
             print(f"note: {number_broken} {are} left out (--skip-broken):{found.named()}")
         if found.broken and is_split:  # the folders still hold them
             data["broken_images"] = "skip"
-        for note in layout.notes:
+        for note in [*notes, *layout.notes]:
             print(f"note: {note}")
         _report_nested(source, classes)
         _report_other_files(source)

@@ -73,8 +73,11 @@ def run(args: argparse.Namespace) -> None:
         raise UserError(
             "prepare from-masks needs a folder with images and label maps, or --images and --masks."
         )
-    name, out = split.target(args, args.images)
-    pairs, notes = match_label_maps(args.images, args.masks, args.image_suffix, args.mask_suffix)
+    name, out, notes = split.target(args, args.images)
+    pairs, found_notes = match_label_maps(
+        args.images, args.masks, args.image_suffix, args.mask_suffix
+    )
+    notes += found_notes
     if len(pairs) < 3:
         raise UserError(
             f"{args.images} holds {counted(len(pairs), 'image')} with label maps; at least three "

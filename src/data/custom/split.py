@@ -83,7 +83,9 @@ def image_counts(numbers: Mapping[str, int]) -> str:
     return f"{listed} and {counted(numbers[last], f'{_PARTS[last]} image')}"
 
 
-def target(args: argparse.Namespace, source: Path, *, searched: bool = True) -> tuple[str, Path]:
+def target(
+    args: argparse.Namespace, source: Path, *, searched: bool = True
+) -> tuple[str, Path, list[str]]:
     """Name of the dataset and the folder to make.
 
     Args:
@@ -92,16 +94,20 @@ def target(args: argparse.Namespace, source: Path, *, searched: bool = True) -> 
         searched: Whether files are found by searching the source, so that nothing may be written
             into it.
 
+    Returns:
+        The name, the folder, and notes for the user.
+
     Raises:
         UserError: If the share is out of range, or the folder holds something else.
     """
     if not 0 < args.val_share < 1:
         raise UserError(f"--val-share accepts a share between 0 and 1, got {args.val_share}.")
+    notes = []
     if args.name is None:
         folder = _dataset_folder(source).name
         name = name_of([re.sub(r"\s+", "_", folder)], "mine")
         if name != folder:
-            print(f"note: the name is {name}, from the folder {folder!r}; --name gives another")
+            notes.append(f"the name is {name}, from the folder {folder!r}; --name gives another")
     else:
         name = check_name(args.name, "--name")
     out = Path(args.out) if args.out else DEFAULT_PARENT / name
@@ -117,7 +123,7 @@ def target(args: argparse.Namespace, source: Path, *, searched: bool = True) -> 
             f"{out} exists and was not made by this command, so it is left alone; name another "
             "folder with --out."
         )
-    return name, out
+    return name, out, notes
 
 
 def _dataset_folder(source: Path) -> Path:

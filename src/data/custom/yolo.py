@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> None:
         UserError: If files are missing or broken, or lines are no labels.
     """
     dataset = find_dataset(args.dataset, args.class_names)
-    name, out = split.target(args, dataset.root)
+    name, out, notes = split.target(args, dataset.root)
     images = [path for part in dataset.splits.values() for path in part]
     if len({path.is_absolute() for path in images}) > 1:  # data.yaml has paths of both kinds
         splits = {
@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> None:
         path = out / "annotations" / f"{part}.json"
         file = CocoFile(path, masks, None, args.max_annotations, content)
         parts[part] = Part(file, folder, found, content)
-    notes = list(dataset.notes)
+    notes += dataset.notes
     missing = sum(found is None for found in labels.values())
     if missing:
         notes.append(

@@ -13,6 +13,7 @@ from src.cli import build, main
 from src.data.custom.recipe import RECIPES, batch_size, published_weights, small_data_recipe
 from src.decoding import decode
 from src.models.weights.files import HUB_FILES
+from tests.cli.tiny import save_image
 
 TURNED = 6  # EXIF orientation: turn by 90 degrees clockwise to look at it
 CLASSES = ("größer Hund", "cat #2: tabby", "ζέβρα")
@@ -254,11 +255,22 @@ def test_a_folder_name_in_any_alphabet_is_told_and_needs_no_quotes(
     folder = photos.rename(tmp_path / "Tüten fotos")
     assert main(["prepare", "from-folder", str(folder)]) == 0
     printed = capsys.readouterr().out
-    assert "note: the name is Tüten_fotos, from the folder 'Tüten fotos'; --name gives" in printed
+    note = "note: the name is Tüten_fotos, from the folder 'Tüten fotos'; --name gives"
+    assert note in printed
     assert "Train:   python -m src fit --config data/own/Tüten_fotos/Tüten_fotos.yaml\n" in printed
     assert "predict --name Tüten_fotos --data.predict_dir data/own/Tüten_fotos/val\n" in printed
     assert main(["prepare", "from-folder", str(folder), "--name", "Tüten_fotos"]) == 0
     assert "note: the name" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["from-folder", "from-coco", "from-yolo", "from-masks"])
+def test_no_note_precedes_an_error(command, tmp_path, capsys):
+    folder = tmp_path / "new photos"
+    save_image(folder / "a.jpg")
+    assert main(["prepare", command, str(folder)]) == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith("error: ")
+    assert "note:" not in printed.out
 
 
 def test_a_taken_name_leads_to_a_free_one(annotated, tmp_path, capsys, monkeypatch):
