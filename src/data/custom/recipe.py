@@ -153,7 +153,8 @@ def write(
     usual = f"; {_BATCH[task]} would leave out {left_out} of {images} images"
     print(f"         {epochs} epochs, batches of {batch}{usual if is_smaller else ''}")
     if size:
-        print(f"         `fit` downloads {weights}.pth once (about {size} MB)")
+        print(f"         `fit` downloads {weights}.pth once (about {size} MB) from Hugging Face;")
+        print("         without a connection, add --weights FILE with a file downloaded elsewhere")
     first, *others = (name for name in RECIPES[task] if name != "nano")
     advice = f"add --network {first} (or {', '.join(others)}) to fine-tune published weights"
     if not weights and task in _DETECTORS and images < ENOUGH_IMAGES:

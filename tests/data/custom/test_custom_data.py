@@ -351,7 +351,12 @@ def test_dino_is_fine_tuned_in_its_published_sizes_only(annotated, tmp_path, cap
     assert main([*given, "--network", "t"]) == 0
     weights = recipe_of(made(out))["model"]["init_args"]["weights"]
     assert weights == "dino_4scale_internimage_t_1x_coco"
-    assert "starts from scratch" not in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "starts from scratch" not in printed
+    once = rf"`fit` downloads {weights}\.pth once \(about \d+ MB\) from Hugging Face;\n"
+    assert re.search(rf"{once} +without a connection, add --weights FILE", printed)
+    assert main([*given, "--network", "t", "--weights", "own.pth"]) == 0
+    assert "without a connection" not in capsys.readouterr().out
 
 
 def test_a_file_without_usable_boxes_is_refused(annotated, tmp_path, capsys):
