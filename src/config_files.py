@@ -10,6 +10,16 @@ _INSTALLED = _PACKAGE / "configs"
 CONFIGS = _INSTALLED if _INSTALLED.is_dir() else _PACKAGE.parent / "configs"
 
 
+def own_recipe(name: str) -> Path | None:
+    """The recipe that ``prepare`` has written for a dataset in its default folder, or ``None``.
+
+    Args:
+        name: Name of the dataset.
+    """
+    recipe = Path("data/own") / name / f"{name}.yaml"
+    return recipe if recipe.is_file() else None
+
+
 def find_configs(args: Sequence[str]) -> list[str]:
     """Replace arguments such as `configs/toy/detection.yaml` by the recipes of a wheel.
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from src.config_files import own_recipe
 from src.distributed.checkpoints import is_sharded_checkpoint
 from src.errors import UserError
 from src.file_names import quoted, similar_file, similar_folder
@@ -109,9 +110,9 @@ def find_checkpoint(
         )
     if path.exists():
         raise UserError(f"{path} is not the folder of a run.{others}")
-    recipe = Path("data/own") / path.name / f"{path.name}.yaml"  # where `prepare` writes it
+    recipe = own_recipe(path.name)
     first = (
-        f" Train it first: python -m src fit --config {quoted(recipe)}" if recipe.is_file() else ""
+        "" if recipe is None else f" Train it first: python -m src fit --config {quoted(recipe)}"
     )
     known = [name for name in runs_with_checkpoints(runs) if name != f"{path.name}{TRIAL}"]
     close = difflib.get_close_matches(path.name, known, n=1)

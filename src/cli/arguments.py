@@ -14,7 +14,7 @@ from pathlib import Path
 from src.cli.misspellings import OWN_OPTIONS, is_recipe_given, trainer_settings
 from src.cli.other_names import answer_for, no_such_option
 from src.cli.suggestions import suggest
-from src.config_files import CONFIGS
+from src.config_files import CONFIGS, own_recipe
 from src.errors import UserError
 from src.file_names import quoted, similar_file
 
@@ -24,6 +24,10 @@ _GROUPS = ("model", "data", "trainer", "checkpoint")
 GIVE_RECIPE = (
     "Give a recipe with --config configs/<recipe>.yaml, or a trained run with --ckpt_path FILE"
     " (all commands but fit: or --name RUN)."
+)
+_GIVE_RECIPE_OR_RUN = (
+    "Give a recipe with --config configs/<recipe>.yaml, or a trained run with --name RUN or"
+    " --ckpt_path FILE."
 )
 _YAML = (".yaml", ".yml")
 _PARTS = ("--model", "--data", "--help", "-h", "--help_all", "--print_config")
@@ -54,19 +58,31 @@ def check_recipe(command: str, args: Sequence[str]) -> None:
         return
     for group in ("model", "data"):
         if any(name.startswith(f"--{group}.") for name in names):
-            raise UserError(settings_of_nothing(group))
-    raise UserError(f"Missing settings: data and model. {GIVE_RECIPE}")
+            raise UserError(settings_of_nothing(group, _give_recipe(command, args)))
+    if command == "fit":
+        raise UserError(f"fit needs a recipe. {_give_recipe(command, args)}")
+    raise UserError(f"{command} needs a recipe or a run. {_give_recipe(command, args)}")
 
 
-def settings_of_nothing(group: str) -> str:
+def settings_of_nothing(group: str, advice: str = GIVE_RECIPE) -> str:
     """Message about settings of a model or of data that no recipe gives.
 
     Args:
         group: The beginning of their names, for example ``model``.
+        advice: Sentence about what to give.
     """
-    return (
-        f"--{group}.* settings change those of a recipe or a run, and none is given. {GIVE_RECIPE}"
-    )
+    return f"--{group}.* settings change those of a recipe or a run, and none is given. {advice}"
+
+
+def _give_recipe(command: str, args: Sequence[str]) -> str:
+    """Sentence about what to give; for ``fit``, with the recipe of the dataset of this name."""
+    if command != "fit":
+        return _GIVE_RECIPE_OR_RUN
+    name = option(args, "--name") or ""
+    own = own_recipe(name) or own_recipe(name.removesuffix("_trial"))
+    if own is not None:
+        return f"Add --config {quoted(own)}."
+    return "Add --config configs/<recipe>.yaml, or --ckpt_path FILE to continue a run."
 
 
 def check_trainer_settings(args: Sequence[str]) -> None:

@@ -78,7 +78,7 @@ def test_the_closest_option_is_named(
         ("completion --shell bash", "Give SHELL without an option: completion SHELL."),
         ("consolidate", "consolidate needs CHECKPOINT, a checkpoint folder"),
         ("profile --model internimage_tt", "Did you mean 'internimage_t'?"),
-        ("fit --name first", "Missing settings: data and model. Give a recipe"),
+        ("fit --name first", "fit needs a recipe. Add --config configs/<recipe>.yaml"),
         ("fit --model.netwrok.variant x", "--model.* settings change those of a recipe or a run"),
     ],
 )

@@ -189,8 +189,7 @@ def test_settings_without_a_recipe(folder: Path, error_of: Callable[..., str]) -
     text = error_of("predict", "--data.predict_dir", "photos")
     assert text == (
         "--data.* settings change those of a recipe or a run, and none is given. Give a recipe with"
-        " --config configs/<recipe>.yaml, or a trained run with --ckpt_path FILE (all"
-        " commands but fit: or --name RUN)."
+        " --config configs/<recipe>.yaml, or a trained run with --name RUN or --ckpt_path FILE."
     )
     text = error_of("predict", "-c", "tiny.yaml", "--data", "ImageNetDatamodul")
     assert "Did you mean 'ImageNetDataModule'? Expected a class name or an import path." in text
@@ -348,7 +347,10 @@ def test_commands_of_other_libraries(folder: Path, error_of: Callable[..., str])
         ),
         ("prepare from-coco a.json --image=x", "'--image=x'. Did you mean --images? See python -m"),
         ("profile --model internimage_t x", "profile does not accept 'x'. See python -m src prof"),
-        ("plan", "Missing settings: data and model. Give a recipe with --config configs/<recipe>"),
+        (
+            "plan",
+            "plan needs a recipe or a run. Give a recipe with --config configs/<recipe>.yaml, or",
+        ),
     ],
 )
 def test_wrong_arguments_of_tools(
@@ -364,8 +366,24 @@ def test_wrong_arguments_of_tools(
 
 def test_wrong_commands(folder: Path, error_of: Callable[..., str]) -> None:
     assert "Unknown command 'fti'" in error_of("fti")
-    assert "Missing settings: data and model. Give a recipe" in error_of("fit")
+    assert error_of("fit") == (
+        "fit needs a recipe. Add --config configs/<recipe>.yaml, or --ckpt_path FILE to continue a"
+        " run."
+    )
     assert "use --config some/tiny.yaml" in error_of("fit", "some/tiny.yaml")
+
+
+@pytest.mark.parametrize("name", ["photos", "photos_trial"])
+def test_the_name_of_a_prepared_dataset_leads_to_its_recipe(
+    folder: Path, error_of: Callable[..., str], name: str
+) -> None:
+    assert error_of("fit", "--name", name).startswith("fit needs a recipe. Add --config configs/")
+    recipe = Path("data/own/photos/photos.yaml")
+    recipe.parent.mkdir(parents=True)
+    shutil.copy("tiny.yaml", recipe)
+    advice = "Add --config data/own/photos/photos.yaml."
+    assert error_of("fit", "--name", name) == f"fit needs a recipe. {advice}"
+    assert error_of("fit", "--name", name, "--data.batch_size=2").endswith(f"is given. {advice}")
 
 
 def test_wrong_configuration_files(folder: Path, error_of: Callable[..., str]) -> None:
