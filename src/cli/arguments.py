@@ -16,7 +16,7 @@ from src.cli.other_names import answer_for, no_such_option
 from src.cli.suggestions import suggest
 from src.config_files import CONFIGS, own_recipe
 from src.errors import UserError
-from src.file_names import quoted, similar_file
+from src.file_names import quoted, similar_file, similar_folder
 
 _GROUPS = ("model", "data", "trainer", "checkpoint")
 """Options that a class or a file can be given for, also if other libraries use these names."""
@@ -131,6 +131,12 @@ def _similar_config(path: Path) -> str:
     found = next((file for file in files if file.is_file()), None)
     if found is None and (close := similar_file(names[0])):
         return close
+    if found is None and (folder := similar_folder(path.parent)) is not None:
+        inside = [folder / name.name for name in names]
+        if (there := next((file for file in inside if file.is_file()), None)) is not None:
+            return f" Did you mean {there}?"
+        if close := similar_file(inside[0]):
+            return close
     if found is None:
         recipes = {recipe.name: recipe for recipe in sorted(CONFIGS.rglob("*.yaml"))}
         similar = difflib.get_close_matches(names[0].name, recipes, n=1, cutoff=0.8)

@@ -426,6 +426,27 @@ def test_incomplete_names_of_configuration_files(
     assert error_of("fit", "-c", "nowhere") == "The configuration file nowhere does not exist."
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        "data/own/photo/photos.yaml",
+        "data/own/photo/photo.yaml",
+        "data/owm/photos/photos.yml",
+        "data/own/photo/photos",
+    ],
+)
+def test_configuration_files_in_a_misspelt_folder(
+    folder: Path, error_of: Callable[..., str], given: str
+) -> None:
+    Path("data/own/photos").mkdir(parents=True)
+    shutil.copy("tiny.yaml", "data/own/photos/photos.yaml")
+    assert error_of("fit", "--config", given) == (
+        f"The configuration file {given} does not exist. Did you mean data/own/photos/photos.yaml?"
+    )
+    text = error_of("fit", "--config", "data/own/photo/recipe.yaml")
+    assert text.endswith("does not exist.")
+
+
 @pytest.mark.parametrize("damage", ["truncated", "empty", "text"])
 def test_damaged_checkpoints(
     folder: Path, trained: Path, error_of: Callable[..., str], damage: str
