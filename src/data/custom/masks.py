@@ -57,6 +57,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="anti-aliased edges: use the nearest class",
     )
+    add(
+        "--skip-broken",
+        action="store_true",
+        help="leave out images without a label map, and files that cannot be read",
+    )
     split.add_arguments(parser, places_files=True)
     recipe.add_arguments(parser, "segmentation")
     parser.set_defaults(run=run)
@@ -75,16 +80,22 @@ def run(args: argparse.Namespace) -> None:
         )
     name, out, notes = split.target(args, args.images)
     pairs, found_notes = match_label_maps(
-        args.images, args.masks, args.image_suffix, args.mask_suffix
+        args.images,
+        args.masks,
+        args.image_suffix,
+        args.mask_suffix,
+        skip_missing=args.skip_broken,
     )
     notes += found_notes
+    found, maps = _check_files(pairs, args.max_pixels, skip_broken=args.skip_broken)
+    pairs = [pair for pair in pairs if pair.image in found.sizes and pair.mask in maps.sizes]
+    notes += _note_broken(found, maps)
     if len(pairs) < 3:
         raise UserError(
             f"{args.images} holds {counted(len(pairs), 'image')} with label maps; at least three "
             "are needed, two for a training batch and one for validation."
         )
     colours = read_colours(args.colours) if args.colours else None
-    found = _check_files(pairs, args.max_pixels)
     masks = [pair.mask for pair in pairs]
     names, values = _given_classes(args)
     is_table = values != args.class_values
@@ -125,7 +136,8 @@ def run(args: argparse.Namespace) -> None:
         )
         for number, label in enumerate(labels.names):
             print(f"  {label}: " + " + ".join(str(counts[part][number]) for part in parts))
-        print(f"Checked: {found}, and all label maps have their sizes")
+        others = "other " * bool(maps.broken)
+        print(f"Checked: {found}, and all {others}label maps have their sizes")
         for part in parts:
             absent = note_absent(labels.names, counts[part], _FOLDERS[part])
             notes += [note + advice * (part == "val") for note in absent]
@@ -261,37 +273,61 @@ def _note_predicted(labels: LabelReader) -> list[str]:
     ]
 
 
-def _check_files(pairs: list[Pair], max_pixels: int) -> Survey:
+def _note_broken(images: Survey, maps: Survey) -> list[str]:
+    """A note about pairs of which a file cannot be read, and which are left out."""
+    broken = Survey(broken=images.broken + maps.broken)
+    if not broken.broken:
+        return []
+    number = len(broken.broken)
+    are = agreed(number, "is", "are")
+    return [
+        f"{counted(number, 'file')} that cannot be read {are} left out, with the other one of the"
+        f" pair (--skip-broken):{broken.named()}"
+    ]
+
+
+def _check_files(pairs: list[Pair], max_pixels: int, *, skip_broken: bool) -> tuple[Survey, Survey]:
     """Decode the images, and compare their sizes with those of the label maps.
+
+    Args:
+        pairs: Images with their label maps.
+        max_pixels: Larger images count as broken.
+        skip_broken: Do not refuse files that cannot be read.
+
+    Returns:
+        What was found in the images and in the label maps.
 
     Raises:
         UserError: If images or label maps cannot be read, or sizes differ; the message has a line
             for each kind of fault.
     """
     found = look_at([pair.image for pair in pairs], max_pixels)
-    sizes: dict[str, Size] = {}
     maps = Survey(len(pairs))
+    sizes = maps.sizes
     for pair in pairs:
         try:
             with open_image(pair.mask, max_pixels, "label map") as mask:
-                sizes[pair.image] = (mask.height, mask.width)
+                sizes[pair.mask] = (mask.height, mask.width)
         except BrokenImageError as error:
             maps.broken.append(str(error))
-    known = [pair for pair in pairs if pair.image in found.sizes.keys() & sizes.keys()]
-    other = [pair for pair in known if sizes[pair.image] != found.sizes[pair.image]]
-    problems = [*found.unreadable(), *maps.unreadable("label map")]
+    known = [pair for pair in pairs if pair.image in found.sizes and pair.mask in sizes]
+    other = [pair for pair in known if sizes[pair.mask] != found.sizes[pair.image]]
+    problems = []
+    if not skip_broken:
+        advice = ", or leave out such pairs with --skip-broken"
+        problems = [*found.unreadable(advice=advice), *maps.unreadable("label map", advice)]
     if other:
         problems.append(_other_sizes(other, len(pairs), found, sizes))
     if problems:
         raise UserError("\n".join(problems))
-    return found
+    return found, maps
 
 
 def _other_sizes(other: list[Pair], total: int, found: Survey, sizes: dict[str, Size]) -> str:
     first = other[0]
-    (height, width), (high, wide) = found.sizes[first.image], sizes[first.image]
+    (height, width), (high, wide) = found.sizes[first.image], sizes[first.mask]
     advice = "they must have the same size."
-    if all(sizes[pair.image] == found.stored[pair.image] for pair in other):
+    if all(sizes[pair.mask] == found.stored[pair.image] for pair in other):
         advice += (
             " The label maps fit the images as they are stored, without the EXIF orientation: turn"
             " the label maps, or remove the orientation from the images."

@@ -51,7 +51,12 @@ class _File:
 
 
 def match_label_maps(
-    images: Path, masks: Path, image_suffix: str | None, mask_suffix: str | None
+    images: Path,
+    masks: Path,
+    image_suffix: str | None,
+    mask_suffix: str | None,
+    *,
+    skip_missing: bool = False,
 ) -> tuple[list[Pair], list[str]]:
     """Match every image with its label map.
 
@@ -60,12 +65,14 @@ def match_label_maps(
         masks: Folder of the label maps; it may be the same, or one may be inside the other.
         image_suffix: Suffix of the image files that is not part of the common name.
         mask_suffix: Suffix of the label maps; default is inferred.
+        skip_missing: Leave out images without a label map, with a note.
 
     Returns:
         The pairs, sorted by image, and notes for the user.
 
     Raises:
-        UserError: If a folder or a label map is missing, or names are ambiguous.
+        UserError: If a folder or a label map is missing, or names are ambiguous; with
+            ``skip_missing``, if no image has a label map.
     """
     for folder in (images, masks):
         if not folder.is_dir():
@@ -91,14 +98,22 @@ def match_label_maps(
                 "give them different names."
             )
     missing = [file for file in shown if (file.parents, names[id(file)]) not in by_name]
-    if missing:
-        raise UserError(
-            f"{len(missing)} of {counted(len(shown), 'image')} in {images}"
-            f" {agreed(len(missing), 'has', 'have')} no label map in {masks}; the first is"
-            f" {missing[0].path}, whose label map should be named {names[id(missing[0])]}. "
-            "--mask-suffix and --image-suffix say how the names end."
-        )
     notes = []
+    if missing:
+        without = (
+            f"{len(missing)} of {counted(len(shown), 'image')} in {images}"
+            f" {agreed(len(missing), 'has', 'have')} no label map in {masks}"
+        )
+        first = f"{missing[0].path}, whose label map should be named {names[id(missing[0])]}"
+        if not skip_missing or len(missing) == len(shown):
+            leave_out = " Or leave out such images with --skip-broken." * (not skip_missing)
+            raise UserError(
+                f"{without}; the first is {first}. --mask-suffix and --image-suffix say how the"
+                f" names end.{leave_out}"
+            )
+        are = agreed(len(missing), "is", "are")
+        notes.append(f"{without} and {are} left out (--skip-broken); the first is {first}")
+        shown = [file for file in shown if (file.parents, names[id(file)]) in by_name]
     if (image_end, suffix) != (None, _USUAL):
         end = f" in place of {image_end}" if image_end else ""
         notes.append(f"label maps are the files ending in {suffix}{end}")

@@ -255,8 +255,7 @@ def test_a_folder_name_in_any_alphabet_is_told_and_needs_no_quotes(
     folder = photos.rename(tmp_path / "Tüten fotos")
     assert main(["prepare", "from-folder", str(folder)]) == 0
     printed = capsys.readouterr().out
-    note = "note: the name is Tüten_fotos, from the folder 'Tüten fotos'; --name gives"
-    assert note in printed
+    assert "note: the name is Tüten_fotos, from the folder 'Tüten fotos'; --name gives" in printed
     assert "Train:   python -m src fit --config data/own/Tüten_fotos/Tüten_fotos.yaml\n" in printed
     assert "predict --name Tüten_fotos --data.predict_dir data/own/Tüten_fotos/val\n" in printed
     assert main(["prepare", "from-folder", str(folder), "--name", "Tüten_fotos"]) == 0

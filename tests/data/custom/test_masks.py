@@ -154,8 +154,8 @@ def test_all_files_that_do_not_fit_are_counted(
     (street / "images" / "0.jpg").write_bytes(b"no image")
     assert prepare(street, str(street))[0] == 2
     error = capsys.readouterr().err
-    assert "1 of 4 images cannot be read; replace or remove it:" in error
-    assert "1 of 4 label maps cannot be read; replace or remove it:" in error
+    assert "1 of 4 images cannot be read; replace or remove it, or leave out" in error
+    assert "1 of 4 label maps cannot be read; replace or remove it, or leave out" in error
     assert f"2 of 4 label maps have another size than the image; the first is {street}" in error
     assert f"1.png: 5x6, and its image {street}/images/1.jpg is 20x16 pixels (upright);" in error
     assert "EXIF" not in error
