@@ -153,6 +153,7 @@ def _script(
     used = "Image, ImageDraw, ImageFont, " + ("ImageOps, " if description.upright else "")
     is_onnx = kind == "onnx"
     has_scores = "min_score" in shown
+    installed = [_NOT_INSTALLED.replace("PACKAGES", PACKAGES[kind])]
     lines = [
         f'"""Predict on images with {file}: python {name} IMAGE ...',
         "",
@@ -166,9 +167,11 @@ def _script(
         "import sys",
         "from pathlib import Path",
         "",
-        "import numpy as np",
-        *(["import onnxruntime"] if is_onnx else []),
-        f"from PIL import {used}UnidentifiedImageError",
+        "try:",
+        "    import numpy as np",
+        *(["    import onnxruntime"] if is_onnx else []),
+        f"    from PIL import {used}UnidentifiedImageError",
+        *installed,
         "",
         "FOLDER = Path(__file__).resolve().parent",
         *["", "", reader(upright=description.upright)],
@@ -179,7 +182,8 @@ def _script(
         "args = parser.parse_args()",
         *([_IS_SCORE] if has_scores else []),
         _PATHS,
-        *([] if is_onnx else ["", "import torch  # takes seconds, so after the arguments", ""]),
+        _HAS_FILE.replace("FILE", file),
+        *([] if is_onnx else [_TORCH, *installed, ""]),
         *model,
         "",
         "for path, stem in zip(images, stems):",
@@ -210,6 +214,15 @@ _MIN_SCORE = f"""\
 parser.add_argument(
     "--score", type=float, default={MIN_SCORE}, help="minimum score of detections (%(default)s)"
 )"""
+_NOT_INSTALLED = """\
+except ImportError as error:
+    sys.exit(f"error: {error}; the script needs pip install PACKAGES")"""
+_HAS_FILE = """\
+if not (FOLDER / "FILE").is_file():
+    sys.exit(f"error: there is no FILE in {FOLDER}, the folder of this script")"""
+_TORCH = """
+try:
+    import torch  # takes seconds, so after the arguments"""
 _IS_SCORE = """\
 if not 0 <= args.score <= 1:
     parser.error(f"--score: expected a number from 0 to 1, got {args.score:g}")"""

@@ -1,6 +1,7 @@
 """Scripts of files with raw outputs: the result of the network on a photo."""
 
 import runpy
+import sys
 
 import numpy as np
 import pytest
@@ -97,6 +98,15 @@ def test_results_are_those_of_predict(name, tmp_path, run):
         else:
             probabilities = found["probabilities"][0, expected.labels.numpy()]
             np.testing.assert_allclose(probabilities, expected.scores, atol=1e-5)
+
+
+def test_missing_pytorch_is_one_sentence(tmp_path, run, monkeypatch):
+    written_raw("classifier", tmp_path, ["pt2"])
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(
+        SystemExit, match=r"torch.*; the script needs pip install torch numpy pillow"
+    ):
+        run("predict_pt2.py")
 
 
 @pytest.mark.parametrize("kind", ["onnx", "pt2", "aoti"])

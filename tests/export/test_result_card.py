@@ -86,6 +86,7 @@ def run_script(tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, "onnxruntime", stub)
         given = given or ("photo.jpg",)
         monkeypatch.setattr(sys, "argv", ["predict.py", *given])
+        (tmp_path / "model.onnx").touch()
         variables = {"__file__": str(tmp_path / "predict.py")}
         exec(text, variables)
         return np.asarray(Image.open(f"{variables['stem']}_result.png"))
@@ -412,6 +413,20 @@ def test_images_that_cannot_be_read_are_left_out(run_script, capsys):
     assert missing == "error: there is no file missing.jpg"
     assert cut.startswith(f"error: cut.jpg cannot be read: {TRUNCATED}")
     assert text == f"error: text.jpg cannot be read: {ACCEPTED}"
+
+
+def test_missing_packages_and_files_are_one_sentence(run_script, monkeypatch, tmp_path):
+    text = script(ClassResult(), {"image_size": 96}, inside=True)
+    monkeypatch.setattr(sys, "argv", ["predict.py", "photo.jpg"])
+    variables = {"__file__": str(tmp_path / "predict.py")}
+    monkeypatch.setitem(sys.modules, "onnxruntime", SimpleNamespace())
+    with pytest.raises(SystemExit, match=r"^error: there is no model\.onnx in .*, the folder"):
+        exec(text, variables)
+    for missing in ("onnxruntime", "numpy", "PIL"):
+        with monkeypatch.context() as context:
+            context.setitem(sys.modules, missing, None)
+            with pytest.raises(SystemExit, match=rf"{missing}.*; the script needs pip install onn"):
+                exec(text, variables)
 
 
 class Refusing(dict):
