@@ -17,7 +17,7 @@ from torch import nn
 from src import files, ops
 from src.callbacks.metric_text import is_score, percent
 from src.environment import report
-from src.errors import counted
+from src.errors import agreed, counted
 from src.file_names import quoted
 from src.runs import CONFIG, ENVIRONMENT, versions_with_checkpoints
 from src.tasks import BaseTask, can_predict
@@ -206,10 +206,20 @@ def _describe_rate(trainer: Trainer, task: LightningModule, verb: str) -> dict[s
 
 
 def _describe_incomplete_step(trainer: Trainer) -> str:
-    """A line about the images that the last incomplete step of an epoch would have, if many."""
+    """A line about images that incomplete steps of an epoch would have: left out or filled up."""
     loader: Any = trainer.train_dataloader
-    left_out: int = getattr(getattr(loader, "sampler", None), "left_out", 0)
-    if not left_out or trainer.num_training_batches != len(loader):  # a part of it is asked for
+    sampler: Any = getattr(loader, "sampler", None)
+    left_out: int = getattr(sampler, "left_out", 0)
+    repeated: int = sampler.repeated if getattr(sampler, "is_mixed", False) else 0
+    # Otherwise a part of it is asked for.
+    is_whole = (left_out or repeated) and trainer.num_training_batches == len(loader)
+    if is_whole and repeated:
+        again = agreed(repeated, "one comes", f"{repeated} come")
+        return (
+            f"\n{'':<12} batches have wide or high images only: {again} again in each epoch to fill"
+            f" them up, so it has {counted(len(loader), 'step')}"
+        )
+    if not is_whole:
         return ""
     total = len(loader.dataset)
     if left_out <= _MANY_LEFT_OUT * total:

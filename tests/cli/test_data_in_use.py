@@ -227,3 +227,20 @@ def test_images_of_an_incomplete_step(
     out = capsys.readouterr().out
     assert "Images:      5 for training, 5 for validation\n" in out
     assert (f" validation\n{'':<13}{line}" in out) == is_told
+
+
+@pytest.mark.parametrize(("batch", "is_told"), [("2", True), ("1", False)])
+def test_batches_of_one_orientation_have_more_steps(
+    batch: str, is_told: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_data(tmp_path / "data", "detection")
+    write_annotations(tmp_path / "data" / "labels.json", [(48, 64), *[(64, 48)] * 3])
+    save_image(tmp_path / "data" / "images" / "0.png", size=(48, 64))
+    config = write_recipe(tmp_path, "detection", data)
+    options = ["--data.batch_size", batch, "--trainer.max_epochs", "1"]
+    assert main(["fit", "-c", str(config), *options]) == 0
+    line = "batches have wide or high images only: 2 come again in each epoch to fill them up, so"
+    out = capsys.readouterr().out
+    assert "Images:      4 for training, 4 for validation\n" in out
+    assert (f" validation\n{'':<13}{line} it has 3 steps\n" in out) == is_told
+    assert ("come again" in out) == is_told

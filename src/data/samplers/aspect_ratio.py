@@ -43,6 +43,16 @@ class AspectRatioSampler(DistributedSampler[int]):
         self.groups = [torch.from_numpy(group) for group in groups if len(group)]
         self.batch_size = batch_size
 
+    @property
+    def is_mixed(self) -> bool:
+        """Whether there are wide and high images, so that both groups are padded."""
+        return len(self.groups) > 1
+
+    @property
+    def repeated(self) -> int:
+        """Number of images that pad the groups in an epoch, on all ranks."""
+        return len(self) * self.num_replicas - sum(map(len, self.groups))
+
     def __len__(self) -> int:
         """Number of indices of a rank in an epoch."""
         whole = self.batch_size * self.num_replicas

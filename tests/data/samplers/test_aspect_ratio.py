@@ -42,3 +42,12 @@ def test_processes_share_the_batches():
 def test_one_orientation_smaller_than_a_batch_is_repeated():
     sampler = AspectRatioSampler(range(3), np.array([True, False, False]), batch_size=4)
     assert sorted(map(sorted, batches(sampler, 4))) == [[0, 0, 0, 0], [1, 1, 2, 2]]
+
+
+def test_repeated_images_are_counted():
+    assert AspectRatioSampler(range(11), IS_WIDE, batch_size=2).repeated == 1
+    assert AspectRatioSampler(range(11), IS_WIDE, batch_size=2, num_replicas=2).repeated == 1
+    assert AspectRatioSampler(range(11), IS_WIDE, batch_size=4).repeated == 1
+    assert AspectRatioSampler(range(11), IS_WIDE, batch_size=3).repeated == 2 + 2
+    assert AspectRatioSampler(range(11), IS_WIDE, batch_size=3).is_mixed
+    assert not AspectRatioSampler(range(11), np.ones(11, bool), batch_size=3).is_mixed
