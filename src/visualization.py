@@ -14,8 +14,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
-_MIN_WIDTH = 360  # pixels; smaller images are enlarged so that the text fits
-_MAX_SIDE = 1024  # pixels; maximum size of enlarged images, which then get a wider background
+MIN_WIDTH = 360
+"""Width in pixels; smaller images are enlarged so that the text fits."""
+MAX_SIDE = 1024
+"""Maximum side in pixels of enlarged images, which then get a wider background."""
 FONT = Path(__file__).parent / "fonts" / "DejaVuSans.ttf"
 """Font of all drawings; Pillow's own has ASCII letters only."""
 _FONT_SIZES = (13, 40)  # minimum and maximum in pixels
@@ -54,7 +56,7 @@ def draw_classes(
     if len(names) != len(probabilities):
         raise ValueError(f"got {len(names)} names for {len(probabilities)} probabilities")
     canvas = _fit(image.convert("RGB"))
-    width = max(canvas.width, _MIN_WIDTH)
+    width = max(canvas.width, MIN_WIDTH)
     size = max(15, _font_size(width // 28))
     font, row, pad = _font(size), round(size * 1.7), size // 2
     output = Image.new("RGB", (width, canvas.height + row * len(names) + 2 * pad), _BACKGROUND)
@@ -78,8 +80,8 @@ def _check_opacity(opacity: float) -> None:
 
 
 def _fit(image: Image.Image) -> Image.Image:
-    """Resize to sides of at most `_MAX_SIDE` and, if possible, a width of at least `_MIN_WIDTH`."""
-    scale = min(max(1.0, _MIN_WIDTH / image.width), _MAX_SIDE / max(image.size))
+    """Resize to sides of at most `MAX_SIDE` and, if possible, a width of at least `MIN_WIDTH`."""
+    scale = min(max(1.0, MIN_WIDTH / image.width), MAX_SIDE / max(image.size))
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     # Nearest keeps the pixels of tiny images sharp.
     resampling = Image.Resampling.NEAREST if scale > 3 else Image.Resampling.BICUBIC
@@ -236,7 +238,7 @@ def draw_instances(
     canvas = _fit(Image.fromarray(np.rint(pixels).astype(np.uint8)))
     # Separate scales, because the short side of a narrow canvas is rounded to a few pixels.
     scale_x, scale_y = canvas.width / image.width, canvas.height / image.height
-    output = Image.new("RGB", (max(canvas.width, _MIN_WIDTH), canvas.height), _BACKGROUND)
+    output = Image.new("RGB", (max(canvas.width, MIN_WIDTH), canvas.height), _BACKGROUND)
     output.paste(canvas, (0, 0))
     draw = ImageDraw.Draw(output)
     size = _font_size(max(canvas.size) // 55)

@@ -12,6 +12,8 @@ from src.visualization import (
     INSTANCE_OPACITY,
     LABEL_MAP_OPACITY,
     LABELS,
+    MAX_SIDE,
+    MIN_WIDTH,
     SHADES,
 )
 
@@ -60,6 +62,7 @@ def _drawing(result: Result, masks: str) -> str:
         masked = _MASKS[masks].replace("THRESHOLD", str(result.mask_threshold))
         masked = masked.replace("OPACITY", str(round(255 * INSTANCE_OPACITY)))
     shown = _SHOWN.replace("SHADES", str(list(SHADES))).replace("HUE_STEP", str(HUE_STEP))
+    shown = shown.replace("MIN_WIDTH", str(MIN_WIDTH)).replace("MAX_SIDE", str(MAX_SIDE))
     return shown + masked + _BOXES.replace("LABELS", str(LABELS))
 
 
@@ -117,17 +120,22 @@ shades = SHADES
 nth = [sum(labels[:i] == labels[i]) % len(shades) for i in shown]
 rgb = [colorsys.hsv_to_rgb(labels[i] * HUE_STEP % 1, *shades[n]) for i, n in zip(shown, nth)]
 colours = {i: tuple(round(255 * c) for c in colour) for i, colour in zip(shown, rgb)}
-result, side = photo.copy(), max(photo.size) // 60 + 10
+# Small images are enlarged and narrow ones padded, so that labels are legible.
+scale = max(1, min(MIN_WIDTH / photo.width, MAX_SIDE / max(photo.size)))
+size = [round(scale * length) for length in photo.size]
+result = Image.new("RGB", (max(size[0], MIN_WIDTH), size[1]), "white")
+result.paste(photo.resize(size, Image.NEAREST if scale > 3 else Image.BICUBIC))
+drawn, side = scale * boxes, max(size) // 60 + 10  # boxes in the drawing, size of the text
 """
 _BOXES = """\
 draw, font = ImageDraw.Draw(result), ImageFont.load_default(side)
 for i in shown[::-1]:  # the best ones on top
-    draw.rectangle(boxes[i].tolist(), outline=colours[i], width=side // 5)
+    draw.rectangle(drawn[i].tolist(), outline=colours[i], width=side // 5)
 taken, high = [], 13 * side // 10  # rectangles of labels, and their height
 for i in shown:  # the best labels first, each at the nearest place without another label
     text = f"{names[labels[i]]} {scores[i]:.0%}"
     wide = font.getlength(text) + 4
-    left, top, right, bottom = boxes[i].tolist()
+    left, top, right, bottom = drawn[i].tolist()
     rows = [top - high, top, bottom - high, bottom, *(top + n * high for n in range(1, 6))]
     for y, x in [(y, x) for y in rows for x in (left, right - wide)]:
         x, y = max(min(x, result.width - wide), 0), max(min(y, result.height - high), 0)
@@ -148,15 +156,15 @@ for i in shown:
 _MASKS = {
     "box": """\
 for i in shown[::-1]:  # masks have the size of their box
-    left, top, right, bottom = boxes[i].round().astype(int).tolist()
-    size = max(right - left, 1), max(bottom - top, 1)
-    mask = np.asarray(Image.fromarray(found["masks"][i]).resize(size, Image.BILINEAR))
+    left, top, right, bottom = drawn[i].round().astype(int).tolist()
+    sides = max(right - left, 1), max(bottom - top, 1)
+    mask = np.asarray(Image.fromarray(found["masks"][i]).resize(sides, Image.BILINEAR))
     mask = Image.fromarray(((mask > THRESHOLD) * OPACITY).astype(np.uint8))
     result.paste(colours[i], (left, top), mask)
 """,
     "image": """\
 for i in shown[::-1]:
-    mask = Image.fromarray((found["masks"][i] * OPACITY).astype(np.uint8)).resize(result.size)
+    mask = Image.fromarray((found["masks"][i] * OPACITY).astype(np.uint8)).resize(size)
     result.paste(colours[i], (0, 0), mask)
 """,
 }

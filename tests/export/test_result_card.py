@@ -269,6 +269,22 @@ def test_an_image_smaller_than_a_label_has_one(run_script):
     assert (drawn[:, 8:] != 128).any()
 
 
+@pytest.mark.parametrize("size", [(72, 96), (20, 400), (300, 20)])
+def test_small_images_of_detectors_are_enlarged_as_in_predict(size, run_script, capsys):
+    Image.new("L", size, 128).save("photo.png")
+    box = [4.0, 5.0, 14.0, 15.0]
+    result, settings = QueryResult(100, None), {"eval_scale": [400, 300]}
+    text = script(result, settings, inside=True, task="detection")
+    outputs = {"boxes": np.float32([box]), "scores": np.float32([0.9]), "labels": np.array([0])}
+    drawn = run_script(text, Description("detection", ["aiarrow"], settings), outputs, "photo.png")
+    expected = draw_instances(
+        Image.open("photo.png"), [[4, 5, 10, 10]], [], ["aiarrow"], [0.9], [0]
+    )
+    assert drawn.shape == np.asarray(expected).shape
+    assert "aiarrow 90.0% box 4.0, 5.0, 14.0, 15.0\n" in capsys.readouterr().out
+    assert (drawn[:, -1] == drawn[0, -1]).all()  # the label ends before the edge
+
+
 def test_the_script_says_the_highest_score_if_nothing_is_shown(run_script, tmp_path, capsys):
     settings = {"eval_scale": [400, 300]}
     text = script(QueryResult(100, None), settings, inside=True, task="detection")
