@@ -431,7 +431,7 @@ def test_incomplete_names_of_configuration_files(
     [
         "data/own/photo/photos.yaml",
         "data/own/photo/photo.yaml",
-        "data/owm/photos/photos.yml",
+        "dat/own/photos/photos.yml",
         "data/own/photo/photos",
     ],
 )
