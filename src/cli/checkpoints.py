@@ -9,8 +9,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import Strategy
 
 from src.callbacks import AtomicCheckpointIO
-from src.cli.run_settings import tell_if_not_best
-from src.cli.suggestions import suggest
+from src.cli.run_settings import refuse_misspelt_keyword, tell_if_not_best
 from src.distributed.checkpoints import is_sharded_checkpoint
 from src.errors import UserError
 from src.runs import (
@@ -35,9 +34,9 @@ def resolve_checkpoint(given: str, runs: Path) -> Path:
     """
     if given in KEYWORDS:
         path = newest_checkpoint(given, runs)
-    elif not Path(given).exists() and (meant := suggest(given, KEYWORDS)):
-        raise UserError(f"There is no checkpoint {given}.{meant}")
     else:
+        if not Path(given).exists():
+            refuse_misspelt_keyword(given)
         path = find_checkpoint(given, runs=runs)
         tell_if_not_best(given, path)
     if is_sharded_checkpoint(path):

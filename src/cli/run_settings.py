@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from src.cli.arguments import option
+from src.cli.suggestions import suggest
 from src.errors import UserError, printable
 from src.file_names import is_name, quoted
 from src.runs import (
@@ -61,6 +62,7 @@ def with_settings_of_run(args: list[str]) -> list[str]:
     runs = Path(root or "runs")
     where: list[str] = []
     if given and given not in KEYWORDS:
+        _check_is_no_keyword(given, runs)
         run = trained_run(given, runs=runs)
         if name and args[0] != "fit":
             _check_same_run(given, run, runs / name)
@@ -95,6 +97,29 @@ def _check_is_name(name: str, runs: Path) -> None:
             f"There is no run {runs / name}, but {name} is a run or a checkpoint: use --ckpt_path"
             f" {quoted(name)} instead of --name."
         )
+
+
+def _check_is_no_keyword(given: str, runs: Path) -> None:
+    """Refuse a misspelt ``best`` or ``last``.
+
+    Raises:
+        UserError: If the value is close to one of them, and no checkpoint or run.
+    """
+    if not (Path(given).exists() or (runs / given).exists()):
+        refuse_misspelt_keyword(given)
+
+
+def refuse_misspelt_keyword(given: str) -> None:
+    """Refuse a value of ``--ckpt_path`` that is close to ``best`` or ``last``.
+
+    Args:
+        given: The value, which is no file or folder.
+
+    Raises:
+        UserError: If it is.
+    """
+    if meant := suggest(given, KEYWORDS):
+        raise UserError(f"There is no checkpoint {given}.{meant}")
 
 
 def _beside(config: Path) -> list[str]:

@@ -15,6 +15,7 @@ from typing import Any
 from torch import Size, Tensor
 
 from src.errors import UserError
+from src.file_names import similar_file
 from src.serialization import (
     REST,
     Folder,
@@ -69,6 +70,8 @@ def consolidate(path: Path, *, weights_only: bool = False) -> dict[str, Any]:
     Raises:
         UserError: If the folder is not a complete checkpoint or cannot be read.
     """
+    if not path.exists():
+        raise UserError(f"The checkpoint {path} does not exist.{similar_file(path)}")
     if not is_sharded_checkpoint(path):
         raise UserError(
             f"{path} is not a sharded checkpoint: expected a folder with the files .metadata and"

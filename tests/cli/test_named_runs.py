@@ -52,6 +52,24 @@ def test_a_misspelt_run_leads_to_the_closest_one(
     assert expected in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", [["--name", "tiny"], []])
+def test_a_misspelt_keyword_leads_to_the_right_one(
+    here: Path, capsys: pytest.CaptureFixture[str], name: list[str]
+) -> None:
+    assert main(["validate", *name, "--ckpt_path", "bset"]) == 2
+    assert "There is no checkpoint bset. Did you mean 'best'?" in capsys.readouterr().err
+
+
+def test_a_misspelt_folder_to_predict_leads_to_the_one_that_is_there(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("data/toy/imagenet/predict").mkdir(parents=True)
+    given = "data/toy/imagnet/predict"
+    assert main(["predict", "--name", "tiny", "--data.predict_dir", given]) == 2
+    error = capsys.readouterr().err
+    assert error.endswith("a file nor a folder. Did you mean data/toy/imagenet/predict?\n")
+
+
 @pytest.mark.parametrize("inside", ["", "/version_0", "/version_0/checkpoints/last.ckpt"])
 def test_the_path_of_a_moved_run_in_place_of_its_name(
     here: Path, capsys: pytest.CaptureFixture[str], inside: str

@@ -50,3 +50,10 @@ def test_shapes_are_read_from_the_metadata(folder: Path) -> None:
 def test_a_folder_that_is_not_a_checkpoint_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not a sharded checkpoint"):
         consolidate(tmp_path)
+    with pytest.raises(UserError, match=r"The checkpoint \S+/last\.ckpt does not exist\.$"):
+        consolidate(tmp_path / "last.ckpt")
+    (tmp_path / "last.ckpt").mkdir()
+    with pytest.raises(
+        UserError, match=r"lst\.ckpt does not exist\. Did you mean \S+/last\.ckpt\?"
+    ):
+        consolidate(tmp_path / "lst.ckpt")

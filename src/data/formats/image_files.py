@@ -11,7 +11,7 @@ from typing import Any
 
 from src.decoding import IMAGE_EXTENSIONS
 from src.errors import UserError, counted
-from src.file_names import url_of
+from src.file_names import similar_file, similar_folder, url_of
 from src.files import on_one_line
 
 OTHER_IMAGE_EXTENSIONS = (".gif", ".avif", ".heic", ".heif", ".svg", ".jp2", ".jxl")
@@ -56,9 +56,12 @@ def find_images(source: str | Path) -> list[str]:
         return [str(source)]
     if not source.is_dir():
         refuse_url(given)
+        close = similar_file(source) if source.suffix else ""
+        if not close and (folder := similar_folder(source)) is not None:
+            close = f" Did you mean {folder}?"
         raise UserError(
-            f"There is nothing to predict: {source} is neither a file nor a folder. Give an image "
-            "or a folder of images."
+            f"There is nothing to predict: {source} is neither a file nor a folder."
+            f"{close or ' Give an image or a folder of images.'}"
         )
     images = list_images(source)
     if not images:

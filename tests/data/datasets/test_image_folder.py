@@ -98,10 +98,15 @@ def test_files_come_from_a_folder_at_any_depth_or_are_a_single_one(make_tree):
 
 
 def test_nothing_to_predict_is_said(tmp_path):
-    with pytest.raises(UserError, match=r"absent is neither a file nor a folder"):
+    with pytest.raises(
+        UserError, match=r"absent is neither a file nor a folder\. Give an image or"
+    ):
         ImageFilesDataset(tmp_path / "absent", to_tensor)
     for source in ("https://example.com/a.jpg", Path("https://example.com/a.jpg")):
         with pytest.raises(UserError, match=r"not download images: https://example\.com/a\.jpg is"):
             ImageFilesDataset(source, to_tensor)
     with pytest.raises(UserError, match=r"holds no images"):
         ImageFilesDataset(tmp_path, to_tensor)
+    (tmp_path / "photo.jpg").touch()
+    with pytest.raises(UserError, match=r"nor a folder\. Did you mean \S+/photo\.jpg\?"):
+        ImageFilesDataset(tmp_path / "foto.jpg", to_tensor)
