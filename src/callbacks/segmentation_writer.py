@@ -134,7 +134,10 @@ def _describe(names: list[str], data: Any, own: Sequence[int] | Sequence[_Colour
     """What the values of the label maps are."""
     if own is not None:
         first, last = (_text(value) for value in (own[0], own[-1]))
-        return f"; your values, {first} ({names[0]}) to {last} ({names[-1]})"
+        text = f"; your values, {first} ({names[0]}) to {last} ({names[-1]})"
+        # Recipes of `prepare from-masks` before it wrote own_values have class indices, too.
+        is_index = list(own) == list(range(len(own)))
+        return text + "; if yours are others, set data.own_values, one per class" * is_index
     text = f"; values 0 ({names[0]}) to {len(names) - 1} ({names[-1]})"
     if (advice := getattr(data, "to_own_numbers", lambda: None)()) is not None:
         text += f"; {advice}, or add --label_maps.values own"

@@ -64,7 +64,8 @@ def test_numbers_of_the_label_maps_of_the_user_are_told(tmp_path, images, capsys
     ("own", "mode", "note"),
     [
         ([1, 7, 200], "P", "your values, 1 (sky) to 200 (sea)"),
-        ([0, 700, 65535], "I;16", "your values, 0 (sky) to 65535 (sea)"),
+        ([0, 700, 65535], "I;16", "your values, 0 (sky) to 65535 (sea))\n"),
+        ([0, 1, 2], "P", "0 (sky) to 2 (sea); if yours are others, set data.own_values, one per"),
         ([(9, 9, 9), (1, 2, 3), (255, 0, 171)], "RGB", "your values, #090909 (sky) to #ff00ab (se"),
     ],
 )
