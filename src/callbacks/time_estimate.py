@@ -9,7 +9,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Sequence, Sized
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ _PROC = Path("/proc")
 _WINDOW = 0.5  # seconds in which other programs are measured
 _BUSY = 0.75  # cores; a program that computes with one thread uses nearly one
 _STEPS = 10  # of which the first is left out: workers start, memory is allocated
-_FEW_IMAGES = 2  # are predicted soon
+_SHORT = 60.0  # seconds; nobody stops a shorter run to start it again
 _FEW_STEPS, _PATIENCE = 4, 30.0  # enough after so many seconds
 _LONG = 15 * 60.0  # seconds of training on a CPU from which a short trial is suggested
 _TRIAL_EPOCHS = 2  # at least, if they do not take longer than _TRIAL
@@ -42,15 +42,17 @@ class TimeEstimate(Callback):
     """Print once, after the first steps, how long training will take.
 
     The time is that of the steps with data loading, without validation. On a CPU, the options of a
-    short trial follow if training takes long, and a note if other programs use the CPU. Nothing is
-    printed in a ``fast_dev_run``, with ``max_time``, or if the length of training is unknown.
-    Evaluation and prediction of more than a few images begin with the note.
+    short trial follow if training takes long, and a note if other programs use the CPU and training
+    takes more than a minute. Nothing is printed in a ``fast_dev_run``, with ``max_time``, or if the
+    length of training is unknown. Evaluation and prediction print the note after half a minute, if
+    more than a minute remains.
     """
 
     def __init__(self) -> None:
         self._is_waiting = self._is_resumed = False
         self._seconds: list[float] = []
         self._previous, self._note = 0.0, ""
+        self._evaluated, self._evaluation_start = 0, 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start to measure."""
@@ -62,17 +64,29 @@ class TimeEstimate(Callback):
         self._seconds, self._previous = [], time.monotonic()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print the note of `validate`."""
-        if trainer.state.fn == "validate":
-            _tell_if_busy(trainer, trainer.val_dataloaders, "validation")
+        """Start to measure `validate`."""
+        self._start_evaluation()
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print the note of `test`."""
-        _tell_if_busy(trainer, trainer.test_dataloaders, "the test")
+        """Start to measure `test`."""
+        self._start_evaluation()
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print the note of `predict`."""
-        _tell_if_busy(trainer, trainer.predict_dataloaders, "prediction")
+        """Start to measure `predict`."""
+        self._start_evaluation()
+
+    def on_validation_batch_end(self, trainer: Trainer, *_: Any, **__: Any) -> None:
+        """Print the note of a long `validate`."""
+        if trainer.state.fn == "validate":
+            self._note_if_long(trainer, trainer.num_val_batches, "validation")
+
+    def on_test_batch_end(self, trainer: Trainer, *_: Any, **__: Any) -> None:
+        """Print the note of a long `test`."""
+        self._note_if_long(trainer, trainer.num_test_batches, "the test")
+
+    def on_predict_batch_end(self, trainer: Trainer, *_: Any, **__: Any) -> None:
+        """Print the note of a long `predict`."""
+        self._note_if_long(trainer, trainer.num_predict_batches, "prediction")
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave out what happens between two epochs."""
@@ -107,6 +121,8 @@ class TimeEstimate(Callback):
             f"Time:        about {readable_time(seconds)} for {kind}{_length(trainer, steps)}"
             f" ({each} s a step, validation not counted)"
         )
+        if seconds < _SHORT:
+            self._note = ""
         if self._note:
             tell(f"             {self._note}")
         if seconds > _LONG and not self._is_resumed and trainer.strategy.root_device.type == "cpu":
@@ -125,13 +141,19 @@ class TimeEstimate(Callback):
                 f" {command}"
             )
 
+    def _start_evaluation(self) -> None:
+        self._evaluated, self._evaluation_start = 0, time.monotonic()
 
-def _tell_if_busy(trainer: Trainer, loader: Any, what: str) -> None:
-    images = getattr(loader, "dataset", None)  # several loaders or a stream have no length
-    if is_dry_run(trainer) or (isinstance(images, Sized) and len(images) <= _FEW_IMAGES):
-        return
-    if note := busy_note(trainer, what):
-        tell(f"Note:        {note}")
+    def _note_if_long(self, trainer: Trainer, batches: Sequence[int | float], what: str) -> None:
+        """Print the note once, after `_PATIENCE`, if more than `_SHORT` remains."""
+        passed = time.monotonic() - self._evaluation_start
+        self._evaluated += 1
+        if passed < _PATIENCE or is_dry_run(trainer):
+            return
+        self._evaluation_start = math.inf  # measured once
+        remains = passed * (sum(batches) / self._evaluated - 1)
+        if remains > _SHORT and (note := busy_note(trainer, what)):
+            tell(f"Note:        {note}")
 
 
 def busy_note(trainer: Trainer, what: str) -> str:

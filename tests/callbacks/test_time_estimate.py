@@ -52,15 +52,19 @@ def test_the_length_of_training(run: Callable[..., int], lengths: Callable[[], l
         assert lengths() == []
 
 
-@pytest.mark.parametrize(("load", "is_told"), [(0.5, False), (2.6, True)])
+@pytest.mark.parametrize(
+    ("load", "short", "is_told"), [(0.5, 0.0, False), (2.6, 0.0, True), (2.6, 1e9, False)]
+)
 def test_other_programs_are_named(
     run: Callable[..., int],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     load: float,
+    short: float,
     is_told: bool,
 ) -> None:
     monkeypatch.setattr("src.callbacks.time_estimate.busy_cores", lambda: load)
+    monkeypatch.setattr("src.callbacks.time_estimate._SHORT", short)
     monkeypatch.setattr("torch.get_num_threads", lambda: 2)
     assert run("--trainer.max_epochs", "3") == 0
     output = capsys.readouterr().out
@@ -102,26 +106,47 @@ def test_nothing_is_measured_on_other_systems(
     assert busy_cores() == 0.0
 
 
-def test_other_programs_are_named_before_many_images(
+@pytest.mark.parametrize(("short", "is_told"), [(0.0, True), (1e9, False)])
+def test_other_programs_are_named_if_much_remains(
     trained: Path,
     images: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    short: float,
+    is_told: bool,
 ) -> None:
     monkeypatch.chdir(trained)
     monkeypatch.setattr("src.callbacks.time_estimate.busy_cores", lambda: 2.6)
+    monkeypatch.setattr("src.callbacks.time_estimate._PATIENCE", 0.0)
+    monkeypatch.setattr("src.callbacks.time_estimate._SHORT", short)
     monkeypatch.setattr("torch.get_num_threads", lambda: 2)
-    folder = images / "val/red"
-    predict = ["predict", "--name", "tiny", "--data.predict_dir"]
+    predict = ["predict", "--name", "tiny", "--data.predict_dir", str(images / "val/red")]
     for command, slow in (
         (["validate", "--name", "tiny"], "validation"),
         (["test", "--name", "tiny"], "the test"),
-        ([*predict, str(folder)], "prediction"),
-        ([*predict, str(sorted(folder.iterdir())[0])], None),
+        (predict, "prediction"),
     ):
-        assert main(command) == 0
+        assert main([*command, "--data.eval_batch_size", "1"]) == 0
         found = re.findall(r"Note: .* can make (.*) several times slower", capsys.readouterr().out)
-        assert found == ([slow] if slow else [])
+        assert found == ([slow] if is_told else [])
+
+
+@pytest.mark.parametrize("command", ["validate", "predict"])
+def test_other_programs_are_not_named_in_the_first_half_minute(
+    trained: Path,
+    images: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+) -> None:
+    monkeypatch.chdir(trained)
+    monkeypatch.setattr("src.callbacks.time_estimate.busy_cores", lambda: 2.6)
+    monkeypatch.setattr("src.callbacks.time_estimate._PATIENCE", 1e9)
+    monkeypatch.setattr("src.callbacks.time_estimate._SHORT", 0.0)
+    monkeypatch.setattr("torch.get_num_threads", lambda: 2)
+    flags = ["--name", "tiny", "--data.predict_dir", str(images / "val/red")]
+    assert main([command, *flags, "--data.eval_batch_size", "1"]) == 0
+    assert "Other programs" not in capsys.readouterr().out
 
 
 def test_one_slow_step_does_not_change_the_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,6 +214,7 @@ def test_a_trial_on_a_busy_cpu_has_one_thread(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr("src.callbacks.time_estimate.busy_cores", lambda: 9.0)
+    monkeypatch.setattr("src.callbacks.time_estimate._SHORT", 0.0)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     assert run() == 0
     printed = capsys.readouterr().out
