@@ -68,7 +68,7 @@ from src.cli.trainer_errors import (
 )
 from src.cli.unused_settings import warn_about_unused_writers
 from src.data.datamodules import BaseDataModule
-from src.data.formats.image_files import left_out
+from src.data.formats.image_files import left_out_files
 from src.errors import UserError, printable
 from src.file_names import check_name, name_of
 from src.models import InternImage  # noqa: F401  short name for YAML
@@ -345,7 +345,7 @@ class TrainingCLI(LightningCLI):
     def predict(self, **kwargs: Any) -> None:
         """Predict without keeping the outputs in memory; the writer callbacks store them."""
         self._run("predict", kwargs | {"return_predictions": False})
-        if others := left_out(self.datamodule.predict_source()):
+        for others in left_out_files(self.datamodule.predict_source()):
             tell(f"Left out:    {printable(others)}")
         if self._unreadable.paths:
             is_error = self.datamodule.broken_images == "error"

@@ -108,9 +108,14 @@ def test_image_files_of_other_formats_are_named(
 ) -> None:
     folder = shutil.copytree(images / "val/red", here / "photos")
     predict = ["predict", "--name", "tiny", "--data.predict_dir", str(folder)]
-    (folder / "notes.txt").write_text("not an image")
     assert main(predict) == 0
     assert "Left out:" not in capsys.readouterr().out
+    for name in ("notes.txt", "list.TXT", "paper.pdf", ".hidden.txt"):
+        (folder / name).write_text("not an image")
+    assert main(predict) == 0
+    printed = capsys.readouterr().out
+    note = "Left out:    files without the extension of an image (1 .pdf, 2 .txt)\n"
+    assert printed.count("Left out:") == printed.count(note) == 1
     (folder / "inside").mkdir()
     for name in ("a.gif", "inside/B.AVIF", ".hidden.gif"):
         (folder / name).write_bytes(b"")
@@ -118,6 +123,9 @@ def test_image_files_of_other_formats_are_named(
     printed = capsys.readouterr().out
     assert "Left out:    2 image files with other extensions than .jpg," in printed
     assert ": a.gif, inside/B.AVIF\n" in printed
+    assert note in printed
+    assert main([*predict[:-1], str(sorted(folder.glob("*.png"))[0])]) == 0
+    assert "Left out:" not in capsys.readouterr().out
 
 
 def test_a_run_predicts_without_its_dataset(here: Path, images: Path, tmp_path: Path) -> None:

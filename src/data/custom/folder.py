@@ -7,8 +7,6 @@ with splits of any usual name (``train``, ``valid``, ``Testing``), which are use
 from __future__ import annotations
 
 import argparse
-from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,12 @@ from src.data.custom.coco_layout import looks_like_coco
 from src.data.custom.label_folders import refuse_label_folders
 from src.data.custom.layout import Layout, find_layout
 from src.data.custom.survey import Survey, look_at
-from src.data.formats.image_files import is_image, list_class_folders, list_images
+from src.data.formats.image_files import (
+    is_image,
+    list_class_folders,
+    list_images,
+    other_files,
+)
 from src.data.formats.splits import SPLITS
 from src.data.verify.imagenet import verify_imagenet
 from src.errors import UserError, agreed, counted
@@ -134,9 +137,7 @@ def _report_nested(source: Path, classes: list[str]) -> None:
 
 
 def _report_other_files(source: Path) -> None:
-    others = Counter(path.suffix.lower() or path.name for path in _other_files(source))
-    if others:
-        listed = ", ".join(f"{count} {ending}" for ending, count in sorted(others.items()))
+    if listed := other_files(source):
         print(f"note: files without the extension of an image are left out ({listed})")
 
 
@@ -156,11 +157,6 @@ def _found(classes: list[str], files: int) -> str:
     if not classes:
         return f"no class folders and {loose}"
     return f"{counted(len(classes), 'class folder')} ({', '.join(classes)}) and {loose} beside it"
-
-
-def _other_files(source: Path) -> Iterator[Path]:
-    files = (path for path in source.rglob("*") if path.is_file())
-    return (p for p in files if not is_image(p) and not p.name.startswith("."))
 
 
 def _refuse_problems(layout: Layout, found: Survey, *, skip_broken: bool) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,38 @@ def left_out(source: str | Path) -> str | None:
         f"{counted(len(found), 'image file')} with other extensions than {LISTED_EXTENSIONS}:"
         f" {', '.join(names)}{more}"
     )
+
+
+def left_out_files(source: str | Path) -> list[str]:
+    """Which files under a folder `predict` does not read, in at most two sentences."""
+    other_images = left_out(source)
+    found = [] if other_images is None else [other_images]
+    if listed := other_files(source, besides=OTHER_IMAGE_EXTENSIONS):
+        found.append(f"files without the extension of an image ({listed})")
+    return found
+
+
+def other_files(source: str | Path, *, besides: tuple[str, ...] = ()) -> str:
+    """How many files under a folder have no extension of an image, for each extension.
+
+    Args:
+        source: A folder, or a file.
+        besides: Extensions of files that are not counted.
+
+    Returns:
+        Such as ``2 .pdf, 1 .txt``; empty if there are none, or for a file. Files without an
+        extension have their name.
+    """
+    if not Path(source).is_dir():
+        return ""
+    paths = [Path(path) for path in _walk(source, ("",)) if not is_image(path)]
+    counts = Counter(
+        path.suffix.lower() or on_one_line(path.name)
+        for path in paths
+        if not _has_extension(path.name, besides)
+    )
+    listed = [f"{count} {ending}" for ending, count in sorted(counts.items())]
+    return ", ".join(listed[:_MAX_NAMED]) + (", ..." if len(listed) > _MAX_NAMED else "")
 
 
 def first_images(root: str | Path, count: int = 100) -> list[str]:
