@@ -66,7 +66,7 @@ from src.cli.trainer_errors import (
     float32_on_cpu,
     warn_about_precision,
 )
-from src.cli.unused_settings import warn_about_unused_writers
+from src.cli.unused_settings import warn_about_unused_settings
 from src.data.datamodules import BaseDataModule
 from src.data.formats.image_files import left_out_files
 from src.errors import UserError, printable
@@ -248,7 +248,7 @@ class TrainingCLI(LightningCLI):
         """Create the trainer with this project's loggers, callbacks and run folder."""
         config = self._get(self.config_init, "trainer")
         check_number_of_devices(config)
-        warn_about_unused_writers(self.run_config, self.model, sys.argv)
+        warn_about_unused_settings(self.run_config, self.model, sys.argv)
         reserve = self.subcommand is not None and not config.fast_dev_run
         self._folder = folder = self._choose_folder(reserve=reserve)
         self._is_reserved = reserve

@@ -15,9 +15,10 @@ _START = """\
   -c, --config FILE             recipe; can be repeated, later files override earlier ones
 {run}  --model.weights FILE|NAME     pretrained weights: a file or a name (docs/model_zoo.md)
   --data.root FOLDER            the dataset
-  --data.batch_size N           images per device and step
-  --data.num_workers N          data loader workers
+{batch}  --data.num_workers N          data loader workers
 """
+_TRAINING_BATCH = "  --data.batch_size N           images per device and step\n"
+_EVALUATION_BATCH = "  --data.eval_batch_size N      images per device\n"
 _OWN = {
     "fit": """\
   --trainer.max_epochs N        training length; or --trainer.max_steps N
@@ -28,8 +29,8 @@ _OWN = {
   --checkpoint.save_top_k N     number of best checkpoints to keep
   --trainer.fast_dev_run true   run one batch of each loop as a quick test
 """,
-    "validate": "  --data.eval_batch_size N      images per device\n",
-    "test": "  --data.eval_batch_size N      images per device\n",
+    "validate": "",
+    "test": "",
     "predict": """\
   --data.predict_dir FOLDER     folder of images, or a single image
   --data.class_names NAMES      class names if there is no dataset: a file, coco, imagenet-1k
@@ -49,7 +50,10 @@ _TRAINED_RUN = """\
 def short_help(command: str) -> str:
     """Text of ``<command> --help``."""
     is_new = command == "fit"
-    start = _START.format(run=_NEW_RUN if is_new else _TRAINED_RUN)
+    start = _START.format(
+        run=_NEW_RUN if is_new else _TRAINED_RUN,
+        batch=_TRAINING_BATCH if is_new else _EVALUATION_BATCH,
+    )
     what = "--config FILE" if is_new else "--name RUN | --ckpt_path FILE | --config FILE"
     return (
         f"usage: python -m src {command} {what} [settings]\n\n{_DESCRIPTION[command]}\n\n"

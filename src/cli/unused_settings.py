@@ -1,4 +1,4 @@
-"""Settings of output files that a command or its task does not write."""
+"""Settings that have no effect in a command or with its task."""
 
 from __future__ import annotations
 
@@ -28,9 +28,34 @@ _ALWAYS_USED = ("detections.folder",)
 _TASKS = tuple(task for _, task, _ in _WRITERS.values())
 
 
-def warn_about_unused_writers(
+def warn_about_unused_settings(
     settings: Mapping[str, Any], task: object, command: Sequence[str]
 ) -> None:
+    """Warn of settings that have no effect.
+
+    Args:
+        settings: Settings of the command.
+        task: The task.
+        command: The command line.
+    """
+    _warn_about_batch_size(settings, command)
+    _warn_about_writers(settings, task, command)
+
+
+def _warn_about_batch_size(settings: Mapping[str, Any], command: Sequence[str]) -> None:
+    """Warn of the batch size of training in a command that has another one."""
+    given = option(command, "--data.batch_size")
+    if given is None or {"validate", "test", "predict"}.isdisjoint(command[1:2]):
+        return
+    used = ((settings.get("data") or {}).get("init_args") or {}).get("eval_batch_size")
+    if used is not None:  # or else it is the batch size of training
+        rank_zero_warn(
+            f"data.batch_size={given} has no effect in {command[1]}, which takes"
+            f" data.eval_batch_size={used} images at once. Set --data.eval_batch_size instead."
+        )
+
+
+def _warn_about_writers(settings: Mapping[str, Any], task: object, command: Sequence[str]) -> None:
     """Warn of settings of output files that the task or the command does not write.
 
     Args:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from src.cli import main
+from src.cli.short_help import short_help
 
 
 @pytest.fixture
@@ -65,3 +66,33 @@ def test_settings_of_a_recipe_are_for_all_commands(
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="predictions.max_images")
         assert main([*validate, "--ckpt_path", str(run / "checkpoints/last.ckpt")]) == 0
+
+
+@pytest.mark.parametrize("command", ["validate", "test", "predict"])
+def test_the_batch_size_of_training_has_no_effect_beside_that_of_evaluation(
+    command: str, trained: Path, images: Path, tmp_path: Path
+) -> None:
+    checkpoint = trained / "runs/tiny/version_0/checkpoints/last.ckpt"
+    run = [command, "--ckpt_path", str(checkpoint), "--trainer.default_root_dir", str(tmp_path)]
+    run += ["--data.predict_dir", str(images / "val/red")]
+
+    def warned(*sizes: str) -> list[str]:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            assert main([*run, *sizes]) == 0
+        return [str(one.message) for one in caught if "data.batch_size" in str(one.message)]
+
+    message = (
+        f"data.batch_size=2 has no effect in {command}, which takes data.eval_batch_size=3 images"
+        " at once. Set --data.eval_batch_size instead."
+    )
+    assert warned("--data.batch_size", "2", "--data.eval_batch_size", "3") == [message]
+    assert warned("--data.eval_batch_size", "3") == []
+    assert warned("--data.batch_size", "2", "--data.eval_batch_size", "null") == []
+
+
+def test_the_help_lists_the_batch_size_that_has_an_effect() -> None:
+    for command in ("fit", "validate", "test", "predict"):
+        text = short_help(command)
+        assert ("--data.batch_size N " in text) == (command == "fit")
+        assert ("--data.eval_batch_size N " in text) == (command != "fit")
