@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -99,16 +101,31 @@ def _from_yaml(path: Path, names: list[str] | None) -> Dataset:
         inside = root / content["path"]  # an absolute path replaces the folder
         root = inside if inside.is_dir() else root
     splits, notes = {}, []
+    problems: list[str] = []
     for key, value in content.items():
         part = split_of(str(key))
         if part is not None and value:
             places = value if isinstance(value, list) else [value]
-            splits[part] = [image for place in places for image in _images(place, root, path, key)]
+            with _noted(problems):
+                found = [image for place in places for image in _images(place, root, path, key)]
+                splits[part] = found
+    with _noted(problems):
+        names = names or _names(content, path)
+    if problems:
+        raise UserError("\n".join(problems))
     if splits.get("val") and splits["val"] == splits.get("train"):
         del splits["val"]
         notes.append("train and val are the same images, so some of them are set aside")
-    names = names or _names(content, path)
     return Dataset(root, _checked(splits, path), names, "kpt_shape" not in content, notes)
+
+
+@contextmanager
+def _noted(problems: list[str]) -> Iterator[None]:
+    """Note a `UserError` instead of raising it."""
+    try:
+        yield
+    except UserError as error:
+        problems.append(str(error))
 
 
 def _checked(splits: dict[str, list[Path]], source: Path) -> dict[str, list[Path]]:
@@ -135,11 +152,14 @@ def _names(content: dict[str, Any], path: Path) -> list[str]:
     if not isinstance(names, list) or not names or {list, dict} & set(map(type, names)):
         raise UserError(f"{path} has no list `names` of the classes from 0; {_EXPECTED}.")
     names = [str(name) for name in names]
+    problems = []
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise UserError(f"{path} has the class name {twice!r} twice; give different names.")
+        problems.append(f"{path} has the class name {twice!r} twice; give different names.")
     if content.get("nc", len(names)) != len(names):
-        raise UserError(f"{path} has nc: {content['nc']}, but {counted(len(names), 'name')}.")
+        problems.append(f"{path} has nc: {content['nc']}, but {counted(len(names), 'name')}.")
+    if problems:
+        raise UserError("\n".join(problems))
     return names
 
 

@@ -213,6 +213,17 @@ def test_wrong_yaml_files_are_named(change, message, dataset, tmp_path, capsys):
     assert "Traceback" not in error
 
 
+def test_all_faults_of_a_yaml_file_are_reported_together(dataset, tmp_path, capsys):
+    path = dataset / "data.yaml"
+    wrong = {"train": "gone", "val": 5, "names": ["cat", "cat"], "nc": 3}
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | wrong))
+    assert prepare(path, tmp_path / "out") == 2
+    error = capsys.readouterr().err
+    messages = ("train: gone, but", "val: 5; expected", "class name 'cat' twice", "nc: 3, but 2")
+    assert [error.count(message) for message in messages] == [1, 1, 1, 1]
+    assert error.count("error: ") == 1
+
+
 def test_a_dataset_without_labels_or_that_does_not_exist_is_refused(dataset, tmp_path, capsys):
     for path in dataset.glob("labels/*/*.txt"):
         path.unlink()
