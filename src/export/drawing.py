@@ -35,8 +35,8 @@ def drawing(
     """Lines that print and draw a result, in the colours of `src.visualization`.
 
     They use ``found`` (results of a file from image to result, in pixels of ``photo``), ``photo``,
-    ``stem``, ``names`` and ``FOLDER``, of a segmentor ``palette``, and of a detector ``min_score``;
-    they define ``result``. ``SUFFIX`` stands for the end of the names of written files.
+    ``stem``, ``names``, ``short`` (names for drawings) and ``FOLDER``, of a segmentor ``palette``,
+    and of a detector ``min_score``; they define ``result``. ``SUFFIX`` stands for the end of the names of written files.
 
     Args:
         result: What the file predicts.
@@ -71,7 +71,7 @@ probabilities = found["probabilities"][0]
 best = (-probabilities).argsort(kind="stable")[:5]
 side = photo.width // 40 + 10  # size of the text
 font, row = ImageFont.load_default(side), 7 * side // 4
-longest = int(max(font.getlength(names[i]) for i in best))
+longest = int(max(font.getlength(short[i]) for i in best))
 full = max(longest, 6 * side, photo.width - 6 * side)  # width of a bar of 100 %
 result = Image.new("RGB", (full + 6 * side, photo.height + len(best) * row + side), "white")
 result.paste(photo)
@@ -81,7 +81,7 @@ for i, label in enumerate(best):
     top = photo.height + side // 2 + i * row
     bar = side // 2 + round(full * float(probabilities[label]))
     draw.rectangle((side // 2, top + 2, bar, top + row - 2), BAR)
-    draw.text((side, top + row // 2), names[label], "black", font, anchor="lm")
+    draw.text((side, top + row // 2), short[label], "black", font, anchor="lm")
     percent = f"{probabilities[label]:.1%}"
     draw.text((result.width - side, top + row // 2), percent, "black", font, anchor="rm")
 """
@@ -92,12 +92,13 @@ print(f"Wrote {stem}_label_mapSUFFIX.png with the class number of every pixel")
 shown, counts = np.unique(labels, return_counts=True)
 shares = dict(sorted(zip(shown, counts / labels.size), key=lambda pair: -pair[1]))
 for label, share in shares.items():
-    print(f"{label} {names[label]} {share:.1%}OWN")
+    percent = f"{share:.1%}" if share >= 0.0005 else "<0.1%"
+    print(f"{label} {names[label]} {percent}OWN")
 shown = [label for label, share in shares.items() if f"{share:.0%}" != "0%"][:24]
 grey = photo.convert("L").convert("RGB")  # so that colours are those of the legend
 photo = Image.blend(grey, Image.fromarray(np.uint8(palette)[labels]), OPACITY)
 side = photo.height // 60 + 10  # of a field in the legend
-font, texts = ImageFont.load_default(side), [f"{names[i]} {shares[i]:.0%}" for i in shown]
+font, texts = ImageFont.load_default(side), [f"{short[i]} {shares[i]:.0%}" for i in shown]
 width = photo.width + 5 * side // 2 + int(max(map(font.getlength, texts), default=0))
 height = max(photo.height, side // 2 + len(shown) * 3 * side // 2)
 result = Image.new("RGB", (width, height), "white")
@@ -133,7 +134,7 @@ for i in shown[::-1]:  # the best ones on top
     draw.rectangle(drawn[i].tolist(), outline=colours[i], width=side // 5)
 taken, high = [], 13 * side // 10  # rectangles of labels, and their height
 for i in shown:  # the best labels first, each at the nearest place without another label
-    text = f"{names[labels[i]]} {scores[i]:.0%}"
+    text = f"{short[labels[i]]} {scores[i]:.0%}"
     wide = font.getlength(text) + 4
     left, top, right, bottom = drawn[i].tolist()
     rows = [top - high, top, bottom - high, bottom, *(top + n * high for n in range(1, 6))]

@@ -185,6 +185,7 @@ def _script(
         _HAS_FILE.replace("FILE", file),
         *([] if is_onnx else [_TORCH, *installed, ""]),
         *model,
+        _SHORT,
         "",
         "for path, stem in zip(images, stems):",
     ]
@@ -249,6 +250,8 @@ _PATHS = _PATHS.replace("EXTENSIONS", str(IMAGE_EXTENSIONS))
 _TITLE = """\
 if len(images) > 1:
     print(f"{path}:")"""
+_SHORT = """\
+short = [x if len(x) <= 30 else f"{x[:28]}..." for x in names]  # for drawings"""
 _METADATA = "metadata = session.get_modelmeta().custom_metadata_map"
 _PALETTE = "palette = [tuple(colour) for colour in {}]"
 _RUN = {

@@ -190,6 +190,9 @@ def test_label_maps_have_the_shares_of_predict(run_script, tmp_path, capsys):
     labels[:, :, 1:] = 1  # the area of a is below 0.5 %
     drawn = run_script(text, description, {"label_map": labels, "scores": labels})
     assert "1 b 99.8%\n0 a 0.2%\n" in capsys.readouterr().out
+    labels[:, 1:] = 1  # one pixel of a
+    run_script(text, description, {"label_map": labels, "scores": labels})
+    assert "1 b 100.0%\n0 a <0.1%\n" in capsys.readouterr().out
     assert (210, 40, 30) not in {tuple(colour) for colour in drawn[:, 400:].reshape(-1, 3)}
 
 
@@ -515,6 +518,23 @@ def test_the_script_takes_a_folder(run_script, capsys):
     run_script(text, Description("classification", ["a", "b"], {}), outputs, "a")
     titles = [line for line in capsys.readouterr().out.splitlines() if line.endswith(":")]
     assert titles == ["a/Z.JPG:", "a/b.png:", "a/photo.png:"]
+
+
+def test_long_class_names_are_shortened_in_drawings_only(run_script, capsys):
+    long = "a name of more than thirty characters" * 3
+    outputs = {
+        ClassResult(): {"probabilities": np.float32([[1]])},
+        LabelMapResult(): {"label_map": np.zeros((1, 300, 400), np.int64)},
+    }
+    for result, found in outputs.items():
+        drawn = []
+        for name in (long, long[:28] + "..."):
+            settings = {"image_size": 96, "palette": [(1, 2, 3)]}
+            description = Description("segmentation", [name], settings)
+            text = script(result, settings, inside=True)
+            drawn.append(run_script(text, description, found))
+            assert name in capsys.readouterr().out
+        np.testing.assert_array_equal(*drawn)
 
 
 @pytest.mark.parametrize("width", [40, 400])
