@@ -35,8 +35,9 @@ def drawing(
     """Lines that print and draw a result, in the colours of `src.visualization`.
 
     They use ``found`` (results of a file from image to result, in pixels of ``photo``), ``photo``,
-    ``stem``, ``names``, ``short`` (names for drawings) and ``FOLDER``, of a segmentor ``palette``,
-    and of a detector ``min_score``; they define ``result``. ``SUFFIX`` stands for the end of the names of written files.
+    ``stem``, ``names``, ``short`` (names for drawings), ``FOLDER`` and ``args``, of a segmentor
+    ``palette``, and of a detector ``min_score``; they define ``result``. ``SUFFIX`` stands for
+    the end of the names of written files.
 
     Args:
         result: What the file predicts.
@@ -87,8 +88,8 @@ for i, label in enumerate(best):
 """
 _LABELS = """\
 labels = found["label_map"][0]
-Image.fromarray(labels.astype(np.uint8)).save(f"{stem}_label_mapSUFFIX.png")
-print(f"Wrote {stem}_label_mapSUFFIX.png with the class number of every pixel")
+# The class number of every pixel:
+save(Image.fromarray(labels.astype(np.uint8)), args.output / f"{stem}_label_mapSUFFIX.png")
 shown, counts = np.unique(labels, return_counts=True)
 shares = dict(sorted(zip(shown, counts / labels.size), key=lambda pair: -pair[1]))
 for label, share in shares.items():

@@ -116,25 +116,25 @@ def running(kinds: Sequence[str], result: Result) -> str:
     return f"""{commands}
 {text}
 
-A script takes any number of images and folders of images, writes into the current folder, and runs
-from any folder. An image that cannot be read leads to a message and, at the end, to exit status 1;
-the others have results. Use it as an example for your own program; `--help` lists its options. It
-reads the files that `python -m src predict` reads ({accepted_formats()}), and
-converts grey images and those of more than 8 bits to 8-bit RGB as it
-does.{_ALSO.format(native) if native else ""}"""
+A script takes any number of images and folders of images, writes into the folder `results`
+(`--output FOLDER`), and runs from any folder. An image that cannot be read leads to a message and,
+at the end, to exit status 1; the others have results. Use it as an example for your own program;
+`--help` lists its options. It reads the files that `python -m src predict` reads
+({accepted_formats()}), and converts grey images and those of more than 8
+bits to 8-bit RGB as it does.{_ALSO.format(native) if native else ""}"""
 
 
 def _shown(result: Result) -> str:
     if isinstance(result, ClassResult):
         return (
             "prints the best classes with their probabilities, and draws them as bars below the"
-            " image, to\n`photo_resultSUFFIX.png`."
+            " image, to\n`results/photo_resultSUFFIX.png`."
         )
-    colours = "`photo_resultSUFFIX.png`,\nin the colours of `python -m src predict`."
+    colours = "`results/photo_resultSUFFIX.png`,\nin the colours of `python -m src predict`."
     if isinstance(result, LabelMapResult):
         return (
-            "prints the number, name and share of each class, and writes"
-            f" `photo_label_mapSUFFIX.png`\nwith the class number of every pixel, and {colours}"
+            "prints the number, name and share of each class, and writes\n"
+            f"`results/photo_label_mapSUFFIX.png` with the number of every pixel, and {colours}"
         )
     return f"prints the class, score and box of each detection, and writes {colours}"
 
@@ -175,6 +175,7 @@ def _script(
         "",
         "FOLDER = Path(__file__).resolve().parent",
         *["", "", reader(upright=description.upright)],
+        *["", "", _SAVE],
         *(["", "", RESIZED] if "resized(" in "".join([*prepare, after]) else []),
         *["", ""],
         _ARGUMENTS.replace("FILE", file),
@@ -210,7 +211,10 @@ def _inputs(result: Result) -> list[str]:
 
 _ARGUMENTS = """\
 parser = argparse.ArgumentParser(description="Predict on images with FILE.")
-parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="file or folder")"""
+parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="file or folder")
+parser.add_argument(
+    "--output", type=Path, default="results", metavar="FOLDER", help="of results (%(default)s)"
+)"""
 _MIN_SCORE = f"""\
 parser.add_argument(
     "--score", type=float, default={MIN_SCORE}, help="minimum score of detections (%(default)s)"
@@ -230,14 +234,14 @@ if not 0 <= args.score <= 1:
 _PATHS = """\
 images, status = [], 0  # status 1: an image has no result
 for path in args.images:
-    found, missing = [path] if path.is_file() else [], "is no file"
+    files, missing = [path] if path.is_file() else [], "is no file"
     if path.is_dir():
-        found = sorted(file for file in path.iterdir() if file.suffix.lower() in EXTENSIONS)
+        files = sorted(file for file in path.iterdir() if file.suffix.lower() in EXTENSIONS)
         missing = "are no images in the folder"
-    if not found:
+    if not files:
         print(f"error: there {missing} {path}", file=sys.stderr)
         status = 1
-    images += found
+    images += files
 if not images:
     sys.exit(status)
 stems = [path.stem for path in images]  # of the names of results
@@ -250,6 +254,11 @@ _PATHS = _PATHS.replace("EXTENSIONS", str(IMAGE_EXTENSIONS))
 _TITLE = """\
 if len(images) > 1:
     print(f"{path}:")"""
+_SAVE = """\
+def save(image, path):
+    print("Replaced" if path.exists() else "Wrote", path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path)"""
 _SHORT = """\
 short = [x if len(x) <= 30 else f"{x[:28]}..." for x in names]  # for drawings"""
 _METADATA = "metadata = session.get_modelmeta().custom_metadata_map"
@@ -325,5 +334,4 @@ found = {"boxes": corners * np.tile(photo.size, 2), "scores": scores[index], "la
 }
 """From raw outputs to the results of a file from image to result."""
 _SAVED = """\
-result.save(f"{stem}_resultSUFFIX.png")
-print(f"Wrote {stem}_resultSUFFIX.png")"""
+save(result, args.output / f"{stem}_resultSUFFIX.png")"""

@@ -52,8 +52,8 @@ def test_a_run_is_exported_and_checked_on_images(trained, images, tmp_path, caps
         printed[script] = capsys.readouterr().out
         classes, written = printed[script].split("Wrote ")
         assert re.fullmatch(r"(\w+ \d+\.\d%\n){3}", classes)
-        assert written == f"photo_result{suffix}.png\n"
-        assert Path(f"photo_result{suffix}.png").is_file()
+        assert written == f"results/photo_result{suffix}.png\n"
+        assert Path(f"results/photo_result{suffix}.png").is_file()
     assert "crop 64 x 64 pixels at the centre" in card
     result = Pretrained.from_pretrained(tmp_path).predict("photo.jpg")
     probabilities = found["found"]["probabilities"][0, result.labels.numpy()]

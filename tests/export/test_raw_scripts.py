@@ -56,7 +56,7 @@ def test_label_maps(name, tmp_path, run):
         expected = image_probabilities(network, [torch.from_numpy(found["image"])], (90, 130))
         expected = expected[:, : len(found["names"])]  # released weights may have more outputs
         suffix = "_pt2" if script == "predict_pt2.py" else ""
-        written = np.asarray(Image.open(f"photo_label_map{suffix}.png"))
+        written = np.asarray(Image.open(f"results/photo_label_map{suffix}.png"))
         assert written.shape == (90, 130)
         assert (written != expected.argmax(dim=1)[0].numpy()).mean() < 1e-3
         best = np.bincount(written.ravel()).argmax()

@@ -85,11 +85,12 @@ def run_script(tmp_path, monkeypatch):
         stub = SimpleNamespace(InferenceSession=lambda path: session)
         monkeypatch.setitem(sys.modules, "onnxruntime", stub)
         given = given or ("photo.jpg",)
+        output = given[given.index("--output") + 1] if "--output" in given else "results"
         monkeypatch.setattr(sys, "argv", ["predict.py", *given])
         (tmp_path / "model.onnx").touch()
         variables = {"__file__": str(tmp_path / "predict.py")}
         exec(text, variables)
-        return np.asarray(Image.open(f"{variables['stem']}_result.png"))
+        return np.asarray(Image.open(f"{output}/{variables['stem']}_result.png"))
 
     return run
 
@@ -136,7 +137,7 @@ def test_two_formats_have_one_description(tmp_path):
         *("## Running", "## ONNX", "## torch.export", "### model"),
         *("## Preprocessing", "## Classes"),
     ]
-    assert text.count("photo_result.png") == 1
+    assert text.count("results/photo_result.png") == 1
     assert "`predict_pt2.py` does the same; the names of its files end with `_pt2`.\n" in text
     assert "Part of `model.onnx`: it resizes, crops and normalises RGB images of 8 bits." in text
     assert "Not part of the other files. Resize the shorter side to 96 pixels" in text
@@ -184,9 +185,10 @@ def test_label_maps_have_the_shares_of_predict(run_script, tmp_path, capsys):
     labels = np.zeros((1, 300, 400), np.int64)
     labels[:, :, 100:] = 1
     run_script(text, description, {"label_map": labels, "scores": labels})
-    wrote = "Wrote photo_label_map.png with the class number of every pixel\n"
-    assert capsys.readouterr().out == f"{wrote}1 b 75.0%\n0 a 25.0%\nWrote photo_result.png\n"
-    np.testing.assert_array_equal(Image.open("photo_label_map.png"), labels[0])
+    assert capsys.readouterr().out == (
+        "Wrote results/photo_label_map.png\n1 b 75.0%\n0 a 25.0%\nWrote results/photo_result.png\n"
+    )
+    np.testing.assert_array_equal(Image.open("results/photo_label_map.png"), labels[0])
     labels[:, :, 1:] = 1  # the area of a is below 0.5 %
     drawn = run_script(text, description, {"label_map": labels, "scores": labels})
     assert "1 b 99.8%\n0 a 0.2%\n" in capsys.readouterr().out
@@ -301,10 +303,12 @@ def test_the_script_says_the_highest_score_if_nothing_is_shown(run_script, tmp_p
     assert capsys.readouterr().out == (
         "0 of 2 detections have a score of at least 0.3\n"
         "The highest score is 0.250; lower --score to draw more.\n"
-        "Wrote photo_result.png\n"
+        "Wrote results/photo_result.png\n"
     )
     run_script(text, description, {name: value[:0] for name, value in outputs.items()})
-    assert capsys.readouterr().out == "There are no detections.\nWrote photo_result.png\n"
+    assert (
+        capsys.readouterr().out == "There are no detections.\nReplaced results/photo_result.png\n"
+    )
 
 
 def deep_image(kind, shape=(40, 50)):
@@ -398,7 +402,7 @@ def test_mistakes_are_one_sentence(given, message, run_script, capsys):
     assert printed == ""
     assert errors.startswith(f"error: {message}")
     assert errors.count("\n") == 1
-    assert not list(Path().glob("*_result.png"))
+    assert not Path("results").exists()
 
 
 def broken_files():
@@ -425,8 +429,8 @@ def test_images_that_cannot_be_read_are_left_out(run_script, capsys):
         run_script(text, description, outputs, *given)
     printed, errors = capsys.readouterr()
     assert printed == (
-        "photo.jpg:\na 90.0%\nb 10.0%\nWrote photo_result.png\n"
-        "other.png:\na 90.0%\nb 10.0%\nWrote other_result.png\n"
+        "photo.jpg:\na 90.0%\nb 10.0%\nWrote results/photo_result.png\n"
+        "other.png:\na 90.0%\nb 10.0%\nWrote results/other_result.png\n"
     )
     missing, cut, text = errors.splitlines()
     assert missing == "error: there is no file missing.jpg"
@@ -501,11 +505,21 @@ def test_the_script_takes_several_images(run_script, capsys):
     outputs = {"probabilities": np.float32([[0.9, 0.1]])}
     description = Description("classification", ["a", "b"], {})
     assert run_script(text, description, outputs, "other.png", "photo.jpg").shape[1] == 400
-    assert Image.open("other_result.png").width == 200
+    assert Image.open("results/other_result.png").width == 200
     assert capsys.readouterr().out == (
-        "other.png:\na 90.0%\nb 10.0%\nWrote other_result.png\n"
-        "photo.jpg:\na 90.0%\nb 10.0%\nWrote photo_result.png\n"
+        "other.png:\na 90.0%\nb 10.0%\nWrote results/other_result.png\n"
+        "photo.jpg:\na 90.0%\nb 10.0%\nWrote results/photo_result.png\n"
     )
+
+
+def test_results_are_written_to_a_folder_and_replaced(run_script, capsys):
+    text = script(ClassResult(), {"image_size": 96}, inside=True)
+    outputs = {"probabilities": np.float32([[0.9, 0.1]])}
+    description = Description("classification", ["a", "b"], {})
+    for verb in ("Wrote", "Replaced"):
+        run_script(text, description, outputs, "photo.jpg", "--output", "drawn/deep")
+        assert capsys.readouterr().out == f"a 90.0%\nb 10.0%\n{verb} drawn/deep/photo_result.png\n"
+    assert not Path("results").exists()
 
 
 def test_the_script_takes_a_folder(run_script, capsys):
@@ -560,7 +574,7 @@ def test_images_of_one_name_have_results_of_their_own(run_script):
     outputs = {"probabilities": np.float32([[0.9, 0.1]])}
     description = Description("classification", ["a", "b"], {})
     run_script(text, description, outputs, "photo.jpg", "a/photo.png")
-    results = {path.name for path in Path().glob("*_result.png")}
+    results = {path.name for path in Path("results").glob("*_result.png")}
     folder = Path().absolute().name
     assert results == {f"{folder}_photo_result.png", "a_photo_result.png"}
 
@@ -570,7 +584,7 @@ def test_colours_are_those_of_predict_only_where_there_are_some(tmp_path):
     assert colours in card(MASK_RCNN, {"image_scale": [400, 300]}, tmp_path, inside=True)
     text = card(ClassResult(), {"image_size": 96}, tmp_path, inside=True)
     assert colours not in text
-    assert "draws them as bars below the image, to\n`photo_result.png`." in text
+    assert "draws them as bars below the image, to\n`results/photo_result.png`." in text
 
 
 def test_results_for_prepared_images_are_those_of_the_photo(run_script, capsys):
@@ -587,7 +601,7 @@ def test_results_for_prepared_images_are_those_of_the_photo(run_script, capsys):
     labels[:, 75:] = 1
     text = script(LabelMapResult(), settings, task="segmentation")
     run_script(text, Description("segmentation", ["a", "b"], settings), {"label_map": labels})
-    written = np.asarray(Image.open("photo_label_map.png"))
+    written = np.asarray(Image.open("results/photo_label_map.png"))
     np.testing.assert_array_equal(written, labels[0].repeat(2, 0).repeat(2, 1))
 
 

@@ -312,7 +312,10 @@ def test_the_description_is_enough_for_a_newcomer(name, preprocessing, tmp_path)
     assert done.returncode == 0, done.stderr
     assert ("at least 0.3" in done.stdout) == (name in ("mask_rcnn", "dino"))
     assert "class " in done.stdout or name == "mask_rcnn"
-    drawn, given = Image.open(tmp_path / "photo_result.png"), Image.open(tmp_path / "photo.jpg")
+    drawn, given = (
+        Image.open(tmp_path / "results/photo_result.png"),
+        Image.open(tmp_path / "photo.jpg"),
+    )
     if preprocessing == "inside":
         if name != "classifier":  # whose recipe leaves images as they are
             given = ImageOps.exif_transpose(given)
