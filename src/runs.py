@@ -15,10 +15,8 @@ from typing import Any
 import yaml
 
 from src.config_files import own_recipe
-from src.distributed.checkpoints import is_sharded_checkpoint
 from src.errors import UserError
 from src.file_names import quoted, similar_file, similar_folder
-from src.serialization import REST, read_entries, shown
 
 KEYWORDS = ("last", "best")
 CONFIG = "config.yaml"
@@ -78,6 +76,10 @@ def find_checkpoint(
     Raises:
         UserError: If there is none.
     """
+    # Imported where they are needed: they import PyTorch, which takes seconds.
+    from src.distributed.checkpoints import is_sharded_checkpoint
+    from src.serialization import REST
+
     path = Path(source)
     if not path.name:  # "." has no name
         path = path.absolute()
@@ -193,6 +195,8 @@ def read_settings(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         if isinstance(error, UserError):
             raise
+        from src.serialization import shown
+
         reason = shown(" ".join(str(error).split()), 160)
         raise UserError(f"The configuration {path} cannot be read: {reason}.") from None
     if not isinstance(settings, dict):
@@ -303,6 +307,8 @@ def _best_of_run(checkpoint: Path) -> Path:
     Raises:
         UserError: If that is not in a folder of the same run.
     """
+    from src.serialization import read_entries, shown
+
     content = read_entries(checkpoint)
     states = content.get("callbacks", {}).values()
     named = [state.get("best_model_path") for state in states if isinstance(state, dict)]

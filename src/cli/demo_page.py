@@ -6,13 +6,15 @@ from html import escape
 def curl_command(port: int, *, as_json: bool = False) -> str:
     """The same as the page in a terminal.
 
+    ``--fail`` keeps the message of an error out of the image file.
+
     Args:
         port: Port of the server on this computer.
         as_json: Whether the answer is JSON instead of the drawn image.
     """
     if as_json:
         return f"curl -H Accept:application/json -F file=@photo.jpg 127.0.0.1:{port}/predict"
-    return f"curl -F file=@photo.jpg -o result.png 127.0.0.1:{port}/predict"
+    return f"curl --fail -F file=@photo.jpg -o result.png 127.0.0.1:{port}/predict"
 
 
 def render_page(task: str, classes: int, port: int) -> str:

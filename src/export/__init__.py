@@ -11,7 +11,7 @@
 - ``check.py``: runs the files on images and compares them with PyTorch.
 - ``compare_graphs.py``, ``compare_results.py``: compare raw outputs, and results, with PyTorch;
   ``differences.py``: the largest differences and their limits.
-- ``packages.py``: the optional packages.
+- ``packages.py``: the optional packages; ``names.py``: names of the files.
 - ``session.py``: opens a file in ONNX Runtime; ``predictor.py``: predicts with one, for the demo.
 
 The command is ``src.cli.commands.export``. onnx, onnxruntime and onnxscript are the optional extra

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from src import files
 from src.export.description import Description
-from src.export.files import RESULT_FILE
+from src.export.names import RESULT_FILE
 from src.export.preparation import described
 from src.export.raw_card import FORMATS, formats_of
 from src.export.script import SCRIPTS, running

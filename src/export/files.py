@@ -13,6 +13,7 @@ from src import files
 from src.errors import UserError
 from src.export.description import Description
 from src.export.library import COPY, DOMAIN
+from src.export.names import RESULT_FILE
 from src.export.packages import silence
 from src.models.graphs import Graph, RegionResult
 
@@ -20,8 +21,6 @@ OPSETS = {"deformconv": 20, "gridsample": 18, "gather": 18, "native": 20}
 """Form of DCNv3 in an ONNX file, see ``operators/``, and the opset that it needs."""
 NATIVE = "native"
 """The form that needs our library."""
-RESULT_FILE = "model.onnx"
-EXPORTED = Path("exported")
 """Folder of the exported networks, by the names of their runs."""
 STANDARD_DOMAINS = ("", "ai.onnx")
 LARGEST_SINGLE_FILE = 1_900_000_000

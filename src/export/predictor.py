@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from src.errors import UserError
-from src.export.files import RESULT_FILE
+from src.export.names import RESULT_FILE
 from src.export.session import session
 from src.models.detection.rcnn.postprocess import paste_masks
 from src.types import Size

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from src.export.files import RESULT_FILE
 from src.export.library import operators
+from src.export.names import RESULT_FILE
 from src.models.graphs import ClassResult, LabelMapResult, RegionResult, Result
 
 _BOX_OUTPUTS = {

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from src.decoding import IMAGE_EXTENSIONS
 from src.export.description import Description
 from src.export.drawing import MIN_SCORE, drawing
-from src.export.files import RESULT_FILE
 from src.export.library import opening
+from src.export.names import RESULT_FILE
 from src.export.preparation import OPENED, RESIZED, accepted_formats, is_known, prepared, reader
 from src.models.graphs import ClassResult, Graph, LabelMapResult, QueryResult, RegionResult, Result
 

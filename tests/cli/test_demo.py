@@ -3,10 +3,13 @@
 import io
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
+import sys
 import threading
 import time
 from http.client import HTTPConnection
@@ -16,10 +19,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from src.cli import demo_server as demo
 from src.cli import main
-from src.cli.commands import demo
-from src.cli.commands.demo import MAX_BYTES, make_server
 from src.cli.demo_page import curl_command
+from src.cli.demo_server import MAX_BYTES, make_server
 from src.export.predictor import ExportedModel
 from tests.export.test_result_files import exported, photo
 
@@ -100,7 +103,7 @@ def test_an_image_is_answered_with_its_results(name, server_of):
     answer, text = ask(server, "POST", "/predict", b"not an image")
     assert answer.status == 400
     assert text.startswith(b"The image file cannot be read: its content")
-    command = f"curl -F file=@photo.jpg -o result.png 127.0.0.1:{server.server_port}/predict"
+    command = f"curl --fail -F file=@photo.jpg -o result.png 127.0.0.1:{server.server_port}/predict"
     assert command in page.decode()
     as_json = curl_command(server.server_port, as_json=True)
     assert f"As JSON: <code>{as_json}</code>" in page.decode()
@@ -147,12 +150,12 @@ def test_forms_are_accepted(server_of):
         assert drawn == expected
     answer, message = ask(server, "POST", "/predict", *form(text))
     assert answer.status == 400
-    assert message.startswith(b"The form has no file. Send an image file: curl -F file=@")
+    assert message.startswith(b"The form has no file. Send an image file: curl --fail -F file=@")
     changed = {"Content-Type": "application/x-www-form-urlencoded"}  # as by curl -d @photo.jpg
     answer, message = ask(server, "POST", "/predict", b"not an image", changed)
     assert answer.status == 400
     assert message.startswith(b"The image file cannot be read")
-    assert b"curl -F" in message
+    assert b"curl --fail -F" in message
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
@@ -274,3 +277,50 @@ def test_ctrl_c_ends_the_server_without_an_error(monkeypatch, capsys):
     monkeypatch.setattr(demo, "make_server", lambda *given: InterruptedServer())
     assert main(["demo", "--model", "model.onnx"]) == 0
     assert "Interrupted" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("port", "message"),
+    [
+        ("80000", "--port takes a number from 0 (any free port) to 65535.\n"),
+        ("-1", "--port takes a number from 0 (any free port) to 65535.\n"),
+        (None, " is in use, perhaps by another demo. Set another --port; 0 is any free one.\n"),
+    ],
+)
+def test_a_port_that_cannot_be_used_is_a_plain_sentence(port, message, monkeypatch, capsys):
+    monkeypatch.setattr(demo, "ExportedModel", lambda path: None)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        used = str(other.getsockname()[1])
+        assert main(["demo", "--model", "model.onnx", "--port", port or used]) == 2
+    error = capsys.readouterr().err
+    assert error == f"error: {message if port else f'The port {used}{message}'}"
+
+
+def test_help_and_mistakes_come_before_the_import_of_pytorch(tmp_path):
+    (tmp_path / "runs/first/version_0/checkpoints").mkdir(parents=True)
+    code = (
+        "import sys; from src.cli import main; main(sys.argv[1:]); assert not {} & {*sys.modules}"
+    )
+    code = code.replace("{}", "{'torch', 'onnxruntime'}")
+    for arguments, printed in (
+        (["--name", "nope"], "There is no exported/nope/model.onnx."),
+        (["--name", "first", "--port", "80000"], "--port takes a number"),
+        (["--name", "first"], "Write it with python -m src export --name first."),
+    ):
+        command = [sys.executable, "-c", code, "demo", *arguments]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+        assert printed in done.stderr
+    command = [sys.executable, "-X", "importtime", "-m", "src", "demo", "--help"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "usage: python -m src demo" in done.stdout
+    assert not re.search(r"\| +torch$", done.stderr, re.MULTILINE)
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+def test_an_error_does_not_become_the_result_image(server_of, tmp_path):
+    server = server_of("classifier")
+    (tmp_path / "photo.jpg").write_bytes(b"not an image")
+    command = shlex.split(curl_command(server.server_port))
+    failed = subprocess.run(command, cwd=tmp_path, capture_output=True, check=False)
+    assert failed.returncode != 0
+    assert not (tmp_path / "result.png").exists()

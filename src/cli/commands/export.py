@@ -23,7 +23,8 @@ from src.errors import UserError, counted, printable
 from src.export.card import note_check
 from src.export.check import Checked, check_files
 from src.export.description import Description
-from src.export.files import EXPORTED, OPSETS, WRITERS
+from src.export.files import OPSETS, WRITERS
+from src.export.names import EXPORTED
 from src.export.package import Form, possible_names, write
 from src.export.packages import require
 from src.hub import Pretrained, load_checkpoint, preprocessing_of, task_of
