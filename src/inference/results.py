@@ -28,6 +28,7 @@ from src.visualization import draw_classes, draw_instances, draw_label_map
 
 _SHOWN = 5  # entries of the text of a prediction
 _LISTED = 10  # class names in a message
+_DRAWN = 0.3  # minimum score of drawn objects, as in `src.callbacks.DetectionWriter`
 _ELSEWHERE = {
     "save": 'result.plot().save("prediction.png")',
     "show": "result.plot().show()",
@@ -217,8 +218,10 @@ class Detection(Prediction):
     def _with(self, results: list[Result]) -> Detection:
         return dataclasses.replace(self, results=results)
 
-    def plot(self, score: float = 0.3, **unknown: object) -> Image.Image:
+    def plot(self, score: float = _DRAWN, **unknown: object) -> Image.Image:
         """Image with boxes, masks, class names and scores.
+
+        If no object reaches the score, it is the image alone; ``print(result)`` says so.
 
         Args:
             score: Minimum score of drawn objects, from 0 to 1.
@@ -244,7 +247,14 @@ class Detection(Prediction):
         best = zip(self.names[:_SHOWN], self.scores[:_SHOWN].tolist(), strict=True)
         more = ", ..." if len(self.results) > _SHOWN else ""
         listed = ", ".join(f"{name} {score:.1%}" for name, score in best)
-        return f"{counted(len(self), 'object')}{': ' if listed else ''}{listed}{more}"
+        return f"{counted(len(self), 'object')}{self._weak()}{': ' if listed else ''}{listed}{more}"
+
+    def _weak(self) -> str:
+        """How many objects `plot` draws, if it does not draw all."""
+        drawn = len(self.above(_DRAWN))
+        if drawn == len(self):
+            return ""
+        return f", {drawn or 'none'} above {_DRAWN:g}, the default of plot"
 
 
 @dataclass(repr=False, eq=False)

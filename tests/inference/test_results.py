@@ -31,6 +31,14 @@ def test_the_text_of_a_prediction_is_short():
     assert repr(detection()) == "Detection(0 objects)"
 
 
+def test_the_text_of_a_detection_says_how_many_objects_are_drawn():
+    weak = "Detection(2 objects, none above 0.3, the default of plot: dog 7.2%, cat 5.0%)"
+    assert repr(detection(0.072, 0.05)) == weak
+    some = "2 objects, 1 above 0.3, the default of plot: dog 90.0%, cat 29.9%"
+    assert str(detection(0.9, 0.299)) == some
+    assert str(detection(0.9, 0.3)) == "2 objects: dog 90.0%, cat 30.0%"
+
+
 def detection(*scores: float) -> Detection:
     """A dog, then cats, of an image of four pixels."""
     found = Detections(
