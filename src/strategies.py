@@ -168,13 +168,20 @@ class FSDP2Strategy(ModelParallelStrategy):
     def _is_fitting(self) -> bool:
         return self.task.trainer.state.fn == TrainerFn.FITTING
 
+    def _tasks(self, checkpoint: Mapping[str, Any]) -> tuple[str, str]:
+        """Task and network of a checkpoint, and those of the recipe."""
+        saved = checkpoint.get("hyper_parameters") or {}
+        return resume.task_of(saved), resume.task_of(self.task.hparams)
+
     def _load_folder(self, path: Path) -> dict[str, Any]:
         folder, rest = Folder(path), read_rest(path)
         shapes, names = read_shapes(folder), entry_names(folder)
+        tasks = self._tasks(rest)
         if self._is_fitting:
             resume.check_continues(rest | {"optimizer_states": rest.get("group_sizes")})
         for entry, state in self._destinations(RAW_WEIGHTS in shapes):
-            resume.check_weights(shapes.get(entry, {}), {n: v.shape for n, v in state.items()})
+            expected = {name: value.shape for name, value in state.items()}
+            resume.check_weights(shapes.get(entry, {}), expected, tasks=tasks)
             _load_parts({names[entry]: state}, folder)
             _refuse_not_finite(state, path)
         for i, optimizer in enumerate(self.optimizers if self._is_fitting else ()):
@@ -191,7 +198,8 @@ class FSDP2Strategy(ModelParallelStrategy):
         content = read_checkpoint(path)
         for entry, state in self._destinations(RAW_WEIGHTS in content):
             saved = {name: value.shape for name, value in content[entry].items()}
-            resume.check_weights(saved, {name: v.shape for name, v in state.items()})
+            expected = {name: value.shape for name, value in state.items()}
+            resume.check_weights(saved, expected, tasks=self._tasks(content))
             load_whole(state, content[entry])
             _refuse_not_finite(state, path)
         states = content.pop("optimizer_states", [])

@@ -56,6 +56,10 @@ class CheckpointHooks(TrainingHooks, EvaluationHooks):
             shapes_of(self.state_dict()),
             checkpoint.get("class_names", []),
             class_names_of(self._trainer),
+            (
+                resume.task_of(checkpoint.get("hyper_parameters") or {}),
+                resume.task_of(self.hparams),
+            ),
         )
         if self._is_fitting:
             resume.check_continues(checkpoint)

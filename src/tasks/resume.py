@@ -21,6 +21,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from src.distributed import describe_mismatch
 from src.errors import UserError
+from src.serialization import shown
 from src.tasks.optimization import Optimization, OptimizerFactory, Position, settings_of
 from src.tasks.saved import check_schedules
 
@@ -185,6 +186,7 @@ def check_weights(
     expected: Mapping[str, Size],
     trained: Sequence[str] = (),
     now: Sequence[str] = (),
+    tasks: tuple[str, str] = ("", ""),
 ) -> None:
     """Refuse weights whose names or shapes are not those of the network.
 
@@ -193,17 +195,36 @@ def check_weights(
         expected: Shape of every weight of the network.
         trained: Class names of the saved weights, if known.
         now: Class names of the data, if known.
+        tasks: Task and network of the checkpoint, and those of the recipe, from `task_of`.
 
     Raises:
         UserError: If they differ; the message says how.
     """
     mismatch = describe_mismatch(saved, expected, trained, now)
+    if mismatch and all(tasks) and tasks[0] != tasks[1]:
+        raise UserError(
+            f"The checkpoint is of {tasks[0]}, and the recipe is of {tasks[1]}. Use the config.yaml"
+            " of the run that wrote it. To initialise another network with pretrained weights, use"
+            " --model.weights."
+        )
     if mismatch:
         raise UserError(
             f"The checkpoint does not match this network: {mismatch}. Use the config.yaml and the"
             " data of the run that wrote it. To initialise another network with pretrained weights,"
             " use --model.weights."
         )
+
+
+def task_of(settings: Mapping[str, Any]) -> str:
+    """Task and network that the settings of a task name, for messages; empty if they do not.
+
+    Args:
+        settings: ``hyper_parameters`` of a checkpoint, or ``hparams`` of a task.
+    """
+    network = settings.get("network")
+    path = network.get("class_path") if isinstance(network, Mapping) else None
+    names = [_last(name) for name in (settings.get("_class_path"), path) if isinstance(name, str)]
+    return shown(" with ".join(names)) if len(names) == 2 else ""
 
 
 def warn_about_dropped_ema() -> None:
