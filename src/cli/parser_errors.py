@@ -69,6 +69,8 @@ def _unknown_setting(message: str, parser: Any) -> str | None:
     answer = answer_for(name)
     if name not in known and answer and answer.split()[0] != f"--{_join(message, name)}":
         return f"{subject} has no setting {_join(message, name)!r}. Use {answer}."
+    if owner is not None and (inside := _setting_of_part(name, owner)) is not None:
+        return f"{subject} has no setting {_join(message, name)!r}. Use --{_join(message, inside)}."
     if owner is not None and (others := _classes_with(name, owner)):
         return (
             f"{subject} has no setting {_join(message, name)!r}; it is a setting of"
@@ -78,6 +80,15 @@ def _unknown_setting(message: str, parser: Any) -> str | None:
         f" Its settings are {', '.join(known)}." if known else ""
     )
     return f"{subject} has no setting {_join(message, name)!r}.{hint}"
+
+
+def _setting_of_part(name: str, owner: type) -> str | None:
+    """The setting of this name of a part of a network: ``backbone.variant`` of a detector."""
+    for part in sorted(setting_names(owner)):
+        kind = _class_in(_annotation(owner, part))
+        if kind is not None and kind.__module__.startswith("src.") and name in setting_names(kind):
+            return f"{part}.{name}"
+    return None
 
 
 def _classes_with(name: str, owner: type) -> list[str]:

@@ -148,6 +148,11 @@ def test_wrong_settings(
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
+        (
+            "model.network.variant",
+            "MaskRCNN has no setting 'model.network.variant'."
+            " Use --model.network.backbone.variant.",
+        ),
         ("model.network.backbne.variant", "Did you mean --model.network.backbone.variant?"),
         (
             "model.network.backbone.varian",
