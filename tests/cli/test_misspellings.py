@@ -78,6 +78,12 @@ def test_the_closest_option_is_named(
         ("completion --shell bash", "Give SHELL without an option: completion SHELL."),
         ("consolidate", "consolidate needs CHECKPOINT, a checkpoint folder"),
         ("profile --model internimage_tt", "Did you mean 'internimage_t'?"),
+        (
+            "profile --model configs/toy/detection.yaml",
+            "profile takes the name of a variant, not a file. Use --model internimage_nano. The"
+            " memory of the whole network is computed by plan --config",
+        ),
+        ("profile --model docs", "not a folder. Use the name of a variant, such as internimage_t."),
         ("fit --name first", "fit needs a recipe. Add --config configs/<recipe>.yaml"),
         ("fit --model.netwrok.variant x", "--model.* settings change those of a recipe or a run"),
     ],

@@ -52,6 +52,15 @@ def test_a_misspelt_run_leads_to_the_closest_one(
     assert expected in capsys.readouterr().err
 
 
+def test_profile_leads_from_a_run_to_the_commands_that_read_runs(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["profile", "--model", "runs/tiny"]) == 2
+    error = capsys.readouterr().err
+    assert "takes the name of a variant, not a folder." in error
+    assert "computed by plan --ckpt_path runs/tiny, and its speed is measured by bench" in error
+
+
 @pytest.mark.parametrize("name", [["--name", "tiny"], []])
 def test_a_misspelt_keyword_leads_to_the_right_one(
     here: Path, capsys: pytest.CaptureFixture[str], name: list[str]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import timm
@@ -14,6 +15,7 @@ import src.models  # noqa: F401  registers the variants with timm
 from src.cli.suggestions import suggest
 from src.cli.tool_parser import ToolParser
 from src.errors import UserError
+from src.file_names import quoted
 from src.profiling.profile import (
     PUBLISHED_MACS,
     PUBLISHED_PARAMETERS,
@@ -23,6 +25,7 @@ from src.profiling.profile import (
     count_parameters,
     measure_activations,
 )
+from src.runs import CONFIG, read_settings
 
 if TYPE_CHECKING:
     from src.models import InternImage
@@ -43,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     names = timm.list_models(["internimage*", "flash_internimage*"])
     if args.model not in names:
+        _refuse_run_or_recipe(args.model)
         raise UserError(
             f"Unknown model {args.model!r}; expected one of {', '.join(names)}."
             f"{suggest(args.model, names)}"
@@ -60,6 +64,42 @@ def main(argv: Sequence[str] | None = None) -> int:
         _print_macs(args.model, size, args.batch, count_macs(network, image))
         _print_activations(measure_activations(network, image))
     return 0
+
+
+def _refuse_run_or_recipe(given: str) -> None:
+    """Name the variant of a run or a recipe, which is what this command takes.
+
+    Raises:
+        UserError: If there is a file or folder of this name.
+    """
+    path = Path(given)
+    if not path.exists():
+        return
+    file = path
+    if path.is_dir():
+        file = max(path.rglob(CONFIG), key=lambda found: found.stat().st_mtime, default=path)
+    is_settings = file.is_file() and file.suffix in (".yaml", ".yml")
+    variant = _variant_in(read_settings(file)) if is_settings else None
+    kind = "--config" if path.is_file() else "--ckpt_path"
+    use = f"--model {variant}" if variant else "the name of a variant, such as internimage_t"
+    whole = (
+        f" The memory of the whole network is computed by plan {kind} {quoted(given)}, and its"
+        " speed is measured by benchmark, with the same option."
+    )
+    raise UserError(
+        f"--model {given}: profile takes the name of a variant, not a"
+        f" {'file' if path.is_file() else 'folder'}. Use {use}.{whole if is_settings else ''}"
+    )
+
+
+def _variant_in(settings: object) -> str | None:
+    """The first ``variant`` of a network in the settings of a recipe."""
+    if not isinstance(settings, Mapping):
+        return None
+    if isinstance(variant := settings.get("variant"), str):
+        return variant
+    found = (_variant_in(value) for value in settings.values())
+    return next((variant for variant in found if variant is not None), None)
 
 
 def _print_macs(model: str, size: int, batch: int, macs: Macs) -> None:
