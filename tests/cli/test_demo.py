@@ -282,8 +282,8 @@ def test_ctrl_c_ends_the_server_without_an_error(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("port", "message"),
     [
-        ("80000", "--port takes a number from 0 (any free port) to 65535.\n"),
-        ("-1", "--port takes a number from 0 (any free port) to 65535.\n"),
+        ("80000", "--port takes a number from 0 (any free port) to 65535, got 80000.\n"),
+        ("-1", "--port takes a number from 0 (any free port) to 65535, got -1.\n"),
         (None, " is in use, perhaps by another demo. Set another --port; 0 is any free one.\n"),
     ],
 )

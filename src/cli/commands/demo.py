@@ -38,7 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = _parser().parse_args(argv)
     if not 0 <= args.port <= _LAST_PORT:
-        raise UserError(f"--port takes a number from 0 (any free port) to {_LAST_PORT}.")
+        raise UserError(
+            f"--port takes a number from 0 (any free port) to {_LAST_PORT}, got {args.port}."
+        )
     model = args.model or _exported(args.name)
     # Imported here, because it imports PyTorch, which takes seconds.
     from src.cli.demo_server import ExportedModel, make_server
