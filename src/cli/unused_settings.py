@@ -48,7 +48,7 @@ def _warn_about_batch_size(settings: Mapping[str, Any], command: Sequence[str]) 
     if given is None or {"validate", "test", "predict"}.isdisjoint(command[1:2]):
         return
     used = ((settings.get("data") or {}).get("init_args") or {}).get("eval_batch_size")
-    if used is not None:  # or else it is the batch size of training
+    if used is not None and str(used) != given:  # null is the batch size of training
         rank_zero_warn(
             f"data.batch_size={given} has no effect in {command[1]}, which takes"
             f" data.eval_batch_size={used} images at once. Set --data.eval_batch_size instead."

@@ -88,6 +88,7 @@ def test_the_batch_size_of_training_has_no_effect_beside_that_of_evaluation(
     )
     assert warned("--data.batch_size", "2", "--data.eval_batch_size", "3") == [message]
     assert warned("--data.eval_batch_size", "3") == []
+    assert warned("--data.batch_size", "3", "--data.eval_batch_size", "3") == []
     assert warned("--data.batch_size", "2", "--data.eval_batch_size", "null") == []
 
 
