@@ -90,6 +90,22 @@ def test_first_examples_of_the_operator_and_the_backbone_run() -> None:
     ]
 
 
+def test_metrics_are_read_by_epoch(
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shutil.copytree(trained / "runs/tiny", tmp_path / "runs/first")
+    monkeypatch.chdir(tmp_path)
+    blocks = python_blocks(ROOT / "docs" / "configuration.md")
+    names: dict[str, Any] = {}
+    exec(next(block for block in blocks if "metrics.csv" in block), names)
+    assert set(names["epochs"]) == {"0", "1"}  # of two epochs
+    assert {"train/loss", "val/top1", "epoch", "step"} <= names["epochs"]["1"].keys()
+    assert float(capsys.readouterr().out) == names["epochs"]["0"]["val/top1"]
+
+
 @pytest.mark.parametrize("args", [p for p in ALL if p.values[0][0] in PARSERS])
 def test_tool_command_parses(args: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
