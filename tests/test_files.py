@@ -223,7 +223,7 @@ NO_FILES = {
         "save(parts, checkpoint_id=folder)",
     ),  # into a folder that is renamed when complete
     ("export/files.py", "exported.save(path, external_data=size > LARGEST_SINGLE_FILE)"),  # also
-    ("cli/commands/demo.py", "result.draw().save(file, 'PNG')"),  # in memory
+    ("cli/demo_server.py", "result.draw().save(file, 'PNG')"),  # in memory
     ("serialization/parallel.py", "torch.save(self.folder.value(key), written)"),  # in memory
     (
         "data/toy/image_text.py",
