@@ -134,7 +134,7 @@ def _shown(result: Result) -> str:
     if isinstance(result, LabelMapResult):
         return (
             "prints the number, name and share of each class, and writes\n"
-            f"`results/photo_label_mapSUFFIX.png` with the number of every pixel, and {colours}"
+            f"`results/photo_label_mapSUFFIX.png` with the class of every pixel, and {colours}"
         )
     return f"prints the class, score and box of each detection, and writes {colours}"
 
@@ -213,7 +213,7 @@ _ARGUMENTS = """\
 parser = argparse.ArgumentParser(description="Predict on images with FILE.")
 parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="file or folder")
 parser.add_argument(
-    "--output", type=Path, default="results", metavar="FOLDER", help="of results (%(default)s)"
+    "--output", type=Path, default="results", metavar="FOLDER", help="for results (%(default)s)"
 )"""
 _MIN_SCORE = f"""\
 parser.add_argument(
@@ -256,9 +256,10 @@ if len(images) > 1:
     print(f"{path}:")"""
 _SAVE = """\
 def save(image, path):
-    print("Replaced" if path.exists() else "Wrote", path)
+    verb = "Replaced" if path.exists() else "Wrote"
     path.parent.mkdir(parents=True, exist_ok=True)
-    image.save(path)"""
+    image.save(path)
+    print(verb, path)"""
 _SHORT = """\
 short = [x if len(x) <= 30 else f"{x[:28]}..." for x in names]  # for drawings"""
 _METADATA = "metadata = session.get_modelmeta().custom_metadata_map"
