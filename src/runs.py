@@ -76,15 +76,17 @@ def find_checkpoint(
     Raises:
         UserError: If there is none.
     """
-    # Imported where they are needed: they import PyTorch, which takes seconds.
-    from src.distributed.checkpoints import is_sharded_checkpoint
-    from src.serialization import REST
-
     path = Path(source)
     if not path.name:  # "." has no name
         path = path.absolute()
     if not path.exists() and path.name == str(path):
         path = runs / path
+    if not path.exists() and path.suffix != ".ckpt":
+        raise UserError(_no_run(path, runs))
+    # Imported where they are needed: they import PyTorch, which takes seconds.
+    from src.distributed.checkpoints import is_sharded_checkpoint
+    from src.serialization import REST
+
     if path.is_file() or is_sharded_checkpoint(path):
         return path
     if (path / "checkpoints").is_dir():
@@ -110,8 +112,12 @@ def find_checkpoint(
             f"{path} has no checkpoint; train the network with fit, or name another run."
             f"{trial_of(path)}{others}"
         )
-    if path.exists():
-        raise UserError(f"{path} is not the folder of a run.{others}")
+    raise UserError(f"{path} is not the folder of a run.{others}")
+
+
+def _no_run(path: Path, runs: Path) -> str:
+    """Message about the path of a run of which there is nothing."""
+    others = other_versions(path) or _others(runs)
     recipe = own_recipe(path.name)
     first = (
         "" if recipe is None else f" Train it first: python -m src fit --config {quoted(recipe)}"
@@ -134,7 +140,7 @@ def find_checkpoint(
             " Change to the folder in which it was trained, or give the path of the run (on the"
             " command line with --ckpt_path)."
         )
-    raise UserError(f"There is no run {path}{where}.{hint}{others}{first}")
+    return f"There is no run {path}{where}.{hint}{others}{first}"
 
 
 def trial_of(path: Path) -> str:

@@ -171,6 +171,10 @@ def _command(name: str) -> Callable[[list[str]], int]:
 def _run_tool(name: str, args: list[str]) -> int:
     check_spelling(name, args)
     check_recipe(name, args)
+    if name == "export" and not {"-h", "--help"} & set(args):
+        from src.cli.export_options import check_options
+
+        check_options(args)
     if name in _TOOLS_WITH_LIGHTNING and not {"-h", "--help"} & set(args):
         _say_that_imports_take_time(name)
     run: Callable[[list[str]], int | None] = import_module(TOOLS[name]).main

@@ -4,3 +4,6 @@ from pathlib import Path
 
 RESULT_FILE = "model.onnx"
 EXPORTED = Path("exported")
+FORMATS = ("onnx", "pt2", "aoti", "safetensors")
+DCN_FORMS = ("deformconv", "gridsample", "gather", "native")
+"""Forms of DCNv3 in ONNX files."""

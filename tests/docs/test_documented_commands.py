@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from src.cli import main
-from src.cli.commands import benchmark, export, prepare
+from src.cli.commands import benchmark, prepare
+from src.cli.export_options import export_parser
 from src.data.toy.imagenet import write_toy_imagenet
 from src.data.toy.layout import ToySettings
 
@@ -17,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 PARSERS = {
     "prepare": prepare._parser,
-    "export": export._parser,
+    "export": export_parser,
     "benchmark": benchmark._parser,
 }
 PLACEHOLDERS = ("<", "runs/", "...", "data/own/")

@@ -16,15 +16,15 @@ from typing import Any, NamedTuple
 from src import files
 from src.callbacks.unreadable import with_reasons
 from src.cli.checkpoints import resolve_checkpoint
+from src.cli.export_options import check_folder, export_parser
 from src.cli.run_settings import run_with_settings
-from src.cli.tool_parser import ToolParser
 from src.data.formats.image_files import LISTED_EXTENSIONS, first_images, left_out
 from src.errors import UserError, counted, printable
 from src.export.card import note_check
 from src.export.check import Checked, check_files
 from src.export.description import Description
-from src.export.files import OPSETS, WRITERS
-from src.export.names import EXPORTED
+from src.export.files import WRITERS
+from src.export.names import EXPORTED, FORMATS
 from src.export.package import Form, possible_names, write
 from src.export.packages import require
 from src.hub import Pretrained, load_checkpoint, preprocessing_of, task_of
@@ -33,13 +33,6 @@ from src.hub.runs import without_num_classes
 from src.models.layers.low_rank import merge_low_rank
 from src.stopping import Interrupted
 
-FORMATS = (*WRITERS, "safetensors")
-_FROM_ONNX = {
-    "tensorrt": "TensorRT reads ONNX files: use --format onnx --preprocessing outside, and convert"
-    " model.onnx with trtexec (docs/export.md)",
-    "openvino": "OpenVINO reads ONNX files: use --format onnx --dcn gridsample (docs/export.md)",
-}
-"""How to come to formats that other programs make of ONNX files."""
 _SHARED = (".py", ".ttf")
 """Scripts and the font, which may be of the user or of another format."""
 _ONE_CPU = tuple(
@@ -72,10 +65,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: list[str]) -> int:
-    parser = _parser()
+    parser = export_parser()
     args, recipe = parser.parse_known_args(argv[1:])
-    if args.check and not args.check.exists():
-        raise UserError(f"The folder of images for --check does not exist: {args.check}.")
+    check_folder(args.check)
     if args.check and args.check.is_dir() and not first_images(args.check, 1):
         raise UserError(
             f"The folder for --check holds no images: {args.check}; expected files ending in"
@@ -133,75 +125,6 @@ def _tell_unreadable(data: Any, passed: bool | None) -> None:
     if passed is None or (passed and data.broken_images == "error"):
         raise UserError(message)
     print(f"note: {printable(message)}")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = ToolParser(
-        prog="python -m src export",
-        description="Export a trained network: --name RUN, or --ckpt_path FILE. Also accepts the "
-        "settings of a recipe: --config FILE, --model.weights FILE_OR_NAME, --data.class_names ...",
-    )
-    add = parser.add_argument
-    add(
-        "--ckpt_path", help="checkpoint: a path, best or last; default: model.weights of the recipe"
-    )
-    add("--out", type=Path, help="output folder (exported/<name of the recipe>)")
-    add(
-        "--format",
-        nargs="+",
-        type=_format,
-        choices=FORMATS,
-        default=["onnx"],
-        help="onnx; pt2: torch.export; aoti: compiled by AOTInductor; safetensors: weights, "
-        "network and class names, for Pretrained.from_pretrained (%(default)s)",
-    )
-    add(
-        "--dcn",
-        choices=tuple(OPSETS),
-        default="deformconv",
-        help="form of DCNv3 in ONNX files; deformconv: DeformConv (opset 20), for ONNX Runtime and "
-        "TensorRT; gridsample: GridSample (opset 18), for OpenVINO; gather: basic operators (opset "
-        "18), for everything else; native: the CPU kernels of this project, for ONNX Runtime with "
-        "the library that is written beside the file, fastest (%(default)s)",
-    )
-    add(
-        "--outputs",
-        choices=("result", "raw"),
-        default="result",
-        help="of ONNX files; result: one file from image to result; raw: what the network computes,"
-        " several files for Mask R-CNN (%(default)s)",
-    )
-    add(
-        "--preprocessing",
-        choices=("inside", "outside"),
-        default="inside",
-        help="inside: the ONNX file takes 8-bit images of any size; outside: prepared images "
-        "(%(default)s)",
-    )
-    add(
-        "--masks",
-        choices=("box", "image"),
-        default="box",
-        help="masks of detections in ONNX files; box: 28 x 28 probabilities in each box; image: "
-        "masks of the size of the image (%(default)s)",
-    )
-    add(
-        "--precision",
-        nargs="+",
-        choices=("float32", "float16", "int8"),
-        default=["float32"],
-        help="further ONNX files; float16: matrix products and convolutions; int8: linear layers",
-    )
-    add("--check", type=Path, metavar="FOLDER", help="compare with PyTorch on these images")
-    add("--push", metavar="USER/NAME", help="upload the safetensors folder to the hub")
-    return parser
-
-
-def _format(name: str) -> str:
-    """A format; those made of ONNX files are refused with the way to them."""
-    if name.lower() in _FROM_ONNX:
-        raise argparse.ArgumentTypeError(_FROM_ONNX[name.lower()])
-    return name
 
 
 def _refuse_options_without_effect(
