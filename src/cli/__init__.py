@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from src.cli.arguments import check_files, check_recipe, check_trainer_settings, checked
 from src.cli.misspellings import check_spelling, check_values_given
+from src.cli.mixed_recipes import note_of_tasks
 from src.cli.process_failures import explanation, stop_with_parent
 from src.cli.requirements import missing_requirement
 from src.cli.short_help import short_help
@@ -189,6 +190,8 @@ def _train(args: list[str]) -> int:
     check_spelling(args[0], args[1:])  # all before the imports, of which Lightning takes seconds
     args = checked(args, after=1)
     check_recipe(args[0], args[1:])
+    if (note := note_of_tasks(args)) is not None and is_first_rank():
+        print(f"note: {printable(note)}", file=sys.stderr, flush=True)
     _say_that_imports_take_time(args[0])
     from src.cli.run_settings import run_with_settings
 

@@ -45,3 +45,14 @@ def test_weights_are_described_if_a_checkpoint_does_not_name_its_task(
     flags = ["--data.root", "data/toy/coco", "--data.num_workers", "0"]
     assert main(["validate", "-c", DETECTION, "--ckpt_path", "nameless.ckpt", *flags]) == 2
     assert "does not match this network: " in capsys.readouterr().err
+
+
+def test_recipes_of_two_tasks_lead_to_a_note(capsys: pytest.CaptureFixture[str]) -> None:
+    classification = str(CONFIGS / "toy" / "classification.yaml")
+    trainer = str(CONFIGS / "debug" / "fast.yaml")
+    note = "note: The recipes are of different tasks, of which the last one is used: "
+    main(["fit", "-c", classification, f"--config={DETECTION}", "--print_config"])
+    both = f"{classification} (ClassificationTask), {DETECTION} (DetectionTask)."
+    assert note + both in capsys.readouterr().err
+    main(["fit", "-c", classification, "-c", trainer, "--print_config"])
+    assert note not in capsys.readouterr().err
