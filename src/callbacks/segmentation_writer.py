@@ -156,7 +156,7 @@ def own_image(
     Args:
         label_map: Class indices, ``(H, W)``.
         own: Number or colour of each class.
-        palette: _Colour of each class for viewing.
+        palette: Colour of each class for viewing.
 
     Returns:
         An image of mode ``RGB`` for colours, ``P`` for numbers up to 255, else ``I;16``.
