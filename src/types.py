@@ -21,6 +21,9 @@ ENOUGH_IMAGES = 10_000
 Size = tuple[int, int]
 """Height and width in pixels."""
 
+Colour = tuple[int, int, int]
+"""Red, green and blue, 0 to 255."""
+
 ImageId = int | str
 """Id of an image in an annotation file: a number in COCO, a name in some other datasets."""
 

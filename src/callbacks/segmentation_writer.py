@@ -18,9 +18,8 @@ from src.callbacks.run_folder import run_folder, tell
 from src.callbacks.unreadable import gather
 from src.decoding import BrokenImageError, decode
 from src.errors import UserError, counted
+from src.types import Colour
 from src.visualization import draw_label_map
-
-_Colour = tuple[int, int, int]
 
 
 class LabelMapWriter(Callback):
@@ -101,7 +100,7 @@ class LabelMapWriter(Callback):
                     self._drawn += 1
             self._count += 1
 
-    def _own_values(self, data: Any) -> Sequence[int] | Sequence[_Colour] | None:
+    def _own_values(self, data: Any) -> Sequence[int] | Sequence[Colour] | None:
         """Value of each class in the label maps to write; ``None`` for class indices.
 
         Raises:
@@ -109,7 +108,7 @@ class LabelMapWriter(Callback):
         """
         if self.values == "classes":
             return None
-        own: Sequence[int] | Sequence[_Colour] | None = getattr(data, "own_values", None)
+        own: Sequence[int] | Sequence[Colour] | None = getattr(data, "own_values", None)
         if own is None:
             raise UserError(
                 "--label_maps.values own: the numbers of your label maps are not known, because the"
@@ -130,7 +129,7 @@ class LabelMapWriter(Callback):
                 tell(f"Overlays:    {folder / 'overlays'} ({drawn} of {counted(written, 'file')})")
 
 
-def _describe(names: list[str], data: Any, own: Sequence[int] | Sequence[_Colour] | None) -> str:
+def _describe(names: list[str], data: Any, own: Sequence[int] | Sequence[Colour] | None) -> str:
     """What the values of the label maps are."""
     if own is not None:
         first, last = (_text(value) for value in (own[0], own[-1]))
@@ -144,12 +143,12 @@ def _describe(names: list[str], data: Any, own: Sequence[int] | Sequence[_Colour
     return text
 
 
-def _text(value: int | _Colour) -> str:
+def _text(value: int | Colour) -> str:
     return str(value) if isinstance(value, int) else "#" + "".join(f"{v:02x}" for v in value)
 
 
 def own_image(
-    label_map: NDArray[np.uint8], own: Sequence[int] | Sequence[_Colour], palette: list[_Colour]
+    label_map: NDArray[np.uint8], own: Sequence[int] | Sequence[Colour], palette: list[Colour]
 ) -> Image.Image:
     """A label map with other values than class indices.
 
@@ -166,13 +165,13 @@ def own_image(
         return Image.fromarray(
             values.astype(np.uint8 if values.ndim == 2 else np.uint16)[label_map]
         )
-    colours: list[_Colour] = [(0, 0, 0)] * 256
+    colours: list[Colour] = [(0, 0, 0)] * 256
     for number, colour in zip(values.tolist(), palette, strict=True):
         colours[number] = colour
     return _palette_image(values.astype(np.uint8)[label_map], colours)
 
 
-def _palette_image(label_map: NDArray[np.uint8], palette: list[_Colour]) -> Image.Image:
+def _palette_image(label_map: NDArray[np.uint8], palette: list[Colour]) -> Image.Image:
     image = Image.fromarray(label_map)
     image.putpalette([value for colour in palette for value in colour])
     return image

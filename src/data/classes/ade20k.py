@@ -6,7 +6,7 @@ first name of each line of objectInfo150.txt, and the colours of its palette.
 
 from __future__ import annotations
 
-from src.data.classes.palette import Colour
+from src.types import Colour
 
 ADE20K_NAMES: tuple[str, ...] = tuple(
     """

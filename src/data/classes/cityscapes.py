@@ -7,8 +7,7 @@ of the official InternImage models for Mapillary Vistas v1.2 (Neuhold et al., IC
 
 from __future__ import annotations
 
-from src.data.classes.palette import Colour
-from src.types import IGNORE_LABEL
+from src.types import IGNORE_LABEL, Colour
 
 CITYSCAPES_PALETTE: dict[str, Colour] = {
     "road": (128, 64, 128),

@@ -7,7 +7,7 @@ colours, the first ones of ADE20K, as in the official InternImage model.
 from __future__ import annotations
 
 from src.data.classes.ade20k import ade20k_palette
-from src.data.classes.palette import Colour
+from src.types import Colour
 
 NYU_DEPTH_V2_NAMES: tuple[str, ...] = tuple(
     """

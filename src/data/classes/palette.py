@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-Colour = tuple[int, int, int]
-"""Red, green and blue, 0 to 255."""
-
+from src.types import Colour
 
 _FIRST: tuple[Colour, ...] = (
     (67, 99, 216),  # blue

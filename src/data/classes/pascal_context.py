@@ -7,7 +7,7 @@ colours there are those of ADE20K from the second one.
 from __future__ import annotations
 
 from src.data.classes.ade20k import ade20k_palette
-from src.data.classes.palette import Colour
+from src.types import Colour
 
 PASCAL_CONTEXT_NAMES: tuple[str, ...] = tuple(
     """

@@ -12,9 +12,7 @@ from numpy.typing import NDArray
 from src.data.formats.label_maps import MAX_CLASSES, refuse_floats, stored_values
 from src.decoding import MAX_PIXELS, open_image
 from src.errors import UserError, counted
-from src.types import IGNORE_LABEL
-
-Colour = tuple[int, int, int]
+from src.types import IGNORE_LABEL, Colour
 
 _LINE = re.compile(r"#?([0-9a-fA-F]{6})\s+(.+)")
 UNLABELLED = ("unlabelled", "unlabeled")

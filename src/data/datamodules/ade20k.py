@@ -17,7 +17,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from src.data.classes.ade20k import ADE20K_NAMES, ade20k_palette
 from src.data.classes.class_names import read_class_names
-from src.data.classes.palette import Colour, distinct_palette
+from src.data.classes.palette import distinct_palette
 from src.data.datamodules.absent_classes import find_occurring_classes
 from src.data.datamodules.base import MAX_SIDE, BaseDataModule, Collate, check
 from src.data.datamodules.loaders import LOADING, LoaderOptions
@@ -42,7 +42,7 @@ from src.data.transforms.batches import Normalization, clear_padding
 from src.data.transforms.protocols import ViewsTransform
 from src.decoding import MAX_PIXELS
 from src.errors import UserError
-from src.types import IGNORE_LABEL
+from src.types import IGNORE_LABEL, Colour
 
 Triple = tuple[float, float, float]
 

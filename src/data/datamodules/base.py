@@ -16,7 +16,7 @@ from lightning import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
-from src.data.classes.palette import Colour, distinct_palette
+from src.data.classes.palette import distinct_palette
 from src.data.datamodules.loaders import LOADING, Loader, LoaderOptions, start_worker
 from src.data.datasets.features import FeatureDataset
 from src.data.datasets.files_to_predict import FilesToPredict
@@ -26,6 +26,7 @@ from src.data.samplers.padding import CountedCollate
 from src.data.transforms.batches import Normalization
 from src.decoding import MAX_PIXELS
 from src.errors import UserError
+from src.types import Colour
 
 MAX_SIDE = 8192
 """Maximum height and width of the input of a classifier and of crops, in pixels; recipes use up to

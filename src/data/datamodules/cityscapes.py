@@ -14,13 +14,13 @@ from src.data.classes.cityscapes import (
     CITYSCAPES_PALETTE,
     MAPILLARY_TO_CITYSCAPES,
 )
-from src.data.classes.palette import Colour
 from src.data.datamodules.ade20k import ADE20KDataModule
 from src.data.datasets.cityscapes import CityscapesEvalDataset
 from src.data.datasets.segmentation_folder import SegmentationEvalDataset, find_pairs
 from src.data.formats.label_maps import ClassValues
 from src.errors import UserError
 from src.file_names import quoted
+from src.types import Colour
 
 _IMAGE = "_leftImg8bit.png"
 _COARSE = {

@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 from src.data.classes.nyu_depth_v2 import NYU_DEPTH_V2_NAMES, nyu_depth_v2_palette
-from src.data.classes.palette import Colour
 from src.data.datamodules.ade20k import ADE20KDataModule
+from src.types import Colour
 
 
 class NYUDepthV2DataModule(ADE20KDataModule):

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from src.data.classes.palette import Colour
 from src.data.classes.pascal_context import PASCAL_CONTEXT_NAMES, pascal_context_palette
 from src.data.datamodules.ade20k import ADE20KDataModule
+from src.types import Colour
 
 
 class PascalContextDataModule(ADE20KDataModule):
