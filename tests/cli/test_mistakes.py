@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -12,31 +11,6 @@ import torch
 
 from src.cli import main
 from src.config_files import CONFIGS
-
-
-@pytest.fixture
-def folder(
-    tmp_path: Path, write_recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> Path:
-    """Working directory with the recipe ``tiny.yaml``."""
-    write_recipe(tmp_path)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.fixture
-def error_of(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Run a command that must fail, and return its error message."""
-
-    def run(*arguments: str) -> str:
-        assert main(arguments) == 2
-        lines = capsys.readouterr().err.splitlines()
-        errors = [line for line in lines if line.startswith("error: ")]
-        assert len(errors) == 1
-        assert not any("Traceback" in line for line in lines)
-        return errors[0].removeprefix("error: ")
-
-    return run
 
 
 @pytest.mark.parametrize(
@@ -209,18 +183,6 @@ def test_the_description_of_a_yolo_dataset(folder: Path, error_of: Callable[...,
     assert "`python -m src prepare from-yolo .` first" in text
 
 
-@pytest.mark.parametrize("option", ["--config", "--data"])
-def test_annotations_instead_of_a_configuration(
-    folder: Path, error_of: Callable[..., str], option: str
-) -> None:
-    Path("labels.json").write_text('{"images": [], "annotations": [], "categories": []}')
-    text = error_of("fit", option, "labels.json")
-    assert text == (
-        "labels.json is a COCO annotation file; make a recipe by `python -m src prepare from-coco"
-        " labels.json` first."
-    )
-
-
 def test_a_suggestion_replaces_the_list_of_settings(
     folder: Path, error_of: Callable[..., str]
 ) -> None:
@@ -228,40 +190,11 @@ def test_a_suggestion_replaces_the_list_of_settings(
     assert text.endswith("no setting 'data.predict'. Did you mean 'data.predict_dir'?")
 
 
-def test_a_folder_instead_of_a_configuration(folder: Path, error_of: Callable[..., str]) -> None:
-    Path("own").mkdir()
-    assert "own is a folder; give a .yaml file." in error_of("fit", "--config", "own")
-    Path("own/photos.yaml").write_text("")
-    assert "give the .yaml in it: own/photos.yaml." in error_of("fit", "--config", "own")
-
-
 def test_options_without_a_value(folder: Path, error_of: Callable[..., str]) -> None:
     text = error_of("fit", "-c", "tiny.yaml", "--ckpt_path")
     assert text == "--ckpt_path needs last, best or a file."
     text = error_of("fit", "-c", "tiny.yaml", "--data.batch_size", "--trainer.max_epochs", "1")
     assert text == "--data.batch_size needs a value."
-
-
-@pytest.mark.parametrize(
-    ("option", "given", "finished"),
-    [("epochs", 0, "2 epochs"), ("epochs", 2, "2 epochs"), ("steps", 6, "6 steps")],
-)
-def test_a_checkpoint_that_has_finished(
-    folder: Path,
-    trained: Path,
-    error_of: Callable[..., str],
-    option: str,
-    given: int,
-    finished: str,
-) -> None:
-    checkpoint = trained / "runs/tiny/version_0/checkpoints/last.ckpt"  # of two epochs
-    flags = ["--ckpt_path", str(checkpoint), "--trainer.max_epochs", "3"]
-    text = error_of("fit", "-c", "tiny.yaml", *flags, f"--trainer.max_{option}", str(given))
-    assert text == (
-        f"Nothing is left to train: {checkpoint} has finished {finished}; trainer.max_{option}"
-        f" must be larger, and it is {given}."
-    )
-    assert not Path("runs").exists()
 
 
 def test_unsuitable_callbacks(folder: Path, error_of: Callable[..., str]) -> None:
@@ -378,206 +311,9 @@ def test_wrong_commands(folder: Path, error_of: Callable[..., str]) -> None:
     assert "use --config some/tiny.yaml" in error_of("fit", "some/tiny.yaml")
 
 
-@pytest.mark.parametrize("name", ["photos", "photos_trial"])
-def test_the_name_of_a_prepared_dataset_leads_to_its_recipe(
-    folder: Path, error_of: Callable[..., str], name: str
-) -> None:
-    assert error_of("fit", "--name", name).startswith("fit needs a recipe. Add --config configs/")
-    recipe = Path("data/own/photos/photos.yaml")
-    recipe.parent.mkdir(parents=True)
-    shutil.copy("tiny.yaml", recipe)
-    advice = "Add --config data/own/photos/photos.yaml."
-    assert error_of("fit", "--name", name) == f"fit needs a recipe. {advice}"
-    assert error_of("fit", "--name", name, "--data.batch_size=2").endswith(f"is given. {advice}")
-
-
-def test_wrong_configuration_files(folder: Path, error_of: Callable[..., str]) -> None:
-    assert "The configuration file" in (text := error_of("fit", "-c", "nowhere.yaml"))
-    assert "nowhere.yaml does not exist" in text
-    for name in ("tyni.yaml", "tiny.yml"):
-        text = error_of("fit", "-c", name)
-        assert text == f"The configuration file {name} does not exist. Did you mean tiny.yaml?"
-    Path("broken.yaml").write_text("model:\n  class_path: [a\n  b: }")
-    for option in ("-c", "--data", "--model.network", "--trainer"):
-        text = error_of("fit", "-c", "tiny.yaml", option, "broken.yaml")
-        assert text.startswith("The configuration file broken.yaml is not valid YAML in line 3")
-    Path("broken.yaml").write_text("model: \x07")
-    text = error_of("fit", "-c", "broken.yaml")
-    assert text.startswith("The configuration file broken.yaml is not valid YAML: unacceptable")
-    Path("broken.yaml").write_text("model: " + "[" * 100_000)
-    text = error_of("fit", "-c", "broken.yaml")
-    assert text == "The configuration file broken.yaml is nested too deeply."
-    Path("model.yaml").write_text("class_path: ClassificationTask\ninit_args: {netwrk: null}")
-    text = error_of("fit", "-c", "tiny.yaml", "--model", "model.yaml")
-    assert "no setting 'model.netwrk'. Did you mean 'model.network'?" in text
-
-
-@pytest.mark.parametrize(
-    ("given", "meant"),
-    [
-        ("tiny", "tiny.yaml"),
-        ("configs/toy/detection", "configs/toy/detection.yaml"),
-        ("configs/toy/detection.yml", "configs/toy/detection.yaml"),
-        ("toy/detection.yaml", "configs/toy/detection.yaml"),
-        ("internimage_t_1k_224", "configs/classification/internimage_t_1k_224.yaml"),
-        ("configs/internimage_t_1k_225.yaml", "configs/classification/internimage_t_1k_224.yaml"),
-    ],
-)
-def test_incomplete_names_of_configuration_files(
-    folder: Path, error_of: Callable[..., str], given: str, meant: str
-) -> None:
-    expected = f"The configuration file {given} does not exist. Did you mean {meant}?"
-    assert error_of("fit", "-c", given) == error_of("plan", f"--config={given}") == expected
-    assert error_of("fit", "-c", "nowhere") == "The configuration file nowhere does not exist."
-
-
-@pytest.mark.parametrize(
-    "given",
-    [
-        "data/own/photo/photos.yaml",
-        "data/own/photo/photo.yaml",
-        "dat/own/photos/photos.yml",
-        "data/own/photo/photos",
-    ],
-)
-def test_configuration_files_in_a_misspelt_folder(
-    folder: Path, error_of: Callable[..., str], given: str
-) -> None:
-    Path("data/own/photos").mkdir(parents=True)
-    shutil.copy("tiny.yaml", "data/own/photos/photos.yaml")
-    assert error_of("fit", "--config", given) == (
-        f"The configuration file {given} does not exist. Did you mean data/own/photos/photos.yaml?"
-    )
-    text = error_of("fit", "--config", "data/own/photo/recipe.yaml")
-    assert text.endswith("does not exist.")
-
-
-@pytest.mark.parametrize("damage", ["truncated", "empty", "text"])
-def test_damaged_checkpoints(
-    folder: Path, trained: Path, error_of: Callable[..., str], damage: str
-) -> None:
-    whole = (trained / "runs/tiny/version_0/checkpoints/last.ckpt").read_bytes()
-    content = {"truncated": whole[: len(whole) // 2], "empty": b"", "text": b"hello"}[damage]
-    Path("bad.ckpt").write_bytes(content)
-    text = error_of("fit", "-c", "tiny.yaml", "--ckpt_path", "bad.ckpt")
-    size = len(content)
-    assert text.startswith(
-        f"The checkpoint bad.ckpt ({size:,} bytes) cannot be read: it is damaged"
-    )
-
-
-def test_weights_that_are_not_finite(
-    folder: Path, trained: Path, error_of: Callable[..., str]
-) -> None:
-    content = torch.load(trained / "runs/tiny/version_0/checkpoints/last.ckpt", weights_only=True)
-    for state in (content["state_dict"], content["current_model_state"]):
-        state["network.patch_embed.conv1.weight"].fill_(float("nan"))
-    torch.save(content, "nan.ckpt")
-    text = error_of("fit", "-c", "tiny.yaml", "--model.weights", "nan.ckpt")
-    assert "NaN or infinite values, first in" in text
-    flags = ["--trainer.max_epochs", "3", "--ckpt_path", "nan.ckpt"]
-    assert "NaN or infinite values" in error_of("fit", "-c", "tiny.yaml", *flags)
-
-
 def test_a_single_image_per_step(folder: Path, error_of: Callable[..., str]) -> None:
     flags = ["--data.batch_size", "1", "--model.mixup_alpha", "0", "--model.cutmix_alpha", "0"]
     assert "Batch norm cannot train" in error_of("fit", "-c", "tiny.yaml", *flags)
-
-
-def test_weights_are_not_a_checkpoint(folder: Path, error_of: Callable[..., str]) -> None:
-    torch.save({"model": {}}, "official.pth")
-    text = error_of("fit", "-c", "tiny.yaml", "--ckpt_path", "official.pth")
-    assert "official.pth is not a checkpoint of a training run" in text
-    assert "--model.weights official.pth" in text
-
-
-@pytest.mark.parametrize("command", ["fit", "validate"])
-def test_checkpoint_of_another_variant(
-    folder: Path, trained: Path, error_of: Callable[..., str], command: str
-) -> None:
-    checkpoint = trained / "runs/tiny/version_0/checkpoints/last.ckpt"
-    flags = ["--model.network.channels", "16", "--ckpt_path", str(checkpoint)]
-    text = error_of(command, "-c", "tiny.yaml", *flags)
-    assert text.startswith("The checkpoint does not match this network:")
-    # The first filter of the stem has half as many channels as the network.
-    assert "expected (8, 3, 3, 3), got (4, 3, 3, 3)" in text
-
-
-def test_checkpoint_of_another_number_of_classes(
-    folder: Path, trained: Path, error_of: Callable[..., str]
-) -> None:
-    checkpoint = trained / "runs/tiny/version_0/checkpoints/last.ckpt"
-    flags = ["--ckpt_path", str(checkpoint), "--data.class_names", "[blue,green,red,violet]"]
-    text = error_of("validate", "-c", "tiny.yaml", *flags)
-    classes = "it has 3 classes (blue, green, red), but the data have 4 (blue, green, red, violet)."
-    assert text.startswith(f"The checkpoint does not match this network: {classes}")
-    assert "Use the config.yaml and the data of the run" in text
-
-
-def test_weights_that_fit_are_reported(
-    folder: Path, trained: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    checkpoint = trained / "runs/tiny/version_0/checkpoints/last.ckpt"
-    flags = ["fit", "-c", "tiny.yaml", "--trainer.max_steps", "1", "--model.weights"]
-    assert main([*flags, str(checkpoint)]) == 0
-    line = f"Weights:     {checkpoint}, all (\\d+) tensors fit"
-    found = re.search(line, capsys.readouterr().out)
-    state = torch.load(checkpoint, weights_only=True)["state_dict"]
-    assert found
-    assert int(found[1]) == sum(name.startswith("network.") for name in state)
-    content = {name: value for name, value in state.items() if ".head." not in name}
-    torch.save({"state_dict": content}, "headless.pth")
-    assert main([*flags, "headless.pth"]) == 0
-    assert "tensors fit" not in capsys.readouterr().out
-
-
-def test_weights_of_another_variant(
-    folder: Path, trained: Path, error_of: Callable[..., str]
-) -> None:
-    checkpoint = trained / "runs/tiny/version_0/checkpoints/last.ckpt"
-    flags = ["--model.network.channels", "16", "--model.weights", str(checkpoint)]
-    assert str(checkpoint) in error_of("fit", "-c", "tiny.yaml", *flags)
-
-
-def test_checkpoint_of_other_classes(folder: Path, trained: Path, images: Path) -> None:
-    shutil.copytree(images / "val", "other/val")
-    Path("other/val/blue").rename("other/val/azure")
-    checkpoint = str(trained / "runs/tiny/version_0/checkpoints/last.ckpt")
-    flags = ["-c", "tiny.yaml", "--ckpt_path", checkpoint]
-    with pytest.warns(UserWarning, match="'blue' in the weights and 'azure' in the data"):
-        assert main(["validate", *flags, "--data.root", "other"]) == 0
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", message="The checkpoint was trained for other classes")
-        assert main(["validate", *flags]) == 0
-
-
-@pytest.mark.parametrize(
-    "command", [["validate"], ["predict", "--data.predict_dir", "renamed"], ["export"], ["fit"]]
-)
-def test_checkpoint_of_classes_in_another_order(
-    command: list[str],
-    folder: Path,
-    trained: Path,
-    images: Path,
-    error_of: Callable[..., str],
-) -> None:
-    shutil.copytree(images, "renamed")
-    for split in ("train", "val"):  # "blue" was the first of the sorted names
-        Path("renamed", split, "blue").rename(Path("renamed", split, "violet"))
-    checkpoint = str(trained / "runs/tiny/version_0/checkpoints/last.ckpt")
-    data = ["--data.root", "renamed"]
-    error = error_of(*command, "-c", "tiny.yaml", "--ckpt_path", checkpoint, *data)
-    assert "'green' is number 1 in the weights and 0 in the data" in error
-    assert "The weights know blue, green, red in this order. Train again" in error
-    assert not Path("exported").exists()
-
-
-def test_checkpoint_of_other_optimizer_groups(
-    folder: Path, trained: Path, error_of: Callable[..., str]
-) -> None:
-    checkpoint = trained / "runs/tiny/version_0/checkpoints/last.ckpt"
-    flags = ["--model.layer_decay", "0.9", "--ckpt_path", str(checkpoint)]
-    assert "groups the parameters for the optimizer" in error_of("fit", "-c", "tiny.yaml", *flags)
 
 
 def test_a_broken_image_is_named(folder: Path, error_of: Callable[..., str], images: Path) -> None:
