@@ -190,6 +190,12 @@ def _train(args: list[str]) -> int:
     check_spelling(args[0], args[1:])  # all before the imports, of which Lightning takes seconds
     args = checked(args, after=1)
     check_recipe(args[0], args[1:])
+    if args[0] != "fit":
+        from src.cli.early_checks import check_images, check_run
+
+        check_run(args[1:])
+        if args[0] == "predict":
+            check_images(args[1:])
     if (note := note_of_tasks(args)) is not None and is_first_rank():
         print(f"note: {printable(note)}", file=sys.stderr, flush=True)
     _say_that_imports_take_time(args[0])

@@ -185,7 +185,8 @@ def _check_follow_options(args: Sequence[str]) -> None:
 
 def _loose_argument(argument: str) -> str:
     """Message about an argument that does not follow an option."""
-    from src.runs import is_run_or_checkpoint  # late, because it imports torch
+    from src.data.formats.image_files import is_image  # late: both need packages
+    from src.runs import is_run_or_checkpoint
 
     name, separator, value = argument.partition("=")
     path, word = Path(argument), quoted(argument)
@@ -197,7 +198,7 @@ def _loose_argument(argument: str) -> str:
         return f"Unexpected argument {argument!r}; options start with two hyphens: {use}."
     if path.suffix in (".yaml", ".yml"):
         return f"Unexpected argument {argument!r}; use --config {word} for a settings file."
-    if path.exists():
+    if path.exists() or is_image(path):
         dataset = f", or --data.root {word} for a dataset" if path.is_dir() else ""
         return (
             f"Unexpected argument {argument!r}; use --data.predict_dir {word} for images to"

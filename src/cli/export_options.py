@@ -6,11 +6,10 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from src.cli.arguments import option
+from src.cli.early_checks import check_run
 from src.cli.tool_parser import ToolParser
 from src.errors import UserError
 from src.export.names import DCN_FORMS, FORMATS
-from src.runs import KEYWORDS, find_checkpoint, is_run_or_checkpoint
 
 _FROM_ONNX = {
     "tensorrt": "TensorRT reads ONNX files: use --format onnx --preprocessing outside, and convert"
@@ -31,12 +30,7 @@ def check_options(args: Sequence[str]) -> None:
     """
     known, _ = export_parser().parse_known_args(args)
     check_folder(known.check)
-    name, given = option(args, "--name"), known.ckpt_path
-    has_recipe = any(arg.partition("=")[0] in ("--config", "-c") for arg in args)
-    runs = Path(option(args, "--trainer.default_root_dir") or "runs")
-    is_other = name is not None and is_run_or_checkpoint(Path(name))  # reported with what to use
-    if name and not has_recipe and not is_other and given in (None, *KEYWORDS):
-        find_checkpoint(runs / name, given, runs)
+    check_run(args)
 
 
 def check_folder(images: Path | None) -> None:

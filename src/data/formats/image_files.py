@@ -52,18 +52,10 @@ def find_images(source: str | Path) -> list[str]:
     Raises:
         UserError: If the source is missing, a URL, or a folder without images.
     """
-    given, source = source, Path(source)
+    check_source(source)
+    source = Path(source)
     if source.is_file():
         return [str(source)]
-    if not source.is_dir():
-        refuse_url(given)
-        close = similar_file(source) if source.suffix else ""
-        if not close and (folder := similar_folder(source)) is not None:
-            close = f" Did you mean {folder}?"
-        raise UserError(
-            f"There is nothing to predict: {source} is neither a file nor a folder."
-            f"{close or ' Give an image or a folder of images.'}"
-        )
     images = list_images(source)
     if not images:
         raise UserError(
@@ -71,6 +63,25 @@ def find_images(source: str | Path) -> list[str]:
             f"{LISTED_EXTENSIONS}."
         )
     return images
+
+
+def check_source(source: str | Path) -> None:
+    """Refuse images to predict that do not exist.
+
+    Raises:
+        UserError: If the source is a URL, or neither a file nor a folder.
+    """
+    path = Path(source)
+    if path.exists():
+        return
+    refuse_url(source)
+    close = similar_file(path) if path.suffix else ""
+    if not close and (folder := similar_folder(path)) is not None:
+        close = f" Did you mean {folder}?"
+    raise UserError(
+        f"There is nothing to predict: {path} is neither a file nor a folder."
+        f"{close or ' Give an image or a folder of images.'}"
+    )
 
 
 def refuse_url(source: str | Path) -> None:
