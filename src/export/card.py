@@ -8,7 +8,7 @@ from pathlib import Path
 from src import files
 from src.export.description import Description
 from src.export.names import RESULT_FILE
-from src.export.preparation import described
+from src.export.preparation import described, read_by_caller
 from src.export.raw_card import FORMATS, formats_of
 from src.export.script import SCRIPTS, running
 from src.models.graphs import ClassResult, RegionResult, Result
@@ -108,10 +108,17 @@ def _preprocessing(
     steps = _STEPS.get(type(result), "resizes and normalises")
     part = f"Part of `{RESULT_FILE}`: it {steps} RGB images of 8 bits."
     how = described(result, description.preprocessing)
-    if not inside:
-        return f"Not part of the files. {how}"
-    is_alone = formats_of(paths) == ["onnx"]
-    return part if is_alone else f"{part}\n\nNot part of the other files. {how}"
+    names = {path.name for path in paths}
+    script = next((name for name in SCRIPTS.values() if name in names), None)
+    parts = [
+        "No file does this; do it first in your program:\n\n"
+        + read_by_caller(script, upright=description.upright)
+    ]
+    if inside:
+        parts.append(part)
+    if not inside or formats_of(paths) != ["onnx"]:
+        parts.append(f"Not part of the {'other ' if inside else ''}files. {how}")
+    return "\n\n".join(parts)
 
 
 def _classes(description: Description) -> str:

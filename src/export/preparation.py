@@ -81,6 +81,26 @@ def is_known(settings: Mapping[str, Any]) -> bool:
     return sized and {"mean", "std"} <= settings.keys()
 
 
+def read_by_caller(script: str | None, *, upright: bool) -> str:
+    """What every program does before it gives an image to a file, as a list.
+
+    Args:
+        script: Name of a script whose function ``read`` does it, if there is one.
+        upright: Whether the EXIF orientation is applied.
+    """
+    turned = (
+        "Apply the EXIF orientation of the image file (`upright`; with Pillow:"
+        " `ImageOps.exif_transpose(photo)`)."
+        if upright
+        else "Use the image as it is stored, without its EXIF orientation (`upright` is False)."
+    )
+    steps = f"""\
+- {turned}
+- Convert it to RGB of 8 bits. Scale images of more bits before: `convert("RGB")` of Pillow would
+  make most of their pixels white."""
+    return f"{steps}\n\nThe function `read` of `{script}` does both; copy it." if script else steps
+
+
 def described(result: Result | None, settings: Mapping[str, Any]) -> str:
     """How an image is prepared, before a list of the settings.
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from src.export.library import operators
 from src.export.names import RESULT_FILE
+from src.models.detection.rcnn.mask_head import MASK_SIDE
 from src.models.graphs import ClassResult, LabelMapResult, RegionResult, Result
 
 _BOX_OUTPUTS = {
@@ -14,7 +15,27 @@ _BOX_OUTPUTS = {
     "scores": "(detections,) float32 | probabilities",
     "labels": "(detections,) int64 | class numbers",
 }
-_BOX_MASKS = {"masks": "(detections, 28, 28) float32 | probabilities inside of each box"}
+_BOX_MASKS = {
+    "masks": "(detections, 28, 28) float32 | probabilities inside of each box; see `paste`"
+}
+_PASTED = f"""\
+Masks are sampled bilinearly at pixel centres, with zeros around them; a pixel belongs to an object
+from THRESHOLD on (`mask_threshold` in the metadata). `paste(masks[i], boxes[i], height, width)` is
+the mask of detection `i`, bool, in the image of its box; for an image of another size, scale the
+box first.
+
+```python
+def shares(low, high, pixels):  # (pixels, {MASK_SIDE}): weights of rows or columns of a mask
+    place = (np.arange(pixels) + 0.5 - low) / (high - low) * {MASK_SIDE} - 0.5
+    return np.maximum(1 - np.abs(place[:, None] - np.arange({MASK_SIDE})), 0)
+
+
+def paste(mask, box, height, width, threshold=THRESHOLD):
+    left, top, right, bottom = box.astype(float)
+    return shares(top, bottom, height) @ mask @ shares(left, right, width).T >= threshold
+```
+
+A file exported with `--masks image` does this itself: its masks are those of the whole image."""
 _IMAGE_MASKS = {"masks": "(detections, height, width) bool | mask of each detection"}
 _LABEL_MAP = {
     "label_map": "(batch, height, width) int64 | best class of each pixel",
@@ -41,6 +62,9 @@ def result_section(
     """
     rows = "\n".join(f"| `{k}` | out | {v} |" for k, v in _outputs(result, masks).items())
     tensorrt = "" if library else f"\n\n{_tensorrt(settings, inside)}"
+    pasted = ""
+    if masks == "box" and isinstance(result, RegionResult) and result.mask_threshold is not None:
+        pasted = "\n\n" + _PASTED.replace("THRESHOLD", str(result.mask_threshold))
     return f"""## ONNX
 
 `{RESULT_FILE}` takes an image and gives the result, with {operators(library)}.
@@ -50,7 +74,7 @@ Class names, preprocessing and versions are in its metadata (`names`, `preproces
 | name | | shape, type | meaning |
 | --- | --- | --- | --- |
 {_inputs(result, inside)}
-{rows}{tensorrt}"""
+{rows}{pasted}{tensorrt}"""
 
 
 def _palette(result: Result) -> str:
