@@ -18,6 +18,7 @@ from src.callbacks.run_folder import run_folder, tell
 from src.callbacks.unreadable import gather
 from src.decoding import BrokenImageError, decode
 from src.errors import UserError, counted
+from src.tasks import SegmentationTask
 from src.types import Colour
 from src.visualization import draw_label_map
 
@@ -60,9 +61,8 @@ class LabelMapWriter(Callback):
         """Reset the counts, choose the output names, and check that the values are known."""
         self._count = self._drawn = 0
         self._names = output_names(trainer)
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        if hasattr(data, "palette"):  # a segmentor
-            self._own_values(data)
+        if isinstance(pl_module, SegmentationTask):
+            self._own_values(trainer.datamodule)  # type: ignore[attr-defined]
 
     def on_predict_batch_end(
         self,

@@ -39,6 +39,23 @@ def test_settings_of_its_own_task_and_defaults_are_accepted(fit) -> None:
     assert fit("--predictions.max_images", "3", "--detections.score", "0.3") == []
 
 
+def test_settings_of_other_results_have_no_effect_in_predict(
+    trained: Path, images: Path, tmp_path: Path
+) -> None:
+    checkpoint = trained / "runs/tiny/version_0/checkpoints/last.ckpt"
+    run = ["predict", "--ckpt_path", str(checkpoint), "--trainer.default_root_dir", str(tmp_path)]
+    run += ["--data.predict_dir", str(images / "val/red"), "--label_maps.values", "own"]
+    with pytest.warns(UserWarning, match="results of") as caught:
+        assert main([*run, "--detections.score", "0.4"]) == 0
+    found = [str(one.message) for one in caught if "results of" in str(one.message)]
+    assert found == [
+        "label_maps.values=own has no effect with a ClassificationTask: it is for the results of"
+        " segmentors. Leave it out.",
+        "detections.score=0.4 has no effect with a ClassificationTask: it is for the results of"
+        " detectors. Leave it out.",
+    ]
+
+
 @pytest.mark.parametrize("command", ["validate", "test"])
 def test_settings_of_predictions_have_no_effect_in_an_evaluation(
     command: str, trained: Path, tmp_path: Path

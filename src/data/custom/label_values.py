@@ -193,7 +193,8 @@ class LabelReader:
         count = len(self.values)
         is_complete = values is not None or is_binary  # otherwise the last classes may not occur
         if len(names) < count or (is_complete and len(names) > count):
-            raise UserError(_wrong_count(self.values, names, sorted(found), values is not None))
+            used = sorted(found.difference(self.ignored))
+            raise UserError(_wrong_count(self.values, names, used, values is not None))
         self._leave_out_unlabelled(names)
 
     def _leave_out_unlabelled(self, names: list[str]) -> None:
@@ -222,8 +223,8 @@ class LabelReader:
             raise UserError(
                 f"The label maps hold the numbers {_listed(sorted(found))}, so most classes from 0 "
                 f"to {self.values[-1]} would never occur. Give the number of each class with "
-                f"--class-values (255 is unlabelled unless it is listed), such as --class-values "
-                f"{' '.join(map(str, sorted(found)[:_MAX_LISTED]))}."
+                f"--class-values (255 is unlabelled unless it is listed), such as "
+                f"{_values_option(sorted(found.difference(self.ignored)))}."
             )
         if len(self.values) > MAX_CLASSES:
             raise UserError(
@@ -249,23 +250,36 @@ class LabelReader:
 
 
 def _wrong_count(values: list[int], names: list[str], found: list[int], given: bool) -> str:
-    count = len(values)
+    """Sentences about class names that are more or fewer than the classes.
+
+    Args:
+        values: Number of each class.
+        names: The names.
+        found: Numbers in the label maps that are not ignored, sorted.
+        given: Whether ``values`` are those of ``--class-values``.
+    """
+    count, named = len(values), counted(len(names), "name")
     if given:
-        return (
-            f"--class-values gives {counted(count, 'number')}, but --class-names"
-            f" {counted(len(names), 'name')}."
-        )
+        return f"--class-values gives {counted(count, 'number')}, but --class-names {named}."
+    for used in (found, [n for n in found if n != IGNORE_LABEL]):
+        if len(used) == len(names):
+            return (
+                f"The label maps hold {_listed(found)}, and --class-names gives {named}"
+                f" ({_listed(names)}). If each name belongs to one of these numbers, in the same"
+                f" order, add {_values_option(used)}. If all numbers from {values[0]} to"
+                f" {values[-1]} are classes, give {count} names."
+            )
     hint = " If 0 means unlabelled, add --ignore 0." if values[0] == 0 else ""
-    if len(names) in (len(found), len(set(found) - {IGNORE_LABEL})):
-        hint += (
-            f" If each name belongs to one of the numbers {_listed(found)}, give them in the same "
-            "order with --class-values."
-        )
     return (
         f"The classes of the label maps are the numbers {_listed(values)}, but --class-names gives "
-        f"{counted(len(names), 'name')} ({_listed(names)}). Give {count}, the first one for "
-        f"number {values[0]}.{hint}"
+        f"{named} ({_listed(names)}). Give {count}, the first one for number {values[0]}.{hint}"
     )
+
+
+def _values_option(numbers: list[int]) -> str:
+    """``--class-values`` with these numbers, of which many are shortened."""
+    more = " ..." if len(numbers) > _MAX_LISTED else ""
+    return f"--class-values {' '.join(map(str, numbers[:_MAX_LISTED]))}{more}"
 
 
 def _colour_list(path: str, paths: Sequence[str], max_pixels: int) -> str:

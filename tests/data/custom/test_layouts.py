@@ -295,7 +295,7 @@ def own_palette(number: int) -> Image.Image:
     [
         (soft, (), "of them occur on edges only"),
         (stripes(0, 128, 255), (), "--class-values 0 128 255"),
-        (stripes(0, 128, 255), ("--class-names", "a", "b", "c"), "with --class-values"),
+        (stripes(0, 128, 255), ("--class-names", "a", "b", "c"), "add --class-values 0 128 255."),
         (stripes(0, 255), ("--class-names", "a", "b", "c"), "--class-names gives 3 names"),
         (stripes(0, 9), ("--class-values", "0", "8"), "the number 9, which is none of"),
         (stripes(0, 1), ("--class-values", "0", "0"), "accepts different numbers"),

@@ -52,6 +52,35 @@ def test_a_table_of_classes_gives_their_values(
     assert "values of the classes are the numbers" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("named", [False, True])
+def test_advice_about_the_values_can_be_followed(
+    named: bool, street: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in (street / "masks").iterdir():
+        numbers = np.repeat(np.array([0, 10, 20, 30], np.uint8), 5)[None].repeat(16, 0)
+        Image.fromarray(numbers).save(path)
+    given = [str(street), "--ignore", "0", *["--class-names", "a", "b", "c"] * named]
+    assert prepare(street, *given)[0] == 2
+    error = capsys.readouterr().err
+    assert "--class-values 10 20 30." in error
+    assert "Give 30" not in error
+    status, out = prepare(street, *given, "--class-values", "10", "20", "30")
+    assert status == 0
+    for path in out.glob("annotations/*/*.png"):
+        assert np.unique(np.asarray(Image.open(path))).tolist() == [0, 1, 2, 255]
+
+
+def test_all_classes_may_be_named_although_some_do_not_occur(
+    street: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [str(street), "--class-names", "ground", "road", "car"]
+    assert prepare(street, *given)[0] == 2
+    error = capsys.readouterr().err
+    assert "The label maps hold 0, 1, 3, and --class-names gives 3 names" in error
+    assert "add --class-values 0 1 3. If all numbers from 0 to 3 are classes, give 4" in error
+    assert prepare(street, *given, "building")[0] == 0
+
+
 @pytest.mark.parametrize(("ignored", "is_told"), [("0", True), ("3", False)])
 def test_numbers_of_predicted_label_maps(
     ignored: str, is_told: bool, street: Path, capsys: pytest.CaptureFixture[str]
