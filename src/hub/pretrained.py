@@ -32,6 +32,8 @@ from src.runs import is_run, other_versions, runs_with_checkpoints, with_checkpo
 
 _LOCAL = ("./", "../", "runs/", "exported/")
 """Beginnings of paths, which are not searched on the hub."""
+_SCORES = ("conf", "min_score", "score", "score_threshold", "threshold")
+"""Names of the minimum score of detections, here and in other libraries."""
 
 if TYPE_CHECKING:
     from src.inference import ImageSource, Prediction
@@ -93,7 +95,12 @@ class Pretrained(ModelParts):
     ) -> list[Prediction]: ...
 
     def predict(
-        self, images: Any, *, batch_size: int = 1, device: str | torch.device | None = None
+        self,
+        images: Any,
+        *,
+        batch_size: int = 1,
+        device: str | torch.device | None = None,
+        **unknown: object,
     ) -> Prediction | list[Prediction]:
         """Predict on images, as ``python -m src predict`` does in float32.
 
@@ -109,19 +116,22 @@ class Pretrained(ModelParts):
                 the second decimal; with 1, the default, a result does not depend on other images.
             device: Where to compute, such as ``"cuda"``; the network is moved there. Default: where
                 it is.
+            unknown: Refused.
 
         Returns:
             `Classification`, `Detection` or `Segmentation` of ``src.inference``; a list if
             ``images`` is an iterable.
 
         Raises:
-            UserError: If an argument is invalid, or an image cannot be read, so that a list with
-                such an image has no results. To skip it, as the command line does, call `predict`
-                for one image at a time and catch the error.
+            UserError: If an argument is invalid or unknown, or an image cannot be read, so that a
+                list with such an image has no results. To skip it, as the command line does, call
+                `predict` for one image at a time and catch the error.
         """
         # Imported here, because tasks and data modules import Lightning, which is slow.
         from src.inference import Predictor, split_batch
 
+        if unknown:
+            raise UserError(_unknown_argument(next(iter(unknown)), self.task))
         is_integer = isinstance(batch_size, numbers.Integral) and not isinstance(batch_size, bool)
         if not is_integer or batch_size < 1:
             raise UserError(f"batch_size must be an integer from 1, got {batch_size!r}.")
@@ -175,6 +185,18 @@ class Pretrained(ModelParts):
                 " check the name."
             ) from None
         return url
+
+
+def _unknown_argument(name: str, task: str) -> str:
+    """Message about an argument of `predict` that there is not."""
+    message = f"predict takes images, batch_size and device, got {name}."
+    if name in _SCORES and task == "detection":
+        return (
+            f"{message} Choose detections by their scores afterwards: result.above(0.5), or"
+            " result.plot(score=0.5) for drawings."
+        )
+    close = difflib.get_close_matches(name, ("images", "batch_size", "device"), n=1)
+    return f"{message} Did you mean {close[0]}?" if close else message
 
 
 def _parts(path: Path, name: str) -> ModelParts:

@@ -37,6 +37,23 @@ _ELSEWHERE = {
     **dict.fromkeys(("to_df", "pandas"), "pandas.DataFrame(result.rows())"),
 }
 """What does the same as methods that results of other libraries have."""
+_OF_OTHERS = {
+    "Classification": dict.fromkeys(
+        ("boxes", "mask", "masks", "label_map"), "it has labels, names and scores"
+    )
+    | {"probs": "use result.scores"},
+    "Detection": {
+        **dict.fromkeys(("mask", "label_map"), "use result.masks"),
+        "probs": "use result.scores",
+        "xyxy": "use result.boxes",
+    },
+    "Segmentation": {
+        "boxes": "it has label_map, labels and names",
+        "scores": "it has label_map, labels and names",
+        "masks": "use result.label_map or result.mask(name)",
+    },
+}
+"""By class, what stands for attributes that the other classes or other libraries have."""
 
 
 @dataclass(repr=False, eq=False)  # compared by identity: tensors have no truth value
@@ -59,10 +76,12 @@ class Prediction(ABC):
     if not TYPE_CHECKING:  # a type checker would accept any attribute
 
         def __getattr__(self, name: str) -> NoReturn:
-            """Say what does the same as a method of another library."""
+            """Say what stands for an attribute of another class or library."""
             message = f"{type(self).__name__!r} object has no attribute {name!r}"
             if name in _ELSEWHERE:
                 message += f"; use {_ELSEWHERE[name]}"
+            elif advice := _OF_OTHERS.get(type(self).__name__, {}).get(name):
+                message += f"; {advice}"
             raise AttributeError(message, name=name, obj=self)
 
     @property

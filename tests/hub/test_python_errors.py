@@ -194,6 +194,19 @@ def test_an_image_that_cannot_be_read(tmp_path: Path) -> None:
     assert_is_short(caught.value)
 
 
+def test_unknown_arguments_of_predict_lead_to_what_was_meant() -> None:
+    model = model_for("detection")
+    takes = "^predict takes images, batch_size and device, got"
+    for name in ("score", "conf", "threshold"):
+        advice = rf"{takes} {name}\. .*result\.above\(0\.5\), or result\.plot\(score=0\.5\) for"
+        with pytest.raises(UserError, match=advice):
+            model.predict("good.png", **{name: 0.5})  # type: ignore[call-overload]
+    with pytest.raises(UserError, match=rf"{takes} batchsize\. Did you mean batch_size\?$"):
+        model.predict("good.png", batchsize=2)  # type: ignore[call-overload]
+    with pytest.raises(UserError, match=f"{takes} score.$"):
+        model_for("classification").predict("good.png", score=0.5)  # type: ignore[call-overload]
+
+
 def test_a_missing_image_is_looked_for_in_the_current_folder(tmp_path: Path) -> None:
     model = model_for("classification")
     message = rf"file\. Paths are relative to the current folder, {tmp_path.name}\.$"

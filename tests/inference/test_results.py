@@ -69,6 +69,34 @@ def test_methods_of_other_libraries_lead_to_ours(name, tmp_path):
         assert json.loads(done) == result.rows()
 
 
+LABEL_MAP = torch.tensor([[1, 1, 0, 1]], dtype=torch.uint8)
+CLASSES = Classification("a.png", ["cat", "dog"], True, torch.tensor([1]), torch.tensor([0.75]))
+SCENE = Segmentation("a.png", ["cat", "dog"], True, LABEL_MAP, [(0, 0, 0)] * 2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "attributes"),
+    [
+        ("detection", "mask", ["masks"]),
+        ("detection", "label_map", ["masks"]),
+        ("classification", "boxes", ["labels", "names", "scores"]),
+        ("classification", "masks", ["labels", "names", "scores"]),
+        ("classification", "probs", ["scores"]),
+        ("segmentation", "boxes", ["label_map", "labels", "names"]),
+        ("segmentation", "masks", ["label_map", "mask"]),
+    ],
+)
+def test_attributes_of_another_task_lead_to_those_of_this_one(kind, name, attributes):
+    kinds = {"classification": CLASSES, "segmentation": SCENE}
+    result = kinds[kind] if kind in kinds else detection(0.75)
+    assert not hasattr(result, name)
+    with pytest.raises(AttributeError) as error:
+        getattr(result, name)
+    start, advice = str(error.value).split("; ")
+    assert start == f"{type(result).__name__!r} object has no attribute {name!r}"
+    assert [word for word in re.findall(r"\w+", advice) if hasattr(result, word)] == attributes
+
+
 def test_other_missing_attributes_are_ordinary_errors():
     with pytest.raises(AttributeError, match=r"^'Detection' object has no attribute 'nothing'$"):
         _ = detection(0.75).nothing
