@@ -32,6 +32,8 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF")
 """Formats that Pillow may read."""
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 """Extensions of their files, which are those of torchvision's image folders."""
+OTHER_IMAGE_EXTENSIONS = (".gif", ".avif", ".heic", ".heif", ".svg", ".jp2", ".jxl")
+"""Extensions of images that are not searched for."""
 
 MAX_PIXELS = 120_000_000
 """Default maximum number of pixels of an image; phones take photos of up to 108 million."""

@@ -6,7 +6,7 @@ import json
 import textwrap
 from collections.abc import Mapping, Sequence
 
-from src.decoding import IMAGE_EXTENSIONS
+from src.decoding import IMAGE_EXTENSIONS, OTHER_IMAGE_EXTENSIONS
 from src.export.description import Description
 from src.export.drawing import MIN_SCORE, drawing
 from src.export.library import opening
@@ -52,7 +52,8 @@ def result_script(
         RESULT_FILE,
         description,
         shown,
-        model=[*opening(RESULT_FILE, library), _METADATA, *names],
+        opened=opening(RESULT_FILE, library),
+        facts=[_METADATA, *names],
         prepare=prepare,
         after=after,
     )
@@ -87,7 +88,8 @@ def raw_script(
         file,
         description,
         drawing(result, "box", description.class_names, description.own_numbers),
-        model=[*(opening(file, library) if kind == "onnx" else _OPENED[kind]), *names],
+        opened=opening(file, library) if kind == "onnx" else _OPENED[kind],
+        facts=names,
         prepare=[*prepared(result, description.preprocessing), 'inputs = {"image": image}'],
         after=after,
     ).replace("OUTPUTS", str(graph.outputs))
@@ -116,12 +118,16 @@ def running(kinds: Sequence[str], result: Result) -> str:
     return f"""{commands}
 {text}
 
-A script takes any number of images and folders of images, writes into the folder `results`
-(`--output FOLDER`), and runs from any folder. An image that cannot be read leads to a message and,
-at the end, to exit status 1; the others have results. Use it as an example for your own program;
-`--help` lists its options. It reads the files that `python -m src predict` reads
-({accepted_formats()}), and converts grey images and those of more than 8
-bits to 8-bit RGB as it does.{_ALSO.format(native) if native else ""}"""
+A script takes any number of images and folders, writes into the folder `results`
+(`--output FOLDER`), and runs from any folder. It searches folders with their subfolders, without
+hidden files and its own results. The names of results that would be the same keep the extension
+of the image (`photo.jpg_result.png`), or begin with its folders.
+
+An image that cannot be read leads to a message and, at the end, to exit status 1; the others have
+results. Use the script as an example for your own program; `--help` lists its options. It reads
+the files that `python -m src predict` reads ({accepted_formats()}), and converts
+grey images and those of more than 8 bits to 8-bit RGB as it does.\
+{_ALSO.format(native) if native else ""}"""
 
 
 def _shown(result: Result) -> str:
@@ -145,7 +151,8 @@ def _script(
     description: Description,
     shown: str,
     *,
-    model: list[str],
+    opened: list[str],
+    facts: list[str],
     prepare: list[str],
     after: str,
 ) -> str:
@@ -163,8 +170,10 @@ def _script(
         "",
         "import argparse",
         *(["import colorsys"] if "colorsys" in shown else []),
-        *(["import json"] if any("json." in line for line in model) else []),
+        *(["import json"] if any("json." in line for line in facts) else []),
+        "import os",
         "import sys",
+        "from collections import Counter",
         "from pathlib import Path",
         "",
         "try:",
@@ -174,7 +183,10 @@ def _script(
         *installed,
         "",
         "FOLDER = Path(__file__).resolve().parent",
+        f"EXTENSIONS = {IMAGE_EXTENSIONS}",
+        f"OTHER_EXTENSIONS = {OTHER_IMAGE_EXTENSIONS}",
         *["", "", reader(upright=description.upright)],
+        *["", "", _SEARCH],
         *["", "", _SAVE],
         *(["", "", RESIZED] if "resized(" in "".join([*prepare, after]) else []),
         *["", ""],
@@ -184,8 +196,11 @@ def _script(
         *([_IS_SCORE] if has_scores else []),
         _PATHS,
         _HAS_FILE.replace("FILE", file),
-        *([] if is_onnx else [_TORCH, *installed, ""]),
-        *model,
+        *([] if is_onnx else [_TORCH, *installed, "", _OPERATORS]),
+        _OPENED_OR_ERROR.replace("OPENED", textwrap.indent("\n".join(opened), "    ")).replace(
+            "FILE", file
+        ),
+        *facts,
         _SHORT,
         "",
         "for path, stem in zip(images, stems):",
@@ -225,40 +240,68 @@ except ImportError as error:
 _HAS_FILE = """\
 if not (FOLDER / "FILE").is_file():
     sys.exit(f"error: there is no FILE in {FOLDER}, the folder of this script")"""
+_OPENED_OR_ERROR = """\
+try:
+OPENED
+except Exception as error:
+    reason = (str(error) or repr(error)).splitlines()[0]
+    sys.exit(f"error: FILE cannot be read (an incomplete copy?): {reason}")"""
 _TORCH = """
 try:
     import torch  # takes seconds, so after the arguments"""
 _IS_SCORE = """\
 if not 0 <= args.score <= 1:
     parser.error(f"--score: expected a number from 0 to 1, got {args.score:g}")"""
-_PATHS = """\
+_SEARCH = """\
+def search(folder, results):
+    # Files in a folder and its subfolders that are neither hidden nor earlier results.
+    is_outer = folder.resolve() in results.resolve().parents
+    for file in sorted(folder.rglob("*")):
+        is_hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
+        is_result = is_outer and results.resolve() in file.resolve().parents
+        if file.is_file() and not is_hidden and not is_result:
+            yield file"""
+_PATHS = f"""\
 images, status = [], 0  # status 1: an image has no result
 for path in args.images:
     files, missing = [path] if path.is_file() else [], "is no file"
     if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.suffix.lower() in EXTENSIONS)
+        inside = list(search(path, args.output))
+        files = [file for file in inside if file.suffix.lower() in EXTENSIONS]
+        others = [str(file) for file in inside if file.suffix.lower() in OTHER_EXTENSIONS]
+        if others:
+            more = ", ..." if others[5:] else ""
+            print(f"Left out: {{', '.join(others[:5])}}{{more}} (not {accepted_formats()})")
         missing = "are no images in the folder"
     if not files:
-        print(f"error: there {missing} {path}", file=sys.stderr)
+        print(f"error: there {{missing}} {{path}}", file=sys.stderr)
         status = 1
     images += files
 if not images:
     sys.exit(status)
-stems = [path.stem for path in images]  # of the names of results
-if len(set(stems)) < len(stems):
-    stems = [f"{path.absolute().parent.name}_{path.stem}" for path in images]
-double = [stem for stem in stems if stems.count(stem) > 1]
-if double:
-    sys.exit(f"error: the results of several images would be called {double[0]}")"""
-_PATHS = _PATHS.replace("EXTENSIONS", str(IMAGE_EXTENSIONS))
+paths = {{os.path.abspath(path): path for path in images}}  # each image once
+images, stems = list(paths.values()), [path.stem for path in paths.values()]
+# Names of results: stems of the images; with extension, then folders, where several are the same.
+for depth in range(1, 5):
+    count = Counter(stem.lower() for stem in stems)
+    longer = ["_".join(Path(path).parts[1:][-depth:]) for path in paths]
+    stems = [new if count[old.lower()] > 1 else old for old, new in zip(stems, longer)]
+if len({{stem.lower() for stem in stems}}) < len(stems):
+    stems = [f"{{number}}_{{stem}}" for number, stem in enumerate(stems, 1)]
+place = next(x for x in (args.output, *args.output.absolute().parents) if os.path.exists(x))
+if not (os.path.isdir(place) and os.access(place, os.W_OK)):
+    sys.exit(f"error: --output {{args.output}}: {{place}} is not a writable folder")"""
 _TITLE = """\
 if len(images) > 1:
     print(f"{path}:")"""
 _SAVE = """\
 def save(image, path):
     verb = "Replaced" if path.exists() else "Wrote"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image.save(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(path)
+    except OSError as error:
+        sys.exit(f"error: {path} cannot be written: {error.strerror or error}")
     print(verb, path)"""
 _SHORT = """\
 short = [x if len(x) <= 30 else f"{x[:28]}..." for x in names]  # for drawings"""
@@ -301,11 +344,9 @@ except ImportError:
     except ImportError:
         sys.exit("error: install dcnv3_ops, or the project that wrote this file")"""
 _OPENED = {
-    "pt2": [_OPERATORS, 'program = torch.export.load(str(FOLDER / "model.pt2")).module()'],
+    "pt2": ['program = torch.export.load(str(FOLDER / "model.pt2")).module()'],
     "aoti": [
-        _OPERATORS,
         "from torch._inductor import aoti_load_package",
-        "",
         'program = aoti_load_package(str(FOLDER / "model.aoti.pt2"))',
     ],
 }

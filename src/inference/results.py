@@ -352,7 +352,12 @@ class Segmentation(Prediction):
         total = self.label_map.numel()
         shares = [(name, float(self.mask(name).sum()) / total) for name in self.names[:_SHOWN]]
         more = ", ..." if len(self.names) > _SHOWN else ""
-        return ", ".join(f"{name} {share:.1%}" for name, share in shares) + more
+        return ", ".join(f"{name} {_percent(share)}" for name, share in shares) + more
+
+
+def _percent(share: float) -> str:
+    """A share of an image; a class that occurs never has 0.0 %."""
+    return f"{share:.1%}" if share >= 0.0005 else "<0.1%"
 
 
 def _rows(**columns: Sequence[Any]) -> list[dict[str, Any]]:

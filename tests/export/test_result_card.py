@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from src import project
+from src.data.formats.image_files import list_images
 from src.decoding import BrokenImageError, decode
 from src.export.card import card as whole_card
 from src.export.description import Description
@@ -471,12 +472,43 @@ def test_images_that_the_file_does_not_accept_are_left_out(run_script, capsys):
     )
 
 
-def test_two_results_of_one_name_are_refused(run_script):
+def test_an_image_that_is_given_twice_has_one_result(run_script, capsys):
+    text = script(ClassResult(), {"image_size": 96}, inside=True)
+    outputs = {"probabilities": np.float32([[0.9, 0.1]])}
+    given = ("a/photo.png", "a", "a/../a/photo.png")
+    run_script(text, Description("classification", ["a", "b"], {}), outputs, *given)
+    assert capsys.readouterr().out == "a 90.0%\nb 10.0%\nWrote results/photo_result.png\n"
+
+
+@pytest.mark.parametrize("output", ["photo.jpg", "photo.jpg/deep"])
+def test_folders_of_results_that_are_files_are_refused_before_predicting(
+    output, run_script, capsys
+):
     text = script(ClassResult(), {"image_size": 96}, inside=True)
     description = Description("classification", ["a"], {})
-    message = "^error: the results of several images would be called a_photo$"
+    message = f"^error: --output {output}: .*photo.jpg is not a writable folder$"
     with pytest.raises(SystemExit, match=message):
-        run_script(text, description, {}, "a/photo.png", "a/photo.png")
+        run_script(text, description, Refusing(), "photo.jpg", "--output", output)
+    assert capsys.readouterr().out == ""
+
+
+def test_results_that_cannot_be_written_are_one_sentence(run_script):
+    text = script(ClassResult(), {"image_size": 96}, inside=True)
+    outputs = {"probabilities": np.float32([[0.9, 0.1]])}
+    Path("results/photo_result.png").mkdir(parents=True)
+    message = r"^error: results/photo_result\.png cannot be written: Is a directory$"
+    with pytest.raises(SystemExit, match=message):
+        run_script(text, Description("classification", ["a", "b"], {}), outputs)
+
+
+def test_incomplete_model_files_are_one_sentence(tmp_path, monkeypatch):
+    Image.new("L", (40, 30)).save(tmp_path / "photo.jpg")
+    (tmp_path / "model.onnx").write_bytes(b"\x08\x0a\x12")
+    monkeypatch.setattr(sys, "argv", ["predict.py", str(tmp_path / "photo.jpg")])
+    text = script(ClassResult(), {"image_size": 96}, inside=True)
+    message = r"^error: model\.onnx cannot be read \(an incomplete copy\?\): .+$"
+    with pytest.raises(SystemExit, match=message):
+        exec(text, {"__file__": str(tmp_path / "predict.py")})
 
 
 def test_help_lists_the_options(run_script, capsys):
@@ -522,16 +554,27 @@ def test_results_are_written_to_a_folder_and_replaced(run_script, capsys):
     assert not Path("results").exists()
 
 
-def test_the_script_takes_a_folder(run_script, capsys):
-    Path("a/deeper").mkdir()
+def test_folders_are_searched_as_by_predict(run_script, capsys):
     Path("a/notes.txt").write_text("no image")
-    for name in ("Z.JPG", "b.png", "deeper/c.png"):
+    for name in ("Z.JPG", "b.png", "deeper/c.png", ".hidden.png", ".cache/d.png", "e.gif"):
+        Path("a", name).parent.mkdir(exist_ok=True)
         Image.new("RGB", (20, 10)).save(Path("a", name))
     text = script(ClassResult(), {"image_size": 96}, inside=True)
     outputs = {"probabilities": np.float32([[0.9, 0.1]])}
-    run_script(text, Description("classification", ["a", "b"], {}), outputs, "a")
-    titles = [line for line in capsys.readouterr().out.splitlines() if line.endswith(":")]
-    assert titles == ["a/Z.JPG:", "a/b.png:", "a/photo.png:"]
+    description = Description("classification", ["a", "b"], {})
+    for _ in range(2):  # the results of the first time are no images of the second
+        run_script(text, description, outputs, "a", "--output", "a/drawn")
+        printed = capsys.readouterr().out.splitlines()
+        titles = [line for line in printed if line.endswith(":")]
+        assert titles == ["a/Z.JPG:", "a/b.png:", "a/deeper/c.png:", "a/photo.png:"]
+        assert printed[0] == "Left out: a/e.gif (not JPEG, PNG, WEBP, BMP, PPM or TIFF)"
+    run_script(text, description, outputs, "a/drawn")
+    assert "a/drawn/b_result.png:" in capsys.readouterr().out
+    assert {f"{path}" for path in list_images("a")} == {
+        *(f"a/{name}" for name in ("Z.JPG", "b.png", "deeper/c.png", "photo.png")),
+        *(f"a/drawn/{name}_result.png" for name in "Zbc"),
+        "a/drawn/photo_result.png",
+    }
 
 
 def test_long_class_names_are_shortened_in_drawings_only(run_script, capsys):
@@ -569,14 +612,36 @@ def test_classes_have_bars_as_long_as_their_probabilities(width, run_script):
     np.testing.assert_array_equal(drawn[:300, :width], photo)
 
 
-def test_images_of_one_name_have_results_of_their_own(run_script):
+@pytest.mark.parametrize(
+    ("images", "results"),
+    [
+        (["x/photo.jpg", "x/photo.png", "x/other.webp"], ["photo.jpg", "photo.png", "other"]),
+        (["x/photo.jpg", "y/photo.jpg", "y/other.jpg"], ["x_photo.jpg", "y_photo.jpg", "other"]),
+        (["x/z/a.jpg", "y/z/a.jpg"], ["x_z_a.jpg", "y_z_a.jpg"]),
+        (["x/a.jpg", "x/a.png", "x/a.jpg.png"], ["x_a.jpg", "a.png", "x_a.jpg.png"]),
+    ],
+)
+def test_images_of_one_name_have_results_of_their_own(images, results, run_script):
+    for image in images:
+        Path(image).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (20, 10)).save(image)
+    text = script(ClassResult(), {"image_size": 96}, inside=True)
+    outputs = {"probabilities": np.float32([[0.9, 0.1]])}
+    folders = sorted({image.partition("/")[0] for image in images})
+    run_script(text, Description("classification", ["a", "b"], {}), outputs, *folders)
+    written = {path.name for path in Path("results").iterdir()}
+    assert written == {f"{name}_result.png" for name in results}
+
+
+def test_results_differ_in_more_than_upper_and_lower_case(run_script):
+    """Some file systems do not tell these apart."""
+    Image.new("RGB", (20, 10)).save("Photo.jpg")
     text = script(ClassResult(), {"image_size": 96}, inside=True)
     outputs = {"probabilities": np.float32([[0.9, 0.1]])}
     description = Description("classification", ["a", "b"], {})
-    run_script(text, description, outputs, "photo.jpg", "a/photo.png")
-    results = {path.name for path in Path("results").glob("*_result.png")}
-    folder = Path().absolute().name
-    assert results == {f"{folder}_photo_result.png", "a_photo_result.png"}
+    run_script(text, description, outputs, "photo.jpg", "Photo.jpg")
+    first, second = sorted(path.name for path in Path("results").iterdir())
+    assert (first[:2], second[:2]) == ("1_", "2_")
 
 
 def test_colours_are_those_of_predict_only_where_there_are_some(tmp_path):

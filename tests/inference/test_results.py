@@ -26,6 +26,10 @@ def test_the_text_of_a_prediction_is_short():
     label_map = torch.tensor([[1, 1, 0, 1]], dtype=torch.uint8)
     scene = Segmentation("a.png", ["cat", "dog"], True, label_map, [(0, 0, 0)] * 2)
     assert repr(scene) == "Segmentation(dog 75.0%, cat 25.0%)"
+    label_map = torch.ones(100, 100, dtype=torch.uint8)
+    label_map[0, 0] = 0
+    scene = dataclasses.replace(scene, label_map=label_map)
+    assert repr(scene) == "Segmentation(dog 100.0%, cat <0.1%)"
     assert repr(detection(0.9, 0.5)) == "Detection(2 objects: dog 90.0%, cat 50.0%)"
     assert repr(detection(0.9)) == "Detection(1 object: dog 90.0%)"
     assert repr(detection()) == "Detection(0 objects)"

@@ -10,13 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from src.decoding import IMAGE_EXTENSIONS
+from src.decoding import IMAGE_EXTENSIONS, OTHER_IMAGE_EXTENSIONS
 from src.errors import UserError, counted
 from src.file_names import similar_file, similar_folder, url_of
 from src.files import on_one_line
 
-OTHER_IMAGE_EXTENSIONS = (".gif", ".avif", ".heic", ".heif", ".svg", ".jp2", ".jxl")
-"""Extensions of images that are not searched for."""
 _MAX_NAMED = 5
 LISTED_EXTENSIONS = ", ".join(IMAGE_EXTENSIONS)
 
