@@ -175,6 +175,7 @@ def _script(
         "import sys",
         "from collections import Counter",
         "from pathlib import Path",
+        *([] if is_onnx else ["from zipfile import ZipFile"]),
         "",
         "try:",
         "    import numpy as np",
@@ -344,8 +345,12 @@ except ImportError:
     except ImportError:
         sys.exit("error: install dcnv3_ops, or the project that wrote this file")"""
 _OPENED = {
-    "pt2": ['program = torch.export.load(str(FOLDER / "model.pt2")).module()'],
+    "pt2": [
+        'ZipFile(FOLDER / "model.pt2").close()  # PyTorch logs a traceback if it is no archive',
+        'program = torch.export.load(str(FOLDER / "model.pt2")).module()',
+    ],
     "aoti": [
+        'ZipFile(FOLDER / "model.aoti.pt2").close()',
         "from torch._inductor import aoti_load_package",
         'program = aoti_load_package(str(FOLDER / "model.aoti.pt2"))',
     ],

@@ -109,6 +109,17 @@ def test_missing_pytorch_is_one_sentence(tmp_path, run, monkeypatch):
         run("predict_pt2.py")
 
 
+def test_incomplete_model_files_are_one_sentence(tmp_path, run, monkeypatch):
+    written_raw("classifier", tmp_path, ["pt2"])
+    content = (tmp_path / "model.pt2").read_bytes()
+    (tmp_path / "model.pt2").write_bytes(content[: len(content) // 2])
+    # It logs a traceback.
+    monkeypatch.setattr(torch.export, "load", lambda path: pytest.fail("opened by PyTorch"))
+    message = r"^error: model\.pt2 cannot be read \(an incomplete copy\?\): .+$"
+    with pytest.raises(SystemExit, match=message):
+        run("predict_pt2.py")
+
+
 @pytest.mark.parametrize("kind", ["onnx", "pt2", "aoti"])
 def test_parts_of_a_detector_have_no_script(kind, tmp_path):
     settings = {**NETWORKS["mask_rcnn"][3], **COLOURS}
