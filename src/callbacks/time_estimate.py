@@ -25,6 +25,7 @@ from src.runs import TRIAL
 from src.tasks import DetectionTask
 
 _ONE_THREAD = "OMP_NUM_THREADS=1"
+_COMMANDS = ("fit", "validate", "test", "predict")
 _PROC = Path("/proc")
 _WINDOW = 0.5  # seconds in which other programs are measured
 _BUSY = 0.75  # cores; a program that computes with one thread uses nearly one
@@ -35,23 +36,26 @@ _LONG = 15 * 60.0  # seconds of training on a CPU from which a short trial is su
 _TRIAL_EPOCHS = 2  # at least, if they do not take longer than _TRIAL
 _TRIAL = 5 * 60.0  # seconds
 _USEFUL_TRIAL = 3 * 60.0  # seconds; a trial of short epochs has more of them
+_SLOWER = 2  # times the estimated time of a step, from which the CPU is measured again
 _FASTER = 3  # times that one thread is, cautiously, if other programs use the CPU
 
 
 class TimeEstimate(Callback):
-    """Print once, after the first steps, how long training will take.
+    """Print after the first steps how long training will take.
 
     The time is that of the steps with data loading, without validation. On a CPU, the options of a
     short trial follow if training takes long, and a note if other programs use the CPU and training
-    takes more than a minute. Nothing is printed in a ``fast_dev_run``, with ``max_time``, or if the
-    length of training is unknown. Evaluation and prediction print the note after half a minute, if
-    more than a minute remains.
+    takes more than a minute. Without the note, the estimate is printed once more if steps take more
+    than twice as long later and other programs use the CPU then. Nothing is printed in a
+    ``fast_dev_run``, with ``max_time``, or if the length of training is unknown. Evaluation and
+    prediction print the note after half a minute, if more than a minute remains.
     """
 
     def __init__(self) -> None:
         self._is_waiting = self._is_resumed = False
         self._seconds: list[float] = []
         self._previous, self._note = 0.0, ""
+        self._step = 0.0  # seconds that were estimated; 0 if they are not compared with later steps
         self._evaluated, self._evaluation_start = 0, 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -61,6 +65,7 @@ class TimeEstimate(Callback):
         self._is_waiting = not has_limit and not is_dry_run(trainer)
         self._is_resumed = trainer.global_step > 0
         self._note = busy_note(trainer, "training") if self._is_waiting else ""
+        self._step = 0.0
         self._seconds, self._previous = [], time.monotonic()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -99,47 +104,53 @@ class TimeEstimate(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Measure a step, and print the estimate as soon as there are enough."""
-        if not self._is_waiting:
+        """Measure a step; print the estimate if there are enough, again if they become slow."""
+        if not self._is_waiting and not self._step:
             return
         now = time.monotonic()
         self._seconds.append(now - self._previous)
         self._previous = now
+        if self._is_waiting:
+            self._estimate(trainer)
+        elif sum(self._seconds) >= _PATIENCE:
+            self._compare(trainer)
+
+    def _estimate(self, trainer: Trainer) -> None:
         count = len(self._seconds)
         if count < _FEW_STEPS or (count < _STEPS and sum(self._seconds) < _PATIENCE):
             return
         self._is_waiting = False
-        remaining = remaining_batches(trainer)
-        if remaining:
-            self._tell(trainer, statistics.median(self._seconds[1:]), int(remaining) + count)
+        step, self._seconds = statistics.median(self._seconds[1:]), []
+        if remaining := int(remaining_batches(trainer) or 0):
+            steps = remaining + count
+            note = self._note if step * steps >= _SHORT else ""
+            self._tell(trainer, step, steps, note, is_rest=self._is_resumed)
+            self._step = 0.0 if note else step
 
-    def _tell(self, trainer: Trainer, step: float, steps: int) -> None:
+    def _compare(self, trainer: Trainer) -> None:
+        """Print the estimate once more if other programs have made the last steps slow."""
+        step, self._seconds = statistics.median(self._seconds), []
+        remaining = int(remaining_batches(trainer) or 0)
+        if step <= _SLOWER * self._step or step * remaining < _SHORT:
+            return
+        note = busy_note(trainer, "training", resumes=True)
+        self._previous = time.monotonic()
+        if note:
+            self._step = 0.0
+            self._tell(trainer, step, remaining, note, is_rest=True)
+
+    def _tell(self, trainer: Trainer, step: float, steps: int, note: str, *, is_rest: bool) -> None:
         seconds = step * steps
-        kind = "the remaining " if self._is_resumed else ""
+        kind = "the remaining " if is_rest else ""
         each = f"{step:.2g}" if step < 10 else f"{step:.0f}"
         tell(
             f"Time:        about {readable_time(seconds)} for {kind}{_length(trainer, steps)}"
             f" ({each} s a step, validation not counted)"
         )
-        if seconds < _SHORT:
-            self._note = ""
-        if self._note:
-            tell(f"             {self._note}")
+        if note:
+            tell(f"             {note}")
         if seconds > _LONG and not self._is_resumed and trainer.strategy.root_device.type == "cpu":
-            # With one thread, a step on a busy CPU takes less time than these have taken.
-            is_faster = bool(self._note) and sys.argv[1:2] == ["fit"]
-            fastest = step / _FASTER if is_faster else step
-            options, batches = trial_options(trainer, fastest)
-            command = trial_command(sys.argv[1:], options)
-            few = isinstance(trainer.lightning_module, DetectionTask)
-            scores = " (its detections usually score below 0.3, so none are drawn)" if few else ""
-            if is_faster:
-                command = f"{_ONE_THREAD} {command}"
-            length = _range(batches * fastest, batches * step)
-            tell(
-                f"             For a short trial of {length}, which shows that all works{scores}:"
-                f" {command}"
-            )
+            _tell_trial(trainer, step, is_busy=bool(note))
 
     def _start_evaluation(self) -> None:
         self._evaluated, self._evaluation_start = 0, time.monotonic()
@@ -156,12 +167,29 @@ class TimeEstimate(Callback):
             tell(f"Note:        {note}")
 
 
-def busy_note(trainer: Trainer, what: str) -> str:
+def _tell_trial(trainer: Trainer, step: float, *, is_busy: bool) -> None:
+    # With one thread, a step on a busy CPU takes less time than these have taken.
+    is_faster = is_busy and sys.argv[1:2] == ["fit"]
+    fastest = step / _FASTER if is_faster else step
+    options, batches = trial_options(trainer, fastest)
+    command = trial_command(sys.argv[1:], options)
+    few = isinstance(trainer.lightning_module, DetectionTask)
+    scores = " (its detections usually score below 0.3, so none are drawn)" if few else ""
+    if is_faster:
+        command = f"{_ONE_THREAD} {command}"
+    length = _range(batches * fastest, batches * step)
+    tell(
+        f"             For a short trial of {length}, which shows that all works{scores}: {command}"
+    )
+
+
+def busy_note(trainer: Trainer, what: str, *, resumes: bool = False) -> str:
     """What to do if other programs use the CPU that a command needs; else empty.
 
     Args:
         trainer: Its device is the CPU or another one.
         what: What becomes slow.
+        resumes: Whether the command resumes from the last checkpoint instead of starting again.
     """
     has_one_thread = torch.get_num_threads() == 1
     if trainer.strategy.root_device.type != "cpu" or has_one_thread or trainer.world_size > 1:
@@ -169,10 +197,15 @@ def busy_note(trainer: Trainer, what: str) -> str:
     others = busy_cores()
     if others < _BUSY:
         return ""
+    options = ["--ckpt_path", "last"] if resumes else []
+    if sys.argv[1:2] and sys.argv[1] in _COMMANDS:
+        command = f"{_ONE_THREAD} {_command(sys.argv[1:], options)}"
+        advice = f"{'resume' if resumes else 'run'} it with one thread (docs/faq.md): {command}"
+    else:  # a script or notebook
+        advice = f"put {_ONE_THREAD} before the command (docs/faq.md)."
     return (
         f"Other programs use {others:.1f} of the {os.cpu_count()} cores of this computer, which can"
-        f" make {what} several times slower. If it is slow, stop it and put {_ONE_THREAD}"
-        " before the command (docs/faq.md)."
+        f" make {what} several times slower. If it is slow, stop it and {advice}"
     )
 
 
@@ -258,6 +291,11 @@ def trial_command(given: Sequence[str], options: Sequence[str]) -> str:
     """
     if given[:1] != ["fit"]:
         return f"add {' '.join(map(quoted, options))}"
+    return _command(given, options)
+
+
+def _command(given: Sequence[str], options: Sequence[str]) -> str:
+    """The command of this run with other options, alternating names and values."""
     kept: list[str] = []
     arguments = iter(given)
     for argument in arguments:

@@ -69,7 +69,8 @@ def test_other_programs_are_named(
     assert run("--trainer.max_epochs", "3") == 0
     output = capsys.readouterr().out
     assert ("Other programs use 2.6 of the " in output) == is_told
-    assert ("OMP_NUM_THREADS=1" in output) == is_told
+    command = "with one thread (docs/faq.md): OMP_NUM_THREADS=1 python -m src fit -c tiny.yaml --"
+    assert (command in output) == is_told
 
 
 @pytest.mark.skipif(not Path("/proc/stat").is_file(), reason="measured on Linux only")
@@ -127,8 +128,16 @@ def test_other_programs_are_named_if_much_remains(
         (predict, "prediction"),
     ):
         assert main([*command, "--data.eval_batch_size", "1"]) == 0
-        found = re.findall(r"Note: .* can make (.*) several times slower", capsys.readouterr().out)
-        assert found == ([slow] if is_told else [])
+        text = (
+            r"Note: .* can make (.*) several times slower.*: OMP_NUM_THREADS=1 python -m src (.*)"
+        )
+        found = re.findall(text, capsys.readouterr().out)
+        assert [what for what, _ in found] == ([slow] if is_told else [])
+        for _, whole in found:
+            repeated = shlex.split(whole)
+            assert set(command) <= set(repeated)
+            assert main(repeated) == 0
+            capsys.readouterr()
 
 
 @pytest.mark.parametrize("command", ["validate", "predict"])
@@ -169,6 +178,69 @@ def test_one_slow_step_does_not_change_the_estimate(monkeypatch: pytest.MonkeyPa
         estimate.on_train_batch_end(trainer, None, None, None, index)  # type: ignore[arg-type]
     (line,) = printed
     assert "about 2 min for 1 epoch of 100 steps (1 s a step" in line
+
+
+@pytest.fixture
+def pace(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
+    """The lines of a run of 1000 steps, given the seconds of its steps and the busy cores."""
+
+    def train(seconds: list[float], loads: list[float]) -> list[str]:
+        printed: list[str] = []
+        module = "src.callbacks.time_estimate"
+        now, left = 0.0, 1000
+        busy = iter(loads)
+        monkeypatch.setattr(f"{module}.tell", printed.append)
+        monkeypatch.setattr(f"{module}.remaining_batches", lambda _: left)
+        monkeypatch.setattr(f"{module}.time.monotonic", lambda: now)
+        monkeypatch.setattr(f"{module}.busy_cores", lambda: next(busy))
+        monkeypatch.setattr("torch.get_num_threads", lambda: 2)
+        monkeypatch.setattr(sys, "argv", ["src", "fit", "-c", "tiny.yaml", "--ckpt_path=best"])
+        trainer = SimpleNamespace(
+            callbacks=[],
+            global_step=1,  # resumed: no trial
+            num_training_batches=10,
+            fast_dev_run=False,
+            world_size=1,
+            strategy=SimpleNamespace(root_device=torch.device("cpu")),
+        )
+        estimate = TimeEstimate()
+        estimate.on_train_start(trainer, None)  # type: ignore[arg-type]
+        for index, each in enumerate(seconds):
+            now, left = now + each, left - 1
+            estimate.on_train_batch_end(trainer, None, None, None, index)  # type: ignore[arg-type]
+        assert next(busy, None) is None  # measured as often as expected
+        return printed
+
+    return train
+
+
+def test_the_estimate_is_printed_again_if_the_cpu_becomes_busy(
+    pace: Callable[..., list[str]],
+) -> None:
+    lines = pace([0.5] * 70 + [1.5] * 100, [0.0, 1.8])
+    assert len(lines) == 3
+    assert "about 8 min for the remaining 100 epochs of 10 steps (0.5 s a step" in lines[0]
+    assert "about 23 min for the remaining 91 epochs of 10 steps (1.5 s a step" in lines[1]
+    assert "Other programs use 1.8 of the " in lines[2]
+    command = "OMP_NUM_THREADS=1 python -m src fit -c tiny.yaml --ckpt_path last"
+    assert lines[2].endswith(f"stop it and resume it with one thread (docs/faq.md): {command}")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "loads", "count"),
+    [
+        ([0.5] * 90 + [0.9] * 200, [0.0], 1),
+        ([0.5] * 10 + [1.5] * 60, [0.0, 0.2, 0.2, 0.2], 1),
+        ([0.5] * 10 + [1.5] * 200, [1.8], 2),
+        ([0.5] * 950 + [1.5] * 40, [0.0], 1),
+        ([0.5] * 10 + [1.5] * 60, [0.0, 0.2, 1.8], 3),
+    ],
+    ids=["little_slower", "others_are_idle", "told_before", "nearly_done", "busy_later"],
+)
+def test_when_a_slow_run_is_measured_again(
+    pace: Callable[..., list[str]], seconds: list[float], loads: list[float], count: int
+) -> None:
+    assert len(pace(seconds, loads)) == count
 
 
 @pytest.fixture
@@ -218,8 +290,29 @@ def test_a_trial_on_a_busy_cpu_has_one_thread(
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     assert run() == 0
     printed = capsys.readouterr().out
-    assert "put OMP_NUM_THREADS=1 before the command" in printed
+    assert "run it with one thread (docs/faq.md): OMP_NUM_THREADS=1 python -m src fit " in printed
     assert re.search(r"For a short trial.*: OMP_NUM_THREADS=1 python -m src fit ", printed)
+
+
+def test_a_cpu_that_becomes_busy_leads_to_commands_to_resume_and_for_a_trial(
+    run: Callable[..., int],
+    trial: Callable[[], list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    loads = iter([0.0, 9.0])
+    monkeypatch.setattr("src.callbacks.time_estimate.busy_cores", lambda: next(loads, 0.0))
+    for limit in ("_SHORT", "_PATIENCE", "_SLOWER"):
+        monkeypatch.setattr(f"src.callbacks.time_estimate.{limit}", 0.0)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    assert run("--trainer.max_epochs", "4") == 0
+    printed = capsys.readouterr().out
+    assert len(LINE.findall(printed)) == 2
+    first, again = re.findall(r"For a short trial.*: (.*)", printed)
+    assert again == f"OMP_NUM_THREADS=1 {first}"
+    (resume,) = re.findall(r"resume it .*: OMP_NUM_THREADS=1 python -m src (.*)", printed)
+    assert main([*shlex.split(resume), "--trainer.max_epochs", "6"]) == 0
+    assert "the remaining 2 epochs of 3 steps" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
