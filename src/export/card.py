@@ -83,13 +83,18 @@ Written by `python -m src export` of {origin()}.
 """
 
 
+def formats_without_script(paths: Sequence[Path]) -> list[str]:
+    """Names of the formats of files, in the order of `FORMATS`, that have no script beside them."""
+    names = {path.name for path in paths}
+    return [FORMATS[kind] for kind in formats_of(paths) if SCRIPTS[kind] not in names]
+
+
 def _running(paths: Sequence[Path], result: Result | None) -> str:
     """How to run the scripts, and which files have none."""
     names = {path.name for path in paths}
-    written = formats_of(paths)
-    scripted = [kind for kind in written if result is not None and SCRIPTS[kind] in names]
+    scripted = [kind for kind in formats_of(paths) if SCRIPTS[kind] in names]
     texts = [running(scripted, result)] if result is not None and scripted else []
-    bare = [FORMATS[kind] for kind in written if kind not in scripted]
+    bare = formats_without_script(paths)
     if bare:
         whole = "`--format onnx` without `--outputs raw` writes one file that does, with a script."
         if scripted:

@@ -1,5 +1,6 @@
 """Options of ``python -m src export``, and its check of turned images."""
 
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -55,6 +56,37 @@ def test_a_failed_check_is_not_uploaded(passed, pushed, monkeypatch):
     monkeypatch.setattr(export, "export", lambda *given: ([], check.Checked(passed)))
     assert export.main(["--config", "recipe.yaml", "--push", "a/b"]) == (passed is False)
     assert model.pushed == pushed
+
+
+@pytest.mark.parametrize(
+    ("names", "change"),
+    [
+        (
+            ["backbone.pt2", "boxes.pt2"],
+            "torch.export: .* Use --format onnx for one file that does",
+        ),
+        (["backbone.onnx", "boxes.onnx"], "ONNX: .* Leave out --outputs raw for one file"),
+        (["backbone.onnx", "backbone.aoti.pt2"], "ONNX and AOTInductor: .* --outputs raw for"),
+        (
+            ["model.onnx", "predict.py", "boxes.pt2"],
+            "torch.export: .* model.onnx does, with predict",
+        ),
+        (["model.onnx", "predict.py", "model.pt2", "predict_pt2.py"], None),
+        (["model.safetensors", "config.json"], None),
+    ],
+)
+def test_files_without_a_script_are_named(names, change, tmp_path, monkeypatch, capsys):
+    paths = [tmp_path / name for name in names]
+    for path in paths:
+        path.touch()
+    loaded = export._Loaded(Model(), "x", "last.ckpt")
+    monkeypatch.setattr(export, "load", lambda *given: (loaded, None))
+    monkeypatch.setattr(export, "export", lambda *given: (paths, check.Checked()))
+    assert export.main(["--config", "recipe.yaml", "--out", str(tmp_path / "new")]) == 0
+    notes = re.findall("^note: .*", capsys.readouterr().out, re.MULTILINE)
+    assert len(notes) == (change is not None)
+    if change is not None:
+        assert re.match(f"note: there is no script for the files of {change}", notes[0])
 
 
 def test_a_folder_without_images_is_refused_before_the_network_is_built(tmp_path):

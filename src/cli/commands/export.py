@@ -20,11 +20,11 @@ from src.cli.export_options import check_folder, export_parser
 from src.cli.run_settings import run_with_settings
 from src.data.formats.image_files import LISTED_EXTENSIONS, first_images, left_out
 from src.errors import UserError, counted, printable
-from src.export.card import note_check
+from src.export.card import formats_without_script, note_check
 from src.export.check import Checked, check_files
 from src.export.description import Description
 from src.export.files import WRITERS
-from src.export.names import EXPORTED, FORMATS
+from src.export.names import EXPORTED, FORMATS, RESULT_FILE
 from src.export.package import Form, possible_names, write
 from src.export.packages import require
 from src.hub import Pretrained, load_checkpoint, preprocessing_of, task_of
@@ -92,6 +92,8 @@ def _run(argv: list[str]) -> int:
         print(f"Deleted: {', '.join(deleted)} in {out} (of an earlier export)")
     for path in written:
         print(f"Wrote:   {path} ({files.readable_size(path.stat().st_size)})")
+    if bare := formats_without_script(written):
+        print(f"note: {_no_script(bare, written)}")
     is_unchecked = args.check is not None and checked.passed is None
     if args.push and checked.passed is not False and not is_unchecked:
         print(f"Hub:     {model.pretrained.push_to_hub(args.push)}")
@@ -105,6 +107,19 @@ def _run(argv: list[str]) -> int:
     if args.check and data.unreadable:
         _tell_unreadable(data, checked.passed)
     return 1 if checked.passed is False else 0
+
+
+def _no_script(bare: Sequence[str], written: Sequence[Path]) -> str:
+    """Why the files of some formats have no script, and which file has one."""
+    text = (
+        f"there is no script for the files of {' and '.join(bare)}: none of them alone leads from"
+        " an image to a result"
+    )
+    if any(path.name == RESULT_FILE for path in written):
+        return f"{text}. {RESULT_FILE} does, with predict.py."
+    is_raw = any(path.suffix == ".onnx" for path in written)
+    change = "Leave out --outputs raw" if is_raw else "Use --format onnx"
+    return f"{text}. {change} for one file that does, with a script."
 
 
 def _tell_unreadable(data: Any, passed: bool | None) -> None:
