@@ -332,17 +332,6 @@ def _best_of_run(checkpoint: Path) -> Path:
     return found if checkpoint.is_absolute() else from_here(found)
 
 
-def trained_instead(runs: Path) -> str:
-    """Where a trained network of the same name is, with a leading space, for messages."""
-    for keyword in ("best", "last"):
-        if checkpoints(keyword, runs):
-            return (
-                f" {runs} has a trained one: add --ckpt_path {keyword}, or give"
-                f" --name {quoted(runs.name)} without --config."
-            )
-    return ""
-
-
 def from_here(path: Path) -> Path:
     """The path relative to the working directory if it is inside."""
     here = Path.cwd()

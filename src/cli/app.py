@@ -53,7 +53,12 @@ from src.callbacks.monitors import check_callbacks
 from src.callbacks.progress import default_progress
 from src.callbacks.run_folder import next_run_folder, tell
 from src.cli.arguments import checked, option
-from src.cli.checkpoints import check_reads_safely, failed_while_restoring, resolve_checkpoint
+from src.cli.checkpoints import (
+    check_reads_safely,
+    failed_while_restoring,
+    refuse_untrained,
+    resolve_checkpoint,
+)
 from src.cli.class_errors import invalid_value, missing_package
 from src.cli.interruption import after_interrupted_fit
 from src.cli.parser_errors import explain
@@ -72,7 +77,7 @@ from src.data.formats.image_files import left_out_files
 from src.errors import UserError, printable
 from src.file_names import check_name, name_of
 from src.models import InternImage  # noqa: F401  short name for YAML
-from src.runs import CONFIG, AbsentCheckpointError, has_results, trained_instead
+from src.runs import CONFIG, AbsentCheckpointError, has_results
 from src.serialization import shown
 from src.serialization.former_names import former_arguments, present_name, with_present_names
 from src.stopping import Interrupted, active
@@ -243,6 +248,8 @@ class TrainingCLI(LightningCLI):
         if given:
             self.checkpoint = resolve_checkpoint(str(given), self.runs)
             self.run_config["ckpt_path"] = str(self.checkpoint)
+        elif self.run_config.model.get("init_args", {}).get("weights") is None:
+            refuse_untrained(self.subcommand, self.runs)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Create the trainer with this project's loggers, callbacks and run folder."""
@@ -359,10 +366,8 @@ class TrainingCLI(LightningCLI):
             self.model.weights = None  # the checkpoint replaces them
             check_reads_safely(self.trainer)
         elif command != "fit" and self.model.weights is None:
-            rank_zero_warn(
-                f"{command} uses an untrained network, because neither --ckpt_path nor"
-                f" --model.weights is set.{trained_instead(self.runs)}"
-            )
+            missing = "neither --ckpt_path nor --model.weights is set"
+            rank_zero_warn(f"{command} uses an untrained network, because {missing}.")
         has_ended = False
         try:
             if self.checkpoint is not None and not self.checkpoint.exists():

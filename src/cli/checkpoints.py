@@ -12,8 +12,10 @@ from src.callbacks import AtomicCheckpointIO
 from src.cli.run_settings import refuse_misspelt_keyword, tell_if_not_best
 from src.distributed.checkpoints import is_sharded_checkpoint
 from src.errors import UserError
+from src.file_names import quoted
 from src.runs import (
     KEYWORDS,
+    checkpoints,
     find_checkpoint,
     newest_checkpoint,
 )
@@ -45,6 +47,27 @@ def resolve_checkpoint(given: str, runs: Path) -> Path:
     else:
         read_checkpoint(path)  # reads only the metadata of the weights
     return path
+
+
+def refuse_untrained(command: str | None, runs: Path) -> None:
+    """Refuse an untrained network if there is a trained one of the same name.
+
+    Its results would be beside those of the trained one, as if they were from it.
+
+    Args:
+        command: The command; only evaluation and prediction are refused.
+        runs: Folder of the runs of one name.
+
+    Raises:
+        UserError: If a run there has a checkpoint.
+    """
+    for keyword in ("best", "last") if command in ("validate", "test", "predict") else ():
+        if checkpoints(keyword, runs):
+            raise UserError(
+                f"{command} with --config alone uses an untrained network, but {runs} has a trained"
+                f" one: add --ckpt_path {keyword}, or give --name {quoted(runs.name)} without"
+                " --config."
+            )
 
 
 def check_reads_safely(trainer: Trainer) -> None:

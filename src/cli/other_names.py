@@ -76,7 +76,9 @@ _SETTINGS = {
     "--data.root": "data data_dir data_path data_root dataset datadir root",
     "--data.predict_dir": "source src input img image images image_dir predict_dir file path i",
     "--data.tta true": "augment tta",
-    "--detections.score": "conf conf_thres conf_threshold score score_thr threshold",
+    "--detections.score, the minimum score of drawn boxes (detectors only)": (
+        "conf conf_thres conf_threshold score score_thr threshold"
+    ),
     "--config configs/callbacks/ema.yaml, after the recipe": "ema model_ema",
     "--config configs/callbacks/early_stopping.yaml, after the recipe": "patience early_stopping",
     "--config": "cfg conf_file config_file yaml recipe",

@@ -59,7 +59,8 @@ def _warn_about_writers(settings: Mapping[str, Any], task: object, command: Sequ
     """Warn of settings of output files that the task or the command does not write.
 
     Args:
-        settings: Settings of the command; those that differ from their defaults count as set.
+        settings: Settings of the command; those that differ from their defaults count as set, and
+            of the command line all.
         task: The task. One of another package may write any of the files.
         command: The command line. Settings of a recipe are for all of its commands, so that
             ``validate`` and ``test`` warn of its options only.
@@ -72,7 +73,7 @@ def _warn_about_writers(settings: Mapping[str, Any], task: object, command: Sequ
         for name, parameter in inspect.signature(writer).parameters.items():
             setting, value = f"{key}.{name}", given.get(name, parameter.default)
             if not isinstance(task, kind):
-                if value != parameter.default:
+                if value != parameter.default or option(command, f"--{setting}"):
                     rank_zero_warn(
                         f"{setting}={value} has no effect with a {type(task).__name__}: it is"
                         f" for the results of {whose}. Leave it out."

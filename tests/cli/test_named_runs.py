@@ -379,6 +379,20 @@ def test_an_untrained_network_names_the_options(
     assert "neither --ckpt_path nor --model.weights is set" in text
 
 
+@pytest.mark.parametrize("command", ["validate", "test", "predict"])
+def test_an_untrained_network_is_refused_beside_a_trained_one(
+    command: str, here: Path, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(Path("runs/tiny").iterdir())
+    recipe = ["-c", "tiny.yaml", "--name", "tiny", "--data.predict_dir", str(images / "val/red")]
+    assert main([command, *recipe]) == 2
+    error = capsys.readouterr().err
+    assert "runs/tiny has a trained one: add --ckpt_path best, or give --name tiny with" in error
+    assert sorted(Path("runs/tiny").iterdir()) == before
+    assert main([command, *recipe, "--ckpt_path", "best"]) == 0
+    assert main([command, *recipe[2:]]) == 0
+
+
 def test_options_override_a_recipe_in_any_order(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

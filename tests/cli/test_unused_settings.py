@@ -35,8 +35,13 @@ def test_settings_of_another_task_are_said_to_have_no_effect(fit) -> None:
     ]
 
 
-def test_settings_of_its_own_task_and_defaults_are_accepted(fit) -> None:
-    assert fit("--predictions.max_images", "3", "--detections.score", "0.3") == []
+def test_settings_of_its_own_task_are_accepted(fit) -> None:
+    assert fit("--predictions.max_images", "3") == []
+
+
+def test_an_option_of_another_task_has_no_effect_with_the_default_value_either(fit) -> None:
+    (found,) = fit("--detections.score", "0.3")
+    assert found.startswith("detections.score=0.3 has no effect with a ClassificationTask")
 
 
 def test_settings_of_other_results_have_no_effect_in_predict(
