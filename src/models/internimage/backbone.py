@@ -278,7 +278,8 @@ class InternImageBackbone(PretrainedBackbone):
         shape = tuple(depths[level] for level in sorted(depths))
         is_flash = f"{prefix}levels.0.blocks.0.dcn.offset_mask.weight" in tensors
         core_op = "DCNv4" if is_flash else "DCNv3"
-        text = f"{width} channels, depths {'/'.join(map(str, shape))}"
+        norm = "batch norm" if _has_batch_norm(list(tensors)) else "LayerNorm"
+        text = f"{width} channels, depths {'/'.join(map(str, shape))}, {norm}"
         for variant in ARCHITECTURES:
             arch = architecture_of(variant, {})
             if (arch["channels"], arch["depths"], arch["core_op"]) == (width, shape, core_op):
@@ -294,9 +295,9 @@ class InternImageBackbone(PretrainedBackbone):
         if missing and all(key.endswith(gammas) for key in missing):
             return "Set layer_scale to null, or to 1.0 for initial scales of the same function."
         if _has_batch_norm(unused):
-            return "The file has batch norm; make the network with norm_layer='BN'."
+            return f"The file has batch norm; {_set_norm(unused, 'BN')}"
         if _has_batch_norm(missing):
-            return "The file has LayerNorm; make the network with norm_layer='LN'."
+            return f"The file has LayerNorm; {_set_norm(missing, 'LN')}"
         return (
             "Compare variant, channels, depths, groups, post_norm, res_post_norm, layer_scale,"
             " dw_kernel_size, level2_post_norm_block_ids, center_feature_scale, norm_layer,"
@@ -386,6 +387,15 @@ def _check_stages(
         raise UserError(f"out_indices={list(out_indices)} must be stages, 0 to {num_stages - 1}.")
     if not 0 <= frozen_stages <= num_stages:
         raise UserError(f"frozen_stages must be 0 to {num_stages}, got {frozen_stages}.")
+
+
+def _set_norm(keys: list[str], norm: str) -> str:
+    """How to make the network with a norm, by the option of its backbone and in Python."""
+    part = "backbone." if keys[0].startswith("backbone.") else ""
+    return (
+        f"make the network with --model.network.{part}norm_layer {norm} (in Python,"
+        f" norm_layer='{norm}')."
+    )
 
 
 def _has_batch_norm(keys: list[str]) -> bool:

@@ -431,8 +431,8 @@ def test_published_variant_is_recognised():
 @pytest.mark.parametrize(
     ("file", "own", "message"),
     [
-        ("BN", "LN", "The file has batch norm; make the network with norm_layer='BN'"),
-        ("LN", "BN", "The file has LayerNorm; make the network with norm_layer='LN'"),
+        ("BN", "LN", r"LayerNorm\): .* batch norm; make .* --model\.network\.norm_layer BN"),
+        ("LN", "BN", r"batch norm\): .* LayerNorm; make .* --model\.network\.norm_layer LN"),
     ],
 )
 def test_another_kind_of_norm_is_named(file, own, message):
@@ -442,6 +442,15 @@ def test_another_kind_of_norm_is_named(file, own, message):
         load_official(network, tensors)
     same = timm.create_model("internimage_nano", features_only=True, norm_layer=file)
     load_official(same, tensors)
+
+
+def test_the_option_of_the_norm_is_that_of_the_backbone():
+    tensors = to_official(timm.create_model("internimage_nano", norm_layer="LN"))
+    network = torch.nn.ModuleDict(
+        {"backbone": timm.create_model("internimage_nano", features_only=True, norm_layer="BN")}
+    )
+    with pytest.raises(UserError, match=r"--model\.network\.backbone\.norm_layer LN \(in Python"):
+        load_official(network, tensors)
 
 
 def test_unexpected_layer_scales_are_refused(source):
