@@ -40,7 +40,7 @@ def test_error_names_a_folder_that_cannot_be_created(
     [
         (("from-folder", "FILE"), "is a file; expected folders"),
         (("from-coco", "gone.json"), "The annotation file gone.json does not exist"),
-        (("from-coco", "FILE"), "is not a COCO annotation file"),
+        (("from-coco", "FILE"), "is not json"),
         (
             ("from-masks", "--images", "PHOTOS", "--masks", "PHOTOS", "--mask-suffix", ".png"),
             "holds no images",
