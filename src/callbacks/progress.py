@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from typing import Any
@@ -235,7 +236,11 @@ def default_progress() -> Callback:
 
 
 def _epoch(trainer: Trainer) -> str:
-    last = "" if trainer.max_epochs in (None, -1) else f"/{int(trainer.max_epochs) - 1}"
+    limits = [] if trainer.max_epochs in (None, -1) else [int(trainer.max_epochs or 0)]
+    per_epoch = trainer.num_training_batches / trainer.accumulate_grad_batches  # steps
+    if trainer.max_steps not in (None, -1) and 0 < per_epoch < math.inf:
+        limits.append(math.ceil(trainer.max_steps / math.ceil(per_epoch)))
+    last = f"/{min(limits) - 1}" if limits else ""
     return f"epoch {trainer.current_epoch}{last}"
 
 

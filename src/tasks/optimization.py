@@ -162,8 +162,8 @@ class Optimization:
         total, warmup = scheduler.total_steps, scheduler.num_warmup_steps
         text = (
             f"The warm-up of {counted(warmup, 'step')} is not shorter than the training of"
-            f" {counted(total, 'step')}, so the learning rate never decays. For a short trial add"
-            f" --model.lr_scheduler.warmup_steps {total // 10}."
+            f" {counted(total, 'step')}, so the learning rate never reaches its full value. For a"
+            f" short trial add --model.lr_scheduler.warmup_steps {total // 10}."
         )
         if warmup >= total and text != self._warned:
             self._warned = text

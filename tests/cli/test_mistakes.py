@@ -377,6 +377,7 @@ def test_a_trial_shorter_than_the_warmup_names_the_option(folder: Path, schedule
     with pytest.warns(UserWarning, match="The warm-up of .* steps is not shorter") as caught:
         assert main(trial) == 0
     text = next(str(item.message) for item in caught if "warm-up" in str(item.message))
+    assert "the learning rate never reaches its full value" in text
     option = text.partition("For a short trial add ")[2].rstrip(".").split()
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="The warm-up")

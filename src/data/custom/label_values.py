@@ -214,17 +214,28 @@ class LabelReader:
     def _check_values(self, found: set[int], *, given: bool, named: bool) -> None:
         strange = sorted(found - {*self.values, *self.ignored, IGNORE_LABEL})
         if strange:
+            is_one = len(strange) == 1
+            held, wanted = (
+                (f"number {strange[0]}, which is none of", "add it there or to --ignore")
+                if is_one
+                else (
+                    f"numbers {_listed(strange)}, which are not in",
+                    "correct the numbers there, or add those without a class to --ignore",
+                )
+            )
             raise UserError(
-                f"The label maps hold the number {strange[0]}, which is none of {self.source} "
-                f"({_listed(self.values)}) and not 255 (unlabelled); add it there or to --ignore."
+                f"The label maps hold the {held} {self.source} ({_listed(self.values)}) and not 255"
+                f" (unlabelled); {wanted}."
             )
         used = found & set(self.values)
         if not (given or named) and len(self.values) > 2 * len(used):
+            is_zero = 0 in found.difference(self.ignored)
+            hint = " If 0 means unlabelled, leave it out and add --ignore 0." if is_zero else ""
             raise UserError(
                 f"The label maps hold the numbers {_listed(sorted(found))}, so most classes from 0 "
                 f"to {self.values[-1]} would never occur. Give the number of each class with "
                 f"--class-values (255 is unlabelled unless it is listed), such as "
-                f"{_values_option(sorted(found.difference(self.ignored)))}."
+                f"{_values_option(sorted(found.difference(self.ignored)))}.{hint}"
             )
         if len(self.values) > MAX_CLASSES:
             raise UserError(

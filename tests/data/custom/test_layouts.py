@@ -294,7 +294,7 @@ def own_palette(number: int) -> Image.Image:
     ("mask", "flags", "message"),
     [
         (soft, (), "of them occur on edges only"),
-        (stripes(0, 128, 255), (), "--class-values 0 128 255"),
+        (stripes(0, 128, 255), (), "0 128 255. If 0 means unlabelled, leave it out and add"),
         (stripes(0, 128, 255), ("--class-names", "a", "b", "c"), "add --class-values 0 128 255."),
         (stripes(0, 255), ("--class-names", "a", "b", "c"), "--class-names gives 3 names"),
         (stripes(0, 9), ("--class-values", "0", "8"), "the number 9, which is none of"),

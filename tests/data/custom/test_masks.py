@@ -36,6 +36,11 @@ def test_a_table_of_classes_gives_their_values(
     given = [str(street), "--class-names", str(table)]
     assert prepare(street, *given)[0] == 2
     assert f"hold the number 0, which is none of {table} (1, 3) and" in capsys.readouterr().err
+    table.write_text("id,name\n5,road\n7,car\n")
+    assert prepare(street, *given)[0] == 2
+    error = capsys.readouterr().err
+    assert f"hold the numbers 0, 1, 3, which are not in {table} (5, 7) and not 255" in error
+    table.write_text("id,name\n1,road\n3,car\n")
     assert prepare(street, *given, "--ignore", "0", "3")[0] == 2
     assert f"3 is given in both {table} and --ignore." in capsys.readouterr().err
     status, out = prepare(street, *given, "--ignore", "0")
