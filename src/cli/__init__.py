@@ -194,7 +194,7 @@ def _train(args: list[str]) -> int:
         from src.cli.early_checks import check_images, check_run
 
         check_run(args[1:])
-        if args[0] == "predict":
+        if args[0] == "predict" and "--print_config" not in args:
             check_images(args[1:])
     if (note := note_of_tasks(args)) is not None and is_first_rank():
         print(f"note: {printable(note)}", file=sys.stderr, flush=True)

@@ -233,8 +233,10 @@ def _wrong_value(message: str, parser: Any) -> str | None:
     given = [v for v in given if not v.startswith(("Namespace(", "NestedArg("))] or given
     if not wanted or not given:
         return None
-    keys, owner = list(dict.fromkeys(_KEY.findall(message))), _innermost_class(message)
-    annotation = _annotation(owner, keys[-1]) if owner is not None and len(keys) > 1 else None
+    keys = list(dict.fromkeys(_KEY.findall(message)))
+    owners = (_innermost_class(message), _last_class(message)) if len(keys) > 1 else ()
+    found = (_annotation(owner, keys[-1]) for owner in owners if owner is not None)
+    annotation = next((a for a in found if a is not None), None)
     below = re.match(r"NestedArg\(key='([\w.]+)'", given[0])
     text = " or ".join(dict.fromkeys(_readable_type(name) for name in wanted))
     text = text if annotation is None else _readable_annotation(annotation)
@@ -282,6 +284,10 @@ def _innermost_class(message: str) -> type | None:
     # Functions that return a class are reported from the inside to the outside, others reversed.
     if (first := _GIVEN_CLASS.search(message)) is not None:
         return _load(first[1])
+    return _last_class(message)
+
+
+def _last_class(message: str) -> type | None:
     found = [path for pair in _CLASS_PATH.findall(message) for path in pair if path]
     return _load(found[-1]) if found else None
 

@@ -47,11 +47,13 @@ def test_a_reader_that_stops_early_is_no_error() -> None:
 
 
 def test_commands_that_import_lightning_say_so_at_once() -> None:
-    command = [sys.executable, "-m", "src", "predict", "--name", "no-such"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    command = [sys.executable, "-m", "src", "predict", "-c", "configs/toy/classification.yaml"]
+    done = subprocess.run(
+        [*command, "--data.num_workers", "no"], cwd=ROOT, capture_output=True, text=True
+    )
     first, error = done.stderr.splitlines()
     assert first == "predict: loading PyTorch and Lightning ..."
-    assert error.startswith(f"error: There is no run runs/no-such in the current folder, {ROOT}.")
+    assert error.startswith("error: data.num_workers must be")
 
 
 @pytest.mark.parametrize("command", ["prepare", "verify", "profile"])

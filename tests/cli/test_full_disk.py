@@ -167,7 +167,7 @@ def test_at_prepare(
     [
         ["fit", "-c", "tiny.yaml", "--trainer.default_root_dir=file/runs"],
         ["validate", "-c", "tiny.yaml", "--trainer.default_root_dir=file/runs"],
-        ["predict", "-c", "tiny.yaml", "--data.predict_dir=images", "--predictions.folder=file/x"],
+        ["predict", "--name=tiny", "--data.predict_dir=images", "--predictions.folder=file/x"],
         ["export", "-c", "tiny.yaml", "--ckpt_path=last", "--out=file/x", "--format=safetensors"],
         ["consolidate", f"{CHECKPOINTS}/last.ckpt", "--output=file/x"],
         ["prepare", "from-folder", "images", "--out=file/x"],

@@ -121,7 +121,7 @@ persons = partial(read_odgt, body="fbox")
         (read_val_labels, "ILSVRC2012_val_00000001.JPEG \u00b2\n", "Line 1 .* is not a label"),
         (devkit_labels, "nonsense", "is not the devkit's meta.mat"),
         (label_set, DEEP, "is not a json file"),
-        (coco_images, DEEP, "is not a COCO annotation file"),
+        (coco_images, DEEP, "nested more deeply than any COCO file"),
         (yolo_yaml, "a: " + "[" * 10_000, "is not a yaml file"),
         (yolo_yaml, "a: 2026-13-01\n", "is not a yaml file"),
         (yolo_yaml, "train: .\nnames: {0: a, b: c}\n", "has no list `names`"),
