@@ -11,7 +11,7 @@ from src.export.names import RESULT_FILE
 from src.export.preparation import described, read_by_caller
 from src.export.raw_card import FORMATS, formats_of
 from src.export.script import SCRIPTS, running
-from src.models.graphs import ClassResult, RegionResult, Result
+from src.models.graphs import ClassResult, LabelMapResult, RegionResult, Result
 from src.project import origin
 
 _CHECK = "Check: "
@@ -112,6 +112,13 @@ def _preprocessing(
     """Which files prepare images, and how it is done for the others."""
     steps = _STEPS.get(type(result), "resizes and normalises")
     part = f"Part of `{RESULT_FILE}`: it {steps} RGB images of 8 bits."
+    if not isinstance(result, ClassResult):
+        is_map = isinstance(result, LabelMapResult)
+        what = "a few pixels" if is_map else "detections near the smallest score"
+        part += (
+            " It rounds some grey values differently from\n`python -m src predict`, so its results"
+            f" differ slightly: {what} may be others."
+        )
     how = described(result, description.preprocessing)
     names = {path.name for path in paths}
     script = next((name for name in SCRIPTS.values() if name in names), None)

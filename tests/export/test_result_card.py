@@ -152,6 +152,7 @@ def test_files_of_a_format_without_a_script_are_named(tmp_path):
     text = described_with_pt2(MASK_RCNN, graph, settings, "detection", ["predict.py"], tmp_path)
     assert "python predict.py photo.jpg" in text
     assert "Part of `model.onnx`: it resizes, normalises and pads RGB images of 8 bits." in text
+    assert "detections near the smallest score may be others." in text
     assert "There is no script for the files of torch.export: none of them alone leads" in text
     assert "says how to join them. `model.onnx` does.\n" in text
 
