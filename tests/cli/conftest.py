@@ -14,7 +14,7 @@ from src.cli import main
 def folder(
     tmp_path: Path, write_recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> Path:
-    """Working directory with the recipe ``tiny.yaml``."""
+    """Working directory with the recipe ``tiny.yaml``, which has three steps per epoch."""
     write_recipe(tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path

@@ -15,16 +15,6 @@ from src.cli import main
 
 
 @pytest.fixture
-def folder(
-    tmp_path: Path, write_recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> Path:
-    """Working directory with the recipe ``tiny.yaml``."""
-    write_recipe(tmp_path)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.fixture
 def last(trained: Path) -> Path:
     return trained / "runs/tiny/version_0/checkpoints/last.ckpt"
 

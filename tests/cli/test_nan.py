@@ -20,16 +20,6 @@ from src.tasks import ClassificationTask
 GO_ON = ("--terminate_on_nan.enabled", "false")
 
 
-@pytest.fixture
-def folder(
-    tmp_path: Path, write_recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> Path:
-    """Working directory with the recipe ``tiny.yaml``, which has three steps per epoch."""
-    write_recipe(tmp_path)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def break_loss(monkeypatch: pytest.MonkeyPatch, batch: int, value: float) -> None:
     """Multiply the loss of one batch, counted from the start of training, by NaN or infinity."""
     original, count = ClassificationTask.training_step, iter(range(1000))
