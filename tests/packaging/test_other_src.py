@@ -25,7 +25,7 @@ def folders(tmp_path):
 def run(code, *path):
     command = f"import sys; sys.path[:1] = {list(map(str, path))}; {code}"
     return subprocess.run(
-        [sys.executable, "-S", "-c", command], capture_output=True, text=True, check=False
+        [sys.executable, "-E", "-S", "-c", command], capture_output=True, text=True, check=False
     )
 
 
